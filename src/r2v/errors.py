@@ -1,0 +1,51 @@
+"""Errors a user can act on. Each message is one line: what is wrong, where, and the mend.
+
+    R2VError
+    |- SettingsError      a settings file or option is wrong
+    |- StageError         a stage cannot run (an input is missing, another run holds the folder, the disk is full)
+    `- ArtifactError      a file we were asked to read is missing, corrupt or of another version
+
+Plug-ins (policies, verifiers, environments) raise plain Python errors; `boundary` names the one that broke, and
+`run_episode` records it as a `Failure` on the episode, so that its siblings go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class R2VError(Exception):
+    """Base of all errors r2v raises on purpose."""
+
+
+class SettingsError(R2VError):
+    """A settings file or command-line option is wrong."""
+
+
+class StageError(R2VError):
+    """A stage cannot run or cannot finish."""
+
+
+class ArtifactError(R2VError):
+    """A stored file is missing, corrupt, or of another version."""
+
+
+class BoundaryError(R2VError):
+    """Something plugged in raised; `boundary` says what."""
+
+    def __init__(self, boundary: str, cause: Exception) -> None:
+        super().__init__(f"{boundary}: {type(cause).__name__}: {cause}")
+        self.boundary = boundary
+        self.cause = cause
+
+
+@contextmanager
+def boundary(name: str) -> Iterator[None]:
+    """Classify whatever escapes the block as a failure of `name` (e.g. "verifier")."""
+    try:
+        yield
+    except R2VError:
+        raise
+    except Exception as error:
+        raise BoundaryError(name, error) from error

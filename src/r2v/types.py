@@ -1,0 +1,190 @@
+"""The data that flows: one record (`Episode`) and one decision (`Decision`).
+
+Every stage reads episodes and writes episodes, or something fitted on them. All types are frozen. Units: log-probabilities
+and entropies in nats, money in USD, time in seconds; probabilities, scores and rewards in [0, 1]. `None` means "not known",
+never 0 and never False. No field of `Episode`, `Step` or `Decision` has a default: a forgotten seed must not become a
+silent 0 (that is how CVaR was switched off in the paper's released code).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Rung = Literal["continue", "teacher_step"]
+"""What a router may decide: let the small model's best candidate act, or ask the teacher for this step."""
+
+Actor = Literal["slm", "teacher", "noise"]
+"""Who chose the executed action. `noise` marks a random action injected while collecting; no loss is put on it."""
+
+Stop = Literal["done", "horizon", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One thing to do. `family` is the stratum of the split; `environment` names who can play `id`."""
+
+    id: str
+    family: str
+    environment: str
+    goal: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    name: str
+    arguments: str
+    """JSON text, exactly as the model wrote it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    text: str
+    tool_calls: tuple[ToolCall, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One thing a perturbation did to a text: which family and operator, and in words what it changed."""
+
+    family: str
+    operator: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What the environment answered, perturbation included."""
+
+    text: str
+    done: bool
+    success: bool | None
+    """Set if and only if the episode is done and was scored."""
+    reward: float | None
+    """The reward the agent may see; None where the environment shows none."""
+    latent: str
+    """Hash of the unperturbed state: equal hashes are two views of one state (consistency pairs)."""
+    changes: tuple[Change, ...]
+    """What the perturbation did; empty = untouched."""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """All an agent knows when it acts: the goal, t+1 observation texts, the t actions between them, H steps at most."""
+
+    goal: str
+    observations: tuple[str, ...]
+    actions: tuple[Action, ...]
+    horizon: int
+
+    @property
+    def t(self) -> int:
+        """Steps already taken."""
+        return len(self.actions)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a call cost. Token counts are None where the backend does not tell them (a scripted policy has no tokens)."""
+
+    calls: int = 0
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    usd: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One proposed action. `logp` sums over the action's tokens; `entropy` is that of the first action token."""
+
+    action: Action
+    logp: float | None
+    entropy: float | None
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """One row of router inputs. `present[i]` is False where `values[i]` is unknown (its value is then 0.0)."""
+
+    values: tuple[float, ...]
+    present: tuple[bool, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What the router decided at one step, and why."""
+
+    rung: Rung
+    risk: float | None
+    """The score compared with the threshold; a calibrated P(the SLM fails) for r2v, another quantity for baselines."""
+    threshold: float | None
+    propensity: float
+    """Probability with which this rung was drawn (1.0 when deterministic): makes logs reusable off-policy."""
+    reason: str
+    """One line for people."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The action that was executed, who chose it, and everything the decision rested on."""
+
+    action: Action
+    actor: Actor
+    candidates: tuple[Candidate, ...]
+    scores: tuple[float, ...]
+    """Verifier score of each candidate."""
+    features: Features | None
+    decision: Decision | None
+    slm: Usage
+    teacher: Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """All that survives from one step to the next besides the context. None = no limit."""
+
+    calls_left: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Observation seen at step t, under perturbation seed `seed`, and the choice made on it."""
+
+    t: int
+    seed: int
+    observation: Observation
+    choice: Choice
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What broke, where: the boundary ("policy", "verifier", "environment", ...), the exception type, its message."""
+
+    boundary: str
+    kind: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Episode:
+    """One played episode: enough to be read without the run's configuration."""
+
+    task: Task
+    seed: int
+    """Perturbation seed; 0 = clean."""
+    perturbation: str
+    """Perturbation family of this episode ("none" when clean)."""
+    agent: str
+    """Name of the agent that played it."""
+    steps: tuple[Step, ...]
+    final: Observation | None
+    """What the last action led to; None when the episode broke before any answer."""
+    success: bool | None
+    stop: Stop
+    failure: Failure | None
+
+    @property
+    def llm_call_rate(self) -> float:
+        """Share of this episode's steps on which the teacher was called; 0.0 for an episode without steps."""
+        return sum(step.choice.teacher.calls > 0 for step in self.steps) / max(1, len(self.steps))
