@@ -1,0 +1,31 @@
+# quickstart: learn when to ask, and prove it in closed loop (minutes on two cores).  test: run the tests.
+.PHONY: quickstart test check lint types package clean
+
+EXTRAS ?= train,dev
+
+quickstart:
+	@scripts/setup.sh train
+	.venv/bin/r2v run examples/household.yaml --out runs/quickstart
+
+test:
+	@scripts/setup.sh $(EXTRAS)
+	.venv/bin/python -m pytest
+
+# What CI runs, in its order.
+check: lint types package test
+
+lint:
+	@scripts/setup.sh $(EXTRAS)
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+types:
+	@scripts/setup.sh $(EXTRAS)
+	.venv/bin/mypy
+
+package:
+	@scripts/setup.sh $(EXTRAS)
+	scripts/package.sh
+
+clean:
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,41 @@
+"""Closed-loop play: every router drives real episodes; success means that the environment said so (method, section 9)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+
+from r2v.agent import run_episode
+from r2v.protocols import Agent, Environment
+from r2v.types import Episode, Memory, Task
+
+MakeEnvironment = Callable[[Task, int], tuple[Environment, str]]
+"""(task, perturbation seed) -> a fresh environment and the name of its perturbation family."""
+
+
+async def play(
+    agent: Agent,
+    cases: Iterable[tuple[Task, int]],
+    make_environment: MakeEnvironment,
+    *,
+    horizon: int,
+    memory: Memory | None = None,
+    concurrency: int = 512,
+) -> list[Episode]:
+    """One episode for each (task, perturbation seed), in that order, up to `concurrency` of them advancing together."""
+    gate = asyncio.Semaphore(concurrency)
+    start = memory or Memory()
+
+    async def one(task: Task, seed: int) -> Episode:
+        async with gate:
+            environment, perturbation = make_environment(task, seed)
+            return await run_episode(
+                environment, agent, task, seed=seed, perturbation=perturbation, horizon=horizon, memory=start
+            )
+
+    return list(await asyncio.gather(*(one(task, seed) for task, seed in cases)))
+
+
+def cases(tasks: Sequence[Task], seeds: Sequence[int]) -> list[tuple[Task, int]]:
+    """Every task under every seed, task by task."""
+    return [(task, seed) for task in tasks for seed in seeds]

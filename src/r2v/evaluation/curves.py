@@ -1,0 +1,50 @@
+"""Success against call rate: one curve a router, the area under it, and paired intervals over tasks.
+
+Axes: P points of a curve, T tasks, B bootstrap resamples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from r2v.evaluation.outcomes import Outcomes
+
+Floats = NDArray[np.float64]
+
+
+def resample_BT(tasks: int, resamples: int, seed: int) -> Floats:
+    """Bootstrap weights: how often each task was drawn, divided by the number of tasks. Row 0 is the sample itself.
+
+    Tasks are the exchangeable unit: the episodes of one task are not independent. The same weights for every router make
+    the comparison paired.
+    """
+    rng = np.random.default_rng(seed)
+    drawn_BT = rng.multinomial(tasks, np.full(tasks, 1 / tasks), size=resamples)
+    return np.vstack([np.ones(tasks), drawn_BT]) / tasks
+
+
+def area_B(points: Sequence[Outcomes], weights_BT: Floats) -> Floats:
+    """Area under success against call rate over [0, 1] for each resample, by the trapezoid rule.
+
+    `points` must hold the SLM alone (call rate 0) and the teacher alone (call rate 1); between points the router may mix
+    its two neighbours episode by episode, which is the straight line.
+    """
+    rate_BP = weights_BT @ np.stack([point.call_rate_T for point in points], axis=1)
+    success_BP = weights_BT @ np.stack([point.success_T for point in points], axis=1)
+    order_BP = np.argsort(rate_BP, axis=1, kind="stable")
+    rate_BP, success_BP = np.take_along_axis(rate_BP, order_BP, 1), np.take_along_axis(success_BP, order_BP, 1)
+    return np.asarray(np.trapezoid(success_BP, rate_BP, axis=1))
+
+
+def interval(values_B: Floats) -> list[float]:
+    """95 % percentile interval of the resamples (row 0, the sample itself, left out)."""
+    low, high = np.quantile(values_B[1:], [0.025, 0.975])
+    return [float(low), float(high)]
+
+
+def curve(points: Sequence[Outcomes]) -> list[list[float]]:
+    """[[call rate, success rate], ...] by rising call rate."""
+    return sorted([float(p.call_rate_T.mean()), float(p.success_T.mean())] for p in points)

@@ -1,0 +1,104 @@
+"""What came out of a set of episodes, as arrays with one row a task and one column a perturbation seed.
+
+Axes: T tasks, Z perturbation seeds. The same (task, seed) sits in the same cell for every router, so comparisons pair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from r2v.types import Episode
+
+HORIZON_TENTHS = 10
+
+
+@dataclass(frozen=True)
+class Row:
+    """One episode in numbers."""
+
+    task: str
+    seed: int
+    perturbation: str
+    success: bool
+    broken: bool
+    steps: int
+    slm_calls: int
+    teacher_calls: int
+    asked: tuple[int, ...]
+    """Steps on which the teacher was called."""
+
+
+def row(episode: Episode) -> Row:
+    """A broken episode (`success` None) counts as not solved."""
+    asked = tuple(step.t for step in episode.steps if step.choice.teacher.calls > 0)
+    return Row(
+        task=episode.task.id,
+        seed=episode.seed,
+        perturbation=episode.perturbation,
+        success=bool(episode.success),
+        broken=episode.stop == "error",
+        steps=len(episode.steps),
+        slm_calls=sum(step.choice.slm.calls > 0 for step in episode.steps),
+        teacher_calls=len(asked),
+        asked=asked,
+    )
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """All episodes of one router on the same tasks and seeds."""
+
+    success_TZ: NDArray[np.float64]
+    call_rate_TZ: NDArray[np.float64]
+    """Teacher calls / steps of each episode."""
+    teacher_calls_TZ: NDArray[np.float64]
+    slm_calls_TZ: NDArray[np.float64]
+    steps_TZ: NDArray[np.float64]
+    broken_TZ: NDArray[np.bool_]
+    family_TZ: NDArray[np.str_]
+    asked_10: NDArray[np.float64]
+    """Share of the steps in each tenth of the horizon on which the teacher was called; NaN where no step fell."""
+
+    @property
+    def success_T(self) -> NDArray[np.float64]:
+        return np.asarray(self.success_TZ.mean(axis=1))
+
+    @property
+    def call_rate_T(self) -> NDArray[np.float64]:
+        return np.asarray(self.call_rate_TZ.mean(axis=1))
+
+    def success_of_family(self) -> dict[str, float]:
+        return {str(f): float(self.success_TZ[self.family_TZ == f].mean()) for f in np.unique(self.family_TZ)}
+
+
+def gather(rows: Iterable[Row], tasks: Sequence[str], seeds: Sequence[int], horizon: int) -> Outcomes:
+    """Arrange rows by task and seed. Raises ValueError unless every (task, seed) occurs exactly once."""
+    cells = {(r.task, r.seed): r for r in (rows := list(rows))}
+    expected = [(task, seed) for task in tasks for seed in seeds]
+    if len(cells) != len(rows) or set(cells) != set(expected):
+        raise ValueError(f"{len(rows)} episodes do not cover {len(expected)} pairs of task and seed exactly once")
+    grid = [cells[key] for key in expected]
+    shape = (len(tasks), len(seeds))
+
+    def array(values: Iterable[float]) -> NDArray[np.float64]:
+        return np.array(list(values), dtype=np.float64).reshape(shape)
+
+    tenth = [t * HORIZON_TENTHS // horizon for t in range(horizon)]
+    asked_10, steps_10 = np.zeros(HORIZON_TENTHS), np.zeros(HORIZON_TENTHS)
+    for r in grid:
+        np.add.at(asked_10, [tenth[t] for t in r.asked], 1)
+        np.add.at(steps_10, tenth[: r.steps], 1)
+    return Outcomes(
+        success_TZ=array(r.success for r in grid),
+        call_rate_TZ=array(r.teacher_calls / max(1, r.steps) for r in grid),
+        teacher_calls_TZ=array(r.teacher_calls for r in grid),
+        slm_calls_TZ=array(r.slm_calls for r in grid),
+        steps_TZ=array(r.steps for r in grid),
+        broken_TZ=array(r.broken for r in grid).astype(bool),
+        family_TZ=np.array([r.perturbation for r in grid]).reshape(shape),
+        asked_10=np.divide(asked_10, steps_10, out=np.full(HORIZON_TENTHS, np.nan), where=steps_10 > 0),
+    )

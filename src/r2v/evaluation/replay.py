@@ -1,0 +1,53 @@
+"""The paper's evaluator, kept so that its tables can be compared. OPTIMISTIC: never quote it as success.
+
+A failed SLM episode counts as solved as soon as one of its steps is escalated; the teacher never fails and escalation
+never hurts; `llm_only` and `oracle` are 100 % by definition (method, section 9).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from r2v.evaluation.outcomes import Row, row
+from r2v.protocols import Router
+from r2v.seeds import derive_seed
+from r2v.types import Episode, Memory
+
+Asks = Callable[[Episode], tuple[int, ...]]
+"""Steps of a recorded SLM episode on which a router would have asked."""
+
+
+def replay(episodes: Sequence[Episode], asks: Asks) -> list[Row]:
+    """Outcome of each SLM-only episode under the optimistic rule."""
+    rows = []
+    for episode in episodes:
+        asked = asks(episode)
+        base = row(episode)
+        rows.append(replace(base, success=base.success or bool(asked), teacher_calls=len(asked), asked=asked))
+    return rows
+
+
+def asks_of(router: Router) -> Asks:
+    """The recorded steps on which `router` escalates, decided by the code that decides in production."""
+
+    def asks(episode: Episode) -> tuple[int, ...]:
+        memory, asked = Memory(), []
+        for step in episode.steps:
+            if step.choice.features is None:
+                raise ValueError(f"step {step.t} of {episode.task.id} has no features; replay needs routed SLM episodes")
+            seed = derive_seed(derive_seed(episode.task.id, episode.seed, step.t), "router")
+            if router.decide(step.choice.features, memory, seed=seed).rung != "continue":
+                asked.append(step.t)
+        return tuple(asked)
+
+    return asks
+
+
+def oracle(episode: Episode) -> tuple[int, ...]:
+    """Hindsight: every step of a failed episode. A diagnostic bound, never deployable."""
+    return () if episode.success else tuple(step.t for step in episode.steps)
+
+
+def always(episode: Episode) -> tuple[int, ...]:
+    return tuple(step.t for step in episode.steps)
