@@ -1,0 +1,40 @@
+"""`Perturbed`: an environment whose texts pass through a perturbation. It is itself an environment."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from r2v.protocols import Environment, Perturbation
+from r2v.seeds import derive_seed
+from r2v.types import Action, Change, Observation
+
+
+class Perturbed:
+    def __init__(self, environment: Environment, perturbation: Perturbation, *, seed: int, salt: str) -> None:
+        """`salt` (the task's id) keeps two tasks under one seed from being disturbed at the same steps."""
+        self._inner = environment
+        self._perturbation = perturbation
+        self._seed = derive_seed(seed, salt)
+        self._previous = ""
+        self._t = 0
+        self.goal, self._goal_changes = perturbation.apply(
+            environment.goal, where="goal", previous="", seed=self._seed, t=0
+        )
+
+    async def start(self) -> Observation:
+        return self._disturb(await self._inner.start(), self._goal_changes)
+
+    async def step(self, action: Action) -> Observation:
+        return self._disturb(await self._inner.step(action), ())
+
+    async def close(self) -> None:
+        await self._inner.close()
+
+    def _disturb(self, observation: Observation, earlier: tuple[Change, ...]) -> Observation:
+        if observation.done:
+            return observation
+        text, changes = self._perturbation.apply(
+            observation.text, where="observation", previous=self._previous, seed=self._seed, t=self._t
+        )
+        self._previous, self._t = text, self._t + 1
+        return replace(observation, text=text, changes=earlier + changes)
