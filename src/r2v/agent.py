@@ -171,6 +171,5 @@ async def run_episode(
         success = observation.success if observation else None
     else:
         success = None if failure else False
-    return Episode(
-        task, seed, perturbation, agent.name, tuple(steps), observation, success, stop, failure
-    )
+    goal = environment.goal
+    return Episode(task, seed, perturbation, agent.name, goal, tuple(steps), observation, success, stop, failure)

@@ -177,6 +177,8 @@ class Episode:
     """Perturbation family of this episode ("none" when clean)."""
     agent: str
     """Name of the agent that played it."""
+    goal: str
+    """The goal as the agent read it, perturbation included."""
     steps: tuple[Step, ...]
     final: Observation | None
     """What the last action led to; None when the episode broke before any answer."""

@@ -1,0 +1,54 @@
+"""The pipeline on one page. Each stage reads files and writes files; the order here is the order of the run.
+
+Stage functions hold no method: settings -> read -> call -> write.
+"""
+
+from __future__ import annotations
+
+from r2v.stages.clone import clone_stage
+from r2v.stages.collect import collect, perturb
+from r2v.stages.evaluate import evaluate
+from r2v.stages.fit import fit
+from r2v.stages.prefer import prefer_stage
+from r2v.stages.propose import propose
+from r2v.stages.report import report
+from r2v.stages.rollout import rollout
+from r2v.stages.runner import Stage
+
+_PLAY = ("environment", "perturbations", "teacher")
+
+STAGES: tuple[Stage, ...] = (
+    Stage("collect", "the teacher played the policy tasks", (), (*_PLAY, "tasks", "collect"), collect),
+    Stage("perturb", "the teacher played them under perturbations", ("collect",), (*_PLAY, "collect"), perturb),
+    Stage("clone", "the SLM learned from the successful episodes", ("collect", "perturb"), ("slm", "clone"), clone_stage),
+    Stage(
+        "propose",
+        "the SLM's scored candidates became preference pairs",
+        ("collect", "clone"),
+        (*_PLAY, "slm", "propose"),
+        propose,
+    ),
+    Stage(
+        "prefer",
+        "DPO + consistency; the SLM better on validation was kept",
+        ("collect", "perturb", "clone", "propose"),
+        (*_PLAY, "slm", "prefer", "evaluate"),
+        prefer_stage,
+    ),
+    Stage("rollout", "the SLM played alone", ("collect", "clone", "prefer"), (*_PLAY, "slm"), rollout),
+    Stage(
+        "fit",
+        "routers fitted and calibrated, thresholds chosen on validation",
+        ("collect", "clone", "prefer", "rollout"),
+        (*_PLAY, "slm", "router", "evaluate"),
+        fit,
+    ),
+    Stage(
+        "evaluate",
+        "every router played the test tasks",
+        ("collect", "clone", "prefer", "fit"),
+        (*_PLAY, "slm", "router", "evaluate", "prices"),
+        evaluate,
+    ),
+    Stage("report", "tables, figures and report.html", ("evaluate",), (), report),
+)

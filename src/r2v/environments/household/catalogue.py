@@ -63,6 +63,12 @@ ACCEPTS: dict[str, frozenset[str]] = {
 }
 """Receptacle type -> object types it can contain."""
 
+SMALL_HOUSE = _types(
+    "Apple Bread Egg Potato Tomato Mug Plate Cup Bowl Knife Spoon Pan Book CD CellPhone CreditCard KeyChain Pen Pillow "
+    "Newspaper Vase Cloth SoapBar Candle"
+)
+"""The object types of a house with fewer kinds of things: enough for every family, learnable by a tiny model in minutes."""
+
 ROOMS: dict[str, dict[str, int]] = {
     "kitchen": {
         "Fridge": 1, "Microwave": 1, "SinkBasin": 1, "CounterTop": 2, "Cabinet": 4, "Drawer": 4, "DiningTable": 1,

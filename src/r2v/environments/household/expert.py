@@ -23,7 +23,7 @@ _GOALS = (
     re.compile(r"examine the (?P<thing>[a-z]+) with the (?P<lamp>[a-z]+)"),
 )
 PATIENCE = 3
-"""Answers that may be missing in a row before the expert stops checking and goes on."""
+"""Checks without an answer in a row after which the expert tries its next action instead."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class HouseholdExpert:
 
 def next_command(goal: Goal, belief: Belief) -> str:
     doubt = belief.unsure
-    if doubt and belief.missing <= PATIENCE:
+    if doubt and belief.missing % (PATIENCE + 1):
         if doubt.startswith(("go to", "open")):
             return f"examine {doubt.removeprefix('go to ').removeprefix('open ')}"
         return "inventory"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 from r2v.environments.household import catalogue as c
 from r2v.environments.household.games import FAMILIES
@@ -37,6 +38,8 @@ class SceneSettings:
     objects: tuple[int, int] = (8, 14)
     families: tuple[str, ...] = FAMILIES
     dialect: Dialect = "move"
+    house: Literal["small", "full"] = "full"
+    """Which object types exist."""
     shared: float = 0.0
     """Probability that a receptacle shares the location of the one before it (then `go to` between them fails)."""
     opened: float = 0.0
@@ -82,6 +85,9 @@ class _Builder:
 
     def __init__(self, rng: random.Random, family: str, settings: SceneSettings) -> None:
         self.rng, self.family, self.settings = rng, family, settings
+        self.accepts = {
+            r: sorted(objects if settings.house == "full" else objects & c.SMALL_HOUSE) for r, objects in c.ACCEPTS.items()
+        }
         self.facts: list[Fact] = []
         self.ids: set[str] = set()
 
@@ -96,12 +102,12 @@ class _Builder:
             if not stands:
                 return None
             lamp = rng.choice(c.LAMPS)
-            options = sorted({o for kind in kinds for o in c.ACCEPTS[kind]})
+            options = sorted({o for kind in kinds for o in self.accepts[kind]})
             target, goal_kind = rng.choice(options), lamp
             goal = Goal("light", target.lower(), lamp.lower(), None)
         else:
             pairs = [
-                (o, kind) for kind in kinds for o in sorted(c.ACCEPTS[kind]) if kind != station and (able is None or o in able)
+                (o, kind) for kind in kinds for o in self.accepts[kind] if kind != station and (able is None or o in able)
             ]
             if not pairs:
                 return None
@@ -109,7 +115,7 @@ class _Builder:
             goal_kind = rng.choice(sorted({kind for _, kind in pairs}))
             target = rng.choice([o for o, kind in pairs if kind == goal_kind])
             goal = Goal("two" if self.family.startswith("pick_two") else "place", target.lower(), goal_kind.lower(), state)
-        hosts = [r for r, kind in receptacles if target in c.ACCEPTS[kind] and (kind != goal_kind or state)]
+        hosts = [r for r, kind in receptacles if target in self.accepts[kind] and (kind != goal_kind or state)]
         copies = 2 if goal.kind == "two" else 1
         if not hosts:
             return None
@@ -154,10 +160,10 @@ class _Builder:
         return result
 
     def _others(self, receptacles: list[tuple[str, str]], target: str) -> None:
-        kinds = sorted({o for _, kind in receptacles for o in c.ACCEPTS[kind]} - {target})
+        kinds = sorted({o for _, kind in receptacles for o in self.accepts[kind]} - {target})
         for _ in range(self.rng.randint(*self.settings.objects) - 2):
             kind = self.rng.choice(kinds)
-            self._object(kind, self.rng.choice([r for r, host in receptacles if kind in c.ACCEPTS[host]]))
+            self._object(kind, self.rng.choice([r for r, host in receptacles if kind in self.accepts[host]]))
 
     def _object(self, kind: str, receptacle: str, *, lamp: bool = False) -> None:
         name = self._id(kind)

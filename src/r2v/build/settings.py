@@ -1,0 +1,161 @@
+"""All settings of a run: one YAML file, `version: 1`. Everything has a default but the version.
+
+    version: 1
+    environment: {kind: household, receptacles: [6, 9]}
+    perturbations: {strength: 1.5}
+    slm: {model: {hidden_size: 64}}
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+
+from r2v.environments.household.scenes import FAMILIES as TASK_FAMILIES
+from r2v.learning.settings import CloneSettings, ModelSettings, PreferSettings, RouterSettings
+from r2v.perturbations import FAMILIES as PERTURBATION_FAMILIES
+from r2v.policies.chat import ChatSettings
+from r2v.settings import Settings
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Range = tuple[PositiveInt, PositiveInt]
+
+
+class EnvironmentSettings(Settings):
+    kind: Literal["household"] = "household"
+    horizon: PositiveInt = 40
+    """Steps after which an episode counts as failed."""
+    families: tuple[str, ...] = TASK_FAMILIES
+    """Task families."""
+    house: Literal["small", "full"] = "full"
+    """Object types of generated rooms: 24 or 48."""
+    receptacles: Range = (6, 9)
+    """Fewest and most receptacles in a generated room."""
+    objects: Range = (8, 14)
+    """Fewest and most objects in a generated room."""
+    dialect: Literal["move", "put"] = "move"
+    """`move O to R` as ALFWorld data since 0.4.0, or `put O in/on R` as before."""
+    data: str | None = None
+    """Folder of real ALFWorld games to use instead of generated ones, e.g. $ALFWORLD_DATA/json_2.1.1/train."""
+
+
+class TaskSettings(Settings):
+    """How many tasks each split gets. Splits are disjoint and stratified by family."""
+
+    policy: PositiveInt = 2000
+    """For training the SLM."""
+    router: PositiveInt = 300
+    """For the rollouts that the router is fitted on; the SLM was not trained on them."""
+    validation: PositiveInt = 60
+    """For every choice: which SLM, calibration, thresholds."""
+    test: PositiveInt = 120
+    """For reporting only."""
+
+
+class PerturbationSettings(Settings):
+    families: tuple[str, ...] = PERTURBATION_FAMILIES
+    strength: Annotated[float, Field(ge=0)] = 1.0
+    """Factor on every operator's probability; 0 = clean."""
+    collect: tuple[PositiveInt, ...] = (1, 2, 3)
+    """Perturbation seeds z of the teacher's perturbed episodes."""
+    propose: tuple[PositiveInt, ...] = (11, 12, 13, 14)
+    rollout: tuple[PositiveInt, ...] = (21, 22, 23, 24)
+    validation: tuple[PositiveInt, ...] = (31, 32, 33, 34)
+    test: tuple[PositiveInt, ...] = (41, 42, 43, 44)
+
+    @model_validator(mode="after")
+    def _disjoint(self) -> PerturbationSettings:
+        used: dict[int, str] = {}
+        for name in ("collect", "propose", "rollout", "validation", "test"):
+            for z in getattr(self, name):
+                if z >= FRESH_SEEDS_FROM:
+                    raise ValueError(f"seed {z} of `{name}` is reserved for --fresh-tasks; stay below {FRESH_SEEDS_FROM}")
+                if used.setdefault(z, name) != name:
+                    raise ValueError(f"seed {z} is in `{used[z]}` and in `{name}`; each use needs seeds of its own")
+        return self
+
+    @field_validator("families")
+    @classmethod
+    def _known(cls, families: tuple[str, ...]) -> tuple[str, ...]:
+        if unknown := set(families) - set(PERTURBATION_FAMILIES):
+            raise ValueError(f"unknown {sorted(unknown)}; known: {', '.join(PERTURBATION_FAMILIES)}")
+        return families
+
+
+FRESH_SEEDS_FROM = 1_000_000
+"""Perturbation seeds from here on are used by `--fresh-tasks` only."""
+
+
+class ExpertSettings(Settings):
+    """The scripted expert of the environment; it sees only what the SLM sees."""
+
+    kind: Literal["expert"] = "expert"
+
+
+class SlmSettings(Settings):
+    model: ModelSettings = ModelSettings()
+    k: Annotated[int, Field(ge=2)] = 5
+    """Candidates a step."""
+    temperature: PositiveFloat = 0.7
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
+    max_new_tokens: PositiveInt = 16
+
+
+class CollectSettings(Settings):
+    noise: Fraction = 0.2
+    """Share of actions replaced by random ones (no loss on them) in noisy episodes."""
+    noisy_episodes: Fraction = 0.7
+    """Share of episodes with such noise."""
+
+
+class ProposeSettings(Settings):
+    tasks: PositiveInt = 100
+    """Policy tasks that the cloned SLM plays to propose preference pairs."""
+    min_gap: Fraction = 0.1
+    """Smallest difference of verifier scores between chosen and rejected."""
+    good: Fraction = 0.5
+    """Score from which a candidate is good; where none is, the teacher's action is the chosen one."""
+
+
+class EvaluateSettings(Settings):
+    target: Fraction = 0.95
+    """Operating points: the fewest teacher calls whose validation success is at least this share of the teacher's."""
+    rule: Literal["target", "cost", "budget"] = "target"
+    """How operating points are chosen on validation tasks."""
+    calls_per_episode: PositiveFloat = 2.0
+    """Budget of the rule `budget`: mean teacher calls an episode."""
+    kappa: PositiveFloat = 20.0
+    """Price of a failed episode in teacher calls, for the rule `cost`."""
+    asked_shares: tuple[Fraction, ...] = (0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6)
+    """Knob positions of the curves: thresholds that would ask on this share of the SLM's own validation steps."""
+    resamples: PositiveInt = 2000
+    """Bootstrap resamples over tasks."""
+
+
+class PriceSettings(Settings):
+    """What a step costs, in any unit."""
+
+    slm: PositiveFloat = 1.0
+    teacher: PositiveFloat = 50.0
+
+
+class RunSettings(Settings):
+    version: Literal[1]
+    seed: int = 42
+    workers: PositiveInt = 2
+    """Processes that play episodes, one thread each."""
+    threads: PositiveInt = 2
+    """Threads of training."""
+    environment: EnvironmentSettings = EnvironmentSettings()
+    tasks: TaskSettings = TaskSettings()
+    perturbations: PerturbationSettings = PerturbationSettings()
+    teacher: Annotated[ExpertSettings | ChatSettings, Field(discriminator="kind")] = ExpertSettings()
+    slm: SlmSettings = SlmSettings()
+    collect: CollectSettings = CollectSettings()
+    clone: CloneSettings = CloneSettings()
+    propose: ProposeSettings = ProposeSettings()
+    prefer: PreferSettings = PreferSettings()
+    router: RouterSettings = RouterSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+    prices: PriceSettings = PriceSettings()

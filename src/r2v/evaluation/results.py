@@ -1,0 +1,100 @@
+"""Puts outcomes together as `results.json` (docs/results.md describes every key)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from r2v.evaluation.curves import area_B, curve, interval, resample_BT
+from r2v.evaluation.outcomes import Outcomes
+from r2v.maths.risk import cvar
+from r2v.maths.stats import mcnemar
+
+REFERENCE = "r2v"
+
+
+@dataclass(frozen=True)
+class Played:
+    """One router: what it did at its operating point, and at every knob position (none without a knob)."""
+
+    chosen: Outcomes
+    threshold: float | None
+    points: tuple[Outcomes, ...]
+
+
+@dataclass(frozen=True)
+class Prices:
+    slm: float
+    teacher: float
+
+
+def summarise(
+    played: Mapping[str, Played], seeds: Sequence[int], prices: Prices, alpha: float, resamples: int, seed: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(`routers`, `differences`). `played` must hold slm_only and llm_only: the ends of every curve."""
+    ends = (played["slm_only"].chosen, played["llm_only"].chosen)
+    weights_BT = resample_BT(len(ends[0].success_T), resamples, seed)
+    areas = {
+        name: area_B([*_unique(router.points), *ends], weights_BT) for name, router in played.items() if router.points
+    }
+    routers = {
+        name: {
+            **_numbers(router.chosen, seeds, prices, alpha, weights_BT),
+            "threshold": router.threshold,
+            "curve": curve([*_unique(router.points), *ends]) if router.points else [],
+            "area": float(areas[name][0]) if name in areas else None,
+            **_comparison(name, router.chosen, played),
+        }
+        for name, router in played.items()
+    }
+    differences = {
+        name: {"area": float((areas[REFERENCE] - other)[0]), "ci95": interval(areas[REFERENCE] - other)}
+        for name, other in areas.items()
+        if name != REFERENCE and REFERENCE in areas
+    }
+    return routers, differences
+
+
+def _unique(points: Sequence[Outcomes]) -> list[Outcomes]:
+    return list({id(point): point for point in points}.values())
+
+
+def _numbers(
+    o: Outcomes, seeds: Sequence[int], prices: Prices, alpha: float, weights_BT: np.ndarray
+) -> dict[str, Any]:
+    by_seed = o.success_TZ.mean(axis=0)
+    cost_TZ = prices.slm * o.slm_calls_TZ + prices.teacher * o.teacher_calls_TZ
+    return {
+        "success_rate": float(o.success_TZ.mean()),
+        "ci95": interval(np.asarray(weights_BT @ o.success_T)),
+        "llm_call_rate": float(o.call_rate_TZ.mean()),
+        "calls_per_episode": float(o.teacher_calls_TZ.mean()),
+        "steps_per_episode": float(o.steps_TZ.mean()),
+        "cost_per_episode": float(cost_TZ.mean()),
+        "worst_seed_success": float(by_seed.min()),
+        "cvar_failure": cvar(1 - by_seed, alpha),
+        "by_family": o.success_of_family(),
+        "by_seed": {str(z): float(s) for z, s in zip(seeds, by_seed, strict=True)},
+        "asked_by_position": [None if np.isnan(share) else float(share) for share in o.asked_10],
+        "broken": int(o.broken_TZ.sum()),
+    }
+
+
+def _comparison(name: str, o: Outcomes, played: Mapping[str, Played]) -> dict[str, Any]:
+    alone, reference = played["slm_only"].chosen.success_TZ, played.get(REFERENCE)
+    asked = o.teacher_calls_TZ > 0
+    change = (o.success_TZ - alone)[asked]
+    solved = o.success_TZ.ravel() > 0
+    return {
+        "interventions": {
+            "helped": int((change > 0).sum()),
+            "nothing": int((change == 0).sum()),
+            "hurt": int((change < 0).sum()),
+        },
+        "mcnemar_p": None
+        if name == REFERENCE or reference is None
+        else mcnemar(solved, reference.chosen.success_TZ.ravel() > 0),
+    }

@@ -1,0 +1,140 @@
+"""What the router sees of a step: numbers from the candidates, their scores and the context (method, section 5).
+
+`FEATURES` is the ordered table; the first 15 are the paper's (`PAPER`), the rest are text signals that any agent has
+(`EXTENDED` = all). The router standardises them with training statistics. A value is absent where its source is unknown,
+e.g. log-probabilities of a closed model. Plain Python on purpose: at K = 5 an array costs more than its arithmetic.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from r2v.protocols import Bools, Floats
+from r2v.types import Candidate, Context, Features
+
+PAPER = (
+    "first_token_entropy",
+    "verifier_spread",
+    "verifier_mean",
+    "verifier_std",
+    "verifier_best",
+    "verifier_worst",
+    "logp_best",
+    "logp_mean",
+    "logp_std",
+    "candidate_consistency",
+    "semantic_entropy",
+    "horizon_fraction",
+    "step_index",
+    "context_length",
+    "goal_length",
+)
+EXTENDED = (
+    *PAPER,
+    "best_repeats",
+    "last_observation_repeats",
+    "repeats_in_last_five",
+    "distinct_actions",
+    "steps_since_new",
+    "last_observation_length",
+    "unseen_words",
+)
+FEATURES = EXTENDED
+NEEDS_LOGPROBS = ("first_token_entropy", "logp_best", "logp_mean", "logp_std")
+
+
+def featurise(context: Context, candidates: Sequence[Candidate], scores: Sequence[float]) -> Features:
+    """All `FEATURES` of one step. `scores` are the verifier's, one a candidate. Raises ValueError without candidates."""
+    k = len(candidates)
+    if k == 0 or len(scores) != k:
+        raise ValueError(f"{k} candidates with {len(scores)} scores; every step needs at least one, each with a score")
+    texts = [candidate.action.text for candidate in candidates]
+    logps = [candidate.logp for candidate in candidates if candidate.logp is not None]
+    entropy = candidates[0].entropy
+    mean, std = _mean_std(scores)
+    counts = Counter(texts)
+    leading = Counter(text.split(" ", 1)[0] for text in texts)
+    t = context.t
+    length = sum(map(len, context.observations)) + sum(len(action.text) for action in context.actions)
+    values: list[float | None] = [
+        entropy,
+        max(scores) - min(scores),
+        mean,
+        std,
+        max(scores),
+        min(scores),
+        *((max(logps), *_mean_std(logps)) if len(logps) == k else (None, None, None)),
+        leading.most_common(1)[0][1] / k,
+        -sum(n / k * math.log(n / k) for n in counts.values()),
+        t / context.horizon,
+        float(t),
+        length / 10_000,
+        len(context.goal) / 1_000,
+        *_text_signals(context, texts[max(range(k), key=lambda i: scores[i])]),
+    ]
+    return Features(
+        tuple(0.0 if value is None else value for value in values), tuple(value is not None for value in values)
+    )
+
+
+def _text_signals(context: Context, best: str) -> tuple[float, ...]:
+    """Signs of being stuck or lost: repeats, nothing new, an odd last observation."""
+    actions = [action.text for action in context.actions]
+    observations = context.observations
+    seen: set[str] = set()
+    newest = 0
+    repeats = []
+    for t, observation in enumerate(observations):
+        repeats.append(observation in seen)
+        if not repeats[-1]:
+            newest = t
+        seen.add(observation)
+    last = observations[-1]
+    known = " ".join(observations[:-1])
+    words = last.split(" ")
+    new_words = sum(word not in known for word in words) / len(words) if len(observations) > 1 else 0.0
+    return (
+        float(min(actions.count(best), 5)),
+        float(repeats[-1]),
+        sum(repeats[-5:]) / 5,
+        len(set(actions)) / max(1, len(actions)),
+        float(min(len(observations) - 1 - newest, 10)),
+        len(last) / 100,
+        new_words,
+    )
+
+
+def _mean_std(values: Sequence[float]) -> tuple[float, float]:
+    mean = sum(values) / len(values)
+    return mean, math.sqrt(sum((value - mean) ** 2 for value in values) / len(values))
+
+
+def without_logprobs(features: Features) -> Features:
+    """`no_entropy`: the features a closed model without log-probabilities leaves (1 and 7-9 masked)."""
+    masked = [FEATURES.index(name) for name in NEEDS_LOGPROBS]
+    return Features(
+        tuple(0.0 if i in masked else value for i, value in enumerate(features.values)),
+        tuple(present and i not in masked for i, present in enumerate(features.present)),
+    )
+
+
+def with_pseudo_entropy(features: Features, scores: Sequence[float]) -> Features:
+    """`pseudo_entropy`: as `without_logprobs`, with H(softmax(scores)) in place of the first feature."""
+    top = max(scores)
+    weights = [math.exp(score - top) for score in scores]
+    total = sum(weights)
+    entropy = -sum(w / total * math.log(w / total) for w in weights)
+    masked = without_logprobs(features)
+    return Features((entropy, *masked.values[1:]), (True, *masked.present[1:]))
+
+
+def batch(rows: Sequence[Features], names: Sequence[str] = FEATURES) -> tuple[Floats, Bools]:
+    """(x_NF, present_NF) of the named features."""
+    columns = [FEATURES.index(name) for name in names]
+    x_NF = np.array([row.values for row in rows], dtype=np.float64).reshape(len(rows), len(FEATURES))
+    present_NF = np.array([row.present for row in rows], dtype=bool).reshape(len(rows), len(FEATURES))
+    return x_NF[:, columns], present_NF[:, columns]

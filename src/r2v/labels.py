@@ -1,0 +1,46 @@
+"""Labels of steps (method, section 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from r2v.features import FEATURES, batch
+from r2v.protocols import Bools, Floats
+from r2v.types import Episode
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """One row a step of the SLM's own rollouts."""
+
+    x_NF: Floats
+    present_NF: Bools
+    y_N: Floats
+    """1 where the SLM failed the episode: the same for all its steps."""
+    seed_N: NDArray[np.int64]
+    """Perturbation seed: the groups of CVaR."""
+    episode_N: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.y_N)
+
+
+def failure_rows(episodes: Sequence[Episode], names: Sequence[str] = FEATURES) -> Rows:
+    """`failure` labels. Raises ValueError for episodes that were not scored, had help, or lack features."""
+    features, y, seeds, owners = [], [], [], []
+    for i, episode in enumerate(episodes):
+        if episode.success is None:
+            raise ValueError(f"{episode.task.id} seed {episode.seed} was not scored ({episode.failure})")
+        for step in episode.steps:
+            if step.choice.features is None or step.choice.actor != "slm":
+                raise ValueError(f"{episode.task.id} step {step.t} is not a step of an SLM-only rollout")
+            features.append(step.choice.features)
+            y.append(float(not episode.success))
+            seeds.append(step.seed)
+            owners.append(i)
+    x_NF, present_NF = batch(features, names)
+    return Rows(x_NF, present_NF, np.array(y), np.array(seeds), np.array(owners))

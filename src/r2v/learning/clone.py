@@ -1,0 +1,155 @@
+"""Behavioural cloning: own loop, any causal LM, resumable to the bit (method, section 2)."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from r2v.errors import StageError
+from r2v.learning.losses import bc_loss
+from r2v.learning.models import new_model, save_model, with_lora
+from r2v.learning.sequences import batches, encode_episodes
+from r2v.learning.settings import CloneSettings, ModelSettings
+from r2v.learning.tokenizer import train_tokenizer
+from r2v.policies.loading import load_model
+from r2v.policies.transcript import segments
+from r2v.types import Episode
+
+Progress = Callable[..., None]
+CLIP = 1.0
+
+
+@dataclass(frozen=True)
+class CloneReport:
+    episodes: int
+    """Successful episodes learned from."""
+    left_out: int
+    """Episodes without success."""
+    parameters: int
+    vocabulary: int
+    steps: int
+    tokens: int
+    """Tokens seen, padding included."""
+    final_loss: float
+    """Mean over the last tenth of the steps. Low loss is no guide to success."""
+
+
+def clone(
+    episodes: Sequence[Episode],
+    model_settings: ModelSettings,
+    settings: CloneSettings,
+    out: Path,
+    *,
+    checkpoints: Path,
+    seed: int,
+    progress: Progress,
+) -> CloneReport:
+    """Train on the successful episodes and write a model folder to `out`.
+
+    A killed run continues from the last checkpoint in `checkpoints` and ends with the same weights. Raises StageError
+    when no episode was successful.
+    """
+    good = [episode for episode in episodes if episode.success]
+    if not good:
+        raise StageError("no episode to learn from was successful; check the teacher and the perturbation strength")
+    if model_settings.path:
+        model, tokenizer = load_model(model_settings.path)
+        model = with_lora(model, model_settings)
+    else:
+        tokenizer = train_tokenizer(_texts(good))
+        model = new_model(model_settings, tokenizer, seed=seed)
+    data = encode_episodes(good, tokenizer, settings.observation_weight)
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad],
+        lr=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        betas=(0.9, 0.95),
+        fused=True,
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine(settings.warmup_steps, settings.steps))
+    first, losses, tokens = _resume(checkpoints / "clone.pt", model, optimizer, schedule)
+    model.train()
+    stream = islice(batches(data, settings.batch_tokens, tokenizer.pad_token_id, seed=seed), first, settings.steps)
+    for step, (tokens_BL, weights_BL) in enumerate(stream, start=first + 1):
+        loss = bc_loss(model(input_ids=tokens_BL, use_cache=False).logits, tokens_BL, weights_BL)
+        descend(loss, model, optimizer, schedule)
+        losses.append(loss.item())
+        tokens += tokens_BL.numel()
+        if step % settings.checkpoint_every == 0:
+            _save(checkpoints / "clone.pt", model, optimizer, schedule, step, losses, tokens)
+        if step % 20 == 0:
+            progress(step, settings.steps, f"loss {sum(losses[-20:]) / 20:.3f}")
+    save_model(model, tokenizer, out)
+    tail = losses[-max(1, len(losses) // 10) :]
+    return CloneReport(
+        episodes=len(good),
+        left_out=len(episodes) - len(good),
+        parameters=sum(p.numel() for p in model.parameters()),
+        vocabulary=len(tokenizer),
+        steps=settings.steps,
+        tokens=tokens,
+        final_loss=sum(tail) / len(tail),
+    )
+
+
+def descend(loss: torch.Tensor, model: Any, optimizer: Any, schedule: Any) -> None:
+    """One clipped optimiser step."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+    optimizer.step()
+    schedule.step()
+
+
+def cosine(warmup: int, total: int) -> Callable[[int], float]:
+    """Learning-rate factor: linear warm-up, then a cosine to 5 %."""
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        done = (step - warmup) / max(1, total - warmup)
+        return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+    return factor
+
+
+def _texts(episodes: Sequence[Episode]) -> list[str]:
+    texts: dict[str, None] = {}
+    for episode in episodes:
+        observations = [step.observation.text for step in episode.steps]
+        actions = [step.choice.action.text for step in episode.steps]
+        texts.update(dict.fromkeys(text for text, _ in segments(episode.goal, observations, actions)))
+    return list(texts)
+
+
+def _resume(path: Path, model: Any, optimizer: Any, schedule: Any) -> tuple[int, list[float], int]:
+    if not path.exists():
+        return 0, [], 0
+    saved = torch.load(path, weights_only=True)
+    model.load_state_dict(saved["model"])
+    optimizer.load_state_dict(saved["optimizer"])
+    schedule.load_state_dict(saved["schedule"])
+    torch.set_rng_state(saved["rng"])  # dropout, where the model has any
+    return saved["step"], saved["losses"], saved["tokens"]
+
+
+def _save(path: Path, model: Any, optimizer: Any, schedule: Any, step: int, losses: list[float], tokens: int) -> None:
+    state = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "schedule": {key: value for key, value in schedule.state_dict().items() if key != "lr_lambdas"},
+        "rng": torch.get_rng_state(),
+        "step": step,
+        "losses": losses,
+        "tokens": tokens,
+    }
+    aside = path.with_suffix(".writing")
+    torch.save(state, aside)
+    os.replace(aside, path)

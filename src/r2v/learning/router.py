@@ -1,0 +1,181 @@
+"""Fits the router (method, section 7).
+
+`decoupled` (default): fit q = P(the SLM fails) by a proper score, calibrate it on validation; the threshold is chosen
+later, by what closed-loop play on validation shows. `paper`: the joint Lagrangian with CVaR over perturbation seeds; it
+trades calibration for cost, which is why it is not the default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from r2v.labels import Rows
+from r2v.learning.settings import RouterSettings
+from r2v.maths.calibration import fit_isotonic, fit_scaling, nll
+from r2v.routers.mlp import Calibration, RiskMLP
+
+Objective = Literal["decoupled", "paper"]
+Progress = Callable[..., None]
+
+
+def fit_router(
+    train: Rows,
+    validation: Rows,
+    names: tuple[str, ...],
+    settings: RouterSettings,
+    objective: Objective,
+    *,
+    seed: int,
+    progress: Progress = lambda *_: None,
+    facts: Mapping[str, Any] | None = None,
+) -> RiskMLP:
+    """Train on `train`; keep the epoch with the best validation NLL and calibrate on `validation`.
+
+    Raises ValueError for the paper's objective with fewer than two perturbation seeds (its CVaR would be the mean).
+    """
+    groups = np.unique(train.seed_N)
+    if objective == "paper" and len(groups) < 2:
+        raise ValueError(f"CVaR needs at least two perturbation seeds in the rollouts, got {len(groups)}")
+    if not 0 < train.y_N.mean() < 1:
+        raise ValueError("the rollouts are all failed or all solved; change the perturbation strength")
+    torch.manual_seed(seed)
+    mean_F, std_F = _statistics(train)
+    x = _standardised(train, mean_F, std_F)
+    y = torch.from_numpy(train.y_N).float()
+    group = torch.from_numpy(np.searchsorted(groups, train.seed_N))
+    x_val = _standardised(validation, mean_F, std_F)
+    net = _network(x.shape[1], settings)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
+    updates = settings.epochs * -(-len(x) // settings.batch_size)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates)
+    dual = _Dual(settings) if objective == "paper" else None
+    best_nll, best_state, best_epoch = float("inf"), net.state_dict(), 0
+    for epoch in range(1, settings.epochs + 1):
+        net.train()
+        order = torch.randperm(len(x))
+        x_epoch, y_epoch, group_epoch = x[order], y[order], group[order]
+        for at in range(0, len(x), settings.batch_size):
+            piece = slice(at, at + settings.batch_size)
+            if len(y_epoch[piece]) < 2:
+                continue  # batch norm needs two rows
+            logit = net(x_epoch[piece])[:, 0]
+            if dual is None:
+                loss = ((torch.sigmoid(logit) - y_epoch[piece]) ** 2).mean()
+            else:
+                loss = dual.loss(torch.sigmoid(logit), y_epoch[piece], group_epoch[piece])
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            if dual is not None:
+                dual.ascend()
+        if dual is None:  # the joint objective is taken as it ends: its optimum is not the best NLL
+            val_nll = nll(_sigmoid(_logits(net, x_val)), validation.y_N)
+            if val_nll < best_nll:
+                best_nll, best_epoch = val_nll, epoch
+                best_state = {key: value.clone() for key, value in net.state_dict().items()}
+        progress(epoch, settings.epochs, objective)
+    if dual is None:
+        net.load_state_dict(best_state)
+    calibration = _calibrate(_logits(net, x_val), validation.y_N, settings.calibration)
+    described = {"objective": objective, "rows": len(train), "epoch": best_epoch or settings.epochs, **(facts or {})}
+    return RiskMLP(names, mean_F, std_F, _folded(net), calibration, None, described)
+
+
+class _Dual:
+    """E[c_SLM (1-p) + c_LLM p + kappa y (1-p)] + lambda (CVaR_alpha(R_z) - eps) + w_B E(p - y)^2, and its multiplier.
+
+    Costs in units of c_LLM. R_z is the mean of y (1 - p) over the steps of seed group z; CVaR the mean of the worst
+    ceil(alpha Z) groups present in the batch.
+    """
+
+    def __init__(self, settings: RouterSettings) -> None:
+        self._s = settings
+        self._raw = torch.tensor(1.5, requires_grad=True)
+        self._optimizer = torch.optim.Adam([self._raw], lr=settings.dual_learning_rate)
+        self._excess = 0.0
+
+    def loss(self, p: Tensor, y: Tensor, group: Tensor) -> Tensor:
+        s = self._s
+        groups = int(group.max()) + 1
+        missed = torch.zeros(groups).index_add_(0, group, y * (1 - p))
+        counts = torch.zeros(groups).index_add_(0, group, torch.ones_like(y))
+        risk_Z = (missed / counts.clamp_min(1))[counts > 0]
+        if len(risk_Z) < 2:
+            raise ValueError("a batch holds fewer than two perturbation seeds; raise router.batch_size")
+        worst = int(np.ceil(s.alpha * len(risk_Z) - 1e-12))
+        cvar = risk_Z.topk(worst).values.mean()
+        cost = (1 - p) / s.cost_ratio + p + s.kappa * y * (1 - p)
+        self._excess = float(cvar.detach()) - s.epsilon
+        multiplier = F.softplus(self._raw.detach())
+        return cost.mean() + multiplier * (cvar - s.epsilon) + s.brier_weight * ((p - y) ** 2).mean()
+
+    def ascend(self) -> None:
+        self._optimizer.zero_grad()
+        (-F.softplus(self._raw) * self._excess).backward()  # type: ignore[no-untyped-call]
+        self._optimizer.step()
+
+
+def _network(inputs: int, settings: RouterSettings) -> nn.Sequential:
+    """Linear - batch norm - GELU - dropout, per width; one logit. 10,755 weights at 15 inputs and widths 128, 64."""
+    layers: list[nn.Module] = []
+    for width in settings.hidden:
+        layers += [nn.Linear(inputs, width), nn.BatchNorm1d(width), nn.GELU(approximate="tanh"), nn.Dropout(settings.dropout)]
+        inputs = width
+    return nn.Sequential(*layers, nn.Linear(inputs, 1))
+
+
+def _statistics(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of what is present; a feature that never varies is divided by 1."""
+    x_NF = np.where(rows.present_NF, rows.x_NF, np.nan)
+    known_F = rows.present_NF.any(axis=0)
+    mean_F, std_F = np.zeros(x_NF.shape[1]), np.ones(x_NF.shape[1])
+    mean_F[known_F], std_F[known_F] = np.nanmean(x_NF[:, known_F], axis=0), np.nanstd(x_NF[:, known_F], axis=0)
+    # Rounded to what the file holds, so that training and inference see the same inputs.
+    return mean_F.astype(np.float32).astype(np.float64), np.where(std_F < 1e-9, 1.0, std_F).astype(np.float32).astype(np.float64)
+
+
+def _standardised(rows: Rows, mean_F: np.ndarray, std_F: np.ndarray) -> Tensor:
+    z_NF = np.where(rows.present_NF, (rows.x_NF - mean_F) / std_F, 0.0)
+    return torch.from_numpy(z_NF).float().contiguous()
+
+
+def _logits(net: nn.Sequential, x: Tensor) -> np.ndarray:
+    net.eval()
+    with torch.inference_mode():
+        return np.asarray(net(x)[:, 0].double().numpy())
+
+
+def _calibrate(logit_N: np.ndarray, y_N: np.ndarray, how: str) -> Calibration:
+    slope, bias = fit_scaling(logit_N, y_N, with_bias=how != "temperature")
+    if how != "isotonic":
+        return Calibration(slope, bias)
+    x, y = fit_isotonic(_sigmoid(slope * logit_N + bias), y_N)
+    return Calibration(slope, bias, tuple(x.tolist()), tuple(y.tolist()))
+
+
+def _sigmoid(logit_N: np.ndarray) -> np.ndarray:
+    return np.asarray(1 / (1 + np.exp(-np.clip(logit_N, -40, 40))))
+
+
+def _folded(net: nn.Sequential) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+    """(weights [in, out], bias) per linear layer, with the batch norm after it folded in; rounded to float32."""
+    modules, layers = list(net), []
+    for i, module in enumerate(modules):
+        if not isinstance(module, nn.Linear):
+            continue
+        w = module.weight.detach().double().T
+        b = module.bias.detach().double()
+        if i + 1 < len(modules) and isinstance(norm := modules[i + 1], nn.BatchNorm1d):
+            assert norm.running_var is not None and norm.running_mean is not None
+            scale = norm.weight.detach().double() / torch.sqrt(norm.running_var.double() + norm.eps)
+            w, b = w * scale, (b - norm.running_mean.double()) * scale + norm.bias.detach().double()
+        layers.append((w.float().double().numpy(), b.float().double().numpy()))
+    return tuple(layers)

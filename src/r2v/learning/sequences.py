@@ -1,0 +1,69 @@
+"""Episodes as token sequences with loss weights, and batches of them.
+
+Example (weights in brackets): Task: ... you see a shelf 1. > [.3 each]  go to shelf 1 <eos> [1 each]  You arrive ... [.3]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from r2v.policies.transcript import Encoder, segments
+from r2v.types import Episode
+
+
+@dataclass(frozen=True)
+class Sequences:
+    tokens: tuple[NDArray[np.int64], ...]
+    weights: tuple[NDArray[np.float32], ...]
+
+
+def encode_episodes(episodes: Sequence[Episode], tokenizer: Any, observation_weight: float) -> Sequences:
+    """No weight on the actions of actor "noise"; the final observation is not learned."""
+    encoder, all_tokens, all_weights = Encoder(tokenizer), [], []
+    for episode in episodes:
+        texts = segments(
+            episode.goal, [s.observation.text for s in episode.steps], [s.choice.action.text for s in episode.steps]
+        )
+        actors = iter(step.choice.actor for step in episode.steps)
+        tokens, weights = list(encoder.bos), [0.0] * len(encoder.bos)
+        for text, is_action in texts:
+            piece = encoder(text, action=is_action)
+            weight = observation_weight if not is_action else float(next(actors) != "noise")
+            tokens += piece
+            weights += [weight] * len(piece)
+        all_tokens.append(np.array(tokens, dtype=np.int64))
+        all_weights.append(np.array(weights, dtype=np.float32))
+    return Sequences(tuple(all_tokens), tuple(all_weights))
+
+
+def batches(data: Sequences, batch_tokens: int, pad: int, *, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Endless (tokens_BL, weights_BL), at most `batch_tokens` tokens each, sequences of like length together.
+
+    Padding is on the right: a causal model needs no mask for it, and its weight is 0.
+    """
+    lengths = np.array([len(tokens) for tokens in data.tokens])
+    epoch = 0
+    while True:
+        rng = np.random.default_rng([seed, epoch])
+        order = np.argsort(lengths + rng.uniform(0, 16, len(lengths)), kind="stable")
+        groups: list[list[int]] = [[]]
+        for i in order:
+            if groups[-1] and (len(groups[-1]) + 1) * lengths[i] > batch_tokens:
+                groups.append([])
+            groups[-1].append(int(i))
+        for g in rng.permutation(len(groups)):
+            members, width = groups[g], max(lengths[i] for i in groups[g])
+            tokens_BL = np.full((len(members), width), pad, dtype=np.int64)
+            weights_BL = np.zeros((len(members), width), dtype=np.float32)
+            for row, i in enumerate(members):
+                tokens_BL[row, : lengths[i]] = data.tokens[i]
+                weights_BL[row, : lengths[i]] = data.weights[i]
+            yield torch.from_numpy(tokens_BL), torch.from_numpy(weights_BL)
+        epoch += 1

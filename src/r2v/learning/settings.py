@@ -1,0 +1,80 @@
+"""Settings of everything that is trained. No torch here: reading a settings file stays quick."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from r2v.settings import Settings
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class LoraSettings(Settings):
+    r: PositiveInt = 32
+    alpha: PositiveInt = 64
+    dropout: Fraction = 0.1
+
+
+class ModelSettings(Settings):
+    """Which causal LM is trained: one from scratch (the default), or `path` to start from."""
+
+    path: str | None = None
+    """Folder or hub id of a Hugging Face causal LM; its own tokenizer is used."""
+    lora: LoraSettings | None = None
+    """Train low-rank adapters instead of all weights; they are merged into the saved model."""
+    hidden_size: PositiveInt = 64
+    layers: PositiveInt = 3
+    heads: PositiveInt = 4
+    intermediate_size: PositiveInt = 192
+    max_positions: PositiveInt = 4096
+    initializer_range: PositiveFloat = 0.08
+    """About 1 / sqrt(hidden size): the usual .02 halves the learning speed of a tiny model."""
+
+
+class CloneSettings(Settings):
+    steps: PositiveInt = 2400
+    """Optimiser steps (not seconds, so that results do not depend on the machine)."""
+    batch_tokens: PositiveInt = 2048
+    learning_rate: PositiveFloat = 3e-3
+    warmup_steps: NonNegativeInt = 100
+    weight_decay: NonNegativeFloat = 0.01
+    observation_weight: NonNegativeFloat = 0.3
+    """Loss weight of observation tokens; action tokens have 1."""
+    checkpoint_every: PositiveInt = 200
+
+
+class PreferSettings(Settings):
+    epochs: PositiveInt = 1
+    learning_rate: PositiveFloat = 3e-4
+    beta: PositiveFloat = 0.1
+    lambda_dpo: NonNegativeFloat = 1.0
+    lambda_cons: NonNegativeFloat = 0.2
+    """Weight of the consistency (JSD) loss."""
+    lambda_bc: NonNegativeFloat = 1.0
+    """Weight of behavioural cloning on full expert episodes; without it the policy collapses."""
+    trajectories_per_batch: PositiveInt = 4
+    expert_tokens_per_batch: PositiveInt = 2048
+
+
+class RouterSettings(Settings):
+    features: Literal["paper", "extended"] = "paper"
+    """The paper's 15, or those and the text features of `r2v.features`."""
+    hidden: tuple[PositiveInt, ...] = (128, 64)
+    dropout: Fraction = 0.2
+    epochs: PositiveInt = 50
+    batch_size: PositiveInt = 4096
+    learning_rate: PositiveFloat = 4e-3
+    weight_decay: NonNegativeFloat = 1e-4
+    calibration: Literal["temperature", "platt", "isotonic"] = "temperature"
+    cost_ratio: PositiveFloat = 5.0
+    """c_LLM / c_SLM in the paper's objective."""
+    kappa: PositiveFloat = 2.0
+    """Price of a failure in units of c_LLM in the paper's objective (the paper does not say its own)."""
+    alpha: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """CVaR looks at the worst share alpha of the perturbation seeds."""
+    epsilon: Fraction = 0.1
+    """CVaR constraint of the paper's objective."""
+    brier_weight: NonNegativeFloat = 0.3
+    dual_learning_rate: PositiveFloat = 0.05

@@ -1,0 +1,74 @@
+"""Proper scores and calibration. Pure functions; p_N probabilities, y_N in {0, 1}, logit_N before the sigmoid."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+BINS = 15
+
+
+def brier(p_N: Floats, y_N: Floats) -> float:
+    return float(np.mean((p_N - y_N) ** 2))
+
+
+def nll(p_N: Floats, y_N: Floats) -> float:
+    """Mean negative log-likelihood in nats; p is clipped to [1e-7, 1 - 1e-7]."""
+    p_N = np.clip(p_N, 1e-7, 1 - 1e-7)
+    return float(-np.mean(y_N * np.log(p_N) + (1 - y_N) * np.log(1 - p_N)))
+
+
+def reliability_bins(p_N: Floats, y_N: Floats, bins: int = BINS) -> list[tuple[float, float, int]]:
+    """[(mean p, share of y = 1, count), ...] of the non-empty equal-width bins."""
+    index = np.minimum((p_N * bins).astype(int), bins - 1)
+    return [
+        (float(p_N[index == b].mean()), float(y_N[index == b].mean()), int((index == b).sum()))
+        for b in range(bins)
+        if (index == b).any()
+    ]
+
+
+def ece(p_N: Floats, y_N: Floats, bins: int = BINS) -> float:
+    """Expected calibration error: count-weighted mean of |mean p - share of y = 1| over equal-width bins (Guo 2017)."""
+    return sum(count * abs(p - share) for p, share, count in reliability_bins(p_N, y_N, bins)) / len(p_N)
+
+
+def fit_scaling(logit_N: Floats, y_N: Floats, *, with_bias: bool, weight_N: Floats | None = None) -> tuple[float, float]:
+    """(slope, bias) minimising the NLL of sigmoid(slope x logit + bias): temperature scaling, or Platt's with a bias.
+
+    Newton's method with step halving; the NLL is convex. The slope stays positive, so the order of risks is kept.
+    """
+    weight_N = np.ones_like(y_N) if weight_N is None else weight_N
+    design = np.stack([logit_N, np.ones_like(logit_N)], axis=1) if with_bias else logit_N[:, None]
+    theta = np.array([1.0, 0.0])[: design.shape[1]]
+
+    def loss(theta: Floats) -> float:
+        z = design @ theta
+        return float(np.average(np.logaddexp(0, z) - y_N * z, weights=weight_N))
+
+    for _ in range(100):
+        p_N = 1 / (1 + np.exp(-np.clip(design @ theta, -40, 40)))
+        gradient = design.T @ (weight_N * (p_N - y_N)) / weight_N.sum()
+        hessian = (design * (weight_N * p_N * (1 - p_N))[:, None]).T @ design / weight_N.sum()
+        step = np.linalg.solve(hessian + 1e-9 * np.eye(len(theta)), gradient)
+        size = 1.0
+        while size > 1e-6 and (loss(theta - size * step) > loss(theta) or (theta - size * step)[0] <= 0):
+            size /= 2
+        theta = theta - size * step
+        if np.abs(size * step).max() < 1e-9:
+            break
+    return float(theta[0]), float(theta[1]) if with_bias else 0.0
+
+
+def fit_isotonic(p_N: Floats, y_N: Floats) -> tuple[Floats, Floats]:
+    """Knots (x, y) of the monotone step-mean fit by pool-adjacent-violators; interpolate between them."""
+    order = np.argsort(p_N, kind="stable")
+    blocks: list[list[float]] = []  # [sum of y, sum of p, count]
+    for p, y in zip(p_N[order], y_N[order], strict=True):
+        blocks.append([float(y), float(p), 1.0])
+        while len(blocks) > 1 and blocks[-2][0] / blocks[-2][2] >= blocks[-1][0] / blocks[-1][2]:
+            last = blocks.pop()
+            blocks[-1] = [a + b for a, b in zip(blocks[-1], last, strict=True)]
+    x = np.array([p / count for _, p, count in blocks])
+    return x, np.array([y / count for y, _, count in blocks])

@@ -1,0 +1,31 @@
+"""Statistics of comparisons. Pure functions."""
+
+from __future__ import annotations
+
+from math import comb
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+
+def auroc(score_N: Floats, y_N: Floats) -> float:
+    """P(score of a positive > score of a negative), ties counted half. Raises ValueError without both classes."""
+    positives = int(y_N.sum())
+    if not 0 < positives < len(y_N):
+        raise ValueError("AUROC needs both classes")
+    _, index, counts = np.unique(score_N, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    rank_N = (last - (counts - 1) / 2)[index]
+    return float((rank_N[y_N == 1].sum() - positives * (positives + 1) / 2) / (positives * (len(y_N) - positives)))
+
+
+def mcnemar(a_N: NDArray[np.bool_], b_N: NDArray[np.bool_]) -> float:
+    """Exact two-sided p-value that paired successes a and b have equal rates; 1.0 where they never differ."""
+    only_a, only_b = int((a_N & ~b_N).sum()), int((~a_N & b_N).sum())
+    n = only_a + only_b
+    if n == 0:
+        return 1.0
+    tail = sum(comb(n, i) for i in range(min(only_a, only_b) + 1)) / 2**n
+    return min(1.0, 2 * tail)

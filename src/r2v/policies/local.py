@@ -1,0 +1,320 @@
+"""`LocalPolicy`: K candidates from any Hugging Face causal LM, for hundreds of episodes at once.
+
+Concurrent `propose` calls are gathered into one forward pass. Each episode owns a row of a key/value cache, found again by
+its history, so a step only feeds what is new; the K candidates grow as a tree in the same row, and only distinct branches
+are computed (a confident model draws the same action five times). Candidates depend on (context, seed) alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from r2v.policies.sampling import cumulative_NV, draw_N, entropy_N, uniforms_KL
+from r2v.policies.slots import SlotCache
+from r2v.policies.transcript import Encoder, answer, opening
+from r2v.types import Action, Candidate, Context, Usage
+
+History = tuple[str, tuple[str, ...], tuple[str, ...]]
+"""(goal, observations, actions): all that decides what a row holds."""
+
+
+@dataclass
+class _Request:
+    context: Context
+    k: int
+    seed: int
+    answer: asyncio.Future[tuple[Candidate, ...]]
+
+
+@dataclass
+class _Branch:
+    """A distinct beginning of an action, shared by the candidates `members`."""
+
+    request: int
+    row: int
+    members: list[int]
+    tokens: list[int] = field(default_factory=list)
+    path: list[int] = field(default_factory=list)
+    """Cache positions of those tokens."""
+    logp: float = 0.0
+
+
+class LocalPolicy:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        name: str = "slm",
+        temperature: float = 0.7,
+        top_p: float = 0.95,
+        max_new_tokens: int = 16,
+        remembered: int = 0,
+    ) -> None:
+        """`remembered`: answers kept by (history, k, seed); many routers replay the same beginnings in an evaluation."""
+        self.name = name
+        self._model = model.eval()
+        self._tokenizer = tokenizer
+        self._encode = Encoder(tokenizer)
+        self._temperature, self._top_p, self._max_new = temperature, top_p, max_new_tokens
+        self._limit = getattr(model.config, "max_position_embeddings", 1 << 30) - max_new_tokens
+        self._pending: list[_Request] = []
+        self._cache = SlotCache(model.config.num_hidden_layers)
+        self._lengths = np.zeros(0, dtype=np.int64)
+        self._row_of: dict[History, list[int]] = {}
+        self._history_of: list[History | None] = []
+        self._answers: OrderedDict[tuple[History, int, int], tuple[Candidate, ...]] = OrderedDict()
+        self._remembered = remembered
+
+    @classmethod
+    def load(cls, path: str | Path, **options: Any) -> LocalPolicy:
+        """From a model folder or hub id; `options` as for the constructor."""
+        from r2v.policies.loading import load_model
+
+        return cls(*load_model(path), **options)
+
+    async def propose(self, context: Context, k: int, *, seed: int) -> tuple[Candidate, ...]:
+        key = (_history(context), k, seed)
+        known = self._answers.get(key)
+        if known is not None:
+            return known
+        loop = asyncio.get_running_loop()
+        request = _Request(context, k, seed, loop.create_future())
+        self._pending.append(request)
+        if len(self._pending) == 1:
+            loop.call_soon(self._flush)  # runs after every coroutine that is ready now has asked too
+        candidates = await request.answer
+        if self._remembered:
+            self._answers[key] = candidates
+            if len(self._answers) > self._remembered:
+                self._answers.popitem(last=False)
+        return candidates
+
+    def _flush(self) -> None:
+        requests, self._pending = self._pending, []
+        requests = [request for request in requests if not request.answer.cancelled()]
+        try:
+            with torch.inference_mode():
+                answers = self._answer(requests)
+        except Exception as error:
+            for request in requests:
+                request.answer.set_exception(error)
+            return
+        for request, candidates in zip(requests, answers, strict=True):
+            request.answer.set_result(candidates)
+
+    def _answer(self, requests: Sequence[_Request]) -> list[tuple[Candidate, ...]]:
+        rows, fresh = self._place(requests)
+        logits_NV = self._read(requests, rows, fresh)
+        return self._grow(requests, rows, logits_NV)
+
+    def _place(self, requests: Sequence[_Request]) -> tuple[list[int], list[list[int]]]:
+        """A row for each request, and the tokens that its row lacks (the whole context where no row was found)."""
+        rows, missing = [-1] * len(requests), []
+        for i, request in enumerate(requests):
+            context = request.context
+            found = None
+            if context.actions:
+                before = _history(context, context.t - 1)
+                found = self._row_of.get(before)
+            if found:
+                rows[i] = found.pop()
+                tokens = self._encode(context.actions[-1].text, action=True) + self._encode(
+                    answer(context.observations[-1]), action=False
+                )
+            else:
+                tokens = self._whole(context)
+            missing.append(tokens)
+        taken = {row for row in rows if row >= 0}
+        if len(self._lengths) - len(taken) > max(8, len(self._lengths) // 4):
+            rows = self._compact(rows)
+            taken = {row for row in rows if row >= 0}
+        idle = iter([row for row in range(len(self._lengths)) if row not in taken])
+        for i, row in enumerate(rows):
+            if row < 0:
+                rows[i] = next(idle, -1)
+                if rows[i] < 0:
+                    rows[i] = len(self._lengths)
+                    self._lengths = np.append(self._lengths, 0)
+                    self._history_of.append(None)
+                self._forget(rows[i])
+                self._lengths[rows[i]] = 0
+        for i, request in enumerate(requests):
+            if self._lengths[rows[i]] + len(missing[i]) > self._limit:
+                raise ValueError(f"a context of {self._lengths[rows[i]] + len(missing[i])} tokens exceeds the model's {self._limit}")
+            history = _history(request.context)
+            self._forget(rows[i])
+            self._history_of[rows[i]] = history
+            self._row_of.setdefault(history, []).append(rows[i])
+        return rows, missing
+
+    def _forget(self, row: int) -> None:
+        history = self._history_of[row]
+        if history is not None:
+            owners = self._row_of.get(history, [])
+            if row in owners:
+                owners.remove(row)
+            if not owners:
+                self._row_of.pop(history, None)
+        self._history_of[row] = None
+
+    def _compact(self, rows: list[int]) -> list[int]:
+        """Drop every row that no request of now uses."""
+        active = sorted(row for row in rows if row >= 0)
+        for row in set(range(len(self._lengths))) - set(active):
+            self._forget(row)
+        self._cache.keep(torch.tensor(active, dtype=torch.long))
+        self._lengths = self._lengths[active]
+        renamed = {old: new for new, old in enumerate(active)}
+        self._history_of = [self._history_of[old] for old in active]
+        self._row_of = {h: [renamed[r] for r in owners if r in renamed] for h, owners in self._row_of.items()}
+        return [renamed.get(row, -1) for row in rows]
+
+    def _whole(self, context: Context) -> list[int]:
+        tokens = self._encode.bos + self._encode(opening(context.goal, context.observations[0]), action=False)
+        for action, observation in zip(context.actions, context.observations[1:], strict=True):
+            tokens = tokens + self._encode(action.text, action=True) + self._encode(answer(observation), action=False)
+        return tokens
+
+    def _read(self, requests: Sequence[_Request], rows: list[int], missing: list[list[int]]) -> torch.Tensor:
+        """Feed what is missing; logits [N, V] after the last token. Long texts are fed apart, so they pad nobody."""
+        sizes = np.array([len(tokens) for tokens in missing])
+        long = sizes > max(48, 2 * int(np.median(sizes)))
+        logits: list[torch.Tensor | None] = [None] * len(requests)
+        for group in (np.flatnonzero(~long), np.flatnonzero(long)):
+            if not len(group):
+                continue
+            group = group[np.argsort([rows[i] for i in group])]
+            width = int(sizes[group].max())
+            tokens_RQ = np.zeros((len(group), width), dtype=np.int64)
+            at_RQ = np.zeros((len(group), width), dtype=np.int64)
+            here = np.array([rows[i] for i in group])
+            for r, i in enumerate(group):
+                n, start = sizes[i], self._lengths[rows[i]]
+                tokens_RQ[r, width - n :] = missing[i]
+                # Padding goes to the left, its keys behind the row's end, where nobody looks and the next text lands.
+                at_RQ[r, width - n :] = start + np.arange(n)
+                at_RQ[r, : width - n] = start + n + np.arange(width - n)
+            span = int(at_RQ.max()) + 1
+            visible_RQS = np.arange(span)[None, None, :] <= at_RQ[:, :, None]
+            out = self._forward(here, tokens_RQ, at_RQ, at_RQ, visible_RQS, keep=1)
+            for r, i in enumerate(group):
+                logits[i] = out[r, -1]
+                self._lengths[rows[i]] += sizes[i]
+        return torch.stack([row for row in logits if row is not None])
+
+    def _forward(
+        self, rows: np.ndarray, tokens_RQ: np.ndarray, at_RQ: np.ndarray, positions_RQ: np.ndarray, visible_RQS: np.ndarray,
+        keep: int,
+    ) -> torch.Tensor:
+        """Logits [R, Q, V] of queries whose keys go to cache positions `at`; `keep` = 1: [R, 1, V], the last query's."""
+        whole = len(rows) == len(self._lengths)
+        self._cache.aim(
+            torch.from_numpy(rows), torch.from_numpy(at_RQ), visible_RQS.shape[2], subset=not whole
+        )
+        mask = torch.zeros(visible_RQS.shape).masked_fill_(torch.from_numpy(~visible_RQS), float("-inf"))[:, None]
+        return self._model(
+            input_ids=torch.from_numpy(tokens_RQ),
+            position_ids=torch.from_numpy(positions_RQ),
+            attention_mask=mask,
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=keep,
+        ).logits
+
+    def _grow(
+        self, requests: Sequence[_Request], rows: list[int], logits_NV: torch.Tensor
+    ) -> list[tuple[Candidate, ...]]:
+        """Grow every request's candidates token by token; branches split where the draws differ."""
+        eos = self._tokenizer.eos_token_id
+        draws = [uniforms_KL(request.seed, request.k, self._max_new) for request in requests]
+        live = [_Branch(i, rows[i], list(range(request.k))) for i, request in enumerate(requests)]
+        finished: list[dict[int, _Branch]] = [{} for _ in requests]
+        scratch = self._lengths.copy()
+        entropies = entropy_N(torch.log_softmax(logits_NV, dim=-1)).tolist()
+        for depth in range(self._max_new):
+            logp_NV = torch.log_softmax(logits_NV, dim=-1)
+            order, cumulative = cumulative_NV(logits_NV, self._temperature, self._top_p)
+            owner = [b for b, branch in enumerate(live) for _ in branch.members]
+            uniform = [draws[branch.request][k, depth] for branch in live for k in branch.members]
+            chosen = draw_N(order[owner], cumulative[owner], torch.tensor(uniform)).tolist()
+            chosen_logp = logp_NV[owner, chosen].tolist()
+            split: dict[tuple[int, int], _Branch] = {}
+            members = ((b, k) for b, branch in enumerate(live) for k in branch.members)
+            for (b, k), token, logp in zip(members, chosen, chosen_logp, strict=True):
+                child = split.get((b, token))
+                if child is None:
+                    old = live[b]
+                    child = _Branch(old.request, old.row, [], [*old.tokens, token], old.path, old.logp + logp)
+                    split[b, token] = child
+                child.members.append(k)
+            live = []
+            for child in split.values():
+                if child.tokens[-1] == eos or depth + 1 == self._max_new:
+                    finished[child.request].update(dict.fromkeys(child.members, child))
+                else:
+                    child.path = [*child.path, int(scratch[child.row])]
+                    scratch[child.row] += 1
+                    live.append(child)
+            if not live:
+                break
+            logits_NV = self._extend(live, depth)
+        return [
+            tuple(self._candidate(finished[i][k], entropies[i]) for k in range(request.k))
+            for i, request in enumerate(requests)
+        ]
+
+    def _extend(self, live: list[_Branch], depth: int) -> torch.Tensor:
+        """Feed each branch's last token; logits [branches, V]. First branches of all rows go together, the rest apart."""
+        first: dict[int, int] = {}
+        rest: dict[int, list[int]] = {}
+        for b, branch in enumerate(live):
+            if branch.row in first:
+                rest.setdefault(branch.row, []).append(b)
+            else:
+                first[branch.row] = b
+        logits: list[torch.Tensor | None] = [None] * len(live)
+        for groups in ({row: [b] for row, b in first.items()}, rest):
+            if not groups:
+                continue
+            rows = np.array(sorted(groups))
+            width = max(len(members) for members in groups.values())
+            span = max(max(live[b].path) for members in groups.values() for b in members) + 1
+            span = max(span, int(self._lengths[rows].max()) + 1)
+            tokens_RQ = np.zeros((len(rows), width), dtype=np.int64)
+            at_RQ = np.zeros((len(rows), width), dtype=np.int64)
+            visible_RQS = np.repeat(np.arange(span)[None, None, :] < self._lengths[rows][:, None, None], width, axis=1)
+            for r, row in enumerate(rows):
+                for q, b in enumerate(groups[row]):
+                    tokens_RQ[r, q] = live[b].tokens[-1]
+                    at_RQ[r, q] = live[b].path[-1]
+                    visible_RQS[r, q, live[b].path] = True
+                for q in range(len(groups[row]), width):  # padding repeats the last branch
+                    tokens_RQ[r, q], at_RQ[r, q] = tokens_RQ[r, q - 1], at_RQ[r, q - 1]
+                    visible_RQS[r, q] = visible_RQS[r, q - 1]
+            positions_RQ = np.repeat(self._lengths[rows][:, None] + depth, width, axis=1)
+            out = self._forward(rows, tokens_RQ, at_RQ, positions_RQ, visible_RQS, keep=0)
+            for r, row in enumerate(rows):
+                for q, b in enumerate(groups[row]):
+                    logits[b] = out[r, q]
+        return torch.stack([row for row in logits if row is not None])
+
+    def _candidate(self, branch: _Branch, entropy: float) -> Candidate:
+        tokens = branch.tokens[:-1] if branch.tokens[-1] == self._tokenizer.eos_token_id else branch.tokens
+        text = self._tokenizer.decode(tokens, skip_special_tokens=True).strip()
+        usage = Usage(1, int(self._lengths[branch.row]), len(branch.tokens))
+        return Candidate(Action(text), branch.logp, entropy, usage)
+
+
+def _history(context: Context, t: int | None = None) -> History:
+    """What was known at step t (now, by default)."""
+    t = context.t if t is None else t
+    return context.goal, context.observations[: t + 1], tuple(action.text for action in context.actions[:t])

@@ -1,0 +1,63 @@
+"""The baselines of the paper (method, section 7), each one line of score; and the two that never and always ask."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from r2v.features import FEATURES
+from r2v.seeds import derive_seed
+from r2v.types import Decision, Features, Memory
+
+_ENTROPY = FEATURES.index("first_token_entropy")
+_MEAN = FEATURES.index("verifier_mean")
+_BEST = FEATURES.index("verifier_best")
+
+HEURISTIC_ENTROPY = 2.5
+HEURISTIC_MEAN = 0.4
+
+
+def entropy(features: Features) -> float:
+    """Entropy of the first action token, nats; 0 where it is unknown."""
+    return features.values[_ENTROPY]
+
+
+def heuristic(features: Features) -> float:
+    """At threshold 1 the paper's rule: entropy > 2.5 or mean verifier score < 0.4."""
+    return max(features.values[_ENTROPY] / HEURISTIC_ENTROPY, (1 - features.values[_MEAN]) / (1 - HEURISTIC_MEAN))
+
+
+def verifier(features: Features) -> float:
+    """1 - best verifier score; the paper's rule is threshold 0.5."""
+    return 1 - features.values[_BEST]
+
+
+@dataclass(frozen=True)
+class Never:
+    """The small model alone."""
+
+    name: str = "slm_only"
+
+    def decide(self, features: Features, memory: Memory, *, seed: int) -> Decision:
+        return Decision("continue", None, None, 1.0, "never asks")
+
+
+@dataclass(frozen=True)
+class Always:
+    name: str = "llm_only"
+
+    def decide(self, features: Features, memory: Memory, *, seed: int) -> Decision:
+        return Decision("teacher_step", None, None, 1.0, "always asks")
+
+
+@dataclass(frozen=True)
+class Random:
+    """Asks with probability `rate`, independent of the step; the propensity is logged."""
+
+    rate: float
+    name: str = "random"
+
+    def decide(self, features: Features, memory: Memory, *, seed: int) -> Decision:
+        draw = derive_seed(seed, "random router") / 2**63
+        if draw < self.rate:
+            return Decision("teacher_step", None, self.rate, self.rate, f"drew {draw:.3f} < {self.rate:.3f}")
+        return Decision("continue", None, self.rate, 1 - self.rate, f"drew {draw:.3f} >= {self.rate:.3f}")

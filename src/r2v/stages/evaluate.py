@@ -1,0 +1,141 @@
+"""8 evaluate: every router drives real episodes on held-out tasks and seeds; results.json says what came out."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+
+from r2v import __version__
+from r2v.build.parts import WITH_KNOB, Player, make_router
+from r2v.evaluation.outcomes import Outcomes, Row, gather, row
+from r2v.evaluation.replay import always, asks_of, oracle, replay
+from r2v.evaluation.results import Played, Prices, summarise
+from r2v.labels import failure_rows
+from r2v.maths.calibration import brier, ece, reliability_bins
+from r2v.maths.stats import auroc
+from r2v.routers.mlp import load_router
+from r2v.stages.fit import Knob, read_knobs
+from r2v.stages.play import play_episodes, play_rows
+from r2v.stages.prefer import chosen_slm
+from r2v.stages.runner import Bench
+from r2v.stages.splits import read_split
+from r2v.store import read_json, sha256, write_episodes, write_json
+from r2v.types import Episode, Task
+
+
+def evaluate(bench: Bench) -> None:
+    tasks = read_split(bench.read("collect") / "tasks.json", "test")
+    evaluate_on(bench, tasks, bench.settings.perturbations.test, "test tasks of the run")
+
+
+def evaluate_on(bench: Bench, tasks: Sequence[Task], seeds: Sequence[int], split: str) -> None:
+    """Play every router on every task under every seed; write `results.json` and `episodes.parquet` to `bench.out`."""
+    knobs = read_knobs(bench.read("fit"))
+    chosen = {
+        "slm_only": play_episodes(bench, _player(bench, "slm_only", None), tasks, seeds, "slm_only"),
+        "llm_only": play_episodes(bench, Player("teacher"), tasks, seeds, "llm_only"),
+    }
+    points = _play_curves(bench, knobs, tasks, seeds)
+    for name, knob in knobs.items():
+        chosen[name] = play_episodes(bench, _player(bench, name, knob.threshold), tasks, seeds, name)
+    write_episodes(bench.out / "episodes.parquet", [episode for name in chosen for episode in chosen[name]])
+
+    def outcomes(rows: Sequence[Row]) -> Outcomes:
+        return gather(rows, [task.id for task in tasks], seeds, bench.settings.environment.horizon)
+
+    played = {
+        name: Played(
+            outcomes([row(episode) for episode in episodes]),
+            knobs[name].threshold if name in knobs else None,
+            tuple(outcomes(rows) for rows in points.get(name, ())),
+        )
+        for name, episodes in chosen.items()
+    }
+    s = bench.settings
+    prices = Prices(s.prices.slm, s.prices.teacher)
+    common = (seeds, prices, s.router.alpha, s.evaluate.resamples, s.seed)
+    routers, differences = summarise(played, *common)
+    replayed = _replay(bench, knobs, chosen["slm_only"], outcomes)
+    write_json(
+        bench.out / "results.json",
+        {
+            "protocol": "closed_loop",
+            "tasks": len(tasks),
+            "perturbation_seeds": list(seeds),
+            "routers": routers,
+            "differences": differences,
+            "calibration": _calibration(bench, chosen["slm_only"]),
+            "replay": {
+                "protocol": "replay",
+                "tasks": len(tasks),
+                "perturbation_seeds": list(seeds),
+                "routers": summarise(replayed, *common)[0],
+            },
+            "preference": read_json(bench.read("prefer") / "choice.json"),
+            "selection": {k: v for k, v in read_json(bench.read("fit") / "thresholds.json").items() if k != "routers"},
+            "provenance": _provenance(bench, split),
+        },
+    )
+
+
+def _player(bench: Bench, name: str, threshold: float | None) -> Player:
+    return Player("routed", chosen_slm(bench), name, threshold, bench.read("fit"))
+
+
+def _play_curves(
+    bench: Bench, knobs: dict[str, Knob], tasks: Sequence[Task], seeds: Sequence[int]
+) -> dict[str, list[list[Row]]]:
+    """Rows of every knob position of every router with a knob."""
+    players = [
+        (f"{name}-{i}", _player(bench, name, threshold)) for name in WITH_KNOB for i, threshold in enumerate(knobs[name].grid)
+    ]
+    rows = dict(zip([label for label, _ in players], play_rows(bench, players, tasks, seeds, "curves"), strict=True))
+    return {name: [rows[f"{name}-{i}"] for i in range(len(knobs[name].grid))] for name in WITH_KNOB}
+
+
+def _replay(bench: Bench, knobs: dict[str, Knob], alone: Sequence[Episode], outcomes: Any) -> dict[str, Played]:
+    """The paper's optimistic protocol on the SLM-only episodes."""
+    scored = [episode for episode in alone]
+    result = {
+        "slm_only": Played(outcomes(replay(scored, lambda episode: ())), None, ()),
+        "llm_only": Played(outcomes(replay(scored, always)), None, ()),
+        "oracle": Played(outcomes(replay(scored, oracle)), None, ()),
+    }
+    for name, knob in knobs.items():
+        points = {
+            threshold: outcomes(replay(scored, asks_of(make_router(name, threshold, bench.read("fit")))))
+            for threshold in dict.fromkeys((knob.threshold, *knob.grid))
+        }
+        result[name] = Played(points[knob.threshold], knob.threshold, tuple(points[t] for t in knob.grid))
+    return result
+
+
+def _calibration(bench: Bench, alone: Sequence[Episode]) -> dict[str, Any]:
+    router = load_router(bench.read("fit") / "r2v")
+    rows = failure_rows([episode for episode in alone if episode.success is not None], router.names)
+    p_N = router.risk(rows.x_NF, rows.present_NF)
+    return {
+        "ece": ece(p_N, rows.y_N),
+        "brier": brier(p_N, rows.y_N),
+        "auroc": auroc(p_N, rows.y_N) if 0 < np.mean(rows.y_N) < 1 else None,
+        "steps": len(rows),
+        "bins": [list(entry) for entry in reliability_bins(p_N, rows.y_N)],
+    }
+
+
+def _provenance(bench: Bench, split: str) -> dict[str, Any]:
+    stages = ("collect", "perturb", "clone", "propose", "prefer", "rollout", "fit")
+    return {
+        "r2v": __version__,
+        "split": split,
+        "seed": bench.settings.seed,
+        "slm_sha256": sha256(chosen_slm(bench)),
+        "router_sha256": sha256(bench.read("fit") / "r2v"),
+        "python": platform.python_version(),
+        "libraries": {name: version(name) for name in ("numpy", "torch", "transformers")},
+        "times": {stage: read_json(bench.read(stage) / "manifest.json")["seconds"] for stage in stages},
+    }

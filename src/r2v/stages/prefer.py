@@ -1,0 +1,72 @@
+"""5 prefer: DPO + consistency on the pairs, BC kept; then the SLM that is better on validation tasks is the one used.
+
+Preference training is not assumed to help: `choice.json` says what both policies did on validation and which was kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from r2v.build.parts import Player
+from r2v.evaluation.curves import interval, resample_BT
+from r2v.evaluation.outcomes import gather
+from r2v.learning.pairs import read_pairs
+from r2v.stages.play import play_rows
+from r2v.stages.runner import Bench
+from r2v.stages.splits import read_split
+from r2v.store import read_episodes, read_json, write_json
+
+
+def prefer_stage(bench: Bench) -> None:
+    import torch
+
+    from r2v.learning.prefer import prefer
+
+    settings = bench.settings
+    torch.set_num_threads(settings.threads)
+    experts = [e for stage in ("collect", "perturb") for e in read_episodes(bench.read(stage) / "episodes.parquet")]
+    proposals = bench.read("propose")
+    cloned, preferred = bench.read("clone") / "model", bench.out / "model"
+    report = prefer(
+        cloned,
+        experts,
+        read_episodes(proposals / "episodes.parquet"),
+        read_pairs(proposals / "pairs.json"),
+        read_episodes(proposals / "views.parquet"),
+        settings.prefer,
+        preferred,
+        seed=settings.seed,
+        progress=bench.report,
+    )
+    write_json(bench.out / "report.json", asdict(report))
+    write_json(bench.out / "choice.json", _choose(bench, {"clone": cloned, "prefer": preferred}))
+
+
+def _choose(bench: Bench, models: dict[str, Path]) -> dict[str, object]:
+    settings = bench.settings
+    tasks = read_split(bench.read("collect") / "tasks.json", "validation")
+    seeds = settings.perturbations.validation
+    players = [(name, Player("routed", slm=folder)) for name, folder in models.items()]
+    ids = [task.id for task in tasks]
+    clone, prefer = (
+        gather(rows, ids, seeds, settings.environment.horizon).success_T
+        for rows in play_rows(bench, players, tasks, seeds, "validation")
+    )
+    weights_BT = resample_BT(len(tasks), settings.evaluate.resamples, settings.seed)
+    return {
+        # A tie keeps the simpler policy.
+        "kept": "prefer" if prefer.mean() > clone.mean() else "clone",
+        "clone": float(clone.mean()),
+        "prefer": float(prefer.mean()),
+        "difference_ci95": interval(np.asarray(weights_BT @ (prefer - clone))),
+        "tasks": len(tasks),
+    }
+
+
+def chosen_slm(bench: Bench) -> Path:
+    """Folder of the SLM that was kept."""
+    kept = read_json(bench.read("prefer") / "choice.json")["kept"]
+    return bench.read(kept) / "model"

@@ -1,0 +1,82 @@
+"""4 propose: the cloned SLM plays policy tasks under perturbation; its scored candidates become preference pairs.
+
+Chosen is the best-scored candidate, or the teacher's action where no candidate is good; rejected is the worst-scored
+one. Each episode is also replayed, action by action, under another perturbation seed: the second view of the same
+latent states that the consistency loss compares.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from r2v.agent import Solo, best
+from r2v.build.parts import Player, make_environment, make_teacher
+from r2v.build.settings import ProposeSettings, RunSettings
+from r2v.evaluation.closed_loop import play
+from r2v.learning.pairs import PreferencePair, write_pairs
+from r2v.policies.scripted import ScriptedPolicy
+from r2v.protocols import Policy
+from r2v.seeds import derive_seed
+from r2v.stages.play import play_episodes
+from r2v.stages.runner import Bench
+from r2v.stages.splits import read_split
+from r2v.store import write_episodes
+from r2v.types import Context, Episode
+
+
+def propose(bench: Bench) -> None:
+    settings = bench.settings
+    tasks = read_split(bench.read("collect") / "tasks.json", "policy")[: settings.propose.tasks]
+    seeds = settings.perturbations.propose
+    player = Player("routed", slm=bench.read("clone") / "model")
+    episodes = play_episodes(bench, player, tasks, seeds, "proposals")
+    write_episodes(bench.out / "episodes.parquet", episodes)
+    pairs = asyncio.run(_pairs(episodes, make_teacher(settings), settings))
+    write_pairs(bench.out / "pairs.json", pairs)
+    write_episodes(bench.out / "views.parquet", asyncio.run(_views(episodes, settings)))
+
+
+async def _pairs(episodes: Sequence[Episode], teacher: Policy, settings: RunSettings) -> list[PreferencePair]:
+    pairs = []
+    for index, episode in enumerate(episodes):
+        contexts = _contexts(episode, settings)
+        for step, context in zip(episode.steps, contexts, strict=True):
+            candidates, scores = step.choice.candidates, step.choice.scores
+            chosen_k = best(candidates, scores)
+            rejected_k = min(range(len(scores)), key=lambda k: (scores[k], k))
+            chosen, score = candidates[chosen_k].action, scores[chosen_k]
+            if score < settings.propose.good:
+                seed = derive_seed(episode.task.id, episode.seed, step.t, "propose")
+                (answer,) = await teacher.propose(context, 1, seed=seed)
+                chosen, score = answer.action, 1.0
+            rejected = candidates[rejected_k].action
+            if rejected != chosen and score - scores[rejected_k] >= settings.propose.min_gap:
+                pairs.append(PreferencePair(index, step.t, chosen, rejected))
+    return pairs
+
+
+async def _views(episodes: Sequence[Episode], settings: RunSettings) -> list[Episode]:
+    """Each episode's actions again, under the next perturbation seed of the list."""
+    seeds = settings.perturbations.propose
+    views = []
+    for episode in episodes:
+        actions = [step.choice.action for step in episode.steps]
+        other = seeds[(seeds.index(episode.seed) + 1) % len(seeds)]
+        agent = Solo(ScriptedPolicy([action.text for action in actions]), "slm")
+        views += await play(
+            agent,
+            [(episode.task, other)],
+            lambda task, seed: make_environment(settings, task, seed),
+            horizon=len(actions),
+        )
+    return views
+
+
+def _contexts(episode: Episode, settings: RunSettings) -> list[Context]:
+    """What the agent knew at each step of a recorded episode."""
+    observations = tuple(step.observation.text for step in episode.steps)
+    actions = tuple(step.choice.action for step in episode.steps)
+    environment, _ = make_environment(settings, episode.task, episode.seed)
+    horizon = settings.environment.horizon
+    return [Context(environment.goal, observations[: t + 1], actions[:t], horizon) for t in range(len(actions))]

@@ -1,0 +1,164 @@
+"""Runs stages in order: skips what is up to date, resumes what was killed, refuses what is damaged.
+
+A stage owns one folder of the run. While it works, finished chunks lie in `partial/` under the stage's fingerprint; when
+it is done, its outputs are hashed into `manifest.json`, which appears last. So a stage is complete exactly if its manifest
+exists, and up to date exactly if the fingerprint in it equals today's.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from r2v import __version__
+from r2v.build.settings import RunSettings
+from r2v.errors import ArtifactError, StageError
+from r2v.stages.progress import Report, progress
+from r2v.stages.workers import Workers
+from r2v.store import read_json, sha256, write_json, write_text
+
+MANIFEST = "manifest.json"
+PARTIAL = "partial"
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What a stage gets to work with."""
+
+    settings: RunSettings
+    root: Path
+    """The run's folder."""
+    out: Path
+    """The stage's own folder."""
+    workers: Workers
+    report: Report
+
+    def read(self, stage: str) -> Path:
+        """Folder of an earlier stage's outputs."""
+        return self.root / folder_of(stage)
+
+    @property
+    def partial(self) -> Path:
+        """Where finished chunks survive a kill; removed when the stage is complete."""
+        return self.out / PARTIAL
+
+
+@dataclass(frozen=True)
+class Stage:
+    name: str
+    does: str
+    """One line for people."""
+    reads: tuple[str, ...]
+    """Earlier stages whose outputs it reads."""
+    uses: tuple[str, ...]
+    """Settings groups it depends on."""
+    run: Callable[[Bench], None]
+
+
+def folder_of(stage: str) -> str:
+    """`fit` -> `7-fit`."""
+    from r2v.stages import STAGES
+
+    return f"{[s.name for s in STAGES].index(stage) + 1}-{stage}"
+
+
+def run_stages(stages: Sequence[Stage], settings: RunSettings, root: Path, console: Console) -> None:
+    """Run all `stages` into `root`. Raises StageError or ArtifactError with one line; work done so far is kept."""
+    root.mkdir(parents=True, exist_ok=True)
+    with locked(root), Workers(settings.workers) as workers:
+        for stage in stages:
+            out = root / folder_of(stage.name)
+            fingerprint = _fingerprint(stage, settings, root)
+            if _is_complete(out, fingerprint):
+                console.print(f"[dim]{out.name:<11} up to date[/dim]", highlight=False)
+                continue
+            _prepare(out, fingerprint)
+            start = time.monotonic()
+            with progress(console, out.name) as report:
+                stage.run(Bench(settings, root, out, workers, report))
+            seconds = time.monotonic() - start
+            shutil.rmtree(out / PARTIAL)
+            outputs = {str(p.relative_to(out)): sha256(p) for p in sorted(out.rglob("*")) if p.is_file()}
+            write_json(
+                out / MANIFEST,
+                {
+                    "stage": stage.name,
+                    "fingerprint": fingerprint,
+                    "outputs": outputs,
+                    "seconds": round(seconds, 1),
+                    "r2v": __version__,
+                },
+            )
+            console.print(f"{out.name:<11} {stage.does} [dim]({seconds:.0f} s)[/dim]", highlight=False)
+
+
+def check_outputs(root: Path, stage: str) -> Path:
+    """The folder of a finished stage, its files compared with their recorded hashes. Raises StageError, ArtifactError."""
+    out = root / folder_of(stage)
+    if not (out / MANIFEST).exists():
+        raise StageError(f"{out} is not finished; run `r2v run` on it first")
+    _check_hashes(out, read_json(out / MANIFEST))
+    return out
+
+
+def saved_json(path: Path, compute: Callable[[], Any]) -> Any:
+    """The JSON at `path` if an earlier, killed try left it there; else compute and save it."""
+    if not path.exists():
+        write_json(path, compute())
+    return read_json(path)
+
+
+@contextmanager
+def locked(root: Path) -> Iterator[None]:
+    """Hold the run's folder. Raises StageError when another process holds it (the lock dies with its process)."""
+    with (root / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise StageError(f"another r2v process is working in {root}; wait for it or choose another --out") from None
+        yield
+
+
+def _fingerprint(stage: Stage, settings: RunSettings, root: Path) -> str:
+    """Hash of everything the stage depends on: its settings, its inputs' hashes, the program's version."""
+    dump = settings.model_dump(mode="json")
+    inputs = {name: read_json(root / folder_of(name) / MANIFEST)["outputs"] for name in stage.reads}
+    parts = {"stage": stage.name, "r2v": __version__, "seed": settings.seed, "inputs": inputs}
+    parts["settings"] = {group: dump[group] for group in stage.uses}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _is_complete(out: Path, fingerprint: str) -> bool:
+    if not (out / MANIFEST).exists():
+        return False
+    manifest = read_json(out / MANIFEST)
+    if manifest.get("fingerprint") != fingerprint:
+        return False
+    _check_hashes(out, manifest)
+    return True
+
+
+def _check_hashes(out: Path, manifest: Any) -> None:
+    for name, expected in manifest["outputs"].items():
+        if not (out / name).is_file():
+            raise ArtifactError(f"{out / name} is missing; delete {out} and run again to make it anew")
+        if sha256(out / name) != expected:
+            raise ArtifactError(f"{out / name} is damaged or was edited; delete {out} and run again to make it anew")
+
+
+def _prepare(out: Path, fingerprint: str) -> None:
+    """Keep the chunks of a killed try with the same fingerprint; clear everything else."""
+    mark = out / PARTIAL / "fingerprint"
+    if not (mark.exists() and mark.read_text() == fingerprint):
+        shutil.rmtree(out, ignore_errors=True)
+        write_text(mark, fingerprint)
