@@ -77,7 +77,8 @@ class Outcomes:
 
 def gather(rows: Iterable[Row], tasks: Sequence[str], seeds: Sequence[int], horizon: int) -> Outcomes:
     """Arrange rows by task and seed. Raises ValueError unless every (task, seed) occurs exactly once."""
-    cells = {(r.task, r.seed): r for r in (rows := list(rows))}
+    rows = list(rows)
+    cells = {(r.task, r.seed): r for r in rows}
     expected = [(task, seed) for task in tasks for seed in seeds]
     if len(cells) != len(rows) or set(cells) != set(expected):
         raise ValueError(f"{len(rows)} episodes do not cover {len(expected)} pairs of task and seed exactly once")

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from r2v.errors import StageError
 from r2v.labels import Rows
 from r2v.learning.settings import RouterSettings
 from r2v.maths.calibration import fit_isotonic, fit_scaling, nll
@@ -43,7 +44,7 @@ def fit_router(
     if objective == "paper" and len(groups) < 2:
         raise ValueError(f"CVaR needs at least two perturbation seeds in the rollouts, got {len(groups)}")
     if not 0 < train.y_N.mean() < 1:
-        raise ValueError("the rollouts are all failed or all solved; change the perturbation strength")
+        raise StageError("the rollouts are all failed or all solved; change the perturbation strength")
     torch.manual_seed(seed)
     mean_F, std_F = _statistics(train)
     x = _standardised(train, mean_F, std_F)

@@ -45,12 +45,12 @@ async def _pairs(episodes: Sequence[Episode], teacher: Policy, settings: RunSett
             candidates, scores = step.choice.candidates, step.choice.scores
             chosen_k = best(candidates, scores)
             rejected_k = min(range(len(scores)), key=lambda k: (scores[k], k))
-            chosen, score = candidates[chosen_k].action, scores[chosen_k]
+            chosen, score = candidates[chosen_k].action.text, scores[chosen_k]
             if score < settings.propose.good:
                 seed = derive_seed(episode.task.id, episode.seed, step.t, "propose")
                 (answer,) = await teacher.propose(context, 1, seed=seed)
-                chosen, score = answer.action, 1.0
-            rejected = candidates[rejected_k].action
+                chosen, score = answer.action.text, 1.0
+            rejected = candidates[rejected_k].action.text
             if rejected != chosen and score - scores[rejected_k] >= settings.propose.min_gap:
                 pairs.append(PreferencePair(index, step.t, chosen, rejected))
     return pairs

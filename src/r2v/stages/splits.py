@@ -15,6 +15,11 @@ def write_splits(path: Path, splits: Mapping[str, Sequence[Task]]) -> None:
     write_json(path, {name: [asdict(task) for task in tasks] for name, tasks in splits.items()})
 
 
+def read_all(path: Path) -> tuple[Task, ...]:
+    """The tasks of all splits."""
+    return tuple(task for name in read_json(path) for task in read_split(path, name))
+
+
 def read_split(path: Path, name: str) -> tuple[Task, ...]:
     """Raises ArtifactError when the file is damaged."""
     raw = read_json(path)

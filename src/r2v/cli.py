@@ -1,0 +1,162 @@
+"""The command `r2v`: a few lines each onto stages and report. Every known problem ends in one line and exit status 1."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from r2v.errors import R2VError, SettingsError, StageError
+
+cli = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Learn when to ask the teacher."
+)
+Set = Annotated[list[str] | None, typer.Option("--set", help="Change one setting, e.g. --set clone.steps=500.")]
+
+
+@cli.command()
+def run(
+    settings: Annotated[Path, typer.Argument(help="Settings file, e.g. examples/household.yaml.")],
+    out: Annotated[Path, typer.Option(help="Folder of the run; give it again to resume.")],
+    overrides: Set = None,
+    until: Annotated[str | None, typer.Option(help="Stop after this stage (see `r2v stages`).")] = None,
+) -> None:
+    """Train, fit and evaluate: all stages in order. Finished stages are skipped, a killed one is resumed."""
+    from r2v.build.settings import RunSettings
+    from r2v.report.tables import summary
+    from r2v.settings import dump, load
+    from r2v.stages import STAGES
+    from r2v.stages.runner import folder_of, run_stages
+    from r2v.store import read_json, write_text
+
+    names = [stage.name for stage in STAGES]
+    if until is not None and until not in names:
+        raise SettingsError(f"--until {until}: no such stage; the stages are {', '.join(names)}")
+    effective = load(settings, RunSettings, overrides or [])
+    console = Console()
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / "settings.yaml", dump(effective))
+    wanted = STAGES[: names.index(until) + 1] if until else STAGES
+    run_stages(wanted, effective, out, console)
+    if until is None:
+        console.print(summary(read_json(out / folder_of("evaluate") / "results.json")))
+        console.print(f"\nreport   {out / folder_of('report') / 'report.html'}", highlight=False)
+        console.print(f"numbers  {out / folder_of('evaluate') / 'results.json'}", highlight=False)
+        console.print(f"next     r2v evaluate {out} --fresh-tasks 300 --seed 1 --out {out}-fresh", highlight=False)
+
+
+@cli.command()
+def evaluate(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
+    fresh_tasks: Annotated[int, typer.Option(min=2, help="How many new tasks to generate.")],
+    out: Annotated[Path, typer.Option(help="Folder for results.json and report.html.")],
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the new tasks and of their perturbation seeds.")] = 1,
+) -> None:
+    """Play a finished run on new tasks under perturbation seeds that were never used: nobody tuned on those."""
+    from r2v.build.parts import make_tasks
+    from r2v.build.settings import FRESH_SEEDS_FROM
+    from r2v.report.page import write_report
+    from r2v.report.tables import summary
+    from r2v.stages.evaluate import evaluate_on
+    from r2v.stages.progress import progress
+    from r2v.stages.runner import Bench, check_outputs, locked
+    from r2v.stages.splits import read_all
+    from r2v.stages.workers import Workers
+    from r2v.store import read_episodes, read_json
+
+    effective = _settings_of(run_folder)
+    for stage in ("collect", "clone", "prefer", "rollout", "fit"):
+        folder = check_outputs(run_folder, stage)
+        if stage == "collect":
+            known = {task.id for task in read_all(folder / "tasks.json")}
+    tasks = make_tasks(effective, count=fresh_tasks, fresh=seed)
+    if overlap := known & {task.id for task in tasks}:
+        raise StageError(f"{len(overlap)} of the new tasks are tasks of the run; choose another --seed")
+    zs = [FRESH_SEEDS_FROM + seed * 1000 + i for i in range(len(effective.perturbations.test))]
+    console = Console()
+    out.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(out / "partial", ignore_errors=True)
+    with locked(out), Workers(effective.workers) as workers, progress(console, "evaluate") as report:
+        evaluate_on(Bench(effective, run_folder, out, workers, report), tasks, zs, f"fresh tasks, seed {seed}")
+        shutil.rmtree(out / "partial")
+    results = read_json(out / "results.json")
+    write_report(results, read_episodes(out / "episodes.parquet"), out, title=f"{run_folder.name}, fresh tasks")
+    console.print(summary(results))
+    console.print(f"\nreport   {out / 'report.html'}\nnumbers  {out / 'results.json'}", highlight=False)
+
+
+@cli.command()
+def explain(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run or evaluation.")],
+    episode: Annotated[
+        str | None, typer.Argument(help="Task id (or the end of one), optionally with @SEED; leave out for a list.")
+    ] = None,
+    router: Annotated[str, typer.Option(help="Which router's episode.")] = "r2v",
+) -> None:
+    """Print the decisions of one episode: what was seen, proposed, scored, decided, and what came of it."""
+    from r2v.report.explain import explanation, listing
+    from r2v.stages.runner import folder_of
+    from r2v.store import read_episodes
+
+    inside = run_folder / folder_of("evaluate") / "episodes.parquet"
+    episodes = read_episodes(inside if inside.exists() else run_folder / "episodes.parquet")
+    mine = [e for e in episodes if e.agent == router]
+    if not mine:
+        raise SettingsError(f"no episodes of router {router}; there are {', '.join(sorted({e.agent for e in episodes}))}")
+    console = Console()
+    if episode is None:
+        console.print(listing(mine))
+        return
+    name, _, z = episode.partition("@")
+    found = [e for e in mine if e.task.id.endswith(name) and (not z or str(e.seed) == z)]
+    if not found:
+        raise SettingsError(f"no episode {episode} of router {router}; `r2v explain {run_folder}` lists them")
+    console.print(explanation(found[0]))
+
+
+@cli.command()
+def stages() -> None:
+    """The stages of a run, with what each reads."""
+    from r2v.stages import STAGES
+    from r2v.stages.runner import folder_of
+
+    for stage in STAGES:
+        reads = f"  (reads {', '.join(stage.reads)})" if stage.reads else ""
+        typer.echo(f"{folder_of(stage.name):<12} {stage.does}{reads}")
+
+
+def _settings_of(run_folder: Path):  # type: ignore[no-untyped-def]
+    from r2v.build.settings import RunSettings
+    from r2v.settings import load
+
+    path = run_folder / "settings.yaml"
+    if not path.exists():
+        raise StageError(f"{run_folder} is not a run: it has no settings.yaml; make one with `r2v run`")
+    return load(path, RunSettings)
+
+
+def app() -> None:
+    """Entry point: known errors become one line."""
+    try:
+        cli()
+    except R2VError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        _fail("stopped; run the same command again to resume", status=130)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            _fail(f"the disk is full ({error.filename or 'while writing'}); free some space and run the same command again")
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            _fail(f"{error.filename} cannot be written ({os.strerror(error.errno)}); choose another --out")
+        raise
+
+
+def _fail(message: str, status: int = 1) -> None:
+    print(f"r2v: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(status)

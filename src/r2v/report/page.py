@@ -1,0 +1,1 @@
+def write_report(results, episodes, out, *, title): (out/"report.html").write_text("x")
