@@ -25,16 +25,11 @@ def split(tasks: Sequence[Task], sizes: Mapping[str, int], *, seed: int) -> dict
     ranked: list[tuple[float, str, Task]] = []
     for family, members in by_family.items():
         random.Random(f"{seed}/{family}").shuffle(members)
-        # Rank i of n gets position (i + 1/2) / n: any prefix of the merged order then holds each family in proportion.
+        # Rank i of n gets position (i + 1/2) / n: any run of the merged order then holds each family in proportion.
         ranked += [((i + 0.5) / len(members), family, task) for i, task in enumerate(members)]
     order = [task for _, _, task in sorted(ranked, key=lambda entry: entry[:2])]
-    # The splits take turns in that order, so each is stratified, not only the union.
-    result: dict[str, list[Task]] = {name: [] for name in sizes}
-    for i, task in enumerate(order[:wanted]):
-        due = (i + 1) / wanted
-        name = max(
-            (name for name in sizes if len(result[name]) < sizes[name]),
-            key=lambda name: sizes[name] * due - len(result[name]),
-        )
-        result[name].append(task)
-    return {name: tuple(members) for name, members in result.items()}
+    result, start = {}, 0
+    for name, size in sizes.items():
+        result[name] = tuple(order[start : start + size])
+        start += size
+    return result

@@ -1,1 +1,94 @@
-def write_report(results, episodes, out, *, title): (out/"report.html").write_text("x")
+"""One self-contained HTML page: it opens offline, and every number in it comes from results.json or the episodes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from r2v.report.browser import selected
+from r2v.report.figures import FIGURES, colour, svg
+from r2v.types import Episode
+
+
+def write_report(results: dict[str, Any], episodes: Sequence[Episode], out: Path, *, title: str) -> Path:
+    """Write `report.html` and `figures/*.png, *.svg` into `out`; returns the page's path."""
+    folder = out / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = []
+    for name, caption, draw in FIGURES:
+        figure = draw(results)
+        figure.savefig(folder / f"{name}.png", dpi=160)
+        text = svg(figure)
+        (folder / f"{name}.svg").write_text(text, encoding="utf-8")
+        figures.append({"name": name, "caption": caption, "svg": Markup(text)})
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"percent": _percent, "signed": _signed, "number": _number}
+    environment.globals["colour"] = colour
+    template = environment.from_string(files("r2v.report").joinpath("templates/report.html.j2").read_text("utf-8"))
+    path = out / "report.html"
+    path.write_text(
+        template.render(
+            title=title,
+            results=results,
+            headline=headline(results),
+            figures={figure["name"]: figure for figure in figures},
+            episodes=_script_safe(selected(episodes)),
+        ),
+        encoding="utf-8",
+    )
+    return path
+
+
+def headline(results: dict[str, Any]) -> str:
+    """What came out, in words, whichever way it came out."""
+    routers = results["routers"]
+    teacher, alone = routers["llm_only"], routers["slm_only"]
+    r2v = routers.get("r2v")
+    ends = f"The small model alone solves {_percent(alone['success_rate'])} of the episodes, the teacher {_percent(teacher['success_rate'])}."
+    if r2v is None or not teacher["success_rate"]:
+        return ends
+    share = r2v["success_rate"] / teacher["success_rate"]
+    calls = r2v["calls_per_episode"] / max(1e-9, teacher["calls_per_episode"])
+    text = (
+        f"{ends} r2v reaches {_percent(r2v['success_rate'])}: {_percent(share)} of the teacher's success with "
+        f"{_percent(calls)} of the teacher's calls."
+    )
+    rivals = {
+        name: r for name, r in routers.items() if name not in ("r2v", "llm_only", "slm_only") and r["threshold"] is not None
+    }
+    better = [n for n, d in results["differences"].items() if n in rivals and d["ci95"][0] > 0]
+    unclear = [n for n in results["differences"] if n in rivals and n not in better]
+    if better:
+        text += f" Its curve lies above {_names(better)} (95 % interval above zero)"
+        text += f"; against {_names(unclear)} it does not." if unclear else "."
+    elif unclear:
+        text += f" Its curve does not lie clearly above {_names(unclear)}."
+    return text
+
+
+def _names(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _script_safe(value: Any) -> Markup:
+    """JSON that cannot end its <script>: episodes may hold any text."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3f}"
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"

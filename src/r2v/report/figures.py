@@ -1,0 +1,146 @@
+"""The figures of a report, drawn from results.json alone. Object API only: no global matplotlib state."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+COLOURS = {
+    "slm_only": "#7f7f7f",
+    "llm_only": "#222222",
+    "random": "#b0a090",
+    "entropy": "#e69f00",
+    "heuristic": "#cc79a7",
+    "verifier": "#56b4e9",
+    "r2v": "#0072b2",
+    "r2v_paper": "#009e73",
+    "oracle": "#d55e00",
+}
+"""One colour a router in every figure (Okabe-Ito, safe for colour-blind readers)."""
+_OTHER = "#666666"
+Results = dict[str, Any]
+
+
+def colour(router: str) -> str:
+    return COLOURS.get(router, _OTHER)
+
+
+def frontier(results: Results) -> Figure:
+    """Success against teacher-call rate: curves, and operating points with their intervals."""
+    figure, axes = _new(6.6, 4.4)
+    for name, r in results["routers"].items():
+        if r["curve"]:
+            x, y = zip(*r["curve"], strict=True)
+            strong = name == "r2v"
+            axes.plot(
+                x, y, color=colour(name), lw=2.4 if strong else 1.4, marker="o", ms=3, label=name, zorder=5 if strong else 3
+            )
+    for name, r in results["routers"].items():
+        low, high = r["ci95"]
+        error = [[max(0.0, r["success_rate"] - low)], [max(0.0, high - r["success_rate"])]]
+        anchor = not r["curve"]
+        axes.errorbar(
+            r["llm_call_rate"], r["success_rate"], yerr=error, color=colour(name), fmt="s" if anchor else "D", ms=7,
+            mec="white", capsize=3, lw=1.2, zorder=6, label=name if anchor else None,
+        )  # fmt: skip
+    axes.set_xlabel("teacher-call rate (share of steps)")
+    axes.set_ylabel("success rate")
+    axes.set_xlim(-0.02, 1.02)
+    axes.legend(loc="lower right", frameon=False, ncols=2)
+    return figure
+
+
+def reliability(results: Results) -> Figure:
+    """Predicted risk against observed failure; below, how many steps fall in each bin."""
+    figure = Figure(figsize=(4.6, 4.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+    bins = results["calibration"]["bins"]
+    p, share, count = zip(*bins, strict=True) if bins else ((), (), ())
+    top.plot([0, 1], [0, 1], color="#999999", lw=1, ls="--")
+    top.plot(p, share, color=colour("r2v"), marker="o", lw=2)
+    top.set_ylabel("share of steps in failed episodes")
+    top.set_ylim(-0.02, 1.02)
+    bottom.bar(p, count, width=0.05, color=colour("r2v"))
+    bottom.set_ylabel("steps")
+    bottom.set_xlabel("predicted risk")
+    bottom.set_xlim(-0.02, 1.02)
+    for axes in (top, bottom):
+        _clean(axes)
+    return figure
+
+
+def by_family(results: Results) -> Figure:
+    """Success per perturbation family, a group of bars each."""
+    return _bars(results, "by_family", "perturbation family")
+
+
+def by_seed(results: Results) -> Figure:
+    return _bars(results, "by_seed", "perturbation seed")
+
+
+def positions(results: Results) -> Figure:
+    """Where along the episode the teacher is asked."""
+    figure, axes = _new(6.6, 3.4)
+    for name, r in results["routers"].items():
+        shares = r["asked_by_position"]
+        if name not in ("slm_only", "llm_only"):
+            x = [(i + 0.5) / 10 for i, share in enumerate(shares) if share is not None]
+            axes.plot(x, [s for s in shares if s is not None], color=colour(name), marker="o", ms=3, label=name)
+    axes.set_xlabel("position in the episode (share of the horizon)")
+    axes.set_ylabel("share of steps asked")
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False, ncols=3)
+    return figure
+
+
+FIGURES: tuple[tuple[str, str, Callable[[Results], Figure]], ...] = (
+    ("frontier", "Success against teacher calls: up and to the left is better", frontier),
+    ("reliability", "Is the risk honest? (r2v, steps of SLM-only test episodes)", reliability),
+    ("by_family", "Success by perturbation family", by_family),
+    ("by_seed", "Success by perturbation seed", by_seed),
+    ("positions", "Where along the episode the teacher is asked", positions),
+)
+
+
+def svg(figure: Figure) -> str:
+    """The figure as an inline SVG element, without the XML preamble."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def _bars(results: Results, key: str, label: str) -> Figure:
+    figure, axes = _new(6.6, 3.4)
+    routers = list(results["routers"].items())
+    groups = list(routers[0][1][key])
+    width = 0.84 / len(routers)
+    for i, (name, r) in enumerate(routers):
+        x = [g - 0.42 + (i + 0.5) * width for g in range(len(groups))]
+        axes.bar(x, [r[key][group] for group in groups], width=width * 0.92, color=colour(name), label=name)
+    axes.set_xticks(range(len(groups)), groups)
+    axes.set_xlabel(label)
+    axes.set_ylabel("success rate")
+    axes.set_ylim(0, 1.02)
+    axes.legend(frameon=False, ncols=4, loc="upper center", bbox_to_anchor=(0.5, 1.28), fontsize=8)
+    return figure
+
+
+def _new(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    _clean(axes)
+    return figure, axes
+
+
+def _clean(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#999999", alpha=0.25, lw=0.8)
+    axes.set_axisbelow(True)

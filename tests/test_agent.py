@@ -1,0 +1,101 @@
+"""The one loop: agents play whole episodes, what breaks is recorded, budgets hold, randomness is paired."""
+
+from __future__ import annotations
+
+import pytest
+from toy import Flat, Toy, routed, run
+
+from r2v.agent import Noisy, Solo, best
+from r2v.policies.scripted import ScriptedPolicy
+from r2v.routers.baselines import Always, Random
+from r2v.routers.threshold import Budgeted, ThresholdRouter
+from r2v.types import Action, Candidate, Memory, Usage
+
+
+def test_solo_and_routed_play_to_the_end():
+    alone = run(Solo(ScriptedPolicy(["press red"] * 3), "teacher"))
+    assert (alone.success, alone.stop, len(alone.steps), alone.llm_call_rate) == (True, "done", 3, 1.0)
+    slm = run(routed(slm="press red"))
+    assert (slm.success, slm.llm_call_rate) == (True, 0.0)
+    helped = run(routed(router=Always()))
+    assert helped.success
+    assert all(step.choice.actor == "teacher" and step.choice.decision.rung == "teacher_step" for step in helped.steps)
+
+
+def test_the_horizon_is_a_failure():
+    episode = run(routed(), horizon=4)
+    assert (episode.success, episode.stop, len(episode.steps)) == (False, "horizon", 4)
+
+
+class Broken:
+    name = "broken"
+
+    async def propose(self, context, k, *, seed):
+        raise KeyError("no answer")
+
+    async def score(self, context, actions):
+        raise ZeroDivisionError
+
+
+class BrokenToy(Toy):
+    async def step(self, action):
+        raise OSError("gone")
+
+
+@pytest.mark.parametrize(
+    ("agent", "environment", "boundary", "kind"),
+    [
+        (Solo(Broken(), "teacher"), None, "teacher", "KeyError"),
+        (routed(verifier=Broken()), None, "verifier", "ZeroDivisionError"),
+        (routed(), BrokenToy(), "environment", "OSError"),
+    ],
+)
+def test_what_breaks_is_recorded_with_its_boundary(agent, environment, boundary, kind):
+    episode = run(agent, environment=environment)
+    assert (episode.success, episode.stop) == (None, "error")
+    assert (episode.failure.boundary, episode.failure.kind) == (boundary, kind)
+
+
+def test_a_budget_is_never_exceeded():
+    router = Budgeted(ThresholdRouter("all", lambda features: 1.0, 0.0))
+    episode = run(routed(router=router), memory=Memory(calls_left=2), horizon=6)
+    assert [step.choice.actor for step in episode.steps] == ["teacher", "teacher", "slm", "slm", "slm", "slm"]
+    assert "no calls are left" in episode.steps[2].choice.decision.reason
+
+
+def test_random_asks_at_its_rate_and_logs_the_propensity():
+    asked = []
+    for z in range(200):
+        for step in run(routed(router=Random(0.3)), seed=z, horizon=5).steps:
+            decision = step.choice.decision
+            asked.append(decision.rung == "teacher_step")
+            assert decision.propensity == pytest.approx(0.3 if asked[-1] else 0.7)
+    assert 0.25 < sum(asked) / len(asked) < 0.35
+
+
+def test_step_seeds_do_not_depend_on_the_agent():
+    class Recorder(ScriptedPolicy):
+        async def propose(self, context, k, *, seed):
+            self.seeds = [*getattr(self, "seeds", []), seed]
+            return await super().propose(context, k, seed=seed)
+
+    first, second = Recorder(lambda c: "press blue"), Recorder(lambda c: "press blue")
+    for policy, router in ((first, Always()), (second, Random(0.5))):
+        agent = routed(router=router)
+        run(type(agent)(policy, agent.teacher, Flat(), router, 3), horizon=3)
+    assert first.seeds == second.seeds
+
+
+def test_noise_is_marked():
+    agent = Noisy(Solo(ScriptedPolicy(lambda c: "press red"), "teacher"), 0.5, lambda context, seed: Action("press blue"))
+    episode = run(agent, horizon=30)
+    assert {(s.choice.actor, s.choice.action.text) for s in episode.steps} == {("teacher", "press red"), ("noise", "press blue")}
+
+
+def test_the_best_candidate_wins_ties_by_likelihood_then_order():
+    def candidate(text, logp):
+        return Candidate(Action(text), logp, None, Usage())
+
+    candidates = (candidate("a", -2.0), candidate("b", -1.0), candidate("c", -1.0))
+    assert best(candidates, (0.5, 0.5, 0.5)) == 1
+    assert best(candidates, (0.9, 0.5, 0.5)) == 0

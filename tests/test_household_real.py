@@ -1,0 +1,55 @@
+"""Recorded ALFWorld games: all load, their walkthroughs win, and walks match TextWorld."""
+
+from __future__ import annotations
+
+import json
+import os
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from r2v.environments.household.env import Household
+from r2v.environments.household.games import find_games, load_game, real_tasks
+
+WALKS, STEPS = 42, 25
+
+
+@pytest.fixture(scope="module")
+def games(shared_data, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("alfworld")
+    with tarfile.open(shared_data / "alfworld" / "games_train_seen.tar.xz") as archive:
+        archive.extractall(folder, filter="data")
+    return folder
+
+
+def test_all_games_load_and_their_walkthroughs_win(games):
+    found = find_games(games)
+    assert len(found) == 340
+    for path in found:
+        env = Household(load_game(path), any_dialect=False)
+        won = False
+        for command in json.loads(path.read_text())["walkthrough"]:
+            assert command in env.admissible_commands(), f"{path}: {command}"
+            _, _, won = env.play(command)
+        assert won, path
+
+
+def test_real_games_become_tasks(games):
+    tasks = real_tasks(games)
+    assert len({task.id for task in tasks}) == 340
+    assert all(not task.id.startswith("/") and task.goal for task in tasks)
+
+
+def test_walks_match_textworld(games):
+    os.environ.setdefault("ALFWORLD_DATA", str(games))
+    pytest.importorskip("textworld.envs.pddl", reason="needs the extra r2v[alfworld]")
+    pytest.importorskip("alfworld.agents.environment.alfred_tw_env", reason="needs the extra r2v[alfworld]")
+    import textworld_reference as reference
+
+    reference.speed_up()
+    found = find_games(games)
+    chosen = found[:: len(found) // WALKS][:WALKS]
+    assert len(chosen) >= 40
+    for i, path in enumerate(chosen):
+        reference.compare_walk(path, STEPS, seed=5000 + i)

@@ -1,0 +1,99 @@
+"""Imports go down only; siblings on a level are blind to each other; torch stays where it belongs."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import r2v
+
+ROOT = Path(r2v.__file__).parent
+LEVELS = (
+    ("types", "errors", "seeds", "maths"),
+    ("protocols", "features", "labels", "tasks", "settings", "store"),
+    ("agent", "environments", "policies", "perturbations", "verifiers", "routers"),
+    ("evaluation", "learning", "checks"),
+    ("build", "report"),
+    ("stages",),
+    ("cli",),
+)
+LEVEL = {name: i for i, names in enumerate(LEVELS) for name in names}
+SAME_LEVEL = {("labels", "features"), ("features", "protocols"), ("labels", "protocols")}
+"""Allowed neighbours: protocols is only types, and labels are rows of features."""
+TORCH = ("torch", "transformers", "tokenizers", "peft")
+MAY_USE_TORCH = ("learning/", "policies/local.py", "policies/loading.py", "policies/sampling.py", "policies/slots.py")
+INSIDE_FUNCTIONS_ONLY = ("stages/", "build/parts.py")
+"""These may reach torch code, but only inside functions: importing them stays cheap."""
+
+
+def imports_of(path: Path) -> list[tuple[str, bool]]:
+    """(module, at top level) of every import in a file, also inside functions."""
+    tree = ast.parse(path.read_text())
+    top = {id(node) for node in tree.body}
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, id(node) in top) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            found.append((node.module or "", id(node) in top))
+            if node.module == "r2v":
+                found += [(f"r2v.{alias.name}", id(node) in top) for alias in node.names if alias.name in LEVEL]
+    return found
+
+
+def files() -> list[Path]:
+    return [path for path in sorted(ROOT.rglob("*.py")) if path != ROOT / "__init__.py"]
+
+
+def unit(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def test_every_module_has_a_level():
+    assert {unit(path) for path in files()} == set(LEVEL)
+
+
+def test_imports_go_down():
+    wrong = []
+    for path in files():
+        here = unit(path)
+        for module, _ in imports_of(path):
+            parts = module.split(".")
+            if parts[0] != "r2v" or len(parts) < 2 or parts[1] == here:
+                continue
+            there = parts[1]
+            same = LEVEL[there] == LEVEL[here] and (here, there) not in SAME_LEVEL
+            if LEVEL[there] > LEVEL[here] or same:
+                wrong.append(f"{path.relative_to(ROOT)} imports {module}")
+    assert not wrong
+
+
+def test_torch_stays_where_it_belongs():
+    wrong = []
+    for path in files():
+        name = str(path.relative_to(ROOT))
+        for module, top in imports_of(path):
+            if module.split(".")[0] in TORCH and not name.startswith(MAY_USE_TORCH):
+                if top or not name.startswith(INSIDE_FUNCTIONS_ONLY):
+                    wrong.append(f"{name} imports {module}")
+    assert not wrong
+
+
+def test_deciding_and_the_command_line_start_without_torch():
+    code = (
+        "import sys, r2v, r2v.features, r2v.routers.mlp, r2v.routers.baselines, r2v.verifiers.household, r2v.cli, "
+        "r2v.build.settings, r2v.stages.runner, r2v.report.page; assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_deciding_needs_numpy_alone():
+    allowed = {"numpy", "r2v"}
+    code = (
+        "import sys; before = set(sys.modules); import r2v, r2v.routers.mlp, r2v.routers.baselines; "
+        "print('\\n'.join(sorted({m.split('.')[0] for m in set(sys.modules) - before} - set(sys.stdlib_module_names))))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert {name for name in out.split() if not name.startswith("_")} <= allowed

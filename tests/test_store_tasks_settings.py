@@ -1,0 +1,111 @@
+"""Files are whole or absent and read back with their types; splits are disjoint; settings errors name the key."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from toy import played_episode
+
+from r2v.build.settings import RunSettings
+from r2v.errors import ArtifactError, SettingsError
+from r2v.seeds import derive_seed
+from r2v.settings import dump, load
+from r2v.store import decode, encode, read_episodes, sha256, whole_file, write_episodes
+from r2v.tasks import split
+from r2v.types import Task
+
+
+def test_episodes_come_back_equal(tmp_path):
+    episode = played_episode()
+    broken = replace(episode, success=None, final=None, stop="error")
+    write_episodes(tmp_path / "e.parquet", [episode, broken])
+    assert read_episodes(tmp_path / "e.parquet") == [episode, broken]
+    assert decode(encode(episode)) == episode
+
+
+def test_damaged_files_are_one_line_errors(tmp_path):
+    path = tmp_path / "e.parquet"
+    with pytest.raises(ArtifactError, match="does not exist"):
+        read_episodes(path)
+    write_episodes(path, [played_episode()])
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(ArtifactError, match="corrupt") as error:
+        read_episodes(path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_failed_write_leaves_nothing_and_keeps_the_old_file(tmp_path):
+    path = tmp_path / "x.txt"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), whole_file(path) as aside:
+        aside.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_hash_of_a_folder_sees_names_and_contents(tmp_path):
+    (tmp_path / "a").write_text("1")
+    first = sha256(tmp_path)
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert sha256(tmp_path) != first
+
+
+@given(st.integers(0, 99), st.permutations(range(60)))
+def test_splits_are_disjoint_stratified_and_independent_of_order(seed, order):
+    tasks = [Task(f"t{i}", f"f{i % 6}", "toy", "g") for i in range(60)]
+    sizes = {"policy": 30, "test": 12, "validation": 12}
+    result = split([tasks[i] for i in order], sizes, seed=seed)
+    assert result == split(tasks, sizes, seed=seed)
+    assert {name: len(members) for name, members in result.items()} == sizes
+    assert len({task.id for members in result.values() for task in members}) == sum(sizes.values())
+    for members in result.values():
+        counts = Counter(task.family for task in members)
+        assert max(counts.values()) - min(counts[f"f{i}"] for i in range(6)) <= 2
+
+
+def test_too_few_tasks_is_a_clear_error():
+    with pytest.raises(SettingsError, match="need 3 tasks but there are 1"):
+        split([Task("a", "f", "toy", "g")], {"policy": 3}, seed=0)
+
+
+def test_seeds_differ_by_every_part():
+    assert len({derive_seed(*parts) for parts in [("a", 1), ("a", 2), ("b", 1), ("a1",), (1, "a")]}) == 5
+    assert 0 <= derive_seed("x") < 2**63
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("version: 1\nclone: {stepz: 3}", "unknown key `clone.stepz`; did you mean `steps`?"),
+        ("version: 1\nclone: {steps: many}", "`clone.steps` = 'many'"),
+        ("seed: 1", "key `version` is missing"),
+        ("version: 1\nperturbations: {collect: [1], test: [1]}", "each use needs seeds of its own"),
+        ("version: 1\nperturbations: {families: [flaky, rain]}", "rain"),
+        ("version: 1\nteacher: {kind: chat, model: m}", "base_url` is missing"),
+        ("[1, 2]", "must hold keys and values"),
+        ("a: [", "not valid YAML"),
+    ],
+)
+def test_settings_errors_name_the_key(tmp_path, text, message):
+    path = tmp_path / "s.yaml"
+    path.write_text(text)
+    with pytest.raises(SettingsError) as error:
+        load(path, RunSettings)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_overrides_and_the_dump_of_effective_settings(tmp_path):
+    path = tmp_path / "s.yaml"
+    path.write_text("version: 1")
+    settings = load(path, RunSettings, ["clone.steps=7", "slm.k=3"])
+    assert (settings.clone.steps, settings.slm.k) == (7, 3)
+    path.write_text(dump(settings))
+    assert load(path, RunSettings) == settings
+    with pytest.raises(SettingsError, match=r"dotted\.key=value"):
+        load(path, RunSettings, ["clone.steps"])

@@ -1,0 +1,62 @@
+"""A toy world and honest fakes for tests: press the right button; a lamp says which."""
+
+from __future__ import annotations
+
+import asyncio
+
+from r2v.agent import Routed, Solo, run_episode
+from r2v.policies.scripted import ScriptedPolicy
+from r2v.routers.baselines import Never
+from r2v.types import Action, Context, Episode, Memory, Observation, Task
+
+TASK = Task("toy/press/1", "press", "toy", "press red.")
+
+
+class Toy:
+    """Solved by `press red` three times in a row."""
+
+    def __init__(self, goal: str = "press red.") -> None:
+        self.goal = goal
+        self.pressed = 0
+        self.done = False
+
+    async def start(self) -> Observation:
+        return Observation("a red 1, and a blue 1", False, None, None, "0", ())
+
+    async def step(self, action: Action) -> Observation:
+        if self.done:
+            raise RuntimeError("over")
+        self.pressed = self.pressed + 1 if action.text == "press red" else 0
+        self.done = self.pressed == 3
+        return Observation(f"pressed {self.pressed}", self.done, True if self.done else None, None, str(self.pressed), ())
+
+    async def close(self) -> None:
+        pass
+
+
+class Flat:
+    """A verifier that finds everything equal."""
+
+    async def score(self, context: Context, actions) -> tuple[float, ...]:
+        return (0.5,) * len(actions)
+
+
+def run(agent, *, horizon: int = 10, seed: int = 1, memory: Memory | None = None, environment=None) -> Episode:
+    return asyncio.run(
+        run_episode(
+            environment or Toy(), agent, TASK, seed=seed, perturbation="none", horizon=horizon, memory=memory or Memory()
+        )
+    )
+
+
+def routed(slm="press blue", teacher="press red", router=None, verifier=None) -> Routed:
+    return Routed(
+        ScriptedPolicy(lambda c: slm), ScriptedPolicy(lambda c: teacher), verifier or Flat(), router or Never(), 3
+    )
+
+
+def played_episode() -> Episode:
+    return run(routed(slm="press red"))
+
+
+__all__ = ["TASK", "Flat", "Solo", "Toy", "played_episode", "routed", "run"]
