@@ -216,19 +216,32 @@ class LocalPolicy:
         keep: int,
     ) -> torch.Tensor:
         """Logits [R, Q, V] of queries whose keys go to cache positions `at`; `keep` = 1: [R, 1, V], the last query's."""
-        whole = len(rows) == len(self._lengths)
+        rows_in_use = len(self._lengths)
+        if len(rows) < rows_in_use and 2 * len(rows) > rows_in_use:
+            # Reading a few idle rows in place is cheaper than copying all the busy ones.
+            spread = [np.zeros((rows_in_use, *a.shape[1:]), dtype=a.dtype) for a in (tokens_RQ, at_RQ, positions_RQ)]
+            spread[1] += self._lengths[:, None]
+            seen = np.ones((rows_in_use, *visible_RQS.shape[1:]), dtype=bool)
+            for full, part in zip((*spread, seen), (tokens_RQ, at_RQ, positions_RQ, visible_RQS), strict=True):
+                full[rows] = part
+            width = max(visible_RQS.shape[2], int(spread[1].max()) + 1)
+            seen = np.pad(seen, ((0, 0), (0, 0), (0, width - seen.shape[2])))
+            return self._forward(np.arange(rows_in_use), *spread, seen, keep)[rows]
         self._cache.aim(
-            torch.from_numpy(rows), torch.from_numpy(at_RQ), visible_RQS.shape[2], subset=not whole
+            torch.from_numpy(rows),
+            torch.from_numpy(at_RQ),
+            visible_RQS.shape[2],
+            subset=len(rows) < rows_in_use,
         )
-        mask = torch.zeros(visible_RQS.shape).masked_fill_(torch.from_numpy(~visible_RQS), float("-inf"))[:, None]
-        return self._model(
+        logits: torch.Tensor = self._model(
             input_ids=torch.from_numpy(tokens_RQ),
             position_ids=torch.from_numpy(positions_RQ),
-            attention_mask=mask,
+            attention_mask=torch.from_numpy(visible_RQS)[:, None],
             past_key_values=self._cache,
             use_cache=True,
             logits_to_keep=keep,
         ).logits
+        return logits
 
     def _grow(
         self, requests: Sequence[_Request], rows: list[int], logits_NV: torch.Tensor
@@ -267,45 +280,36 @@ class LocalPolicy:
             if not live:
                 break
             logits_NV = self._extend(live, depth)
-        return [
-            tuple(self._candidate(finished[i][k], entropies[i]) for k in range(request.k))
-            for i, request in enumerate(requests)
-        ]
+        answers = []
+        for i, request in enumerate(requests):
+            distinct = {id(branch): self._candidate(branch, entropies[i]) for branch in finished[i].values()}
+            answers.append(tuple(distinct[id(finished[i][k])] for k in range(request.k)))
+        return answers
 
     def _extend(self, live: list[_Branch], depth: int) -> torch.Tensor:
-        """Feed each branch's last token; logits [branches, V]. First branches of all rows go together, the rest apart."""
-        first: dict[int, int] = {}
-        rest: dict[int, list[int]] = {}
+        """Feed each branch's last token; logits [branches, V]."""
+        groups: dict[int, list[int]] = {}
         for b, branch in enumerate(live):
-            if branch.row in first:
-                rest.setdefault(branch.row, []).append(b)
-            else:
-                first[branch.row] = b
-        logits: list[torch.Tensor | None] = [None] * len(live)
-        for groups in ({row: [b] for row, b in first.items()}, rest):
-            if not groups:
-                continue
-            rows = np.array(sorted(groups))
-            width = max(len(members) for members in groups.values())
-            span = max(max(live[b].path) for members in groups.values() for b in members) + 1
-            span = max(span, int(self._lengths[rows].max()) + 1)
-            tokens_RQ = np.zeros((len(rows), width), dtype=np.int64)
-            at_RQ = np.zeros((len(rows), width), dtype=np.int64)
-            visible_RQS = np.repeat(np.arange(span)[None, None, :] < self._lengths[rows][:, None, None], width, axis=1)
-            for r, row in enumerate(rows):
-                for q, b in enumerate(groups[row]):
-                    tokens_RQ[r, q] = live[b].tokens[-1]
-                    at_RQ[r, q] = live[b].path[-1]
-                    visible_RQS[r, q, live[b].path] = True
-                for q in range(len(groups[row]), width):  # padding repeats the last branch
-                    tokens_RQ[r, q], at_RQ[r, q] = tokens_RQ[r, q - 1], at_RQ[r, q - 1]
-                    visible_RQS[r, q] = visible_RQS[r, q - 1]
-            positions_RQ = np.repeat(self._lengths[rows][:, None] + depth, width, axis=1)
-            out = self._forward(rows, tokens_RQ, at_RQ, positions_RQ, visible_RQS, keep=0)
-            for r, row in enumerate(rows):
-                for q, b in enumerate(groups[row]):
-                    logits[b] = out[r, q]
-        return torch.stack([row for row in logits if row is not None])
+            groups.setdefault(branch.row, []).append(b)
+        rows = np.array(sorted(groups))
+        width = max(len(members) for members in groups.values())
+        beyond = 1 + max(branch.path[-1] - int(self._lengths[branch.row]) for branch in live)
+        tokens_RQ = np.zeros((len(rows), width), dtype=np.int64)
+        # Unused queries write behind all branches, where nobody looks and the next text will land.
+        at_RQ = np.repeat(self._lengths[rows][:, None] + beyond, width, axis=1)
+        span = int(at_RQ.max()) + 1
+        visible_RQS = np.repeat((np.arange(span) < self._lengths[rows][:, None])[:, None], width, axis=1)
+        where = np.zeros((2, len(live)), dtype=np.int64)
+        for r, row in enumerate(rows):
+            for q, b in enumerate(groups[int(row)]):
+                branch = live[b]
+                tokens_RQ[r, q] = branch.tokens[-1]
+                at_RQ[r, q] = branch.path[-1]
+                visible_RQS[r, q, branch.path] = True
+                where[:, b] = r, q
+        positions_RQ = np.repeat(self._lengths[rows][:, None] + depth, width, axis=1)
+        logits = self._forward(rows, tokens_RQ, at_RQ, positions_RQ, visible_RQS, keep=0)
+        return logits[where[0], where[1]]
 
     def _candidate(self, branch: _Branch, entropy: float) -> Candidate:
         tokens = branch.tokens[:-1] if branch.tokens[-1] == self._tokenizer.eos_token_id else branch.tokens

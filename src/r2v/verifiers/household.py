@@ -78,11 +78,13 @@ class _Reading:
         if verb == "use":
             return 0.9 if match["what"] in self.visible else 0.3
         if verb == "take":
-            return 0.9 if match["thing"] in self.visible and match["place"] in self.visible else 0.1
+            return 0.9 if match["thing"] in self.visible and match["place"] in self.visible else 0.0
         place_here = match["place"] in self.visible
         return 0.9 if place_here else 0.3
 
     def _type(self, verb: str, match: re.Match[str]) -> float:
+        if verb == "take" and match["thing"] not in self.visible:
+            return 0.0
         if verb in STATION:
             wanted = verb in self.goal or {"heat": "hot", "clean": "clean", "cool": "cool"}[verb] in self.goal
             right_place = match["place"].startswith(STATION[verb])

@@ -31,7 +31,7 @@ class Belief:
     receptacles: list[str] = field(default_factory=list)
     """In the order first read; numbers below a seen one are implied and come last."""
     contents: dict[str, list[str]] = field(default_factory=dict)
-    """Receptacle -> what was last read there. A receptacle is known once it is a key."""
+    """Receptacle -> what was last read there, longest ago first. A receptacle is known once it is a key."""
     closed: set[str] = field(default_factory=set)
     location: str | None = None
     holding: str | None = None
@@ -47,8 +47,6 @@ class Belief:
     """Answers missing in a row."""
     refused: dict[str, int] = field(default_factory=dict)
     """Commands that were seen to have no effect, and how often."""
-    tour: int = 1
-    """How often the whole room was searched."""
 
     def read_room(self, text: str) -> None:
         for found in ROOM.finditer(text):
@@ -100,7 +98,9 @@ class Belief:
             place = found.group(1) or found.group(2)
             self._note_receptacles([place])
             things = _ENTITY.findall(found.group(3) or "")
+            self.contents.pop(place, None)
             self.contents[place] = things
+            self.refused = {c: n for c, n in self.refused.items() if not c.endswith(f"from {place}")}
             self.closed.discard(place)
             self.location = place
             if found.group(4) or not things:  # a list without its full stop was cut off

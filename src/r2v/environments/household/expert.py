@@ -81,6 +81,7 @@ class HouseholdExpert:
 
 
 def next_command(goal: Goal, belief: Belief) -> str:
+    """A pure function of goal and belief: what is read decides, not what was decided before."""
     doubt = belief.unsure
     if doubt and belief.missing % (PATIENCE + 1):
         if doubt.startswith(("go to", "open")):
@@ -123,30 +124,28 @@ def _use_lamp(goal: Goal, belief: Belief) -> str:
 
 
 def _search(belief: Belief) -> str:
-    """The next receptacle whose contents are unknown, in the order of the list; when all are known, all over again."""
+    """The next receptacle whose contents are unknown, in the order of the list; then what was read longest ago."""
     here = belief.location
     if here in belief.closed and here not in belief.contents:
         return f"open {here}"
     for place in belief.receptacles:
         if place not in belief.contents:
             return _at(belief, place) or _opened(belief, place) or f"examine {place}"
-    belief.contents = {place: things for place, things in belief.contents.items() if place in belief.placed.values()}
-    belief.refused.clear()
-    belief.tour += 1
-    unknown = [place for place in belief.receptacles if place not in belief.contents]
-    if not unknown:
+    done = set(belief.placed.values())
+    oldest = next((place for place in belief.contents if place not in done), None)
+    if oldest is None:
         return "look"
-    return _at(belief, unknown[0]) or f"examine {unknown[0]}"
+    return _at(belief, oldest) or f"examine {oldest}"
 
 
 def _put_away(belief: Belief) -> str:
-    """Somewhere it fits: where it came from, else wherever it is not refused."""
+    """Somewhere it fits: where it came from, else where it was refused least."""
     held = belief.holding
-    for place in ([belief.origin] if belief.origin else []) + belief.receptacles:
-        if belief.refused.get(f"move {held} to {place}", 0) < 1:
-            return _at(belief, place) or _opened(belief, place) or f"move {held} to {place}"
-    belief.refused.clear()
-    return "inventory"
+    places = ([belief.origin] if belief.origin else []) + belief.receptacles
+    if not places:
+        return "look"
+    place = min(places, key=lambda place: belief.refused.get(f"move {held} to {place}", 0))
+    return _at(belief, place) or _opened(belief, place) or f"move {held} to {place}"
 
 
 def _destination(goal: Goal, belief: Belief) -> str:
