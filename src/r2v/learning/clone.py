@@ -144,7 +144,7 @@ def _save(path: Path, model: Any, optimizer: Any, schedule: Any, step: int, loss
     state = {
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
-        "schedule": {key: value for key, value in schedule.state_dict().items() if key != "lr_lambdas"},
+        "schedule": schedule.state_dict(),
         "rng": torch.get_rng_state(),
         "step": step,
         "losses": losses,

@@ -125,7 +125,7 @@ class _Dual:
 
 
 def _network(inputs: int, settings: RouterSettings) -> nn.Sequential:
-    """Linear - batch norm - GELU - dropout, per width; one logit. 10,755 weights at 15 inputs and widths 128, 64."""
+    """Linear - batch norm - GELU - dropout, per width; one logit. 10,753 weights at 15 inputs, widths 128, 64."""
     layers: list[nn.Module] = []
     for width in settings.hidden:
         layers += [nn.Linear(inputs, width), nn.BatchNorm1d(width), nn.GELU(approximate="tanh"), nn.Dropout(settings.dropout)]

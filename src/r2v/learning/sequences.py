@@ -54,9 +54,12 @@ def batches(data: Sequences, batch_tokens: int, pad: int, *, seed: int) -> Itera
         rng = np.random.default_rng([seed, epoch])
         order = np.argsort(lengths + rng.uniform(0, 16, len(lengths)), kind="stable")
         groups: list[list[int]] = [[]]
+        width = 0
         for i in order:
-            if groups[-1] and (len(groups[-1]) + 1) * lengths[i] > batch_tokens:
+            width = max(width, lengths[i])
+            if groups[-1] and (len(groups[-1]) + 1) * width > batch_tokens:
                 groups.append([])
+                width = lengths[i]
             groups[-1].append(int(i))
         for g in rng.permutation(len(groups)):
             members, width = groups[g], max(lengths[i] for i in groups[g])

@@ -63,10 +63,12 @@ def fit_scaling(logit_N: Floats, y_N: Floats, *, with_bias: bool, weight_N: Floa
 
 def fit_isotonic(p_N: Floats, y_N: Floats) -> tuple[Floats, Floats]:
     """Knots (x, y) of the monotone step-mean fit by pool-adjacent-violators; interpolate between them."""
-    order = np.argsort(p_N, kind="stable")
+    values, index = np.unique(p_N, return_inverse=True)  # equal risks are one case
+    counts = np.bincount(index)
+    positives = np.bincount(index, weights=y_N)
     blocks: list[list[float]] = []  # [sum of y, sum of p, count]
-    for p, y in zip(p_N[order], y_N[order], strict=True):
-        blocks.append([float(y), float(p), 1.0])
+    for p, y, n in zip(values, positives, counts, strict=True):
+        blocks.append([float(y), float(p * n), float(n)])
         while len(blocks) > 1 and blocks[-2][0] / blocks[-2][2] >= blocks[-1][0] / blocks[-1][2]:
             last = blocks.pop()
             blocks[-1] = [a + b for a, b in zip(blocks[-1], last, strict=True)]

@@ -255,10 +255,10 @@ class LocalPolicy:
         entropies = entropy_N(torch.log_softmax(logits_NV, dim=-1)).tolist()
         for depth in range(self._max_new):
             logp_NV = torch.log_softmax(logits_NV, dim=-1)
-            order, cumulative = cumulative_NV(logits_NV, self._temperature, self._top_p)
+            cumulative = cumulative_NV(logits_NV, self._temperature, self._top_p)
             owner = [b for b, branch in enumerate(live) for _ in branch.members]
             uniform = [draws[branch.request][k, depth] for branch in live for k in branch.members]
-            chosen = draw_N(order[owner], cumulative[owner], torch.tensor(uniform)).tolist()
+            chosen = draw_N(cumulative[owner], torch.tensor(uniform, dtype=torch.float64)).tolist()
             chosen_logp = logp_NV[owner, chosen].tolist()
             split: dict[tuple[int, int], _Branch] = {}
             members = ((b, k) for b, branch in enumerate(live) for k in branch.members)

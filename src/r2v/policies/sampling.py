@@ -14,19 +14,23 @@ def uniforms_KL(seed: int, k: int, length: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(key=seed)).random((k, length))
 
 
-def cumulative_NV(logits_NV: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
-    """(token ids by falling probability, cumulative probability inside the nucleus), both [N, V']."""
-    probabilities, order = torch.softmax(logits_NV / temperature, dim=-1).sort(dim=-1, descending=True, stable=True)
-    cumulative = probabilities.cumsum(dim=-1)
-    outside = cumulative - probabilities >= top_p
-    probabilities = probabilities.masked_fill(outside, 0.0)
-    return order, probabilities.cumsum(dim=-1) / probabilities.sum(dim=-1, keepdim=True)
+def cumulative_NV(logits_NV: Tensor, temperature: float, top_p: float) -> Tensor:
+    """Cumulative probability over the vocabulary, tokens outside the nucleus (`top_p`) at zero probability.
+
+    In the order of the vocabulary, not of the probabilities: float noise may swap two nearly equal probabilities, and
+    must not swap what is drawn.
+    """
+    probabilities = torch.softmax(logits_NV / temperature, dim=-1)
+    ranked = probabilities.sort(dim=-1, descending=True).values
+    inside = ranked.cumsum(dim=-1) - ranked < top_p
+    least = ranked.gather(1, inside.sum(dim=-1, keepdim=True) - 1)
+    cumulative = probabilities.masked_fill(probabilities < least, 0.0).double().cumsum(dim=-1)
+    return cumulative / cumulative[:, -1:]
 
 
-def draw_N(order_NV: Tensor, cumulative_NV: Tensor, uniforms_N: Tensor) -> Tensor:
-    """The token at each uniform, by inverse CDF."""
-    index_N1 = (cumulative_NV < uniforms_N[:, None]).sum(dim=-1, keepdim=True).clamp_max(order_NV.shape[1] - 1)
-    return order_NV.gather(1, index_N1).squeeze(1)
+def draw_N(cumulative_NV: Tensor, uniforms_N: Tensor) -> Tensor:
+    """The token at each uniform in [0, 1), by inverse CDF."""
+    return torch.searchsorted(cumulative_NV, uniforms_N[:, None], right=True).squeeze(1)
 
 
 def entropy_N(logp_NV: Tensor) -> Tensor:

@@ -1,0 +1,96 @@
+"""The mathematics against hand-computed values and properties."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from r2v.maths.calibration import brier, ece, fit_isotonic, fit_scaling, nll, reliability_bins
+from r2v.maths.risk import cvar, tau_star
+from r2v.maths.stats import auroc, mcnemar
+
+probabilities = hnp.arrays(np.float64, st.integers(4, 60), elements=st.floats(0, 1))
+
+
+def test_cvar_is_the_mean_of_the_worst_groups():
+    risks = np.array([0.1, 0.5, 0.2, 0.4, 0.3])
+    assert cvar(risks, 0.2) == pytest.approx(0.5)
+    assert cvar(risks, 0.4) == pytest.approx(0.45)
+    assert cvar(risks, 0.41) == pytest.approx(0.4)  # ceil: three groups
+    assert cvar(risks, 1.0) == pytest.approx(risks.mean())
+    with pytest.raises(ValueError, match="two"):
+        cvar(risks[:1], 0.5)
+    with pytest.raises(ValueError, match="alpha"):
+        cvar(risks, 0.0)
+
+
+@given(hnp.arrays(np.float64, st.integers(2, 30), elements=st.floats(0, 1)), st.floats(0.01, 1), st.floats(0.01, 1))
+def test_cvar_falls_as_alpha_grows_and_lies_between_mean_and_maximum(risks, a, b):
+    low, high = sorted((a, b))
+    assert cvar(risks, low) >= cvar(risks, high) - 1e-12
+    assert risks.mean() - 1e-12 <= cvar(risks, low) <= risks.max() + 1e-12
+
+
+def test_tau_star():
+    assert tau_star(1.0, 0.2, 2.0) == pytest.approx(0.4)
+    assert tau_star(5.0, 0.0, 1.0) == 1.0
+
+
+def test_scores_of_a_small_case():
+    p, y = np.array([0.1, 0.9, 0.6, 0.4]), np.array([0.0, 1.0, 0.0, 1.0])
+    assert brier(p, y) == pytest.approx((0.01 + 0.01 + 0.36 + 0.36) / 4)
+    assert nll(p, y) == pytest.approx(-np.mean(np.log([0.9, 0.9, 0.4, 0.4])))
+    assert ece(p, y) == pytest.approx((0.1 + 0.1 + 0.6 + 0.6) / 4)
+
+
+@given(probabilities)
+def test_ece_is_a_bounded_mean_over_all_points(p):
+    y = (np.arange(len(p)) % 2).astype(float)
+    assert 0 <= ece(p, y) <= 1
+    assert sum(count for _, _, count in reliability_bins(p, y)) == len(p)
+
+
+def test_scaling_recovers_a_known_distortion():
+    rng = np.random.default_rng(0)
+    true_logit = rng.normal(size=40_000) * 1.5
+    y = (rng.random(len(true_logit)) < 1 / (1 + np.exp(-true_logit))).astype(float)
+    slope, bias = fit_scaling(3 * true_logit + 1.2, y, with_bias=True)
+    assert slope == pytest.approx(1 / 3, abs=0.02)
+    assert bias == pytest.approx(-0.4, abs=0.05)
+    slope, bias = fit_scaling(2 * true_logit, y, with_bias=False)
+    assert (slope, bias) == (pytest.approx(0.5, abs=0.02), 0.0)
+
+
+@given(probabilities)
+def test_isotonic_is_monotone_and_keeps_the_mean(p):
+    y = (np.arange(len(p)) % 3 == 0).astype(float)
+    x, fitted = fit_isotonic(p, y)
+    assert (np.diff(fitted) > 0).all() or len(fitted) == 1
+    assert (np.diff(x) >= 0).all()
+    assert 0 <= fitted.min() <= fitted.max() <= 1
+
+
+def test_auroc_counts_ties_half():
+    y = np.array([1.0, 0.0, 1.0, 0.0])
+    assert auroc(np.array([0.9, 0.1, 0.8, 0.2]), y) == 1.0
+    assert auroc(np.array([0.5, 0.5, 0.5, 0.5]), y) == 0.5
+    assert auroc(np.array([0.5, 0.5, 0.9, 0.1]), y) == pytest.approx(0.875)
+    with pytest.raises(ValueError, match="both classes"):
+        auroc(np.ones(3), np.ones(3))
+
+
+@given(hnp.arrays(np.float64, 40, elements=st.sampled_from([0.0, 0.25, 0.5, 1.0])))
+def test_auroc_equals_the_pairwise_definition(score):
+    y = (np.arange(40) % 4 == 0).astype(float)
+    a, b = score[y == 1][:, None], score[y == 0][None]
+    assert auroc(score, y) == pytest.approx(((a > b) + 0.5 * (a == b)).mean())
+
+
+def test_mcnemar_is_the_sign_test_on_disagreements():
+    a = np.array([True] * 6 + [False] * 4)
+    b = np.array([True] + [False] * 5 + [False] * 4)
+    assert mcnemar(a, b) == pytest.approx(2 / 2**5)
+    assert mcnemar(a, a) == 1.0

@@ -1,0 +1,316 @@
+"""The SLM: tokenizer, cached sampling against plain re-encoding, losses, cloning that resumes to the bit, packing."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from r2v.agent import Noisy, Solo
+from r2v.environments.household.env import Household
+from r2v.environments.household.expert import HouseholdExpert
+from r2v.environments.household.noise import random_action
+from r2v.environments.household.scenes import generate
+from r2v.errors import ArtifactError, StageError
+from r2v.evaluation.closed_loop import cases, play
+from r2v.learning.clone import clone
+from r2v.learning.losses import bc_loss, dpo_loss, jsd_loss
+from r2v.learning.models import new_model, save_model
+from r2v.learning.packing import branch_logp, forward, pack
+from r2v.learning.pairs import PreferencePair, read_pairs, write_pairs
+from r2v.learning.prefer import prefer
+from r2v.learning.sequences import batches, encode_episodes
+from r2v.learning.settings import CloneSettings, LoraSettings, ModelSettings, PreferSettings
+from r2v.learning.tokenizer import train_tokenizer
+from r2v.perturbations import family_of, make_perturbation
+from r2v.perturbations.wrap import Perturbed
+from r2v.policies.local import LocalPolicy
+from r2v.policies.loading import load_model
+from r2v.policies.sampling import cumulative_NV, draw_N, entropy_N, uniforms_KL
+from r2v.policies.transcript import Encoder, segments
+from r2v.types import Action, Context
+
+MODEL = ModelSettings(hidden_size=32, layers=2, heads=2, intermediate_size=64)
+QUICK = CloneSettings(steps=30, batch_tokens=512, warmup_steps=5, checkpoint_every=10)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def episodes(small_tasks, small_scenes):
+    def make(task, z):
+        environment = Household(generate(task.id, task.family, small_scenes).world())
+        family = family_of(task.id, z)
+        if z == 0:
+            return environment, family
+        return Perturbed(environment, make_perturbation(family, 1.0, environment.goal), seed=z, salt=task.id), family
+
+    agent = Noisy(Solo(HouseholdExpert(), "teacher"), 0.2, random_action)
+    return asyncio.run(play(agent, cases(small_tasks[:12], [0, 1, 2]), make, horizon=40))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(episodes):
+    texts = [
+        text
+        for e in episodes
+        for text, _ in segments(e.goal, [s.observation.text for s in e.steps], [s.choice.action.text for s in e.steps])
+    ]
+    return train_tokenizer(texts)
+
+
+@pytest.fixture(scope="module")
+def folder(tokenizer, tmp_path_factory):
+    """A random tiny Llama, saved and loaded as any model."""
+    out = tmp_path_factory.mktemp("slm") / "model"
+    save_model(new_model(MODEL, tokenizer, seed=1), tokenizer, out)
+    return out
+
+
+def context_of(episode, t):
+    observations = tuple(step.observation.text for step in episode.steps)
+    return Context(episode.goal, observations[: t + 1], tuple(step.choice.action for step in episode.steps)[:t], 40)
+
+
+def test_an_entity_is_one_token_and_actions_decode_exactly(episodes, tokenizer):
+    assert tokenizer.tokenize("go to cabinet 1")[0] == "go to"
+    actions = {step.choice.action.text for e in episodes for step in e.steps}
+    assert len(actions) > 50
+    for text in actions:
+        tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert tokenizer.decode(tokens) == text
+        assert len(tokens) <= 4
+    assert "nothing happens" in tokenizer.get_vocab()
+
+
+def test_a_longer_context_extends_its_prefix(episodes):
+    e = max(episodes, key=lambda e: len(e.steps))
+    texts, actions = [s.observation.text for s in e.steps], [s.choice.action.text for s in e.steps]
+    for t in range(1, len(texts)):
+        shorter = segments(e.goal, texts[:t], actions[: t - 1])
+        assert segments(e.goal, texts, actions)[: len(shorter)] == shorter
+
+
+def naive(model, tokenizer, context, k, seed, *, temperature=0.7, top_p=0.95, length=16):
+    """The same candidates by encoding everything again for every token."""
+    encoder = Encoder(tokenizer)
+    prefix = list(encoder.bos)
+    for text, is_action in segments(context.goal, context.observations, [a.text for a in context.actions]):
+        prefix += encoder(text, action=is_action)
+    uniforms = uniforms_KL(seed, k, length)
+    result = []
+    for i in range(k):
+        tokens, logp = [], 0.0
+        for depth in range(length):
+            with torch.inference_mode():
+                logits = model(input_ids=torch.tensor([prefix + tokens])).logits[:, -1]
+            token = int(draw_N(cumulative_NV(logits, temperature, top_p), torch.tensor([uniforms[i, depth]]))[0])
+            scores = torch.log_softmax(logits, -1)
+            if depth == 0:
+                entropy = float(entropy_N(scores)[0])
+            logp += float(scores[0, token])
+            tokens.append(token)
+            if token == tokenizer.eos_token_id:
+                break
+        text = tokenizer.decode([t for t in tokens if t != tokenizer.eos_token_id], skip_special_tokens=True).strip()
+        result.append((text, logp, entropy))
+    return result
+
+
+def test_cached_tree_sampling_equals_plain_re_encoding(episodes, folder):
+    """Interleaved episodes that grow, stop and start: every candidate, log-prob and entropy as without any cache."""
+    policy = LocalPolicy.load(folder)
+    model, tokenizer = load_model(folder)
+    model.eval()
+    chosen = sorted(episodes, key=lambda e: len(e.steps))[::4]
+
+    async def step(t):
+        live = [(i, e) for i, e in enumerate(chosen) if t < len(e.steps) and not (i == 2 and t == 3)]
+        answers = await asyncio.gather(*(policy.propose(context_of(e, t), 5, seed=100 * i + t) for i, e in live))
+        return list(zip(live, answers, strict=True))
+
+    compared = 0
+    for t in range(12):
+        for (i, episode), answer in asyncio.run(step(t)):
+            expected = naive(model, tokenizer, context_of(episode, t), 5, 100 * i + t)
+            for candidate, (text, logp, entropy) in zip(answer, expected, strict=True):
+                assert candidate.action.text == text
+                assert candidate.logp == pytest.approx(logp, abs=1e-4)
+                assert candidate.entropy == pytest.approx(entropy, abs=1e-5)
+                compared += 1
+    assert compared > 200
+
+
+def test_the_memory_of_answers_changes_nothing(episodes, folder):
+    plain, remembering = LocalPolicy.load(folder), LocalPolicy.load(folder, remembered=10)
+    for t in (0, 1, 1, 0, 2):
+        first, second = (asyncio.run(p.propose(context_of(episodes[0], t), 3, seed=t)) for p in (plain, remembering))
+        assert [c.action for c in first] == [c.action for c in second]
+        assert [c.logp for c in first] == pytest.approx([c.logp for c in second], abs=1e-5)
+
+
+def test_a_context_beyond_the_model_is_an_error(folder):
+    policy = LocalPolicy.load(folder)
+    long = Context("go.", ("you see a bed 1 " * 5000,), (), 40)
+    with pytest.raises(ValueError, match="exceeds"):
+        asyncio.run(policy.propose(long, 2, seed=1))
+    short = Context("go.", ("you see a bed 1",), (), 40)
+    assert len(asyncio.run(policy.propose(short, 2, seed=1))) == 2
+
+
+def test_entropy_spreads_the_rest_over_the_vocabulary():
+    uniform = torch.full((1, 100), -math.log(100))
+    assert float(entropy_N(uniform)[0]) == pytest.approx(math.log(100), rel=1e-5)
+    sure = torch.log_softmax(torch.tensor([[100.0] + [0.0] * 99]), -1)
+    assert float(entropy_N(sure)[0]) == pytest.approx(0.0, abs=1e-3)
+
+
+def test_draws_follow_the_nucleus():
+    logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]]))
+    u = torch.linspace(0, 0.9999, 20_000, dtype=torch.float64)
+    drawn = draw_N(cumulative_NV(logits, 1.0, 0.9).expand(len(u), -1).contiguous(), u)
+    share = torch.bincount(drawn, minlength=4) / len(u)
+    assert share.tolist() == pytest.approx([0.5 / 0.95, 0.3 / 0.95, 0.15 / 0.95, 0.0], abs=1e-3)
+
+
+def test_losses_of_hand_computed_cases():
+    logits = torch.log(torch.tensor([[[0.7, 0.3], [0.4, 0.6], [0.5, 0.5]]]))
+    tokens, weights = torch.tensor([[0, 1, 0]]), torch.tensor([[1.0, 1.0, 0.5]])
+    assert bc_loss(logits, tokens, weights).item() == pytest.approx(-(math.log(0.3) + 0.5 * math.log(0.4)) / 1.5, rel=1e-5)
+    one = torch.ones(1)
+    expected = -math.log(1 / (1 + math.exp(-0.1 * ((-1 + 2) - (-3 + 2)))))
+    assert dpo_loss(-1 * one, -3 * one, -2 * one, -2 * one, beta=0.1).item() == pytest.approx(expected, rel=1e-5)
+    p, q = np.array([0.8, 0.2]), np.array([0.3, 0.7])
+    m = (p + q) / 2
+    jsd = 0.5 * (p * np.log(p / m)).sum() + 0.5 * (q * np.log(q / m)).sum()
+    a, b = (2 * torch.log(torch.tensor(x))[None].float() for x in (p, q))
+    assert jsd_loss(a, b).item() == pytest.approx(jsd, rel=1e-4)
+    assert jsd_loss(a, a).item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_noise_carries_no_loss_and_observations_a_little(episodes, tokenizer):
+    noisy = next(e for e in episodes if any(s.choice.actor == "noise" for s in e.steps))
+    (weights,) = encode_episodes([noisy], tokenizer, 0.3).weights
+    actions = [(s.choice.actor, len(Encoder(tokenizer)(s.choice.action.text, action=True))) for s in noisy.steps]
+    assert (weights == 1.0).sum() == sum(n for actor, n in actions if actor == "teacher")
+    assert (weights == 0.0).sum() == 1 + sum(n for actor, n in actions if actor == "noise")
+    assert set(np.unique(weights)) == {0.0, np.float32(0.3), 1.0}
+
+
+def test_batches_keep_their_budget_and_their_order(episodes, tokenizer):
+    data = encode_episodes(episodes, tokenizer, 0.3)
+    first, again = (batches(data, 700, 0, seed=5) for _ in range(2))
+    for _ in range(20):
+        (tokens, weights), (tokens2, _) = next(first), next(again)
+        assert torch.equal(tokens, tokens2)
+        assert tokens.shape[0] == 1 or tokens.numel() <= 700
+        assert ((tokens == 0) <= (weights == 0)).all()
+
+
+class KilledError(Exception):
+    pass
+
+
+def test_a_killed_clone_ends_with_the_same_weights(episodes, tmp_path):
+    def train(name, stop_at=None):
+        (tmp_path / name).mkdir(exist_ok=True)
+
+        def progress(step, total, note=""):
+            if step == stop_at:
+                raise KilledError
+
+        return clone(
+            episodes, MODEL, QUICK, tmp_path / name / "model", checkpoints=tmp_path / name, seed=3, progress=progress
+        )
+
+    whole = train("whole")
+    with pytest.raises(KilledError):
+        train("killed", stop_at=20)
+    assert not (tmp_path / "killed" / "model").exists()
+    resumed = train("killed")
+    assert resumed == whole
+    a, b = (load_model(tmp_path / name / "model")[0].state_dict() for name in ("whole", "killed"))
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    assert whole.final_loss < 5.0
+
+
+def test_cloning_from_a_folder_with_lora(episodes, folder, tmp_path):
+    settings = ModelSettings(path=str(folder), lora=LoraSettings(r=4, alpha=8, dropout=0.0))
+    report = clone(episodes, settings, QUICK, tmp_path / "model", checkpoints=tmp_path, seed=3, progress=lambda *_: None)
+    assert report.episodes > 0
+    before, after = load_model(folder)[0].state_dict(), load_model(tmp_path / "model")[0].state_dict()
+    assert before.keys() == after.keys()
+    assert any(not torch.equal(before[key], after[key]) for key in before)
+
+
+def test_nothing_to_learn_from_is_an_error(episodes, tmp_path):
+    failed = [e for e in episodes if not e.success]
+    with pytest.raises(StageError, match="no episode"):
+        clone(failed, MODEL, QUICK, tmp_path / "m", checkpoints=tmp_path, seed=0, progress=lambda *_: None)
+
+
+def test_a_missing_model_is_one_line(tmp_path):
+    with pytest.raises(ArtifactError) as error:
+        load_model(tmp_path / "nothing")
+    assert "\n" not in str(error.value)
+
+
+def test_packed_log_probs_equal_unpacked_ones(episodes, folder):
+    model, tokenizer = load_model(folder)
+    model.eval()
+    encoder = Encoder(tokenizer)
+    long = sorted(episodes, key=lambda e: -len(e.steps))[:3]
+    pairs = [PreferencePair(0, t, "look", f"go to cabinet {t}") for t in (0, 2, 5)]
+    rows = [pack(e, pairs, encoder) for e in long]
+    with torch.inference_mode():
+        packed = branch_logp(forward(model, rows, tokenizer.pad_token_id), rows)
+        i = 0
+        for episode in long:
+            for pair in pairs:
+                for text in (pair.chosen, pair.rejected):
+                    context = context_of(episode, pair.t)
+                    prefix = list(encoder.bos)
+                    for piece, is_action in segments(context.goal, context.observations, [a.text for a in context.actions]):
+                        prefix += encoder(piece, action=is_action)
+                    action = encoder(text, action=True)
+                    logits = model(input_ids=torch.tensor([prefix + action])).logits[0]
+                    logp = torch.log_softmax(logits[len(prefix) - 1 : -1], -1)
+                    assert packed[i].item() == pytest.approx(logp[range(len(action)), action].sum().item(), abs=1e-4)
+                    i += 1
+
+
+def test_preference_training_moves_towards_the_chosen(episodes, folder, tmp_path):
+    pairs = [PreferencePair(i, 1, "look", "inventory") for i in range(8)]
+    settings = PreferSettings(epochs=4, learning_rate=3e-3)
+    report = prefer(
+        folder, episodes, episodes, pairs, episodes, settings, tmp_path / "model", seed=1, progress=lambda *_: None
+    )
+    assert report.dpo_last < report.dpo_first
+    assert report.accuracy_last == 1.0
+    assert report.pairs == report.trajectories == 8
+    assert load_model(tmp_path / "model")
+    with pytest.raises(StageError, match="no preference pair"):
+        prefer(folder, episodes, episodes, [], episodes, settings, tmp_path / "m", seed=1, progress=lambda *_: None)
+
+
+def test_pairs_come_back(tmp_path):
+    pairs = [PreferencePair(0, 1, "a", "b")]
+    write_pairs(tmp_path / "p.json", pairs)
+    assert read_pairs(tmp_path / "p.json") == pairs
+    (tmp_path / "p.json").write_text('[{"episode": 1}]')
+    with pytest.raises(ArtifactError, match="malformed pair"):
+        read_pairs(tmp_path / "p.json")
+
+
+def test_a_seed_is_an_answer(episodes, folder):
+    policy = LocalPolicy.load(folder)
+    context = context_of(episodes[0], 0)
+    first, same, other = (asyncio.run(policy.propose(context, 5, seed=s)) for s in (1, 1, 2))
+    assert [c.action for c in first] == [c.action for c in same] != [c.action for c in other]
+    assert all(isinstance(c.action, Action) for c in first)
