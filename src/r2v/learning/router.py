@@ -49,6 +49,7 @@ def fit_router(
     mean_F, std_F = _statistics(train)
     x = _standardised(train, mean_F, std_F)
     y = torch.from_numpy(train.y_N).float()
+    weight = torch.from_numpy(_weights(train, settings)).float()
     group = torch.from_numpy(np.searchsorted(groups, train.seed_N))
     x_val = _standardised(validation, mean_F, std_F)
     net = _network(x.shape[1], settings)
@@ -60,14 +61,14 @@ def fit_router(
     for epoch in range(1, settings.epochs + 1):
         net.train()
         order = torch.randperm(len(x))
-        x_epoch, y_epoch, group_epoch = x[order], y[order], group[order]
+        x_epoch, y_epoch, group_epoch, weight_epoch = x[order], y[order], group[order], weight[order]
         for at in range(0, len(x), settings.batch_size):
             piece = slice(at, at + settings.batch_size)
             if len(y_epoch[piece]) < 2:
                 continue  # batch norm needs two rows
             logit = net(x_epoch[piece])[:, 0]
             if dual is None:
-                loss = ((torch.sigmoid(logit) - y_epoch[piece]) ** 2).mean()
+                loss = (weight_epoch[piece] * (torch.sigmoid(logit) - y_epoch[piece]) ** 2).mean()
             else:
                 loss = dual.loss(torch.sigmoid(logit), y_epoch[piece], group_epoch[piece])
             optimizer.zero_grad(set_to_none=True)
@@ -78,7 +79,7 @@ def fit_router(
             if dual is not None:
                 dual.ascend()
         if dual is None:  # the joint objective is taken as it ends: its optimum is not the best NLL
-            val_nll = nll(_sigmoid(_logits(net, x_val)), validation.y_N)
+            val_nll = nll(_sigmoid(_logits(net, x_val)), validation.y_N, _weights(validation, settings))
             if val_nll < best_nll:
                 best_nll, best_epoch = val_nll, epoch
                 best_state = {key: value.clone() for key, value in net.state_dict().items()}
@@ -141,6 +142,15 @@ def _statistics(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
     mean_F[known_F], std_F[known_F] = np.nanmean(x_NF[:, known_F], axis=0), np.nanstd(x_NF[:, known_F], axis=0)
     # Rounded to what the file holds, so that training and inference see the same inputs.
     return mean_F.astype(np.float32).astype(np.float64), np.where(std_F < 1e-9, 1.0, std_F).astype(np.float32).astype(np.float64)
+
+
+def _weights(rows: Rows, settings: RouterSettings) -> np.ndarray:
+    """Weight of each row, 1 on average."""
+    if settings.weighting == "step":
+        return np.ones(len(rows))
+    _, index, lengths = np.unique(rows.episode_N, return_inverse=True, return_counts=True)
+    weight_N = 1 / lengths[index]
+    return np.asarray(weight_N / weight_N.mean())
 
 
 def _standardised(rows: Rows, mean_F: np.ndarray, std_F: np.ndarray) -> Tensor:

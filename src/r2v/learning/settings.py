@@ -47,7 +47,7 @@ class CloneSettings(Settings):
 
 class PreferSettings(Settings):
     epochs: PositiveInt = 1
-    learning_rate: PositiveFloat = 3e-4
+    learning_rate: PositiveFloat = 1e-4
     beta: PositiveFloat = 0.1
     lambda_dpo: NonNegativeFloat = 1.0
     lambda_cons: NonNegativeFloat = 0.2
@@ -59,14 +59,16 @@ class PreferSettings(Settings):
 
 
 class RouterSettings(Settings):
-    features: Literal["paper", "extended"] = "paper"
-    """The paper's 15, or those and the text features of `r2v.features`."""
+    features: Literal["paper", "extended"] = "extended"
+    """Of router r2v: the paper's 15, or those and the text signals of `r2v.features`. r2v_paper always has the 15."""
+    weighting: Literal["step", "episode"] = "episode"
+    """Each step counts the same, or each episode: failed episodes are long, and their many late steps would decide alone."""
     hidden: tuple[PositiveInt, ...] = (128, 64)
     dropout: Fraction = 0.2
     epochs: PositiveInt = 50
     batch_size: PositiveInt = 4096
-    learning_rate: PositiveFloat = 4e-3
-    weight_decay: NonNegativeFloat = 1e-4
+    learning_rate: PositiveFloat = 1e-3
+    weight_decay: NonNegativeFloat = 1e-2
     calibration: Literal["temperature", "platt", "isotonic"] = "temperature"
     cost_ratio: PositiveFloat = 5.0
     """c_LLM / c_SLM in the paper's objective."""

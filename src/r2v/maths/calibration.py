@@ -13,10 +13,10 @@ def brier(p_N: Floats, y_N: Floats) -> float:
     return float(np.mean((p_N - y_N) ** 2))
 
 
-def nll(p_N: Floats, y_N: Floats) -> float:
-    """Mean negative log-likelihood in nats; p is clipped to [1e-7, 1 - 1e-7]."""
+def nll(p_N: Floats, y_N: Floats, weight_N: Floats | None = None) -> float:
+    """(Weighted) mean negative log-likelihood in nats; p is clipped to [1e-7, 1 - 1e-7]."""
     p_N = np.clip(p_N, 1e-7, 1 - 1e-7)
-    return float(-np.mean(y_N * np.log(p_N) + (1 - y_N) * np.log(1 - p_N)))
+    return float(-np.average(y_N * np.log(p_N) + (1 - y_N) * np.log(1 - p_N), weights=weight_N))
 
 
 def reliability_bins(p_N: Floats, y_N: Floats, bins: int = BINS) -> list[tuple[float, float, int]]:
@@ -34,23 +34,22 @@ def ece(p_N: Floats, y_N: Floats, bins: int = BINS) -> float:
     return sum(count * abs(p - share) for p, share, count in reliability_bins(p_N, y_N, bins)) / len(p_N)
 
 
-def fit_scaling(logit_N: Floats, y_N: Floats, *, with_bias: bool, weight_N: Floats | None = None) -> tuple[float, float]:
+def fit_scaling(logit_N: Floats, y_N: Floats, *, with_bias: bool) -> tuple[float, float]:
     """(slope, bias) minimising the NLL of sigmoid(slope x logit + bias): temperature scaling, or Platt's with a bias.
 
     Newton's method with step halving; the NLL is convex. The slope stays positive, so the order of risks is kept.
     """
-    weight_N = np.ones_like(y_N) if weight_N is None else weight_N
     design = np.stack([logit_N, np.ones_like(logit_N)], axis=1) if with_bias else logit_N[:, None]
     theta = np.array([1.0, 0.0])[: design.shape[1]]
 
     def loss(theta: Floats) -> float:
         z = design @ theta
-        return float(np.average(np.logaddexp(0, z) - y_N * z, weights=weight_N))
+        return float(np.mean(np.logaddexp(0, z) - y_N * z))
 
     for _ in range(100):
         p_N = 1 / (1 + np.exp(-np.clip(design @ theta, -40, 40)))
-        gradient = design.T @ (weight_N * (p_N - y_N)) / weight_N.sum()
-        hessian = (design * (weight_N * p_N * (1 - p_N))[:, None]).T @ design / weight_N.sum()
+        gradient = design.T @ (p_N - y_N) / len(y_N)
+        hessian = (design * (p_N * (1 - p_N))[:, None]).T @ design / len(y_N)
         step = np.linalg.solve(hessian + 1e-9 * np.eye(len(theta)), gradient)
         size = 1.0
         while size > 1e-6 and (loss(theta - size * step) > loss(theta) or (theta - size * step)[0] <= 0):

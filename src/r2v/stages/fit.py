@@ -51,11 +51,11 @@ def _fit_routers(bench: Bench, rollouts: Sequence[Episode], validation: Sequence
 
     settings = bench.settings
     torch.set_num_threads(settings.threads)
-    names = feature_names(settings.router)
     scored = [episode for episode in rollouts if episode.success is not None]
-    train, held = failure_rows(scored, names), failure_rows(validation, names)
     quality = {}
     for name, objective in FITTED:
+        names = feature_names(settings.router) if name == "r2v" else PAPER
+        train, held = failure_rows(scored, names), failure_rows(validation, names)
         facts = {"rollout episodes": len(scored), "seed": settings.seed, "slm": chosen_slm(bench).parent.name}
         router = fit_router(
             train, held, names, settings.router, objective, seed=settings.seed, progress=bench.report, facts=facts
@@ -73,7 +73,7 @@ def feature_names(settings: RouterSettings) -> tuple[str, ...]:
 def _grid(name: str, episodes: Sequence[Episode], shares: Sequence[float], fitted: Path) -> list[float]:
     """Knob positions from the strictest on: the score's quantiles on SLM-only validation steps (for random, the rates)."""
     if name == "random":
-        return sorted(shares, reverse=False)
+        return sorted(shares)
     score = make_score(name, fitted)
     scores = [score(step.choice.features) for e in episodes for step in e.steps if step.choice.features is not None]
     quantiles = np.quantile(scores, [1 - share for share in shares], method="higher")

@@ -1,0 +1,247 @@
+"""The whole pipeline, small but real: it runs, resumes, skips, repeats itself, and fails in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from r2v.stages import STAGES
+from r2v.stages.runner import folder_of
+
+SETTINGS = """\
+version: 1
+environment: {house: small, receptacles: [4, 5], objects: [4, 6], horizon: 16, families: [pick_and_place_simple]}
+tasks: {policy: 60, router: 16, validation: 8, test: 8}
+perturbations: {strength: 0.3}
+clone: {steps: 160, batch_tokens: 1024, checkpoint_every: 20}
+propose: {tasks: 6}
+router: {epochs: 5}
+evaluate: {asked_shares: [0.05, 0.3], resamples: 200}
+"""
+
+
+def r2v(*arguments: str, check: int | None = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", "from r2v.cli import app; app()", *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    if check is not None:
+        assert done.returncode == check, done.stdout + done.stderr
+    return done
+
+
+def results_of(folder: Path) -> dict:
+    results = json.loads((folder / "8-evaluate" / "results.json").read_text())
+    del results["provenance"]["times"]
+    return results
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("settings") / "tiny.yaml"
+    path.write_text(SETTINGS)
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(settings, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "one"
+    done = r2v("run", str(settings), "--out", str(out))
+    assert "report.html" in done.stdout
+    return out
+
+
+def test_every_stage_left_its_files_and_nothing_else(finished):
+    for stage in STAGES:
+        folder = finished / folder_of(stage.name)
+        manifest = json.loads((folder / "manifest.json").read_text())
+        assert manifest["outputs"]
+        assert not (folder / "partial").exists()
+    assert not [path for path in finished.rglob("*") if path.name.startswith(".") and path.name != ".lock"]
+    assert (finished / "7-fit" / "r2v" / "router.json").exists()
+
+
+def test_the_results_have_their_documented_shape(finished):
+    results = results_of(finished)
+    assert (results["protocol"], results["tasks"], results["perturbation_seeds"]) == ("closed_loop", 8, [41, 42, 43, 44])
+    assert list(results["routers"]) == [
+        "slm_only", "llm_only", "random", "entropy", "heuristic", "verifier", "r2v", "r2v_paper"
+    ]  # fmt: skip
+    for name, router in results["routers"].items():
+        low, high = router["ci95"]
+        assert 0 <= low <= router["success_rate"] <= high <= 1
+        assert 0 <= router["llm_call_rate"] <= 1
+        assert router["worst_seed_success"] <= router["success_rate"]
+        assert router["broken"] == 0
+        if name not in ("slm_only", "llm_only"):
+            assert router["curve"][0][0] == 0.0
+            assert router["curve"][-1][0] == 1.0
+            assert 0 <= router["area"] <= 1
+    assert results["routers"]["slm_only"]["llm_call_rate"] == 0.0
+    assert results["routers"]["llm_only"]["llm_call_rate"] == 1.0
+    assert set(results["differences"]) == {"random", "entropy", "heuristic", "verifier", "r2v_paper"}
+    assert results["replay"]["routers"]["oracle"]["success_rate"] == 1.0
+
+
+def test_splits_and_seeds_are_disjoint(finished):
+    splits = json.loads((finished / "1-collect" / "tasks.json").read_text())
+    ids = [task["id"] for tasks in splits.values() for task in tasks]
+    assert len(ids) == len(set(ids)) == 92
+    from r2v.store import read_episodes
+
+    seeds = {
+        stage: {e.seed for e in read_episodes(finished / folder_of(stage) / f"{file}.parquet")}
+        for stage, file in (("perturb", "episodes"), ("rollout", "router"), ("evaluate", "episodes"))
+    }
+    assert not seeds["perturb"] & seeds["rollout"] and not seeds["rollout"] & seeds["evaluate"]
+    for episode in read_episodes(finished / "6-rollout" / "router.parquet"):
+        assert all(step.seed == episode.seed != 0 and step.choice.actor == "slm" for step in episode.steps)
+
+
+def test_a_second_run_does_nothing(finished, settings):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("manifest.json")}
+    assert r2v("run", str(settings), "--out", str(finished)).stdout.count("up to date") == len(STAGES)
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("manifest.json")} == before
+
+
+def test_a_run_killed_again_and_again_ends_with_the_same_numbers(finished, settings, tmp_path):
+    """kill -9 in the middle of cloning, of fitting and of evaluating."""
+    out = tmp_path / "killed"
+    command = [sys.executable, "-c", "from r2v.cli import app; app()", "run", str(settings), "--out", str(out)]
+    for wanted in ("3-clone/partial/clone.pt", "7-fit/partial/validation-entropy-0-0.json", "8-evaluate/partial/curves-random-0-0.json"):
+        process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        deadline = time.monotonic() + 240
+        while not (out / wanted).exists():
+            assert process.poll() is None, f"finished before {wanted} appeared"
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    r2v("run", str(settings), "--out", str(out))
+    assert results_of(out) == results_of(finished)
+
+
+def test_changing_a_setting_runs_only_what_depends_on_it(finished, settings, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    done = r2v("run", str(settings), "--out", str(copy), "--set", "evaluate.resamples=300", "--until", "rollout")
+    # prefer reads `evaluate` for its interval; the model it trains is the same, so only it runs again.
+    assert done.stdout.count("up to date") == 5
+    assert "5-prefer" in done.stdout
+
+
+def test_fresh_tasks_are_new_and_have_the_same_shape(finished, tmp_path):
+    out = tmp_path / "fresh"
+    r2v("evaluate", str(finished), "--fresh-tasks", "4", "--seed", "7", "--out", str(out))
+    fresh = json.loads((out / "results.json").read_text())
+    assert fresh.keys() == results_of(finished).keys()
+    assert fresh["tasks"] == 4
+    assert min(fresh["perturbation_seeds"]) >= 1_000_000
+    assert (out / "report.html").exists()
+
+
+def test_explain_prints_the_decisions(finished):
+    listing = r2v("explain", str(finished)).stdout
+    assert "32 episodes of r2v" in listing
+    results = json.loads((finished / "1-collect" / "tasks.json").read_text())
+    task = results["test"][0]["id"].rsplit("/", 1)[1]
+    shown = r2v("explain", str(finished), f"{task}@41").stdout
+    assert "goal " in shown and "r2v " in shown and "score" in shown
+    assert "no episode" in r2v("explain", str(finished), "nonsense", check=1).stderr
+
+
+def test_damage_is_one_line_and_a_failure(finished, settings, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    episodes = copy / "1-collect" / "episodes.parquet"
+    episodes.write_bytes(episodes.read_bytes()[:-5])
+    done = r2v("run", str(settings), "--out", str(copy), check=1)
+    assert done.stderr.count("\n") == 1
+    assert "damaged" in done.stderr and "1-collect" in done.stderr
+    (copy / "7-fit" / "r2v" / "router.json").unlink()
+    assert "missing" in r2v("evaluate", str(copy), "--fresh-tasks", "4", "--out", str(tmp_path / "x"), check=1).stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("version: 1\nclone: {stepz: 1}", "did you mean `steps`?"),
+        ("version: 1\nenvironment: {data: /nowhere}", "ALFWORLD_DATA"),
+        ("version: 1\nteacher: {kind: chat, base_url: x, model: m, api_key_env: R2V_NO_SUCH_KEY}", "R2V_NO_SUCH_KEY"),
+    ],
+)
+def test_bad_settings_are_one_line(tmp_path, text, message):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    done = r2v("run", str(path), "--out", str(tmp_path / "out"), check=1)
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+
+
+def test_missing_files_are_one_line(tmp_path):
+    assert "does not exist" in r2v("run", str(tmp_path / "no.yaml"), "--out", str(tmp_path / "o"), check=1).stderr
+    assert "is not a run" in r2v("evaluate", str(tmp_path), "--fresh-tasks", "4", "--out", str(tmp_path / "o"), check=1).stderr
+    assert "does not exist" in r2v("explain", str(tmp_path), check=1).stderr
+
+
+def test_a_full_disk_is_one_line(settings):
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("no /dev/full on this system")
+    code = (
+        "import r2v.store, pathlib, builtins, r2v.cli as c, sys\n"
+        "class Full(type(pathlib.Path())):\n"
+        "    def write_text(self, *a, **k):\n"
+        "        with open('/dev/full', 'w') as f: f.write('x' * 100_000)\n"
+        "r2v.store.Path = Full\n"
+        "original = r2v.store.whole_file\n"
+        "from contextlib import contextmanager\n"
+        "@contextmanager\n"
+        "def whole(path):\n"
+        "    with original(path) as aside: yield Full(aside)\n"
+        "r2v.store.whole_file = whole\n"
+        "sys.argv = ['r2v', 'run', sys.argv[1], '--out', sys.argv[2]]\n"
+        "c.app()\n"
+    )
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as out:
+        done = subprocess.run([sys.executable, "-c", code, str(settings), out], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "the disk is full" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_two_runs_in_one_folder_do_not_meet(settings, tmp_path):
+    from r2v.errors import StageError
+    from r2v.stages.runner import locked
+
+    with locked(tmp_path), pytest.raises(StageError, match="another r2v process"), locked(tmp_path):
+        pass
+
+
+def test_the_order_of_stages_cannot_lie():
+    seen: set[str] = set()
+    for stage in STAGES:
+        assert set(stage.reads) <= seen, f"{stage.name} reads what no earlier stage writes"
+        seen.add(stage.name)
+    shown = r2v("stages").stdout
+    assert [line.split()[0] for line in shown.splitlines()] == [folder_of(stage.name) for stage in STAGES]
+
+
+def test_help_names_every_command():
+    text = r2v("--help").stdout
+    assert all(command in text for command in ("run", "evaluate", "explain", "stages"))

@@ -1,0 +1,134 @@
+"""The report: self-contained, true to its numbers, safe with hostile text, and alive in a real browser."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+from toy import run, routed
+
+from r2v.report.explain import explanation, listing
+from r2v.report.page import headline, write_report
+from r2v.report.tables import summary
+from r2v.routers.baselines import Always, Never, Random
+from r2v.routers.threshold import ThresholdRouter
+from r2v.types import Change
+
+HOSTILE = "</script><img src=x onerror=alert(1)> & 'quotes'"
+
+
+def router(success, rate, curve=True, **more):
+    return {
+        "success_rate": success, "ci95": [success - 0.03, min(1.0, success + 0.02)], "llm_call_rate": rate,
+        "calls_per_episode": 12 * rate, "steps_per_episode": 12.5, "cost_per_episode": 12 + 600 * rate,
+        "worst_seed_success": success - 0.02, "cvar_failure": 1.02 - success,
+        "by_family": {"flaky": success, "partial": success - 0.1}, "by_seed": {"41": success, "42": success - 0.02},
+        "asked_by_position": [rate] * 8 + [None, None], "broken": 0, "threshold": 0.4 if curve else None,
+        "curve": [[0.0, 0.7], [rate, success], [1.0, 0.98]] if curve else [], "area": 0.9 if curve else None,
+        "interventions": {"helped": 5, "nothing": 3, "hurt": 1}, "mcnemar_p": 0.03, **more,
+    }  # fmt: skip
+
+
+def results(**changes):
+    routers = {
+        "slm_only": router(0.7, 0.0, curve=False),
+        "llm_only": router(0.98, 1.0, curve=False),
+        "random": router(0.9, 0.4),
+        "r2v": router(0.951, 0.123, mcnemar_p=None),
+    }
+    return {
+        "protocol": "closed_loop",
+        "tasks": 20,
+        "perturbation_seeds": [41, 42],
+        "routers": routers,
+        "differences": {"random": {"area": 0.02, "ci95": [0.01, 0.03]}},
+        "calibration": {"ece": 0.031, "brier": 0.12, "auroc": 0.87, "steps": 900, "bins": [[0.1, 0.12, 500], [0.8, 0.75, 400]]},
+        "replay": {"protocol": "replay", "tasks": 20, "perturbation_seeds": [41, 42], "routers": {"oracle": router(1.0, 0.3, curve=False)}},
+        "preference": {"kept": "clone", "clone": 0.71, "prefer": 0.70, "difference_ci95": [-0.05, 0.03], "tasks": 10},
+        "selection": {"rule": "fewest calls", "target": 0.95, "teacher_success": 0.98, "slm_success": 0.7, "tasks": 10},
+        "provenance": {"r2v": "0.1.0", "split": "test", "times": {"clone": 3.0}},
+        **changes,
+    }  # fmt: skip
+
+
+def episodes():
+    played = []
+    for name, chooser in (("slm_only", Never()), ("r2v", ThresholdRouter("r2v", lambda f: 0.7, 0.5)), ("random", Random(0.5))):
+        for z in (41, 42):
+            episode = replace(run(routed(router=chooser), seed=z, horizon=4), agent=name)
+            first = episode.steps[0]
+            seen = replace(first.observation, text=HOSTILE, changes=(Change("inject", "direct", f"added: {HOSTILE}"),))
+            played.append(replace(episode, steps=(replace(first, observation=seen), *episode.steps[1:])))
+    return played
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    return write_report(results(), episodes(), tmp_path_factory.mktemp("report"), title="a & b")
+
+
+def test_the_page_is_self_contained(page):
+    text = page.read_text()
+    assert not re.search(r"(?:src|href)\s*=\s*[\"']?(?:https?:)?//", text)
+    assert not re.search(r"@import|url\((?!#)", text)
+    assert len(text) < 5_000_000
+    assert {path.suffix for path in (page.parent / "figures").iterdir()} == {".png", ".svg"}
+
+
+def test_the_numbers_are_those_of_the_results(page):
+    text = page.read_text()
+    for number in ("95.1 %", "12.3 %", "0.031", "0.870", "+0.020", "5 / 3 / 1", "71.0 %", "the cloned SLM"):
+        assert number in text, number
+    assert "optimistic" in text.lower()
+
+
+def test_hostile_text_cannot_leave_its_place(page):
+    text = page.read_text()
+    assert HOSTILE not in text
+    data = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)
+    assert json.loads(data.group(1))[0]["steps"][0]["seen"] == HOSTILE
+
+
+def test_the_headline_is_honest_either_way():
+    assert "lies above random" in headline(results())
+    worse = results(differences={"random": {"area": -0.01, "ci95": [-0.03, 0.01]}})
+    assert "does not lie clearly above random" in headline(worse)
+    assert "97.0 % of the teacher's success with 12.3 % of the teacher's calls" in headline(results())
+
+
+def test_a_browser_shows_the_episodes(page):
+    browser = next((b for b in ("chromium", "chromium-browser", "google-chrome") if shutil.which(b)), None)
+    if browser is None:
+        pytest.skip("no chromium on this machine")
+    dom = subprocess.run(
+        [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+         "--disable-background-networking", "--disable-component-update", "--disable-sync",
+         f"--user-data-dir={page.parent / 'profile'}", "--virtual-time-budget=4000", "--dump-dom",
+         f"file://{page}#r2v%2Ftoy%2Fpress%2F1%4042"],
+        capture_output=True, text=True, timeout=120,
+    ).stdout  # fmt: skip
+    assert dom.count('class="step teacher"') == 3
+    assert "r2v 0.700 &gt;= 0.500" in dom
+    assert "disturbed: direct (inject)" in dom
+    assert "<img" not in dom
+
+
+def test_the_terminal_tables_and_explanations():
+    console = Console(width=160, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(summary(results()))
+    console.print(listing(episodes()[:2]))
+    console.print(explanation(episodes()[2]))
+    console.file.close()
+    text = console.export_text()
+    for part in ("95.1%", "r2v 0.700 >= 0.500", "disturbed: direct (inject)", "(teacher)", "> press red", "4 x press blue"[4:]):
+        assert part in text, part
+
+
+def test_an_always_asking_router_without_curve_is_shown(tmp_path):
+    bare = results(routers={"slm_only": router(0.7, 0.0, False), "llm_only": router(0.98, 1.0, False)}, differences={})
+    assert write_report(bare, [replace(run(routed(router=Always())), agent="llm_only")], tmp_path, title="x").exists()
