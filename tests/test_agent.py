@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from toy import Flat, Toy, routed, run
 
 from r2v.agent import Noisy, Solo, best
 from r2v.policies.scripted import ScriptedPolicy
 from r2v.routers.baselines import Always, Random
 from r2v.routers.threshold import Budgeted, ThresholdRouter
 from r2v.types import Action, Candidate, Memory, Usage
+from toy import Flat, Toy, routed, run
 
 
 def test_solo_and_routed_play_to_the_end():
@@ -89,7 +89,10 @@ def test_step_seeds_do_not_depend_on_the_agent():
 def test_noise_is_marked():
     agent = Noisy(Solo(ScriptedPolicy(lambda c: "press red"), "teacher"), 0.5, lambda context, seed: Action("press blue"))
     episode = run(agent, horizon=30)
-    assert {(s.choice.actor, s.choice.action.text) for s in episode.steps} == {("teacher", "press red"), ("noise", "press blue")}
+    assert {(s.choice.actor, s.choice.action.text) for s in episode.steps} == {
+        ("teacher", "press red"),
+        ("noise", "press blue"),
+    }
 
 
 def test_the_best_candidate_wins_ties_by_likelihood_then_order():

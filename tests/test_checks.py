@@ -6,7 +6,6 @@ import asyncio
 from dataclasses import replace
 
 import pytest
-from toy import Flat, Toy
 
 from r2v.checks import (
     CheckFailed,
@@ -26,6 +25,7 @@ from r2v.routers.baselines import Always, Never, Random, entropy, heuristic, ver
 from r2v.routers.threshold import ThresholdRouter
 from r2v.types import Action, Candidate, Context, Features, Usage
 from r2v.verifiers.household import HouseholdVerifier
+from toy import Flat, Toy
 
 ROOM = "You are in the middle of a room. Looking quickly around you, you see a drawer 2, a drawer 1, and a shelf 1."
 SHELF = "You arrive at shelf 1. On the shelf 1, you see a book 1, a pen 2, and a pen 1."
@@ -51,8 +51,15 @@ def test_our_own_implementations_conform(small_tasks, small_scenes):
     asyncio.run(check_policy(HouseholdExpert(), CONTEXT))
     asyncio.run(check_verifier(HouseholdVerifier(), CONTEXT, COMMANDS))
     for family in FAMILIES:
-        check_perturbation(lambda s, family=family: make_perturbation(family, s, CONTEXT.goal), [ROOM, SHELF, "Nothing happens."])
-    for router in (Never(), Always(), Random(0.5), *(ThresholdRouter("t", f, 0.5) for f in (entropy, heuristic, verifier))):
+        check_perturbation(
+            lambda s, family=family: make_perturbation(family, s, CONTEXT.goal), [ROOM, SHELF, "Nothing happens."]
+        )
+    for router in (
+        Never(),
+        Always(),
+        Random(0.5),
+        *(ThresholdRouter("t", f, 0.5) for f in (entropy, heuristic, verifier)),
+    ):
         check_router(router, ROWS)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from toy import run, routed
 
 from r2v.errors import StageError
 from r2v.evaluation.curves import area_B, curve, interval, resample_BT
@@ -13,6 +12,7 @@ from r2v.evaluation.outcomes import Row, gather, row
 from r2v.evaluation.replay import always, asks_of, oracle, replay
 from r2v.evaluation.results import Played, Prices, summarise
 from r2v.routers.baselines import Always, Never, Random
+from toy import routed, run
 
 TASKS, SEEDS = ("a", "b"), (1, 2)
 
@@ -53,7 +53,7 @@ def test_the_area_is_the_trapezoid_between_the_ends():
 
 
 def test_the_bootstrap_covers_the_truth():
-    """Tasks of unequal difficulty, several episodes each: 95 % intervals over tasks hold the truth about 95 % of the time."""
+    """Tasks of unequal difficulty, several episodes each: 95 % intervals over tasks hold the truth that often."""
     rng = np.random.default_rng(0)
     hits = 0
     for trial in range(300):

@@ -27,7 +27,12 @@ def candidate(text: str, logp: float | None = -1.0, entropy: float | None = 0.7)
 
 
 CONTEXT = Context("put a pen on shelf.", ("abc", "Nothing happens.", "abc"), (Action("go to shelf 1"), Action("look")), 40)
-CANDIDATES = (candidate("go to bed 1", -1.0), candidate("go to bed 1", -1.0), candidate("look", -4.0), candidate("take a 1 from b 1", -2.0))
+CANDIDATES = (
+    candidate("go to bed 1", -1.0),
+    candidate("go to bed 1", -1.0),
+    candidate("look", -4.0),
+    candidate("take a 1 from b 1", -2.0),
+)
 SCORES = (0.6, 0.6, 0.3, 0.9)
 
 
@@ -81,7 +86,8 @@ def step(**known: float) -> Features:
 
 
 @pytest.mark.parametrize(
-    ("entropy", "mean", "asks"), [(2.6, 0.9, True), (2.4, 0.9, False), (0.0, 0.39, True), (0.0, 0.41, False), (2.6, 0.1, True)]
+    ("entropy", "mean", "asks"),
+    [(2.6, 0.9, True), (2.4, 0.9, False), (0.0, 0.39, True), (0.0, 0.41, False), (2.6, 0.1, True)],
 )
 def test_the_heuristic_at_threshold_one_is_the_papers_rule(entropy, mean, asks):
     router = ThresholdRouter("heuristic", baselines.heuristic, 1.0)

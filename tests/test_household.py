@@ -24,8 +24,9 @@ FACTS = [
     ("openable", "fridge_bar_1"), ("atlocation", "agent1", "loc_bar_0"),
     ("objecttype", "apple_bar_1", "appletype"), ("pickupable", "apple_bar_1"), ("coolable", "apple_bar_1"),
     ("heatable", "apple_bar_1"), ("sliceable", "apple_bar_1"), ("inreceptacle", "apple_bar_1", "drawer_bar_2"),
-    ("objecttype", "knife_bar_1", "knifetype"), ("pickupable", "knife_bar_1"), ("inreceptacle", "knife_bar_1", "drawer_bar_1"),
-    ("cancontain", "fridgetype", "appletype"), ("cancontain", "drawertype", "appletype"), ("cancontain", "drawertype", "knifetype"),
+    ("objecttype", "knife_bar_1", "knifetype"), ("pickupable", "knife_bar_1"),
+    ("inreceptacle", "knife_bar_1", "drawer_bar_1"), ("cancontain", "fridgetype", "appletype"),
+    ("cancontain", "drawertype", "appletype"), ("cancontain", "drawertype", "knifetype"),
 ]  # fmt: skip
 COOL_APPLE = Goal("place", "apple", "drawer", "iscool")
 
@@ -72,7 +73,13 @@ def test_only_what_the_agent_put_down_can_be_sliced():
     env = kitchen()
     play(env, "go to drawer 1", "take knife 1 from drawer 2")
     assert "slice apple 1 with knife 1" not in env.admissible_commands()
-    play(env, "move knife 1 to drawer 2", "take apple 1 from drawer 1", "move apple 1 to drawer 1", "take knife 1 from drawer 2")
+    play(
+        env,
+        "move knife 1 to drawer 2",
+        "take apple 1 from drawer 1",
+        "move apple 1 to drawer 1",
+        "take knife 1 from drawer 2",
+    )
     assert play(env, "slice apple 1 with knife 1") == "You sliced the apple 1 with the knife 1."
 
 

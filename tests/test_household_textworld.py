@@ -13,8 +13,8 @@ pytest.importorskip("textworld.envs.pddl", reason="needs the extra r2v[alfworld]
 pytest.importorskip("alfworld.info", reason="needs the extra r2v[alfworld]")
 
 import alfworld.info
-import textworld_reference as reference
 
+import textworld_reference as reference
 from r2v.environments.household.games import FAMILIES
 from r2v.environments.household.scenes import SceneSettings, generate, problem_text
 

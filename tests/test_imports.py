@@ -75,9 +75,9 @@ def test_torch_stays_where_it_belongs():
     for path in files():
         name = str(path.relative_to(ROOT))
         for module, top in imports_of(path):
-            if module.split(".")[0] in TORCH and not name.startswith(MAY_USE_TORCH):
-                if top or not name.startswith(INSIDE_FUNCTIONS_ONLY):
-                    wrong.append(f"{name} imports {module}")
+            allowed = name.startswith(MAY_USE_TORCH) or (not top and name.startswith(INSIDE_FUNCTIONS_ONLY))
+            if module.split(".")[0] in TORCH and not allowed:
+                wrong.append(f"{name} imports {module}")
     assert not wrong
 
 

@@ -67,7 +67,8 @@ def test_the_first_observation_keeps_all_its_places():
 def test_only_injections_touch_the_goal():
     for family in FAMILIES:
         changed = {
-            make_perturbation(family, 5.0, GOAL).apply(GOAL, where="goal", previous="", seed=seed, t=0)[0] for seed in range(200)
+            make_perturbation(family, 5.0, GOAL).apply(GOAL, where="goal", previous="", seed=seed, t=0)[0]
+            for seed in range(200)
         }
         assert all(text.startswith(GOAL) for text in changed)
         assert (len(changed) > 1) == (family == "inject")

@@ -73,7 +73,11 @@ def test_every_stage_left_its_files_and_nothing_else(finished):
 
 def test_the_results_have_their_documented_shape(finished):
     results = results_of(finished)
-    assert (results["protocol"], results["tasks"], results["perturbation_seeds"]) == ("closed_loop", 8, [41, 42, 43, 44])
+    assert (results["protocol"], results["tasks"], results["perturbation_seeds"]) == (
+        "closed_loop",
+        8,
+        [41, 42, 43, 44],
+    )
     assert list(results["routers"]) == [
         "slm_only", "llm_only", "random", "entropy", "heuristic", "verifier", "r2v", "r2v_paper"
     ]  # fmt: skip
@@ -118,7 +122,11 @@ def test_a_run_killed_again_and_again_ends_with_the_same_numbers(finished, setti
     """kill -9 in the middle of cloning, of fitting and of evaluating."""
     out = tmp_path / "killed"
     command = [sys.executable, "-c", "from r2v.cli import app; app()", "run", str(settings), "--out", str(out)]
-    for wanted in ("3-clone/partial/clone.pt", "7-fit/partial/validation-entropy-0-0.json", "8-evaluate/partial/curves-random-0-0.json"):
+    for wanted in (
+        "3-clone/partial/clone.pt",
+        "7-fit/partial/validation-entropy-0-0.json",
+        "8-evaluate/partial/curves-random-0-0.json",
+    ):
         process = subprocess.Popen(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -193,7 +201,9 @@ def test_bad_settings_are_one_line(tmp_path, text, message):
 
 def test_missing_files_are_one_line(tmp_path):
     assert "does not exist" in r2v("run", str(tmp_path / "no.yaml"), "--out", str(tmp_path / "o"), check=1).stderr
-    assert "is not a run" in r2v("evaluate", str(tmp_path), "--fresh-tasks", "4", "--out", str(tmp_path / "o"), check=1).stderr
+    assert (
+        "is not a run" in r2v("evaluate", str(tmp_path), "--fresh-tasks", "4", "--out", str(tmp_path / "o"), check=1).stderr
+    )
     assert "does not exist" in r2v("explain", str(tmp_path), check=1).stderr
 
 

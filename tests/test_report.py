@@ -10,7 +10,6 @@ from dataclasses import replace
 
 import pytest
 from rich.console import Console
-from toy import run, routed
 
 from r2v.report.explain import explanation, listing
 from r2v.report.page import headline, write_report
@@ -18,6 +17,7 @@ from r2v.report.tables import summary
 from r2v.routers.baselines import Always, Never, Random
 from r2v.routers.threshold import ThresholdRouter
 from r2v.types import Change
+from toy import routed, run
 
 HOSTILE = "</script><img src=x onerror=alert(1)> & 'quotes'"
 
@@ -47,8 +47,13 @@ def results(**changes):
         "perturbation_seeds": [41, 42],
         "routers": routers,
         "differences": {"random": {"area": 0.02, "ci95": [0.01, 0.03]}},
-        "calibration": {"ece": 0.031, "brier": 0.12, "auroc": 0.87, "steps": 900, "bins": [[0.1, 0.12, 500], [0.8, 0.75, 400]]},
-        "replay": {"protocol": "replay", "tasks": 20, "perturbation_seeds": [41, 42], "routers": {"oracle": router(1.0, 0.3, curve=False)}},
+        "calibration": {
+            "ece": 0.031, "brier": 0.12, "auroc": 0.87, "steps": 900, "bins": [[0.1, 0.12, 500], [0.8, 0.75, 400]]
+        },
+        "replay": {
+            "protocol": "replay", "tasks": 20, "perturbation_seeds": [41, 42],
+            "routers": {"oracle": router(1.0, 0.3, curve=False)},
+        },
         "preference": {"kept": "clone", "clone": 0.71, "prefer": 0.70, "difference_ci95": [-0.05, 0.03], "tasks": 10},
         "selection": {"rule": "fewest calls", "target": 0.95, "teacher_success": 0.98, "slm_success": 0.7, "tasks": 10},
         "provenance": {"r2v": "0.1.0", "split": "test", "times": {"clone": 3.0}},
@@ -58,7 +63,11 @@ def results(**changes):
 
 def episodes():
     played = []
-    for name, chooser in (("slm_only", Never()), ("r2v", ThresholdRouter("r2v", lambda f: 0.7, 0.5)), ("random", Random(0.5))):
+    for name, chooser in (
+        ("slm_only", Never()),
+        ("r2v", ThresholdRouter("r2v", lambda f: 0.7, 0.5)),
+        ("random", Random(0.5)),
+    ):
         for z in (41, 42):
             episode = replace(run(routed(router=chooser), seed=z, horizon=4), agent=name)
             first = episode.steps[0]
@@ -125,7 +134,14 @@ def test_the_terminal_tables_and_explanations():
     console.print(explanation(episodes()[2]))
     console.file.close()
     text = console.export_text()
-    for part in ("95.1%", "r2v 0.700 >= 0.500", "disturbed: direct (inject)", "(teacher)", "> press red", "4 x press blue"[4:]):
+    for part in (
+        "95.1%",
+        "r2v 0.700 >= 0.500",
+        "disturbed: direct (inject)",
+        "(teacher)",
+        "> press red",
+        "4 x press blue"[4:],
+    ):
         assert part in text, part
 
 

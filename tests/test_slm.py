@@ -27,8 +27,8 @@ from r2v.learning.settings import CloneSettings, LoraSettings, ModelSettings, Pr
 from r2v.learning.tokenizer import train_tokenizer
 from r2v.perturbations import family_of, make_perturbation
 from r2v.perturbations.wrap import Perturbed
-from r2v.policies.local import LocalPolicy
 from r2v.policies.loading import load_model
+from r2v.policies.local import LocalPolicy
 from r2v.policies.sampling import cumulative_NV, draw_N, entropy_N, uniforms_KL
 from r2v.policies.transcript import Encoder, segments
 from r2v.types import Action, Context

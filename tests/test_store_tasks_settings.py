@@ -8,7 +8,6 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from toy import played_episode
 
 from r2v.build.settings import RunSettings
 from r2v.errors import ArtifactError, SettingsError
@@ -17,6 +16,7 @@ from r2v.settings import dump, load
 from r2v.store import decode, encode, read_episodes, sha256, whole_file, write_episodes
 from r2v.tasks import split
 from r2v.types import Task
+from toy import played_episode
 
 
 def test_episodes_come_back_equal(tmp_path):

@@ -55,7 +55,9 @@ def compare_walk(file: Path, steps: int, seed: int) -> int:
     follow = rng.random() < 0.5
     for i in range(steps):
         admissible = ours.admissible_commands()
-        assert admissible == state.admissible_commands, f"{file} step {i}: {set(admissible) ^ set(state.admissible_commands)}"
+        assert admissible == state.admissible_commands, (
+            f"{file} step {i}: {set(admissible) ^ set(state.admissible_commands)}"
+        )
         command = _next_command(rng, world, admissible, plan if follow else [], i)
         text, reward, done = ours.play(command)
         state, tw_reward, tw_done = env.step(command)

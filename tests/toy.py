@@ -44,15 +44,19 @@ class Flat:
 def run(agent, *, horizon: int = 10, seed: int = 1, memory: Memory | None = None, environment=None) -> Episode:
     return asyncio.run(
         run_episode(
-            environment or Toy(), agent, TASK, seed=seed, perturbation="none", horizon=horizon, memory=memory or Memory()
+            environment or Toy(),
+            agent,
+            TASK,
+            seed=seed,
+            perturbation="none",
+            horizon=horizon,
+            memory=memory or Memory(),
         )
     )
 
 
 def routed(slm="press blue", teacher="press red", router=None, verifier=None) -> Routed:
-    return Routed(
-        ScriptedPolicy(lambda c: slm), ScriptedPolicy(lambda c: teacher), verifier or Flat(), router or Never(), 3
-    )
+    return Routed(ScriptedPolicy(lambda c: slm), ScriptedPolicy(lambda c: teacher), verifier or Flat(), router or Never(), 3)
 
 
 def played_episode() -> Episode:

@@ -1,6 +1,6 @@
 """Conformance checks of the protocols, for your own implementations and ours. Each raises CheckFailed with one line.
 
-    asyncio.run(check_environment(lambda: MyEnvironment(task), ["look", "open door"]))
+asyncio.run(check_environment(lambda: MyEnvironment(task), ["look", "open door"]))
 """
 
 from __future__ import annotations

@@ -76,9 +76,7 @@ def featurise(context: Context, candidates: Sequence[Candidate], scores: Sequenc
         len(context.goal) / 1_000,
         *_text_signals(context, texts[max(range(k), key=lambda i: scores[i])]),
     ]
-    return Features(
-        tuple(0.0 if value is None else value for value in values), tuple(value is not None for value in values)
-    )
+    return Features(tuple(0.0 if value is None else value for value in values), tuple(value is not None for value in values))
 
 
 def _text_signals(context: Context, best: str) -> tuple[float, ...]:

@@ -21,8 +21,10 @@ Bools = NDArray[np.bool_]
 class Environment(Protocol):
     """One task, one episode. There is no reset: build a new one."""
 
-    goal: str
-    """As the agent sees it."""
+    @property
+    def goal(self) -> str:
+        """As the agent sees it."""
+        ...
 
     async def start(self) -> Observation:
         """First observation. Called once, before any step."""
@@ -46,7 +48,8 @@ class Branching(Environment, Protocol):
 class Policy(Protocol):
     """A source of actions: the SLM, the teacher, a script. Exactly k candidates; same context and seed = same candidates."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     async def propose(self, context: Context, k: int, *, seed: int) -> tuple[Candidate, ...]: ...
 
@@ -60,7 +63,8 @@ class Verifier(Protocol):
 class Perturbation(Protocol):
     """A pure function on texts; it never sees a state. Same arguments = same bytes; strength 0 = identity."""
 
-    family: str
+    @property
+    def family(self) -> str: ...
 
     def apply(
         self, text: str, *, where: Literal["goal", "observation"], previous: str, seed: int, t: int
@@ -78,7 +82,8 @@ class RiskModel(Protocol):
 class Router(Protocol):
     """Decides at one step who acts."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def decide(self, features: Features, memory: Memory, *, seed: int) -> Decision: ...
 
@@ -86,6 +91,7 @@ class Router(Protocol):
 class Agent(Protocol):
     """State in, state out: all that survives a step is in `Memory`."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     async def act(self, context: Context, memory: Memory, *, seed: int) -> tuple[Choice, Memory]: ...

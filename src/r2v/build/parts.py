@@ -21,7 +21,7 @@ from r2v.errors import SettingsError
 from r2v.perturbations import family_of, make_perturbation
 from r2v.perturbations.wrap import Perturbed
 from r2v.policies.chat import ChatPolicy, ChatSettings
-from r2v.protocols import Agent, Environment, Policy, Router, Verifier
+from r2v.protocols import Agent, Environment, Policy, Router
 from r2v.routers import baselines
 from r2v.routers.mlp import RiskMLP, load_router
 from r2v.routers.threshold import Score, ThresholdRouter
@@ -58,7 +58,9 @@ def make_tasks(settings: RunSettings, *, count: int | None = None, fresh: int | 
     """All tasks of a run; or `count` newly generated ones that no run's own tasks can equal (`fresh`: their seed)."""
     if settings.environment.data is not None:
         if fresh is not None:
-            raise SettingsError("--fresh-tasks makes new generated tasks; this run uses the recorded games of environment.data")
+            raise SettingsError(
+                "--fresh-tasks makes new generated tasks; this run uses the recorded games of environment.data"
+            )
         return real_tasks(Path(settings.environment.data), settings.environment.families)
     wanted = sum(settings.tasks.model_dump().values()) if count is None else count
     seed = settings.seed if fresh is None else derive_seed("fresh tasks", settings.seed, fresh)

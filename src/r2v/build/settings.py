@@ -1,9 +1,9 @@
 """All settings of a run: one YAML file, `version: 1`. Everything has a default but the version.
 
-    version: 1
-    environment: {kind: household, receptacles: [6, 9]}
-    perturbations: {strength: 1.5}
-    slm: {model: {hidden_size: 64}}
+version: 1
+environment: {kind: household, receptacles: [6, 9]}
+perturbations: {strength: 1.5}
+slm: {model: {hidden_size: 64}}
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from r2v.environments.household.scenes import FAMILIES as TASK_FAMILIES
+from r2v.environments.household.games import FAMILIES as TASK_FAMILIES
 from r2v.learning.settings import CloneSettings, ModelSettings, PreferSettings, RouterSettings
 from r2v.perturbations import FAMILIES as PERTURBATION_FAMILIES
 from r2v.policies.chat import ChatSettings

@@ -37,9 +37,7 @@ def summarise(
     """(`routers`, `differences`). `played` must hold slm_only and llm_only: the ends of every curve."""
     ends = (played["slm_only"].chosen, played["llm_only"].chosen)
     weights_BT = resample_BT(len(ends[0].success_T), resamples, seed)
-    areas = {
-        name: area_B([*_unique(router.points), *ends], weights_BT) for name, router in played.items() if router.points
-    }
+    areas = {name: area_B([*_unique(router.points), *ends], weights_BT) for name, router in played.items() if router.points}
     routers = {
         name: {
             **_numbers(router.chosen, seeds, prices, alpha, weights_BT),
@@ -62,9 +60,7 @@ def _unique(points: Sequence[Outcomes]) -> list[Outcomes]:
     return list({id(point): point for point in points}.values())
 
 
-def _numbers(
-    o: Outcomes, seeds: Sequence[int], prices: Prices, alpha: float, weights_BT: np.ndarray
-) -> dict[str, Any]:
+def _numbers(o: Outcomes, seeds: Sequence[int], prices: Prices, alpha: float, weights_BT: np.ndarray) -> dict[str, Any]:
     by_seed = o.success_TZ.mean(axis=0)
     cost_TZ = prices.slm * o.slm_calls_TZ + prices.teacher * o.teacher_calls_TZ
     return {

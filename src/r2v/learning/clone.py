@@ -102,7 +102,7 @@ def clone(
 def descend(loss: torch.Tensor, model: Any, optimizer: Any, schedule: Any) -> None:
     """One clipped optimiser step."""
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
     optimizer.step()
     schedule.step()

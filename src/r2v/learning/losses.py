@@ -20,7 +20,7 @@ def bc_loss(logits_BLV: Tensor, tokens_BL: Tensor, weights_BL: Tensor) -> Tensor
 
 
 def dpo_loss(chosen_N: Tensor, rejected_N: Tensor, chosen_ref_N: Tensor, rejected_ref_N: Tensor, beta: float) -> Tensor:
-    """Mean of -log sigmoid(beta [log pi/ref (a+) - log pi/ref (a-)]); inputs are summed token log-probs (Rafailov 2023, eq. 7)."""
+    """Mean of -log sigmoid(beta [log pi/ref (a+) - log pi/ref (a-)]), from summed token log-probs (Rafailov 2023, eq. 7)."""
     margin_N = (chosen_N - chosen_ref_N) - (rejected_N - rejected_ref_N)
     return -F.logsigmoid(beta * margin_N).mean()
 

@@ -1,6 +1,6 @@
 """DPO with a frozen BC reference, JSD consistency between two views, and BC kept on full expert episodes.
 
-    L = lambda_bc L_BC + lambda_dpo L_DPO + lambda_cons L_cons          (R2V paper, section 4; method, section 2)
+L = lambda_bc L_BC + lambda_dpo L_DPO + lambda_cons L_cons          (R2V paper, section 4; method, section 2)
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def _reference(model: object, group: list[int], rows: dict[int, Packed], pad: in
     packed = [rows[i] for i in group]
     logp = branch_logp(forward(model, packed, pad), packed)
     sizes = [len(row.branches) for row in packed]
-    return list(zip(group, logp.split(sizes), strict=True))
+    return list(zip(group, torch.split(logp, sizes), strict=True))
 
 
 def _consistency(

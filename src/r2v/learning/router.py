@@ -53,7 +53,9 @@ def fit_router(
     group = torch.from_numpy(np.searchsorted(groups, train.seed_N))
     x_val = _standardised(validation, mean_F, std_F)
     net = _network(x.shape[1], settings)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(
+        net.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+    )
     updates = settings.epochs * -(-len(x) // settings.batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates)
     dual = _Dual(settings) if objective == "paper" else None
@@ -72,7 +74,7 @@ def fit_router(
             else:
                 loss = dual.loss(torch.sigmoid(logit), y_epoch[piece], group_epoch[piece])
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(net.parameters(), 1.0)
             optimizer.step()
             schedule.step()
@@ -129,7 +131,12 @@ def _network(inputs: int, settings: RouterSettings) -> nn.Sequential:
     """Linear - batch norm - GELU - dropout, per width; one logit. 10,753 weights at 15 inputs, widths 128, 64."""
     layers: list[nn.Module] = []
     for width in settings.hidden:
-        layers += [nn.Linear(inputs, width), nn.BatchNorm1d(width), nn.GELU(approximate="tanh"), nn.Dropout(settings.dropout)]
+        layers += [
+            nn.Linear(inputs, width),
+            nn.BatchNorm1d(width),
+            nn.GELU(approximate="tanh"),
+            nn.Dropout(settings.dropout),
+        ]
         inputs = width
     return nn.Sequential(*layers, nn.Linear(inputs, 1))
 
@@ -141,7 +148,9 @@ def _statistics(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
     mean_F, std_F = np.zeros(x_NF.shape[1]), np.ones(x_NF.shape[1])
     mean_F[known_F], std_F[known_F] = np.nanmean(x_NF[:, known_F], axis=0), np.nanstd(x_NF[:, known_F], axis=0)
     # Rounded to what the file holds, so that training and inference see the same inputs.
-    return mean_F.astype(np.float32).astype(np.float64), np.where(std_F < 1e-9, 1.0, std_F).astype(np.float32).astype(np.float64)
+    return mean_F.astype(np.float32).astype(np.float64), np.where(std_F < 1e-9, 1.0, std_F).astype(np.float32).astype(
+        np.float64
+    )
 
 
 def _weights(rows: Rows, settings: RouterSettings) -> np.ndarray:

@@ -56,15 +56,15 @@ def batches(data: Sequences, batch_tokens: int, pad: int, *, seed: int) -> Itera
         groups: list[list[int]] = [[]]
         width = 0
         for i in order:
-            width = max(width, lengths[i])
+            width = max(width, int(lengths[i]))
             if groups[-1] and (len(groups[-1]) + 1) * width > batch_tokens:
                 groups.append([])
-                width = lengths[i]
+                width = int(lengths[i])
             groups[-1].append(int(i))
         for g in rng.permutation(len(groups)):
-            members, width = groups[g], max(lengths[i] for i in groups[g])
-            tokens_BL = np.full((len(members), width), pad, dtype=np.int64)
-            weights_BL = np.zeros((len(members), width), dtype=np.float32)
+            members, longest = groups[g], max(int(lengths[i]) for i in groups[g])
+            tokens_BL = np.full((len(members), longest), pad, dtype=np.int64)
+            weights_BL = np.zeros((len(members), longest), dtype=np.float32)
             for row, i in enumerate(members):
                 tokens_BL[row, : lengths[i]] = data.tokens[i]
                 weights_BL[row, : lengths[i]] = data.weights[i]

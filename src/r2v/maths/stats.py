@@ -27,5 +27,5 @@ def mcnemar(a_N: NDArray[np.bool_], b_N: NDArray[np.bool_]) -> float:
     n = only_a + only_b
     if n == 0:
         return 1.0
-    tail = sum(comb(n, i) for i in range(min(only_a, only_b) + 1)) / 2**n
+    tail: float = sum(comb(n, i) for i in range(min(only_a, only_b) + 1)) / 2**n
     return min(1.0, 2 * tail)

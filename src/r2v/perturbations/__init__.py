@@ -14,10 +14,10 @@ CLEAN = "none"
 
 def make_perturbation(family: str, strength: float, topic: str) -> Operators:
     """The named family; `topic` is the goal, whose words the injected texts use. Raises ValueError for unknown names."""
-    modules = {"flaky": flaky, "partial": partial, "inject": inject, "distract": distract}
-    if family not in modules:
+    makers = {"flaky": flaky.make, "partial": partial.make, "inject": inject.make, "distract": distract.make}
+    if family not in makers:
         raise ValueError(f"unknown perturbation family {family!r}; known: {', '.join(FAMILIES)}")
-    return modules[family].make(strength, topic)
+    return makers[family](strength, topic)
 
 
 def family_of(task_id: str, z: int, families: Sequence[str] = FAMILIES) -> str:

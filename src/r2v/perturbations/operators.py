@@ -17,7 +17,31 @@ from r2v.types import Change
 
 ENTITY = re.compile(r"\b[a-z]+ \d+\b")
 LIST = re.compile(r"(?<=you see )(?:an? [a-z]+ \d+(?:, and |, )?)+")
-_FUNCTION_WORDS = frozenset("a an and clean cool examine find heat hot in it look at on put some the them two under with".split())
+_FUNCTION_WORDS = frozenset(
+    [
+        "a",
+        "an",
+        "and",
+        "clean",
+        "cool",
+        "examine",
+        "find",
+        "heat",
+        "hot",
+        "in",
+        "it",
+        "look",
+        "at",
+        "on",
+        "put",
+        "some",
+        "the",
+        "them",
+        "two",
+        "under",
+        "with",
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -32,11 +56,12 @@ class Materials:
 
     def entity(self, rng: random.Random) -> str:
         """A name seen in this or the previous observation, e.g. "shelf 2"."""
-        return rng.choice(ENTITY.findall(f"{self.text} {self.previous}") or ["shelf 1"])
+        names: list[str] = ENTITY.findall(f"{self.text} {self.previous}") or ["shelf 1"]
+        return rng.choice(names)
 
     def noun(self, rng: random.Random) -> str:
         """A word of the goal, e.g. "apple"."""
-        words = [word for word in re.findall(r"[a-z]+", self.topic) if word not in _FUNCTION_WORDS]
+        words: list[str] = [word for word in re.findall(r"[a-z]+", self.topic) if word not in _FUNCTION_WORDS]
         return rng.choice(words or ["key"])
 
 
@@ -78,7 +103,9 @@ def append(sentence: str) -> Operator:
     """An operator that adds a sentence; {entity} and {noun} are filled from the materials."""
 
     def operator(text: str, rng: random.Random, materials: Materials) -> str:
-        return f"{text} {sentence.format(entity=materials.entity(rng), other=materials.entity(rng), noun=materials.noun(rng))}"
+        return (
+            f"{text} {sentence.format(entity=materials.entity(rng), other=materials.entity(rng), noun=materials.noun(rng))}"
+        )
 
     return operator
 

@@ -17,9 +17,7 @@ class Perturbed:
         self._seed = derive_seed(seed, salt)
         self._previous = ""
         self._t = 0
-        self.goal, self._goal_changes = perturbation.apply(
-            environment.goal, where="goal", previous="", seed=self._seed, t=0
-        )
+        self.goal, self._goal_changes = perturbation.apply(environment.goal, where="goal", previous="", seed=self._seed, t=0)
 
     async def start(self) -> Observation:
         return self._disturb(await self._inner.start(), self._goal_changes)

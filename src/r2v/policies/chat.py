@@ -1,6 +1,6 @@
 """`ChatPolicy`: a policy behind any OpenAI-style `/chat/completions` server (vLLM, llama.cpp, Ollama, hosted models).
 
-    teacher: {kind: chat, base_url: http://localhost:8000/v1, model: my-model, api_key_env: MY_KEY}
+teacher: {kind: chat, base_url: http://localhost:8000/v1, model: my-model, api_key_env: MY_KEY}
 """
 
 from __future__ import annotations
@@ -102,9 +102,9 @@ class ChatPolicy:
     def _usage(self, raw: dict[str, Any]) -> Usage:
         s, prompt, completion = self._settings, raw.get("prompt_tokens"), raw.get("completion_tokens")
         usd = None
-        prices = (s.usd_per_million_prompt_tokens, s.usd_per_million_completion_tokens)
-        if None not in (*prices, prompt, completion):
-            usd = (prompt * (prices[0] or 0) + completion * (prices[1] or 0)) / 1e6
+        per_prompt, per_completion = s.usd_per_million_prompt_tokens, s.usd_per_million_completion_tokens
+        if per_prompt is not None and per_completion is not None and prompt is not None and completion is not None:
+            usd = (prompt * per_prompt + completion * per_completion) / 1e6
         return Usage(1, prompt, completion, usd)
 
 

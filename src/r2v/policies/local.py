@@ -149,7 +149,9 @@ class LocalPolicy:
                 self._lengths[rows[i]] = 0
         for i, request in enumerate(requests):
             if self._lengths[rows[i]] + len(missing[i]) > self._limit:
-                raise ValueError(f"a context of {self._lengths[rows[i]] + len(missing[i])} tokens exceeds the model's {self._limit}")
+                raise ValueError(
+                    f"a context of {self._lengths[rows[i]] + len(missing[i])} tokens exceeds the model's {self._limit}"
+                )
             history = _history(request.context)
             self._forget(rows[i])
             self._history_of[rows[i]] = history
@@ -212,7 +214,12 @@ class LocalPolicy:
         return torch.stack([row for row in logits if row is not None])
 
     def _forward(
-        self, rows: np.ndarray, tokens_RQ: np.ndarray, at_RQ: np.ndarray, positions_RQ: np.ndarray, visible_RQS: np.ndarray,
+        self,
+        rows: np.ndarray,
+        tokens_RQ: np.ndarray,
+        at_RQ: np.ndarray,
+        positions_RQ: np.ndarray,
+        visible_RQS: np.ndarray,
         keep: int,
     ) -> torch.Tensor:
         """Logits [R, Q, V] of queries whose keys go to cache positions `at`; `keep` = 1: [R, 1, V], the last query's."""
@@ -226,7 +233,7 @@ class LocalPolicy:
                 full[rows] = part
             width = max(visible_RQS.shape[2], int(spread[1].max()) + 1)
             seen = np.pad(seen, ((0, 0), (0, 0), (0, width - seen.shape[2])))
-            return self._forward(np.arange(rows_in_use), *spread, seen, keep)[rows]
+            return self._forward(np.arange(rows_in_use), spread[0], spread[1], spread[2], seen, keep)[rows]
         self._cache.aim(
             torch.from_numpy(rows),
             torch.from_numpy(at_RQ),
@@ -243,9 +250,7 @@ class LocalPolicy:
         ).logits
         return logits
 
-    def _grow(
-        self, requests: Sequence[_Request], rows: list[int], logits_NV: torch.Tensor
-    ) -> list[tuple[Candidate, ...]]:
+    def _grow(self, requests: Sequence[_Request], rows: list[int], logits_NV: torch.Tensor) -> list[tuple[Candidate, ...]]:
         """Grow every request's candidates token by token; branches split where the draws differ."""
         eos = self._tokenizer.eos_token_id
         draws = [uniforms_KL(request.seed, request.k, self._max_new) for request in requests]

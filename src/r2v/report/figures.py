@@ -38,7 +38,14 @@ def frontier(results: Results) -> Figure:
             x, y = zip(*r["curve"], strict=True)
             strong = name == "r2v"
             axes.plot(
-                x, y, color=colour(name), lw=2.4 if strong else 1.4, marker="o", ms=3, label=name, zorder=5 if strong else 3
+                x,
+                y,
+                color=colour(name),
+                lw=2.4 if strong else 1.4,
+                marker="o",
+                ms=3,
+                label=name,
+                zorder=5 if strong else 3,
             )
     for name, r in results["routers"].items():
         low, high = r["ci95"]

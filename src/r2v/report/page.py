@@ -48,9 +48,10 @@ def write_report(results: dict[str, Any], episodes: Sequence[Episode], out: Path
 def headline(results: dict[str, Any]) -> str:
     """What came out, in words, whichever way it came out."""
     routers = results["routers"]
-    teacher, alone = routers["llm_only"], routers["slm_only"]
+    teacher = routers["llm_only"]
     r2v = routers.get("r2v")
-    ends = f"The small model alone solves {_percent(alone['success_rate'])} of the episodes, the teacher {_percent(teacher['success_rate'])}."
+    solved = {name: _percent(routers[name]["success_rate"]) for name in ("slm_only", "llm_only")}
+    ends = f"The small model alone solves {solved['slm_only']} of the episodes, the teacher {solved['llm_only']}."
     if r2v is None or not teacher["success_rate"]:
         return ends
     share = r2v["success_rate"] / teacher["success_rate"]

@@ -8,8 +8,20 @@ from rich.table import Table
 
 
 def summary(results: dict[str, Any]) -> Table:
-    table = Table(title=f"{results['tasks']} held-out tasks x {len(results['perturbation_seeds'])} perturbation seeds, closed loop")
-    for heading in ("router", "success", "95 % interval", "call rate", "calls/ep.", "steps/ep.", "cost/ep.", "worst seed", "area"):
+    table = Table(
+        title=f"{results['tasks']} held-out tasks x {len(results['perturbation_seeds'])} perturbation seeds, closed loop"
+    )
+    for heading in (
+        "router",
+        "success",
+        "95 % interval",
+        "call rate",
+        "calls/ep.",
+        "steps/ep.",
+        "cost/ep.",
+        "worst seed",
+        "area",
+    ):
         table.add_column(heading, justify="left" if heading == "router" else "right")
     for name, r in results["routers"].items():
         low, high = r["ci95"]

@@ -1,6 +1,6 @@
 """Reads and writes `weights.safetensors` with NumPy alone: 8 bytes of header length, a JSON header, raw numbers.
 
-    {"w0": {"dtype": "F32", "shape": [15, 128], "data_offsets": [0, 7680]}, ...}
+{"w0": {"dtype": "F32", "shape": [15, 128], "data_offsets": [0, 7680]}, ...}
 """
 
 from __future__ import annotations

@@ -45,5 +45,7 @@ def _teacher_episodes(bench: Bench, seeds: Sequence[int]) -> list[Episode]:
     return [
         episode
         for label, player, wanted in groups
-        for episode in play_episodes(bench, player, [t for t, n in zip(tasks, noisy, strict=True) if n == wanted], seeds, label)
+        for episode in play_episodes(
+            bench, player, [t for t, n in zip(tasks, noisy, strict=True) if n == wanted], seeds, label
+        )
     ]

@@ -91,7 +91,9 @@ def _play_curves(
 ) -> dict[str, list[list[Row]]]:
     """Rows of every knob position of every router with a knob."""
     players = [
-        (f"{name}-{i}", _player(bench, name, threshold)) for name in WITH_KNOB for i, threshold in enumerate(knobs[name].grid)
+        (f"{name}-{i}", _player(bench, name, threshold))
+        for name in WITH_KNOB
+        for i, threshold in enumerate(knobs[name].grid)
     ]
     rows = dict(zip([label for label, _ in players], play_rows(bench, players, tasks, seeds, "curves"), strict=True))
     return {name: [rows[f"{name}-{i}"] for i in range(len(knobs[name].grid))] for name in WITH_KNOB}
@@ -99,15 +101,14 @@ def _play_curves(
 
 def _replay(bench: Bench, knobs: dict[str, Knob], alone: Sequence[Episode], outcomes: Any) -> dict[str, Played]:
     """The paper's optimistic protocol on the SLM-only episodes."""
-    scored = [episode for episode in alone]
     result = {
-        "slm_only": Played(outcomes(replay(scored, lambda episode: ())), None, ()),
-        "llm_only": Played(outcomes(replay(scored, always)), None, ()),
-        "oracle": Played(outcomes(replay(scored, oracle)), None, ()),
+        "slm_only": Played(outcomes(replay(alone, lambda episode: ())), None, ()),
+        "llm_only": Played(outcomes(replay(alone, always)), None, ()),
+        "oracle": Played(outcomes(replay(alone, oracle)), None, ()),
     }
     for name, knob in knobs.items():
         points = {
-            threshold: outcomes(replay(scored, asks_of(make_router(name, threshold, bench.read("fit")))))
+            threshold: outcomes(replay(alone, asks_of(make_router(name, threshold, bench.read("fit")))))
             for threshold in dict.fromkeys((knob.threshold, *knob.grid))
         }
         result[name] = Played(points[knob.threshold], knob.threshold, tuple(points[t] for t in knob.grid))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
@@ -29,7 +30,7 @@ from r2v.stages.splits import read_split
 from r2v.store import read_episodes, read_json, write_json
 from r2v.types import Episode
 
-FITTED = (("r2v", "decoupled"), ("r2v_paper", "paper"))
+FITTED: tuple[tuple[str, Literal["decoupled", "paper"]], ...] = (("r2v", "decoupled"), ("r2v_paper", "paper"))
 
 
 def fit(bench: Bench) -> None:
@@ -80,7 +81,7 @@ def _grid(name: str, episodes: Sequence[Episode], shares: Sequence[float], fitte
     return [float(q) for q in dict.fromkeys(quantiles.tolist())]
 
 
-def _choose(bench: Bench, grid: dict[str, list[float]], slm_episodes: Sequence[Episode]) -> dict[str, object]:
+def _choose(bench: Bench, grid: dict[str, list[float]], slm_episodes: Sequence[Episode]) -> dict[str, Any]:
     settings = bench.settings
     tasks = read_split(bench.read("collect") / "tasks.json", "validation")
     seeds, ids, horizon = settings.perturbations.validation, [t.id for t in tasks], settings.environment.horizon

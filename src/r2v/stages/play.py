@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 
 from r2v.build.parts import Player, make_agent, make_environment
@@ -52,7 +53,15 @@ def play_episodes(
 ) -> list[Episode]:
     """Every task under every seed, spread over the workers in chunks of tasks; episodes by task, then seed."""
     jobs = [
-        (worker, Job(bench.settings, player, _cases(shard[i : i + chunk], seeds), bench.partial / f"{label}-{worker}-{i}.parquet"))
+        (
+            worker,
+            Job(
+                bench.settings,
+                player,
+                _cases(shard[i : i + chunk], seeds),
+                bench.partial / f"{label}-{worker}-{i}.parquet",
+            ),
+        )
         for worker, shard in enumerate(bench.workers.shards(tasks))
         for i in range(0, len(shard), chunk)
     ]
@@ -74,7 +83,7 @@ def play_rows(
     bench.workers.map(run_job, jobs, bench.report, label)
     rows = [[Row(**{**raw, "asked": tuple(raw["asked"])}) for raw in read_json(job.file)] for _, job in jobs]
     per_player = len(shards)
-    return [sum(rows[i : i + per_player], []) for i in range(0, len(rows), per_player)]
+    return [list(chain.from_iterable(rows[i : i + per_player])) for i in range(0, len(rows), per_player)]
 
 
 def _cases(tasks: Sequence[Task], seeds: Sequence[int]) -> tuple[tuple[Task, int], ...]:

@@ -10,5 +10,8 @@ from r2v.store import read_episodes, read_json
 def report(bench: Bench) -> None:
     evaluated = bench.read("evaluate")
     write_report(
-        read_json(evaluated / "results.json"), read_episodes(evaluated / "episodes.parquet"), bench.out, title=bench.root.name
+        read_json(evaluated / "results.json"),
+        read_episodes(evaluated / "episodes.parquet"),
+        bench.out,
+        title=bench.root.name,
     )

@@ -41,9 +41,7 @@ class Workers:
         """One interleaved share a worker; depends on the items' order only, so reruns give equal shards."""
         return [tuple(items[i :: self.count]) for i in range(self.count)]
 
-    def map(
-        self, function: Callable[[Any], R], jobs: Sequence[tuple[int, Any]], report: Report, note: str = ""
-    ) -> list[R]:
+    def map(self, function: Callable[[Any], R], jobs: Sequence[tuple[int, Any]], report: Report, note: str = "") -> list[R]:
         """Run `function(job)` for each (worker, job); results in the order of `jobs`. Progress counts jobs."""
         if not self._pools:
             context = get_context("spawn")

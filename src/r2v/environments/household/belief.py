@@ -23,7 +23,9 @@ SWITCHED = re.compile(rf"You turn on the {_NAME}\.")
 CARRYING = re.compile(rf"You are carrying: a {_NAME}\.")
 EMPTY_HANDED = "You are not carrying anything."
 
-ACTION = re.compile(rf"^(go to|open|close|examine|use) {_NAME}$|^(take|move|put|clean|heat|cool) {_NAME} (?:from|to|in/on|with) {_NAME}$")
+ACTION = re.compile(
+    rf"^(go to|open|close|examine|use) {_NAME}$|^(take|move|put|clean|heat|cool) {_NAME} (?:from|to|in/on|with) {_NAME}$"
+)
 
 
 @dataclass(slots=True)
@@ -56,12 +58,10 @@ class Belief:
         """Fold one action and its answer."""
         self.read_room(text)
         parsed = ACTION.match(action)
-        verb, a, b = "", "", ""
+        verb, a = action, ""
         if parsed:
             verb = parsed.group(1) or parsed.group(3)
-            a, b = parsed.group(2) or parsed.group(4), parsed.group(5) or ""
-        else:
-            verb = action
+            a = parsed.group(2) or parsed.group(4)
         clear = self._read_answers(text)
         answered = (
             (verb in ("go to", "open", "examine") and ("at", a) in clear)

@@ -79,7 +79,8 @@ ROOMS: dict[str, dict[str, int]] = {
         "DiningTable": 1, "GarbageCan": 1, "Safe": 1,
     },
     "bedroom": {
-        "Bed": 1, "Desk": 1, "Dresser": 1, "SideTable": 2, "Drawer": 4, "Shelf": 3, "GarbageCan": 1, "ArmChair": 1, "Safe": 1,
+        "Bed": 1, "Desk": 1, "Dresser": 1, "SideTable": 2, "Drawer": 4, "Shelf": 3, "GarbageCan": 1, "ArmChair": 1,
+        "Safe": 1,
     },
     "bathroom": {
         "SinkBasin": 2, "Toilet": 1, "BathtubBasin": 1, "CounterTop": 1, "Cabinet": 4, "Drawer": 3, "Shelf": 2,

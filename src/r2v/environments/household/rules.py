@@ -54,7 +54,7 @@ class World:
     accepts: Mapping[int, frozenset[str]]
     """Object types a receptacle can contain."""
     traits: Mapping[str, frozenset[int]]
-    """Predicate -> entities: openable, pickupable, cleanable, heatable, coolable, toggleable, sliceable, isreceptacleobject."""
+    """Predicate -> entities: openable, pickupable, cleanable, ...; and by type: cleans, heats, cools, cuts."""
     inner: Mapping[int, tuple[int, ...]]
     """Objects inside receptacle objects (never changes: the domain has no action for it)."""
     go_commands: Mapping[int, dict[str, Effect]]
@@ -79,7 +79,13 @@ class State:
 
     def copy(self) -> State:
         return State(
-            self.location, self.holding, self.opened, dict(self.contents), self.objects_at, self.taken_from, dict(self.status)
+            self.location,
+            self.holding,
+            self.opened,
+            dict(self.contents),
+            self.objects_at,
+            self.taken_from,
+            dict(self.status),
         )
 
     def latent(self) -> str:
@@ -116,7 +122,9 @@ def build_world(facts: Iterable[Fact], goal: Goal, sentence: str, dialect: Diale
     at_location: dict[int, tuple[int, ...]] = {}
     for r in receptacles:
         at_location[location_of[r]] = (*at_location.get(location_of[r], ()), r)
-    type_of = {number[a]: t.removesuffix("type") for key in ("receptacletype", "objecttype") for a, t in by_predicate.get(key, ())}
+    type_of = {
+        number[a]: t.removesuffix("type") for key in ("receptacletype", "objecttype") for a, t in by_predicate.get(key, ())
+    }
     contains: dict[str, set[str]] = {}
     for kind, held in by_predicate.get("cancontain", ()):
         contains.setdefault(kind.removesuffix("type"), set()).add(held.removesuffix("type"))
@@ -126,9 +134,14 @@ def build_world(facts: Iterable[Fact], goal: Goal, sentence: str, dialect: Diale
             "openable", "pickupable", "cleanable", "heatable", "coolable", "toggleable", "sliceable", "isreceptacleobject"
         )
     }  # fmt: skip
-    for name, kinds in (("cleans", cleaners), ("heats", {"microwave"}), ("cools", {"fridge"}), ("cuts", {"knife", "butterknife"})):
+    for name, kinds in (
+        ("cleans", cleaners),
+        ("heats", {"microwave"}),
+        ("cools", {"fridge"}),
+        ("cuts", {"knife", "butterknife"}),
+    ):
         traits[name] = frozenset(e for e, t in type_of.items() if t in kinds)
-    contents: dict[int, tuple[int, ...]] = {r: () for r in receptacles}
+    contents: dict[int, tuple[int, ...]] = dict.fromkeys(receptacles, ())
     for o, r in sorted(pairs("inreceptacle")):
         contents[r] = (*contents.get(r, ()), o)
     inner: dict[int, tuple[int, ...]] = {}

@@ -150,7 +150,10 @@ class _Builder:
         for kind in chosen:
             name = self._id(kind)
             place += not (place and rng.random() < self.settings.shared)
-            self.facts += [("receptacleType", name, f"{kind}Type".lower()), ("receptacleAtLocation", name, _location(place))]
+            self.facts += [
+                ("receptacleType", name, f"{kind}Type".lower()),
+                ("receptacleAtLocation", name, _location(place)),
+            ]
             if kind in c.OPENABLE:
                 self.facts.append(("openable", name))
                 if rng.random() < self.settings.opened:
@@ -213,7 +216,8 @@ def problem_text(scene: Scene) -> str:
     declared = "\n".join(f"    {name} - {kind}" for kind, names in kinds.items() for name in sorted(names))
     facts: Iterable[Fact] = (*scene.facts, *_CAN_CONTAIN)
     init = "\n".join(f"    ({' '.join(fact)})" for fact in facts)
-    return f"(define (problem generated)\n(:domain alfred)\n(:objects\n{declared}\n)\n(:init\n{init}\n)\n{_goal_text(scene.goal)})\n"
+    parts = ("(:domain alfred)", f"(:objects\n{declared}\n)", f"(:init\n{init}\n)", _goal_text(scene.goal))
+    return "(define (problem generated)\n" + "\n".join(parts) + ")\n"
 
 
 def _goal_text(goal: Goal) -> str:
@@ -226,7 +230,8 @@ def _goal_text(goal: Goal) -> str:
         )
     if goal.kind == "two":
         return (
-            f"(:goal (and (exists (?r - receptacle) (exists (?o1 - object) (and (objectType ?o1 {o}) (receptacleType ?r {r}) "
+            f"(:goal (and (exists (?r - receptacle) (exists (?o1 - object) (and (objectType ?o1 {o}) "
+            f"(receptacleType ?r {r}) "
             "(inReceptacle ?o1 ?r) (exists (?o2 - object) (and (not (= ?o1 ?o2)) "
             f"(objectType ?o2 {o}) (receptacleType ?r {r}) (inReceptacle ?o2 ?r))))))))"
         )

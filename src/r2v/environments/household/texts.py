@@ -84,7 +84,7 @@ def examine_object(world: World, state: State, o: int) -> str:
     if o in world.traits["isreceptacleobject"]:
         return f"This is a normal {name}. In it, you see {things(world, world.inner.get(o, ()))}."
     hot, cool, clean, sliced = (o in state.status[status] for status in (HOT, COOL, CLEAN, SLICED))
-    if clean and hot or clean and cool:
+    if (clean and hot) or (clean and cool):
         return f"This is a {'hot' if hot else 'cool'} and clean {'sliced ' if sliced else ''}{name}."
     if sliced and (clean or hot or cool):
         return f"This is a {'clean' if clean else 'hot' if hot else 'cool'} sliced {name}."
