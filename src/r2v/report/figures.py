@@ -102,7 +102,8 @@ def positions(results: Results) -> Figure:
     axes.set_xlabel("position in the episode (share of the horizon)")
     axes.set_ylabel("share of steps asked")
     axes.set_ylim(bottom=0)
-    axes.legend(frameon=False, ncols=3)
+    if axes.lines:
+        axes.legend(frameon=False, ncols=3)
     return figure
 
 
