@@ -1,0 +1,63 @@
+"""Routed closed-loop environment steps a second of a finished run, in one process with one thread and then in two.
+
+    python benchmarks/closed_loop.py runs/quickstart
+
+Every step: five candidates from the SLM, verifier, features, risk, decision, sometimes the teacher, environment. The memory
+of answers, which an evaluation profits from, is off. Floor: 1,000 on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+from r2v.build.parts import Player, make_agent, make_environment
+from r2v.build.settings import RunSettings
+from r2v.evaluation.closed_loop import cases, play
+from r2v.settings import load
+from r2v.stages.splits import read_split
+from r2v.store import read_json
+
+FLOOR = 1000
+
+
+def measure(run: Path, shard: int, shards: int) -> tuple[int, float]:
+    """(steps, seconds) of one process; loading is not counted."""
+    settings = load(run / "settings.yaml", RunSettings)
+    tasks = read_split(run / "1-collect" / "tasks.json", "test")[shard::shards]
+    kept = read_json(run / "5-prefer" / "choice.json")["kept"]
+    threshold = read_json(run / "7-fit" / "thresholds.json")["routers"]["r2v"]["threshold"]
+    model = run / ("3-clone" if kept == "clone" else "5-prefer") / "model"
+    agent = make_agent(settings, Player("routed", model, "r2v", threshold, run / "7-fit"))
+    agent.slm._remembered = 0  # type: ignore[attr-defined]
+    start = time.perf_counter()
+    episodes = asyncio.run(
+        play(
+            agent,
+            cases(tasks, settings.perturbations.test),
+            lambda task, z: make_environment(settings, task, z),
+            horizon=settings.environment.horizon,
+        )
+    )
+    return sum(len(episode.steps) for episode in episodes), time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="folder of a finished run")
+    run = parser.parse_args().run
+    for processes in (1, 2):
+        with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+            jobs = [pool.submit(measure, run, i, processes) for i in range(processes)]
+            done = [job.result() for job in jobs]
+        rate = sum(steps for steps, _ in done) / max(seconds for _, seconds in done)
+        verdict = "" if processes == 1 else f" (floor {FLOOR:,}): {'ok' if rate >= FLOOR else 'SHORT'}"
+        print(f"{processes} process(es): {rate:,.0f} routed steps/s{verdict}")
+
+
+if __name__ == "__main__":
+    main()
