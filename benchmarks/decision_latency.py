@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from itertools import pairwise
 
 import numpy as np
 
@@ -18,7 +19,7 @@ FLOOR_US = 100
 def main() -> None:
     rng = np.random.default_rng(0)
     widths = (len(FEATURES), 128, 64, 1)
-    layers = tuple((rng.normal(size=(a, b)) / a**0.5, rng.normal(size=b)) for a, b in zip(widths, widths[1:], strict=False))
+    layers = tuple((rng.normal(size=(a, b)) / a**0.5, rng.normal(size=b)) for a, b in pairwise(widths))
     model = RiskMLP(FEATURES, np.zeros(widths[0]), np.ones(widths[0]), layers, Calibration(), 0.5, {})
     router = model.router("r2v", 0.5)
     seen = [
