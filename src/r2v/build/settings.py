@@ -127,7 +127,7 @@ class EvaluateSettings(Settings):
     """Budget of the rule `budget`: mean teacher calls an episode."""
     kappa: PositiveFloat = 20.0
     """Price of a failed episode in teacher calls, for the rule `cost`."""
-    asked_shares: tuple[Fraction, ...] = (0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6)
+    asked_shares: tuple[Fraction, ...] = (0.02, 0.06, 0.12, 0.2, 0.35, 0.6)
     """Knob positions of the curves: thresholds that would ask on this share of the SLM's own validation steps."""
     resamples: PositiveInt = 2000
     """Bootstrap resamples over tasks."""

@@ -61,8 +61,9 @@ class PreferSettings(Settings):
 class RouterSettings(Settings):
     features: Literal["paper", "extended"] = "extended"
     """Of router r2v: the paper's 15, or those and the text signals of `r2v.features`. r2v_paper always has the 15."""
-    weighting: Literal["step", "episode"] = "episode"
-    """Each step counts the same, or each episode: failed episodes are long, and their many late steps would decide alone."""
+    weighting: Literal["step", "episode"] = "step"
+    """Each step counts the same, or each episode (then the many late steps of failed episodes do not decide alone, but the
+    risk is too low on them: on validation ECE .051 against .017 at equal AUROC)."""
     hidden: tuple[PositiveInt, ...] = (128, 64)
     dropout: Fraction = 0.2
     epochs: PositiveInt = 50
