@@ -12,7 +12,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from r2v.build.settings import FRESH_SEEDS_FROM, RunSettings
 from r2v.errors import R2VError, SettingsError, StageError
+from r2v.settings import dump, load
+from r2v.store import read_episodes, read_json, write_text
 
 cli = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Learn when to ask the teacher."
@@ -28,12 +31,9 @@ def run(
     until: Annotated[str | None, typer.Option(help="Stop after this stage (see `r2v stages`).")] = None,
 ) -> None:
     """Train, fit and evaluate: all stages in order. Finished stages are skipped, a killed one is resumed."""
-    from r2v.build.settings import RunSettings
     from r2v.report.tables import summary
-    from r2v.settings import dump, load
     from r2v.stages import STAGES
     from r2v.stages.runner import folder_of, run_stages
-    from r2v.store import read_json, write_text
 
     names = [stage.name for stage in STAGES]
     if until is not None and until not in names:
@@ -60,7 +60,6 @@ def evaluate(
 ) -> None:
     """Play a finished run on new tasks under perturbation seeds that were never used: nobody tuned on those."""
     from r2v.build.parts import make_tasks
-    from r2v.build.settings import FRESH_SEEDS_FROM
     from r2v.report.page import write_report
     from r2v.report.tables import summary
     from r2v.stages.evaluate import evaluate_on
@@ -68,7 +67,6 @@ def evaluate(
     from r2v.stages.runner import Bench, check_outputs, locked
     from r2v.stages.splits import read_all
     from r2v.stages.workers import Workers
-    from r2v.store import read_episodes, read_json
 
     effective = _settings_of(run_folder)
     for stage in ("collect", "clone", "prefer", "rollout", "fit"):
@@ -102,7 +100,6 @@ def explain(
     """Print the decisions of one episode: what was seen, proposed, scored, decided, and what came of it."""
     from r2v.report.explain import explanation, listing
     from r2v.stages.runner import folder_of
-    from r2v.store import read_episodes
 
     inside = run_folder / folder_of("evaluate") / "episodes.parquet"
     episodes = read_episodes(inside if inside.exists() else run_folder / "episodes.parquet")
@@ -131,9 +128,7 @@ def stages() -> None:
         typer.echo(f"{folder_of(stage.name):<12} {stage.does}{reads}")
 
 
-def _settings_of(run_folder: Path):  # type: ignore[no-untyped-def]
-    from r2v.build.settings import RunSettings
-    from r2v.settings import load
+def _settings_of(run_folder: Path) -> RunSettings:
 
     path = run_folder / "settings.yaml"
     if not path.exists():

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from r2v.policies.loading import load_model
 from r2v.policies.sampling import cumulative_NV, draw_N, entropy_N, uniforms_KL
 from r2v.policies.slots import SlotCache
 from r2v.policies.transcript import Encoder, answer, opening
@@ -77,8 +78,6 @@ class LocalPolicy:
     @classmethod
     def load(cls, path: str | Path, **options: Any) -> LocalPolicy:
         """From a model folder or hub id; `options` as for the constructor."""
-        from r2v.policies.loading import load_model
-
         return cls(*load_model(path), **options)
 
     async def propose(self, context: Context, k: int, *, seed: int) -> tuple[Candidate, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from r2v.protocols import Router
 from r2v.types import Decision, Features, Memory
 
 Score = Callable[[Features], float]
@@ -29,7 +30,7 @@ class ThresholdRouter:
 class Budgeted:
     """A hard limit around any router: no call once `Memory.calls_left` is 0."""
 
-    router: ThresholdRouter
+    router: Router
 
     @property
     def name(self) -> str:
