@@ -23,9 +23,8 @@ def main() -> None:
             if env.play(rng.choice(env.admissible_commands()))[2]:
                 break
     rate = steps / (time.perf_counter() - start)
-    print(
-        f"{steps} steps with admissible commands: {rate:,.0f} steps/s (floor {FLOOR:,}): {'ok' if rate >= FLOOR else 'SHORT'}"
-    )
+    verdict = "ok" if rate >= FLOOR else "SHORT"
+    print(f"{steps} steps with admissible commands: {rate:,.0f} steps/s (floor {FLOOR:,}): {verdict}")
 
 
 if __name__ == "__main__":
