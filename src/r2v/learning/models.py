@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.utils.logging import disable_progress_bar
 
 from r2v.learning.settings import ModelSettings
 
@@ -68,6 +69,7 @@ def with_lora(model: Any, settings: ModelSettings) -> Any:
 
 def save_model(model: Any, tokenizer: Any, out: Path) -> None:
     """A plain model folder, adapters merged; complete or not there."""
+    disable_progress_bar()
     plain = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
     aside = out.with_name(f".{out.name}.writing")
     plain.save_pretrained(aside, safe_serialization=True)
