@@ -64,7 +64,7 @@ def frontier(results: Results) -> Figure:
 
 def reliability(results: Results) -> Figure:
     """Predicted risk against observed failure; below, how many steps fall in each bin."""
-    figure = Figure(figsize=(4.6, 4.4), layout="constrained")
+    figure = Figure(figsize=(6.6, 4.4), layout="constrained")
     FigureCanvasAgg(figure)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
     bins = results["calibration"]["bins"]
