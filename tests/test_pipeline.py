@@ -175,10 +175,12 @@ def test_damage_is_one_line_and_a_failure(finished, settings, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(finished, copy)
     episodes = copy / "1-collect" / "episodes.parquet"
-    episodes.write_bytes(episodes.read_bytes()[:-5])
+    whole = episodes.read_bytes()
+    episodes.write_bytes(whole[:-5])
     done = r2v("run", str(settings), "--out", str(copy), check=1)
     assert done.stderr.count("\n") == 1
     assert "damaged" in done.stderr and "1-collect" in done.stderr
+    episodes.write_bytes(whole)
     (copy / "7-fit" / "r2v" / "router.json").unlink()
     assert "missing" in r2v("evaluate", str(copy), "--fresh-tasks", "4", "--out", str(tmp_path / "x"), check=1).stderr
 

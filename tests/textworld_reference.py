@@ -15,8 +15,8 @@ import fast_downward
 import textworld
 from alfworld.agents.environment.alfred_tw_env import AlfredDemangler
 from textworld.envs.pddl import logic, textgen
+from textworld.envs.pddl.pddl import PddlEnv
 
-from r2v.environments.household import texts
 from r2v.environments.household.env import Household
 from r2v.environments.household.games import parse_game
 from r2v.environments.household.rules import World
@@ -36,9 +36,10 @@ def speed_up() -> None:
     logic.fast_downward.pddl2sas = lru_cache(maxsize=4)(fast_downward.pddl2sas)
 
 
-def start(file: Path):
-    infos = textworld.EnvInfos(won=True, admissible_commands=True)
-    env = textworld.start(str(file), infos, wrappers=[AlfredDemangler(shuffle=False)])
+def start(game: dict):
+    """TextWorld's environment of a game, by data: its own file reading leaves the file open."""
+    env = AlfredDemangler(PddlEnv(textworld.EnvInfos(won=True, admissible_commands=True)), shuffle=False)
+    env.load(game)
     return env, env.reset()
 
 
@@ -48,7 +49,7 @@ def compare_walk(file: Path, steps: int, seed: int) -> int:
     data = json.loads(file.read_text())
     world = parse_game(data)
     ours = Household(world, any_dialect=False)
-    env, state = start(file)
+    env, state = start(data)
     assert ours.introduction() == state.feedback, f"{file}: first screen"
     plan = list(data.get("walkthrough") or [])
     # Plans of real games were recorded without the engine's numbering in mind; every command is checked as it comes.
@@ -90,6 +91,3 @@ def _next_command(rng: random.Random, world: World, admissible: list[str], plan:
         verb = verbs[0] if draw < 0.55 or i < 20 else rng.choice(verbs)
         return rng.choice(by_verb[verb])
     return rng.choice(admissible)
-
-
-__all__ = ["compare_walk", "speed_up", "start", "texts"]
