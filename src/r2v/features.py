@@ -8,7 +8,6 @@ e.g. log-probabilities of a closed model. Plain Python on purpose: at K = 5 an a
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -56,45 +55,47 @@ def featurise(context: Context, candidates: Sequence[Candidate], scores: Sequenc
     logps = [candidate.logp for candidate in candidates if candidate.logp is not None]
     entropy = candidates[0].entropy
     mean, std = _mean_std(scores)
-    counts = Counter(texts)
-    leading = Counter(text.split(" ", 1)[0] for text in texts)
+    shares = [texts.count(text) / k for text in dict.fromkeys(texts)]
+    leading = [text.split(" ", 1)[0] for text in texts]
     t = context.t
-    length = sum(map(len, context.observations)) + sum(len(action.text) for action in context.actions)
+    actions = [action.text for action in context.actions]
+    length = sum(map(len, context.observations)) + sum(map(len, actions))
+    best_score = max(scores)
     values: list[float | None] = [
         entropy,
-        max(scores) - min(scores),
+        best_score - min(scores),
         mean,
         std,
-        max(scores),
+        best_score,
         min(scores),
         *((max(logps), *_mean_std(logps)) if len(logps) == k else (None, None, None)),
-        leading.most_common(1)[0][1] / k,
-        -sum(n / k * math.log(n / k) for n in counts.values()),
+        max(map(leading.count, leading)) / k,
+        -sum([share * math.log(share) for share in shares]),
         t / context.horizon,
         float(t),
         length / 10_000,
         len(context.goal) / 1_000,
-        *_text_signals(context, texts[max(range(k), key=lambda i: scores[i])]),
+        *_text_signals(context.observations, actions, texts[list(scores).index(best_score)]),
     ]
-    return Features(tuple(0.0 if value is None else value for value in values), tuple(value is not None for value in values))
+    known = tuple([value is not None for value in values])
+    return Features(tuple([0.0 if value is None else value for value in values]), known)
 
 
-def _text_signals(context: Context, best: str) -> tuple[float, ...]:
+def _text_signals(observations: Sequence[str], actions: Sequence[str], best: str) -> tuple[float, ...]:
     """Signs of being stuck or lost: repeats, nothing new, an odd last observation."""
-    actions = [action.text for action in context.actions]
-    observations = context.observations
     seen: set[str] = set()
     newest = 0
     repeats = []
     for t, observation in enumerate(observations):
-        repeats.append(observation in seen)
-        if not repeats[-1]:
+        repeated = observation in seen
+        repeats.append(repeated)
+        if not repeated:
             newest = t
-        seen.add(observation)
+            seen.add(observation)
     last = observations[-1]
     known = " ".join(observations[:-1])
     words = last.split(" ")
-    new_words = sum(word not in known for word in words) / len(words) if len(observations) > 1 else 0.0
+    new_words = sum([word not in known for word in words]) / len(words) if len(observations) > 1 else 0.0
     return (
         float(min(actions.count(best), 5)),
         float(repeats[-1]),
@@ -108,7 +109,7 @@ def _text_signals(context: Context, best: str) -> tuple[float, ...]:
 
 def _mean_std(values: Sequence[float]) -> tuple[float, float]:
     mean = sum(values) / len(values)
-    return mean, math.sqrt(sum((value - mean) ** 2 for value in values) / len(values))
+    return mean, math.sqrt(sum([(value - mean) ** 2 for value in values]) / len(values))
 
 
 def without_logprobs(features: Features) -> Features:
