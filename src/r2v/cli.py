@@ -14,8 +14,8 @@ from rich.console import Console
 
 from r2v.build.settings import FRESH_SEEDS_FROM, RunSettings
 from r2v.errors import R2VError, SettingsError, StageError
-from r2v.settings import dump, load
-from r2v.store import read_episodes, read_json, write_text
+from r2v.settings import load
+from r2v.store import read_episodes, read_json
 
 cli = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Learn when to ask the teacher."
@@ -40,8 +40,6 @@ def run(
         raise SettingsError(f"--until {until}: no such stage; the stages are {', '.join(names)}")
     effective = load(settings, RunSettings, overrides or [])
     console = Console()
-    out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "settings.yaml", dump(effective))
     wanted = STAGES[: names.index(until) + 1] if until else STAGES
     run_stages(wanted, effective, out, console)
     if until is None:

@@ -23,6 +23,7 @@ from rich.console import Console
 from r2v import __version__
 from r2v.build.settings import RunSettings
 from r2v.errors import ArtifactError, StageError
+from r2v.settings import dump
 from r2v.stages.progress import Report, progress
 from r2v.stages.workers import Workers
 from r2v.store import read_json, sha256, write_json, write_text
@@ -76,6 +77,7 @@ def run_stages(stages: Sequence[Stage], settings: RunSettings, root: Path, conso
     """Run all `stages` into `root`. Raises StageError or ArtifactError with one line; work done so far is kept."""
     root.mkdir(parents=True, exist_ok=True)
     with locked(root), Workers(settings.workers) as workers:
+        write_text(root / "settings.yaml", dump(settings))
         for stage in stages:
             out = root / folder_of(stage.name)
             fingerprint = _fingerprint(stage, settings, root)
