@@ -17,7 +17,7 @@ from typing import Literal
 from r2v.errors import BoundaryError, boundary
 from r2v.features import featurise
 from r2v.protocols import Agent, Environment, Policy, Router, Verifier
-from r2v.seeds import derive_seed
+from r2v.seeds import derive_seed, derive_uniform
 from r2v.types import (
     Action,
     Candidate,
@@ -76,7 +76,7 @@ class Noisy:
 
     async def act(self, context: Context, memory: Memory, *, seed: int) -> tuple[Choice, Memory]:
         choice, memory = await self.agent.act(context, memory, seed=seed)
-        if derive_seed(seed, "noise?") / 2**63 >= self.rate:
+        if derive_uniform(seed, "noise?") >= self.rate:
             return choice, memory
         return replace(choice, action=self.draw(context, derive_seed(seed, "noise")), actor="noise"), memory
 

@@ -82,6 +82,10 @@ class Context:
         """Steps already taken."""
         return len(self.actions)
 
+    def history(self, t: int) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
+        """(goal, observations, commands) as known at step t: a key for what a policy remembers of an episode."""
+        return self.goal, self.observations[: t + 1], tuple(action.text for action in self.actions[:t])
+
 
 @dataclass(frozen=True, slots=True)
 class Usage:

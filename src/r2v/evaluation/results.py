@@ -37,12 +37,12 @@ def summarise(
     """(`routers`, `differences`). `played` must hold slm_only and llm_only: the ends of every curve."""
     ends = (played["slm_only"].chosen, played["llm_only"].chosen)
     weights_BT = resample_BT(len(ends[0].success_T), resamples, seed)
-    areas = {name: area_B([*_unique(router.points), *ends], weights_BT) for name, router in played.items() if router.points}
+    areas = {name: area_B([*router.points, *ends], weights_BT) for name, router in played.items() if router.points}
     routers = {
         name: {
             **_numbers(router.chosen, seeds, prices, alpha, weights_BT),
             "threshold": router.threshold,
-            "curve": curve([*_unique(router.points), *ends]) if router.points else [],
+            "curve": curve([*router.points, *ends]) if router.points else [],
             "area": float(areas[name][0]) if name in areas else None,
             **_comparison(name, router.chosen, played),
         }
@@ -54,10 +54,6 @@ def summarise(
         if name != REFERENCE and REFERENCE in areas
     }
     return routers, differences
-
-
-def _unique(points: Sequence[Outcomes]) -> list[Outcomes]:
-    return list({id(point): point for point in points}.values())
 
 
 def _numbers(o: Outcomes, seeds: Sequence[int], prices: Prices, alpha: float, weights_BT: np.ndarray) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import torch
 from r2v.policies.loading import load_model
 from r2v.policies.sampling import cumulative_NV, draw_N, entropy_N, uniforms_KL
 from r2v.policies.slots import SlotCache
-from r2v.policies.transcript import Encoder, answer, opening
+from r2v.policies.transcript import Encoder, answer, segments
 from r2v.types import Action, Candidate, Context, Usage
 
 History = tuple[str, tuple[str, ...], tuple[str, ...]]
@@ -30,6 +30,7 @@ History = tuple[str, tuple[str, ...], tuple[str, ...]]
 @dataclass
 class _Request:
     context: Context
+    history: History
     k: int
     seed: int
     answer: asyncio.Future[tuple[Candidate, ...]]
@@ -81,12 +82,12 @@ class LocalPolicy:
         return cls(*load_model(path), **options)
 
     async def propose(self, context: Context, k: int, *, seed: int) -> tuple[Candidate, ...]:
-        key = (_history(context), k, seed)
+        key = (context.history(context.t), k, seed)
         known = self._answers.get(key)
         if known is not None:
             return known
         loop = asyncio.get_running_loop()
-        request = _Request(context, k, seed, loop.create_future())
+        request = _Request(context, key[0], k, seed, loop.create_future())
         self._pending.append(request)
         if len(self._pending) == 1:
             loop.call_soon(self._flush)  # runs after every coroutine that is ready now has asked too
@@ -122,7 +123,7 @@ class LocalPolicy:
             context = request.context
             found = None
             if context.actions:
-                before = _history(context, context.t - 1)
+                before = context.history(context.t - 1)
                 found = self._row_of.get(before)
             if found:
                 rows[i] = found.pop()
@@ -151,10 +152,9 @@ class LocalPolicy:
                 raise ValueError(
                     f"a context of {self._lengths[rows[i]] + len(missing[i])} tokens exceeds the model's {self._limit}"
                 )
-            history = _history(request.context)
             self._forget(rows[i])
-            self._history_of[rows[i]] = history
-            self._row_of.setdefault(history, []).append(rows[i])
+            self._history_of[rows[i]] = request.history
+            self._row_of.setdefault(request.history, []).append(rows[i])
         return rows, missing
 
     def _forget(self, row: int) -> None:
@@ -180,10 +180,8 @@ class LocalPolicy:
         return [renamed.get(row, -1) for row in rows]
 
     def _whole(self, context: Context) -> list[int]:
-        tokens = self._encode.bos + self._encode(opening(context.goal, context.observations[0]), action=False)
-        for action, observation in zip(context.actions, context.observations[1:], strict=True):
-            tokens = tokens + self._encode(action.text, action=True) + self._encode(answer(observation), action=False)
-        return tokens
+        texts = segments(context.goal, context.observations, [action.text for action in context.actions])
+        return self._encode.bos + [token for text, is_action in texts for token in self._encode(text, action=is_action)]
 
     def _read(self, requests: Sequence[_Request], rows: list[int], missing: list[list[int]]) -> torch.Tensor:
         """Feed what is missing; logits [N, V] after the last token. Long texts are fed apart, so they pad nobody."""
@@ -320,9 +318,3 @@ class LocalPolicy:
         text = self._tokenizer.decode(tokens, skip_special_tokens=True).strip()
         usage = Usage(1, int(self._lengths[branch.row]), len(branch.tokens))
         return Candidate(Action(text), branch.logp, entropy, usage)
-
-
-def _history(context: Context, t: int | None = None) -> History:
-    """What was known at step t (now, by default)."""
-    t = context.t if t is None else t
-    return context.goal, context.observations[: t + 1], tuple(action.text for action in context.actions[:t])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from r2v.features import FEATURES
-from r2v.seeds import derive_seed
+from r2v.seeds import derive_uniform
 from r2v.types import Decision, Features, Memory
 
 _ENTROPY = FEATURES.index("first_token_entropy")
@@ -57,7 +57,7 @@ class Random:
     name: str = "random"
 
     def decide(self, features: Features, memory: Memory, *, seed: int) -> Decision:
-        draw = derive_seed(seed, "random router") / 2**63
+        draw = derive_uniform(seed, "random router")
         if draw < self.rate:
             return Decision("teacher_step", None, self.rate, self.rate, f"drew {draw:.3f} < {self.rate:.3f}")
         return Decision("continue", None, self.rate, 1 - self.rate, f"drew {draw:.3f} >= {self.rate:.3f}")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
+from r2v.stages.collect import teacher_episodes
 from r2v.stages.runner import Bench
-from r2v.store import read_episodes, write_json
+from r2v.store import write_json
 
 
 def clone_stage(bench: Bench) -> None:
@@ -14,11 +15,8 @@ def clone_stage(bench: Bench) -> None:
     from r2v.learning.clone import clone
 
     torch.set_num_threads(bench.settings.threads)
-    episodes = [
-        episode for stage in ("collect", "perturb") for episode in read_episodes(bench.read(stage) / "episodes.parquet")
-    ]
     report = clone(
-        episodes,
+        teacher_episodes(bench),
         bench.settings.slm.model,
         bench.settings.clone,
         bench.out / "model",

@@ -36,10 +36,11 @@ FITTED: tuple[tuple[str, Literal["decoupled", "paper"]], ...] = (("r2v", "decoup
 def fit(bench: Bench) -> None:
     settings = bench.settings
     rollouts = bench.read("rollout")
-    validation = [e for e in read_episodes(rollouts / "validation.parquet") if e.success is not None]
+    alone = read_episodes(rollouts / "validation.parquet")
+    validation = [episode for episode in alone if episode.success is not None]
     _fit_routers(bench, read_episodes(rollouts / "router.parquet"), validation)
     grid = {name: _grid(name, validation, settings.evaluate.asked_shares, bench.out) for name in WITH_KNOB}
-    thresholds = _choose(bench, grid, read_episodes(rollouts / "validation.parquet"))
+    thresholds = _choose(bench, grid, alone)
     write_json(bench.out / "thresholds.json", thresholds)
     for name, _ in FITTED:
         load_router(bench.out / name).with_threshold(thresholds["routers"][name]["threshold"]).save(bench.out / name)

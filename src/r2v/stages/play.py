@@ -14,7 +14,7 @@ from pathlib import Path
 
 from r2v.build.parts import Player, make_agent, make_environment
 from r2v.build.settings import RunSettings
-from r2v.evaluation.closed_loop import play
+from r2v.evaluation.closed_loop import cases, play
 from r2v.evaluation.outcomes import Row, row
 from r2v.stages.runner import Bench
 from r2v.store import read_episodes, read_json, write_episodes, write_json
@@ -25,7 +25,7 @@ from r2v.types import Episode, Task
 class Job:
     settings: RunSettings
     player: Player
-    cases: tuple[tuple[Task, int], ...]
+    cases: list[tuple[Task, int]]
     file: Path
     """`*.parquet`: whole episodes; `*.json`: rows only."""
 
@@ -58,7 +58,7 @@ def play_episodes(
             Job(
                 bench.settings,
                 player,
-                _cases(shard[i : i + chunk], seeds),
+                cases(shard[i : i + chunk], seeds),
                 bench.partial / f"{label}-{worker}-{i}.parquet",
             ),
         )
@@ -76,7 +76,7 @@ def play_rows(
     """The rows of each named player on every task under every seed."""
     shards = bench.workers.shards(tasks)
     jobs = [
-        (worker, Job(bench.settings, player, _cases(shard, seeds), bench.partial / f"{label}-{name}-{worker}.json"))
+        (worker, Job(bench.settings, player, cases(shard, seeds), bench.partial / f"{label}-{name}-{worker}.json"))
         for name, player in players
         for worker, shard in enumerate(shards)
     ]
@@ -84,7 +84,3 @@ def play_rows(
     rows = [[Row(**{**raw, "asked": tuple(raw["asked"])}) for raw in read_json(job.file)] for _, job in jobs]
     per_player = len(shards)
     return [list(chain.from_iterable(rows[i : i + per_player])) for i in range(0, len(rows), per_player)]
-
-
-def _cases(tasks: Sequence[Task], seeds: Sequence[int]) -> tuple[tuple[Task, int], ...]:
-    return tuple((task, seed) for task in tasks for seed in seeds)

@@ -14,6 +14,7 @@ from r2v.build.parts import Player
 from r2v.evaluation.curves import interval, resample_BT
 from r2v.evaluation.outcomes import gather
 from r2v.learning.pairs import read_pairs
+from r2v.stages.collect import teacher_episodes
 from r2v.stages.play import play_rows
 from r2v.stages.runner import Bench
 from r2v.stages.splits import read_split
@@ -27,12 +28,11 @@ def prefer_stage(bench: Bench) -> None:
 
     settings = bench.settings
     torch.set_num_threads(settings.threads)
-    experts = [e for stage in ("collect", "perturb") for e in read_episodes(bench.read(stage) / "episodes.parquet")]
     proposals = bench.read("propose")
     cloned, preferred = bench.read("clone") / "model", bench.out / "model"
     report = prefer(
         cloned,
-        experts,
+        teacher_episodes(bench),
         read_episodes(proposals / "episodes.parquet"),
         read_pairs(proposals / "pairs.json"),
         read_episodes(proposals / "views.parquet"),

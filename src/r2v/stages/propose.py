@@ -40,7 +40,7 @@ def propose(bench: Bench) -> None:
 async def _pairs(episodes: Sequence[Episode], teacher: Policy, settings: RunSettings) -> list[PreferencePair]:
     pairs = []
     for index, episode in enumerate(episodes):
-        contexts = _contexts(episode, settings)
+        contexts = _contexts(episode, settings.environment.horizon)
         for step, context in zip(episode.steps, contexts, strict=True):
             candidates, scores = step.choice.candidates, step.choice.scores
             chosen_k = best(candidates, scores)
@@ -73,10 +73,8 @@ async def _views(episodes: Sequence[Episode], settings: RunSettings) -> list[Epi
     return views
 
 
-def _contexts(episode: Episode, settings: RunSettings) -> list[Context]:
+def _contexts(episode: Episode, horizon: int) -> list[Context]:
     """What the agent knew at each step of a recorded episode."""
     observations = tuple(step.observation.text for step in episode.steps)
     actions = tuple(step.choice.action for step in episode.steps)
-    environment, _ = make_environment(settings, episode.task, episode.seed)
-    horizon = settings.environment.horizon
-    return [Context(environment.goal, observations[: t + 1], actions[:t], horizon) for t in range(len(actions))]
+    return [Context(episode.goal, observations[: t + 1], actions[:t], horizon) for t in range(len(actions))]

@@ -113,13 +113,6 @@ def check_outputs(root: Path, stage: str) -> Path:
     return out
 
 
-def saved_json(path: Path, compute: Callable[[], Any]) -> Any:
-    """The JSON at `path` if an earlier, killed try left it there; else compute and save it."""
-    if not path.exists():
-        write_json(path, compute())
-    return read_json(path)
-
-
 @contextmanager
 def locked(root: Path) -> Iterator[None]:
     """Hold the run's folder. Raises StageError when another process holds it (the lock dies with its process)."""

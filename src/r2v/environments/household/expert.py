@@ -65,16 +65,14 @@ class HouseholdExpert:
         return (Candidate(action, None, None, Usage(calls=1)),) * k
 
     def _read(self, context: Context) -> Belief:
-        earlier = (context.goal, context.observations[:-1], tuple(action.text for action in context.actions[:-1]))
-        belief = self._beliefs.pop(earlier, None) if context.actions else None
+        belief = self._beliefs.pop(context.history(context.t - 1), None) if context.actions else None
         start = context.t
         if belief is None:
             belief, start = Belief(), 1
             belief.read_room(context.observations[0])
         for t in range(start, context.t + 1):
             belief.read(context.actions[t - 1].text, context.observations[t])
-        now = (context.goal, context.observations, tuple(action.text for action in context.actions))
-        self._beliefs[now] = belief
+        self._beliefs[context.history(context.t)] = belief
         if len(self._beliefs) > self._remembered:
             self._beliefs.popitem(last=False)
         return belief
