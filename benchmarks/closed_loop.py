@@ -2,8 +2,8 @@
 
     python benchmarks/closed_loop.py runs/quickstart
 
-Every step: five candidates from the SLM, verifier, features, risk, decision, sometimes the teacher, environment. The memory
-of answers, which an evaluation profits from, is off. Floor: 1,000 on two cores.
+Every step: five candidates from the SLM, verifier, features, risk, decision, sometimes the teacher, environment. One router
+alone, so nothing is shared between routers as it is in an evaluation. Floor: 1,000 on two cores.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ def measure(run: Path, shard: int, shards: int) -> tuple[int, float]:
     threshold = read_json(run / "7-fit" / "thresholds.json")["routers"]["r2v"]["threshold"]
     model = run / ("3-clone" if kept == "clone" else "5-prefer") / "model"
     agent = make_agent(settings, Player("routed", model, "r2v", threshold, run / "7-fit"))
-    agent.slm._remembered = 0  # type: ignore[attr-defined]
     start = time.perf_counter()
     episodes = asyncio.run(
         play(

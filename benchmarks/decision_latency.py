@@ -8,8 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from r2v.agent import decide
-from r2v.features import FEATURES
+from r2v.features import FEATURES, featurise
 from r2v.routers.mlp import Calibration, RiskMLP
 from r2v.types import Action, Candidate, Context, Memory, Usage
 
@@ -32,7 +31,7 @@ def main() -> None:
     times_us = []
     for i in range(3000):
         start = time.perf_counter()
-        decide(router, context, candidates, scores, Memory(), seed=i)
+        router.decide(featurise(context, candidates, scores), Memory(), seed=i)
         times_us.append(1e6 * (time.perf_counter() - start))
     median = statistics.median(times_us)
     print(f"decision: median {median:.0f} us (floor {FLOOR_US} us): {'ok' if median < FLOOR_US else 'SHORT'}")

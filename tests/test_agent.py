@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from r2v.agent import Noisy, Solo, best
+from r2v.agent import Noisy, Parts, Routed, Solo, best
 from r2v.policies.scripted import ScriptedPolicy
 from r2v.routers.baselines import Always, Random
 from r2v.routers.threshold import Budgeted, ThresholdRouter
@@ -81,8 +81,8 @@ def test_step_seeds_do_not_depend_on_the_agent():
 
     first, second = Recorder(lambda c: "press blue"), Recorder(lambda c: "press blue")
     for policy, router in ((first, Always()), (second, Random(0.5))):
-        agent = routed(router=router)
-        run(type(agent)(policy, agent.teacher, Flat(), router, 3), horizon=3)
+        parts = Parts(policy, ScriptedPolicy(lambda c: "press red"), Flat(), 3)
+        run(Routed(parts, router), horizon=3)
     assert first.seeds == second.seeds
 
 

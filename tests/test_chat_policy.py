@@ -15,11 +15,12 @@ from typing import Any
 
 import pytest
 
-from r2v.agent import Solo, run_episode
+from r2v.agent import Solo
 from r2v.environments.household.env import Household
 from r2v.environments.household.expert import HouseholdExpert
 from r2v.environments.household.scenes import generate
 from r2v.errors import SettingsError
+from r2v.loop import run_episode
 from r2v.policies.chat import ChatPolicy, ChatSettings, command_of, messages
 from r2v.settings import dump
 from r2v.types import Action, Context, Memory, Usage

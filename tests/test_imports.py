@@ -13,15 +13,15 @@ ROOT = Path(r2v.__file__).parent
 LEVELS = (
     ("types", "errors", "seeds", "maths"),
     ("protocols", "features", "labels", "tasks", "settings", "store"),
-    ("agent", "environments", "policies", "perturbations", "verifiers", "routers"),
+    ("agent", "loop", "environments", "policies", "perturbations", "verifiers", "routers"),
     ("evaluation", "learning", "checks"),
     ("build", "report"),
     ("stages",),
     ("cli",),
 )
 LEVEL = {name: i for i, names in enumerate(LEVELS) for name in names}
-SAME_LEVEL = {("labels", "features"), ("features", "protocols"), ("labels", "protocols")}
-"""Allowed neighbours: protocols is only types, and labels are rows of features."""
+SAME_LEVEL = {("loop", "agent"), ("labels", "features"), ("features", "protocols"), ("labels", "protocols")}
+"""Allowed neighbours: the loop plays agents, protocols is only types, and labels are rows of features."""
 TORCH = ("torch", "transformers", "tokenizers", "peft")
 MAY_USE_TORCH = ("learning/", "policies/local.py", "policies/loading.py", "policies/sampling.py", "policies/slots.py")
 INSIDE_FUNCTIONS_ONLY = ("stages/", "build/parts.py")

@@ -147,12 +147,26 @@ def test_cached_tree_sampling_equals_plain_re_encoding(episodes, folder):
     assert compared > 200
 
 
-def test_the_memory_of_answers_changes_nothing(episodes, folder):
-    plain, remembering = LocalPolicy.load(folder), LocalPolicy.load(folder, remembered=10)
-    for t in (0, 1, 1, 0, 2):
-        first, second = (asyncio.run(p.propose(context_of(episodes[0], t), 3, seed=t)) for p in (plain, remembering))
-        assert [c.action for c in first] == [c.action for c in second]
-        assert [c.logp for c in first] == pytest.approx([c.logp for c in second], abs=1e-5)
+def test_one_history_goes_on_in_several_ways(episodes, folder):
+    """Children of one row, asked together or later, in any number: as without any cache."""
+    policy = LocalPolicy.load(folder)
+    model, tokenizer = load_model(folder)
+    model.eval()
+    base = context_of(max(episodes, key=lambda e: len(e.steps)), 3)
+
+    def child(context, word):
+        return Context(context.goal, (*context.observations, f"you see a {word}"), (*context.actions, Action("look")), 40)
+
+    async def ask(contexts):
+        return await asyncio.gather(*(policy.propose(c, 3, seed=i) for i, c in enumerate(contexts)))
+
+    ways = [child(base, f"bed {i}") for i in range(4)]
+    deeper = [child(ways[0], "mug 1"), child(ways[0], "mug 2"), child(ways[2], "mug 1"), child(base, "sofa 1"), ways[1]]
+    for contexts in ([base], [*ways, ways[3]], deeper, deeper[::-1]):
+        for i, (context, answer) in enumerate(zip(contexts, asyncio.run(ask(contexts)), strict=True)):
+            expected = naive(model, tokenizer, context, 3, i)
+            assert [c.action.text for c in answer] == [text for text, _, _ in expected]
+            assert [c.logp for c in answer] == pytest.approx([logp for _, logp, _ in expected], abs=1e-4)
 
 
 def test_a_context_beyond_the_model_is_an_error(folder):

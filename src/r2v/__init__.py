@@ -3,7 +3,8 @@
 Importing this package, deciding and serving need NumPy only, never torch.
 """
 
-from r2v.agent import Routed, Solo, run_episode
+from r2v.agent import Parts, Routed, Solo
+from r2v.loop import run_episode
 from r2v.types import Action, Candidate, Context, Decision, Episode, Features, Memory, Observation, Step, Task, Usage
 
 __version__ = "0.1.0"
@@ -17,6 +18,7 @@ __all__ = [
     "Features",
     "Memory",
     "Observation",
+    "Parts",
     "Routed",
     "Solo",
     "Step",

@@ -1,4 +1,4 @@
-"""The one loop and the one decision path (Algorithm 2 of the R2V paper).
+"""Who acts, and the one decision path (Algorithm 2 of the R2V paper). The loop is in `r2v.loop`.
 
 Collection, SLM rollouts, evaluation and gateway differ only in which `Agent` they hand to the same code:
 
@@ -14,26 +14,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from r2v.errors import BoundaryError, boundary
+from r2v.errors import boundary
 from r2v.features import featurise
-from r2v.protocols import Agent, Environment, Policy, Router, Verifier
+from r2v.protocols import Agent, Policy, Router, Verifier
 from r2v.seeds import derive_seed, derive_uniform
-from r2v.types import (
-    Action,
-    Candidate,
-    Choice,
-    Context,
-    Decision,
-    Episode,
-    Failure,
-    Features,
-    Memory,
-    Observation,
-    Step,
-    Stop,
-    Task,
-    Usage,
-)
+from r2v.types import Action, Candidate, Choice, Context, Features, Memory, Usage
 
 NO_USAGE = Usage()
 
@@ -81,51 +66,71 @@ class Noisy:
         return replace(choice, action=self.draw(context, derive_seed(seed, "noise")), actor="noise"), memory
 
 
-@dataclass(frozen=True)
-class Routed:
-    """An agent made of two policies, a verifier and a router."""
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """What a routed agent is made of besides its router. Agents that hold the same object see and hear the same."""
 
     slm: Policy
     teacher: Policy
     verifier: Verifier
-    router: Router
     k: int
     """Candidates drawn from the SLM at each step."""
+
+
+class Moment:
+    """One context as one set of parts sees it. Nothing is asked twice, however many routers decide on it."""
+
+    def __init__(self, parts: Parts, context: Context, *, seed: int) -> None:
+        self._parts, self._context, self.seed = parts, context, seed
+        self._seen: tuple[tuple[Candidate, ...], tuple[float, ...], Features] | None = None
+        self._answer: Candidate | None = None
+
+    async def look(self) -> tuple[tuple[Candidate, ...], tuple[float, ...], Features]:
+        """The SLM's candidates, their verifier scores, and the features of both."""
+        if self._seen is None:
+            parts, context = self._parts, self._context
+            with boundary("slm"):
+                candidates = await parts.slm.propose(context, parts.k, seed=derive_seed(self.seed, "slm"))
+            with boundary("verifier"):
+                scores = await parts.verifier.score(context, [candidate.action for candidate in candidates])
+            with boundary("router"):
+                self._seen = candidates, scores, featurise(context, candidates, scores)
+        return self._seen
+
+    async def ask_teacher(self) -> Candidate:
+        if self._answer is None:
+            with boundary("teacher"):
+                (self._answer,) = await self._parts.teacher.propose(self._context, 1, seed=derive_seed(self.seed, "teacher"))
+        return self._answer
+
+
+@dataclass(frozen=True)
+class Routed:
+    """An agent made of two policies, a verifier and a router."""
+
+    parts: Parts
+    router: Router
 
     @property
     def name(self) -> str:
         return self.router.name
 
     async def act(self, context: Context, memory: Memory, *, seed: int) -> tuple[Choice, Memory]:
-        with boundary("slm"):
-            candidates = await self.slm.propose(context, self.k, seed=derive_seed(seed, "slm"))
-        with boundary("verifier"):
-            scores = await self.verifier.score(context, [candidate.action for candidate in candidates])
-        features, decision = decide(self.router, context, candidates, scores, memory, seed=derive_seed(seed, "router"))
+        return await self.choose(Moment(self.parts, context, seed=seed), memory)
+
+    async def choose(self, moment: Moment, memory: Memory) -> tuple[Choice, Memory]:
+        """Features -> risk -> decision -> action: the path that rollouts, evaluation and gateway share."""
+        candidates, scores, features = await moment.look()
+        with boundary("router"):
+            decision = self.router.decide(features, memory, seed=derive_seed(moment.seed, "router"))
         slm = candidates[0].usage
         if decision.rung == "continue":
             action = candidates[best(candidates, scores)].action
             return Choice(action, "slm", candidates, scores, features, decision, slm, NO_USAGE), memory
-        with boundary("teacher"):
-            (answer,) = await self.teacher.propose(context, 1, seed=derive_seed(seed, "teacher"))
+        answer = await moment.ask_teacher()
         if memory.calls_left is not None:
             memory = replace(memory, calls_left=memory.calls_left - 1)
         return Choice(answer.action, "teacher", candidates, scores, features, decision, slm, answer.usage), memory
-
-
-def decide(
-    router: Router,
-    context: Context,
-    candidates: tuple[Candidate, ...],
-    scores: tuple[float, ...],
-    memory: Memory,
-    *,
-    seed: int,
-) -> tuple[Features, Decision]:
-    """Features -> risk -> decision: the function that rollouts, evaluation and gateway all call."""
-    with boundary("router"):
-        features = featurise(context, candidates, scores)
-        return features, router.decide(features, memory, seed=seed)
 
 
 def best(candidates: tuple[Candidate, ...], scores: tuple[float, ...]) -> int:
@@ -134,42 +139,3 @@ def best(candidates: tuple[Candidate, ...], scores: tuple[float, ...]) -> int:
         range(len(candidates)),
         key=lambda k: (scores[k], candidates[k].logp if candidates[k].logp is not None else float("-inf"), -k),
     )
-
-
-async def run_episode(
-    environment: Environment, agent: Agent, task: Task, *, seed: int, perturbation: str, horizon: int, memory: Memory
-) -> Episode:
-    """Play one episode to its end, to the horizon, or to the first thing that breaks (recorded, never raised).
-
-    Step seeds depend on task, perturbation seed and t only, so that agents are compared on paired randomness.
-    """
-    steps: list[Step] = []
-    observation: Observation | None = None
-    failure: Failure | None = None
-    stop: Stop = "horizon"
-    observations: tuple[str, ...] = ()
-    actions: tuple[Action, ...] = ()
-    try:
-        with boundary("environment"):
-            observation = await environment.start()
-        for t in range(horizon):
-            observations += (observation.text,)
-            context = Context(environment.goal, observations, actions, horizon)
-            choice, memory = await agent.act(context, memory, seed=derive_seed(task.id, seed, t))
-            steps.append(Step(t, seed, observation, choice))
-            actions += (choice.action,)
-            with boundary("environment"):
-                observation = await environment.step(choice.action)
-            if observation.done:
-                stop = "done"
-                break
-    except BoundaryError as error:
-        stop, failure = "error", Failure(error.boundary, type(error.cause).__name__, str(error.cause))
-    finally:
-        await environment.close()
-    if stop == "done":
-        success = observation.success if observation else None
-    else:
-        success = None if failure else False
-    goal = environment.goal
-    return Episode(task, seed, perturbation, agent.name, goal, tuple(steps), observation, success, stop, failure)

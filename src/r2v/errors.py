@@ -6,7 +6,7 @@
     `- ArtifactError      a file we were asked to read is missing, corrupt or of another version
 
 Plug-ins (policies, verifiers, environments) raise plain Python errors; `boundary` names the one that broke, and
-`run_episode` records it as a `Failure` on the episode, so that its siblings go on.
+the loop records it as a `Failure` on the episode, so that its siblings go on.
 """
 
 from __future__ import annotations

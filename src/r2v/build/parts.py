@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from r2v.agent import Noisy, Routed, Solo
+from r2v.agent import Noisy, Parts, Routed, Solo
 from r2v.build.settings import RunSettings, SlmSettings
 from r2v.environments.household.env import Household
 from r2v.environments.household.expert import HouseholdExpert
@@ -19,7 +19,7 @@ from r2v.environments.household.scenes import SceneSettings, generate
 from r2v.environments.household.scenes import make_tasks as generate_tasks
 from r2v.errors import SettingsError
 from r2v.perturbations import family_of, make_perturbation
-from r2v.perturbations.wrap import Perturbed
+from r2v.perturbations.wrap import PerturbedBranching
 from r2v.policies.chat import ChatPolicy, ChatSettings
 from r2v.protocols import Agent, Environment, Policy, Router
 from r2v.routers import baselines
@@ -74,7 +74,7 @@ def make_environment(settings: RunSettings, task: Task, z: int) -> tuple[Environ
     if z == CLEAN:
         return environment, family
     perturbation = make_perturbation(family, settings.perturbations.strength, environment.goal)
-    return Perturbed(environment, perturbation, seed=z, salt=task.id), family
+    return PerturbedBranching(environment, perturbation, seed=z, salt=task.id), family
 
 
 @lru_cache(maxsize=4096)
@@ -90,9 +90,8 @@ def make_teacher(settings: RunSettings) -> Policy:
     return HouseholdExpert()
 
 
-@lru_cache(maxsize=2)
 def make_slm(settings: SlmSettings, folder: Path) -> Policy:
-    """The trained SLM. One a process: it remembers what it proposed, which many routers replay."""
+    """The trained SLM, sampled with one thread."""
     import torch
 
     from r2v.policies.local import LocalPolicy
@@ -103,7 +102,6 @@ def make_slm(settings: SlmSettings, folder: Path) -> Policy:
         temperature=settings.temperature,
         top_p=settings.top_p,
         max_new_tokens=settings.max_new_tokens,
-        remembered=100_000,
     )
 
 
@@ -139,10 +137,10 @@ def make_agent(settings: RunSettings, player: Player) -> Agent:
         return Noisy(Solo(make_teacher(settings), "teacher"), settings.collect.noise, random_action)
     if player.slm is None:
         raise ValueError("a routed player needs the folder of its SLM")
-    return Routed(
-        make_slm(settings.slm, player.slm),
-        make_teacher(settings),
-        HouseholdVerifier(),
-        make_router(player.router, player.threshold, player.fitted),
-        settings.slm.k,
-    )
+    return Routed(_parts(settings, player.slm), make_router(player.router, player.threshold, player.fitted))
+
+
+@lru_cache(maxsize=2)
+def _parts(settings: RunSettings, slm: Path) -> Parts:
+    """One object for all routers, so that what they see alike is computed once."""
+    return Parts(make_slm(settings.slm, slm), make_teacher(settings), HouseholdVerifier(), settings.slm.k)

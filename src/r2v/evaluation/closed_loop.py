@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 
-from r2v.agent import run_episode
+from r2v.loop import run_together
 from r2v.protocols import Agent, Environment
 from r2v.types import Episode, Memory, Task
 
@@ -23,17 +23,37 @@ async def play(
     concurrency: int = 512,
 ) -> list[Episode]:
     """One episode for each (task, perturbation seed), in that order, up to `concurrency` of them advancing together."""
+    (episodes,) = await play_all([agent], cases, make_environment, horizon=horizon, memory=memory, concurrency=concurrency)
+    return episodes
+
+
+async def play_all(
+    agents: Sequence[Agent],
+    cases: Iterable[tuple[Task, int]],
+    make_environment: MakeEnvironment,
+    *,
+    horizon: int,
+    memory: Memory | None = None,
+    concurrency: int = 512,
+) -> list[list[Episode]]:
+    """What `play` gives for each agent, in their order. Equal beginnings are played once where environments can be cloned."""
     gate = asyncio.Semaphore(concurrency)
     start = memory or Memory()
 
-    async def one(task: Task, seed: int) -> Episode:
+    async def one(task: Task, seed: int) -> list[Episode]:
         async with gate:
             environment, perturbation = make_environment(task, seed)
-            return await run_episode(
-                environment, agent, task, seed=seed, perturbation=perturbation, horizon=horizon, memory=start
-            )
+            episodes: list[Episode] = []
+            for group in [agents] if hasattr(environment, "clone") else [[agent] for agent in agents]:
+                if episodes:
+                    environment, _ = make_environment(task, seed)
+                episodes += await run_together(
+                    environment, group, task, seed=seed, perturbation=perturbation, horizon=horizon, memory=start
+                )
+            return episodes
 
-    return list(await asyncio.gather(*(one(task, seed) for task, seed in cases)))
+    by_case = await asyncio.gather(*(one(task, seed) for task, seed in cases))
+    return [[episodes[i] for episodes in by_case] for i in range(len(agents))]
 
 
 def cases(tasks: Sequence[Task], seeds: Sequence[int]) -> list[tuple[Task, int]]:

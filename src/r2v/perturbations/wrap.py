@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from r2v.protocols import Environment, Perturbation
+from r2v.protocols import Branching, Environment, Perturbation
 from r2v.seeds import derive_seed
 from r2v.types import Action, Change, Observation
 
@@ -36,3 +36,18 @@ class Perturbed:
         )
         self._previous, self._t = text, self._t + 1
         return replace(observation, text=text, changes=earlier + changes)
+
+
+class PerturbedBranching(Perturbed):
+    """The same around an environment that can be cloned, and so is the whole (`r2v.protocols.Branching`)."""
+
+    _inner: Branching
+
+    def __init__(self, environment: Branching, perturbation: Perturbation, *, seed: int, salt: str) -> None:
+        super().__init__(environment, perturbation, seed=seed, salt=salt)
+
+    def clone(self) -> PerturbedBranching:
+        copy = PerturbedBranching.__new__(PerturbedBranching)
+        copy.__dict__.update(self.__dict__)
+        copy._inner = self._inner.clone()
+        return copy

@@ -1,14 +1,14 @@
 """`LocalPolicy`: K candidates from any Hugging Face causal LM, for hundreds of episodes at once.
 
-Concurrent `propose` calls are gathered into one forward pass. Each episode owns a row of a key/value cache, found again by
-its history, so a step only feeds what is new; the K candidates grow as a tree in the same row, and only distinct branches
-are computed (a confident model draws the same action five times). Candidates depend on (context, seed) alone.
+Concurrent `propose` calls are gathered into one forward pass. Each episode has a row of a key/value cache, found again by
+its history, so a step only feeds what is new; where one history goes on in two ways, its row is copied. The K candidates
+grow as a tree in the row, and only distinct branches are computed (a confident model draws the same action five times).
+Candidates depend on (context, seed) alone.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +23,7 @@ from r2v.policies.slots import SlotCache
 from r2v.policies.transcript import Encoder, answer, segments
 from r2v.types import Action, Candidate, Context, Usage
 
+GROUP = 16
 History = tuple[str, tuple[str, ...], tuple[str, ...]]
 """(goal, observations, actions): all that decides what a row holds."""
 
@@ -59,22 +60,22 @@ class LocalPolicy:
         temperature: float = 0.7,
         top_p: float = 0.95,
         max_new_tokens: int = 16,
-        remembered: int = 0,
     ) -> None:
-        """`remembered`: answers kept by (history, k, seed); many routers replay the same beginnings in an evaluation."""
         self.name = name
         self._model = model.eval()
         self._tokenizer = tokenizer
+        self._eos = tokenizer.eos_token_id
         self._encode = Encoder(tokenizer)
         self._temperature, self._top_p, self._max_new = temperature, top_p, max_new_tokens
         self._limit = getattr(model.config, "max_position_embeddings", 1 << 30) - max_new_tokens
         self._pending: list[_Request] = []
         self._cache = SlotCache(model.config.num_hidden_layers)
         self._lengths = np.zeros(0, dtype=np.int64)
-        self._row_of: dict[History, list[int]] = {}
-        self._history_of: list[History | None] = []
-        self._answers: OrderedDict[tuple[History, int, int], tuple[Candidate, ...]] = OrderedDict()
-        self._remembered = remembered
+        self._held: dict[History, tuple[int, int]] = {}
+        """Of each history read so far: the row that begins with it, and its length there."""
+        self._histories: list[list[History]] = []
+        """What each row holds, shortest first."""
+        self._texts: dict[tuple[int, ...], str] = {}
 
     @classmethod
     def load(cls, path: str | Path, **options: Any) -> LocalPolicy:
@@ -82,21 +83,19 @@ class LocalPolicy:
         return cls(*load_model(path), **options)
 
     async def propose(self, context: Context, k: int, *, seed: int) -> tuple[Candidate, ...]:
-        key = (context.history(context.t), k, seed)
-        known = self._answers.get(key)
-        if known is not None:
-            return known
         loop = asyncio.get_running_loop()
-        request = _Request(context, key[0], k, seed, loop.create_future())
+        request = _Request(context, context.history(context.t), k, seed, loop.create_future())
         self._pending.append(request)
         if len(self._pending) == 1:
-            loop.call_soon(self._flush)  # runs after every coroutine that is ready now has asked too
-        candidates = await request.answer
-        if self._remembered:
-            self._answers[key] = candidates
-            if len(self._answers) > self._remembered:
-                self._answers.popitem(last=False)
-        return candidates
+            loop.call_soon(self._wait, loop, 0)
+        return await request.answer
+
+    def _wait(self, loop: asyncio.AbstractEventLoop, asked: int) -> None:
+        """Let every coroutine ask that can; when a round of the loop brings no further request, answer them all."""
+        if len(self._pending) > asked:
+            loop.call_soon(self._wait, loop, len(self._pending))
+        else:
+            self._flush()
 
     def _flush(self) -> None:
         requests, self._pending = self._pending, []
@@ -117,80 +116,77 @@ class LocalPolicy:
         return self._grow(requests, rows, logits_NV)
 
     def _place(self, requests: Sequence[_Request]) -> tuple[list[int], list[list[int]]]:
-        """A row for each request, and the tokens that its row lacks (the whole context where no row was found)."""
-        rows, missing = [-1] * len(requests), []
-        for i, request in enumerate(requests):
+        """A row for each request, and the tokens that its row lacks (the whole context where its past is not held)."""
+        pasts = [self._held.get(r.context.history(r.context.t - 1)) if r.context.actions else None for r in requests]
+        busy = {past[0] for past in pasts if past}
+        if len(self._lengths) - len(busy) > max(8, len(self._lengths) // 4):
+            renamed = self._compact(sorted(busy))
+            pasts = [(renamed[past[0]], past[1]) if past else None for past in pasts]
+            busy = set(renamed.values())
+        idle = [row for row in range(len(self._lengths)) if row not in busy]
+        rows: list[int] = []
+        missing: list[list[int]] = []
+        copies: list[tuple[int, int, int]] = []
+        extended: set[int] = set()
+        for request, past in zip(requests, pasts, strict=True):
             context = request.context
-            found = None
-            if context.actions:
-                before = context.history(context.t - 1)
-                found = self._row_of.get(before)
-            if found:
-                rows[i] = found.pop()
-                tokens = self._encode(context.actions[-1].text, action=True) + self._encode(
-                    answer(context.observations[-1]), action=False
-                )
+            tokens = self._since(context) if past else self._whole(context)
+            size = (past[1] if past else 0) + len(tokens)
+            if size > self._limit:
+                raise ValueError(f"a context of {size} tokens exceeds the model's {self._limit}")
+            if past and past[0] not in extended and past[1] == self._lengths[past[0]]:
+                row = past[0]
+                extended.add(row)
             else:
-                tokens = self._whole(context)
+                row = idle.pop() if idle else self._new_row()
+                self._forget(row)
+                if past:
+                    copies.append((*past, row))
+            rows.append(row)
             missing.append(tokens)
-        taken = {row for row in rows if row >= 0}
-        if len(self._lengths) - len(taken) > max(8, len(self._lengths) // 4):
-            rows = self._compact(rows)
-            taken = {row for row in rows if row >= 0}
-        idle = iter([row for row in range(len(self._lengths)) if row not in taken])
-        for i, row in enumerate(rows):
-            if row < 0:
-                rows[i] = next(idle, -1)
-                if rows[i] < 0:
-                    rows[i] = len(self._lengths)
-                    self._lengths = np.append(self._lengths, 0)
-                    self._history_of.append(None)
-                self._forget(rows[i])
-                self._lengths[rows[i]] = 0
-        for i, request in enumerate(requests):
-            if self._lengths[rows[i]] + len(missing[i]) > self._limit:
-                raise ValueError(
-                    f"a context of {self._lengths[rows[i]] + len(missing[i])} tokens exceeds the model's {self._limit}"
-                )
-            self._forget(rows[i])
-            self._history_of[rows[i]] = request.history
-            self._row_of.setdefault(request.history, []).append(rows[i])
+        self._cache.copy(copies)
+        for _, length, row in copies:
+            self._lengths[row] = length
         return rows, missing
 
-    def _forget(self, row: int) -> None:
-        history = self._history_of[row]
-        if history is not None:
-            owners = self._row_of.get(history, [])
-            if row in owners:
-                owners.remove(row)
-            if not owners:
-                self._row_of.pop(history, None)
-        self._history_of[row] = None
+    def _new_row(self) -> int:
+        self._lengths = np.append(self._lengths, 0)
+        self._histories.append([])
+        return len(self._lengths) - 1
 
-    def _compact(self, rows: list[int]) -> list[int]:
-        """Drop every row that no request of now uses."""
-        active = sorted(row for row in rows if row >= 0)
-        for row in set(range(len(self._lengths))) - set(active):
+    def _forget(self, row: int) -> None:
+        """Empty a row."""
+        for history in self._histories[row]:
+            if self._held.get(history, (-1,))[0] == row:
+                del self._held[history]
+        self._histories[row] = []
+        self._lengths[row] = 0
+
+    def _compact(self, kept: list[int]) -> dict[int, int]:
+        """Drop every other row; new place of each kept one."""
+        for row in set(range(len(self._lengths))) - set(kept):
             self._forget(row)
-        self._cache.keep(torch.tensor(active, dtype=torch.long))
-        self._lengths = self._lengths[active]
-        renamed = {old: new for new, old in enumerate(active)}
-        self._history_of = [self._history_of[old] for old in active]
-        self._row_of = {h: [renamed[r] for r in owners if r in renamed] for h, owners in self._row_of.items()}
-        return [renamed.get(row, -1) for row in rows]
+        self._cache.keep(torch.tensor(kept, dtype=torch.long))
+        self._lengths = self._lengths[kept]
+        self._histories = [self._histories[old] for old in kept]
+        renamed = {old: new for new, old in enumerate(kept)}
+        self._held = {history: (renamed[row], length) for history, (row, length) in self._held.items()}
+        return renamed
+
+    def _since(self, context: Context) -> list[int]:
+        """Tokens of the last action and what came of it."""
+        action, observation = context.actions[-1].text, context.observations[-1]
+        return self._encode(action, action=True) + self._encode(answer(observation), action=False)
 
     def _whole(self, context: Context) -> list[int]:
         texts = segments(context.goal, context.observations, [action.text for action in context.actions])
         return self._encode.bos + [token for text, is_action in texts for token in self._encode(text, action=is_action)]
 
     def _read(self, requests: Sequence[_Request], rows: list[int], missing: list[list[int]]) -> torch.Tensor:
-        """Feed what is missing; logits [N, V] after the last token. Long texts are fed apart, so they pad nobody."""
+        """Feed what is missing; logits [N, V] after the last token. Texts of like length are fed together."""
         sizes = np.array([len(tokens) for tokens in missing])
-        long = sizes > max(48, 2 * int(np.median(sizes)))
         logits: list[torch.Tensor | None] = [None] * len(requests)
-        for group in (np.flatnonzero(~long), np.flatnonzero(long)):
-            if not len(group):
-                continue
+        for group in _alike(sizes):
             group = group[np.argsort([rows[i] for i in group])]
             width = int(sizes[group].max())
             tokens_RQ = np.zeros((len(group), width), dtype=np.int64)
@@ -208,6 +204,9 @@ class LocalPolicy:
             for r, i in enumerate(group):
                 logits[i] = out[r, -1]
                 self._lengths[rows[i]] += sizes[i]
+                history = requests[int(i)].history
+                self._held[history] = (rows[i], int(self._lengths[rows[i]]))
+                self._histories[rows[i]].append(history)
         return torch.stack([row for row in logits if row is not None])
 
     def _forward(
@@ -240,7 +239,7 @@ class LocalPolicy:
         logits: torch.Tensor = self._model(
             input_ids=torch.from_numpy(tokens_RQ),
             position_ids=torch.from_numpy(positions_RQ),
-            attention_mask=torch.from_numpy(visible_RQS)[:, None],
+            attention_mask=_additive(visible_RQS),
             past_key_values=self._cache,
             use_cache=True,
             logits_to_keep=keep,
@@ -249,7 +248,6 @@ class LocalPolicy:
 
     def _grow(self, requests: Sequence[_Request], rows: list[int], logits_NV: torch.Tensor) -> list[tuple[Candidate, ...]]:
         """Grow every request's candidates token by token; branches split where the draws differ."""
-        eos = self._tokenizer.eos_token_id
         draws = [uniforms_KL(request.seed, request.k, self._max_new) for request in requests]
         live = [_Branch(i, rows[i], list(range(request.k))) for i, request in enumerate(requests)]
         finished: list[dict[int, _Branch]] = [{} for _ in requests]
@@ -273,7 +271,7 @@ class LocalPolicy:
                 child.members.append(k)
             live = []
             for child in split.values():
-                if child.tokens[-1] == eos or depth + 1 == self._max_new:
+                if child.tokens[-1] == self._eos or depth + 1 == self._max_new:
                     finished[child.request].update(dict.fromkeys(child.members, child))
                 else:
                     child.path = [*child.path, int(scratch[child.row])]
@@ -314,7 +312,28 @@ class LocalPolicy:
         return logits[where[0], where[1]]
 
     def _candidate(self, branch: _Branch, entropy: float) -> Candidate:
-        tokens = branch.tokens[:-1] if branch.tokens[-1] == self._tokenizer.eos_token_id else branch.tokens
-        text = self._tokenizer.decode(tokens, skip_special_tokens=True).strip()
+        tokens = branch.tokens[:-1] if branch.tokens[-1] == self._eos else branch.tokens
         usage = Usage(1, int(self._lengths[branch.row]), len(branch.tokens))
-        return Candidate(Action(text), branch.logp, entropy, usage)
+        return Candidate(Action(self._text(tuple(tokens))), branch.logp, entropy, usage)
+
+    def _text(self, tokens: tuple[int, ...]) -> str:
+        if tokens not in self._texts:
+            self._texts[tokens] = self._tokenizer.decode(tokens, skip_special_tokens=True).strip()
+        return self._texts[tokens]
+
+
+def _alike(sizes: np.ndarray) -> list[np.ndarray]:
+    """Indices in groups of like size, so that padding is short; a forward pass for less than `GROUP` rows does not pay."""
+    order = np.argsort(sizes, kind="stable")
+    cuts, first = [], 0
+    for i in range(1, len(order)):
+        if i - first >= GROUP and len(order) - i >= GROUP and sizes[order[i]] > 1.3 * sizes[order[first]]:
+            cuts.append(i)
+            first = i
+    return np.split(order, cuts)
+
+
+def _additive(visible_RQS: np.ndarray) -> torch.Tensor:
+    """What is added to the attention scores: made once here, not anew in each layer from a boolean mask."""
+    mask_RQS = torch.zeros(visible_RQS.shape)
+    return mask_RQS.masked_fill_(~torch.from_numpy(visible_RQS), torch.finfo(mask_RQS.dtype).min)[:, None]

@@ -21,7 +21,8 @@ def cumulative_NV(logits_NV: Tensor, temperature: float, top_p: float) -> Tensor
     must not swap what is drawn.
     """
     probabilities = torch.softmax(logits_NV / temperature, dim=-1)
-    ranked = probabilities.sort(dim=-1, descending=True).values
+    # NumPy sorts short rows several times as fast as torch.
+    ranked = torch.from_numpy(np.sort(probabilities.numpy(), axis=-1)).flip(-1)
     inside = ranked.cumsum(dim=-1) - ranked < top_p
     least = ranked.gather(1, inside.sum(dim=-1, keepdim=True) - 1)
     cumulative = probabilities.masked_fill(probabilities < least, 0.0).double().cumsum(dim=-1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -39,15 +40,27 @@ class SlotCache(Cache):  # type: ignore[misc]
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         assert self._rows is not None
-        keys = self._room(self.keys, layer_idx, key_states)
-        values = self._room(self.values, layer_idx, value_states)
+        rows = int(self._rows.max()) + 1
+        keys = self._room(self.keys, layer_idx, key_states, rows, self._width)
+        values = self._room(self.values, layer_idx, value_states, rows, self._width)
         at = (self._rows[:, None], slice(None), self._positions)
         keys[at] = key_states.transpose(1, 2)
         values[at] = value_states.transpose(1, 2)
         if self._view_rows is None:
-            rows = self._rows.shape[0]
             return keys[:rows, :, : self._width], values[:rows, :, : self._width]
         return keys[self._view_rows, :, : self._width], values[self._view_rows, :, : self._width]
+
+    def copy(self, pieces: Sequence[tuple[int, int, int]]) -> None:
+        """For each (source row, length, target row): the target begins as the source does."""
+        if not pieces:
+            return
+        sources, lengths, targets = (torch.tensor(column) for column in zip(*pieces, strict=True))
+        span = int(lengths.max())
+        for store in (self.keys, self.values):
+            for layer, held in enumerate(store):
+                assert held is not None
+                room = self._room(store, layer, held, int(targets.max()) + 1, span)
+                room[targets, :, :span] = room[sources, :, :span]
 
     def keep(self, rows: Tensor) -> None:
         """Row i becomes what row rows[i] was; the others are dropped."""
@@ -56,20 +69,19 @@ class SlotCache(Cache):  # type: ignore[misc]
                 if old is not None:
                     store[layer] = old[rows].contiguous()
 
-    def _room(self, store: list[Tensor | None], layer: int, like: Tensor) -> Tensor:
-        assert self._rows is not None
-        rows, positions = int(self._rows.max()) + 1, self._width
+    def _room(self, store: list[Tensor | None], layer: int, like: Tensor, rows: int, positions: int) -> Tensor:
+        """The layer's store, grown to hold so many rows and positions (rows by a quarter more, so that it grows seldom)."""
         old = store[layer]
         if old is not None and old.shape[0] >= rows and old.shape[2] >= positions:
             return old
-        shape = (
-            max(rows, 0 if old is None else old.shape[0]),
+        held_rows, held_positions = (0, 0) if old is None else (old.shape[0], old.shape[2])
+        new = like.new_zeros(
+            held_rows if rows <= held_rows else max(rows, held_rows + held_rows // 4),
             like.shape[1],
-            max(-(-positions // GROW) * GROW, 0 if old is None else old.shape[2]),
+            max(-(-positions // GROW) * GROW, held_positions),
             like.shape[3],
         )
-        new = like.new_zeros(shape)
         if old is not None:
-            new[: old.shape[0], :, : old.shape[2]] = old
+            new[:held_rows, :, :held_positions] = old
         store[layer] = new
         return new

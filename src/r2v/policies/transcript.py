@@ -42,6 +42,7 @@ class Encoder:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
+        self._eos: int = tokenizer.eos_token_id
         self._seen: dict[str, list[int]] = {}
         self.bos: list[int] = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
 
@@ -49,4 +50,4 @@ class Encoder:
         tokens = self._seen.get(text)
         if tokens is None:
             tokens = self._seen[text] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
-        return [*tokens, self._tokenizer.eos_token_id] if action else tokens
+        return [*tokens, self._eos] if action else tokens

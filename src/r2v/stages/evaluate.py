@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 
 from r2v import __version__
-from r2v.build.parts import WITH_KNOB, Player, make_router
-from r2v.evaluation.outcomes import Outcomes, Row, gather, row
+from r2v.build.parts import WITHOUT_KNOB, Player, make_router
+from r2v.evaluation.outcomes import Outcomes, Row, gather
 from r2v.evaluation.replay import always, asks_of, oracle, replay
 from r2v.evaluation.results import Played, Prices, summarise
 from r2v.labels import failure_rows
 from r2v.maths.calibration import brier, ece, reliability_bins
 from r2v.maths.stats import auroc
 from r2v.routers.mlp import load_router
-from r2v.stages.fit import Knob, read_knobs
-from r2v.stages.play import play_episodes, play_rows
+from r2v.stages.fit import Knob, at, knob_players, read_knobs
+from r2v.stages.play import play_players
 from r2v.stages.prefer import chosen_slm
 from r2v.stages.runner import Bench
 from r2v.stages.splits import read_split
@@ -34,27 +34,26 @@ def evaluate(bench: Bench) -> None:
 
 def evaluate_on(bench: Bench, tasks: Sequence[Task], seeds: Sequence[int], split: str) -> None:
     """Play every router on every task under every seed; write `results.json` and `episodes.parquet` to `bench.out`."""
-    knobs = read_knobs(bench.read("fit"))
-    chosen = {
-        "slm_only": play_episodes(bench, _player(bench, "slm_only", None), tasks, seeds, "slm_only"),
-        "llm_only": play_episodes(bench, Player("teacher"), tasks, seeds, "llm_only"),
+    fitted, slm = bench.read("fit"), chosen_slm(bench)
+    knobs = read_knobs(fitted)
+    label_of = {name: at(name, knob.threshold) for name, knob in knobs.items()}
+    label_of |= {name: name for name in WITHOUT_KNOB}
+    players = {
+        "slm_only": Player("routed", slm),
+        "llm_only": Player("teacher"),
+        **knob_players({name: (*knob.grid, knob.threshold) for name, knob in knobs.items()}, slm, fitted),
     }
-    points = _play_curves(bench, knobs, tasks, seeds)
-    for name, knob in knobs.items():
-        chosen[name] = play_episodes(bench, _player(bench, name, knob.threshold), tasks, seeds, name)
+    rows, episodes = play_players(bench, players, tasks, seeds, "routers", keep=list(label_of.values()))
+    chosen = {name: episodes[label_of[name]] for name in (*WITHOUT_KNOB, *knobs)}
     write_episodes(bench.out / "episodes.parquet", [episode for name in chosen for episode in chosen[name]])
 
     def outcomes(rows: Sequence[Row]) -> Outcomes:
         return gather(rows, [task.id for task in tasks], seeds, bench.settings.environment.horizon)
 
-    played = {
-        name: Played(
-            outcomes([row(episode) for episode in episodes]),
-            knobs[name].threshold if name in knobs else None,
-            tuple(outcomes(rows) for rows in points.get(name, ())),
-        )
-        for name, episodes in chosen.items()
-    }
+    played = {name: Played(outcomes(rows[name]), None, ()) for name in WITHOUT_KNOB}
+    for name, knob in knobs.items():
+        points = tuple(outcomes(rows[at(name, threshold)]) for threshold in knob.grid)
+        played[name] = Played(outcomes(rows[label_of[name]]), knob.threshold, points)
     s = bench.settings
     prices = Prices(s.prices.slm, s.prices.teacher)
     common = (seeds, prices, s.router.alpha, s.evaluate.resamples, s.seed)
@@ -80,23 +79,6 @@ def evaluate_on(bench: Bench, tasks: Sequence[Task], seeds: Sequence[int], split
             "provenance": _provenance(bench, split),
         },
     )
-
-
-def _player(bench: Bench, name: str, threshold: float | None) -> Player:
-    return Player("routed", chosen_slm(bench), name, threshold, bench.read("fit"))
-
-
-def _play_curves(
-    bench: Bench, knobs: dict[str, Knob], tasks: Sequence[Task], seeds: Sequence[int]
-) -> dict[str, list[list[Row]]]:
-    """Rows of every knob position of every router with a knob."""
-    players = [
-        (f"{name}-{i}", _player(bench, name, threshold))
-        for name in WITH_KNOB
-        for i, threshold in enumerate(knobs[name].grid)
-    ]
-    rows = dict(zip([label for label, _ in players], play_rows(bench, players, tasks, seeds, "curves"), strict=True))
-    return {name: [rows[f"{name}-{i}"] for i in range(len(knobs[name].grid))] for name in WITH_KNOB}
 
 
 def _replay(bench: Bench, knobs: dict[str, Knob], alone: Sequence[Episode], outcomes: Any) -> dict[str, Played]:

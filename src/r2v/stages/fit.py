@@ -6,7 +6,7 @@ validation steps, each position is played in closed loop on the validation tasks
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +23,7 @@ from r2v.learning.settings import RouterSettings
 from r2v.maths.calibration import brier, ece
 from r2v.maths.stats import auroc
 from r2v.routers.mlp import load_router
-from r2v.stages.play import play_rows
+from r2v.stages.play import play_players
 from r2v.stages.prefer import chosen_slm
 from r2v.stages.runner import Bench
 from r2v.stages.splits import read_split
@@ -86,23 +86,15 @@ def _choose(bench: Bench, grid: dict[str, list[float]], slm_episodes: Sequence[E
     settings = bench.settings
     tasks = read_split(bench.read("collect") / "tasks.json", "validation")
     seeds, ids, horizon = settings.perturbations.validation, [t.id for t in tasks], settings.environment.horizon
-    slm = chosen_slm(bench)
-    players = [("llm_only", Player("teacher"))]
-    players += [
-        (f"{name}-{i}", Player("routed", slm, name, threshold, bench.out))
-        for name in WITH_KNOB
-        for i, threshold in enumerate(grid[name])
-    ]
-    played = dict(zip([label for label, _ in players], play_rows(bench, players, tasks, seeds, "validation"), strict=True))
+    players = {"llm_only": Player("teacher"), **knob_players(grid, chosen_slm(bench), bench.out)}
+    played, _ = play_players(bench, players, tasks, seeds, "validation")
     teacher = gather(played["llm_only"], ids, seeds, horizon)
     alone = gather(map(row, slm_episodes), ids, seeds, horizon)
     teacher_success = float(teacher.success_TZ.mean())
     rule = settings.evaluate
     routers = {}
     for name in WITH_KNOB:
-        points = [
-            Point(threshold, gather(played[f"{name}-{i}"], ids, seeds, horizon)) for i, threshold in enumerate(grid[name])
-        ]
+        points = [Point(threshold, gather(played[at(name, threshold)], ids, seeds, horizon)) for threshold in grid[name]]
         if rule.rule == "target":
             chosen = by_target(points, rule.target * teacher_success)
         elif rule.rule == "cost":
@@ -122,6 +114,20 @@ def _choose(bench: Bench, grid: dict[str, list[float]], slm_episodes: Sequence[E
         "tasks": len(tasks),
         "routers": routers,
     }
+
+
+def knob_players(grid: Mapping[str, Sequence[float]], slm: Path, fitted: Path) -> dict[str, Player]:
+    """A player for every knob position of every router with a knob, by the name that `at` gives it."""
+    return {
+        at(name, threshold): Player("routed", slm, name, threshold, fitted)
+        for name, thresholds in grid.items()
+        for threshold in thresholds
+    }
+
+
+def at(name: str, threshold: float) -> str:
+    """Name of a router at one knob position."""
+    return f"{name}@{threshold!r}"
 
 
 def _rule_in_words(bench: Bench) -> str:

@@ -1,86 +1,96 @@
-"""The work of one worker process: play some cases with one agent and leave the outcome in a file.
+"""The work of one worker process: players on some cases, together; what came out lies in a folder.
 
-The file is the resume point: a job whose file exists is done. Full episodes go to Parquet; where only numbers are needed
-(the points of a curve), rows go to JSON.
+The folder is the resume point: a job whose `rows.json` exists is done. Full episodes are written for the players that are
+kept; of the others (the points of a curve) only numbers.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import chain
 from pathlib import Path
 
 from r2v.build.parts import Player, make_agent, make_environment
 from r2v.build.settings import RunSettings
-from r2v.evaluation.closed_loop import cases, play
+from r2v.evaluation.closed_loop import cases, play_all
 from r2v.evaluation.outcomes import Row, row
 from r2v.stages.runner import Bench
 from r2v.store import read_episodes, read_json, write_episodes, write_json
 from r2v.types import Episode, Task
 
+JOB_EPISODES = 2400
+JOB_TASKS = 100
+
 
 @dataclass(frozen=True)
 class Job:
     settings: RunSettings
-    player: Player
+    players: Mapping[str, Player]
+    kept: Collection[str]
+    """Names of the players whose episodes are written whole."""
     cases: list[tuple[Task, int]]
-    file: Path
-    """`*.parquet`: whole episodes; `*.json`: rows only."""
+    folder: Path
 
 
 def run_job(job: Job) -> None:
-    if job.file.exists():
+    if (job.folder / "rows.json").exists():
         return
-    agent = make_agent(job.settings, job.player)
-    episodes = asyncio.run(
-        play(
-            agent,
+    played = asyncio.run(
+        play_all(
+            [make_agent(job.settings, player) for player in job.players.values()],
             job.cases,
             lambda task, seed: make_environment(job.settings, task, seed),
             horizon=job.settings.environment.horizon,
         )
     )
-    if job.file.suffix == ".json":
-        write_json(job.file, [asdict(row(episode)) for episode in episodes])
-    else:
-        write_episodes(job.file, episodes)
+    episodes_of = dict(zip(job.players, played, strict=True))
+    for name in job.kept:
+        write_episodes(job.folder / f"{name}.parquet", episodes_of[name])
+    rows = {name: [asdict(row(episode)) for episode in episodes] for name, episodes in episodes_of.items()}
+    write_json(job.folder / "rows.json", rows)
 
 
-def play_episodes(
-    bench: Bench, player: Player, tasks: Sequence[Task], seeds: Sequence[int], label: str, *, chunk: int = 200
-) -> list[Episode]:
-    """Every task under every seed, spread over the workers in chunks of tasks; episodes by task, then seed."""
+def play_players(
+    bench: Bench,
+    players: Mapping[str, Player],
+    tasks: Sequence[Task],
+    seeds: Sequence[int],
+    label: str,
+    *,
+    keep: Collection[str] = (),
+) -> tuple[dict[str, list[Row]], dict[str, list[Episode]]]:
+    """Every named player on every task under every seed, spread over the workers: (rows of all, episodes of those kept).
+
+    Episodes are ordered by task, then seed. `label` names the work on the disk and in the progress bar.
+    """
+    size = max(1, min(JOB_TASKS, JOB_EPISODES // (len(players) * len(seeds))))
     jobs = [
         (
             worker,
             Job(
                 bench.settings,
-                player,
-                cases(shard[i : i + chunk], seeds),
-                bench.partial / f"{label}-{worker}-{i}.parquet",
+                players,
+                keep,
+                cases(shard[i : i + size], seeds),
+                bench.partial / f"{label}-{worker}-{i}",
             ),
         )
         for worker, shard in enumerate(bench.workers.shards(tasks))
-        for i in range(0, len(shard), chunk)
+        for i in range(0, len(shard), size)
     ]
     bench.workers.map(run_job, jobs, bench.report, label)
-    episodes = {(e.task.id, e.seed): e for _, job in jobs for e in read_episodes(job.file)}
-    return [episodes[task.id, seed] for task in tasks for seed in seeds]
+    rows: dict[str, list[Row]] = {name: [] for name in players}
+    for _, job in jobs:
+        for name, raw in read_json(job.folder / "rows.json").items():
+            rows[name] += [Row(**{**fields, "asked": tuple(fields["asked"])}) for fields in raw]
+    episodes = {}
+    for name in keep:
+        by_case = {(e.task.id, e.seed): e for _, job in jobs for e in read_episodes(job.folder / f"{name}.parquet")}
+        episodes[name] = [by_case[task.id, seed] for task, seed in cases(tasks, seeds)]
+    return rows, episodes
 
 
-def play_rows(
-    bench: Bench, players: Sequence[tuple[str, Player]], tasks: Sequence[Task], seeds: Sequence[int], label: str
-) -> list[list[Row]]:
-    """The rows of each named player on every task under every seed."""
-    shards = bench.workers.shards(tasks)
-    jobs = [
-        (worker, Job(bench.settings, player, cases(shard, seeds), bench.partial / f"{label}-{name}-{worker}.json"))
-        for name, player in players
-        for worker, shard in enumerate(shards)
-    ]
-    bench.workers.map(run_job, jobs, bench.report, label)
-    rows = [[Row(**{**raw, "asked": tuple(raw["asked"])}) for raw in read_json(job.file)] for _, job in jobs]
-    per_player = len(shards)
-    return [list(chain.from_iterable(rows[i : i + per_player])) for i in range(0, len(rows), per_player)]
+def play_episodes(bench: Bench, player: Player, tasks: Sequence[Task], seeds: Sequence[int], label: str) -> list[Episode]:
+    """The episodes of one player, ordered by task, then seed."""
+    return play_players(bench, {label: player}, tasks, seeds, label, keep=[label])[1][label]

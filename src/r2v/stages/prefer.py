@@ -15,7 +15,7 @@ from r2v.evaluation.curves import interval, resample_BT
 from r2v.evaluation.outcomes import gather
 from r2v.learning.pairs import read_pairs
 from r2v.stages.collect import teacher_episodes
-from r2v.stages.play import play_rows
+from r2v.stages.play import play_players
 from r2v.stages.runner import Bench
 from r2v.stages.splits import read_split
 from r2v.store import read_episodes, read_json, write_json
@@ -49,12 +49,10 @@ def _choose(bench: Bench, models: dict[str, Path]) -> dict[str, object]:
     settings = bench.settings
     tasks = read_split(bench.read("collect") / "tasks.json", "validation")
     seeds = settings.perturbations.validation
-    players = [(name, Player("routed", slm=folder)) for name, folder in models.items()]
+    players = {name: Player("routed", slm=folder) for name, folder in models.items()}
+    rows, _ = play_players(bench, players, tasks, seeds, "validation")
     ids = [task.id for task in tasks]
-    clone, prefer = (
-        gather(rows, ids, seeds, settings.environment.horizon).success_T
-        for rows in play_rows(bench, players, tasks, seeds, "validation")
-    )
+    clone, prefer = (gather(rows[name], ids, seeds, settings.environment.horizon).success_T for name in models)
     weights_BT = resample_BT(len(tasks), settings.evaluate.resamples, settings.seed)
     return {
         # A tie keeps the simpler policy.
