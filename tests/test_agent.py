@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from r2v.agent import Noisy, Parts, Routed, Solo, best
+from r2v.agent import Noisy, Parts, Routed, Solo
+from r2v.features import best
 from r2v.policies.scripted import ScriptedPolicy
 from r2v.routers.baselines import Always, Random
 from r2v.routers.threshold import Budgeted, ThresholdRouter

@@ -69,7 +69,7 @@ def test_the_fifteen_features_of_a_known_step():
 def test_closed_models_leave_features_absent():
     closed = featurise(CONTEXT, [replace(c, logp=None, entropy=None) for c in CANDIDATES], SCORES)
     absent = {name for name, present in zip(FEATURES, closed.present, strict=True) if not present}
-    assert absent == {"first_token_entropy", "logp_best", "logp_mean", "logp_std"}
+    assert absent == {"first_token_entropy", "logp_best", "logp_mean", "logp_std", "chosen_logp"}
     assert without_logprobs(featurise(CONTEXT, CANDIDATES, SCORES)) == closed
     pseudo = with_pseudo_entropy(closed, SCORES)
     assert pseudo.present[0]

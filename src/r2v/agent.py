@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from r2v.errors import boundary
-from r2v.features import featurise
+from r2v.features import best, featurise
 from r2v.protocols import Agent, Policy, Router, Verifier
 from r2v.seeds import derive_seed, derive_uniform
 from r2v.types import Action, Candidate, Choice, Context, Features, Memory, Usage
@@ -131,11 +131,3 @@ class Routed:
         if memory.calls_left is not None:
             memory = replace(memory, calls_left=memory.calls_left - 1)
         return Choice(answer.action, "teacher", candidates, scores, features, decision, slm, answer.usage), memory
-
-
-def best(candidates: tuple[Candidate, ...], scores: tuple[float, ...]) -> int:
-    """Index of the best-scored candidate; ties go to the likelier one, then to the earlier one."""
-    return max(
-        range(len(candidates)),
-        key=lambda k: (scores[k], candidates[k].logp if candidates[k].logp is not None else float("-inf"), -k),
-    )

@@ -8,7 +8,9 @@ e.g. log-probabilities of a closed model. Plain Python on purpose: at K = 5 an a
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -41,9 +43,18 @@ EXTENDED = (
     "steps_since_new",
     "last_observation_length",
     "unseen_words",
+    "chosen_logp",
+    "chosen_share",
+    "chosen_names_goal",
+    "goal_seen",
+    "goal_in_last",
+    "goal_in_actions",
+    "steps_since_goal",
 )
 FEATURES = EXTENDED
-NEEDS_LOGPROBS = ("first_token_entropy", "logp_best", "logp_mean", "logp_std")
+NEEDS_LOGPROBS = ("first_token_entropy", "logp_best", "logp_mean", "logp_std", "chosen_logp")
+_COMMON = set("a an and are at for from in into it of on some that the then to two under with your".split())  # noqa: SIM905
+"""Words of a goal that name nothing."""
 
 
 def featurise(context: Context, candidates: Sequence[Candidate], scores: Sequence[float]) -> Features:
@@ -61,6 +72,8 @@ def featurise(context: Context, candidates: Sequence[Candidate], scores: Sequenc
     actions = [action.text for action in context.actions]
     length = sum(map(len, context.observations)) + sum(map(len, actions))
     best_score = max(scores)
+    read = " ".join(context.observations[:-1])
+    chosen = candidates[best(candidates, scores)]
     values: list[float | None] = [
         entropy,
         best_score - min(scores),
@@ -75,13 +88,24 @@ def featurise(context: Context, candidates: Sequence[Candidate], scores: Sequenc
         float(t),
         length / 10_000,
         len(context.goal) / 1_000,
-        *_text_signals(context.observations, actions, texts[list(scores).index(best_score)]),
+        *_text_signals(context.observations, read, actions, chosen.action.text),
+        chosen.logp,
+        texts.count(chosen.action.text) / k,
+        *_goal_signals(context.goal, read, context.observations[-1], actions, chosen.action.text),
     ]
     known = tuple([value is not None for value in values])
     return Features(tuple([0.0 if value is None else value for value in values]), known)
 
 
-def _text_signals(observations: Sequence[str], actions: Sequence[str], best: str) -> tuple[float, ...]:
+def best(candidates: Sequence[Candidate], scores: Sequence[float]) -> int:
+    """Index of the candidate that acts: the best-scored one; ties go to the likelier, then to the earlier one."""
+    return max(
+        range(len(candidates)),
+        key=lambda k: (scores[k], candidates[k].logp if candidates[k].logp is not None else float("-inf"), -k),
+    )
+
+
+def _text_signals(observations: Sequence[str], read: str, actions: Sequence[str], chosen: str) -> tuple[float, ...]:
     """Signs of being stuck or lost: repeats, nothing new, an odd last observation."""
     seen: set[str] = set()
     newest = 0
@@ -93,11 +117,10 @@ def _text_signals(observations: Sequence[str], actions: Sequence[str], best: str
             newest = t
             seen.add(observation)
     last = observations[-1]
-    known = " ".join(observations[:-1])
     words = last.split(" ")
-    new_words = sum([word not in known for word in words]) / len(words) if len(observations) > 1 else 0.0
+    new_words = sum([word not in read for word in words]) / len(words) if len(observations) > 1 else 0.0
     return (
-        float(min(actions.count(best), 5)),
+        float(min(actions.count(chosen), 5)),
         float(repeats[-1]),
         sum(repeats[-5:]) / 5,
         len(set(actions)) / max(1, len(actions)),
@@ -105,6 +128,28 @@ def _text_signals(observations: Sequence[str], actions: Sequence[str], best: str
         len(last) / 100,
         new_words,
     )
+
+
+def _goal_signals(goal: str, read: str, last: str, actions: Sequence[str], chosen: str) -> tuple[float, ...]:
+    """Signs of progress: which shares of the goal's words the action names, were read at all, just now, were acted on."""
+    words = _words_of(goal)
+    n = max(1, len(words))
+    read, last, done = read.lower(), last.lower(), "\n".join(actions)
+    now = [word in last for word in words]
+    at = [done.rfind(word) for word in words]
+    newest = max(at, default=-1)
+    return (
+        sum([word in chosen for word in words]) / n,
+        sum([new or word in read for word, new in zip(words, now, strict=True)]) / n,
+        sum(now) / n,
+        sum([place >= 0 for place in at]) / n,
+        float(min(done.count("\n", newest) if newest >= 0 else len(actions), 15)),
+    )
+
+
+@lru_cache(maxsize=1024)
+def _words_of(goal: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(word for word in re.findall(r"[a-z]+", goal.lower()) if word not in _COMMON))
 
 
 def _mean_std(values: Sequence[float]) -> tuple[float, float]:

@@ -36,7 +36,7 @@ async def play_all(
     memory: Memory | None = None,
     concurrency: int = 512,
 ) -> list[list[Episode]]:
-    """What `play` gives for each agent, in their order. Equal beginnings are played once where environments can be cloned."""
+    """What `play` gives for each agent, in their order. Equal beginnings are played once if environments can be cloned."""
     gate = asyncio.Semaphore(concurrency)
     start = memory or Memory()
 

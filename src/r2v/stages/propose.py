@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from r2v.agent import Solo, best
+from r2v.agent import Solo
 from r2v.build.parts import Player, make_environment, make_teacher
 from r2v.build.settings import RunSettings
 from r2v.evaluation.closed_loop import play
+from r2v.features import best
 from r2v.learning.pairs import PreferencePair, write_pairs
 from r2v.policies.scripted import ScriptedPolicy
 from r2v.protocols import Policy
