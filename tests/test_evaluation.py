@@ -20,7 +20,7 @@ TASKS, SEEDS = ("a", "b"), (1, 2)
 def rows(success, asked=(), steps=4):
     cells = [(task, z) for task in TASKS for z in SEEDS]
     return [
-        Row(task, z, "flaky" if z == 1 else "partial", s, False, steps, steps, len(asked), tuple(asked))
+        Row(task, z, "flaky" if z == 1 else "partial", s, False, steps, steps, len(asked), tuple(asked), (len(asked), 0, 0))
         for (task, z), s in zip(cells, success, strict=True)
     ]
 
@@ -104,4 +104,14 @@ def test_results_compare_with_the_slm_alone():
     assert routers["r2v"]["cost_per_episode"] == 4 + 50
     assert routers["r2v"]["mcnemar_p"] is None
     assert routers["slm_only"]["cvar_failure"] == pytest.approx(0.5)
+    assert routers["r2v"]["rescued_by_first_call"] == [[1, 2], [0, 0], [0, 0], [0, 0]]
+    assert routers["r2v"]["answers"] == {"same": 1.0, "among": 0.0, "new": 0.0}
+    assert routers["slm_only"]["answers"] is None
     assert differences == {}
+
+
+def test_answers_of_the_teacher_are_told_apart():
+    agreed = run(routed(slm="press red", teacher="press red", router=Always()))
+    differed = run(routed(slm="press blue", teacher="press red", router=Always()))
+    assert (row(agreed).answers, row(differed).answers) == ((3, 0, 0), (0, 0, 3))
+    assert row(run(routed(slm="press red"))).answers == (0, 0, 0)

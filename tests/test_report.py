@@ -30,7 +30,9 @@ def router(success, rate, curve=True, **more):
         "by_family": {"flaky": success, "partial": success - 0.1}, "by_seed": {"41": success, "42": success - 0.02},
         "asked_by_position": [rate] * 8 + [None, None], "broken": 0, "threshold": 0.4 if curve else None,
         "curve": [[0.0, 0.7], [rate, success], [1.0, 0.98]] if curve else [], "area": 0.9 if curve else None,
-        "interventions": {"helped": 5, "nothing": 3, "hurt": 1}, "mcnemar_p": 0.03, **more,
+        "interventions": {"helped": 5, "nothing": 3, "hurt": 1}, "mcnemar_p": 0.03,
+        "answers": {"same": 0.5, "among": 0.2, "new": 0.3} if curve else None,
+        "rescued_by_first_call": [[5, 5], [3, 4], [1, 4], [0, 0]], **more,
     }  # fmt: skip
 
 
@@ -48,7 +50,8 @@ def results(**changes):
         "routers": routers,
         "differences": {"random": {"area": 0.02, "ci95": [0.01, 0.03]}},
         "calibration": {
-            "ece": 0.031, "brier": 0.12, "auroc": 0.87, "steps": 900, "bins": [[0.1, 0.12, 500], [0.8, 0.75, 400]]
+            "ece": 0.031, "brier": 0.12, "auroc": 0.87, "steps": 900,
+            "auroc_by_third": [0.62, 0.75, None], "bins": [[0.1, 0.12, 500], [0.8, 0.75, 400]]
         },
         "replay": {
             "protocol": "replay", "tasks": 20, "perturbation_seeds": [41, 42],

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from r2v.features import best
 from r2v.types import Episode
 
 HORIZON_TENTHS = 10
@@ -30,6 +31,8 @@ class Row:
     teacher_calls: int
     asked: tuple[int, ...]
     """Steps on which the teacher was called."""
+    answers: tuple[int, int, int]
+    """Of the calls beside an SLM: the teacher said what the SLM would have done; another of its candidates; neither."""
 
 
 def row(episode: Episode) -> Row:
@@ -45,7 +48,22 @@ def row(episode: Episode) -> Row:
         slm_calls=sum(step.choice.slm.calls > 0 for step in episode.steps),
         teacher_calls=len(asked),
         asked=asked,
+        answers=_answers(episode),
     )
+
+
+def _answers(episode: Episode) -> tuple[int, int, int]:
+    same = among = new = 0
+    for choice in (step.choice for step in episode.steps):
+        if choice.features is None or not choice.teacher.calls:
+            continue
+        if choice.action == choice.candidates[best(choice.candidates, choice.scores)].action:
+            same += 1
+        elif any(choice.action == candidate.action for candidate in choice.candidates):
+            among += 1
+        else:
+            new += 1
+    return same, among, new
 
 
 @dataclass(frozen=True)
@@ -59,6 +77,10 @@ class Outcomes:
     slm_calls_TZ: NDArray[np.float64]
     steps_TZ: NDArray[np.float64]
     broken_TZ: NDArray[np.bool_]
+    first_TZ: NDArray[np.float64]
+    """Quarter of the horizon (0 to 3) with the first call; NaN without a call."""
+    answers_3: NDArray[np.float64]
+    """`Row.answers`, summed."""
     family_TZ: NDArray[np.str_]
     asked_10: NDArray[np.float64]
     """Share of the steps in each tenth of the horizon on which the teacher was called; NaN where no step fell."""
@@ -100,6 +122,8 @@ def gather(rows: Iterable[Row], tasks: Sequence[str], seeds: Sequence[int], hori
         slm_calls_TZ=array(r.slm_calls for r in grid),
         steps_TZ=array(r.steps for r in grid),
         broken_TZ=array(r.broken for r in grid).astype(bool),
+        first_TZ=array(r.asked[0] * 4 // horizon if r.asked else np.nan for r in grid),
+        answers_3=np.array([r.answers for r in grid], dtype=np.float64).sum(axis=0),
         family_TZ=np.array([r.perturbation for r in grid]).reshape(shape),
         asked_10=np.divide(asked_10, steps_10, out=np.full(HORIZON_TENTHS, np.nan), where=steps_10 > 0),
     )

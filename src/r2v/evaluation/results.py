@@ -86,7 +86,19 @@ def _comparison(name: str, o: Outcomes, played: Mapping[str, Played]) -> dict[st
             "nothing": int((change == 0).sum()),
             "hurt": int((change < 0).sum()),
         },
+        "answers": _answers(o),
+        "rescued_by_first_call": [
+            [int(o.success_TZ[late].sum()), int(late.sum())]
+            for late in ((alone == 0) & (o.first_TZ == quarter) for quarter in range(4))
+        ],
         "mcnemar_p": None
         if name == REFERENCE or reference is None
         else mcnemar(solved, reference.chosen.success_TZ.ravel() > 0),
     }
+
+
+def _answers(o: Outcomes) -> dict[str, float] | None:
+    """What the teacher's answers were, as shares of the calls; None without a call beside an SLM."""
+    if not o.answers_3.sum():
+        return None
+    return dict(zip(("same", "among", "new"), (o.answers_3 / o.answers_3.sum()).tolist(), strict=True))

@@ -17,6 +17,7 @@ from r2v.evaluation.results import Played, Prices, summarise
 from r2v.labels import failure_rows
 from r2v.maths.calibration import brier, ece, reliability_bins
 from r2v.maths.stats import auroc
+from r2v.protocols import Floats
 from r2v.routers.mlp import load_router
 from r2v.stages.fit import Knob, at, knob_players, read_knobs
 from r2v.stages.play import play_players
@@ -99,15 +100,22 @@ def _replay(bench: Bench, knobs: dict[str, Knob], alone: Sequence[Episode], outc
 
 def _calibration(bench: Bench, alone: Sequence[Episode]) -> dict[str, Any]:
     router = load_router(bench.read("fit") / "r2v")
-    rows = failure_rows([episode for episode in alone if episode.success is not None], router.names)
+    scored = [episode for episode in alone if episode.success is not None]
+    rows = failure_rows(scored, router.names)
     p_N = router.risk(rows.x_NF, rows.present_NF)
+    third_N = np.array([step.t * 3 // bench.settings.environment.horizon for e in scored for step in e.steps])
     return {
         "ece": ece(p_N, rows.y_N),
         "brier": brier(p_N, rows.y_N),
-        "auroc": auroc(p_N, rows.y_N) if 0 < np.mean(rows.y_N) < 1 else None,
+        "auroc": _auroc(p_N, rows.y_N),
+        "auroc_by_third": [_auroc(p_N[third_N == third], rows.y_N[third_N == third]) for third in range(3)],
         "steps": len(rows),
         "bins": [list(entry) for entry in reliability_bins(p_N, rows.y_N)],
     }
+
+
+def _auroc(p_N: Floats, y_N: Floats) -> float | None:
+    return auroc(p_N, y_N) if len(y_N) and 0 < y_N.mean() < 1 else None
 
 
 def _provenance(bench: Bench, split: str) -> dict[str, Any]:

@@ -83,7 +83,9 @@ def play_players(
     rows: dict[str, list[Row]] = {name: [] for name in players}
     for _, job in jobs:
         for name, raw in read_json(job.folder / "rows.json").items():
-            rows[name] += [Row(**{**fields, "asked": tuple(fields["asked"])}) for fields in raw]
+            rows[name] += [
+                Row(**{**fields, "asked": tuple(fields["asked"]), "answers": tuple(fields["answers"])}) for fields in raw
+            ]
     episodes = {}
     for name in keep:
         by_case = {(e.task.id, e.seed): e for _, job in jobs for e in read_episodes(job.folder / f"{name}.parquet")}
