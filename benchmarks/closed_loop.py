@@ -15,7 +15,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-from r2v.build.parts import Player, make_agent, make_environment
+from r2v.build.parts import Player, make_agents, make_environment
 from r2v.build.settings import RunSettings
 from r2v.evaluation.closed_loop import cases, play
 from r2v.settings import load
@@ -32,7 +32,7 @@ def measure(run: Path, shard: int, shards: int) -> tuple[int, float]:
     kept = read_json(run / "5-prefer" / "choice.json")["kept"]
     threshold = read_json(run / "7-fit" / "thresholds.json")["routers"]["r2v"]["threshold"]
     model = run / ("3-clone" if kept == "clone" else "5-prefer") / "model"
-    agent = make_agent(settings, Player("routed", model, "r2v", threshold, run / "7-fit"))
+    (agent,) = make_agents(settings, [Player("routed", model, "r2v", threshold, run / "7-fit")])
     start = time.perf_counter()
     episodes = asyncio.run(
         play(

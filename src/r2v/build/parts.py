@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from r2v.agent import Noisy, Parts, Routed, Solo
 from r2v.build.settings import RunSettings, SlmSettings
@@ -23,7 +24,7 @@ from r2v.perturbations.wrap import PerturbedBranching
 from r2v.policies.chat import ChatPolicy, ChatSettings
 from r2v.protocols import Agent, Environment, Policy, Router
 from r2v.routers import baselines
-from r2v.routers.mlp import RiskMLP, load_router
+from r2v.routers.mlp import load_router
 from r2v.routers.threshold import Score, ThresholdRouter
 from r2v.seeds import derive_seed
 from r2v.types import Task
@@ -91,18 +92,25 @@ def make_teacher(settings: RunSettings) -> Policy:
 
 
 def make_slm(settings: SlmSettings, folder: Path) -> Policy:
-    """The trained SLM, sampled with one thread."""
+    """The trained SLM with an empty cache, sampled with one thread."""
     import torch
 
     from r2v.policies.local import LocalPolicy
 
     torch.set_num_threads(1)
-    return LocalPolicy.load(
-        folder,
+    return LocalPolicy(
+        *_loaded(folder),
         temperature=settings.temperature,
         top_p=settings.top_p,
         max_new_tokens=settings.max_new_tokens,
     )
+
+
+@lru_cache(maxsize=2)
+def _loaded(folder: Path) -> tuple[Any, Any]:
+    from r2v.policies.loading import load_model
+
+    return load_model(folder)
 
 
 def make_router(name: str, threshold: float | None, fitted: Path | None) -> Router:
@@ -121,26 +129,30 @@ def make_score(name: str, fitted: Path | None) -> Score:
     if name in ("r2v", "r2v_paper"):
         if fitted is None:
             raise ValueError(f"router {name} needs the folder of fitted routers")
-        return _fitted(fitted / name).score
+        return _risk_of(fitted / name)
     return {"entropy": baselines.entropy, "heuristic": baselines.heuristic, "verifier": baselines.verifier}[name]
 
 
 @lru_cache(maxsize=4)
-def _fitted(folder: Path) -> RiskMLP:
-    return load_router(folder)
+def _risk_of(folder: Path) -> Score:
+    """The fitted risk; each step's is computed once, however many thresholds it is compared with."""
+    return lru_cache(maxsize=1 << 14)(load_router(folder).score)
 
 
-def make_agent(settings: RunSettings, player: Player) -> Agent:
-    if player.kind == "teacher":
-        return Solo(make_teacher(settings), "teacher")
-    if player.kind == "noisy_teacher":
-        return Noisy(Solo(make_teacher(settings), "teacher"), settings.collect.noise, random_action)
-    if player.slm is None:
-        raise ValueError("a routed player needs the folder of its SLM")
-    return Routed(_parts(settings, player.slm), make_router(player.router, player.threshold, player.fitted))
+def make_agents(settings: RunSettings, players: Iterable[Player]) -> list[Agent]:
+    """Agents that play together: those with the same SLM share their parts. Nothing is left over from earlier ones."""
+    parts: dict[Path, Parts] = {}
 
+    def agent(player: Player) -> Agent:
+        if player.kind == "teacher":
+            return Solo(make_teacher(settings), "teacher")
+        if player.kind == "noisy_teacher":
+            return Noisy(Solo(make_teacher(settings), "teacher"), settings.collect.noise, random_action)
+        if player.slm is None:
+            raise ValueError("a routed player needs the folder of its SLM")
+        if player.slm not in parts:
+            slm, teacher = make_slm(settings.slm, player.slm), make_teacher(settings)
+            parts[player.slm] = Parts(slm, teacher, HouseholdVerifier(), settings.slm.k)
+        return Routed(parts[player.slm], make_router(player.router, player.threshold, player.fitted))
 
-@lru_cache(maxsize=2)
-def _parts(settings: RunSettings, slm: Path) -> Parts:
-    """One object for all routers, so that what they see alike is computed once."""
-    return Parts(make_slm(settings.slm, slm), make_teacher(settings), HouseholdVerifier(), settings.slm.k)
+    return [agent(player) for player in players]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 from r2v.evaluation.outcomes import Row, row
 from r2v.protocols import Router
@@ -36,12 +37,18 @@ def asks_of(router: Router) -> Asks:
         for step in episode.steps:
             if step.choice.features is None:
                 raise ValueError(f"step {step.t} of {episode.task.id} has no features; replay needs routed SLM episodes")
-            seed = derive_seed(derive_seed(episode.task.id, episode.seed, step.t), "router")
+            seed = _router_seed(episode.task.id, episode.seed, step.t)
             if router.decide(step.choice.features, memory, seed=seed).rung != "continue":
                 asked.append(step.t)
         return tuple(asked)
 
     return asks
+
+
+@lru_cache(maxsize=1 << 16)
+def _router_seed(task: str, z: int, t: int) -> int:
+    """The seed that the loop hands to the router (`r2v.loop`, `r2v.agent`)."""
+    return derive_seed(derive_seed(task, z, t), "router")
 
 
 def oracle(episode: Episode) -> tuple[int, ...]:

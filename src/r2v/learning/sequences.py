@@ -27,10 +27,11 @@ class Sequences:
 def encode_episodes(episodes: Sequence[Episode], tokenizer: Any, observation_weight: float) -> Sequences:
     """No weight on the actions of actor "noise"; the final observation is not learned."""
     encoder, all_tokens, all_weights = Encoder(tokenizer), [], []
-    for episode in episodes:
-        texts = segments(
-            episode.goal, [s.observation.text for s in episode.steps], [s.choice.action.text for s in episode.steps]
-        )
+    told = [
+        segments(e.goal, [s.observation.text for s in e.steps], [s.choice.action.text for s in e.steps]) for e in episodes
+    ]
+    encoder.learn(text for texts in told for text, _ in texts)
+    for episode, texts in zip(episodes, told, strict=True):
         actors = iter(step.choice.actor for step in episode.steps)
         tokens, weights = list(encoder.bos), [0.0] * len(encoder.bos)
         for text, is_action in texts:

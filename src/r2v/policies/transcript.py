@@ -11,7 +11,7 @@ Segments are tokenised one by one, so a longer context extends the tokens of its
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 PROMPT = "\n> "
@@ -45,6 +45,13 @@ class Encoder:
         self._eos: int = tokenizer.eos_token_id
         self._seen: dict[str, list[int]] = {}
         self.bos: list[int] = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+
+    def learn(self, texts: Iterable[str]) -> None:
+        """Tokenise many texts at once, which is several times as fast as one by one."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._seen]
+        if new:
+            tokens = self._tokenizer(new, add_special_tokens=False)["input_ids"]
+            self._seen.update(zip(new, tokens, strict=True))
 
     def __call__(self, text: str, *, action: bool) -> list[int]:
         tokens = self._seen.get(text)

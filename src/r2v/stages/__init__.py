@@ -32,10 +32,10 @@ STAGES: tuple[Stage, ...] = (
         "prefer",
         "DPO + consistency; the SLM better on validation was kept",
         ("collect", "perturb", "clone", "propose"),
-        (*_PLAY, "slm", "prefer", "evaluate"),
+        (*_PLAY, "slm", "prefer"),
         prefer_stage,
     ),
-    Stage("rollout", "the SLM played alone", ("collect", "clone", "prefer"), (*_PLAY, "slm"), rollout),
+    Stage("rollout", "the SLM played the router tasks alone", ("collect", "clone", "prefer"), (*_PLAY, "slm"), rollout),
     Stage(
         "fit",
         "routers fitted and calibrated, thresholds chosen on validation",

@@ -35,10 +35,9 @@ FITTED: tuple[tuple[str, Literal["decoupled", "paper"]], ...] = (("r2v", "decoup
 
 def fit(bench: Bench) -> None:
     settings = bench.settings
-    rollouts = bench.read("rollout")
-    alone = read_episodes(rollouts / "validation.parquet")
+    alone = read_episodes(bench.read("prefer") / "validation.parquet")
     validation = [episode for episode in alone if episode.success is not None]
-    _fit_routers(bench, read_episodes(rollouts / "router.parquet"), validation)
+    _fit_routers(bench, read_episodes(bench.read("rollout") / "router.parquet"), validation)
     grid = {name: _grid(name, validation, settings.evaluate.asked_shares, bench.out) for name in WITH_KNOB}
     thresholds = _choose(bench, grid, alone)
     write_json(bench.out / "thresholds.json", thresholds)

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from r2v.build.parts import Player, make_agent, make_environment
+from r2v.build.parts import Player, make_agents, make_environment
 from r2v.build.settings import RunSettings
 from r2v.evaluation.closed_loop import cases, play_all
 from r2v.evaluation.outcomes import Row, row
@@ -19,8 +19,9 @@ from r2v.stages.runner import Bench
 from r2v.store import read_episodes, read_json, write_episodes, write_json
 from r2v.types import Episode, Task
 
-JOB_EPISODES = 2400
+JOB_EPISODES = 2000
 JOB_TASKS = 100
+"""Upper limits of one job. Jobs depend on nothing else, so results are the same with any number of workers."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ def run_job(job: Job) -> None:
         return
     played = asyncio.run(
         play_all(
-            [make_agent(job.settings, player) for player in job.players.values()],
+            make_agents(job.settings, job.players.values()),
             job.cases,
             lambda task, seed: make_environment(job.settings, task, seed),
             horizon=job.settings.environment.horizon,
@@ -66,29 +67,19 @@ def play_players(
     """
     size = max(1, min(JOB_TASKS, JOB_EPISODES // (len(players) * len(seeds))))
     jobs = [
-        (
-            worker,
-            Job(
-                bench.settings,
-                players,
-                keep,
-                cases(shard[i : i + size], seeds),
-                bench.partial / f"{label}-{worker}-{i}",
-            ),
-        )
-        for worker, shard in enumerate(bench.workers.shards(tasks))
-        for i in range(0, len(shard), size)
+        Job(bench.settings, players, keep, cases(tasks[i : i + size], seeds), bench.partial / f"{label}-{i}")
+        for i in range(0, len(tasks), size)
     ]
     bench.workers.map(run_job, jobs, bench.report, label)
     rows: dict[str, list[Row]] = {name: [] for name in players}
-    for _, job in jobs:
+    for job in jobs:
         for name, raw in read_json(job.folder / "rows.json").items():
             rows[name] += [
                 Row(**{**fields, "asked": tuple(fields["asked"]), "answers": tuple(fields["answers"])}) for fields in raw
             ]
     episodes = {}
     for name in keep:
-        by_case = {(e.task.id, e.seed): e for _, job in jobs for e in read_episodes(job.folder / f"{name}.parquet")}
+        by_case = {(e.task.id, e.seed): e for job in jobs for e in read_episodes(job.folder / f"{name}.parquet")}
         episodes[name] = [by_case[task.id, seed] for task, seed in cases(tasks, seeds)]
     return rows, episodes
 

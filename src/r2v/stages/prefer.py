@@ -18,7 +18,10 @@ from r2v.stages.collect import teacher_episodes
 from r2v.stages.play import play_players
 from r2v.stages.runner import Bench
 from r2v.stages.splits import read_split
-from r2v.store import read_episodes, read_json, write_json
+from r2v.store import read_episodes, read_json, write_episodes, write_json
+from r2v.types import Episode
+
+RESAMPLES = 2000
 
 
 def prefer_stage(bench: Bench) -> None:
@@ -42,26 +45,29 @@ def prefer_stage(bench: Bench) -> None:
         progress=bench.report,
     )
     write_json(bench.out / "report.json", asdict(report))
-    write_json(bench.out / "choice.json", _choose(bench, {"clone": cloned, "prefer": preferred}))
+    choice, alone = _choose(bench, {"clone": cloned, "prefer": preferred})
+    write_json(bench.out / "choice.json", choice)
+    write_episodes(bench.out / "validation.parquet", alone)
 
 
-def _choose(bench: Bench, models: dict[str, Path]) -> dict[str, object]:
+def _choose(bench: Bench, models: dict[str, Path]) -> tuple[dict[str, object], list[Episode]]:
+    """What both did on validation and which is kept; and the episodes of that one, which the router is calibrated on."""
     settings = bench.settings
     tasks = read_split(bench.read("collect") / "tasks.json", "validation")
     seeds = settings.perturbations.validation
     players = {name: Player("routed", slm=folder) for name, folder in models.items()}
-    rows, _ = play_players(bench, players, tasks, seeds, "validation")
+    rows, episodes = play_players(bench, players, tasks, seeds, "validation", keep=list(players))
     ids = [task.id for task in tasks]
     clone, prefer = (gather(rows[name], ids, seeds, settings.environment.horizon).success_T for name in models)
-    weights_BT = resample_BT(len(tasks), settings.evaluate.resamples, settings.seed)
+    weights_BT = resample_BT(len(tasks), RESAMPLES, settings.seed)
+    kept = "prefer" if prefer.mean() > clone.mean() else "clone"  # a tie keeps the simpler policy
     return {
-        # A tie keeps the simpler policy.
-        "kept": "prefer" if prefer.mean() > clone.mean() else "clone",
+        "kept": kept,
         "clone": float(clone.mean()),
         "prefer": float(prefer.mean()),
         "difference_ci95": interval(np.asarray(weights_BT @ (prefer - clone))),
         "tasks": len(tasks),
-    }
+    }, episodes[kept]
 
 
 def chosen_slm(bench: Bench) -> Path:

@@ -14,8 +14,7 @@ from r2v.store import write_episodes
 
 
 def rollout(bench: Bench) -> None:
+    tasks = read_split(bench.read("collect") / "tasks.json", "router")
     player = Player("routed", slm=chosen_slm(bench))
-    seeds = bench.settings.perturbations
-    for split, z in (("router", seeds.rollout), ("validation", seeds.validation)):
-        tasks = read_split(bench.read("collect") / "tasks.json", split)
-        write_episodes(bench.out / f"{split}.parquet", play_episodes(bench, player, tasks, z, split))
+    episodes = play_episodes(bench, player, tasks, bench.settings.perturbations.rollout, "router")
+    write_episodes(bench.out / "router.parquet", episodes)
