@@ -119,13 +119,14 @@ def test_a_second_run_does_nothing(finished, settings):
 
 
 def test_a_run_killed_again_and_again_ends_with_the_same_numbers(finished, settings, tmp_path):
-    """kill -9 in the middle of cloning, of fitting and of evaluating."""
+    """kill -9 between two players of a stage, in the middle of cloning, of fitting and of evaluating."""
     out = tmp_path / "killed"
     command = [sys.executable, "-c", "from r2v.cli import app; app()", "run", str(settings), "--out", str(out)]
     for wanted in (
+        "2-perturb/partial/plain-0/rows.json",
         "3-clone/partial/clone.pt",
-        "7-fit/partial/validation-entropy-0-0.json",
-        "8-evaluate/partial/curves-random-0-0.json",
+        "7-fit/r2v/router.json",
+        "8-evaluate/partial/routers-0",
     ):
         process = subprocess.Popen(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
@@ -145,10 +146,11 @@ def test_a_run_killed_again_and_again_ends_with_the_same_numbers(finished, setti
 def test_changing_a_setting_runs_only_what_depends_on_it(finished, settings, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(finished, copy)
-    done = r2v("run", str(settings), "--out", str(copy), "--set", "evaluate.resamples=300", "--until", "rollout")
-    # prefer reads `evaluate` for its interval; the model it trains is the same, so only it runs again.
-    assert done.stdout.count("up to date") == 5
-    assert "5-prefer" in done.stdout
+    kept = r2v("run", str(settings), "--out", str(copy), "--set", "evaluate.resamples=300", "--until", "rollout")
+    assert kept.stdout.count("up to date") == 6
+    changed = r2v("run", str(settings), "--out", str(copy), "--set", "prefer.learning_rate=1e-5", "--until", "prefer")
+    assert changed.stdout.count("up to date") == 4
+    assert "DPO + consistency" in changed.stdout
 
 
 def test_fresh_tasks_are_new_and_have_the_same_shape(finished, tmp_path):
