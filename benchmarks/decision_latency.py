@@ -31,7 +31,7 @@ def main() -> None:
     times_us = []
     for i in range(3000):
         start = time.perf_counter()
-        router.decide(featurise(context, candidates, scores), Memory(), seed=i)
+        router.decide(context, featurise(context, candidates, scores), Memory(), seed=i)
         times_us.append(1e6 * (time.perf_counter() - start))
     median = statistics.median(times_us)
     print(f"decision: median {median:.0f} us (floor {FLOOR_US} us): {'ok' if median < FLOOR_US else 'SHORT'}")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from r2v.agent import Noisy, Parts, Routed, Solo
+from r2v.agent import Forked, Noisy, Parts, Routed, Solo
 from r2v.features import best
 from r2v.policies.scripted import ScriptedPolicy
-from r2v.routers.baselines import Always, Random
+from r2v.routers.baselines import Always, Never, Random
 from r2v.routers.threshold import Budgeted, ThresholdRouter
-from r2v.types import Action, Candidate, Memory, Usage
+from r2v.types import Action, Candidate, Decision, Memory, Usage
 from toy import Flat, Toy, routed, run
 
 
@@ -103,3 +105,58 @@ def test_the_best_candidate_wins_ties_by_likelihood_then_order():
     candidates = (candidate("a", -2.0), candidate("b", -1.0), candidate("c", -1.0))
     assert best(candidates, (0.5, 0.5, 0.5)) == 1
     assert best(candidates, (0.9, 0.5, 0.5)) == 0
+
+
+class At:
+    """Does `rung` at step t and again while `retries` are fewer than `draws`; else goes on."""
+
+    name = "at"
+
+    def __init__(self, rung, t, draws=1):
+        self.rung, self.t, self.draws = rung, t, draws
+
+    def decide(self, context, features, memory, *, seed):
+        wanted = context.t == self.t and memory.retries < self.draws
+        return Decision(self.rung if wanted else "continue", None, None, 1.0, "as told")
+
+
+def test_a_latched_teacher_keeps_the_episode_and_the_slm_is_not_asked_again():
+    episode = run(routed(router=At("teacher_latch", 2)), horizon=8)
+    assert [step.choice.actor for step in episode.steps] == ["slm", "slm", "teacher", "teacher", "teacher"]
+    assert [step.choice.slm.calls for step in episode.steps[3:]] == [0, 0]
+    assert episode.steps[-1].choice.decision.rung == "teacher_latch"
+    limited = run(routed(router=At("teacher_latch", 0)), horizon=4, memory=Memory(calls_left=2))
+    assert [step.choice.actor for step in limited.steps] == ["teacher", "teacher", "slm", "slm"]
+
+
+class Draws:
+    """Another candidate for every seed."""
+
+    name = "draws"
+
+    async def propose(self, context, k, *, seed):
+        return tuple(
+            Candidate(Action(f"press {(seed + i) % 1000}"), -1.0, 0.5, Usage(1 if i == 0 else 0, 7)) for i in range(k)
+        )
+
+
+def test_a_retry_adds_candidates_and_is_paid_for():
+    parts = Parts(Draws(), ScriptedPolicy(lambda c: "press red"), Flat(), 3)
+    plain, twice = (run(Routed(parts, At("retry", 0, draws)), horizon=2) for draws in (0, 2))
+    first, more = plain.steps[0].choice, twice.steps[0].choice
+    assert more.candidates[:3] == first.candidates
+    assert len({c.action for c in more.candidates}) == 9
+    assert (first.slm.calls, more.slm.calls, more.slm.prompt_tokens) == (1, 3, 21)
+    assert plain.steps[1].choice.slm.calls == twice.steps[1].choice.slm.calls == 1
+    endless = run(Routed(parts, At("retry", 0, 99)), horizon=2)
+    assert endless.failure.boundary == "router" and "retries" in endless.failure.message
+
+
+def test_a_fork_shares_the_past_and_draws_another_future():
+    parts = Parts(Draws(), ScriptedPolicy(lambda c: "press red"), Flat(), 3)
+    other = replace(parts, draw=1)
+    alone = run(Routed(parts, Never()), horizon=6)
+    fork = run(Forked(Routed(parts, Never()), Routed(other, Never()), 2), horizon=6)
+    texts, forked = ([step.choice.action.text for step in e.steps] for e in (alone, fork))
+    assert forked[:3] == texts[:3]
+    assert all(a != b for a, b in zip(forked[3:], texts[3:], strict=True))

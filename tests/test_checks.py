@@ -60,7 +60,7 @@ def test_our_own_implementations_conform(small_tasks, small_scenes):
         Random(0.5),
         *(ThresholdRouter("t", f, 0.5) for f in (entropy, heuristic, verifier)),
     ):
-        check_router(router, ROWS)
+        check_router(router, ROWS, CONTEXT)
 
 
 class Forgetful(Toy):
@@ -146,8 +146,8 @@ def test_broken_perturbations_and_routers_are_caught():
         check_perturbation(lambda s: Sly() if s else make_perturbation("flaky", 0.0, ""), [ROOM])
 
     class Unsure(Never):
-        def decide(self, features, memory, *, seed):
-            return replace(super().decide(features, memory, seed=seed), propensity=0.0)
+        def decide(self, context, features, memory, *, seed):
+            return replace(super().decide(context, features, memory, seed=seed), propensity=0.0)
 
     with pytest.raises(CheckFailed, match="propensity"):
-        check_router(Unsure(), ROWS)
+        check_router(Unsure(), ROWS, CONTEXT)

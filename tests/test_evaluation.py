@@ -84,11 +84,11 @@ def test_replay_is_optimistic_and_decides_as_play_did():
     assert not any(episode.success for episode in episodes)
     assert all(r.success for r in replay(episodes, always))
     assert all(r.success and r.teacher_calls == 5 for r in replay(episodes, oracle))
-    assert not any(r.success for r in replay(episodes, asks_of(Never())))
-    assert [r.asked for r in replay(episodes, asks_of(Always()))] == [(0, 1, 2, 3, 4)] * 6
+    assert not any(r.success for r in replay(episodes, asks_of(Never(), 5)))
+    assert [r.asked for r in replay(episodes, asks_of(Always(), 5))] == [(0, 1, 2, 3, 4)] * 6
     # Up to its first question a routed episode is the SLM's own, so replay must ask there too.
     router = Random(0.3)
-    for episode, replayed in zip(episodes, replay(episodes, asks_of(router)), strict=True):
+    for episode, replayed in zip(episodes, replay(episodes, asks_of(router, 5)), strict=True):
         played = row(run(routed(router=router), seed=episode.seed, horizon=5))
         assert played.asked[:1] == replayed.asked[:1]
 

@@ -91,7 +91,7 @@ def step(**known: float) -> Features:
 )
 def test_the_heuristic_at_threshold_one_is_the_papers_rule(entropy, mean, asks):
     router = ThresholdRouter("heuristic", baselines.heuristic, 1.0)
-    decision = router.decide(step(first_token_entropy=entropy, verifier_mean=mean), Memory(), seed=0)
+    decision = router.decide(CONTEXT, step(first_token_entropy=entropy, verifier_mean=mean), Memory(), seed=0)
     assert (decision.rung == "teacher_step") is asks
 
 

@@ -100,10 +100,10 @@ class Fails:
     def __init__(self, at):
         self._at = at
 
-    def decide(self, features, memory, *, seed):
+    def decide(self, context, features, memory, *, seed):
         if features.values[FEATURES.index("step_index")] >= self._at:
             raise ZeroDivisionError
-        return Always().decide(features, memory, seed=seed)
+        return Always().decide(context, features, memory, seed=seed)
 
 
 class Trap(Branchable):

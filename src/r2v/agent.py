@@ -6,11 +6,12 @@ Collection, SLM rollouts, evaluation and gateway differ only in which `Agent` th
     Noisy(Solo(teacher))                collect, with label-masked mistakes to recover from
     Routed(slm, teacher, ..., Never())  rollouts of the deployed SLM
     Routed(slm, teacher, ..., router)   evaluation, production
+    Forked(Routed, Routed, t)           branches: two futures of one step
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -18,9 +19,11 @@ from r2v.errors import boundary
 from r2v.features import best, featurise
 from r2v.protocols import Agent, Policy, Router, Verifier
 from r2v.seeds import derive_seed, derive_uniform
-from r2v.types import Action, Candidate, Choice, Context, Features, Memory, Usage
+from r2v.types import Action, Candidate, Choice, Context, Decision, Features, Memory, Usage
 
 NO_USAGE = Usage()
+MAX_RETRIES = 3
+"""A router that still wants further candidates after so many is an error: it would never act."""
 
 
 @dataclass(frozen=True)
@@ -75,32 +78,37 @@ class Parts:
     verifier: Verifier
     k: int
     """Candidates drawn from the SLM at each step."""
+    draw: int = 0
+    """Parts that differ in this alone draw other candidates from the same context: another continuation."""
 
 
 class Moment:
     """One context as one set of parts sees it. Nothing is asked twice, however many routers decide on it."""
 
     def __init__(self, parts: Parts, context: Context, *, seed: int) -> None:
-        self._parts, self._context, self.seed = parts, context, seed
-        self._seen: tuple[tuple[Candidate, ...], tuple[float, ...], Features] | None = None
+        self._parts, self.context, self.seed = parts, context, seed
+        self._seen: list[tuple[tuple[Candidate, ...], tuple[float, ...], Features]] = []
         self._answer: Candidate | None = None
 
-    async def look(self) -> tuple[tuple[Candidate, ...], tuple[float, ...], Features]:
-        """The SLM's candidates, their verifier scores, and the features of both."""
-        if self._seen is None:
-            parts, context = self._parts, self._context
+    async def look(self, retries: int = 0) -> tuple[tuple[Candidate, ...], tuple[float, ...], Features]:
+        """The SLM's candidates of this and all earlier draws, their verifier scores, and the features of both."""
+        if len(self._seen) <= retries:
+            parts, context = self._parts, self.context
+            before, scored = (await self.look(retries - 1))[:2] if retries else ((), ())
+            labels = [parts.draw, retries] if parts.draw or retries else []
             with boundary("slm"):
-                candidates = await parts.slm.propose(context, parts.k, seed=derive_seed(self.seed, "slm"))
+                fresh = await parts.slm.propose(context, parts.k, seed=derive_seed(self.seed, "slm", *labels))
             with boundary("verifier"):
-                scores = await parts.verifier.score(context, [candidate.action for candidate in candidates])
+                scores = scored + await parts.verifier.score(context, [candidate.action for candidate in fresh])
             with boundary("router"):
-                self._seen = candidates, scores, featurise(context, candidates, scores)
-        return self._seen
+                candidates = before + fresh
+                self._seen.append((candidates, scores, featurise(context, candidates, scores)))
+        return self._seen[retries]
 
     async def ask_teacher(self) -> Candidate:
         if self._answer is None:
             with boundary("teacher"):
-                (self._answer,) = await self._parts.teacher.propose(self._context, 1, seed=derive_seed(self.seed, "teacher"))
+                (self._answer,) = await self._parts.teacher.propose(self.context, 1, seed=derive_seed(self.seed, "teacher"))
         return self._answer
 
 
@@ -120,14 +128,70 @@ class Routed:
 
     async def choose(self, moment: Moment, memory: Memory) -> tuple[Choice, Memory]:
         """Features -> risk -> decision -> action: the path that rollouts, evaluation and gateway share."""
-        candidates, scores, features = await moment.look()
-        with boundary("router"):
-            decision = self.router.decide(features, memory, seed=derive_seed(moment.seed, "router"))
-        slm = candidates[0].usage
+        if memory.decisions and memory.decisions[-1].rung == "teacher_latch" and memory.calls_left != 0:
+            kept = Decision("teacher_latch", None, None, 1.0, "the teacher keeps the episode")
+            answer = await moment.ask_teacher()
+            return Choice(answer.action, "teacher", (), (), None, kept, NO_USAGE, answer.usage), _after(memory, kept)
+        for retries in range(MAX_RETRIES + 1):
+            candidates, scores, features = await moment.look(retries)
+            with boundary("router"):
+                seed = derive_seed(moment.seed, "router", *([retries] if retries else []))
+                decision = self.router.decide(moment.context, features, replace(memory, retries=retries), seed=seed)
+            if decision.rung != "retry":
+                break
+        else:
+            with boundary("router"):
+                raise RuntimeError(f"{self.name} wants further candidates after {MAX_RETRIES} retries")
+        slm = _sum([candidates[i].usage for i in range(0, len(candidates), self.parts.k)])
         if decision.rung == "continue":
             action = candidates[best(candidates, scores)].action
-            return Choice(action, "slm", candidates, scores, features, decision, slm, NO_USAGE), memory
-        answer = await moment.ask_teacher()
-        if memory.calls_left is not None:
-            memory = replace(memory, calls_left=memory.calls_left - 1)
-        return Choice(answer.action, "teacher", candidates, scores, features, decision, slm, answer.usage), memory
+            choice = Choice(action, "slm", candidates, scores, features, decision, slm, NO_USAGE)
+        else:
+            answer = await moment.ask_teacher()
+            choice = Choice(answer.action, "teacher", candidates, scores, features, decision, slm, answer.usage)
+        return choice, _after(memory, decision)
+
+
+def _after(memory: Memory, decision: Decision) -> Memory:
+    left = memory.calls_left
+    if left is not None and decision.rung != "continue":
+        left -= 1
+    return replace(memory, calls_left=left, decisions=(*memory.decisions, decision))
+
+
+def _sum(usages: Sequence[Usage]) -> Usage:
+    """One draw of candidates is one call; a quantity that one call does not tell is unknown for all."""
+    if len(usages) == 1:
+        return usages[0]
+
+    def total(values: list[int | None]) -> int | None:
+        known = [value for value in values if value is not None]
+        return sum(known) if len(known) == len(values) else None
+
+    usd = [usage.usd for usage in usages if usage.usd is not None]
+    return Usage(
+        sum(usage.calls for usage in usages),
+        total([usage.prompt_tokens for usage in usages]),
+        total([usage.completion_tokens for usage in usages]),
+        sum(usd) if len(usd) == len(usages) else None,
+    )
+
+
+@dataclass(frozen=True)
+class Forked:
+    """Plays as `before` up to and with step t, then as `after`: with other parts the future is drawn anew."""
+
+    before: Routed
+    after: Routed
+    t: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.before.name}, then {self.after.name}"
+
+    def at(self, t: int) -> Routed:
+        """Who plays step t."""
+        return self.before if t <= self.t else self.after
+
+    async def act(self, context: Context, memory: Memory, *, seed: int) -> tuple[Choice, Memory]:
+        return await self.at(context.t).act(context, memory, seed=seed)

@@ -84,10 +84,10 @@ def check_perturbation(make: Callable[[float], Perturbation], texts: Sequence[st
             _require(bool(one[1]) or one[0] == text, f"a change of {text!r} was not logged")
 
 
-def check_router(router: Router, rows: Sequence[Features]) -> None:
+def check_router(router: Router, rows: Sequence[Features], context: Context) -> None:
     """Decisions are repeatable, carry a propensity in (0, 1] and a reason."""
     for seed, features in enumerate(rows):
-        decision = router.decide(features, Memory(), seed=seed)
-        _require(decision == router.decide(features, Memory(), seed=seed), f"{router.name} decides one case in two ways")
+        decision, again = (router.decide(context, features, Memory(), seed=seed) for _ in range(2))
+        _require(decision == again, f"{router.name} decides one case in two ways")
         _require(0 < decision.propensity <= 1, f"{router.name} logged the propensity {decision.propensity}")
         _require(bool(decision.reason), f"{router.name} gave no reason")

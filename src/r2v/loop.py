@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from r2v.agent import Moment, Parts, Routed
+from r2v.agent import Forked, Moment, Parts, Routed
 from r2v.errors import BoundaryError, boundary
 from r2v.protocols import Agent, Environment
 from r2v.seeds import derive_seed
@@ -43,6 +43,7 @@ async def run_together(
     memory: Memory,
 ) -> list[Episode]:
     """What `run_episode` gives for each agent. Two agents or more need an environment with `clone()`."""
+    memory = replace(memory, seed=derive_seed(task.id, seed, "episode"))
     stories = [_Story(agent, memory) for agent in agents]
     goal = environment.goal
     await _Play(task, seed, horizon).on(environment, stories, (), ())
@@ -126,7 +127,7 @@ class _Play:
         return ways
 
     async def _act(self, story: _Story, context: Context, seed: int, moments: dict[Parts, Moment]) -> tuple[Choice, Memory]:
-        agent = story.agent
+        agent = story.agent.at(context.t) if isinstance(story.agent, Forked) else story.agent
         if not isinstance(agent, Routed):
             return await agent.act(context, story.memory, seed=seed)
         if agent.parts not in moments:

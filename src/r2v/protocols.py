@@ -80,12 +80,12 @@ class RiskModel(Protocol):
 
 
 class Router(Protocol):
-    """Decides at one step who acts."""
+    """Decides at one step who acts: a pure function of its arguments. What it needs of the past is in `memory`."""
 
     @property
     def name(self) -> str: ...
 
-    def decide(self, features: Features, memory: Memory, *, seed: int) -> Decision: ...
+    def decide(self, context: Context, features: Features, memory: Memory, *, seed: int) -> Decision: ...
 
 
 class Agent(Protocol):

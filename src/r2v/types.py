@@ -11,8 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Rung = Literal["continue", "teacher_step"]
-"""What a router may decide: let the small model's best candidate act, or ask the teacher for this step."""
+Rung = Literal["continue", "retry", "teacher_step", "teacher_latch"]
+"""What a router may decide: let the small model's best candidate act; draw further candidates and decide again; ask the
+teacher for this step; ask the teacher for this step and all that follow."""
 
 Actor = Literal["slm", "teacher", "noise"]
 """Who chose the executed action. `noise` marks a random action injected while collecting; no loss is put on it."""
@@ -146,9 +147,16 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """All that survives from one step to the next besides the context. None = no limit."""
+    """All that survives from one step to the next besides the context."""
 
     calls_left: int | None = None
+    """Teacher calls still allowed; None = no limit."""
+    seed: int = 0
+    """For draws that hold for the whole episode. The loop sets it; agents compared on one episode share it."""
+    decisions: tuple[Decision, ...] = ()
+    """What the router decided so far, a step each (of a step with retries, its last)."""
+    retries: int = 0
+    """How often further candidates were drawn at this step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +197,12 @@ class Episode:
     success: bool | None
     stop: Stop
     failure: Failure | None
+
+    def contexts(self, horizon: int) -> list[Context]:
+        """What the agent knew at each step."""
+        observations = tuple(step.observation.text for step in self.steps)
+        actions = tuple(step.choice.action for step in self.steps)
+        return [Context(self.goal, observations[: t + 1], actions[:t], horizon) for t in range(len(actions))]
 
     @property
     def llm_call_rate(self) -> float:

@@ -29,17 +29,24 @@ def replay(episodes: Sequence[Episode], asks: Asks) -> list[Row]:
     return rows
 
 
-def asks_of(router: Router) -> Asks:
+def asks_of(router: Router, horizon: int) -> Asks:
     """The recorded steps on which `router` escalates, decided by the code that decides in production."""
 
     def asks(episode: Episode) -> tuple[int, ...]:
-        memory, asked = Memory(), []
-        for step in episode.steps:
+        memory = Memory(seed=derive_seed(episode.task.id, episode.seed, "episode"))
+        asked: list[int] = []
+        for step, context in zip(episode.steps, episode.contexts(horizon), strict=True):
             if step.choice.features is None:
                 raise ValueError(f"step {step.t} of {episode.task.id} has no features; replay needs routed SLM episodes")
             seed = _router_seed(episode.task.id, episode.seed, step.t)
-            if router.decide(step.choice.features, memory, seed=seed).rung != "continue":
+            decision = router.decide(context, step.choice.features, memory, seed=seed)
+            if decision.rung == "retry":
+                raise ValueError(f"{router.name} wants further candidates; a recorded episode has none")
+            if decision.rung == "teacher_latch":
+                return (*asked, *range(step.t, len(episode.steps)))
+            if decision.rung == "teacher_step":
                 asked.append(step.t)
+            memory = replace(memory, decisions=(*memory.decisions, decision))
         return tuple(asked)
 
     return asks

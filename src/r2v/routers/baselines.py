@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from r2v.features import FEATURES
 from r2v.seeds import derive_uniform
-from r2v.types import Decision, Features, Memory
+from r2v.types import Context, Decision, Features, Memory
 
 _ENTROPY = FEATURES.index("first_token_entropy")
 _MEAN = FEATURES.index("verifier_mean")
@@ -37,7 +37,7 @@ class Never:
 
     name: str = "slm_only"
 
-    def decide(self, features: Features, memory: Memory, *, seed: int) -> Decision:
+    def decide(self, context: Context, features: Features, memory: Memory, *, seed: int) -> Decision:
         return Decision("continue", None, None, 1.0, "never asks")
 
 
@@ -45,7 +45,7 @@ class Never:
 class Always:
     name: str = "llm_only"
 
-    def decide(self, features: Features, memory: Memory, *, seed: int) -> Decision:
+    def decide(self, context: Context, features: Features, memory: Memory, *, seed: int) -> Decision:
         return Decision("teacher_step", None, None, 1.0, "always asks")
 
 
@@ -56,7 +56,7 @@ class Random:
     rate: float
     name: str = "random"
 
-    def decide(self, features: Features, memory: Memory, *, seed: int) -> Decision:
+    def decide(self, context: Context, features: Features, memory: Memory, *, seed: int) -> Decision:
         draw = derive_uniform(seed, "random router")
         if draw < self.rate:
             return Decision("teacher_step", None, self.rate, self.rate, f"drew {draw:.3f} < {self.rate:.3f}")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from r2v.protocols import Router
-from r2v.types import Decision, Features, Memory
+from r2v.types import Context, Decision, Features, Memory
 
 Score = Callable[[Features], float]
 
@@ -19,7 +19,7 @@ class ThresholdRouter:
     score: Score
     threshold: float
 
-    def decide(self, features: Features, memory: Memory, *, seed: int) -> Decision:
+    def decide(self, context: Context, features: Features, memory: Memory, *, seed: int) -> Decision:
         risk = self.score(features)
         if risk >= self.threshold:
             return Decision("teacher_step", risk, self.threshold, 1.0, f"{self.name} {risk:.3f} >= {self.threshold:.3f}")
@@ -36,8 +36,8 @@ class Budgeted:
     def name(self) -> str:
         return self.router.name
 
-    def decide(self, features: Features, memory: Memory, *, seed: int) -> Decision:
-        decision = self.router.decide(features, memory, seed=seed)
+    def decide(self, context: Context, features: Features, memory: Memory, *, seed: int) -> Decision:
+        decision = self.router.decide(context, features, memory, seed=seed)
         if decision.rung == "continue" or memory.calls_left is None or memory.calls_left > 0:
             return decision
         return Decision("continue", decision.risk, decision.threshold, 1.0, f"{decision.reason}, but no calls are left")

@@ -90,10 +90,10 @@ def _replay(bench: Bench, knobs: dict[str, Knob], alone: Sequence[Episode], outc
         "oracle": Played(outcomes(replay(alone, oracle)), None, ()),
     }
     for name, knob in knobs.items():
-        points = {
-            threshold: outcomes(replay(alone, asks_of(make_router(name, threshold, bench.read("fit")))))
-            for threshold in dict.fromkeys((knob.threshold, *knob.grid))
-        }
+        points = {}
+        for threshold in dict.fromkeys((knob.threshold, *knob.grid)):
+            router = make_router(name, threshold, bench.read("fit"))
+            points[threshold] = outcomes(replay(alone, asks_of(router, bench.settings.environment.horizon)))
         result[name] = Played(points[knob.threshold], knob.threshold, tuple(points[t] for t in knob.grid))
     return result
 

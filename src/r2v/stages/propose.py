@@ -23,7 +23,7 @@ from r2v.stages.play import play_episodes
 from r2v.stages.runner import Bench
 from r2v.stages.splits import read_split
 from r2v.store import write_episodes
-from r2v.types import Context, Episode
+from r2v.types import Episode
 
 
 def propose(bench: Bench) -> None:
@@ -41,7 +41,7 @@ def propose(bench: Bench) -> None:
 async def _pairs(episodes: Sequence[Episode], teacher: Policy, settings: RunSettings) -> list[PreferencePair]:
     pairs = []
     for index, episode in enumerate(episodes):
-        contexts = _contexts(episode, settings.environment.horizon)
+        contexts = episode.contexts(settings.environment.horizon)
         for step, context in zip(episode.steps, contexts, strict=True):
             candidates, scores = step.choice.candidates, step.choice.scores
             chosen_k = best(candidates, scores)
@@ -72,10 +72,3 @@ async def _views(episodes: Sequence[Episode], settings: RunSettings) -> list[Epi
             horizon=len(actions),
         )
     return views
-
-
-def _contexts(episode: Episode, horizon: int) -> list[Context]:
-    """What the agent knew at each step of a recorded episode."""
-    observations = tuple(step.observation.text for step in episode.steps)
-    actions = tuple(step.choice.action for step in episode.steps)
-    return [Context(episode.goal, observations[: t + 1], actions[:t], horizon) for t in range(len(actions))]
