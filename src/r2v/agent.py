@@ -19,7 +19,7 @@ from r2v.errors import boundary
 from r2v.features import best, featurise
 from r2v.protocols import Agent, Policy, Router, Verifier
 from r2v.seeds import derive_seed, derive_uniform
-from r2v.types import Action, Candidate, Choice, Context, Decision, Features, Memory, Usage
+from r2v.types import RESTART, Action, Candidate, Choice, Context, Decision, Features, Memory, Usage
 
 NO_USAGE = Usage()
 MAX_RETRIES = 3
@@ -146,6 +146,8 @@ class Routed:
         if decision.rung == "continue":
             action = candidates[best(candidates, scores)].action
             choice = Choice(action, "slm", candidates, scores, features, decision, slm, NO_USAGE)
+        elif decision.rung == "restart":
+            choice = Choice(RESTART, "slm", candidates, scores, features, decision, slm, NO_USAGE)
         else:
             answer = await moment.ask_teacher()
             choice = Choice(answer.action, "teacher", candidates, scores, features, decision, slm, answer.usage)
@@ -154,7 +156,7 @@ class Routed:
 
 def _after(memory: Memory, decision: Decision) -> Memory:
     left = memory.calls_left
-    if left is not None and decision.rung != "continue":
+    if left is not None and decision.rung in ("teacher_step", "teacher_latch"):
         left -= 1
     return replace(memory, calls_left=left, decisions=(*memory.decisions, decision))
 

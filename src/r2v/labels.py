@@ -20,7 +20,7 @@ class Rows:
     x_NF: Floats
     present_NF: Bools
     y_N: Floats
-    """1 where the SLM failed the episode: the same for all its steps."""
+    """The label; for `failure_rows` 1 where the SLM failed the episode, the same for all its steps."""
     seed_N: NDArray[np.int64]
     """Perturbation seed: the groups of CVaR."""
     episode_N: NDArray[np.int64]
@@ -31,15 +31,21 @@ class Rows:
 
 def failure_rows(episodes: Sequence[Episode], names: Sequence[str] = FEATURES) -> Rows:
     """`failure` labels. Raises ValueError for episodes that were not scored, had help, or lack features."""
-    features, y, seeds, owners = [], [], [], []
-    for i, episode in enumerate(episodes):
+    for episode in episodes:
         if episode.success is None:
             raise ValueError(f"{episode.task.id} seed {episode.seed} was not scored ({episode.failure})")
-        for step in episode.steps:
+    return labelled_rows(episodes, [[not episode.success] * len(episode.steps) for episode in episodes], names)
+
+
+def labelled_rows(episodes: Sequence[Episode], labels: Sequence[Sequence[bool]], names: Sequence[str] = FEATURES) -> Rows:
+    """Rows with one label a step, e.g. whether the teacher would have done something else. SLM-only episodes."""
+    features, y, seeds, owners = [], [], [], []
+    for i, (episode, of_steps) in enumerate(zip(episodes, labels, strict=True)):
+        for step, label in zip(episode.steps, of_steps, strict=True):
             if step.choice.features is None or step.choice.actor != "slm":
                 raise ValueError(f"{episode.task.id} step {step.t} is not a step of an SLM-only rollout")
             features.append(step.choice.features)
-            y.append(float(not episode.success))
+            y.append(float(label))
             seeds.append(step.seed)
             owners.append(i)
     x_NF, present_NF = batch(features, names)

@@ -14,9 +14,9 @@ from typing import Any
 
 from r2v.agent import Forked, Moment, Parts, Routed
 from r2v.errors import BoundaryError, boundary
-from r2v.protocols import Agent, Environment
+from r2v.protocols import Agent, Branching, Environment
 from r2v.seeds import derive_seed
-from r2v.types import Action, Choice, Context, Episode, Failure, Memory, Observation, Step, Task
+from r2v.types import RESTART, Action, Choice, Context, Episode, Failure, Memory, Observation, Step, Task
 
 
 async def run_episode(
@@ -42,11 +42,12 @@ async def run_together(
     horizon: int,
     memory: Memory,
 ) -> list[Episode]:
-    """What `run_episode` gives for each agent. Two agents or more need an environment with `clone()`."""
+    """What `run_episode` gives for each agent. Two agents or more, and restarts, need an environment with `clone()`."""
     memory = replace(memory, seed=derive_seed(task.id, seed, "episode"))
     stories = [_Story(agent, memory) for agent in agents]
     goal = environment.goal
-    await _Play(task, seed, horizon).on(environment, stories, (), ())
+    snapshot = environment.clone() if isinstance(environment, Branching) else None
+    await _Play(task, seed, horizon, snapshot).on(environment, stories, (), ())
     return [story.told(task, seed, perturbation, goal) for story in stories]
 
 
@@ -77,6 +78,11 @@ class _Play:
     task: Task
     seed: int
     horizon: int
+    """Steps left from the start of this attempt."""
+    snapshot: Branching | None
+    """The environment before its start, to restart from."""
+    lost: int = 0
+    """Steps of earlier attempts, the restart among them."""
 
     async def on(
         self, environment: Any, stories: list[_Story], observations: tuple[str, ...], actions: tuple[Action, ...]
@@ -93,27 +99,44 @@ class _Play:
                 observations += (observation.text,)
                 context = Context(environment.goal, observations, actions, self.horizon)
                 ways = await self._choose(stories, observation, context)
-                if len(ways) != 1:
+                again = ways.pop(RESTART, [])
+                if len(ways) != 1 or again:
                     break
                 ((action, stories),) = ways.items()
                 actions += (action,)
             with boundary("environment"):
                 places = [environment, *(environment.clone() for _ in range(len(ways) - 1))]
-            await asyncio.gather(
-                *(
-                    self.on(place, group, observations, (*actions, action))
-                    for place, (action, group) in zip(places, ways.items(), strict=False)
-                )
-            )
+            futures = [
+                self.on(place, group, observations, (*actions, action))
+                for place, (action, group) in zip(places, ways.items(), strict=False)
+            ]
+            if again:
+                futures.append(self._anew(again, context.t + 1))
+            await asyncio.gather(*futures)
         except BoundaryError as error:
             for story in stories:
                 story.fail(error)
         finally:
             await environment.close()
 
+    async def _anew(self, stories: list[_Story], steps: int) -> None:
+        """The next attempt, after one of so many steps."""
+        try:
+            with boundary("router"):
+                if self.snapshot is None:
+                    raise RuntimeError("a restart needs an environment with clone()")
+                environment = self.snapshot.clone()
+        except BoundaryError as error:
+            for story in stories:
+                story.fail(error)
+            return
+        play = replace(self, horizon=self.horizon - steps, lost=self.lost + steps)
+        await play.on(environment, stories, (), ())
+
     async def _choose(self, stories: list[_Story], observation: Observation, context: Context) -> dict[Action, list[_Story]]:
         """The stories by the action they go on with; one whose agent broke is at its end."""
-        seed = derive_seed(self.task.id, self.seed, context.t)
+        t = self.lost + context.t
+        seed = derive_seed(self.task.id, self.seed, t)
         moments: dict[Parts, Moment] = {}
         ways: dict[Action, list[_Story]] = {}
         for story in stories:
@@ -122,7 +145,7 @@ class _Play:
             except BoundaryError as error:
                 story.fail(error)
                 continue
-            story.steps.append(Step(context.t, self.seed, observation, choice))
+            story.steps.append(Step(t, self.seed, observation, choice))
             ways.setdefault(choice.action, []).append(story)
         return ways
 

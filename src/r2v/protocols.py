@@ -7,7 +7,7 @@ each protocol; run them on your own implementations.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,7 @@ class Environment(Protocol):
         ...
 
 
+@runtime_checkable
 class Branching(Environment, Protocol):
     """An environment whose present can be copied, so that two futures of one step can be played."""
 

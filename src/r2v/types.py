@@ -11,9 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Rung = Literal["continue", "retry", "teacher_step", "teacher_latch"]
+Rung = Literal["continue", "retry", "teacher_step", "teacher_latch", "restart"]
 """What a router may decide: let the small model's best candidate act; draw further candidates and decide again; ask the
-teacher for this step; ask the teacher for this step and all that follow."""
+teacher for this step; ask the teacher for this step and all that follow; go back to the start of the episode (this step is
+lost; only where the environment can be copied)."""
 
 Actor = Literal["slm", "teacher", "noise"]
 """Who chose the executed action. `noise` marks a random action injected while collecting; no loss is put on it."""
@@ -42,6 +43,10 @@ class ToolCall:
 class Action:
     text: str
     tool_calls: tuple[ToolCall, ...] = ()
+
+
+RESTART = Action("(restart)")
+"""What is recorded as the action of a step on which the episode went back to its start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,10 +204,15 @@ class Episode:
     failure: Failure | None
 
     def contexts(self, horizon: int) -> list[Context]:
-        """What the agent knew at each step."""
+        """What the agent knew at each step: nothing of before a restart, but that it took steps."""
         observations = tuple(step.observation.text for step in self.steps)
         actions = tuple(step.choice.action for step in self.steps)
-        return [Context(self.goal, observations[: t + 1], actions[:t], horizon) for t in range(len(actions))]
+        known, start = [], 0
+        for t in range(len(actions)):
+            if t and actions[t - 1] == RESTART:
+                start = t
+            known.append(Context(self.goal, observations[start : t + 1], actions[start:t], horizon - start))
+        return known
 
     @property
     def llm_call_rate(self) -> float:

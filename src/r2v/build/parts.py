@@ -9,6 +9,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from r2v.agent import Noisy, Parts, Routed, Solo
 from r2v.build.settings import RunSettings, SlmSettings
 from r2v.environments.household.env import Household
@@ -23,17 +25,17 @@ from r2v.perturbations import family_of, make_perturbation
 from r2v.perturbations.wrap import PerturbedBranching
 from r2v.policies.chat import ChatPolicy, ChatSettings
 from r2v.protocols import Agent, Environment, Policy, Router
-from r2v.routers import baselines
+from r2v.routers import baselines, comparators
 from r2v.routers.mlp import load_router
 from r2v.routers.threshold import Score, ThresholdRouter
 from r2v.seeds import derive_seed
+from r2v.store import read_json
 from r2v.types import Task
 from r2v.verifiers.household import HouseholdVerifier
 
 CLEAN = 0
 """Perturbation seed of unperturbed episodes."""
 
-WITH_KNOB = ("random", "entropy", "heuristic", "verifier", "r2v", "r2v_paper")
 WITHOUT_KNOB = ("slm_only", "llm_only")
 
 
@@ -121,22 +123,107 @@ def make_router(name: str, threshold: float | None, fitted: Path | None) -> Rout
         raise ValueError(f"router {name} needs a threshold")
     if name == "random":
         return baselines.Random(threshold)
+    if name == "redraw":
+        return baselines.Redraw()
+    if name == "judge_latch":
+        return comparators.JudgeLatch(threshold)
+    if name in ("query", "conformal", "cascade_routing", "helper", "restart"):
+        if fitted is None:
+            raise ValueError(f"router {name} needs the folder of fitted routers")
+        if name == "query":
+            return comparators.Query(make_goal_model(fitted), threshold)
+        if name == "conformal":
+            return comparators.Conformal(make_score("r2v", fitted), _band(fitted), threshold)
+        if name == "restart":
+            return comparators.Restart(make_score(name, fitted), threshold, _renewal(threshold, fitted))
+        if name == "cascade_routing":
+            now, later = make_score("cascade", fitted), _risk_of(fitted / "cascade_routing")
+            return comparators.CascadeRouting(now, later, threshold, RETRY_PRICE)
+        return _helper(threshold, fitted)
+    if name == "helper_position":
+        if fitted is None:
+            raise ValueError(f"router {name} needs the folder of fitted routers")
+        return _helper_at(int(threshold), fitted)
     return ThresholdRouter(name, make_score(name, fitted), threshold)
+
+
+RETRY_PRICE = 0.02
+"""Of one more draw of candidates, in teacher calls: the paper's 50 : 1."""
 
 
 def make_score(name: str, fitted: Path | None) -> Score:
     """The score that the named router compares with its threshold."""
-    if name in ("r2v", "r2v_paper"):
-        if fitted is None:
-            raise ValueError(f"router {name} needs the folder of fitted routers")
-        return _risk_of(fitted / name)
-    return {"entropy": baselines.entropy, "heuristic": baselines.heuristic, "verifier": baselines.verifier}[name]
+    if name in ("entropy", "heuristic", "verifier"):
+        return {"entropy": baselines.entropy, "heuristic": baselines.heuristic, "verifier": baselines.verifier}[name]
+    if name == "judge_latch":
+        return baselines.verifier
+    if fitted is None:
+        raise ValueError(f"router {name} needs the folder of fitted routers")
+    if name == "benefit":
+        return _benefit_of(fitted)
+    if name == "bandit":
+        return _bandit(fitted)
+    return _risk_of(fitted / {"cascade_routing": "cascade", "restart": "r2v"}.get(name, name))
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=8)
 def _risk_of(folder: Path) -> Score:
     """The fitted risk; each step's is computed once, however many thresholds it is compared with."""
     return lru_cache(maxsize=1 << 14)(load_router(folder).score)
+
+
+@lru_cache(maxsize=2)
+def _benefit_of(fitted: Path) -> Score:
+    """P(the teacher differs) x what its step is worth where it does; `benefit/` holds the second factor."""
+    differs, worth = _risk_of(fitted / "cascade"), load_router(fitted / "benefit").value
+    return lru_cache(maxsize=1 << 14)(lambda features: differs(features) * worth(features))
+
+
+@lru_cache(maxsize=2)
+def _bandit(fitted: Path) -> Score:
+    raw = read_json(fitted / "bandit" / "arms.json")
+    model = comparators.LinUCB(load_router(fitted / "bandit"), np.array(raw["inverse"]), raw["bonus"])
+    return lru_cache(maxsize=1 << 14)(model.score)
+
+
+@lru_cache(maxsize=2)
+def make_goal_model(fitted: Path) -> comparators.GoalModel:
+    raw = read_json(fitted / "query.json")
+    return comparators.GoalModel(raw["bias"], raw["weights"])
+
+
+@lru_cache(maxsize=2)
+def _band(fitted: Path) -> comparators.Band:
+    raw = read_json(fitted / "conformal.json")
+    return comparators.Band(*(np.array(raw[key]) for key in ("mean", "std", "excess")))
+
+
+def _renewal(threshold: float, fitted: Path) -> comparators.Renewal:
+    """What was measured at the nearest threshold."""
+    table = read_json(fitted / "restart.json")
+    entry = min(table, key=lambda e: abs(e["threshold"] - threshold))
+    return comparators.Renewal(**{key: value for key, value in entry.items() if key != "threshold"})
+
+
+def _helper(budget: float, fitted: Path) -> Router:
+    """The mixture that uses `budget` teacher calls an episode on the validation tasks."""
+    mixture = next(m for m in read_json(fitted / "helper" / "helper.json")["mixtures"] if m["budget"] == budget)
+    first, second = (_helper_at(i, fitted) for i in (mixture["first"], mixture["second"]))
+    return comparators.Mixture(first, second, mixture["weight"], "helper")
+
+
+@lru_cache(maxsize=128)
+def _helper_at(position: int, fitted: Path) -> Router:
+    """The helper at one of the prices it was tried at; -1 never asks."""
+    if position < 0:
+        return baselines.Never()
+    at = read_json(fitted / "helper" / "helper.json")["positions"][position]
+    return ThresholdRouter("helper", _value_of(fitted / "helper" / str(at["value"])), at["price"])
+
+
+@lru_cache(maxsize=16)
+def _value_of(folder: Path) -> Score:
+    return lru_cache(maxsize=1 << 14)(load_router(folder).value)
 
 
 def make_agents(settings: RunSettings, players: Iterable[Player]) -> list[Agent]:

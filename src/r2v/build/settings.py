@@ -8,7 +8,7 @@ slm: {model: {hidden_size: 64}}
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
@@ -18,6 +18,10 @@ from r2v.perturbations import FAMILIES as PERTURBATION_FAMILIES
 from r2v.policies.chat import ChatSettings
 from r2v.settings import Settings
 
+RouterName = Literal[
+    "random", "entropy", "heuristic", "verifier", "r2v", "r2v_paper",
+    "benefit", "helper", "query", "cascade", "cascade_routing", "judge_latch", "conformal", "bandit", "restart",
+]  # fmt: skip
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Range = tuple[PositiveInt, PositiveInt]
 
@@ -118,6 +122,21 @@ class ProposeSettings(Settings):
     """Score from which a candidate is good; where none is, the teacher's action is the chosen one."""
 
 
+class HelpSettings(Settings):
+    """What is tried on the router tasks to learn what help is worth. Only what a wanted router needs is done."""
+
+    branches: PositiveInt = 2
+    """Steps of each recorded episode on which both futures are played (benefit)."""
+    draws: PositiveInt = 1
+    """Futures of each such step; the first is the recorded one."""
+    rates: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.05, 0.15, 0.3, 0.6)
+    """Probabilities of random help in the explored episodes (helper, bandit, off-policy estimates)."""
+    explore_seeds: PositiveInt = 2
+    """How many of the rollout seeds are explored."""
+    budgets: tuple[PositiveFloat, ...] = (0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0)
+    """Teacher calls an episode that the helper is made to meet."""
+
+
 class EvaluateSettings(Settings):
     target: Fraction = 0.95
     """Operating points: the fewest teacher calls whose validation success is at least this share of the teacher's."""
@@ -152,10 +171,20 @@ class RunSettings(Settings):
     perturbations: PerturbationSettings = PerturbationSettings()
     teacher: Annotated[ExpertSettings | ChatSettings, Field(discriminator="kind")] = ExpertSettings()
     slm: SlmSettings = SlmSettings()
+    routers: tuple[RouterName, ...] = get_args(RouterName)[:6]
+    """Routers that are fitted and evaluated, besides the SLM and the teacher alone."""
     collect: CollectSettings = CollectSettings()
     clone: CloneSettings = CloneSettings()
     propose: ProposeSettings = ProposeSettings()
     prefer: PreferSettings = PreferSettings()
     router: RouterSettings = RouterSettings()
+    help: HelpSettings = HelpSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     prices: PriceSettings = PriceSettings()
+
+    @field_validator("routers")
+    @classmethod
+    def _with_reference(cls, routers: tuple[RouterName, ...]) -> tuple[RouterName, ...]:
+        if "r2v" not in routers or len(set(routers)) != len(routers):
+            raise ValueError("name each router once, and r2v among them: the others are compared with it")
+        return routers

@@ -1,4 +1,4 @@
-"""Success against call rate: one curve a router, the area under it, and paired intervals over tasks.
+"""Success against calls: one curve a router, the area under it, success at equal calls, and paired intervals over tasks.
 
 Axes: P points of a curve, T tasks, B bootstrap resamples.
 """
@@ -37,6 +37,17 @@ def area_B(points: Sequence[Outcomes], weights_BT: Floats) -> Floats:
     order_BP = np.argsort(rate_BP, axis=1, kind="stable")
     rate_BP, success_BP = np.take_along_axis(rate_BP, order_BP, 1), np.take_along_axis(success_BP, order_BP, 1)
     return np.asarray(np.trapezoid(success_BP, rate_BP, axis=1))
+
+
+def success_at_B(points: Sequence[Outcomes], calls: float, weights_BT: Floats) -> Floats:
+    """Success with so many teacher calls an episode on average, for each resample: the mixture of the two points on either
+    side, one of which is drawn for each episode. `points` as for `area_B`.
+    """
+    calls_BP = weights_BT @ np.stack([point.calls_T for point in points], axis=1)
+    success_BP = weights_BT @ np.stack([point.success_T for point in points], axis=1)
+    order_BP = np.argsort(calls_BP, axis=1, kind="stable")
+    calls_BP, success_BP = np.take_along_axis(calls_BP, order_BP, 1), np.take_along_axis(success_BP, order_BP, 1)
+    return np.array([np.interp(calls, x_P, y_P) for x_P, y_P in zip(calls_BP, success_BP, strict=True)])
 
 
 def interval(values_B: Floats) -> list[float]:

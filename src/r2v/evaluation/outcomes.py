@@ -93,6 +93,11 @@ class Outcomes:
     def call_rate_T(self) -> NDArray[np.float64]:
         return np.asarray(self.call_rate_TZ.mean(axis=1))
 
+    @property
+    def calls_T(self) -> NDArray[np.float64]:
+        """Teacher calls an episode."""
+        return np.asarray(self.teacher_calls_TZ.mean(axis=1))
+
     def success_of_family(self) -> dict[str, float]:
         return {str(f): float(self.success_TZ[self.family_TZ == f].mean()) for f in np.unique(self.family_TZ)}
 

@@ -40,8 +40,8 @@ def asks_of(router: Router, horizon: int) -> Asks:
                 raise ValueError(f"step {step.t} of {episode.task.id} has no features; replay needs routed SLM episodes")
             seed = _router_seed(episode.task.id, episode.seed, step.t)
             decision = router.decide(context, step.choice.features, memory, seed=seed)
-            if decision.rung == "retry":
-                raise ValueError(f"{router.name} wants further candidates; a recorded episode has none")
+            if decision.rung in ("retry", "restart"):
+                raise ValueError(f"{router.name} decides {decision.rung}; a recorded episode has no more than was recorded")
             if decision.rung == "teacher_latch":
                 return (*asked, *range(step.t, len(episode.steps)))
             if decision.rung == "teacher_step":

@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from r2v.evaluation.curves import area_B, curve, interval, resample_BT
+from r2v.evaluation.curves import area_B, curve, interval, resample_BT, success_at_B
 from r2v.evaluation.outcomes import Outcomes
 from r2v.maths.risk import cvar
 from r2v.maths.stats import mcnemar
 
 REFERENCE = "r2v"
+CALLS = (0.5, 1.0, 2.0, 3.0, 4.0)
+"""Budgets, in teacher calls an episode, at which routers are compared."""
 
 
 @dataclass(frozen=True)
@@ -37,23 +39,34 @@ def summarise(
     """(`routers`, `differences`). `played` must hold slm_only and llm_only: the ends of every curve."""
     ends = (played["slm_only"].chosen, played["llm_only"].chosen)
     weights_BT = resample_BT(len(ends[0].success_T), resamples, seed)
-    areas = {name: area_B([*router.points, *ends], weights_BT) for name, router in played.items() if router.points}
+    curves = {name: [*router.points, *ends] for name, router in played.items() if router.points}
+    areas = {name: area_B(points, weights_BT) for name, points in curves.items()}
+    at = {name: {calls: success_at_B(points, calls, weights_BT) for calls in CALLS} for name, points in curves.items()}
     routers = {
         name: {
             **_numbers(router.chosen, seeds, prices, alpha, weights_BT),
             "threshold": router.threshold,
-            "curve": curve([*router.points, *ends]) if router.points else [],
+            "curve": curve(curves[name]) if name in curves else [],
             "area": float(areas[name][0]) if name in areas else None,
+            "at_calls": {f"{calls:g}": float(success_B[0]) for calls, success_B in at.get(name, {}).items()},
             **_comparison(name, router.chosen, played),
         }
         for name, router in played.items()
     }
     differences = {
-        name: {"area": float((areas[REFERENCE] - other)[0]), "ci95": interval(areas[REFERENCE] - other)}
+        name: {
+            "area": float((areas[REFERENCE] - other)[0]),
+            "ci95": interval(areas[REFERENCE] - other),
+            "at_calls": {f"{calls:g}": _difference(at[REFERENCE][calls] - at[name][calls]) for calls in CALLS},
+        }
         for name, other in areas.items()
         if name != REFERENCE and REFERENCE in areas
     }
     return routers, differences
+
+
+def _difference(values_B: np.ndarray) -> dict[str, Any]:
+    return {"success": float(values_B[0]), "ci95": interval(values_B)}
 
 
 def _numbers(o: Outcomes, seeds: Sequence[int], prices: Prices, alpha: float, weights_BT: np.ndarray) -> dict[str, Any]:

@@ -17,8 +17,10 @@ from torch import Tensor, nn
 
 from r2v.errors import StageError
 from r2v.labels import Rows
+from r2v.learning.linear import standardisation
 from r2v.learning.settings import RouterSettings
 from r2v.maths.calibration import fit_isotonic, fit_scaling, nll
+from r2v.protocols import Bools, Floats
 from r2v.routers.mlp import Calibration, RiskMLP
 
 Objective = Literal["decoupled", "paper"]
@@ -46,7 +48,7 @@ def fit_router(
     if not 0 < train.y_N.mean() < 1:
         raise StageError("the rollouts are all failed or all solved; change the perturbation strength")
     torch.manual_seed(seed)
-    mean_F, std_F = _statistics(train)
+    mean_F, std_F = standardisation(train.x_NF, train.present_NF)
     x = _standardised(train, mean_F, std_F)
     y = torch.from_numpy(train.y_N).float()
     weight = torch.from_numpy(_weights(train, settings)).float()
@@ -93,6 +95,43 @@ def fit_router(
     return RiskMLP(names, mean_F, std_F, _folded(net), calibration, None, described)
 
 
+def fit_values(
+    x_NF: Floats,
+    present_NF: Bools,
+    target_NP: Floats,
+    names: tuple[str, ...],
+    settings: RouterSettings,
+    *,
+    seed: int,
+    epochs: int,
+    facts: Mapping[str, Any],
+) -> list[RiskMLP]:
+    """P regressions (least squares) that share their hidden layers; `RiskMLP.value` of each is its prediction."""
+    torch.manual_seed(seed)
+    mean_F, std_F = standardisation(x_NF, present_NF)
+    x = torch.from_numpy(np.where(present_NF, (x_NF - mean_F) / std_F, 0.0)).float().contiguous()
+    target = torch.from_numpy(target_NP).float()
+    net = _network(x.shape[1], settings, target.shape[1])
+    optimizer = torch.optim.AdamW(net.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    size = min(settings.batch_size, len(x))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * (len(x) // size))
+    net.train()
+    for _ in range(epochs):
+        order = torch.randperm(len(x))
+        for at in range(0, len(x) - size + 1, size):
+            rows = order[at : at + size]
+            loss = ((net(x[rows]) - target[rows]) ** 2).mean()
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    *hidden, (w, b) = _folded(net)
+    return [
+        RiskMLP(names, mean_F, std_F, (*hidden, (w[:, [p]], b[[p]])), Calibration(), None, facts)
+        for p in range(target.shape[1])
+    ]
+
+
 class _Dual:
     """E[c_SLM (1-p) + c_LLM p + kappa y (1-p)] + lambda (CVaR_alpha(R_z) - eps) + w_B E(p - y)^2, and its multiplier.
 
@@ -127,8 +166,8 @@ class _Dual:
         self._optimizer.step()
 
 
-def _network(inputs: int, settings: RouterSettings) -> nn.Sequential:
-    """Linear - batch norm - GELU - dropout, per width; one logit. 10,753 weights at 15 inputs, widths 128, 64."""
+def _network(inputs: int, settings: RouterSettings, outputs: int = 1) -> nn.Sequential:
+    """Linear - batch norm - GELU - dropout, per width; one logit by default. 10,753 weights at 15 inputs, widths 128, 64."""
     layers: list[nn.Module] = []
     for width in settings.hidden:
         layers += [
@@ -138,7 +177,7 @@ def _network(inputs: int, settings: RouterSettings) -> nn.Sequential:
             _Dropout(settings.dropout, width, 4 * settings.batch_size),
         ]
         inputs = width
-    return nn.Sequential(*layers, nn.Linear(inputs, 1))
+    return nn.Sequential(*layers, nn.Linear(inputs, outputs))
 
 
 class _Dropout(nn.Module):
@@ -156,18 +195,6 @@ class _Dropout(nn.Module):
             return h
         start = int(torch.randint(len(self._table) - len(h) + 1, ()))
         return h * self._table[start : start + len(h)]
-
-
-def _statistics(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of what is present; a feature that never varies is divided by 1."""
-    x_NF = np.where(rows.present_NF, rows.x_NF, np.nan)
-    known_F = rows.present_NF.any(axis=0)
-    mean_F, std_F = np.zeros(x_NF.shape[1]), np.ones(x_NF.shape[1])
-    mean_F[known_F], std_F[known_F] = np.nanmean(x_NF[:, known_F], axis=0), np.nanstd(x_NF[:, known_F], axis=0)
-    # Rounded to what the file holds, so that training and inference see the same inputs.
-    return mean_F.astype(np.float32).astype(np.float64), np.where(std_F < 1e-9, 1.0, std_F).astype(np.float32).astype(
-        np.float64
-    )
 
 
 def _weights(rows: Rows, settings: RouterSettings) -> np.ndarray:

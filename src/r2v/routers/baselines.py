@@ -61,3 +61,24 @@ class Random:
         if draw < self.rate:
             return Decision("teacher_step", None, self.rate, self.rate, f"drew {draw:.3f} < {self.rate:.3f}")
         return Decision("continue", None, self.rate, 1 - self.rate, f"drew {draw:.3f} >= {self.rate:.3f}")
+
+
+@dataclass(frozen=True)
+class Redraw:
+    """The small model alone, with a second draw of candidates at every step."""
+
+    name: str = "redraw"
+
+    def decide(self, context: Context, features: Features, memory: Memory, *, seed: int) -> Decision:
+        return Decision("continue" if memory.retries else "retry", None, None, 1.0, "always draws twice")
+
+
+@dataclass(frozen=True)
+class AskAt:
+    """Asks exactly at these steps: one arm of a branched episode."""
+
+    steps: frozenset[int]
+    name: str = "ask_at"
+
+    def decide(self, context: Context, features: Features, memory: Memory, *, seed: int) -> Decision:
+        return Decision("teacher_step" if context.t in self.steps else "continue", None, None, 1.0, "as told")

@@ -78,9 +78,15 @@ class RiskMLP:
 
     def score(self, features: Features) -> float:
         """Risk of one step, from all `FEATURES`. The same arithmetic as `risk`, without arrays where a list is quicker."""
+        return float(self.calibration(self._propagate(self.standardised(features)[None]))[0])
+
+    def value(self, features: Features) -> float:
+        """The last layer's number as it is: for regressions, which have no calibration."""
+        return float(self._propagate(self.standardised(features)[None])[0])
+
+    def standardised(self, features: Features) -> Floats:
         values, present = features.values, features.present
-        z = [(values[i] - mean) / std if present[i] else 0.0 for i, mean, std in self._row]
-        return float(self.calibration(self._propagate(np.array([z])))[0])
+        return np.array([(values[i] - mean) / std if present[i] else 0.0 for i, mean, std in self._row])
 
     @cached_property
     def _row(self) -> tuple[tuple[int, float, float], ...]:
@@ -143,11 +149,12 @@ def load_router(folder: Path) -> RiskMLP:
 def _card(router: RiskMLP) -> str:
     facts = "\n".join(f"- {key.replace('_', ' ')}: {value}" for key, value in router.facts.items())
     asks = "not chosen yet" if router.threshold is None else f"{router.threshold:.4f}"
+    estimates = router.facts.get("estimates", "the risk that going on with the small model will fail the episode")
     return f"""# An r2v router
 
-At every step of an agent's episode it estimates the risk that going on with the small model will fail the episode, from
+At every step of an agent's episode it estimates {estimates}, from
 {len(router.names)} numbers about the step ({", ".join(router.names)}).
-It asks the teacher when the risk is at least the threshold: {asks}.
+Alone it asks the teacher when the estimate is at least the threshold: {asks}.
 
 {facts}
 

@@ -19,13 +19,15 @@ from r2v.maths.calibration import brier, ece, reliability_bins
 from r2v.maths.stats import auroc
 from r2v.protocols import Floats
 from r2v.routers.mlp import load_router
-from r2v.stages.fit import Knob, at, knob_players, read_knobs
-from r2v.stages.play import play_players
+from r2v.stages.fit import Knob, read_knobs
+from r2v.stages.play import at, knob_players, play_players
 from r2v.stages.prefer import chosen_slm
 from r2v.stages.runner import Bench
 from r2v.stages.splits import read_split
 from r2v.store import read_json, sha256, write_episodes, write_json
 from r2v.types import Episode, Task
+
+CANNOT_REPLAY = ("cascade_routing", "restart")
 
 
 def evaluate(bench: Bench) -> None:
@@ -83,13 +85,15 @@ def evaluate_on(bench: Bench, tasks: Sequence[Task], seeds: Sequence[int], split
 
 
 def _replay(bench: Bench, knobs: dict[str, Knob], alone: Sequence[Episode], outcomes: Any) -> dict[str, Played]:
-    """The paper's optimistic protocol on the SLM-only episodes."""
+    """The paper's optimistic protocol on the SLM-only episodes; not for routers that draw anew what was not recorded."""
     result = {
         "slm_only": Played(outcomes(replay(alone, lambda episode: ())), None, ()),
         "llm_only": Played(outcomes(replay(alone, always)), None, ()),
         "oracle": Played(outcomes(replay(alone, oracle)), None, ()),
     }
     for name, knob in knobs.items():
+        if name in CANNOT_REPLAY:
+            continue
         points = {}
         for threshold in dict.fromkeys((knob.threshold, *knob.grid)):
             router = make_router(name, threshold, bench.read("fit"))

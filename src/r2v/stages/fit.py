@@ -9,91 +9,72 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from r2v.build.parts import WITH_KNOB, Player, make_score
+from r2v.build.parts import Player, make_goal_model, make_score
+from r2v.build.settings import RouterName
 from r2v.errors import ArtifactError
 from r2v.evaluation.operating_point import Point, by_budget, by_cost, by_target
-from r2v.evaluation.outcomes import gather, row
-from r2v.features import EXTENDED, PAPER
-from r2v.labels import failure_rows
-from r2v.learning.settings import RouterSettings
-from r2v.maths.calibration import brier, ece
-from r2v.maths.stats import auroc
+from r2v.evaluation.outcomes import Outcomes, gather, row
 from r2v.routers.mlp import load_router
-from r2v.stages.play import play_players
+from r2v.stages.fit_routers import fit_routers
+from r2v.stages.play import at, knob_players, play_players
 from r2v.stages.prefer import chosen_slm
 from r2v.stages.runner import Bench
 from r2v.stages.splits import read_split
 from r2v.store import read_episodes, read_json, write_json
-from r2v.types import Episode
+from r2v.types import Episode, Task
 
-FITTED: tuple[tuple[str, Literal["decoupled", "paper"]], ...] = (("r2v", "decoupled"), ("r2v_paper", "paper"))
+HELPER_FACTORS = (0.4, 0.7, 1.0, 1.5, 2.5)
+"""Prices tried for a budget: those at which the SLM's own steps would ask this many times the budget."""
 
 
 def fit(bench: Bench) -> None:
     settings = bench.settings
     alone = read_episodes(bench.read("prefer") / "validation.parquet")
+    fit_routers(bench, alone)
     validation = [episode for episode in alone if episode.success is not None]
-    _fit_routers(bench, read_episodes(bench.read("rollout") / "router.parquet"), validation)
-    grid = {name: _grid(name, validation, settings.evaluate.asked_shares, bench.out) for name in WITH_KNOB}
+    if "helper" in settings.routers:
+        _mix_helper(bench, validation)
+    grid: dict[str, list[float]] = {name: _grid(bench, name, validation) for name in settings.routers}
     thresholds = _choose(bench, grid, alone)
     write_json(bench.out / "thresholds.json", thresholds)
-    for name, _ in FITTED:
-        load_router(bench.out / name).with_threshold(thresholds["routers"][name]["threshold"]).save(bench.out / name)
+    for name in ("r2v", "r2v_paper", "cascade"):
+        if name in settings.routers:
+            load_router(bench.out / name).with_threshold(thresholds["routers"][name]["threshold"]).save(bench.out / name)
 
 
-def _fit_routers(bench: Bench, rollouts: Sequence[Episode], validation: Sequence[Episode]) -> None:
-    import torch
+def _grid(bench: Bench, name: RouterName, episodes: Sequence[Episode]) -> list[float]:
+    """Knob positions, from the strictest on: quantiles of the router's own score on SLM-only validation steps.
 
-    from r2v.learning.router import fit_router
-
-    settings = bench.settings
-    torch.set_num_threads(settings.threads)
-    scored = [episode for episode in rollouts if episode.success is not None]
-    quality = {}
-    for name, objective in FITTED:
-        names = feature_names(settings.router) if name == "r2v" else PAPER
-        train, held = failure_rows(scored, names), failure_rows(validation, names)
-        facts = {"rollout episodes": len(scored), "seed": settings.seed, "slm": chosen_slm(bench).parent.name}
-        router = fit_router(
-            train, held, names, settings.router, objective, seed=settings.seed, progress=bench.report, facts=facts
-        )
-        router.save(bench.out / name)
-        p_N = router.risk(held.x_NF, held.present_NF)
-        quality[name] = {"ece": ece(p_N, held.y_N), "brier": brier(p_N, held.y_N), "auroc": auroc(p_N, held.y_N)}
-    write_json(bench.out / "validation.json", quality)
-
-
-def feature_names(settings: RouterSettings) -> tuple[str, ...]:
-    return PAPER if settings.features == "paper" else EXTENDED
-
-
-def _grid(name: str, episodes: Sequence[Episode], shares: Sequence[float], fitted: Path) -> list[float]:
-    """Knob positions from the strictest on: the score's quantiles on SLM-only validation steps (for random, the rates)."""
-    if name == "random":
+    The knobs of `random` and `conformal` are rates already, that of `helper` is a budget; `query` scores goals.
+    """
+    shares = bench.settings.evaluate.asked_shares
+    if name in ("random", "conformal"):
         return sorted(shares)
-    score = make_score(name, fitted)
-    scores = [score(step.choice.features) for e in episodes for step in e.steps if step.choice.features is not None]
+    if name == "helper":
+        return sorted(bench.settings.help.budgets)
+    if name == "query":
+        scores = [make_goal_model(bench.out).risk(episode.goal) for episode in episodes]
+    else:
+        score = make_score(name, bench.out)
+        scores = [score(step.choice.features) for e in episodes for step in e.steps if step.choice.features is not None]
     quantiles = np.quantile(scores, [1 - share for share in shares], method="higher")
     return [float(q) for q in dict.fromkeys(quantiles.tolist())]
 
 
-def _choose(bench: Bench, grid: dict[str, list[float]], slm_episodes: Sequence[Episode]) -> dict[str, Any]:
+def _choose(bench: Bench, grid: Mapping[str, Sequence[float]], slm_episodes: Sequence[Episode]) -> dict[str, Any]:
     settings = bench.settings
-    tasks = read_split(bench.read("collect") / "tasks.json", "validation")
-    seeds, ids, horizon = settings.perturbations.validation, [t.id for t in tasks], settings.environment.horizon
-    players = {"llm_only": Player("teacher"), **knob_players(grid, chosen_slm(bench), bench.out)}
-    played, _ = play_players(bench, players, tasks, seeds, "validation")
-    teacher = gather(played["llm_only"], ids, seeds, horizon)
-    alone = gather(map(row, slm_episodes), ids, seeds, horizon)
-    teacher_success = float(teacher.success_TZ.mean())
+    played = _play_validation(bench, {"llm_only": Player("teacher"), **knob_players(grid, chosen_slm(bench), bench.out)})
+    teacher_success = float(played["llm_only"].success_TZ.mean())
+    tasks = [task.id for task in _validation_tasks(bench)]
+    alone = gather(map(row, slm_episodes), tasks, settings.perturbations.validation, settings.environment.horizon)
     rule = settings.evaluate
     routers = {}
-    for name in WITH_KNOB:
-        points = [Point(threshold, gather(played[at(name, threshold)], ids, seeds, horizon)) for threshold in grid[name]]
+    for name, thresholds in grid.items():
+        points = [Point(threshold, played[at(name, threshold)]) for threshold in thresholds]
         if rule.rule == "target":
             chosen = by_target(points, rule.target * teacher_success)
         elif rule.rule == "cost":
@@ -102,7 +83,7 @@ def _choose(bench: Bench, grid: dict[str, list[float]], slm_episodes: Sequence[E
             chosen = by_budget(points, rule.calls_per_episode)
         routers[name] = {
             "threshold": chosen.threshold,
-            "grid": grid[name],
+            "grid": list(thresholds),
             "validation": [[float(p.outcomes.call_rate_TZ.mean()), p.success, p.calls] for p in points],
         }
     return {
@@ -115,18 +96,45 @@ def _choose(bench: Bench, grid: dict[str, list[float]], slm_episodes: Sequence[E
     }
 
 
-def knob_players(grid: Mapping[str, Sequence[float]], slm: Path, fitted: Path) -> dict[str, Player]:
-    """A player for every knob position of every router with a knob, by the name that `at` gives it."""
-    return {
-        at(name, threshold): Player("routed", slm, name, threshold, fitted)
-        for name, thresholds in grid.items()
-        for threshold in thresholds
-    }
+def _mix_helper(bench: Bench, episodes: Sequence[Episode]) -> None:
+    """Play each budget's value of help at some prices on validation tasks; mix two neighbours to meet the budget there.
+
+    What the fitted decision process promises is not trusted: its usage is off, and the regression flattens its values.
+    """
+    path, budgets = bench.out / "helper" / "helper.json", bench.settings.help.budgets
+    features = [step.choice.features for e in episodes for step in e.steps if step.choice.features is not None]
+    steps = len(features) / len(episodes)
+    positions: list[dict[str, float]] = []
+    for i, budget in enumerate(budgets):
+        value = load_router(bench.out / "helper" / str(i)).value
+        values = [value(row) for row in features]
+        shares = [max(0.0, 1 - factor * budget / steps) for factor in HELPER_FACTORS]
+        prices = dict.fromkeys(np.quantile(values, shares, method="higher").tolist())
+        positions += [{"value": i, "price": price} for price in prices]
+    helper = {**read_json(path), "positions": positions}
+    write_json(path, helper)
+    grid = {"helper_position": [float(i) for i in range(len(positions))]}
+    played = _play_validation(bench, knob_players(grid, chosen_slm(bench), bench.out), "prices")
+    usage = [float(played[at("helper_position", float(i))].teacher_calls_TZ.mean()) for i in range(len(positions))]
+    mixtures = []
+    for i, budget in enumerate(budgets):
+        rising = sorted([(0.0, -1), *((usage[p], p) for p, position in enumerate(positions) if position["value"] == i)])
+        below = max(entry for entry in rising if entry[0] <= budget)
+        above = min((entry for entry in rising if entry[0] > budget), default=below)
+        weight = (budget - below[0]) / (above[0] - below[0]) if above[0] > below[0] else 0.0
+        mixtures.append({"budget": budget, "first": below[1], "second": above[1], "weight": weight})
+    write_json(path, {**helper, "usage": usage, "mixtures": mixtures})
 
 
-def at(name: str, threshold: float) -> str:
-    """Name of a router at one knob position."""
-    return f"{name}@{threshold!r}"
+def _validation_tasks(bench: Bench) -> tuple[Task, ...]:
+    return read_split(bench.read("collect") / "tasks.json", "validation")
+
+
+def _play_validation(bench: Bench, players: Mapping[str, Player], label: str = "validation") -> dict[str, Outcomes]:
+    tasks, seeds = _validation_tasks(bench), bench.settings.perturbations.validation
+    played, _ = play_players(bench, players, tasks, seeds, label)
+    ids, horizon = [task.id for task in tasks], bench.settings.environment.horizon
+    return {name: gather(rows, ids, seeds, horizon) for name, rows in played.items()}
 
 
 def _rule_in_words(bench: Bench) -> str:
@@ -148,6 +156,6 @@ def read_knobs(folder: Path) -> dict[str, Knob]:
     """The chosen thresholds and knob positions of every router with a knob."""
     raw = read_json(folder / "thresholds.json")
     try:
-        return {name: Knob(raw["routers"][name]["threshold"], tuple(raw["routers"][name]["grid"])) for name in WITH_KNOB}
+        return {name: Knob(entry["threshold"], tuple(entry["grid"])) for name, entry in raw["routers"].items()}
     except (KeyError, TypeError) as error:
         raise ArtifactError(f"{folder / 'thresholds.json'} is incomplete ({error}); run the stage fit again") from None

@@ -87,3 +87,17 @@ def play_players(
 def play_episodes(bench: Bench, player: Player, tasks: Sequence[Task], seeds: Sequence[int], label: str) -> list[Episode]:
     """The episodes of one player, ordered by task, then seed."""
     return play_players(bench, {label: player}, tasks, seeds, label, keep=[label])[1][label]
+
+
+def knob_players(grid: Mapping[str, Sequence[float]], slm: Path, fitted: Path) -> dict[str, Player]:
+    """A player for every knob position of every router with a knob, by the name that `at` gives it."""
+    return {
+        at(name, threshold): Player("routed", slm, name, threshold, fitted)
+        for name, thresholds in grid.items()
+        for threshold in thresholds
+    }
+
+
+def at(name: str, threshold: float) -> str:
+    """Name of a router at one knob position."""
+    return f"{name}@{threshold!r}"

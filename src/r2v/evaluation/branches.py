@@ -1,0 +1,82 @@
+"""Two futures of one step: the teacher acts there, or the SLM does; then the SLM goes on (method, section 6, `benefit`).
+
+A step on which the teacher would do what the SLM does has one future: its benefit is exactly 0 and need not be played.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from r2v.agent import Forked, Parts, Routed
+from r2v.evaluation.closed_loop import MakeEnvironment
+from r2v.loop import run_together
+from r2v.protocols import Agent, Policy
+from r2v.routers.baselines import AskAt
+from r2v.seeds import derive_seed
+from r2v.types import Episode, Memory
+
+
+@dataclass(frozen=True)
+class Branch:
+    """Step t of the `episode`-th recorded episode, under one draw of the future."""
+
+    episode: int
+    t: int
+    draw: int
+    """0: the recorded future of the SLM. The same draw of both arms uses the same random numbers."""
+    helped: bool
+    """Success when the teacher acted at t."""
+    alone: bool
+    """Success when the SLM acted at t."""
+
+
+async def differs(episode: Episode, teacher: Policy, horizon: int) -> list[bool]:
+    """For each step of an SLM-only episode: would the teacher have done something else?"""
+    found = []
+    for step, context in zip(episode.steps, episode.contexts(horizon), strict=True):
+        seed = derive_seed(derive_seed(episode.task.id, episode.seed, step.t), "teacher")
+        (answer,) = await teacher.propose(context, 1, seed=seed)
+        found.append(answer.action != step.choice.action)
+    return found
+
+
+async def branch(
+    parts: Parts,
+    make_environment: MakeEnvironment,
+    number: int,
+    episode: Episode,
+    steps: Sequence[int],
+    *,
+    draws: int,
+    horizon: int,
+) -> list[Branch]:
+    """Play both arms of each step `draws` times. `episode` must be one that these parts played alone.
+
+    Needs an environment with `clone()`. An arm that breaks counts as failed, as in every evaluation.
+    """
+    never = Routed(parts, AskAt(frozenset()))
+    arms: dict[tuple[int, int, bool], Agent] = {}
+    for draw in range(draws):
+        after = Routed(parts if draw == 0 else replace(parts, draw=draw), never.router)
+        for t in steps:
+            arms[t, draw, True] = Forked(Routed(parts, AskAt(frozenset([t]))), after, t)
+            if draw:
+                arms[t, draw, False] = Forked(never, after, t)
+    environment, perturbation = make_environment(episode.task, episode.seed)
+    played = await run_together(
+        environment,
+        list(arms.values()),
+        episode.task,
+        seed=episode.seed,
+        perturbation=perturbation,
+        horizon=horizon,
+        memory=Memory(),
+    )
+    success = {key: bool(e.success) for key, e in zip(arms, played, strict=True)}
+    recorded = bool(episode.success)
+    return [
+        Branch(number, t, draw, success[t, draw, True], success[t, draw, False] if draw else recorded)
+        for t in steps
+        for draw in range(draws)
+    ]

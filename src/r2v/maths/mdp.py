@@ -1,0 +1,111 @@
+"""Finite-horizon decision processes in which help has a price (helper paper; method, section 8). Pure functions.
+
+Axes: H steps, A actions (0 goes on alone), S states. All that a plan promises is about the given model, so with estimated
+transitions its usage must be checked on episodes that were played.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Mdp:
+    """Mass of `p_HASS[t, a, s]` missing from 1 is the chance that the episode ends with that step."""
+
+    p_HASS: Floats
+    win_HAS: Floats
+    """Chance that the episode ends with that step, solved."""
+    start_S: Floats
+    calls_A: Floats
+    """Teacher calls of each action; `calls_A[0]` is 0."""
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """The best policy at one price of a call, and what it does from the start."""
+
+    price: float
+    action_HS: NDArray[np.int64]
+    q_HAS: Floats
+    """Success minus price x calls still to come, by action."""
+    calls: float
+    """Expected teacher calls of an episode."""
+    success: float
+
+
+def plan(mdp: Mdp, price: float) -> Plan:
+    """Backward induction; ties go to the action with the lower number, so to no help."""
+    H, A, S, _ = mdp.p_HASS.shape
+    action_HS, q_HAS = np.zeros((H, S), dtype=np.int64), np.zeros((H, A, S))
+    value_S, calls_S, success_S = np.zeros(S), np.zeros(S), np.zeros(S)
+    rows = np.arange(S)
+    for t in reversed(range(H)):
+        p_ASS, win_AS = mdp.p_HASS[t], mdp.win_HAS[t]
+        q_HAS[t] = win_AS + p_ASS @ value_S - price * mdp.calls_A[:, None]
+        action_HS[t] = chosen = np.argmax(q_HAS[t] - 1e-12 * mdp.calls_A[:, None], axis=0)
+        value_S = q_HAS[t][chosen, rows]
+        calls_S = mdp.calls_A[chosen] + (p_ASS @ calls_S)[chosen, rows]
+        success_S = (win_AS + p_ASS @ success_S)[chosen, rows]
+    return Plan(price, action_HS, q_HAS, float(mdp.start_S @ calls_S), float(mdp.start_S @ success_S))
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Two plans, of which one is drawn for each episode: `dear` with probability `weight`."""
+
+    cheap: Plan
+    """The lower usage (the higher price)."""
+    dear: Plan
+    weight: float
+
+    @property
+    def calls(self) -> float:
+        return (1 - self.weight) * self.cheap.calls + self.weight * self.dear.calls
+
+    @property
+    def success(self) -> float:
+        return (1 - self.weight) * self.cheap.success + self.weight * self.dear.success
+
+
+def meet_budget(mdp: Mdp, calls: float) -> Mix:
+    """The best policy with `calls` expected teacher calls an episode: usage falls as the price rises, so bisect the price,
+    then mix the plans on both sides of the jump. Equals the optimum of the linear program over occupancies.
+
+    A budget beyond what help is ever worth gives the free plan alone.
+    """
+    free = plan(mdp, 0.0)
+    if free.calls <= calls:
+        return Mix(free, free, 1.0)
+    low, high = free, plan(mdp, 1.0 + 1e-9)  # a call cannot gain more than one success: at this price nobody asks
+    for _ in range(60):
+        middle = plan(mdp, (low.price + high.price) / 2)
+        if middle.calls > calls:
+            low = middle
+        else:
+            high = middle
+        if high.price - low.price < 1e-12:
+            break
+    gap = low.calls - high.calls
+    return Mix(high, low, 0.0 if gap <= 0 else (calls - high.calls) / gap)
+
+
+def plan_hard(mdp: Mdp, calls: int) -> tuple[NDArray[np.int64], float]:
+    """(action by step, calls left and state; success) under a limit that no episode may exceed. Actions cost whole calls."""
+    H, A, S, _ = mdp.p_HASS.shape
+    cost_A = mdp.calls_A.astype(int)
+    action_HBS = np.zeros((H, calls + 1, S), dtype=np.int64)
+    value_BS = np.zeros((calls + 1, S))
+    for t in reversed(range(H)):
+        q_ABS = np.full((A, calls + 1, S), -np.inf)
+        for a in range(A):
+            for b in range(cost_A[a], calls + 1):
+                q_ABS[a, b] = mdp.win_HAS[t, a] + mdp.p_HASS[t, a] @ value_BS[b - cost_A[a]]
+        action_HBS[t] = np.argmax(q_ABS - 1e-12 * mdp.calls_A[:, None, None], axis=0)
+        value_BS = np.take_along_axis(q_ABS, action_HBS[t][None], axis=0)[0]
+    return action_HBS, float(mdp.start_S @ value_BS[calls])
