@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +22,8 @@ from r2v.store import read_episodes, read_json
 cli = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Learn when to ask the teacher."
 )
+MAX_SEED = 999_999
+"""So that the perturbation seeds of evaluations and of certificates never meet."""
 Set = Annotated[list[str] | None, typer.Option("--set", help="Change one setting, e.g. --set clone.steps=500.")]
 
 
@@ -54,7 +58,9 @@ def evaluate(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
     fresh_tasks: Annotated[int, typer.Option(min=2, help="How many new tasks to generate.")],
     out: Annotated[Path, typer.Option(help="Folder for results.json and report.html.")],
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the new tasks and of their perturbation seeds.")] = 1,
+    seed: Annotated[
+        int, typer.Option(min=0, max=MAX_SEED, help="Seed of the new tasks and of their perturbation seeds.")
+    ] = 1,
 ) -> None:
     """Play a finished run on new tasks under perturbation seeds that were never used: nobody tuned on those."""
     from r2v.build.parts import make_tasks
@@ -85,6 +91,57 @@ def evaluate(
     write_report(results, read_episodes(out / "episodes.parquet"), out, title=f"{run_folder.name}, fresh tasks")
     console.print(summary(results))
     console.print(f"\nreport   {out / 'report.html'}\nnumbers  {out / 'results.json'}", highlight=False)
+
+
+@cli.command()
+def certify(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
+    max_failure: Annotated[float, typer.Option(min=0, max=1, help="Largest failure rate that may be certified.")] = 0.1,
+    delta: Annotated[float, typer.Option(min=1e-6, max=0.5, help="Probability with which it may be wrong.")] = 0.1,
+    cvar: Annotated[
+        float | None,
+        typer.Option(min=1e-6, max=1, help="Bound CVaR over perturbation seeds instead: the mean of this worst share."),
+    ] = None,
+    router: Annotated[str, typer.Option(help="Whose thresholds are tried.")] = "r2v",
+    fresh_tasks: Annotated[int, typer.Option(min=2, help="How many new tasks to play.")] = 300,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the new tasks.")] = 1,
+    out: Annotated[Path | None, typer.Option(help="Certificate file; RUN/certificate.json if not given.")] = None,
+    verify: Annotated[
+        Path | None, typer.Option(help="Play nothing: check that this certificate was made for this run, and print it.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="End with one JSON line.")] = False,
+) -> None:
+    """Prove on new tasks that a threshold keeps the failure rate below a bound (Learn-then-Test), and say which is cheapest.
+
+    A threshold may be proven only as far as the tasks allow: ask for a bound that leaves room above the teacher's own
+    failure rate. Each try at other tasks or targets until one succeeds makes the proof worth less: decide first, then run.
+    """
+    from r2v.evaluation.certificate import Target, load_certificate
+    from r2v.stages.certify import certify as make
+    from r2v.stages.certify import describe, identity
+    from r2v.stages.progress import progress
+    from r2v.stages.runner import Bench, check_outputs, locked
+    from r2v.stages.workers import Workers
+
+    effective = _settings_of(run_folder)
+    for stage in ("collect", "clone", "prefer", "fit"):
+        check_outputs(run_folder, stage)
+    console, path, partial = Console(), out or run_folder / "certificate.json", run_folder / "certify"
+    partial.mkdir(exist_ok=True)
+    with locked(partial), Workers(effective.workers) as workers, progress(console, "certify") as report:
+        bench = Bench(effective, run_folder, partial, workers, report)
+        if verify is not None:
+            path, certificate = verify, load_certificate(verify, identity(bench))
+        else:
+            shutil.rmtree(bench.partial, ignore_errors=True)
+            certificate = make(bench, router, Target(max_failure, delta, cvar), tasks=fresh_tasks, seed=seed)
+            shutil.rmtree(bench.partial)
+            certificate.save(path)
+    console.print(describe(certificate), highlight=False)
+    console.print(f"\ncertificate  {path}", highlight=False)
+    if as_json:
+        facts = {"threshold": certificate.threshold, "calls_per_episode": certificate.calls_per_episode}
+        typer.echo(json.dumps({**facts, **asdict(certificate)}))
 
 
 @cli.command()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from r2v.environments.household.games import FAMILIES as TASK_FAMILIES
 from r2v.learning.settings import CloneSettings, ModelSettings, PreferSettings, RouterSettings
@@ -89,6 +89,8 @@ class PerturbationSettings(Settings):
 
 FRESH_SEEDS_FROM = 1_000_000
 """Perturbation seeds from here on are used by `--fresh-tasks` only."""
+CERTIFY_SEEDS_FROM = 1_000_000_000_000
+"""And from here on by `r2v certify` only."""
 
 
 class ExpertSettings(Settings):
@@ -148,6 +150,10 @@ class EvaluateSettings(Settings):
     """Price of a failed episode in teacher calls, for the rule `cost`."""
     asked_shares: tuple[Fraction, ...] = (0.02, 0.06, 0.12, 0.2, 0.35, 0.6)
     """Knob positions of the curves: thresholds that would ask on this share of the SLM's own validation steps."""
+    clairvoyant: NonNegativeInt = 60
+    """Failed SLM episodes of which the fewest teacher calls that save them are searched; 0 = none."""
+    clairvoyant_target: Fraction = 0.98
+    """Share of the teacher's success whose least possible calls are reported."""
     resamples: PositiveInt = 2000
     """Bootstrap resamples over tasks."""
 

@@ -19,6 +19,7 @@ from r2v.maths.calibration import brier, ece, reliability_bins
 from r2v.maths.stats import auroc
 from r2v.protocols import Floats
 from r2v.routers.mlp import load_router
+from r2v.stages.clairvoyant import clairvoyant
 from r2v.stages.fit import Knob, read_knobs
 from r2v.stages.play import at, knob_players, play_players
 from r2v.stages.prefer import chosen_slm
@@ -70,6 +71,7 @@ def evaluate_on(bench: Bench, tasks: Sequence[Task], seeds: Sequence[int], split
             "perturbation_seeds": list(seeds),
             "routers": routers,
             "differences": differences,
+            "clairvoyant": clairvoyant(bench, slm, chosen["slm_only"], routers["llm_only"]["success_rate"]),
             "calibration": _calibration(bench, chosen["slm_only"]),
             "replay": {
                 "protocol": "replay",

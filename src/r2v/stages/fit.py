@@ -150,12 +150,17 @@ def _rule_in_words(bench: Bench) -> str:
 class Knob:
     threshold: float
     grid: tuple[float, ...]
+    calls: tuple[float, ...]
+    """Teacher calls an episode on the validation tasks, at each position of `grid`."""
 
 
 def read_knobs(folder: Path) -> dict[str, Knob]:
     """The chosen thresholds and knob positions of every router with a knob."""
     raw = read_json(folder / "thresholds.json")
     try:
-        return {name: Knob(entry["threshold"], tuple(entry["grid"])) for name, entry in raw["routers"].items()}
-    except (KeyError, TypeError) as error:
+        return {
+            name: Knob(entry["threshold"], tuple(entry["grid"]), tuple(calls for _, _, calls in entry["validation"]))
+            for name, entry in raw["routers"].items()
+        }
+    except (KeyError, TypeError, ValueError) as error:
         raise ArtifactError(f"{folder / 'thresholds.json'} is incomplete ({error}); run the stage fit again") from None

@@ -1,0 +1,108 @@
+"""A certificate: the cheapest threshold whose failure rate is proven below a bound (method, section 7; Learn-then-Test).
+
+Tasks are the exchangeable unit: a row is a task, its loss the mean over its episodes. The proof holds for tasks drawn like
+those that were played, under these perturbation seeds, with exactly these models and settings, and for nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from r2v.errors import ArtifactError
+from r2v.evaluation.outcomes import Outcomes
+from r2v.maths.testing import betting_p, cvar_p, fixed_sequence
+from r2v.store import read_json, write_json
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Target:
+    max_failure: float
+    delta: float
+    """Probability with which the certificate may be wrong."""
+    alpha: float | None
+    """None: the failure rate; else CVaR of it over the perturbation seeds, the worst share alpha of them."""
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One threshold, in the order of the tests."""
+
+    threshold: float
+    failure: float
+    """Observed, of what the target bounds."""
+    p: float
+    calls_per_episode: float
+
+
+@dataclass(frozen=True)
+class Certificate:
+    router: str
+    target: Target
+    threshold: float | None
+    """None: no threshold qualifies."""
+    tasks: int
+    perturbation_seeds: tuple[int, ...]
+    tried: tuple[Tried, ...]
+    identity: Mapping[str, str]
+    """Hashes of everything the proof is about: see `r2v.stages.certify`."""
+    date: str
+
+    @property
+    def calls_per_episode(self) -> float | None:
+        return next((t.calls_per_episode for t in self.tried if t.threshold == self.threshold), None)
+
+    def save(self, path: Path) -> None:
+        write_json(path, {"format": FORMAT, **asdict(self)})
+
+
+def certified(points: Sequence[tuple[float, Outcomes]], target: Target) -> tuple[float | None, tuple[Tried, ...]]:
+    """(the cheapest proven threshold or None, what was tried). `points` from the safest to the cheapest, an order that
+    must not come from these outcomes.
+    """
+    tried = []
+    for threshold, outcomes in points:
+        failure_TZ = 1 - outcomes.success_TZ
+        if target.alpha is None:
+            observed, p = float(failure_TZ.mean()), betting_p(failure_TZ.mean(axis=1), target.max_failure, target.delta)
+        else:
+            worst = math.ceil(target.alpha * failure_TZ.shape[1] - 1e-12)
+            observed = float(np.sort(failure_TZ.mean(axis=0))[-worst:].mean())
+            p = cvar_p(failure_TZ, worst, target.max_failure, target.delta)
+        tried.append(Tried(threshold, observed, p, float(outcomes.teacher_calls_TZ.mean())))
+    proven = fixed_sequence([t.p for t in tried], target.delta)
+    cheapest = min(tried[:proven], key=lambda t: t.calls_per_episode, default=None)
+    return (None if cheapest is None else cheapest.threshold), tuple(tried)
+
+
+def load_certificate(path: Path, identity: Mapping[str, str]) -> Certificate:
+    """Raises ArtifactError when it was made for other models, another router or other settings, or is damaged."""
+    raw = read_json(path)
+    try:
+        if raw["format"] != FORMAT:
+            raise ValueError(f"format {raw['format']}, this r2v reads {FORMAT}")
+        certificate = Certificate(
+            raw["router"],
+            Target(**raw["target"]),
+            raw["threshold"],
+            raw["tasks"],
+            tuple(raw["perturbation_seeds"]),
+            tuple(Tried(**entry) for entry in raw["tried"]),
+            raw["identity"],
+            raw["date"],
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{path} is not a certificate ({error}); make one with `r2v certify`") from None
+    if other := sorted(
+        key for key in {*identity, *certificate.identity} if identity.get(key) != certificate.identity.get(key)
+    ):
+        raise ArtifactError(
+            f"{path} was made with other {', '.join(other)}; it proves nothing here, run `r2v certify` again"
+        )
+    return certificate

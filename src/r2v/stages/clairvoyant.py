@@ -1,0 +1,62 @@
+"""The work of one worker process on failed episodes: the fewest teacher calls that would have saved them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from r2v.agent import Routed
+from r2v.build.parts import Player, make_agents, make_environment
+from r2v.build.settings import RunSettings
+from r2v.evaluation.clairvoyant import Fewest, bound, fewest_calls
+from r2v.stages.runner import Bench
+from r2v.store import read_json, write_json
+from r2v.types import Episode
+
+JOB_EPISODES = 15
+
+
+@dataclass(frozen=True)
+class Job:
+    settings: RunSettings
+    slm: Path
+    episodes: list[Episode]
+    path: Path
+
+
+def run_job(job: Job) -> None:
+    if not job.path.exists():
+        write_json(job.path, [asdict(found) for found in asyncio.run(_search(job))])
+
+
+async def _search(job: Job) -> list[Fewest]:
+    (agent,) = make_agents(job.settings, [Player("routed", job.slm)])
+    assert isinstance(agent, Routed)
+    parts, horizon = agent.parts, job.settings.environment.horizon
+    return await asyncio.gather(
+        *(
+            fewest_calls(parts, lambda task, z: make_environment(job.settings, task, z), episode, horizon=horizon)
+            for episode in job.episodes
+        )
+    )
+
+
+def clairvoyant(bench: Bench, slm: Path, alone: Sequence[Episode], teacher_success: float) -> dict[str, Any] | None:
+    """The `clairvoyant` entry of `results.json`, from a sample of the failed ones of `alone` (every SLM-only episode)."""
+    wanted = bench.settings.evaluate.clairvoyant
+    if not wanted:
+        return None
+    failed = [episode for episode in alone if not episode.success]
+    sampled = Random(bench.settings.seed).sample(failed, min(wanted, len(failed)))
+    jobs = [
+        Job(bench.settings, slm, sampled[i : i + JOB_EPISODES], bench.partial / f"clairvoyant-{i}.json")
+        for i in range(0, len(sampled), JOB_EPISODES)
+    ]
+    bench.workers.map(run_job, jobs, bench.report, "clairvoyant")
+    fewest = [Fewest(**raw) for job in jobs for raw in read_json(job.path)]
+    target = bench.settings.evaluate.clairvoyant_target * teacher_success
+    return {"target": target, **asdict(bound(1 - len(failed) / len(alone), fewest, target))}
