@@ -95,9 +95,9 @@ def test_replay_is_optimistic_and_decides_as_play_did():
 
 def test_results_compare_with_the_slm_alone():
     played = {
-        "slm_only": Played(outcomes((True, False, False, True)), None, ()),
-        "llm_only": Played(outcomes((True,) * 4, asked=range(4)), None, ()),
-        "r2v": Played(outcomes((True, True, False, False), asked=(1,)), 0.5, (outcomes((True,) * 4, asked=(1,)),)),
+        "slm_only": Played(outcomes((True, False, False, True)), None),
+        "llm_only": Played(outcomes((True,) * 4, asked=range(4)), None),
+        "r2v": Played(outcomes((True, True, False, False), asked=(1,)), 0.5, (0.5,), (outcomes((True,) * 4, asked=(1,)),)),
     }
     routers, differences = summarise(played, SEEDS, Prices(1, 50), 0.2, 100, 0)
     assert routers["r2v"]["interventions"] == {"helped": 1, "nothing": 2, "hurt": 1}

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from r2v.errors import boundary
-from r2v.features import best, featurise
+from r2v.features import View, best, featurise, seen_as
 from r2v.protocols import Agent, Policy, Router, Verifier
 from r2v.seeds import derive_seed, derive_uniform
 from r2v.types import RESTART, Action, Candidate, Choice, Context, Decision, Features, Memory, Usage
@@ -80,6 +80,8 @@ class Parts:
     """Candidates drawn from the SLM at each step."""
     draw: int = 0
     """Parts that differ in this alone draw other candidates from the same context: another continuation."""
+    view: View = "full"
+    """What the router sees of the step."""
 
 
 class Moment:
@@ -102,7 +104,8 @@ class Moment:
                 scores = scored + await parts.verifier.score(context, [candidate.action for candidate in fresh])
             with boundary("router"):
                 candidates = before + fresh
-                self._seen.append((candidates, scores, featurise(context, candidates, scores)))
+                features = seen_as(parts.view, featurise(context, candidates, scores), scores)
+                self._seen.append((candidates, scores, features))
         return self._seen[retries]
 
     async def ask_teacher(self) -> Candidate:

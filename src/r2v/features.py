@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 
@@ -52,6 +53,8 @@ EXTENDED = (
     "steps_since_goal",
 )
 FEATURES = EXTENDED
+View = Literal["full", "no_entropy", "pseudo_entropy"]
+"""Everything; without log-probabilities, as with a closed model; the same with a stand-in for the entropy."""
 NEEDS_LOGPROBS = ("first_token_entropy", "logp_best", "logp_mean", "logp_std", "chosen_logp")
 _COMMON = set("a an and are at for from in into it of on some that the then to two under with your".split())  # noqa: SIM905
 """Words of a goal that name nothing."""
@@ -174,6 +177,13 @@ def with_pseudo_entropy(features: Features, scores: Sequence[float]) -> Features
     entropy = -sum(w / total * math.log(w / total) for w in weights)
     masked = without_logprobs(features)
     return Features((entropy, *masked.values[1:]), (True, *masked.present[1:]))
+
+
+def seen_as(view: View, features: Features, scores: Sequence[float]) -> Features:
+    """What is left of the features of a step under `view`."""
+    if view == "full":
+        return features
+    return without_logprobs(features) if view == "no_entropy" else with_pseudo_entropy(features, scores)
 
 
 def batch(rows: Sequence[Features], names: Sequence[str] = FEATURES) -> tuple[Floats, Bools]:

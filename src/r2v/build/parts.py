@@ -21,6 +21,7 @@ from r2v.environments.household.rules import World
 from r2v.environments.household.scenes import SceneSettings, generate
 from r2v.environments.household.scenes import make_tasks as generate_tasks
 from r2v.errors import SettingsError
+from r2v.features import View
 from r2v.perturbations import family_of, make_perturbation
 from r2v.perturbations.wrap import PerturbedBranching
 from r2v.policies.chat import ChatPolicy, ChatSettings
@@ -50,6 +51,7 @@ class Player:
     threshold: float | None = None
     fitted: Path | None = None
     """Folder with the fitted routers, for those that need one."""
+    view: View = "full"
 
 
 def scene_settings(settings: RunSettings) -> SceneSettings:
@@ -228,7 +230,7 @@ def _value_of(folder: Path) -> Score:
 
 def make_agents(settings: RunSettings, players: Iterable[Player]) -> list[Agent]:
     """Agents that play together: those with the same SLM share their parts. Nothing is left over from earlier ones."""
-    parts: dict[Path, Parts] = {}
+    parts: dict[tuple[Path, View], Parts] = {}
 
     def agent(player: Player) -> Agent:
         if player.kind == "teacher":
@@ -237,9 +239,10 @@ def make_agents(settings: RunSettings, players: Iterable[Player]) -> list[Agent]
             return Noisy(Solo(make_teacher(settings), "teacher"), settings.collect.noise, random_action)
         if player.slm is None:
             raise ValueError("a routed player needs the folder of its SLM")
-        if player.slm not in parts:
+        key = player.slm, player.view
+        if key not in parts:
             slm, teacher = make_slm(settings.slm, player.slm), make_teacher(settings)
-            parts[player.slm] = Parts(slm, teacher, HouseholdVerifier(), settings.slm.k)
-        return Routed(parts[player.slm], make_router(player.router, player.threshold, player.fitted))
+            parts[key] = Parts(slm, teacher, HouseholdVerifier(), settings.slm.k, view=player.view)
+        return Routed(parts[key], make_router(player.router, player.threshold, player.fitted))
 
     return [agent(player) for player in players]

@@ -99,10 +99,7 @@ def load_certificate(path: Path, identity: Mapping[str, str]) -> Certificate:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ArtifactError(f"{path} is not a certificate ({error}); make one with `r2v certify`") from None
-    if other := sorted(
-        key for key in {*identity, *certificate.identity} if identity.get(key) != certificate.identity.get(key)
-    ):
-        raise ArtifactError(
-            f"{path} was made with other {', '.join(other)}; it proves nothing here, run `r2v certify` again"
-        )
+    made_for = certificate.identity
+    if other := sorted(key for key in {*identity, *made_for} if identity.get(key) != made_for.get(key)):
+        raise ArtifactError(f"{path} was made for another {', '.join(other)}; it proves nothing here: run `r2v certify`")
     return certificate

@@ -24,7 +24,9 @@ class Played:
 
     chosen: Outcomes
     threshold: float | None
-    points: tuple[Outcomes, ...]
+    grid: tuple[float, ...] = ()
+    """Those knob positions."""
+    points: tuple[Outcomes, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ def summarise(
             **_numbers(router.chosen, seeds, prices, alpha, weights_BT),
             "threshold": router.threshold,
             "curve": curve(curves[name]) if name in curves else [],
+            "points": [_point(threshold, o) for threshold, o in zip(router.grid, router.points, strict=True)],
             "area": float(areas[name][0]) if name in areas else None,
             "at_calls": {f"{calls:g}": float(success_B[0]) for calls, success_B in at.get(name, {}).items()},
             **_comparison(name, router.chosen, played),
@@ -63,6 +66,10 @@ def summarise(
         if name != REFERENCE and REFERENCE in areas
     }
     return routers, differences
+
+
+def _point(threshold: float, o: Outcomes) -> list[float]:
+    return [threshold, float(o.teacher_calls_TZ.mean()), float(o.success_TZ.mean())]
 
 
 def _difference(values_B: np.ndarray) -> dict[str, Any]:

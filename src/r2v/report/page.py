@@ -28,7 +28,7 @@ def write_report(results: dict[str, Any], episodes: Sequence[Episode], out: Path
         (folder / f"{name}.svg").write_text(text, encoding="utf-8")
         figures.append({"name": name, "caption": caption, "svg": Markup(text)})
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"percent": _percent, "signed": _signed, "number": _number}
+    environment.filters |= {"percent": percent, "signed": _signed, "number": _number}
     environment.globals["colour"] = colour
     template = environment.from_string(files("r2v.report").joinpath("templates/report.html.j2").read_text("utf-8"))
     path = out / "report.html"
@@ -50,15 +50,15 @@ def headline(results: dict[str, Any]) -> str:
     routers = results["routers"]
     teacher = routers["llm_only"]
     r2v = routers.get("r2v")
-    solved = {name: _percent(routers[name]["success_rate"]) for name in ("slm_only", "llm_only")}
+    solved = {name: percent(routers[name]["success_rate"]) for name in ("slm_only", "llm_only")}
     ends = f"The small model alone solves {solved['slm_only']} of the episodes, the teacher {solved['llm_only']}."
     if r2v is None or not teacher["success_rate"]:
         return ends
     share = r2v["success_rate"] / teacher["success_rate"]
     calls = r2v["calls_per_episode"] / max(1e-9, teacher["calls_per_episode"])
     text = (
-        f"{ends} r2v reaches {_percent(r2v['success_rate'])}: {_percent(share)} of the teacher's success with "
-        f"{_percent(calls)} of the teacher's calls."
+        f"{ends} r2v reaches {percent(r2v['success_rate'])}: {percent(share)} of the teacher's success with "
+        f"{percent(calls)} of the teacher's calls."
     )
     rivals = {
         name: r for name, r in routers.items() if name not in ("r2v", "llm_only", "slm_only") and r["threshold"] is not None
@@ -83,7 +83,7 @@ def _script_safe(value: Any) -> Markup:
     return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
 
 
-def _percent(value: float | None) -> str:
+def percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f} %"
 
 

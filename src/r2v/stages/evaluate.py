@@ -54,10 +54,10 @@ def evaluate_on(bench: Bench, tasks: Sequence[Task], seeds: Sequence[int], split
     def outcomes(rows: Sequence[Row]) -> Outcomes:
         return gather(rows, [task.id for task in tasks], seeds, bench.settings.environment.horizon)
 
-    played = {name: Played(outcomes(rows[name]), None, ()) for name in WITHOUT_KNOB}
+    played = {name: Played(outcomes(rows[name]), None) for name in WITHOUT_KNOB}
     for name, knob in knobs.items():
         points = tuple(outcomes(rows[at(name, threshold)]) for threshold in knob.grid)
-        played[name] = Played(outcomes(rows[label_of[name]]), knob.threshold, points)
+        played[name] = Played(outcomes(rows[label_of[name]]), knob.threshold, knob.grid, points)
     s = bench.settings
     prices = Prices(s.prices.slm, s.prices.teacher)
     common = (seeds, prices, s.router.alpha, s.evaluate.resamples, s.seed)
@@ -89,9 +89,9 @@ def evaluate_on(bench: Bench, tasks: Sequence[Task], seeds: Sequence[int], split
 def _replay(bench: Bench, knobs: dict[str, Knob], alone: Sequence[Episode], outcomes: Any) -> dict[str, Played]:
     """The paper's optimistic protocol on the SLM-only episodes; not for routers that draw anew what was not recorded."""
     result = {
-        "slm_only": Played(outcomes(replay(alone, lambda episode: ())), None, ()),
-        "llm_only": Played(outcomes(replay(alone, always)), None, ()),
-        "oracle": Played(outcomes(replay(alone, oracle)), None, ()),
+        "slm_only": Played(outcomes(replay(alone, lambda episode: ())), None),
+        "llm_only": Played(outcomes(replay(alone, always)), None),
+        "oracle": Played(outcomes(replay(alone, oracle)), None),
     }
     for name, knob in knobs.items():
         if name in CANNOT_REPLAY:
@@ -100,7 +100,7 @@ def _replay(bench: Bench, knobs: dict[str, Knob], alone: Sequence[Episode], outc
         for threshold in dict.fromkeys((knob.threshold, *knob.grid)):
             router = make_router(name, threshold, bench.read("fit"))
             points[threshold] = outcomes(replay(alone, asks_of(router, bench.settings.environment.horizon)))
-        result[name] = Played(points[knob.threshold], knob.threshold, tuple(points[t] for t in knob.grid))
+        result[name] = Played(points[knob.threshold], knob.threshold, knob.grid, tuple(points[t] for t in knob.grid))
     return result
 
 

@@ -84,7 +84,7 @@ def run_stages(stages: Sequence[Stage], settings: RunSettings, root: Path, conso
             if _is_complete(out, fingerprint):
                 console.print(f"[dim]{out.name:<11} up to date[/dim]", highlight=False)
                 continue
-            _prepare(out, fingerprint)
+            prepare(out, fingerprint)
             start = time.monotonic()
             with progress(console, out.name) as report:
                 stage.run(Bench(settings, root, out, workers, report))
@@ -133,6 +133,16 @@ def _fingerprint(stage: Stage, settings: RunSettings, root: Path) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
+def fingerprint_of(root: Path, settings: RunSettings) -> str:
+    """Hash of a finished run: its settings and the outputs of all its stages, up to the fit."""
+    from r2v.stages import STAGES
+
+    stages = [s for s in STAGES if s.name not in ("evaluate", "report")]
+    manifests = {s.name: read_json(root / folder_of(s.name) / MANIFEST)["outputs"] for s in stages}
+    parts = {"settings": settings.model_dump(mode="json"), "outputs": manifests, "r2v": __version__}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
 def _is_complete(out: Path, fingerprint: str) -> bool:
     if not (out / MANIFEST).exists():
         return False
@@ -151,7 +161,7 @@ def _check_hashes(out: Path, manifest: Any) -> None:
             raise ArtifactError(f"{out / name} is damaged or was edited; delete {out} and run again to make it anew")
 
 
-def _prepare(out: Path, fingerprint: str) -> None:
+def prepare(out: Path, fingerprint: str) -> None:
     """Keep the chunks of a killed try with the same fingerprint; clear everything else."""
     mark = out / PARTIAL / "fingerprint"
     if not (mark.exists() and mark.read_text() == fingerprint):

@@ -1,0 +1,320 @@
+"""`r2v ablate`: the paper's ablation tables on a finished run, in closed loop and in replay side by side.
+
+All variants share the rollouts and their features; on test tasks all play together, so what they do alike is played once.
+Only the consistency sweep and K need new rollouts, on fewer tasks, because there the small model acts differently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from r2v.build.parts import Player, make_router
+from r2v.evaluation.curves import area_B, interval, resample_BT
+from r2v.evaluation.outcomes import Outcomes, gather
+from r2v.evaluation.replay import asks_of, replay
+from r2v.features import PAPER, batch, with_pseudo_entropy
+from r2v.labels import Rows, failure_rows
+from r2v.learning.settings import RouterSettings
+from r2v.maths.calibration import brier, ece, fit_scaling
+from r2v.maths.stats import auroc
+from r2v.protocols import Floats
+from r2v.routers.mlp import Calibration, RiskMLP, load_router
+from r2v.stages.ablation_plan import CANDIDATES, EPOCHS, LAMBDAS, Variant, masked, variants
+from r2v.stages.collect import teacher_episodes
+from r2v.stages.fit import read_knobs
+from r2v.stages.play import at, play_players
+from r2v.stages.prefer import chosen_slm
+from r2v.stages.runner import Bench
+from r2v.stages.splits import read_split
+from r2v.store import read_episodes, read_json, whole_file
+from r2v.types import Episode, Task
+
+RECALIBRATION = 50
+"""Episodes of an unseen perturbation family on which the risk is recalibrated."""
+REMADE_TASKS = 100
+REMADE_SEEDS = 2
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """Rows of steps with what selects them."""
+
+    rows: Rows
+    """All features; labels are failures."""
+    pseudo_N: Floats
+    """The stand-in for the entropy."""
+    differs_N: Floats
+    """NaN where it is not known."""
+    family_N: np.ndarray[Any, Any]
+
+    def of(self, variant: Variant, keep_N: np.ndarray[Any, Any] | None = None) -> Rows:
+        names = masked(variant.names, variant.view)
+        from r2v.features import FEATURES
+
+        columns = [FEATURES.index(name) for name in names]
+        x_NF, present_NF = self.rows.x_NF[:, columns].copy(), self.rows.present_NF[:, columns]
+        if variant.view == "pseudo_entropy":
+            x_NF[:, names.index("first_token_entropy")] = self.pseudo_N
+        y_N = self.rows.y_N if variant.labels == "failure" else self.differs_N
+        keep = np.ones(len(y_N), dtype=bool) if keep_N is None else keep_N
+        return Rows(x_NF[keep], present_NF[keep], y_N[keep], self.rows.seed_N[keep], self.rows.episode_N[keep])
+
+
+def table(episodes: Sequence[Episode], differs: Sequence[Sequence[bool]] | None) -> Table:
+    rows = failure_rows(episodes)
+    choices = [step.choice for episode in episodes for step in episode.steps]
+    pseudo, _ = batch([with_pseudo_entropy(c.features, c.scores) for c in choices if c.features is not None])
+    unknown = np.full(len(rows), np.nan)
+    return Table(
+        rows,
+        pseudo[:, 0],
+        unknown if differs is None else np.array([d for of_episode in differs for d in of_episode], dtype=float),
+        np.array([episode.perturbation for episode in episodes for _ in episode.steps]),
+    )
+
+
+def save_table(path: Path, t: Table) -> None:
+    r = t.rows
+    with whole_file(path) as aside, aside.open("wb") as file:
+        np.savez(
+            file, x=r.x_NF, present=r.present_NF, y=r.y_N, seed=r.seed_N, episode=r.episode_N, pseudo=t.pseudo_N,
+            differs=t.differs_N, family=t.family_N,
+        )  # fmt: skip
+
+
+@lru_cache(maxsize=4)
+def load_table(path: Path) -> Table:
+    with np.load(path, allow_pickle=False) as a:
+        rows = Rows(a["x"], a["present"], a["y"], a["seed"], a["episode"])
+        return Table(rows, a["pseudo"], a["differs"], a["family"])
+
+
+@dataclass(frozen=True)
+class FitJob:
+    variant: Variant
+    train: Path
+    held: Path
+    out: Path
+    seed: int
+
+
+def run_fit(job: FitJob) -> None:
+    """Fit one variant; in a worker process with one thread."""
+    import torch
+
+    from r2v.learning.router import fit_router
+
+    if (job.out / "router.json").exists():
+        return
+    torch.set_num_threads(1)
+    v, train, held = job.variant, load_table(job.train), load_table(job.held)
+    without = [None if v.without_family is None else t.family_N != v.without_family for t in (train, held)]
+    fit_router(
+        train.of(v, without[0]), held.of(v, without[1]), masked(v.names, v.view), v.settings, v.objective, seed=job.seed
+    ).save(job.out)
+
+
+def ablate(bench: Bench) -> dict[str, Any]:
+    """All tables; `bench.out` is a scratch folder, whose finished jobs are kept if this is killed."""
+    settings = bench.settings
+    rollout, slm = bench.read("rollout"), chosen_slm(bench)
+    help_path = rollout / "help.json"
+    help = read_json(help_path) if help_path.exists() else None
+    recorded = read_episodes(rollout / "router.parquet")
+    held = read_episodes(bench.read("prefer") / "validation.parquet")
+    paths = {"train": bench.partial / "train.npz", "held": bench.partial / "held.npz"}
+    save_table(paths["train"], table(*_scored(recorded, None if help is None else help["differs"])))
+    save_table(paths["held"], table(*_scored(held, None if help is None else help["differs_validation"])))
+    plan = variants(settings.router, with_answers=help is not None)
+    fitted = bench.partial / "routers"
+    jobs = [FitJob(v, paths["train"], paths["held"], fitted / v.key, settings.seed) for v in plan]
+    bench.workers.map(run_fit, jobs, bench.report, "fits")
+    held_table = load_table(paths["held"])
+    share = _asked_share(bench, held_table)
+    tasks, seeds = read_split(bench.read("collect") / "tasks.json", "test"), settings.perturbations.test
+    positions = {v.key: _positions(bench, v, load_router(fitted / v.key), held_table, share) for v in plan}
+    players = {"slm_only": Player("routed", slm), "llm_only": Player("teacher")}
+    for v in plan:
+        players |= {at(v.key, t): Player("routed", slm, v.key, t, fitted, v.view) for t in positions[v.key]}
+    rows, episodes = play_players(bench, players, tasks, seeds, "test", keep=["slm_only"])
+    test = Test(bench, tasks, {name: _gather(bench, tasks, r) for name, r in rows.items()}, episodes["slm_only"])
+    tables: dict[str, list[dict[str, Any]]] = {}
+    for v in plan:
+        tables.setdefault(v.table, []).append(test.measure(v, fitted, positions[v.key], held_table))
+    tables["consistency"] = [
+        _remade(bench, f"consistency {weight:g}", f"{weight:g}", _preferred(bench, weight), settings.slm.k)
+        for weight in LAMBDAS
+    ]
+    tables["k"] = [_remade(bench, f"k {k}", str(k), slm, k) for k in sorted({*CANDIDATES, settings.slm.k})]
+    return {
+        "tasks": len(tasks),
+        "perturbation_seeds": list(seeds),
+        "epochs": EPOCHS,
+        "asked_share": share,
+        "slm_only": float(test.outcomes["slm_only"].success_TZ.mean()),
+        "llm_only": float(test.outcomes["llm_only"].success_TZ.mean()),
+        "tables": tables,
+        "verifier": _verifier(episodes["slm_only"]),
+        "times": {stage: read_json(bench.read(stage) / "manifest.json")["seconds"] for stage in ("collect", "perturb",
+                  "clone", "propose", "prefer", "rollout", "fit", "evaluate")},
+    }  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Test:
+    """What was played on the test tasks, and the numbers of one variant from it."""
+
+    bench: Bench
+    tasks: Sequence[Task]
+    outcomes: Mapping[str, Outcomes]
+    alone: Sequence[Episode]
+
+    def measure(self, v: Variant, fitted: Path, positions: Sequence[float], held: Table) -> dict[str, Any]:
+        """The first of `positions` is the operating point, the others are the curve's."""
+        family = v.without_family
+        points = [self.outcomes[at(v.key, t)] for t in positions]
+        chosen, ends = points[0], [self.outcomes["slm_only"], self.outcomes["llm_only"]]
+        numbers: dict[str, Any] = dict(_numbers(chosen, family))
+        if family is None and len(points) > 1:
+            weights_BT = resample_BT(len(self.tasks), self.bench.settings.evaluate.resamples, self.bench.settings.seed)
+            areas = area_B([*points[1:], *ends], weights_BT)
+            numbers |= {"area": float(areas[0]), "area_ci95": interval(areas)}
+        router = make_router(v.key, positions[0], fitted)
+        if v.view == "full":
+            replayed = replay(self.alone, asks_of(router, self.bench.settings.environment.horizon))
+            numbers["replay"] = _numbers(_gather(self.bench, self.tasks, replayed), family)
+        return {"name": v.name, **numbers, **self._calibration(v, load_router(fitted / v.key), held)}
+
+    def _calibration(self, v: Variant, model: RiskMLP, held: Table) -> dict[str, Any]:
+        if v.labels != "failure":
+            return {}
+        test = table(*_scored(self.alone, None))
+        keep_N = np.ones(len(test.rows), dtype=bool) if v.without_family is None else test.family_N == v.without_family
+        rows = test.of(v, keep_N)
+        p_N = model.risk(rows.x_NF, rows.present_NF)
+        numbers = {"ece": ece(p_N, rows.y_N), "brier": brier(p_N, rows.y_N), "auroc": auroc(p_N, rows.y_N)}
+        if v.without_family is not None:
+            recalibrated = _recalibrated(v, model, held)
+            p_N = recalibrated.risk(rows.x_NF, rows.present_NF)
+            numbers |= {"ece_recalibrated": ece(p_N, rows.y_N), "episodes": len(np.unique(rows.episode_N))}
+        return numbers
+
+
+def _recalibrated(v: Variant, model: RiskMLP, held: Table) -> RiskMLP:
+    """Slope and bias refitted on some validation episodes of the family that it has not seen."""
+    of_family_N = held.family_N == v.without_family
+    few = np.unique(held.rows.episode_N[of_family_N])[:RECALIBRATION]
+    rows = held.of(v, of_family_N & np.isin(held.rows.episode_N, few))
+    slope, bias = fit_scaling(model.logit(rows.x_NF, rows.present_NF), rows.y_N, with_bias=True)
+    return replace(model, calibration=Calibration(slope, bias))
+
+
+def _numbers(o: Outcomes, family: str | None) -> dict[str, float]:
+    where = slice(None) if family is None else o.family_TZ == family
+    return {
+        "success_rate": float(o.success_TZ[where].mean()),
+        "llm_call_rate": float(o.call_rate_TZ[where].mean()),
+        "calls_per_episode": float(o.teacher_calls_TZ[where].mean()),
+    }
+
+
+def _asked_share(bench: Bench, held: Table) -> float:
+    """Share of the SLM's own validation steps on which the run's r2v would ask."""
+    model = load_router(bench.read("fit") / "r2v")
+    variant = Variant("", "", RouterSettings(), names=model.names)
+    rows = held.of(variant)
+    return float((model.risk(rows.x_NF, rows.present_NF) >= read_knobs(bench.read("fit"))["r2v"].threshold).mean())
+
+
+def _positions(bench: Bench, v: Variant, model: RiskMLP, held: Table, share: float) -> list[float]:
+    if v.threshold is not None:
+        return [v.threshold]
+    rows = held.of(v)
+    p_N = model.risk(rows.x_NF, rows.present_NF)
+    shares = [share, *bench.settings.evaluate.asked_shares]
+    return list(dict.fromkeys(np.quantile(p_N, [1 - s for s in shares], method="higher").tolist()))
+
+
+def _scored(
+    episodes: Sequence[Episode], differs: Sequence[Sequence[bool]] | None
+) -> tuple[list[Episode], list[Sequence[bool]] | None]:
+    kept = [i for i, episode in enumerate(episodes) if episode.success is not None]
+    return [episodes[i] for i in kept], None if differs is None else [differs[i] for i in kept]
+
+
+def _gather(bench: Bench, tasks: Sequence[Task], rows: Sequence[Any]) -> Outcomes:
+    seeds = sorted({r.seed for r in rows})
+    return gather(rows, [task.id for task in tasks], seeds, bench.settings.environment.horizon)
+
+
+def _preferred(bench: Bench, weight: float) -> Path:
+    """The SLM after preference training with this weight of the consistency loss."""
+    import torch
+
+    from r2v.learning.pairs import read_pairs
+    from r2v.learning.prefer import prefer
+
+    settings = bench.settings
+    if weight == settings.prefer.lambda_cons:
+        return bench.read("prefer") / "model"
+    out, proposals = bench.partial / f"prefer {weight:g}", bench.read("propose")
+    if not (out / "config.json").exists():
+        torch.set_num_threads(settings.threads)
+        prefer(
+            bench.read("clone") / "model",
+            teacher_episodes(bench),
+            read_episodes(proposals / "episodes.parquet"),
+            read_pairs(proposals / "pairs.json"),
+            read_episodes(proposals / "views.parquet"),
+            settings.prefer.model_copy(update={"lambda_cons": weight}),
+            out,
+            seed=settings.seed,
+            progress=bench.report,
+        )
+    return out
+
+
+def _remade(bench: Bench, label: str, name: str, slm: Path, k: int) -> dict[str, Any]:
+    """Another small model, or another number of candidates: new rollouts, a router fitted on them, played on test tasks."""
+    settings = bench.settings.model_copy(update={"slm": bench.settings.slm.model_copy(update={"k": k})})
+    there = replace(bench, settings=settings)
+    splits = bench.read("collect") / "tasks.json"
+    tasks, seeds = read_split(splits, "router")[:REMADE_TASKS], settings.perturbations.rollout[:REMADE_SEEDS]
+    me = Player("routed", slm)
+    _, played = play_players(there, {"slm_only": me}, tasks, seeds, f"rollout {label}", keep=["slm_only"])
+    episodes = [e for e in played["slm_only"] if e.success is not None]
+    train, held, out = bench.partial / f"{label} train.npz", bench.partial / f"{label} held.npz", bench.partial / "routers"
+    validation = {task.id for task in tasks[::5]}  # a fifth of the tasks calibrates
+    save_table(train, table([e for e in episodes if e.task.id not in validation], None))
+    save_table(held, table([e for e in episodes if e.task.id in validation], None))
+    v = Variant(label, name, settings.router.model_copy(update={"epochs": EPOCHS}), names=PAPER)
+    bench.workers.map(run_fit, [FitJob(v, train, held, out / v.key, settings.seed)], bench.report, label)
+    held_table = load_table(held)
+    positions = _positions(bench, v, load_router(out / v.key), held_table, _asked_share(bench, held_table))
+    players = {"slm_only": me, "llm_only": Player("teacher")}
+    players |= {at(v.key, t): Player("routed", slm, v.key, t, out) for t in positions}
+    test = read_split(splits, "test")
+    rows, alone = play_players(there, players, test, settings.perturbations.test, f"test {label}", keep=["slm_only"])
+    measured = Test(there, test, {n: _gather(there, test, r) for n, r in rows.items()}, alone["slm_only"])
+    slm_only = float(measured.outcomes["slm_only"].success_TZ.mean())
+    return {"slm_only": slm_only, **measured.measure(v, out, positions, held_table)}
+
+
+def _verifier(alone: Sequence[Episode]) -> dict[str, Any]:
+    """How well the mean verifier score of an episode's executed actions tells solved from failed episodes."""
+    scored = [e for e in alone if e.success is not None and e.steps]
+    mean_N = np.array([np.mean([max(step.choice.scores) for step in e.steps]) for e in scored])
+    failed_N = np.array([not e.success for e in scored], dtype=float)
+    length_N = np.array([len(e.steps) for e in scored])
+    return {
+        "failed_steps": float((failed_N * length_N).sum() / length_N.sum()),
+        "mean_success": float(mean_N[failed_N == 0].mean()) if (failed_N == 0).any() else None,
+        "mean_failure": float(mean_N[failed_N == 1].mean()) if failed_N.any() else None,
+        "episode_auroc": auroc(-mean_N, failed_N) if 0 < failed_N.mean() < 1 else None,
+    }

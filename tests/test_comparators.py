@@ -1,0 +1,283 @@
+"""The routers of other papers: the property that defines each."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from r2v.agent import Parts, Routed
+from r2v.features import FEATURES
+from r2v.learning.comparators import fit_band, fit_goal, fit_linucb, renewal_at, running_means
+from r2v.learning.linear import fit_logistic, fit_ridge
+from r2v.policies.scripted import ScriptedPolicy
+from r2v.routers.baselines import Always, Never, Redraw
+from r2v.routers.comparators import (
+    CascadeRouting,
+    Conformal,
+    GoalModel,
+    JudgeLatch,
+    LinUCB,
+    Mixture,
+    Query,
+    Renewal,
+    Restart,
+)
+from r2v.routers.threshold import ThresholdRouter
+from r2v.types import RESTART, Action, Context, Features, Memory
+from test_help import Copyable
+from toy import Flat, Toy, played_episode, routed, run
+
+
+def features(**values: float) -> Features:
+    row = tuple(values.get(name, 0.0) for name in FEATURES)
+    return Features(row, (True,) * len(row))
+
+
+def context(t: int = 0, goal: str = "press red.", horizon: int = 20) -> Context:
+    return Context(goal, ("",) * (t + 1), (Action("press red"),) * t, horizon)
+
+
+def test_a_query_router_decides_once_on_the_goal_alone():
+    router = Query(GoalModel(-1.0, {"red": 3.0}), 0.5)
+    hard, easy = context(goal="press red."), context(goal="press blue.")
+    assert router.decide(hard, features(), Memory(), seed=1).rung == "teacher_latch"
+    assert router.decide(easy, features(first_token_entropy=9), Memory(), seed=1).rung == "continue"
+    assert router.decide(context(t=3), features(), Memory(), seed=1).rung == "continue"  # never again
+    red = run(routed(router=router))
+    assert [step.choice.actor for step in red.steps] == ["teacher"] * 3
+
+
+def test_the_goal_model_learns_which_words_are_hard():
+    solved = played_episode()
+    episodes = [replace(solved, goal=goal, success=ok) for goal, ok in (("find a cup", True), ("heat a cup", False))] * 40
+    fitted = fit_goal(episodes)
+    assert fitted.risk("heat an egg") > 0.7 > 0.3 > fitted.risk("find an egg")
+
+
+def test_logistic_regression_recovers_its_weights():
+    rng = np.random.default_rng(0)
+    x_NF = rng.normal(size=(20_000, 3))
+    w = np.array([1.0, -2.0, 0.0])
+    y_N = (rng.random(len(x_NF)) < 1 / (1 + np.exp(-(x_NF @ w + 0.5)))).astype(float)
+    weights, bias = fit_logistic(x_NF, y_N, 1e-3)
+    assert np.allclose(weights, w, atol=0.1) and bias == pytest.approx(0.5, abs=0.1)
+
+
+def test_ridge_predicts_and_shrinks_noise_to_its_mean():
+    rng = np.random.default_rng(0)
+    x_NF, owner_N = rng.normal(size=(3000, len(FEATURES))), np.arange(3000) // 10
+    present = np.ones_like(x_NF, dtype=bool)
+    rows = [Features(tuple(row), (True,) * len(row)) for row in x_NF[:200]]
+    signal = fit_ridge(x_NF, present, 2 * x_NF[:, 0] + 1, owner_N, FEATURES, "x")
+    assert np.allclose([signal.value(row) for row in rows], 2 * x_NF[:200, 0] + 1, atol=0.1)
+    noise = fit_ridge(x_NF, present, rng.normal(size=3000) + 1, owner_N, FEATURES, "x")
+    assert noise.facts["penalty"] == 10000.0
+    assert np.std([noise.value(row) for row in rows]) < 0.1
+
+
+def test_a_judge_needs_two_objections_in_a_row_and_then_latches():
+    router = JudgeLatch(0.5)
+    memory, rungs = Memory(), []
+    for best in (0.2, 0.9, 0.2, 0.2):  # an objection, none, two in a row
+        decision = router.decide(context(), features(verifier_best=best), memory, seed=0)
+        rungs.append(decision.rung)
+        memory = replace(memory, decisions=(*memory.decisions, decision))
+    assert rungs == ["continue", "continue", "continue", "teacher_latch"]
+    episode = run(routed(router=JudgeLatch(0.4)), horizon=8)  # Flat scores everything .5: it objects each time
+    assert [step.choice.actor for step in episode.steps] == ["slm", "teacher", "teacher", "teacher"]
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.2])
+def test_a_conformal_monitor_alarms_on_at_most_alpha_of_the_solved_episodes(alpha):
+    rng = np.random.default_rng(1)
+
+    def curves(n: int) -> list[np.ndarray]:
+        return [
+            np.clip(0.3 + rng.normal() * 0.05 + rng.normal(size=int(rng.integers(5, 30))).cumsum() * 0.02, 0, 1)
+            for _ in range(n)
+        ]
+
+    alarms, trials = 0, 400
+    for _ in range(20):
+        band = fit_band(curves(200), curves(60), 40)
+        limit = band.limit(alpha)
+        for values in curves(trials // 20):
+            excess = (values - band.mean_H[: len(values)]) / band.std_H[: len(values)]
+            alarms += bool((excess > limit).any())
+    assert alarms / trials <= alpha + 3 * np.sqrt(alpha * (1 - alpha) / trials)
+    assert alarms / trials >= alpha / 4  # and it is not merely silent
+
+
+def test_too_few_episodes_for_an_alpha_give_no_alarms():
+    band = fit_band([np.ones(5)] * 6, [np.ones(5)] * 9, 5)
+    assert band.limit(0.05) == float("inf") and band.limit(0.1) < float("inf")
+
+
+def test_the_monitor_latches_when_the_mean_risk_leaves_the_band():
+    quiet = [np.full(10, 0.1) + 0.01 * i for i in range(20)]
+    router = Conformal(lambda f: f.values[0], fit_band(quiet, quiet, 10), 0.1)
+    memory, rungs = Memory(), []
+    for risk in (0.1, 0.1, 0.9):
+        decision = router.decide(context(), features(first_token_entropy=risk), memory, seed=0)
+        memory = replace(memory, decisions=(*memory.decisions, decision))
+        rungs.append(decision.rung)
+    assert rungs == ["continue", "continue", "teacher_latch"]
+    assert memory.decisions[-1].risk == pytest.approx(1.1 / 3)
+
+
+def test_running_means_are_those_of_the_recorded_scores():
+    episode = played_episode()
+    (means,) = running_means([episode], lambda f: f.values[FEATURES.index("step_index")])
+    steps = [step.choice.features.values[FEATURES.index("step_index")] for step in episode.steps]
+    assert np.allclose(means, np.cumsum(steps) / np.arange(1, 4))
+
+
+def test_the_bandit_prefers_the_better_arm_and_what_was_tried_little():
+    slm, teacher = played_episode(), run(routed(router=Always()))
+    bad = replace(slm, success=False)
+    learned = fit_linucb([bad] * 20 + [teacher] * 20, bonus=0.0)
+    row = teacher.steps[0].choice.features
+    assert learned.score(row) > 0.5
+    n = len(FEATURES) + 1
+    often, rarely = np.eye(n) / 100, np.eye(n)  # inverse of what each arm has seen
+    bold = LinUCB(learned.scale, np.stack([often, rarely]), 1.0)
+    assert bold.score(row) > learned.score(row) > LinUCB(learned.scale, np.stack([rarely, often]), 1.0).score(row)
+
+
+def test_the_bandits_choice_is_nearly_as_good_as_the_best_arm():
+    """Rewards linear in a feature: after 600 logged episodes the regret of a step is a tenth of chance's."""
+    rng = np.random.default_rng(2)
+    base, asked = played_episode().steps[0], run(routed(router=Always())).steps[0]
+    episodes, template = [], played_episode()
+    for _ in range(600):
+        x, helped = rng.normal(), rng.random() < 0.5
+        p = 0.6 if helped else 0.5 + 0.2 * np.clip(x, -2, 2)
+        choice = replace((asked if helped else base).choice, features=features(first_token_entropy=x))
+        episodes.append(replace(template, steps=(replace(base, choice=choice),), success=bool(rng.random() < p)))
+    model = fit_linucb(episodes, bonus=0.0)
+    x_N = rng.normal(size=2000)
+    gain_N = 0.6 - (0.5 + 0.2 * np.clip(x_N, -2, 2))
+    ask_N = np.array([model.score(features(first_token_entropy=x)) >= 0 for x in x_N])
+    best, chance = np.maximum(gain_N, 0).mean(), gain_N.mean() / 2
+    assert best - (gain_N * ask_N).mean() < 0.1 * (best - chance)
+
+
+@given(st.floats(0, 1), st.floats(0, 1), st.floats(0.01, 0.6))
+def test_cascade_routing_takes_the_largest_quality_minus_price(now, later, price):
+    router = CascadeRouting(lambda f: now, lambda f: later, price, 0.1)
+    worth = {"continue": 1 - now, "teacher_step": 1 - price, "retry": 1 - later - 0.1 * price}
+    first = router.decide(context(), features(), Memory(), seed=0)
+    assert worth[first.rung] == max(worth.values())
+    again = router.decide(context(), features(), Memory(retries=1), seed=0)  # plans anew, with no second redraw
+    assert again.rung != "retry" and worth[again.rung] == max(worth["continue"], worth["teacher_step"])
+
+
+def test_a_retry_widens_the_choice_and_costs_a_second_draw():
+    episode = run(routed(slm="press red", router=Redraw()))
+    assert episode.success
+    assert all(len(step.choice.candidates) == 6 and step.choice.slm.calls == 2 for step in episode.steps)
+
+
+@given(st.floats(0.05, 0.95), st.floats(0, 1), st.floats(0, 0.9), st.floats(1, 20), st.floats(1, 40))
+def test_the_renewal_formula(p, tpr, fpr, alarm, failed):
+    renewal = Renewal(p, 10.0, failed, tpr, fpr, min(alarm, failed), 4.0, 1.0)
+    idle = replace(renewal, tpr=0.0, fpr=0.0)
+    assert renewal.time_to_success(stopping=False) == pytest.approx(idle.time_to_success())
+    assert not idle.pays
+    assert replace(renewal, fpr=0.0, tpr=1.0, alarm_failed=0.5 * failed).pays
+
+
+def test_the_renewal_formula_agrees_with_simulation_and_with_the_papers_example():
+    example = Renewal(p=0.5, solved=60, failed=90, tpr=0.8, fpr=0.1, alarm_failed=30, alarm_solved=30, reset=0)
+    assert example.time_to_success() == pytest.approx(110.0)
+    assert example.time_to_success(stopping=False) == pytest.approx(150.0)
+    rng = np.random.default_rng(0)
+    times = []
+    for _ in range(20_000):
+        time = 0.0
+        while True:
+            good = rng.random() < example.p
+            stopped = rng.random() < (example.fpr if good else example.tpr)
+            time += 30 if stopped else (60 if good else 90)
+            if good and not stopped:
+                break
+        times.append(time)
+    assert np.mean(times) == pytest.approx(110.0, rel=0.02)
+
+
+def test_what_stopping_would_have_done_is_read_from_recorded_scores():
+    solved = played_episode()
+    failed = replace(solved, success=False)
+    renewal = renewal_at([solved, failed, failed], [np.array([0.1, 0.6]), np.array([0.1, 0.9]), np.zeros(4)], 0.5)
+    assert (renewal.p, renewal.tpr, renewal.fpr) == (pytest.approx(1 / 3), 0.5, 1.0)
+    assert (renewal.solved, renewal.failed, renewal.alarm_failed, renewal.alarm_solved) == (2.0, 3.0, 1.0, 1.0)
+
+
+GOOD = Renewal(p=0.9, solved=3.0, failed=20.0, tpr=1.0, fpr=0.0, alarm_failed=2.0, alarm_solved=2.0)
+
+
+def test_a_restart_begins_again_within_the_same_horizon():
+    """The small model walks into a trap first; the attempt after the restart, with other draws, does not."""
+    slm = ScriptedPolicy(lambda c: "press trap" if c.t == 0 and c.horizon == 12 else "press red")
+    router = Restart(lambda f: float(f.values[FEATURES.index("step_index")] >= 1), 1.0, GOOD)
+    episode = run(
+        Routed(Parts(slm, ScriptedPolicy(lambda c: "press blue"), Flat(), 2), router), environment=Copyable(), horizon=12
+    )
+    assert [step.choice.action.text for step in episode.steps][:3] == ["press trap", "(restart)", "press red"]
+    assert episode.steps[1].choice.action == RESTART and episode.steps[1].choice.decision.rung == "restart"
+    assert [step.t for step in episode.steps] == list(range(len(episode.steps)))
+    known = episode.contexts(12)
+    assert (known[2].t, known[2].horizon, known[2].observations) == (0, 10, (episode.steps[2].observation.text,))
+    assert sum(step.choice.action == RESTART for step in episode.steps) == 1  # then it asks instead
+    assert episode.steps[3].choice.actor == "teacher"
+
+
+def test_a_restarted_episode_still_ends_at_the_horizon():
+    always = ThresholdRouter("x", lambda f: 1.0, 2.0)
+    router = replace(always, name="again")
+
+    class Again:
+        name = "again"
+
+        def decide(self, context, features, memory, *, seed):
+            return replace(router.decide(context, features, memory, seed=seed), rung="restart")
+
+    episode = run(routed(router=Again()), environment=Copyable(), horizon=5)
+    assert (episode.success, episode.stop, len(episode.steps)) == (False, "horizon", 5)
+    broken = run(routed(router=Again()), environment=Toy(), horizon=5)
+    assert broken.failure.boundary == "router" and "clone" in broken.failure.message
+
+
+@pytest.mark.parametrize(("renewal", "horizon", "t"), [(replace(GOOD, tpr=0.0), 20, 2), (GOOD, 6, 3), (GOOD, 20, 0)])
+def test_no_restart_where_it_does_not_pay_does_not_fit_or_has_nothing_to_gain(renewal, horizon, t):
+    router = Restart(lambda f: 1.0, 0.5, renewal)
+    assert router.decide(context(t, horizon=horizon), features(), Memory(), seed=0).rung == "teacher_step"
+
+
+def test_a_mixture_draws_once_an_episode():
+    router = Mixture(Never(), Always(), 0.3, "mixed")
+    rungs = [{router.decide(context(t), features(), Memory(seed=z), seed=t).rung for t in range(5)} for z in range(2000)]
+    assert all(len(of_episode) == 1 for of_episode in rungs)
+    assert np.mean([of_episode == {"teacher_step"} for of_episode in rungs]) == pytest.approx(0.3, abs=0.04)
+
+
+def test_agents_that_restart_play_together_as_they_would_alone():
+    from r2v.evaluation.closed_loop import play, play_all
+    from toy import TASK
+
+    slm = ScriptedPolicy(lambda c: "press trap" if c.t == 0 and c.horizon == 12 else "press red")
+    parts = Parts(slm, ScriptedPolicy(lambda c: "press red"), Flat(), 2)
+    step = FEATURES.index("step_index")
+    agents = [Routed(parts, Restart(lambda f, at=at: float(f.values[step] >= at), 1.0, GOOD)) for at in (1, 2)]
+    agents += [Routed(parts, Never()), Routed(parts, Always())]
+
+    def make(task, z):
+        return Copyable(), "none"
+
+    together = asyncio.run(play_all(agents, [(TASK, 1)], make, horizon=12))
+    assert together == [asyncio.run(play(agent, [(TASK, 1)], make, horizon=12)) for agent in agents]
