@@ -153,6 +153,87 @@ def test_changing_a_setting_runs_only_what_depends_on_it(finished, settings, tmp
     assert "DPO + consistency" in changed.stdout
 
 
+SCIENCE = [
+    "random", "entropy", "heuristic", "verifier", "r2v", "r2v_paper", "benefit", "helper", "query", "cascade",
+    "cascade_routing", "judge_latch", "conformal", "bandit", "restart",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def science(finished, settings, tmp_path_factory) -> Path:
+    """The same run with every router: the small model is not trained again."""
+    out = tmp_path_factory.mktemp("science") / "run"
+    shutil.copytree(finished, out)
+    done = r2v("run", str(settings), "--out", str(out), "--set", f"routers=[{', '.join(SCIENCE)}]")
+    assert done.stdout.count("up to date") == 5
+    return out
+
+
+def test_every_router_is_fitted_played_and_compared_at_equal_calls(science):
+    results = results_of(science)
+    assert list(results["routers"]) == ["slm_only", "llm_only", *SCIENCE]
+    assert set(results["differences"]) == set(SCIENCE) - {"r2v"}
+    for name in SCIENCE:
+        router = results["routers"][name]
+        assert router["broken"] == 0
+        assert set(router["at_calls"]) == {"0.5", "1", "2", "3", "4"}
+        assert all(0 <= success <= 1 for success in router["at_calls"].values())
+        assert [point[0] for point in router["points"]] == json.loads((science / "7-fit" / "thresholds.json").read_text())[
+            "routers"
+        ][name]["grid"]
+    for difference in results["differences"].values():
+        assert all(d["ci95"][0] <= d["success"] <= d["ci95"][1] for d in difference["at_calls"].values())
+    assert set(SCIENCE) - set(results["replay"]["routers"]) == {"cascade_routing", "restart"}  # they draw anew
+
+
+def test_the_clairvoyant_bound_is_a_bound(science):
+    results = results_of(science)
+    bound = results["clairvoyant"]
+    assert sum(bound["saved_by"].values()) == pytest.approx(1)
+    alone = results["routers"]["slm_only"]["success_rate"]
+    assert bound["saved_by"]["0"] == pytest.approx(alone)
+    assert alone <= bound["success_rate"] <= 1
+    if bound["searched"] == round((1 - alone) * results["tasks"] * 4):  # nothing was sampled away
+        for router in results["routers"].values():
+            if router["calls_per_episode"] <= bound["calls_per_episode"]:
+                assert router["success_rate"] <= bound["success_rate"] + 1e-9
+
+
+def test_certify_says_what_is_proven_and_for_what(science, finished, tmp_path):
+    path = tmp_path / "certificate.json"
+    common = ("certify", str(science), "--out", str(path), "--fresh-tasks", "6", "--router", "cascade", "--json")
+    done = r2v(*common, "--max-failure", "1", "--delta", "0.1")
+    last = json.loads(done.stdout.splitlines()[-1])
+    assert last["threshold"] in [tried["threshold"] for tried in last["tried"]]
+    assert last["tasks"] == 6 and min(last["perturbation_seeds"]) >= 1_000_000_000_000
+    assert json.loads(path.read_text())["identity"] == last["identity"]
+    none = json.loads(r2v(*common, "--max-failure", "0.0", "--cvar", "0.5").stdout.splitlines()[-1])
+    assert none["threshold"] is None and none["target"]["alpha"] == 0.5
+    assert "no threshold" in r2v("certify", str(science), "--verify", str(path)).stdout
+    other = r2v("certify", str(finished), "--verify", str(path), check=1)
+    assert "another router" in other.stderr and other.stderr.count("\n") == 1
+    assert "no router" in r2v("certify", str(finished), "--router", "helper", check=1).stderr
+
+
+def test_ablate_makes_every_table(science):
+    done = r2v("ablate", str(science))
+    assert "ablation.html" in done.stdout
+    made = json.loads((science / "ablation" / "ablation.json").read_text())
+    rows = {name: [row["name"] for row in table] for name, table in made["tables"].items()}
+    assert len(rows["cvar"]) == 30 and len(rows["features"]) == 9
+    assert rows["unseen"] == ["flaky", "partial", "inject", "distract"]
+    assert rows["consistency"] == ["0", "0.2", "1"] and rows["k"] == ["2", "3", "5", "8"]
+    assert rows["labels"][-1] == "teacher differs"
+    for name, table in made["tables"].items():
+        for row in table:
+            assert 0 <= row["success_rate"] <= 1 and 0 <= row["llm_call_rate"] <= 1
+            if "replay" in row and name != "unseen":  # asking never hurts there
+                assert row["replay"]["success_rate"] >= row.get("slm_only", made["slm_only"]) - 1e-9
+    page = (science / "ablation" / "ablation.html").read_text()
+    assert "replay (optimistic)" in page and "without_verifier" in page and "62.6 %" in page
+    assert not (science / "ablation" / "partial").exists()
+
+
 def test_fresh_tasks_are_new_and_have_the_same_shape(finished, tmp_path):
     out = tmp_path / "fresh"
     r2v("evaluate", str(finished), "--fresh-tasks", "4", "--seed", "7", "--out", str(out))

@@ -30,6 +30,7 @@ def router(success, rate, curve=True, **more):
         "by_family": {"flaky": success, "partial": success - 0.1}, "by_seed": {"41": success, "42": success - 0.02},
         "asked_by_position": [rate] * 8 + [None, None], "broken": 0, "threshold": 0.4 if curve else None,
         "curve": [[0.0, 0.7], [rate, success], [1.0, 0.98]] if curve else [], "area": 0.9 if curve else None,
+        "points": [[0.4, 12 * rate, success]] if curve else [], "at_calls": {"0.5": 0.75, "1": 0.8} if curve else {},
         "interventions": {"helped": 5, "nothing": 3, "hurt": 1}, "mcnemar_p": 0.03,
         "answers": {"same": 0.5, "among": 0.2, "new": 0.3} if curve else None,
         "rescued_by_first_call": [[5, 5], [3, 4], [1, 4], [0, 0]], **more,
@@ -48,7 +49,18 @@ def results(**changes):
         "tasks": 20,
         "perturbation_seeds": [41, 42],
         "routers": routers,
-        "differences": {"random": {"area": 0.02, "ci95": [0.01, 0.03]}},
+        "differences": {
+            "random": {
+                "area": 0.02, "ci95": [0.01, 0.03],
+                "at_calls": {
+                    "0.5": {"success": 0.05, "ci95": [0.01, 0.08]}, "1": {"success": -0.01, "ci95": [-0.03, 0.01]}
+                },
+            }
+        },
+        "clairvoyant": {
+            "target": 0.96, "success_rate": 0.991, "calls_per_episode": 0.42, "calls_at_target": 0.33, "searched": 6,
+            "saved_by": {"0": 0.7, "1": 0.2, "2": 0.05, "3+": 0.03, "none": 0.02},
+        },
         "calibration": {
             "ece": 0.031, "brier": 0.12, "auroc": 0.87, "steps": 900,
             "auroc_by_third": [0.62, 0.75, None], "bins": [[0.1, 0.12, 500], [0.8, 0.75, 400]]

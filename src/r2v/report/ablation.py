@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from r2v.report.figures import colour, svg
-from r2v.report.page import percent
+from r2v.report.page import number, percent
 
 Tables = dict[str, Any]
 Printed = dict[str, tuple[float, float]]
@@ -30,7 +30,7 @@ class Section:
 
 
 def write_ablation(tables: Tables, results: dict[str, Any], out: Path) -> Path:
-    """Write `ablation.html` and its figures into `out`; returns the page's path. `results`: of the run, for its main table."""
+    """Write `ablation.html` and its figures; returns the page's path. `results`: the run's, for its main table."""
     folder = out / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     drawn = {}
@@ -40,7 +40,7 @@ def write_ablation(tables: Tables, results: dict[str, Any], out: Path) -> Path:
         drawn[name] = Markup(svg(figure))
     paper = _paper()
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"percent": percent, "number": lambda v, d=2: "–" if v is None else f"{v:.{d}f}"}
+    environment.filters |= {"percent": percent, "number": number}
     template = environment.from_string(files("r2v.report").joinpath("templates/ablation.html.j2").read_text("utf-8"))
     path = out / "ablation.html"
     text = template.render(t=tables, results=results, paper=paper, sections=_sections(paper), figures=drawn)
@@ -60,16 +60,12 @@ def _sections(paper: dict[str, Any]) -> list[Section]:
     sweep = {f"{row[0]:g}": (row[3], row[4]) for row in paper["consistency_sweep_qwen7b"]["rows"]}
     return [
         Section("consistency", "Weight of the consistency loss", "A small model trained anew for each weight.", sweep),
-        Section(
-            "cvar", "CVaR: alpha, epsilon", "The paper's objective, asking at p >= 0.5 as its released script does.", grid
-        ),
+        Section("cvar", "CVaR: alpha, epsilon", "The paper's objective, asking at p >= 0.5 as its script does.", grid),
         Section("features", "Feature groups", "The paper's 15 features by group, and all of ours.", groups),
         Section("closed", "Closed models", "Without log-probabilities, and with a stand-in for the entropy.", closed),
         Section("objective", "Objective", "Proper score and separate threshold, or the joint Lagrangian.", {}),
         Section("labels", "Labels", "What the router is taught: the SLM will fail; or the teacher would act otherwise.", {}),
-        Section(
-            "k", "Candidates K", "The small model acts differently with another K, so its own success is beside it.", {}
-        ),
+        Section("k", "Candidates K", "With another K the small model acts differently, too.", {}),
         Section(
             "unseen",
             "Unseen perturbation family",

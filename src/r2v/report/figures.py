@@ -20,9 +20,19 @@ COLOURS = {
     "r2v": "#0072b2",
     "r2v_paper": "#009e73",
     "oracle": "#d55e00",
+    "benefit": "#d55e00",
+    "helper": "#9467bd",
+    "cascade": "#117733",
+    "cascade_routing": "#44aa99",
+    "bandit": "#aa4499",
+    "query": "#999933",
+    "judge_latch": "#882255",
+    "conformal": "#bb8866",
+    "restart": "#332288",
 }
-"""One colour a router in every figure (Okabe-Ito, safe for colour-blind readers)."""
+"""One colour a router in every figure (Okabe-Ito and Tol, safe for colour-blind readers)."""
 _OTHER = "#666666"
+_STRONG = ("r2v", "benefit", "helper")
 Results = dict[str, Any]
 
 
@@ -32,33 +42,56 @@ def colour(router: str) -> str:
 
 def frontier(results: Results) -> Figure:
     """Success against teacher-call rate: curves, and operating points with their intervals."""
-    figure, axes = _new(6.6, 4.4)
+    figure, axes = _new(7.6, 4.6)
     for name, r in results["routers"].items():
         if r["curve"]:
             x, y = zip(*r["curve"], strict=True)
-            strong = name == "r2v"
+            strong = name in _STRONG
             axes.plot(
-                x,
-                y,
-                color=colour(name),
-                lw=2.4 if strong else 1.4,
-                marker="o",
-                ms=3,
-                label=name,
-                zorder=5 if strong else 3,
-            )
+                x, y, color=colour(name), lw=2.4 if strong else 1.2, marker="o", ms=3, label=name, zorder=5 if strong else 3
+            )  # fmt: skip
     for name, r in results["routers"].items():
         low, high = r["ci95"]
         error = [[max(0.0, r["success_rate"] - low)], [max(0.0, high - r["success_rate"])]]
         anchor = not r["curve"]
         axes.errorbar(
-            r["llm_call_rate"], r["success_rate"], yerr=error, color=colour(name), fmt="s" if anchor else "D", ms=7,
-            mec="white", capsize=3, lw=1.2, zorder=6, label=name if anchor else None,
+            r["llm_call_rate"], r["success_rate"], yerr=error, color=colour(name), fmt="s" if anchor else "D", ms=6,
+            mec="white", capsize=3, lw=1.0, zorder=6, label=name if anchor else None,
         )  # fmt: skip
     axes.set_xlabel("teacher-call rate (share of steps)")
     axes.set_ylabel("success rate")
     axes.set_xlim(-0.02, 1.02)
-    axes.legend(loc="lower right", frameon=False, ncols=2)
+    figure.legend(loc="outside right center", frameon=False)
+    return figure
+
+
+def equal_calls(results: Results) -> Figure:
+    """Success with the same number of teacher calls an episode, and what someone who knows the future would need."""
+    figure, axes = _new(7.6, 4.6)
+    alone = results["routers"]["slm_only"]["success_rate"]
+    for name, r in results["routers"].items():
+        if r["at_calls"]:
+            strong = name in _STRONG
+            x, y = zip(*((float(calls), success) for calls, success in r["at_calls"].items()), strict=True)
+            axes.plot(
+                (0, *x), (alone, *y), color=colour(name), lw=2.4 if strong else 1.2, marker="o", ms=3, label=name,
+                zorder=5 if strong else 3,
+            )  # fmt: skip
+    teacher = results["routers"]["llm_only"]
+    axes.axhline(
+        teacher["success_rate"],
+        color=colour("llm_only"),
+        lw=1,
+        ls="--",
+        label=f"llm_only, {teacher['calls_per_episode']:.1f}",
+    )
+    if bound := results["clairvoyant"]:
+        axes.plot(
+            bound["calls_per_episode"], bound["success_rate"], marker="*", ms=14, color="#e69f00", ls="", label="clairvoyant"
+        )
+    axes.set_xlabel("teacher calls an episode")
+    axes.set_ylabel("success rate")
+    figure.legend(loc="outside right center", frameon=False)
     return figure
 
 
@@ -97,18 +130,21 @@ def positions(results: Results) -> Figure:
     for name, r in results["routers"].items():
         shares = r["asked_by_position"]
         if name not in ("slm_only", "llm_only"):
+            strong = name in _STRONG
             x = [(i + 0.5) / 10 for i, share in enumerate(shares) if share is not None]
-            axes.plot(x, [s for s in shares if s is not None], color=colour(name), marker="o", ms=3, label=name)
+            y = [s for s in shares if s is not None]
+            axes.plot(x, y, color=colour(name), lw=2.2 if strong else 1.0, marker="o", ms=3, label=name)
     axes.set_xlabel("position in the episode (share of the horizon)")
     axes.set_ylabel("share of steps asked")
     axes.set_ylim(bottom=0)
     if axes.lines:
-        axes.legend(frameon=False, ncols=3)
+        figure.legend(loc="outside right center", frameon=False, fontsize=8)
     return figure
 
 
 FIGURES: tuple[tuple[str, str, Callable[[Results], Figure]], ...] = (
     ("frontier", "Success against teacher calls: up and to the left is better", frontier),
+    ("equal_calls", "Success at equal numbers of teacher calls; the star knows the future", equal_calls),
     ("reliability", "Is the risk honest? (r2v, steps of SLM-only test episodes)", reliability),
     ("by_family", "Success by perturbation family", by_family),
     ("by_seed", "Success by perturbation seed", by_seed),
@@ -125,7 +161,7 @@ def svg(figure: Figure) -> str:
 
 
 def _bars(results: Results, key: str, label: str) -> Figure:
-    figure, axes = _new(6.6, 3.4)
+    figure, axes = _new(7.6, 3.4)
     routers = list(results["routers"].items())
     groups = list(routers[0][1][key])
     width = 0.84 / len(routers)
@@ -136,7 +172,7 @@ def _bars(results: Results, key: str, label: str) -> Figure:
     axes.set_xlabel(label)
     axes.set_ylabel("success rate")
     axes.set_ylim(0, 1.02)
-    axes.legend(frameon=False, ncols=4, loc="upper center", bbox_to_anchor=(0.5, 1.28), fontsize=8)
+    figure.legend(loc="outside right center", frameon=False, fontsize=8)
     return figure
 
 

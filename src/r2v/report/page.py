@@ -28,7 +28,7 @@ def write_report(results: dict[str, Any], episodes: Sequence[Episode], out: Path
         (folder / f"{name}.svg").write_text(text, encoding="utf-8")
         figures.append({"name": name, "caption": caption, "svg": Markup(text)})
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"percent": percent, "signed": _signed, "number": _number}
+    environment.filters |= {"percent": percent, "signed": _signed, "number": number}
     environment.globals["colour"] = colour
     template = environment.from_string(files("r2v.report").joinpath("templates/report.html.j2").read_text("utf-8"))
     path = out / "report.html"
@@ -91,5 +91,5 @@ def _signed(value: float) -> str:
     return f"{value:+.3f}"
 
 
-def _number(value: float | None, digits: int = 2) -> str:
+def number(value: float | None, digits: int = 2) -> str:
     return "–" if value is None else f"{value:.{digits}f}"

@@ -37,6 +37,8 @@ from r2v.types import Episode, Task
 
 RECALIBRATION = 50
 """Episodes of an unseen perturbation family on which the risk is recalibrated."""
+SHARES = (0.06, 0.2, 0.6)
+"""Knob positions of the curves: the share of the SLM's own validation steps asked on."""
 REMADE_TASKS = 100
 REMADE_SEEDS = 2
 
@@ -237,7 +239,7 @@ def _positions(bench: Bench, v: Variant, model: RiskMLP, held: Table, share: flo
         return [v.threshold]
     rows = held.of(v)
     p_N = model.risk(rows.x_NF, rows.present_NF)
-    shares = [share, *bench.settings.evaluate.asked_shares]
+    shares = [share, *SHARES]
     return list(dict.fromkeys(np.quantile(p_N, [1 - s for s in shares], method="higher").tolist()))
 
 
