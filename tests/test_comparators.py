@@ -53,9 +53,7 @@ def test_a_query_router_decides_once_on_the_goal_alone():
 
 
 def test_the_goal_model_learns_which_words_are_hard():
-    solved = played_episode()
-    episodes = [replace(solved, goal=goal, success=ok) for goal, ok in (("find a cup", True), ("heat a cup", False))] * 40
-    fitted = fit_goal(episodes)
+    fitted = fit_goal(["find a cup", "heat a cup"] * 40, [False, True] * 40)
     assert fitted.risk("heat an egg") > 0.7 > 0.3 > fitted.risk("find an egg")
 
 

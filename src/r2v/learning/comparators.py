@@ -17,16 +17,18 @@ from r2v.routers.threshold import Score
 from r2v.types import Episode
 
 RARE = 5
-"""A word of fewer goals gets no weight."""
 
 
-def fit_goal(episodes: Sequence[Episode], penalty: float = 10.0) -> GoalModel:
-    """P(the SLM fails | words of the goal), from SLM-only episodes."""
-    goals = [words_of(episode.goal) for episode in episodes]
-    count = Counter(word for words in goals for word in words)
-    known = sorted(word for word, n in count.items() if n >= RARE)
-    x_NF = np.array([[word in words for word in known] for words in goals], dtype=float).reshape(len(goals), len(known))
-    weights, bias = fit_logistic(x_NF, np.array([float(not e.success) for e in episodes]), penalty)
+def fit_goal(goals: Sequence[str], failed: Sequence[bool], *, penalty: float = 10.0, rare: int = RARE) -> GoalModel:
+    """P(failure | words of the goal), from one goal an episode; a word of fewer than `rare` goals gets no weight."""
+    bags = [words_of(goal) for goal in goals]
+    count = Counter(word for words in bags for word in words)
+    known = sorted(word for word, n in count.items() if n >= rare)
+    column = {word: i for i, word in enumerate(known)}
+    x_NF = np.zeros((len(bags), len(known)))
+    for row, words in zip(x_NF, bags, strict=True):
+        row[[column[word] for word in words if word in column]] = 1
+    weights, bias = fit_logistic(x_NF, np.array(failed, dtype=float), penalty)
     return GoalModel(bias, dict(zip(known, weights.tolist(), strict=True)))
 
 

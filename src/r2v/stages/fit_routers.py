@@ -52,7 +52,7 @@ def fit_routers(bench: Bench, validation: Sequence[Episode]) -> None:
         if "cascade_routing" in wanted:
             _fit_later(bench, read_episodes(rollout / "redrawn.parquet"), help["differs_redrawn"])
     if "query" in wanted:
-        goal = fit_goal(rollouts)
+        goal = fit_goal([e.goal for e in rollouts], [not e.success for e in rollouts])
         write_json(bench.out / "query.json", {"bias": goal.bias, "weights": dict(goal.weights)})
     if "conformal" in wanted:
         _fit_conformal(bench, rollouts, held)
