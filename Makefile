@@ -1,11 +1,16 @@
 # quickstart: learn when to ask, and prove it in closed loop (minutes on two cores).  test: run the tests.
-.PHONY: quickstart test check lint types package clean
+# science: every router, and the ablation tables, on top of the quickstart (some 15 minutes more).
+.PHONY: quickstart science test check lint types package clean
 
 EXTRAS ?= train,dev
 
 quickstart:
 	@scripts/setup.sh train
 	.venv/bin/r2v run examples/household.yaml --out runs/quickstart
+
+science: quickstart
+	.venv/bin/r2v run examples/household.yaml --out runs/quickstart --set routers=all --set evaluate.clairvoyant=400
+	.venv/bin/r2v ablate runs/quickstart
 
 test:
 	@scripts/setup.sh $(EXTRAS)

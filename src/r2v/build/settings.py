@@ -178,7 +178,7 @@ class RunSettings(Settings):
     teacher: Annotated[ExpertSettings | ChatSettings, Field(discriminator="kind")] = ExpertSettings()
     slm: SlmSettings = SlmSettings()
     routers: tuple[RouterName, ...] = get_args(RouterName)[:6]
-    """Routers that are fitted and evaluated, besides the SLM and the teacher alone."""
+    """Routers that are fitted and evaluated, besides the SLM and the teacher alone; `all` for every one there is."""
     collect: CollectSettings = CollectSettings()
     clone: CloneSettings = CloneSettings()
     propose: ProposeSettings = ProposeSettings()
@@ -187,6 +187,11 @@ class RunSettings(Settings):
     help: HelpSettings = HelpSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     prices: PriceSettings = PriceSettings()
+
+    @field_validator("routers", mode="before")
+    @classmethod
+    def _all(cls, routers: object) -> object:
+        return get_args(RouterName) if routers == "all" else routers
 
     @field_validator("routers")
     @classmethod

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from r2v.agent import Forked, Parts, Routed
 from r2v.evaluation.closed_loop import MakeEnvironment
+from r2v.features import best
 from r2v.loop import run_together
 from r2v.protocols import Agent, Policy
 from r2v.routers.baselines import AskAt
@@ -32,12 +33,13 @@ class Branch:
 
 
 async def differs(episode: Episode, teacher: Policy, horizon: int) -> list[bool]:
-    """For each step of an SLM-only episode: would the teacher have done something else?"""
+    """For each step of a routed episode: would the teacher do something else than the SLM's best candidate?"""
     found = []
     for step, context in zip(episode.steps, episode.contexts(horizon), strict=True):
         seed = derive_seed(derive_seed(episode.task.id, episode.seed, step.t), "teacher")
         (answer,) = await teacher.propose(context, 1, seed=seed)
-        found.append(answer.action != step.choice.action)
+        choice = step.choice
+        found.append(answer.action != choice.candidates[best(choice.candidates, choice.scores)].action)
     return found
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -11,6 +14,17 @@ from typing import Any
 
 from r2v.errors import StageError
 from r2v.stages.progress import Report
+
+
+def _end_with(parent: int) -> None:
+    """Stop this process soon after `parent` is gone: a killed run must not go on writing beside the one that resumes it."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 class Workers:
@@ -34,7 +48,9 @@ class Workers:
     def map(self, function: Callable[[Any], None], jobs: Sequence[Any], report: Report, note: str = "") -> None:
         """Run `function(job)` for every job. Progress counts jobs."""
         if self._pool is None:
-            self._pool = ProcessPoolExecutor(self._count, mp_context=get_context("spawn"))
+            self._pool = ProcessPoolExecutor(
+                self._count, mp_context=get_context("spawn"), initializer=_end_with, initargs=(os.getpid(),)
+            )
         futures = [self._pool.submit(function, job) for job in jobs]
         try:
             for done, future in enumerate(as_completed(futures), start=1):
