@@ -27,6 +27,7 @@ from r2v.routers.comparators import (
     Renewal,
     Restart,
 )
+from r2v.routers.interventions import Intervention
 from r2v.routers.threshold import ThresholdRouter
 from r2v.types import RESTART, Action, Context, Features, Memory
 from test_help import Copyable
@@ -262,6 +263,47 @@ def test_a_mixture_draws_once_an_episode():
     rungs = [{router.decide(context(t), features(), Memory(seed=z), seed=t).rung for t in range(5)} for z in range(2000)]
     assert all(len(of_episode) == 1 for of_episode in rungs)
     assert np.mean([of_episode == {"teacher_step"} for of_episode in rungs]) == pytest.approx(0.3, abs=0.04)
+
+
+def rungs_of(how: str, alarms: set[int], horizon: int = 10) -> list[str]:
+    """The rungs of an episode in which the alarm rings at these steps of an attempt."""
+    step = FEATURES.index("step_index")
+    router = Intervention(lambda f: float(f.values[step] in alarms), 1.0, how, how)
+    slm = ScriptedPolicy(lambda c: "press blue")
+    parts = Parts(slm, ScriptedPolicy(lambda c: "press green"), Flat(), 2)
+    return [s.choice.decision.rung for s in run(Routed(parts, router), environment=Copyable(), horizon=horizon).steps]
+
+
+GO, ASK = "continue", "teacher_step"
+
+
+@pytest.mark.parametrize(
+    ("how", "rungs"),
+    [
+        ("teacher_step", [GO, GO, ASK, GO, GO, GO, GO]),
+        ("teacher_3", [GO, GO, ASK, ASK, ASK, GO, GO]),
+        ("teacher_latch", [GO, GO, *["teacher_latch"] * 5]),
+        ("retry", [GO] * 7),  # the draw that decided in the end is the one recorded
+        ("restart", [GO, GO, "restart", GO, GO, ASK, GO]),
+        ("rewind", [GO, GO, "restart", *["teacher_latch"] * 4]),
+    ],
+)
+def test_each_rung_answers_the_alarm_in_its_own_way(how, rungs):
+    assert rungs_of(how, {2}, horizon=7) == rungs
+
+
+def test_a_second_alarm_after_a_burst_begins_another():
+    assert rungs_of("teacher_3", {1, 4}, horizon=8) == [GO, ASK, ASK, ASK, ASK, ASK, ASK, GO]
+
+
+def test_a_retry_is_paid_for():
+    from r2v.evaluation.outcomes import row
+
+    step = FEATURES.index("step_index")
+    router = Intervention(lambda f: float(f.values[step] == 1), 1.0, "retry", "retry")
+    episode = run(routed(router=router), horizon=3)
+    assert [len(s.choice.candidates) for s in episode.steps] == [3, 6, 3]
+    assert row(episode).slm_calls == 4
 
 
 def test_agents_that_restart_play_together_as_they_would_alone():

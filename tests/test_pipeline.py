@@ -223,6 +223,7 @@ def test_ablate_makes_every_table(science):
     assert len(rows["cvar"]) == 30 and len(rows["features"]) == 9
     assert rows["unseen"] == ["flaky", "partial", "inject", "distract"]
     assert rows["consistency"] == ["0", "0.2", "1"] and rows["k"] == ["2", "3", "5", "8"]
+    assert rows["rungs"] == ["retry", "teacher_step", "teacher_3", "teacher_latch", "restart", "rewind"]
     assert rows["labels"][-1] == "teacher differs"
     for name, table in made["tables"].items():
         for row in table:

@@ -26,7 +26,7 @@ from r2v.perturbations import family_of, make_perturbation
 from r2v.perturbations.wrap import PerturbedBranching
 from r2v.policies.chat import ChatPolicy, ChatSettings
 from r2v.protocols import Agent, Environment, Policy, Router
-from r2v.routers import baselines, comparators
+from r2v.routers import baselines, comparators, interventions
 from r2v.routers.mlp import load_router
 from r2v.routers.threshold import Score, ThresholdRouter
 from r2v.seeds import derive_seed
@@ -125,6 +125,9 @@ def make_router(name: str, threshold: float | None, fitted: Path | None) -> Rout
         raise ValueError(f"router {name} needs a threshold")
     if name == "random":
         return baselines.Random(threshold)
+    if name.startswith(RUNG):
+        how = next(how for how in interventions.HOW if name == RUNG + how)
+        return interventions.Intervention(make_score("r2v", fitted), threshold, how, name)
     if name == "redraw":
         return baselines.Redraw()
     if name == "judge_latch":
@@ -149,6 +152,8 @@ def make_router(name: str, threshold: float | None, fitted: Path | None) -> Rout
     return ThresholdRouter(name, make_score(name, fitted), threshold)
 
 
+RUNG = "rung "
+"""Begins the names of routers that answer the same alarm, r2v's, with one rung each."""
 RETRY_PRICE = 0.02
 """Of one more draw of candidates, in teacher calls: the paper's 50 : 1."""
 

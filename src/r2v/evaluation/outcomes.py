@@ -28,6 +28,7 @@ class Row:
     broken: bool
     steps: int
     slm_calls: int
+    """Draws of candidates; a step with a retry has two."""
     teacher_calls: int
     asked: tuple[int, ...]
     """Steps on which the teacher was called."""
@@ -45,7 +46,7 @@ def row(episode: Episode) -> Row:
         success=bool(episode.success),
         broken=episode.stop == "error",
         steps=len(episode.steps),
-        slm_calls=sum(step.choice.slm.calls > 0 for step in episode.steps),
+        slm_calls=sum(step.choice.slm.calls for step in episode.steps),
         teacher_calls=len(asked),
         asked=asked,
         answers=_answers(episode),

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from r2v.build.parts import Player, make_router
+from r2v.build.parts import RUNG, Player, make_router
 from r2v.evaluation.curves import area_B, interval, resample_BT
 from r2v.evaluation.outcomes import Outcomes, gather
 from r2v.evaluation.replay import asks_of, replay
@@ -24,11 +24,12 @@ from r2v.learning.settings import RouterSettings
 from r2v.maths.calibration import brier, ece, fit_scaling
 from r2v.maths.stats import auroc
 from r2v.protocols import Floats
+from r2v.routers.interventions import HOW
 from r2v.routers.mlp import Calibration, RiskMLP, load_router
 from r2v.stages.ablation_plan import CANDIDATES, EPOCHS, LAMBDAS, Variant, masked, variants
 from r2v.stages.collect import teacher_episodes
 from r2v.stages.fit import read_knobs
-from r2v.stages.play import at, play_players
+from r2v.stages.play import at, knob_players, play_players
 from r2v.stages.prefer import chosen_slm
 from r2v.stages.runner import Bench
 from r2v.stages.splits import read_split
@@ -138,10 +139,13 @@ def ablate(bench: Bench) -> dict[str, Any]:
     jobs = [FitJob(v, paths["train"], paths["held"], fitted / v.key, settings.seed) for v in plan]
     bench.workers.map(run_fit, jobs, bench.report, "fits")
     held_table = load_table(paths["held"])
-    share = _asked_share(bench, held_table)
+    share, risk = _asked_share(bench, held_table), load_router(bench.read("fit") / "r2v")
     tasks, seeds = read_split(bench.read("collect") / "tasks.json", "test"), settings.perturbations.test
     positions = {v.key: _positions(bench, v, load_router(fitted / v.key), held_table, share) for v in plan}
     players = {"slm_only": Player("routed", slm), "llm_only": Player("teacher")}
+    rungs = [RUNG + how for how in HOW]
+    alarms = _positions(bench, Variant("", "", settings.router, names=risk.names), risk, held_table, share)
+    players |= knob_players(dict.fromkeys(rungs, alarms), slm, bench.read("fit"))
     for v in plan:
         players |= {at(v.key, t): Player("routed", slm, v.key, t, fitted, v.view) for t in positions[v.key]}
     rows, episodes = play_players(bench, players, tasks, seeds, "test", keep=["slm_only"])
@@ -149,6 +153,7 @@ def ablate(bench: Bench) -> dict[str, Any]:
     tables: dict[str, list[dict[str, Any]]] = {}
     for v in plan:
         tables.setdefault(v.table, []).append(test.measure(v, fitted, positions[v.key], held_table))
+    tables["rungs"] = [{"name": name.removeprefix(RUNG), **test.curve(name, alarms)} for name in rungs]
     tables["consistency"] = [
         _remade(bench, f"consistency {weight:g}", f"{weight:g}", _preferred(bench, weight), settings.slm.k)
         for weight in LAMBDAS
@@ -180,18 +185,23 @@ class Test:
     def measure(self, v: Variant, fitted: Path, positions: Sequence[float], held: Table) -> dict[str, Any]:
         """The first of `positions` is the operating point, the others are the curve's."""
         family = v.without_family
-        points = [self.outcomes[at(v.key, t)] for t in positions]
-        chosen, ends = points[0], [self.outcomes["slm_only"], self.outcomes["llm_only"]]
-        numbers: dict[str, Any] = dict(_numbers(chosen, family))
-        if family is None and len(points) > 1:
-            weights_BT = resample_BT(len(self.tasks), self.bench.settings.evaluate.resamples, self.bench.settings.seed)
-            areas = area_B([*points[1:], *ends], weights_BT)
-            numbers |= {"area": float(areas[0]), "area_ci95": interval(areas)}
+        numbers = self.curve(v.key, positions, family)
         router = make_router(v.key, positions[0], fitted)
         if v.view == "full":
             replayed = replay(self.alone, asks_of(router, self.bench.settings.environment.horizon))
             numbers["replay"] = _numbers(_gather(self.bench, self.tasks, replayed), family)
         return {"name": v.name, **numbers, **self._calibration(v, load_router(fitted / v.key), held)}
+
+    def curve(self, name: str, positions: Sequence[float], family: str | None = None) -> dict[str, Any]:
+        """The operating point, and the area of the curve where all families count and there is one."""
+        points = [self.outcomes[at(name, t)] for t in positions]
+        numbers: dict[str, Any] = _numbers(points[0], family)
+        if family is None and len(points) > 1:
+            ends = [self.outcomes["slm_only"], self.outcomes["llm_only"]]
+            weights_BT = resample_BT(len(self.tasks), self.bench.settings.evaluate.resamples, self.bench.settings.seed)
+            areas = area_B([*points[1:], *ends], weights_BT)
+            numbers |= {"area": float(areas[0]), "area_ci95": interval(areas)}
+        return numbers
 
     def _calibration(self, v: Variant, model: RiskMLP, held: Table) -> dict[str, Any]:
         if v.labels != "failure":
@@ -217,12 +227,13 @@ def _recalibrated(v: Variant, model: RiskMLP, held: Table) -> RiskMLP:
     return replace(model, calibration=Calibration(slope, bias))
 
 
-def _numbers(o: Outcomes, family: str | None) -> dict[str, float]:
+def _numbers(o: Outcomes, family: str | None) -> dict[str, Any]:
     where = slice(None) if family is None else o.family_TZ == family
     return {
         "success_rate": float(o.success_TZ[where].mean()),
         "llm_call_rate": float(o.call_rate_TZ[where].mean()),
         "calls_per_episode": float(o.teacher_calls_TZ[where].mean()),
+        "steps_per_episode": float(o.steps_TZ[where].mean()),
     }
 
 
