@@ -22,8 +22,8 @@ Printed = dict[str, tuple[float, float]]
 
 
 CVAR_NOTE = (
-    "The paper's objective, asking at p >= 0.5 as its script does. CVaR is the mean of the worst ceil(alpha Z) of Z perturbation "
-    "seeds, so alphas that pick the same number of seeds are the same objective."
+    "The paper's objective, asking at p >= 0.5 as its script does. CVaR is the mean of the worst ceil(alpha Z) of Z "
+    "perturbation seeds, so alphas that pick the same number of seeds are the same objective."
 )
 
 
