@@ -16,7 +16,7 @@ LEVELS = (
     ("agent", "loop", "environments", "policies", "perturbations", "verifiers", "routers"),
     ("evaluation", "learning", "checks"),
     ("build", "report"),
-    ("stages",),
+    ("stages", "gateway"),
     ("cli",),
 )
 LEVEL = {name: i for i, names in enumerate(LEVELS) for name in names}

@@ -97,9 +97,10 @@ def _choose(bench: Bench, grid: Mapping[str, Sequence[float]], slm_episodes: Seq
 
 
 def _mix_helper(bench: Bench, episodes: Sequence[Episode]) -> None:
-    """Play each budget's value of help at some prices on validation tasks; mix two neighbours to meet the budget there.
+    """Play each budget's value of help at some prices, and mix two neighbours so that the calls made meet the budget.
 
-    What the fitted decision process promises is not trusted: its usage is off, and the regression flattens its values.
+    What the fitted decision process promises is not trusted: its usage is off, and the regression flattens its values. Calls
+    are counted on validation tasks and, because a mean of 80 tasks is off by a tenth, on the router tasks under one seed.
     """
     path, budgets = bench.out / "helper" / "helper.json", bench.settings.help.budgets
     features = [step.choice.features for e in episodes for step in e.steps if step.choice.features is not None]
@@ -114,8 +115,14 @@ def _mix_helper(bench: Bench, episodes: Sequence[Episode]) -> None:
     helper = {**read_json(path), "positions": positions}
     write_json(path, helper)
     grid = {"helper_position": [float(i) for i in range(len(positions))]}
-    played = _play_validation(bench, knob_players(grid, chosen_slm(bench), bench.out), "prices")
-    usage = [float(played[at("helper_position", float(i))].teacher_calls_TZ.mean()) for i in range(len(positions))]
+    players, collected = knob_players(grid, chosen_slm(bench), bench.out), bench.read("collect") / "tasks.json"
+    calls: dict[str, list[int]] = {name: [] for name in players}
+    perturbed = bench.settings.perturbations
+    for split, seeds in (("validation", perturbed.validation), ("router", perturbed.rollout[:1])):
+        rows, _ = play_players(bench, players, read_split(collected, split), seeds, f"prices-{split}")
+        for name in players:
+            calls[name] += [r.teacher_calls for r in rows[name]]
+    usage = [float(np.mean(calls[at("helper_position", float(i))])) for i in range(len(positions))]
     mixtures = []
     for i, budget in enumerate(budgets):
         rising = sorted([(0.0, -1), *((usage[p], p) for p, position in enumerate(positions) if position["value"] == i)])
@@ -130,9 +137,9 @@ def _validation_tasks(bench: Bench) -> tuple[Task, ...]:
     return read_split(bench.read("collect") / "tasks.json", "validation")
 
 
-def _play_validation(bench: Bench, players: Mapping[str, Player], label: str = "validation") -> dict[str, Outcomes]:
+def _play_validation(bench: Bench, players: Mapping[str, Player]) -> dict[str, Outcomes]:
     tasks, seeds = _validation_tasks(bench), bench.settings.perturbations.validation
-    played, _ = play_players(bench, players, tasks, seeds, label)
+    played, _ = play_players(bench, players, tasks, seeds, "validation")
     ids, horizon = [task.id for task in tasks], bench.settings.environment.horizon
     return {name: gather(rows, ids, seeds, horizon) for name, rows in played.items()}
 

@@ -1,0 +1,175 @@
+"""The gateway's one neutral form: an OpenAI chat request. What the other protocols say is converted from and to it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from r2v.types import Action, Context, ToolCall
+
+Json = dict[str, Any]
+CLIP = 600
+"""Characters kept of each observation of a long context: features read all of them at every step."""
+CLIP_TOTAL = 30_000
+
+
+class BadRequest(Exception):
+    """The client's request cannot be served; the message says why."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One agent step as the client asked for it."""
+
+    body: Json
+    """OpenAI chat-completion body, without `model`, `stream` and `n`."""
+    wanted_model: str
+    stream: bool
+
+    @property
+    def messages(self) -> list[Json]:
+        found: list[Json] = self.body["messages"]
+        return found
+
+    @property
+    def tools(self) -> list[Json]:
+        return [tool["function"] for tool in self.body.get("tools") or [] if isinstance(tool.get("function"), dict)]
+
+
+def parse(raw: Json) -> Request:
+    """Raises BadRequest for anything that is not a chat completion request."""
+    messages = raw.get("messages")
+    if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
+        raise BadRequest("`messages` must be a list of at least one message")
+    for message in messages:
+        if message.get("role") not in ("system", "developer", "user", "assistant", "tool", "function"):
+            raise BadRequest(f"a message has the role {message.get('role')!r}")
+        calls = message.get("tool_calls")
+        if calls is not None and not (isinstance(calls, list) and all(isinstance(c, dict) for c in calls)):
+            raise BadRequest("`tool_calls` of a message must be a list of objects")
+    tools = raw.get("tools")
+    if tools is not None and not (isinstance(tools, list) and all(isinstance(t, dict) for t in tools)):
+        raise BadRequest("`tools` must be a list of objects")
+    if raw.get("n") not in (None, 1):
+        raise BadRequest("n > 1 is not offered: r2v draws candidates itself and answers with one")
+    if not isinstance(raw.get("model", ""), str):
+        raise BadRequest("`model` must be a string")
+    body = {key: value for key, value in raw.items() if key not in ("model", "stream", "stream_options", "n")}
+    return Request(body, raw.get("model") or "r2v", bool(raw.get("stream")))
+
+
+def text_of(content: Any) -> str:
+    """The words of a message's content; parts that are not text are named."""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list):
+        parts = [part if isinstance(part, dict) else {} for part in content]
+        return "\n".join(str(part["text"]) if "text" in part else f"[{part.get('type', 'part')}]" for part in parts)
+    return ""
+
+
+def action_of(message: Mapping[str, Any]) -> Action:
+    """An assistant message as an action. The text holds the calls too: equal texts are equal actions."""
+    calls = []
+    for call in message.get("tool_calls") or []:
+        function = call.get("function") or {}
+        calls.append(ToolCall(str(function.get("name", "")), str(function.get("arguments", ""))))
+    words = text_of(message.get("content")).strip()
+    told = [f"{call.name} {_canonical(call.arguments)}" for call in calls]
+    return Action("\n".join(told) if told else words, tuple(calls))
+
+
+def _canonical(arguments: str) -> str:
+    try:
+        return json.dumps(json.loads(arguments), sort_keys=True, ensure_ascii=False)
+    except ValueError:
+        return arguments
+
+
+def context_of(request: Request, horizon: int) -> Context:
+    """What the router sees: the first thing the user asked for, what came back since, what the assistant did."""
+    goal = ""
+    observations: list[str] = []
+    actions: list[Action] = []
+    pending: list[str] = []
+    for message in request.messages:
+        if message["role"] == "assistant":
+            observations.append("\n".join(pending))
+            actions.append(action_of(message))
+            pending = []
+        else:
+            text = text_of(message.get("content"))
+            if not goal and message["role"] == "user":
+                goal = text
+            pending.append(text)
+    observations.append("\n".join(pending))
+    total = sum(map(len, observations))
+    limit = max(CLIP, CLIP_TOTAL // len(observations)) if total > CLIP_TOTAL else total
+    return Context(clip(goal, CLIP_TOTAL // 10), tuple(clip(text, limit) for text in observations), tuple(actions), horizon)
+
+
+def clip(text: str, limit: int) -> str:
+    """The first third and the last two thirds of what is allowed: errors stand at the end."""
+    return text if len(text) <= limit else text[: limit // 3] + text[len(text) - (limit - limit // 3) :]
+
+
+def fingerprint(request: Request, key: str) -> str:
+    """A session id for clients that send none: the system prompt, the tools and the first user message, for one key."""
+    head: list[Any] = []
+    for message in request.messages:
+        head.append([message["role"], message.get("content")])
+        if message["role"] == "user":
+            break
+    text = json.dumps([key, head, request.body.get("tools")], sort_keys=True, default=str)
+    return "auto-" + hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:24]
+
+
+def completion(choice: Json, usage: Json | None, *, model: str, identity: str, created: int) -> Json:
+    """A chat completion with one choice."""
+    return {
+        "id": f"chatcmpl-{identity}",
+        "object": "chat.completion",
+        "created": created,
+        "model": model,
+        "choices": [{**choice, "index": 0}],
+        "usage": usage or {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0},
+    }
+
+
+def chunks(answer: Json, include_usage: bool, extra: Json) -> list[Json]:
+    """The same answer as stream chunks: role, text, calls, the end; `extra` goes into the last one."""
+    choice = answer["choices"][0]
+    message = choice["message"]
+    head = {"id": answer["id"], "object": "chat.completion.chunk", "created": answer["created"], "model": answer["model"]}
+
+    def chunk(delta: Json, finish: str | None = None) -> Json:
+        return {**head, "choices": [{"index": 0, "delta": delta, "finish_reason": finish}]}
+
+    found = [chunk({"role": "assistant", "content": ""})]
+    for text in pieces(message.get("content") or ""):
+        found.append(chunk({"content": text}))
+    for key in ("reasoning_content", "refusal"):
+        if message.get(key):
+            found.append(chunk({key: message[key]}))
+    for i, call in enumerate(message.get("tool_calls") or []):
+        function = call.get("function") or {}
+        begin = {
+            "index": i,
+            "id": call.get("id"),
+            "type": "function",
+            "function": {"name": function.get("name"), "arguments": ""},
+        }
+        found.append(chunk({"tool_calls": [begin]}))
+        for text in pieces(function.get("arguments") or ""):
+            found.append(chunk({"tool_calls": [{"index": i, "function": {"arguments": text}}]}))
+    found.append({**chunk({}, choice.get("finish_reason") or "stop"), "r2v": extra})
+    if include_usage:
+        found.append({**head, "choices": [], "usage": answer["usage"], "r2v": extra})
+    return found
+
+
+def pieces(text: str, size: int = 400) -> Sequence[str]:
+    return [text[i : i + size] for i in range(0, len(text), size)]

@@ -1,0 +1,109 @@
+"""Settings of the gateway: one YAML file, `version: 1`. Secrets stand in environment variables, never in the file.
+
+version: 1
+models:
+  small:   {base_url: http://localhost:8000/v1, model: qwen3-8b, price: {input: 0.1, output: 0.4}}
+  teacher: {provider: anthropic, base_url: https://api.anthropic.com, model: claude-opus, api_key_env: ANTHROPIC_API_KEY,
+            price: {input: 5, output: 25}}
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from r2v.settings import Settings
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class PriceSettings(Settings):
+    """USD per million tokens. There is no default: an unknown price must not count as nothing."""
+
+    input: NonNegativeFloat
+    output: NonNegativeFloat
+    cached: NonNegativeFloat | None = None
+    """Of input read from the provider's cache; None: as other input."""
+
+
+class ModelSettings(Settings):
+    provider: Literal["openai", "anthropic"] = "openai"
+    """The protocol it speaks: any OpenAI-style `/chat/completions`, or Anthropic's `/v1/messages`."""
+    base_url: str
+    """OpenAI style: up to and without /chat/completions. Anthropic: up to and without /v1/messages."""
+    model: str
+    api_key_env: str | None = None
+    price: PriceSettings
+    context_tokens: PositiveInt = 131_072
+    connect_timeout_s: PositiveFloat = 5.0
+    timeout_s: PositiveFloat = 120.0
+    retries: NonNegativeInt = 2
+    concurrency: PositiveInt = 256
+    offers_n: bool = True
+    """Whether one request may ask for several candidates; otherwise they are parallel requests."""
+    offers_logprobs: bool = True
+    breaker_failures: PositiveInt = 5
+    """Failures in a row after which it is not called for `breaker_s`."""
+    breaker_s: PositiveFloat = 15.0
+    max_output_tokens: PositiveInt = 4096
+    """Where a request names no limit: Anthropic's API needs one, and a budget in money reserves that much."""
+
+
+class RouteSettings(Settings):
+    k: Annotated[int, Field(ge=1, le=32)] = 4
+    """Candidates drawn from the small model at each step."""
+    horizon: PositiveInt = 50
+    """Steps of an episode that the risk is scaled by; longer ones go on."""
+    router: str = "heuristic"
+    """Folder of a fitted router (`r2v run`, `r2v fit`), or a baseline: entropy, heuristic, verifier."""
+    threshold: float | None = None
+    """None: the one in the router's folder; the paper's rule for a baseline."""
+    mode: Literal["active", "shadow", "canary"] = "active"
+    """shadow: decide, but let the small model answer. canary: a share of the sessions is active."""
+    canary_share: Fraction = 0.1
+    explore: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of steps on which the decision is drawn at random, half and half, with its probability logged."""
+    hold_steps: PositiveInt = 1
+    """Steps the teacher keeps after it was asked: adjacent calls keep its cache warm."""
+    switch_usd: NonNegativeFloat = 0.0
+    """Price of a lost prompt cache: the threshold rises by switch_usd / failure_usd when the teacher's cache is cold."""
+    failure_usd: PositiveFloat = 1.0
+    cache_ttl_s: PositiveFloat = 300.0
+
+
+class BudgetSettings(Settings):
+    """Limits that no step may exceed; None = none."""
+
+    session_calls: NonNegativeInt | None = None
+    session_usd: NonNegativeFloat | None = None
+    key_usd_per_day: NonNegativeFloat | None = None
+    usd_per_day: NonNegativeFloat | None = None
+    on_exhaustion: Literal["slm", "stop"] = "slm"
+    """slm: the small model answers alone, with reason budget_exhausted. stop: HTTP 402."""
+
+
+class ServerSettings(Settings):
+    host: str = "127.0.0.1"
+    port: PositiveInt = 8321
+    key_env: str = "R2V_API_KEY"
+    """Environment variable with the inbound keys, comma separated."""
+    require_key: bool = True
+    max_body_bytes: PositiveInt = 20_000_000
+    keep_alive_s: PositiveFloat = 5.0
+    """Streams that are held back send a comment this often; headers wait that long for the decision."""
+
+
+class StoreSettings(Settings):
+    path: str = "r2v-ledger.db"
+    redact: bool = True
+    """Keep hashes and numbers of what was said, not the words."""
+
+
+class GatewaySettings(Settings):
+    version: Literal[1]
+    models: dict[Literal["small", "teacher"], ModelSettings]
+    route: RouteSettings = RouteSettings()
+    budget: BudgetSettings = BudgetSettings()
+    server: ServerSettings = ServerSettings()
+    store: StoreSettings = StoreSettings()

@@ -1,0 +1,220 @@
+"""The models behind the gateway: OpenAI-style servers and Anthropic's API, over real HTTP, with what real servers need.
+
+Retries honour Retry-After; after failures in a row a model is left alone for a while (circuit breaker); requests in flight
+are limited. A client that goes away cancels what was asked for it. Keys are read from the environment and sent to their own
+upstream alone; nothing of the client's headers is passed on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from r2v.errors import SettingsError
+from r2v.gateway.anthropic import choice_of, to_messages
+from r2v.gateway.chat import Json
+from r2v.gateway.settings import ModelSettings
+from r2v.types import Usage
+
+RETRIED = (408, 409, 425, 429, 500, 502, 503, 504, 529)
+LONGEST_WAIT_S = 20.0
+PRIVATE = ("thinking_blocks", "r2v_model", "reasoning_content")
+ANTHROPIC_VERSION = "2023-06-01"
+
+
+class UpstreamError(Exception):
+    """A model did not answer. `status` is what a client should see: the model's own for its own mistakes, else 502."""
+
+    def __init__(self, reason: str, *, status: int = 502, clients_fault: bool = False) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.clients_fault = clients_fault
+        """The request itself was refused (HTTP 4xx): another model would refuse it, too."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What one call gave: choices in the neutral form, the tokens used, their price."""
+
+    choices: list[Json]
+    raw_usage: Json
+    usage: Usage
+
+
+class Upstream:
+    def __init__(self, settings: ModelSettings, name: str) -> None:
+        """Raises SettingsError when the environment variable of the key is not set."""
+        self.settings, self.name = settings, name
+        headers = {"content-type": "application/json"}
+        if settings.api_key_env is not None:
+            key = (os.environ.get(settings.api_key_env) or "").strip()
+            if not key:
+                raise SettingsError(f"environment variable {settings.api_key_env} of model {name} is not set")
+            if settings.provider == "anthropic":
+                headers |= {"x-api-key": key}
+            else:
+                headers |= {"authorization": f"Bearer {key}"}
+        if settings.provider == "anthropic":
+            headers |= {"anthropic-version": ANTHROPIC_VERSION}
+            self._url = settings.base_url.rstrip("/") + "/v1/messages"
+        else:
+            self._url = settings.base_url.rstrip("/") + "/chat/completions"
+        limits = httpx.Limits(max_connections=settings.concurrency, max_keepalive_connections=settings.concurrency)
+        timeout = httpx.Timeout(settings.timeout_s, connect=settings.connect_timeout_s)
+        self._client = httpx.AsyncClient(headers=headers, limits=limits, timeout=timeout, follow_redirects=False)
+        self._gate = asyncio.Semaphore(settings.concurrency)
+        self._failures, self._closed_until = 0, 0.0
+        self.attempts: dict[str, int] = {}
+        """Calls by outcome, for the metrics."""
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+    @property
+    def available(self) -> bool:
+        return time.monotonic() >= self._closed_until
+
+    def most_usd(self, body: Json) -> float:
+        """An upper bound of what answering can cost: every input character a token, the longest answer."""
+        price = self.settings.price
+        output = body.get("max_completion_tokens") or body.get("max_tokens") or self.settings.max_output_tokens
+        return (len(str(body.get("messages"))) * price.input + output * price.output) / 1e6
+
+    async def draw(self, body: Json, k: int, *, seed: int | None = None) -> Draw:
+        """k answers to one request. Raises UpstreamError."""
+        if self.settings.provider == "anthropic":
+            raw = to_messages(body, model=self.settings.model, max_tokens=self.settings.max_output_tokens)
+            answers = await _all([self._post(raw) for _ in range(k)])
+            pairs = [self._read(lambda a=answer: choice_of(a, self.settings.model)) for answer in answers]
+            return self._priced([choice for choice, _ in pairs], [usage for _, usage in pairs])
+        wanted = {**body, "model": self.settings.model, "messages": [_public(m) for m in body["messages"]]}
+        if k > 1 and self.settings.offers_logprobs:
+            wanted |= {"logprobs": True, "top_logprobs": 5}
+        if k > 1 and seed is not None:
+            wanted["seed"] = seed % 2**31
+        first = await self._post({**wanted, "n": k} if k > 1 and self.settings.offers_n else wanted)
+        choices, usages = self._read(lambda: _choices(first))
+        if len(choices) < k:  # the server does not know `n`, or answered with fewer
+            more = [
+                {**wanted, **({"seed": wanted["seed"] + i} if "seed" in wanted else {})}
+                for i in range(1, k - len(choices) + 1)
+            ]
+            for answer in await _all([self._post(one) for one in more]):
+                others, used = self._read(lambda a=answer: _choices(a))
+                choices, usages = choices + others[:1], usages + used
+        return self._priced(choices[:k], usages)
+
+    def _read(self, convert: Any) -> Any:
+        try:
+            return convert()
+        except (KeyError, TypeError, ValueError, AttributeError):
+            self._failed("garbage")
+            raise UpstreamError(f"{self.name} answered with something that is not a completion") from None
+
+    def _priced(self, choices: list[Json], usages: list[Json]) -> Draw:
+        def total(key: str) -> int:
+            return sum(int(usage.get(key) or 0) for usage in usages)
+
+        cached = sum(int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0) for usage in usages)
+        prompt, output, price = total("prompt_tokens"), total("completion_tokens"), self.settings.price
+        rate = price.input if price.cached is None else price.cached
+        usd = ((prompt - cached) * price.input + cached * rate + output * price.output) / 1e6
+        raw = {
+            "prompt_tokens": prompt,
+            "completion_tokens": output,
+            "total_tokens": prompt + output,
+            "prompt_tokens_details": {"cached_tokens": cached},
+        }
+        return Draw(choices, raw, Usage(1, prompt, output, usd))
+
+    async def _post(self, body: Json) -> Json:
+        problem, status = "", 502
+        for attempt in range(self.settings.retries + 1):
+            if not self.available:
+                raise UpstreamError(f"{self.name} is not called for a while after {self._failures} failures in a row")
+            wait = min(4.0, 0.25 * 2**attempt)
+            try:
+                async with self._gate:
+                    response = await self._client.post(self._url, json=body)
+                self._count(str(response.status_code))
+                if response.status_code == 200:
+                    answer = response.json()
+                    if isinstance(answer, dict):
+                        self._failures = 0
+                        return answer
+                    raise ValueError
+                problem, status = f"HTTP {response.status_code}", response.status_code
+                if response.status_code not in RETRIED:
+                    told = _error_of(response)
+                    fault = status in (400, 404, 413, 422)
+                    raise UpstreamError(
+                        f"{self.name}: {problem} {told}", status=status if fault else 502, clients_fault=fault
+                    )
+                wait = _retry_after(response.headers.get("retry-after"), wait)
+            except httpx.TimeoutException as error:
+                problem, status = f"no answer in time ({type(error).__name__})", 504
+                self._count("timeout")
+            except httpx.TransportError as error:
+                problem, status = f"connection failed ({type(error).__name__})", 502
+                self._count("connection")
+            except ValueError:
+                problem, status = "an answer that is not JSON", 502
+                self._count("garbage")
+            self._failed(None)
+            if attempt < self.settings.retries:
+                await asyncio.sleep(wait)
+        raise UpstreamError(f"{self.name}: {problem} after {attempt + 1} tries", status=429 if status == 429 else 502)
+
+    def _failed(self, code: str | None) -> None:
+        if code is not None:
+            self._count(code)
+        self._failures += 1
+        if self._failures >= self.settings.breaker_failures:
+            self._closed_until = time.monotonic() + self.settings.breaker_s
+
+    def _count(self, code: str) -> None:
+        self.attempts[code] = self.attempts.get(code, 0) + 1
+
+
+async def _all(calls: list[Any]) -> list[Any]:
+    """All of them; one failure cancels the others."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(call) for call in calls]
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]
+
+
+def _public(message: Json) -> Json:
+    return {key: value for key, value in message.items() if key not in PRIVATE}
+
+
+def _choices(answer: Json) -> tuple[list[Json], list[Json]]:
+    choices = answer["choices"]
+    if not isinstance(choices, list) or not choices or not all(isinstance(c["message"], dict) for c in choices):
+        raise ValueError
+    return choices, [answer.get("usage") or {}]
+
+
+def _error_of(response: httpx.Response) -> str:
+    """What the upstream said, short; it may be shown to the client who asked."""
+    try:
+        error = response.json()["error"]
+        return str(error["message"] if isinstance(error, dict) else error)[:300]
+    except (ValueError, KeyError, TypeError):
+        return ""
+
+
+def _retry_after(value: str | None, otherwise: float) -> float:
+    try:
+        seconds = float(value) if value else otherwise
+    except ValueError:
+        return otherwise  # an HTTP date: not worth a parser
+    return min(LONGEST_WAIT_S, max(0.0, seconds)) if math.isfinite(seconds) else otherwise

@@ -1,0 +1,90 @@
+"""The verifier for agents we know nothing about: is this message, with its tool calls, sensible here? (method, section 4)
+
+    .35 every call names a known tool with arguments that fit its schema      .25 it does not repeat what failed
+    .15 after an error it does something else than before                    .15 it names something of the goal
+    .10 no oscillation
+
+A message without calls, where tools are offered, gets half of the first part: it may be the answer or a stall.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import SchemaError
+from referencing import Registry
+from referencing.exceptions import Unresolvable
+
+from r2v.types import Action, Context, ToolCall
+from r2v.verifiers.evidence import oscillation, repetition
+
+FAILED = re.compile(
+    r"\b(error|exception|traceback|failed|failure|not found|no such|invalid|denied|refused|timed? ?out|cannot"
+    r"|exit code [1-9])\b",
+    re.IGNORECASE,
+)
+WORDS = re.compile(r"[a-z0-9_]{4,}")
+
+
+class ToolCallVerifier:
+    """A `Verifier`. Scores what the action says, against the tools of this request and the steps so far."""
+
+    def __init__(self, tools: Sequence[Mapping[str, Any]]) -> None:
+        """`tools`: OpenAI function definitions; a schema that is itself wrong is not held against a call."""
+        self._schemas = {str(tool.get("name")): json.dumps(tool.get("parameters") or {}, sort_keys=True) for tool in tools}
+
+    async def score(self, context: Context, actions: Sequence[Action]) -> tuple[float, ...]:
+        known: dict[Action, float] = {}
+        done = [action.text for action in context.actions]
+        failed = bool(FAILED.search(context.observations[-1][-2000:])) and bool(done)
+        goal = set(WORDS.findall(context.goal.lower()))
+        for action in actions:
+            if action not in known:
+                known[action] = self._score(action, done, failed, goal)
+        return tuple(known[action] for action in actions)
+
+    def _score(self, action: Action, done: list[str], failed: bool, goal: set[str]) -> float:
+        if not action.text.strip():
+            return 0.0
+        if not action.tool_calls:
+            fits = 0.5 if self._schemas else 1.0
+        else:
+            fits = min(self._fits(call) for call in action.tool_calls)
+        named = len(goal & set(WORDS.findall(action.text.lower())))
+        repeats_failure = failed and action.text == done[-1]
+        return (
+            0.35 * fits
+            + 0.25 * (0.0 if repeats_failure else repetition(action.text, done))
+            + 0.15 * (0.0 if repeats_failure else 1.0)
+            + 0.15 * (min(1.0, named / 2) if goal else 1.0)
+            + 0.10 * oscillation(action.text, done)
+        )
+
+    def _fits(self, call: ToolCall) -> float:
+        schema = self._schemas.get(call.name)
+        if schema is None:
+            return 0.0
+        try:
+            arguments = json.loads(call.arguments or "{}")
+        except ValueError:
+            return 0.0
+        validator = _validator(schema)
+        try:
+            return 1.0 if validator is None or validator.is_valid(arguments) else 0.2
+        except Unresolvable:
+            return 1.0  # a reference to elsewhere: nothing is fetched, nothing is held against the call
+
+
+@lru_cache(maxsize=1024)
+def _validator(schema: str) -> Draft202012Validator | None:
+    parsed = json.loads(schema)
+    try:
+        Draft202012Validator.check_schema(parsed)
+    except SchemaError:
+        return None
+    return Draft202012Validator(parsed, registry=Registry())
