@@ -2,7 +2,7 @@
 # science: every router, and the ablation tables, on top of the quickstart (some 15 minutes more).
 .PHONY: quickstart science test check lint types package clean
 
-EXTRAS ?= train,dev
+EXTRAS ?= train,serve,dev
 
 quickstart:
 	@scripts/setup.sh train

@@ -8,7 +8,9 @@ import os
 import shutil
 import sys
 from dataclasses import asdict
+from importlib.resources import files
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated
 
 import typer
@@ -17,7 +19,7 @@ from rich.console import Console
 from r2v.build.settings import FRESH_SEEDS_FROM, RunSettings
 from r2v.errors import R2VError, SettingsError, StageError
 from r2v.settings import load
-from r2v.store import read_episodes, read_json, write_json
+from r2v.store import read_episodes, read_json, write_json, write_text
 
 cli = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Learn when to ask the teacher."
@@ -176,6 +178,65 @@ def ablate(
 
 
 @cli.command()
+def serve(
+    config: Annotated[Path | None, typer.Argument(help="Gateway settings; `r2v init` writes a file to start from.")] = None,
+    mock: Annotated[bool, typer.Option("--mock", help="Made-up models beside it: needs no keys, no config.")] = False,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Instead of the port in the config.")] = None,
+    overrides: Set = None,
+) -> None:
+    """Serve the gateway: agents change their base URL to it, and each of their steps is routed.
+
+    One chat request is one step. OpenAI Chat Completions, Responses (stateless) and Anthropic Messages; the page is at `/`.
+    """
+    gateway = _gateway()
+    from r2v.gateway.settings import GatewaySettings
+
+    if config is None and not mock:
+        raise SettingsError("give a config, or --mock for made-up models; `r2v init` writes a config to start from")
+    settings = gateway.mock_settings(port or 8321) if config is None else load(config, GatewaySettings, overrides or [])
+    if port is not None:
+        settings = settings.model_copy(update={"server": settings.server.model_copy(update={"port": port})})
+
+    def announce(url: str) -> None:
+        key = (
+            gateway.MOCK_KEY
+            if os.environ.get(settings.server.key_env) == gateway.MOCK_KEY
+            else f"${settings.server.key_env}"
+        )
+        typer.echo(f"gateway  {url}   (live page; OpenAI base URL {url}/v1, Anthropic base URL {url})")
+        typer.echo(f"key      {key}\nledger   {settings.store.path}")
+        typer.echo(f"try      curl {url}/v1/chat/completions -H 'authorization: Bearer {key}' \\")
+        typer.echo("""         -d '{"model": "r2v", "messages": [{"role": "user", "content": "hello"}]}' -i""")
+        sys.stdout.flush()
+
+    gateway.serve(settings, mock=mock, announce=announce)
+
+
+@cli.command()
+def init(
+    path: Annotated[Path, typer.Argument(help="Where to write the gateway settings.")] = Path("r2v.yaml"),
+) -> None:
+    """Write gateway settings to start from."""
+    if path.exists():
+        raise SettingsError(f"{path} exists; give another path")
+    write_text(path, files("r2v.gateway").joinpath("start.yaml").read_text("utf-8"))
+    typer.echo(f"settings  {path}\nnext      r2v check {path}")
+
+
+@cli.command()
+def check(config: Annotated[Path, typer.Argument(help="Gateway settings.")]) -> None:
+    """Read gateway settings, keys and router, open the ledger, and ask each model whether it is there."""
+    _gateway()
+    from r2v.gateway.check import problems
+    from r2v.gateway.settings import GatewaySettings
+
+    found = problems(load(config, GatewaySettings), typer.echo)
+    if found:
+        raise SettingsError("; ".join(found))
+    typer.echo(f"next      r2v serve {config}")
+
+
+@cli.command()
 def explain(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run or evaluation.")],
     episode: Annotated[
@@ -212,6 +273,15 @@ def stages() -> None:
     for stage in STAGES:
         reads = f"  (reads {', '.join(stage.reads)})" if stage.reads else ""
         typer.echo(f"{folder_of(stage.name):<12} {stage.does}{reads}")
+
+
+def _gateway() -> ModuleType:
+    """The gateway's module; it needs the extra `serve`."""
+    try:
+        from r2v.gateway import serve as module
+    except ModuleNotFoundError as error:
+        raise SettingsError(f"{error.name} is not installed; pip install 'r2v[serve]'") from None
+    return module
 
 
 def _settings_of(run_folder: Path) -> RunSettings:

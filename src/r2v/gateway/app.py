@@ -19,7 +19,6 @@ from starlette.applications import Starlette
 from starlette.requests import Request as HttpRequest
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from r2v.errors import SettingsError
 from r2v.gateway import anthropic, chat, responses
@@ -35,43 +34,16 @@ class Unauthorized(Exception):
     pass
 
 
-def build_app(service: Service) -> ASGIApp:
+def build_app(service: Service) -> Starlette:
     """Raises SettingsError when keys are required and none is set."""
     server = service.settings.server
     keys = [key.strip() for key in os.environ.get(server.key_env, "").split(",") if key.strip()]
     if server.require_key and not keys:
         raise SettingsError(f"set {server.key_env} to the key clients must send, or server.require_key: false")
-    return _Limited(_Gateway(service, keys).app(), server.max_body_bytes)
+    return _Gateway(service, keys).app()
 
 
-class _Limited:
-    """Refuses bodies over the limit, whatever their headers say."""
-
-    def __init__(self, app: ASGIApp, limit: int) -> None:
-        self._app, self._limit = app, limit
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        seen = 0
-
-        async def counted() -> Any:
-            nonlocal seen
-            message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > self._limit:
-                raise _TooLarge
-            return message
-
-        try:
-            await self._app(scope, counted, send)
-        except _TooLarge:
-            body = chat_error(f"the request is larger than {self._limit} bytes", "request_too_large", None)
-            await JSONResponse(body, 413)(scope, receive, send)
-
-
-class _TooLarge(Exception):
+class TooLarge(Exception):
     pass
 
 
@@ -140,6 +112,8 @@ class _Gateway:
                 return speak("the key is missing or wrong", 401, {})
             except BadRequest as error:
                 return speak(str(error), 400, {})
+            except TooLarge as error:
+                return speak(str(error), 413, {})
             except Refused as error:
                 return speak(str(error), error.status, error.facts)
 
@@ -148,8 +122,13 @@ class _Gateway:
     # -- one step -------------------------------------------------------------------------------------------------
 
     async def _body(self, http: HttpRequest) -> Json:
+        limit, seen = self.service.settings.server.max_body_bytes, bytearray()
+        async for piece in http.stream():
+            seen += piece
+            if len(seen) > limit:
+                raise TooLarge(f"the request is larger than {limit} bytes")
         try:
-            raw = json.loads(await http.body())
+            raw = json.loads(bytes(seen))
         except (ValueError, RecursionError):
             raise BadRequest("the body is not JSON") from None
         if not isinstance(raw, dict):
@@ -214,7 +193,8 @@ class _Gateway:
             yield "data: [DONE]\n\n"
 
         def failed(error: Refused) -> str:
-            return f"data: {json.dumps(chat_error(str(error), 'r2v_error', str(error.facts.get('reason'))))}\n\ndata: [DONE]\n\n"
+            body = chat_error(str(error), "r2v_error", str(error.facts.get("reason")))
+            return f"data: {json.dumps(body)}\n\ndata: [DONE]\n\n"
 
         return await self._stream(http, request, wish, told, failed)
 
@@ -310,7 +290,8 @@ class _Gateway:
     async def outcomes(self, http: HttpRequest) -> Response:
         raw = await self._body(http)
         session, reward, t = raw.get("session_id"), raw.get("reward"), raw.get("step")
-        if not isinstance(session, str) or not self.service.ledger.steps(session):
+        session = _scoped(http, session) if isinstance(session, str) else ""
+        if not self.service.ledger.steps(session):
             raise BadRequest("`session_id` must name a session with at least one step")
         if isinstance(reward, bool):
             reward = float(reward)
@@ -326,19 +307,20 @@ class _Gateway:
 
     async def session(self, http: HttpRequest) -> Response:
         identity = http.path_params["session"]
-        entries = self.service.ledger.steps(identity)
+        entries = self.service.ledger.steps(_scoped(http, identity)) or self.service.ledger.steps(identity)
         if not entries:
             return openai_error("no such session", 404, {})
         steps = [
             {
                 "step": e.t, "decision_id": e.id, "time": e.time, "arm": e.arm, "reason": e.reason, "model": e.model,
                 "risk": e.risk, "threshold": e.threshold, "propensity": e.propensity, "cost_usd": e.slm_usd + e.teacher_usd,
-                "candidates": e.candidates, "scores": list(e.step.choice.scores), "overhead_ms": e.overhead_ms, "would": e.would,
+                "candidates": e.candidates, "scores": list(e.step.choice.scores), "overhead_ms": e.overhead_ms,
+                "would": e.would,
                 "why": e.step.choice.decision.reason if e.step.choice.decision else None,
             }
             for e in entries
         ]  # fmt: skip
-        outcomes = [{"step": t, "reward": reward} for t, reward in self.service.ledger.outcomes(identity)]
+        outcomes = [{"step": t, "reward": reward} for t, reward in self.service.ledger.outcomes(entries[0].session)]
         return JSONResponse({"session_id": identity, "goal": entries[0].goal, "steps": steps, "outcomes": outcomes})
 
     async def stats(self, http: HttpRequest) -> Response:
@@ -383,10 +365,15 @@ def _session_of(http: HttpRequest, raw: Json) -> str | None:
         found += [metadata.get("session_id"), metadata.get("user_id")]
     for value in found:
         if isinstance(value, str) and value:
-            if not IDENTITY.fullmatch(value):
-                raise BadRequest("a session id is up to 200 letters, digits and . : @ / _ -")
-            return f"{http.state.key}/{value}"
+            return _scoped(http, value)
     return None
+
+
+def _scoped(http: HttpRequest, value: str) -> str:
+    """The session of this key that goes by this name; one that r2v named itself is scoped already. Raises BadRequest."""
+    if not IDENTITY.fullmatch(value):
+        raise BadRequest("a session id is up to 200 letters, digits and . : @ / _ -")
+    return value if value.startswith("auto-") else f"{http.state.key}/{value}"
 
 
 def headers_of(facts: Json) -> dict[str, str]:

@@ -90,6 +90,7 @@ class Answer:
     completion: Json
     facts: Json
     """What the response headers and the last stream chunk say."""
+    session: Session
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,7 @@ class Service:
         session = self.session(identity)
         t, session.steps = session.steps, session.steps + 1
         decision_id = secrets.token_hex(8)
-        facts: Json = {"decision-id": decision_id, "session-id": identity, "step": t}
+        facts: Json = {"decision-id": decision_id, "session-id": identity.split("/", 1)[-1], "step": t}
         body = self._marked(request.body, session)
         small_most = self.small.most_usd(body) * (route.k if not self.settings.models["small"].offers_n else 1)
         teacher_most = self.teacher.most_usd(body)
@@ -219,7 +220,7 @@ class Service:
             self._pay(session, wish.key, small.usd + teacher.usd)
             if wish.dry:
                 session.steps -= 1
-        return Answer(answer, facts)
+        return Answer(answer, facts, session)
 
     async def _choose(
         self,
@@ -359,8 +360,7 @@ class Service:
         """Note who wrote the thinking blocks of an answer that leaves."""
         message = answer.completion["choices"][0]["message"]
         if blocks := message.get("thinking_blocks"):
-            session = self.session(str(answer.facts["session-id"]))
-            session.signatures[str(blocks[0].get("signature"))] = str(answer.completion["model"])
+            answer.session.signatures[str(blocks[0].get("signature"))] = str(answer.completion["model"])
 
     def _note(self, entry: Entry) -> None:
         """Counters of what was served, for metrics and the page."""

@@ -1,0 +1,42 @@
+"""`r2v check`: would these settings serve?"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+
+from r2v.errors import R2VError
+from r2v.gateway.ledger import Ledger
+from r2v.gateway.routing import load_score
+from r2v.gateway.settings import GatewaySettings
+from r2v.gateway.upstream import Upstream
+
+
+def problems(settings: GatewaySettings, tell: Callable[[str], None]) -> list[str]:
+    """What would not work, in words; tells what does."""
+    found = []
+    if settings.server.require_key and not os.environ.get(settings.server.key_env):
+        found.append(f"{settings.server.key_env} is not set: it must hold the key clients send")
+    try:
+        name, _, threshold = load_score(settings.route)
+        tell(f"router    {name}, threshold {threshold:.4g}")
+    except R2VError as error:
+        found.append(str(error))
+    try:
+        Ledger(Path(settings.store.path)).close()
+        tell(f"ledger    {settings.store.path}")
+    except R2VError as error:
+        found.append(str(error))
+    for role, model in settings.models.items():
+        try:
+            Upstream(model, role)
+            httpx.get(model.base_url, timeout=model.connect_timeout_s)
+            tell(f"{role:<9} {model.model} at {model.base_url} is reachable")
+        except R2VError as error:
+            found.append(str(error))
+        except httpx.HTTPError as error:
+            found.append(f"{role} at {model.base_url} is not reachable ({type(error).__name__})")
+    return found

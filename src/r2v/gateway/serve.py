@@ -1,0 +1,92 @@
+"""Runs the gateway, alone or with made-up models beside it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+
+import uvicorn
+
+from r2v.errors import SettingsError
+from r2v.gateway.app import build_app
+from r2v.gateway.mock import SMALL, TEACHER, Character, mock_app
+from r2v.gateway.service import Service
+from r2v.gateway.settings import GatewaySettings
+
+MOCK_KEY = "r2v-mock"
+
+
+def serve(settings: GatewaySettings, *, mock: bool, announce: Callable[[str], None]) -> None:
+    """Serve until a signal. Raises SettingsError when the port is taken or a key is missing."""
+    if mock and not os.environ.get(settings.server.key_env):
+        os.environ[settings.server.key_env] = MOCK_KEY
+    asyncio.run(_serve(settings, mock, announce))
+
+
+def mock_settings(port: int) -> GatewaySettings:
+    """Settings for made-up models; their ports are filled in when they listen."""
+    raw = {
+        "version": 1,
+        "models": {
+            "small": {"base_url": "http://mock", "model": SMALL.name, "price": {"input": 0.1, "output": 0.4}},
+            "teacher": {"base_url": "http://mock", "model": TEACHER.name, "price": {"input": 3.0, "output": 15.0}},
+        },
+        "store": {"path": f"r2v-mock-{port}.db"},
+    }
+    return GatewaySettings.model_validate(raw)
+
+
+async def _serve(settings: GatewaySettings, mock: bool, announce: Callable[[str], None]) -> None:
+    servers: list[uvicorn.Server] = []
+    running: list[asyncio.Task[None]] = []
+    if mock:
+        models = dict(settings.models)
+        characters: tuple[tuple[str, Character], ...] = (("small", SMALL), ("teacher", TEACHER))
+        for name, character in characters:
+            listener = _listen("127.0.0.1", 0)
+            server = uvicorn.Server(_config(mock_app(character)))
+            servers.append(server)
+            running.append(asyncio.create_task(server.serve([listener])))
+            url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+            models[name] = models[name].model_copy(update={"base_url": url, "model": character.name})  # type: ignore[index]
+        settings = settings.model_copy(update={"models": models})
+    service = Service(settings)
+    app = build_app(service)
+    listener = _listen(settings.server.host, settings.server.port)
+    host, port = listener.getsockname()[:2]
+    announce(f"http://{host}:{port}")
+    main = uvicorn.Server(_config(app))
+    try:
+        await main.serve([listener])
+    finally:
+        for server in servers:
+            server.should_exit = True
+        with suppress(asyncio.CancelledError):
+            await asyncio.gather(*running)
+
+
+def _config(app: object) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,  # type: ignore[arg-type]
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=10,
+        lifespan="on",
+    )
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        raise SettingsError(
+            f"cannot listen on {host}:{port} ({error.strerror}); choose another server.port or --port"
+        ) from None
+    listener.listen(2048)
+    return listener

@@ -1,0 +1,198 @@
+"""Real servers for the gateway's tests: made-up models that speak the protocol, with faults on demand, and the gateway."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from r2v.gateway.app import build_app
+from r2v.gateway.mock import Character, complete
+from r2v.gateway.service import Service
+from r2v.gateway.settings import GatewaySettings
+
+KEY = "test-key-1"
+
+
+@contextmanager
+def running(app: Any) -> Iterator[str]:
+    """Serve on a free port in a thread; yields http://host:port."""
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    listener.listen(512)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="on", timeout_graceful_shutdown=2))
+    thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+    thread.start()
+    deadline = time.monotonic() + 20
+    while not server.started:
+        assert time.monotonic() < deadline and thread.is_alive()
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(timeout=10)
+
+
+class Model:
+    """A made-up model whose behaviour a test can change while it runs."""
+
+    def __init__(self, name: str, *, error_rate: float = 0.0, knows_n: bool = True) -> None:
+        self.character = Character(name, error_rate=error_rate)
+        self.knows_n = knows_n
+        self.seen: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
+        self.delay = 0.0
+        self.status: list[tuple[int, dict[str, str]]] = []
+        """Answers to give instead, the first first; the last stays."""
+        self.body: bytes | None = None
+        self.reply: Any = None
+        """Called with the request, gives the answer, if set."""
+        self.started = self.finished = 0
+
+    def app(self) -> Starlette:
+        return Starlette(
+            routes=[
+                Route("/v1/chat/completions", self.completions, methods=["POST"]),
+                Route("/v1/messages", self.messages, methods=["POST"]),
+            ]
+        )
+
+    async def _before(self, request: Request) -> Response | None:
+        body = await request.json()
+        self.seen.append(body)
+        self.headers.append(dict(request.headers))
+        self.started += 1
+        waited = 0.0
+        while waited < self.delay:
+            if await request.is_disconnected():
+                return Response(status_code=499)
+            await asyncio.sleep(0.02)
+            waited += 0.02
+        self.finished += 1
+        if self.status:
+            status, headers = self.status[0] if len(self.status) == 1 else self.status.pop(0)
+            if status != 200:
+                return JSONResponse({"error": {"message": f"made-up {status}"}}, status, headers)
+        if self.body is not None:
+            return Response(self.body, media_type="application/json")
+        return None
+
+    async def completions(self, request: Request) -> Response:
+        early = await self._before(request)
+        if early is not None:
+            return early
+        body = self.seen[-1]
+        if self.reply is not None:
+            return JSONResponse(self.reply(body))
+        return JSONResponse(complete(self.character, body if self.knows_n else {**body, "n": 1}))
+
+    async def messages(self, request: Request) -> Response:
+        """Anthropic's side: refuses what the real API refuses."""
+        early = await self._before(request)
+        if early is not None:
+            return early
+        body = self.seen[-1]
+        if problem := refused_by_anthropic(body):
+            return JSONResponse({"type": "error", "error": {"type": "invalid_request_error", "message": problem}}, 400)
+        if self.reply is not None:
+            return JSONResponse(self.reply(body))
+        content: list[dict[str, Any]] = [{"type": "text", "text": "done"}]
+        stop = "end_turn"
+        if body.get("tools") and len(body["messages"]) < 6:
+            content = [
+                {
+                    "type": "tool_use",
+                    "id": f"toolu_{len(self.seen)}",
+                    "name": body["tools"][0]["name"],
+                    "input": {"where": "x"},
+                }
+            ]
+            stop = "tool_use"
+        return JSONResponse(
+            {
+                "id": "msg_1", "type": "message", "role": "assistant", "model": self.character.name, "content": content,
+                "stop_reason": stop, "usage": {"input_tokens": 10, "output_tokens": 5},
+            }
+        )  # fmt: skip
+
+
+def refused_by_anthropic(body: dict[str, Any]) -> str | None:
+    """The rules of the Messages API that a switch of models can break; None when the request is fine."""
+    messages = body.get("messages")
+    if not body.get("model") or not isinstance(body.get("max_tokens"), int) or not messages:
+        return "model, max_tokens and messages are required"
+    if messages[0]["role"] != "user":
+        return "the first message must be the user's"
+    for i, message in enumerate(messages):
+        if i and message["role"] == messages[i - 1]["role"]:
+            return "roles must alternate"
+        if not message["content"]:
+            return "empty content"
+        for block in message["content"]:
+            kind = block["type"]
+            if kind == "text" and not block["text"].strip():
+                return "empty text block"
+            if kind == "thinking" and message["role"] != "assistant":
+                return "thinking of the user"
+        uses = [b["id"] for b in message["content"] if b["type"] == "tool_use"]
+        results = [b["tool_use_id"] for b in message["content"] if b["type"] == "tool_result"]
+        if uses:
+            after = messages[i + 1]["content"] if i + 1 < len(messages) else []
+            answered = [b["tool_use_id"] for b in after if b["type"] == "tool_result"]
+            if sorted(uses) != sorted(answered) or len(set(uses)) != len(uses):
+                return f"tool_use ids {uses} without tool_result blocks immediately after"
+            if any(not isinstance(b["input"], dict) for b in message["content"] if b["type"] == "tool_use"):
+                return "tool input must be an object"
+        if results:
+            before = [b["id"] for b in messages[i - 1]["content"] if b["type"] == "tool_use"] if i else []
+            if sorted(results) != sorted(before):
+                return f"unexpected tool_result {results}"
+            if [b["type"] for b in message["content"]][: len(results)] != ["tool_result"] * len(results):
+                return "tool_result blocks must come first"
+    return None
+
+
+def settings(small: str, teacher: str, ledger: Any, *, teacher_provider: str = "openai", **changes: Any) -> GatewaySettings:
+    fast = {"retries": 1, "timeout_s": 2.0, "connect_timeout_s": 0.5}
+    there = teacher if teacher_provider == "anthropic" else f"{teacher}/v1"
+    raw: dict[str, Any] = {
+        "version": 1,
+        "models": {
+            "small": {"base_url": f"{small}/v1", "model": "small-1", "price": {"input": 1, "output": 2}, **fast},
+            "teacher": {
+                "provider": teacher_provider, "base_url": there, "model": "teacher-1",
+                "price": {"input": 10, "output": 20}, **fast,
+            },
+        },
+        "route": {"k": 3},
+        "server": {"keep_alive_s": 0.3},
+        "store": {"path": str(ledger), "redact": False},
+    }  # fmt: skip
+    for path, value in changes.items():
+        group, _, key = path.partition("__")
+        if group in ("small", "teacher"):
+            raw["models"][group][key] = value
+        else:
+            raw.setdefault(group, {})[key] = value
+    return GatewaySettings.model_validate(raw)
+
+
+@contextmanager
+def gateway(config: GatewaySettings) -> Iterator[tuple[str, Service]]:
+    import os
+
+    os.environ["R2V_API_KEY"] = f"other, {KEY}"
+    service = Service(config)
+    with running(build_app(service)) as url:
+        yield url, service

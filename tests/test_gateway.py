@@ -1,0 +1,502 @@
+"""The gateway with real parts: the clients people use, real HTTP on both sides, faults as they happen."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import anthropic
+import httpx
+import openai
+import pytest
+
+from r2v.agent import Moment, Parts, Routed
+from r2v.gateway import chat
+from r2v.gateway.ledger import Ledger
+from r2v.gateway.routing import GatewayRouter, load_score
+from r2v.gateway.service import Draft
+from r2v.gateway.upstream import Upstream
+from r2v.seeds import derive_seed
+from r2v.types import Memory
+from r2v.verifiers.tool_calls import ToolCallVerifier
+from servers import KEY, Model, gateway, running, settings
+
+LOOK = {
+    "name": "look",
+    "description": "look somewhere",
+    "parameters": {
+        "type": "object",
+        "properties": {"where": {"type": "string"}},
+        "required": ["where"],
+        "additionalProperties": False,
+    },
+}
+TOOLS = [{"type": "function", "function": LOOK}]
+ASK = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "look for the red value"}]
+AUTH = {"authorization": f"Bearer {KEY}"}
+
+
+class World:
+    """Two made-up models and a gateway before them."""
+
+    def __init__(self, tmp_path: Path, **changes) -> None:
+        self.stack = ExitStack()
+        self.small, self.teacher = Model("small-1", error_rate=0.5), Model("teacher-1")
+        urls = [self.stack.enter_context(running(model.app())) for model in (self.small, self.teacher)]
+        self.ledger = tmp_path / "ledger.db"
+        self.config = settings(*urls, self.ledger, **changes)
+        self.url, self.service = self.stack.enter_context(gateway(self.config))
+
+    def post(self, path: str = "/v1/chat/completions", body=None, headers=None, **more) -> httpx.Response:
+        body = {"model": "r2v", "messages": ASK, **more} if body is None else body
+        return httpx.post(self.url + path, json=body, headers={**AUTH, **(headers or {})}, timeout=20)
+
+    def rows(self, what: str = "*") -> list[tuple]:
+        with closing(sqlite3.connect(self.ledger)) as db:
+            return db.execute(f"SELECT {what} FROM steps ORDER BY time").fetchall()
+
+
+@pytest.fixture
+def make(tmp_path):
+    worlds = []
+
+    def build(**changes) -> World:
+        worlds.append(World(tmp_path, **changes))
+        return worlds[-1]
+
+    yield build
+    for world in worlds:
+        world.stack.close()
+
+
+# -- clients ------------------------------------------------------------------------------------------------------
+
+
+def test_the_openai_sdk_with_tools_streaming_and_not(make):
+    world = make(small__offers_n=True)
+    client = openai.OpenAI(base_url=f"{world.url}/v1", api_key=KEY, max_retries=0)
+    raw = client.chat.completions.with_raw_response.create(model="r2v", messages=ASK, tools=TOOLS)
+    whole = raw.parse()
+    assert raw.headers["x-r2v-arm"] in ("slm", "teacher") and float(raw.headers["x-r2v-risk"]) >= 0
+    assert raw.headers["x-r2v-step"] == "0" and raw.headers["x-r2v-session-id"].startswith("auto-")
+    (call,) = whole.choices[0].message.tool_calls
+    assert call.function.name == "look" and set(json.loads(call.function.arguments)) == {"where"}
+    assert world.small.seen[0]["n"] == 3 and world.small.seen[0]["logprobs"] is True
+    assert "logprobs" not in whole.choices[0].model_fields_set or whole.choices[0].logprobs is None
+    words, calls, finish, facts = "", {}, None, None
+    stream = client.chat.completions.create(
+        model="r2v:teacher", messages=ASK, tools=TOOLS, stream=True, stream_options={"include_usage": True}
+    )
+    for chunk in stream:
+        for choice in chunk.choices:
+            words += choice.delta.content or ""
+            for part in choice.delta.tool_calls or []:
+                name, text = calls.get(part.index, ("", ""))
+                calls[part.index] = (name or part.function.name or "", text + (part.function.arguments or ""))
+            finish = choice.finish_reason or finish
+        facts = getattr(chunk, "r2v", None) or facts
+        usage = chunk.usage
+    assert finish == "tool_calls" and calls[0][0] == "look" and json.loads(calls[0][1])
+    assert facts["arm"] == "teacher" and facts["reason"] == "forced" and usage.total_tokens > 0
+    assert [model.id for model in client.models.list()] == ["r2v", "r2v:slm", "r2v:teacher"]
+
+
+@pytest.mark.parametrize("provider", ["openai", "anthropic"])
+def test_the_anthropic_sdk_in_a_tool_loop_with_either_kind_of_teacher(make, provider):
+    world = make(teacher_provider=provider)
+    client = anthropic.Anthropic(base_url=world.url, api_key=KEY, max_retries=0)
+    tools = [{"name": "look", "description": "look", "input_schema": LOOK["parameters"]}]
+    messages = [{"role": "user", "content": "look for the red value"}]
+    for step in range(4):
+        model = "r2v:teacher" if step % 2 else "r2v:slm"
+        if step == 2:
+            with client.messages.stream(model=model, max_tokens=200, messages=messages, tools=tools) as stream:
+                answer = stream.get_final_message()
+        else:
+            answer = client.messages.create(model=model, max_tokens=200, messages=messages, tools=tools, system="be brief")
+        assert answer.usage.input_tokens > 0
+        messages.append({"role": "assistant", "content": [block.model_dump() for block in answer.content]})
+        uses = [block for block in answer.content if block.type == "tool_use"]
+        results = [{"type": "tool_result", "tool_use_id": use.id, "content": "nothing here"} for use in uses]
+        messages.append({"role": "user", "content": results or "go on"})
+    assert world.small.seen and world.teacher.seen
+    assert client.messages.count_tokens(model="r2v", messages=messages).input_tokens > 10
+    with pytest.raises(anthropic.AuthenticationError):
+        anthropic.Anthropic(base_url=world.url, api_key="wrong").messages.create(
+            model="r2v", max_tokens=9, messages=messages[:1]
+        )
+
+
+def test_the_responses_protocol_through_the_openai_sdk(make):
+    world = make()
+    client = openai.OpenAI(base_url=f"{world.url}/v1", api_key=KEY, max_retries=0)
+    tools = [{"type": "function", "name": "look", "parameters": LOOK["parameters"], "strict": False}]
+    first = client.responses.create(
+        model="r2v:teacher", instructions="be brief", input="look for it", tools=tools, store=False
+    )
+    (call,) = [item for item in first.output if item.type == "function_call"]
+    history = [
+        {"role": "user", "content": "look for it"},
+        call.model_dump(),
+        {"type": "function_call_output", "call_id": call.call_id, "output": "nothing"},
+    ]
+    done = None
+    for event in client.responses.create(model="r2v:slm", input=history, tools=tools, stream=True):
+        done = event.response if event.type == "response.completed" else done
+    assert done is not None and done.output
+    sent = world.small.seen[-1]["messages"]
+    assert [m["role"] for m in sent] == ["user", "assistant", "tool"] and sent[2]["tool_call_id"] == call.call_id
+    with pytest.raises(openai.BadRequestError, match="whole input"):
+        client.responses.create(model="r2v", input="x", previous_response_id="resp_1")
+
+
+def test_litellm_reaches_it(make):
+    litellm = pytest.importorskip("litellm")
+    world = make()
+    answer = litellm.completion(
+        model="openai/r2v", api_base=f"{world.url}/v1", api_key=KEY, messages=ASK, tools=TOOLS, num_retries=0
+    )
+    assert answer.choices[0].message.tool_calls[0].function.name == "look"
+
+
+# -- decisions ----------------------------------------------------------------------------------------------------
+
+
+def test_decisions_over_http_are_those_of_the_loop_number_for_number(make):
+    """The same requests through `Routed.choose` in this process: same candidates, same risk, same arm."""
+    world = make(route__router="entropy", route__threshold=0.7)
+    name, score, threshold = load_score(world.config.route)
+    messages, arms, memory = list(ASK), set(), Memory(seed=derive_seed("x", "episode"))
+    for t in range(8):
+        over_http = world.post(messages=messages, tools=TOOLS, headers={"x-r2v-session-id": "one"})
+        session = f"{world.rows('session')[0][0]}"
+
+        async def here(messages=tuple(messages), t=t, memory=memory, session=session):
+            small, teacher = (Upstream(world.config.models[m], m) for m in ("small", "teacher"))
+            request = chat.parse({"messages": list(messages), "tools": TOOLS})
+            drafts = Draft(small, request.body), Draft(teacher, request.body)
+            parts = Parts(*drafts, ToolCallVerifier(request.tools), world.config.route.k)
+            router = GatewayRouter(name, score, threshold, world.config.route)
+            moment = Moment(parts, chat.context_of(request, world.config.route.horizon), seed=derive_seed(session, t))
+            choice, memory = await Routed(parts, router).choose(moment, memory)
+            await small.close()
+            await teacher.close()
+            return choice, memory
+
+        choice, memory = asyncio.run(here())
+        assert over_http.headers["x-r2v-arm"] == choice.actor
+        stored = Ledger(world.ledger).steps(session)[t].step.choice
+        assert stored.decision == choice.decision and stored.features == choice.features and stored.scores == choice.scores
+        arms.add(choice.actor)
+        message = over_http.json()["choices"][0]["message"]
+        messages.append(message)
+        for call in message.get("tool_calls") or []:
+            messages.append({"role": "tool", "tool_call_id": call["id"], "content": f"nothing in {t}"})
+        if not message.get("tool_calls"):
+            messages.append({"role": "user", "content": f"go on {t}"})
+    assert arms == {"slm", "teacher"}
+
+
+def test_overrides_shadow_canary_and_the_kill_switch(make):
+    world = make(route__router="verifier", route__threshold=0.0)  # would always ask
+    assert world.post().headers["x-r2v-reason"] == "risk_above"
+    assert world.post(model="r2v:slm").headers["x-r2v-arm"] == "slm"
+    assert world.post(headers={"x-r2v-arm": "teacher"}).headers["x-r2v-reason"] == "forced"
+    assert world.post(model="r2v@tau=2").headers["x-r2v-arm"] == "slm"
+    assert world.post(model="gpt-99").status_code == 400
+    assert world.post("/v1/kill", {"on": True}).json() == {"on": True}
+    assert world.post().headers["x-r2v-arm"] == "slm"
+    world.post("/v1/kill", {"on": False})
+    before = len(world.rows())
+    dry = world.post("/v1/decision", {"messages": ASK}).json()
+    assert dry["arm"] == "teacher" and len(world.rows()) == before  # decided, not answered
+
+
+def test_shadow_decides_but_the_small_model_answers(make):
+    world = make(route__router="verifier", route__threshold=0.0, route__mode="shadow")
+    answer = world.post()
+    assert (answer.headers["x-r2v-arm"], answer.headers["x-r2v-reason"]) == ("slm", "shadow")
+    assert not world.teacher.seen
+
+
+def test_a_canary_is_active_for_some_sessions_each_as_a_whole(make):
+    world = make(route__router="verifier", route__threshold=0.0, route__mode="canary", route__canary_share=0.5)
+    arms = {s: {world.post(headers={"x-session-id": f"s{s}"}).headers["x-r2v-arm"] for _ in range(2)} for s in range(16)}
+    assert all(len(of_session) == 1 for of_session in arms.values())
+    assert {arm for of_session in arms.values() for arm in of_session} == {"slm", "teacher"}
+
+
+def test_explored_steps_log_the_probability_of_what_was_done(make):
+    world = make(route__explore=0.5, route__router="verifier", route__threshold=2.0)  # alone it would never ask
+    for i in range(40):
+        world.post(headers={"x-session-id": f"e{i}"})
+    rows = world.rows("arm, propensity, reason")
+    assert {row[:2] for row in rows} == {("slm", 0.75), ("teacher", 0.25)}
+    assert 2 <= sum(arm == "teacher" for arm, _, _ in rows) <= 20
+
+
+def test_teacher_steps_can_be_held_together(make):
+    world = make(route__hold_steps=3, route__router="entropy", route__threshold=0.7)
+    world.small.character = world.small.character.__class__("small-1", error_rate=1.0)
+    first = world.post(headers={"x-session-id": "h"})
+    world.small.character = world.small.character.__class__("small-1", error_rate=0.0)
+    arms = [first.headers["x-r2v-arm"]]
+    for i in range(4):
+        more = [*ASK, {"role": "user", "content": str(i)}]
+        arms.append(world.post(headers={"x-session-id": "h"}, messages=more).headers["x-r2v-arm"])
+    assert arms[0] == "teacher" and arms[1:3] == ["teacher", "teacher"]
+
+
+# -- sessions, ledger, budgets ------------------------------------------------------------------------------------
+
+
+def test_sessions_survive_a_restart_and_belong_to_their_key(make, tmp_path):
+    world = make()
+    for _ in range(3):
+        world.post(headers={"x-r2v-session-id": "mine"})
+    shown = httpx.get(f"{world.url}/v1/sessions/mine", headers=AUTH).json()
+    assert [step["step"] for step in shown["steps"]] == [0, 1, 2] and shown["goal"] == "look for the red value"
+    assert httpx.get(f"{world.url}/v1/sessions/mine", headers={"authorization": "Bearer other"}).status_code == 404
+    assert world.post("/v1/outcomes", {"session_id": "mine", "reward": 1}).json() == {"ok": True}
+    assert world.post("/v1/outcomes", {"session_id": "mine", "reward": 7}).status_code == 400
+    assert world.post("/v1/outcomes", {"session_id": "nobody", "reward": 1}).status_code == 400
+    world.stack.close()
+    again = World(tmp_path)
+    try:
+        assert again.post(headers={"x-r2v-session-id": "mine"}).headers["x-r2v-step"] == "3"
+        assert again.post(headers={"x-r2v-session-id": "other"}).headers["x-r2v-step"] == "0"
+    finally:
+        again.stack.close()
+
+
+def test_a_redacted_ledger_holds_no_words_but_all_numbers(make):
+    world = make(store__redact=True)
+    world.post(tools=TOOLS, messages=[*ASK, {"role": "user", "content": "the password is hunter2"}])
+    text = b"".join(path.read_bytes() for path in world.ledger.parent.glob("ledger.db*"))
+    assert b"hunter2" not in text and b"red value" not in text
+    (entry,) = Ledger(world.ledger).steps(world.rows("session")[0][0])
+    assert len(entry.step.choice.scores) == 3 and entry.step.choice.features is not None
+
+
+@pytest.mark.parametrize("action", ["slm", "stop"])
+def test_a_budget_of_calls_is_never_exceeded_by_parallel_requests(make, action):
+    world = make(route__router="verifier", route__threshold=0.0, budget__session_calls=5, budget__on_exhaustion=action)
+    world.teacher.delay = 0.1
+    with ThreadPoolExecutor(20) as pool:
+        answers = list(pool.map(lambda _: world.post(headers={"x-session-id": "b"}), range(40)))
+    assert len(world.teacher.seen) == 5
+    late = [answer for answer in answers if answer.headers.get("x-r2v-reason") == "budget_exhausted"]
+    assert len(late) == 35
+    assert {answer.status_code for answer in late} == ({200} if action == "slm" else {402})
+
+
+def test_a_budget_of_money_is_never_exceeded(make):
+    world = make(
+        route__router="verifier", route__threshold=0.0, budget__usd_per_day=0.01, small__max_output_tokens=50,
+        teacher__max_output_tokens=50,
+    )  # fmt: skip
+    with ThreadPoolExecutor(10) as pool:
+        answers = list(pool.map(lambda i: world.post(headers={"x-session-id": f"m{i}"}, max_tokens=50), range(40)))
+    ((spent,),) = world.rows("SUM(slm_usd + teacher_usd)")
+    assert 0 < spent <= 0.01
+    assert {"budget_exhausted"} <= {answer.headers.get("x-r2v-reason") for answer in answers}
+
+
+# -- faults -------------------------------------------------------------------------------------------------------
+
+
+def test_a_busy_small_model_is_asked_again_when_it_said(make):
+    world = make()
+    world.small.status = [(429, {"retry-after": "0.4"}), (200, {})]
+    start = time.monotonic()
+    answer = world.post(model="r2v:slm")
+    assert answer.status_code == 200 and time.monotonic() - start >= 0.4
+    assert len(world.small.seen) == 2
+
+
+@pytest.mark.parametrize("fault", ["500", "garbage", "not a completion", "timeout", "refused"])
+def test_the_teacher_serves_when_the_small_model_is_down_and_says_so(make, fault):
+    world = make(small__retries=0, **({"small__base_url": "http://127.0.0.1:9/v1"} if fault == "refused" else {}))
+    if fault == "500":
+        world.small.status = [(500, {})]
+    elif fault == "garbage":
+        world.small.body = b"<html>oops"
+    elif fault == "not a completion":
+        world.small.body = b'{"choices": [{"text": "old style"}]}'
+    elif fault == "timeout":
+        world.small.delay = 5
+    answer = world.post(tools=TOOLS)
+    assert answer.status_code == 200
+    assert (answer.headers["x-r2v-arm"], answer.headers["x-r2v-reason"]) == ("teacher", "upstream_fallback")
+
+
+def test_the_best_candidate_serves_when_the_teacher_is_down_and_says_so(make):
+    world = make(route__router="verifier", route__threshold=0.0, teacher__retries=0)
+    world.teacher.status = [(503, {})]
+    answer = world.post(tools=TOOLS)
+    assert (answer.status_code, answer.headers["x-r2v-arm"]) == (200, "slm")
+    assert answer.headers["x-r2v-reason"] == "upstream_fallback"
+
+
+def test_both_down_is_a_502_with_the_reason_and_a_breaker_that_closes_again(make):
+    world = make(
+        small__retries=0, teacher__retries=0, small__breaker_failures=2, small__breaker_s=0.5, teacher__breaker_s=0.5
+    )
+    world.small.status = world.teacher.status = [(500, {})]
+    answers = [world.post() for _ in range(4)]
+    assert all(a.status_code == 502 and a.headers["x-r2v-reason"] == "upstream_fallback" for a in answers)
+    assert len(world.small.seen) == 2  # then it was left alone
+    assert "error" in answers[0].json()
+    world.small.status, world.teacher.status = [], []
+    time.sleep(0.6)
+    assert world.post(model="r2v:slm").status_code == 200
+
+
+def test_a_request_that_the_model_refuses_is_the_clients_to_mend(make):
+    world = make()
+    world.small.status = [(400, {})]
+    answer = world.post()
+    assert answer.status_code == 400 and "made-up 400" in answer.json()["error"]["message"]
+    assert not world.teacher.seen
+
+
+def test_without_a_ledger_no_answer_leaves(make):
+    world = make()
+    world.post()
+    world.service.ledger.close()
+    answer = world.post()
+    assert answer.status_code == 503 and answer.headers["x-r2v-reason"] == "ledger"
+
+
+def test_a_client_that_goes_away_cancels_what_was_asked_for_it(make):
+    world = make()
+    world.small.delay = 3
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{world.url}/v1/chat/completions", json={"model": "r2v", "messages": ASK}, headers=AUTH, timeout=0.4)
+    deadline = time.monotonic() + 2
+    while world.small.started == 0 or world.service.small._gate._value < 256:
+        assert time.monotonic() < deadline, "the upstream request goes on"
+        time.sleep(0.05)
+    assert world.small.finished == 0 and not world.rows()
+
+
+def test_a_slow_decision_keeps_the_stream_alive_and_then_tells_all(make):
+    world = make()
+    world.small.delay = 1.0
+    with httpx.stream(
+        "POST", f"{world.url}/v1/chat/completions", json={"model": "r2v:slm", "messages": ASK, "stream": True}, headers=AUTH
+    ) as answer:
+        lines = [line for line in answer.iter_lines() if line]
+    assert lines[0].startswith(": ") and lines[-1] == "data: [DONE]"
+    last = json.loads(lines[-2].removeprefix("data: "))
+    assert last["r2v"]["arm"] == "slm" and last["choices"][0]["finish_reason"]
+
+
+def test_a_broken_slow_stream_ends_with_the_error(make):
+    world = make(small__retries=0, teacher__retries=0)
+    world.small.delay, world.small.status, world.teacher.status = 0.8, [(500, {})], [(500, {})]
+    with httpx.stream(
+        "POST", f"{world.url}/v1/chat/completions", json={"model": "r2v", "messages": ASK, "stream": True}, headers=AUTH
+    ) as answer:
+        text = answer.read().decode()
+    assert '"code": "upstream_fallback"' in text and text.strip().endswith("data: [DONE]")
+
+
+def test_a_killed_server_has_every_answered_step_in_its_ledger(tmp_path):
+    small, teacher = Model("small-1", error_rate=0.5), Model("teacher-1")
+    with running(small.app()) as a, running(teacher.app()) as b:
+        config = tmp_path / "gateway.yaml"
+        config.write_text(json.dumps(settings(a, b, tmp_path / "ledger.db").model_dump(mode="json")))
+        process = subprocess.Popen(
+            [sys.executable, "-c", "from r2v.cli import app; app()", "serve", str(config), "--port", "0"],
+            stdout=subprocess.PIPE, text=True, env={**os.environ, "R2V_API_KEY": KEY},
+        )  # fmt: skip
+        url = process.stdout.readline().split()[1]
+        answered, stop = [], threading.Event()
+
+        def load(worker: int) -> None:
+            with httpx.Client(headers=AUTH, timeout=5) as client:
+                while not stop.is_set():
+                    try:
+                        body = {"model": "r2v", "messages": ASK, "tools": TOOLS}
+                        answer = client.post(f"{url}/v1/chat/completions", json=body, headers={"x-session-id": f"w{worker}"})
+                    except httpx.HTTPError:
+                        return
+                    answered.append(answer.headers["x-r2v-decision-id"])
+
+        with ThreadPoolExecutor(8) as pool:
+            for worker in range(8):
+                pool.submit(load, worker)
+            time.sleep(2.0)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            process.stdout.close()
+            stop.set()
+    with closing(sqlite3.connect(tmp_path / "ledger.db")) as db:
+        written = {row[0] for row in db.execute("SELECT id FROM steps")}
+    assert len(answered) > 50
+    assert set(answered) <= written
+
+
+# -- safety -------------------------------------------------------------------------------------------------------
+
+
+def test_keys_are_needed_and_go_nowhere(make, monkeypatch):
+    monkeypatch.setenv("SMALL_KEY", "secret-of-small\n")
+    world = make(small__api_key_env="SMALL_KEY")
+    for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": f"Basic {KEY}x"}):
+        for path in ("/v1/chat/completions", "/v1/messages", "/v1/responses"):
+            assert httpx.post(world.url + path, json={"messages": ASK}, headers=headers).status_code == 401
+        assert httpx.get(f"{world.url}/metrics", headers=headers).status_code == 401
+    answer = world.post(headers={"x-private": "p", "cookie": "c=1"})
+    sent = world.small.headers[-1]
+    assert sent["authorization"] == "Bearer secret-of-small"
+    assert "x-private" not in sent and "cookie" not in sent and KEY not in json.dumps(sent)
+    told = answer.text + str(answer.headers) + httpx.get(f"{world.url}/v1/stats", headers=AUTH).text
+    assert "secret-of-small" not in told
+
+
+def test_bodies_have_a_limit_and_strange_ones_are_refused_politely(make):
+    world = make(server__max_body_bytes=100_000)
+    assert world.post(messages=[{"role": "user", "content": "x" * 200_000}]).status_code == 413
+    bad = [
+        b"", b"[]", b"{", b'{"messages": []}', b'{"messages": [1]}', b'{"messages": [{"role": "boss"}]}',
+        b'{"messages": [{"role": "user", "content": "x"}], "n": 5}', b'{"messages": "x"}', b"[" * 50_000,
+        b'{"messages": [{"role": "user", "content": "x"}], "tools": [7]}', b"\xff\xfe",
+        b'{"messages": [{"role": "assistant", "tool_calls": [7]}]}', b'{"messages": [{"role": "user"}], "model": 7}',
+    ]  # fmt: skip
+    for path in ("/v1/chat/completions", "/v1/messages", "/v1/responses", "/v1/decision"):
+        for body in bad:
+            answer = httpx.post(world.url + path, content=body, headers=AUTH)
+            assert 400 <= answer.status_code < 500, (path, body[:80], answer.status_code, answer.text)
+            assert "error" in answer.json()
+
+
+def test_health_ready_metrics_and_page(make):
+    world = make()
+    world.post()
+    assert httpx.get(f"{world.url}/health").json() == {"status": "ok"}
+    assert httpx.get(f"{world.url}/ready").json()["ready"] is True
+    metrics = httpx.get(f"{world.url}/metrics", headers=AUTH).text
+    assert 'r2v_upstream_attempts_total{model="small",code="200"} 1' in metrics and "r2v_requests_total" in metrics
+    page = httpx.get(world.url)
+    assert "r2v gateway" in page.text and "default-src 'none'" in page.headers["content-security-policy"]
+    assert "http://" not in page.text.replace("http://www.w3.org/2000/svg", "")  # it loads nothing from elsewhere
+
+
+def test_a_server_that_does_not_know_n_is_asked_in_parallel(make):
+    world = make()
+    world.small.knows_n = False
+    world.post(model="r2v:slm")
+    assert len(world.small.seen) == 3 and len({body["seed"] for body in world.small.seen}) == 3
+    assert world.rows("candidates") == [(3,)]
