@@ -43,7 +43,9 @@ def from_messages(raw: Json) -> Json:
     body |= {key: raw[key] for key in SAME if key in raw}
     if raw.get("stop_sequences"):
         body["stop"] = raw["stop_sequences"]
-    tools = [tool for tool in raw.get("tools") or [] if isinstance(tool, dict)]
+    tools = raw.get("tools") or []
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise BadRequest("`tools` must be a list of objects")
     if server := [str(tool.get("type")) for tool in tools if "input_schema" not in tool]:
         raise BadRequest(f"tools that run on Anthropic's servers ({', '.join(server)}) cannot be routed")
     if tools:

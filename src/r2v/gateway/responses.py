@@ -28,7 +28,9 @@ def from_responses(raw: Json) -> Json:
     body |= {key: raw[key] for key in ("temperature", "top_p", "parallel_tool_calls") if raw.get(key) is not None}
     if raw.get("max_output_tokens"):
         body["max_tokens"] = raw["max_output_tokens"]
-    tools = [tool for tool in raw.get("tools") or [] if isinstance(tool, dict)]
+    tools = raw.get("tools") or []
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise BadRequest("`tools` must be a list of objects")
     if other := sorted({str(tool.get("type")) for tool in tools if tool.get("type") != "function"}):
         raise BadRequest(f"tools that run on OpenAI's servers ({', '.join(other)}) cannot be routed")
     if tools:
