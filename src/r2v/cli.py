@@ -19,7 +19,7 @@ from rich.console import Console
 from r2v.build.settings import FRESH_SEEDS_FROM, RunSettings
 from r2v.errors import R2VError, SettingsError, StageError
 from r2v.settings import load
-from r2v.store import read_episodes, read_json, write_json, write_text
+from r2v.store import read_episodes, read_json, write_episodes, write_json, write_text
 
 cli = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Learn when to ask the teacher."
@@ -234,6 +234,74 @@ def check(config: Annotated[Path, typer.Argument(help="Gateway settings.")]) -> 
     if found:
         raise SettingsError("; ".join(found))
     typer.echo(f"next      r2v serve {config}")
+
+
+Format = Annotated[
+    str, typer.Option("--format", help="ledger, openai-jsonl, anthropic-jsonl, mini-swe-agent, tau-bench, atif.")
+]
+
+
+@cli.command()
+def fit(
+    logs: Annotated[Path, typer.Argument(help="Ledger, Parquet, JSON, JSONL (.gz, .xz) or a folder of files.")],
+    out: Annotated[Path, typer.Option(help="Folder for the router.")],
+    kind: Format = "ledger",
+    outcomes: Annotated[
+        Path | None, typer.Option(help="JSON with outcomes by task, or a SWE-bench report, for logs that hold none.")
+    ] = None,
+    asked_share: Annotated[
+        float, typer.Option(min=0.001, max=0.999, help="Share of the steps to ask on: places the threshold.")
+    ] = 0.15,
+    seed: Annotated[int, typer.Option(help="Seed of the folds and of the fit.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="End with one JSON line.")] = False,
+) -> None:
+    """Fit a router on recorded episodes alone: your own traffic, or trajectories of other programs. Needs no environment.
+
+    Says how many episodes there are, how sure the result is (task-wise cross-validation), and how many it would take; with
+    too few of them it writes no router and ends with status 2.
+    """
+    _gateway()
+    from r2v.gateway.import_logs import FORMATS, import_logs
+    from r2v.stages.fit_logs import fit_logs
+
+    if kind not in FORMATS:
+        raise SettingsError(f"--format {kind}: the formats are {', '.join(FORMATS)}")
+    episodes, unknown = import_logs(logs, kind, outcomes)
+    found = fit_logs(episodes, out, seed=seed, asked_share=asked_share)
+    typer.echo(f"{found.episodes} episodes with an outcome ({unknown} without one left out), {found.helped} of them helped")
+    if found.refused is not None:
+        typer.echo(f"no router: {found.refused}; about {found.episodes_needed} episodes would do")
+    else:
+        assert found.auroc is not None and found.auroc_ci95 is not None
+        low, high = found.auroc_ci95
+        typer.echo(f"risk on tasks left out: AUROC {found.auroc:.3f} ({low:.3f} to {high:.3f}), ECE {found.ece:.3f}")
+        typer.echo(f"Brier {found.brier:.3f} (always the base rate: {found.base_brier:.3f})")
+        typer.echo(f"for an interval of +-.05: about {found.episodes_needed} episodes")
+        assert found.brier is not None and found.base_brier is not None
+        if low <= 0.5 or found.brier >= found.base_brier:
+            typer.echo("nothing shows that these risks are better than the base rate: do not route on them")
+        typer.echo(f"router    {out}  (asks on {found.asked_share:.0%} of these steps)")
+        typer.echo(f"next      route: {{router: {out}, mode: shadow}} in the gateway's settings")
+    if as_json:
+        typer.echo(json.dumps({**asdict(found), "unknown_outcome": unknown, "format": kind}))
+    if found.refused is not None:
+        raise typer.Exit(2)
+
+
+@cli.command()
+def export(
+    ledger: Annotated[Path, typer.Argument(help="The gateway's ledger (store.path).")],
+    out: Annotated[Path, typer.Argument(help="Parquet file to write.")],
+) -> None:
+    """Write the sessions with an outcome as episodes (Parquet); `r2v fit` takes the file as it is."""
+    _gateway()
+    from r2v.gateway.import_logs import import_logs
+
+    episodes, unknown = import_logs(ledger, "ledger")
+    write_episodes(out, episodes)
+    typer.echo(
+        f"{len(episodes)} episodes, {unknown} sessions without an outcome\nwritten  {out}\nnext     r2v fit {out} --out DIR"
+    )
 
 
 @cli.command()

@@ -150,7 +150,7 @@ class EvaluateSettings(Settings):
     """Price of a failed episode in teacher calls, for the rule `cost`."""
     asked_shares: tuple[Fraction, ...] = (0.02, 0.06, 0.12, 0.2, 0.35, 0.6)
     """Knob positions of the curves: thresholds that would ask on this share of the SLM's own validation steps."""
-    clairvoyant: NonNegativeInt = 60
+    clairvoyant: NonNegativeInt = 30
     """Failed SLM episodes of which the fewest teacher calls that save them are searched; 0 = none."""
     clairvoyant_target: Fraction = 0.98
     """Share of the teacher's success whose least possible calls are reported."""

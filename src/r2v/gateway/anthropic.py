@@ -182,7 +182,7 @@ def _object(arguments: Any) -> Json:
 
 def _blocks_of_user(content: Any) -> list[Json]:
     if not isinstance(content, list):
-        return [{"type": "text", "text": text_of(content) or "(nothing)"}]
+        return [{"type": "text", "text": _words(content)}]
     blocks: list[Json] = []
     for part in content:
         if part.get("type") == "image_url":
@@ -193,8 +193,14 @@ def _blocks_of_user(content: Any) -> list[Json]:
             else:
                 blocks.append({"type": "image", "source": {"type": "url", "url": url}})
         else:
-            blocks.append({"type": "text", "text": str(part.get("text") or f"[{part.get('type', 'part')}]")})
+            blocks.append({"type": "text", "text": _words([part])})
     return blocks or [{"type": "text", "text": "(nothing)"}]
+
+
+def _words(content: Any) -> str:
+    """Text that the API takes: it refuses blank blocks."""
+    text = text_of(content)
+    return text if text.strip() else "(nothing)"
 
 
 def _merged(messages: list[Json]) -> list[Json]:
@@ -217,8 +223,14 @@ def _paired(messages: list[Json]) -> list[Json]:
         blocks = message["content"]
         if message["role"] == "assistant":
             following = messages[i + 1]["content"] if i + 1 < len(messages) else []
-            answered = {b["tool_use_id"] for b in following if b["type"] == "tool_result"}
-            blocks = [b if b["type"] != "tool_use" or b["id"] in answered else _told(b) for b in blocks]
+            open_calls = {b["tool_use_id"] for b in following if b["type"] == "tool_result"}
+            kept = []
+            for b in blocks:
+                lost = b["type"] == "tool_use" and b["id"] not in open_calls
+                kept.append(_told(b) if lost else b)
+                if b["type"] == "tool_use":
+                    open_calls.discard(b["id"])  # a second call of the same name tag has no result of its own
+            blocks = kept
         else:
             called = {b["id"] for b in found[-1]["content"] if b["type"] == "tool_use"} if found else set()
             results, rest, seen = [], [], set()

@@ -20,7 +20,7 @@ from r2v.store import read_episodes, read_json, write_episodes, write_json
 from r2v.types import Episode, Task
 
 JOB_EPISODES = 6000
-JOB_TASKS = 100
+JOB_TASKS = 40
 """Upper limits of one job. Jobs depend on nothing else, so results are the same with any number of workers."""
 
 

@@ -1,0 +1,167 @@
+"""`r2v fit LOGS`: a router from recorded episodes alone, no environment, no training of the small model.
+
+Every number is from task-wise cross-validation: a task's episodes are never on both sides. With too few episodes for a
+threshold that means something, it says how many are there and how many it takes, and writes no router.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from r2v.evaluation.curves import resample_BT
+from r2v.features import FEATURES, batch
+from r2v.labels import Rows
+from r2v.learning.settings import RouterSettings
+from r2v.maths.calibration import brier, ece
+from r2v.maths.stats import auroc
+from r2v.protocols import Floats
+from r2v.types import Episode
+
+FOLDS = 5
+LEAST_FAILED = 20
+LEAST_TASKS = 50
+"""Of each kind of outcome, and of tasks: below that the interval of the AUROC spans everything from chance to perfect."""
+WANTED_WIDTH = 0.1
+RESAMPLES = 1000
+SETTINGS = RouterSettings(epochs=30, batch_size=1024)
+
+
+@dataclass(frozen=True)
+class LogFit:
+    """What was learned, and how sure one can be of it."""
+
+    episodes: int
+    helped: int
+    """Of them, with help: left out."""
+    tasks: int
+    failed: int
+    steps: int
+    auroc: float | None
+    auroc_ci95: tuple[float, float] | None
+    ece: float | None
+    brier: float | None
+    base_brier: float | None
+    """Of always predicting the share of failed steps."""
+    episodes_needed: int
+    """For an interval of the AUROC of +-.05, by the width found here; or for a first fit."""
+    threshold: float | None
+    asked_share: float | None
+    """Share of the steps at or above the threshold."""
+    router: str | None
+    """Folder, or None with `refused`."""
+    refused: str | None
+
+
+def own_steps(episodes: Sequence[Episode]) -> tuple[Rows, list[str]]:
+    """Steps of the episodes that the small model played alone, labelled with the outcome; and the task of each.
+
+    An episode that was helped does not say how the small model would have ended, and leaving out only its helped part would
+    keep the outcome of the help. So logs should come from shadow mode, or hold sessions outside the canary.
+    """
+    features, y, owners, tasks = [], [], [], []
+    for i, episode in enumerate(episodes):
+        if episode.success is None or any(step.choice.actor != "slm" for step in episode.steps):
+            continue
+        for step in episode.steps:
+            if step.choice.features is not None:
+                features.append(step.choice.features)
+                y.append(float(not episode.success))
+                owners.append(i)
+                tasks.append(episode.task.id)
+    x_NF, present_NF = batch(features)
+    zeros = np.zeros(len(y), dtype=int)
+    return Rows(x_NF, present_NF, np.array(y), zeros, np.array(owners, dtype=int)), tasks
+
+
+def fit_logs(episodes: Sequence[Episode], out: Path, *, seed: int = 0, asked_share: float = 0.15) -> LogFit:
+    """Fit and write a router folder to `out`, if the logs allow it. `asked_share` places the threshold: without a teacher's
+    outcomes no log can say which threshold reaches a target, so it is the share of steps that one is willing to ask on.
+    """
+    import torch
+
+    from r2v.learning.router import fit_router
+
+    torch.set_num_threads(2)
+    scored = [episode for episode in episodes if episode.success is not None]
+    rows, tasks = own_steps(episodes)
+    names = sorted(set(tasks))
+    failed = len({i for i, y in zip(rows.episode_N.tolist(), rows.y_N.tolist(), strict=True) if y})
+    solved = len(set(rows.episode_N.tolist())) - failed
+    helped = sum(any(step.choice.actor != "slm" for step in episode.steps) for episode in scored)
+    counts: dict[str, Any] = {
+        "episodes": len(scored),
+        "helped": helped,
+        "tasks": len(names),
+        "failed": failed,
+        "steps": len(rows),
+    }
+    if min(failed, solved) < LEAST_FAILED or len(names) < LEAST_TASKS:
+        told = (
+            f"{len(scored)} episodes of {len(names)} tasks, {failed} failed and {solved} solved by the small model alone: a "
+            f"router needs at least {LEAST_TASKS} tasks and {LEAST_FAILED} episodes of each kind"
+        )
+        rare = max(min(failed, solved) / max(1, len(scored)), 0.02)
+        needed = max(int(np.ceil(LEAST_FAILED / rare)), int(np.ceil(LEAST_TASKS * len(scored) / max(1, len(names)))))
+        unknown: dict[str, Any] = dict.fromkeys(
+            ("auroc", "auroc_ci95", "ece", "brier", "base_brier", "threshold", "asked_share", "router")
+        )
+        return LogFit(**counts, **unknown, episodes_needed=needed, refused=told)
+    task_N = np.array([names.index(task) for task in tasks])
+    fold_N = np.random.default_rng(seed).permutation(len(names))[task_N] % FOLDS
+    p_N = np.zeros(len(rows))
+    settings = SETTINGS
+    for fold in range(FOLDS):
+        held, inner = fold_N == fold, fold_N == (fold + 1) % FOLDS
+        model = fit_router(_part(rows, ~held & ~inner), _part(rows, inner), FEATURES, settings, "decoupled", seed=seed)
+        p_N[held] = model.risk(rows.x_NF[held], rows.present_NF[held])
+    low, high = _interval(p_N, rows.y_N, task_N, seed)
+    last = fold_N == 0
+    known = _known(rows)
+    train, check, every = (_part(rows, keep_N, known) for keep_N in (~last, last, np.ones(len(rows), dtype=bool)))
+    router = fit_router(train, check, known, settings, "decoupled", seed=seed, facts=counts)
+    risk_N = router.risk(every.x_NF, every.present_NF)
+    threshold = float(np.quantile(risk_N, 1 - asked_share, method="higher"))
+    router.with_threshold(threshold).save(out)
+    base = float(rows.y_N.mean())
+    return LogFit(
+        **counts,
+        auroc=auroc(p_N, rows.y_N),
+        auroc_ci95=(low, high),
+        ece=ece(p_N, rows.y_N),
+        brier=brier(p_N, rows.y_N),
+        base_brier=base * (1 - base),
+        episodes_needed=int(np.ceil(len(scored) * ((high - low) / WANTED_WIDTH) ** 2)),
+        threshold=threshold,
+        asked_share=float((risk_N >= threshold).mean()),
+        router=str(out),
+        refused=None,
+    )
+
+
+def _known(rows: Rows) -> tuple[str, ...]:
+    """Features that the logs have at all: black-box logs have no log-probabilities."""
+    return tuple(name for i, name in enumerate(FEATURES) if rows.present_NF[:, i].any())
+
+
+def _part(rows: Rows, keep_N: np.ndarray[Any, Any], names: Sequence[str] = FEATURES) -> Rows:
+    columns = [FEATURES.index(name) for name in names]
+    x_NF, present_NF = rows.x_NF[keep_N][:, columns], rows.present_NF[keep_N][:, columns]
+    return Rows(x_NF, present_NF, rows.y_N[keep_N], rows.seed_N[keep_N], rows.episode_N[keep_N])
+
+
+def _interval(p_N: Floats, y_N: Floats, task_N: np.ndarray[Any, Any], seed: int) -> tuple[float, float]:
+    """95 % bootstrap interval of the AUROC over tasks."""
+    tasks = int(task_N.max()) + 1
+    of_task = [np.flatnonzero(task_N == t) for t in range(tasks)]
+    values = []
+    for weights in (resample_BT(tasks, RESAMPLES, seed)[1:] * tasks).round().astype(int):
+        rows = np.concatenate([np.tile(of_task[t], weights[t]) for t in np.flatnonzero(weights)])
+        if 0 < y_N[rows].mean() < 1:
+            values.append(auroc(p_N[rows], y_N[rows]))
+    low, high = np.quantile(values, [0.025, 0.975])
+    return float(low), float(high)

@@ -1,0 +1,171 @@
+"""A router from logs alone: every format is read, nothing is pretended."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from r2v.cli import cli
+from r2v.errors import ArtifactError
+from r2v.gateway.import_logs import import_logs
+from r2v.routers.mlp import load_router
+from r2v.stages.fit_logs import fit_logs, own_steps
+
+TAU = Path(__file__).parent.parent.parent / "shared/data/trajectories/tau_bench/episodes.jsonl.xz"
+LOOP = [
+    {"role": "system", "content": "s"},
+    {"role": "user", "content": "book a flight"},
+    {"role": "assistant", "content": None, "tool_calls": [
+        {"id": "a", "type": "function", "function": {"name": "search", "arguments": '{"to": "SEA"}'}}]},
+    {"role": "tool", "tool_call_id": "a", "content": "Error: no flights"},
+    {"role": "assistant", "content": "I could not find one."},
+    {"role": "user", "content": "thanks"},
+]  # fmt: skip
+BLOCKS = [
+    {"role": "user", "content": "book a flight"},
+    {"role": "assistant", "content": [{"type": "tool_use", "id": "a", "name": "search", "input": {"to": "SEA"}}]},
+    {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "a", "content": "Error: no flights"}]},
+    {"role": "assistant", "content": [{"type": "text", "text": "I could not find one."}]},
+    {"role": "user", "content": "thanks"},
+]
+ATIF = {
+    "schema_version": "ATIF-v1.5", "session_id": "s-1", "agent": {"name": "x", "version": "1", "model_name": "m"},
+    "steps": [
+        {"step_id": 1, "source": "user", "message": "book a flight"},
+        {"step_id": 2, "source": "agent", "message": "",
+         "tool_calls": [{"tool_call_id": "a", "function_name": "search", "arguments": {"to": "SEA"}}],
+         "observation": {"results": [{"source_call_id": "a", "content": "Error: no flights"}]}},
+        {"step_id": 3, "source": "agent", "message": "I could not find one."},
+    ],
+    "extra": {"reward": 0.0},
+}  # fmt: skip
+RECORDS = {
+    "openai-jsonl": ("log.jsonl", json.dumps({"messages": LOOP, "success": False, "task": "t1"})),
+    "anthropic-jsonl": ("log.jsonl", json.dumps({"messages": BLOCKS, "system": "s", "reward": 0, "task": "t1"})),
+    "mini-swe-agent": ("t1.traj.json", json.dumps({"messages": LOOP, "info": {"resolved": False}, "instance_id": "t1"})),
+    "tau-bench": ("runs.json", json.dumps([{"task_id": "t1", "reward": 0.0, "traj": LOOP}])),
+    "atif": ("t1.json", json.dumps(ATIF)),
+}
+
+
+@pytest.mark.parametrize("kind", RECORDS)
+def test_every_format_is_the_same_episode(tmp_path, kind):
+    name, text = RECORDS[kind]
+    (tmp_path / name).write_text(text)
+    (episode,), unknown = import_logs(tmp_path / name, kind)
+    assert (unknown, episode.success, len(episode.steps)) == (0, False, 2)
+    first, second = episode.steps
+    assert first.choice.action.tool_calls[0].name == "search" and "SEA" in first.choice.action.text
+    assert second.choice.action.text == "I could not find one."
+    assert second.observation.text == "Error: no flights" and episode.goal == "book a flight"
+    assert first.choice.features is not None and not first.choice.features.present[0]  # no log-probabilities, none made up
+
+
+def test_tau2_and_lines_of_steps_are_read_too(tmp_path):
+    flat = [dict(m) for m in LOOP]
+    flat[2] = {**flat[2], "tool_calls": [{"id": "a", "name": "search", "arguments": {"to": "SEA"}}]}
+    runs = {"simulations": [{"task_id": "t1", "reward_info": {"reward": 1.0}, "messages": flat}]}
+    (tmp_path / "tau2.json").write_text(json.dumps(runs))
+    (episode,), _ = import_logs(tmp_path / "tau2.json", "tau-bench")
+    assert episode.success and len(episode.steps) == 2
+
+
+def test_outcomes_may_come_from_a_report(tmp_path):
+    for name in ("a", "b", "c"):
+        (tmp_path / f"{name}.traj.json").write_text(json.dumps({"messages": LOOP, "info": {}}))
+    report = tmp_path / "report"
+    report.write_text(json.dumps({"resolved_ids": ["a"], "unresolved_ids": ["b"]}))
+    episodes, unknown = import_logs(tmp_path, "mini-swe-agent", report)
+    assert {e.task.id: e.success for e in episodes} == {"a": True, "b": False} and unknown == 1
+
+
+def test_bad_logs_are_one_line_that_names_the_place(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text(json.dumps({"messages": LOOP, "success": True}) + "\n{oops\n")
+    with pytest.raises(ArtifactError, match=r"log\.jsonl:2 is not JSON"):
+        import_logs(path, "openai-jsonl")
+    path.write_text('{"rows": 1}')
+    with pytest.raises(ArtifactError, match=r"log\.jsonl:1 is not openai-jsonl"):
+        import_logs(path, "openai-jsonl")
+
+
+def synthetic(path: Path, tasks: int, seed: int = 0) -> None:
+    """Failing episodes repeat a failing call; a third of the labels is noise."""
+    rng = np.random.default_rng(seed)
+    lines = []
+    for i in range(tasks):
+        stuck = rng.random() < 0.5
+        messages = [{"role": "user", "content": f"do thing {i}"}]
+        for t in range(6):
+            text = '{"x": 1}' if stuck and t > 2 else json.dumps({"x": int(rng.integers(1000))})
+            function = {"name": "run", "arguments": text}
+            messages.append({"role": "assistant", "content": None, "tool_calls": [{"id": str(t), "function": function}]})
+            messages.append(
+                {"role": "tool", "tool_call_id": str(t), "content": "Error" if stuck else f"ok {rng.integers(99)}"}
+            )
+        success = bool(rng.random() < (0.2 if stuck else 0.8))
+        lines.append(json.dumps({"messages": messages, "success": success, "task": f"t{i}"}))
+    path.write_text("\n".join(lines))
+
+
+def test_a_router_from_enough_logs_finds_the_signal_and_loads(tmp_path):
+    synthetic(tmp_path / "log.jsonl", 240)
+    done = CliRunner().invoke(
+        cli, ["fit", str(tmp_path / "log.jsonl"), "--format", "openai-jsonl", "--out", str(tmp_path / "router"), "--json"]
+    )
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.output.splitlines()[-1])
+    assert told["episodes"] == told["tasks"] == 240
+    assert told["auroc_ci95"][0] > 0.6 and told["auroc_ci95"][0] < told["auroc"] < told["auroc_ci95"][1]
+    router = load_router(tmp_path / "router")
+    assert router.threshold is not None and "first_token_entropy" not in router.names
+    episodes, _ = import_logs(tmp_path / "log.jsonl", "openai-jsonl")
+    assert 0 <= router.score(episodes[0].steps[-1].choice.features) <= 1
+
+
+def test_too_few_logs_are_refused_with_how_many_it_takes(tmp_path):
+    synthetic(tmp_path / "log.jsonl", 30)
+    done = CliRunner().invoke(
+        cli, ["fit", str(tmp_path / "log.jsonl"), "--format", "openai-jsonl", "--out", str(tmp_path / "router"), "--json"]
+    )
+    assert done.exit_code == 2
+    told = json.loads(done.output.splitlines()[-1])
+    assert told["router"] is None and "at least 50 tasks" in told["refused"] and told["episodes_needed"] >= 50
+    assert not (tmp_path / "router").exists()
+
+
+def test_noise_is_called_noise(tmp_path):
+    synthetic(tmp_path / "log.jsonl", 120)
+    episodes, _ = import_logs(tmp_path / "log.jsonl", "openai-jsonl")
+    rng = np.random.default_rng(1)
+    from dataclasses import replace
+
+    shuffled = [replace(episode, success=bool(rng.random() < 0.5)) for episode in episodes]
+    found = fit_logs(shuffled, tmp_path / "router")
+    assert found.auroc_ci95[0] < 0.55
+    assert found.brier > found.base_brier - 0.02
+
+
+def test_helped_episodes_do_not_speak_for_the_small_model(tmp_path):
+    from dataclasses import replace
+
+    synthetic(tmp_path / "log.jsonl", 60)
+    episodes, _ = import_logs(tmp_path / "log.jsonl", "openai-jsonl")
+    step = episodes[0].steps[2]
+    helped = replace(
+        episodes[0], steps=(*episodes[0].steps[:2], replace(step, choice=replace(step.choice, actor="teacher")))
+    )
+    rows, tasks = own_steps([helped, *episodes[1:]])
+    assert len(rows) == 59 * 6 and "t0" not in tasks
+
+
+@pytest.mark.skipif(not TAU.exists(), reason=f"{TAU} is not here")
+def test_real_tau_bench_runs_are_read(tmp_path):
+    episodes, unknown = import_logs(TAU, "tau-bench")
+    assert (len(episodes), unknown) == (594, 0)
+    assert sum(len(e.steps) for e in episodes) == 7519
+    assert np.mean([e.success for e in episodes]) == pytest.approx(0.673, abs=0.003)

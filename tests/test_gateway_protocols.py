@@ -1,0 +1,170 @@
+"""Switching models inside a conversation: whatever was said by whom, the next request is one that each protocol accepts."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from r2v.features import featurise
+from r2v.gateway import anthropic, chat, responses
+from r2v.types import Candidate, Usage
+from r2v.verifiers.tool_calls import ToolCallVerifier
+from servers import refused_by_anthropic
+
+words = st.text(max_size=12)
+identity = st.sampled_from(["call_1", "call_2", "toolu_3", "call_4"])
+arguments = st.one_of(st.just("{}"), st.just('{"where": "here"}'), st.just("[1]"), st.just("{broken"), words)
+
+
+@st.composite
+def conversations(draw) -> list[dict]:
+    """Messages as agents send them after any sequence of actors: with thinking, parallel calls, lost and foreign results."""
+    messages = [{"role": "system", "content": draw(words)}] if draw(st.booleans()) else []
+    for _ in range(draw(st.integers(1, 7))):
+        role = draw(st.sampled_from(["user", "assistant", "assistant", "tool", "developer"]))
+        if role == "assistant":
+            message: dict = {"role": "assistant", "content": draw(st.one_of(st.none(), words))}
+            if draw(st.booleans()):
+                calls = draw(st.lists(st.tuples(identity, arguments), max_size=3, unique_by=lambda pair: pair[0]))
+                message["tool_calls"] = [
+                    {"id": i, "type": "function", "function": {"name": "look", "arguments": text}} for i, text in calls
+                ]
+            if draw(st.booleans()):
+                message["thinking_blocks"] = [{"type": "thinking", "thinking": "hm", "signature": draw(words)}]
+                message["r2v_model"] = draw(st.sampled_from(["teacher-1", "small-1", None]))
+            messages.append(message)
+            for call in message.get("tool_calls") or []:
+                if draw(st.integers(0, 5)):
+                    messages.append({"role": "tool", "tool_call_id": call["id"], "content": draw(words)})
+        elif role == "tool":
+            messages.append({"role": "tool", "tool_call_id": draw(identity), "content": draw(words)})
+        else:
+            parts = [
+                {"type": "text", "text": draw(words)},
+                {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}},
+            ]
+            messages.append({"role": role, "content": draw(st.one_of(words, st.just(parts)))})
+    return messages
+
+
+@settings(max_examples=400, deadline=None)
+@given(conversations())
+def test_any_conversation_is_a_request_that_anthropics_api_accepts(messages):
+    sent = anthropic.to_messages({"messages": messages, "tools": []}, model="teacher-1", max_tokens=100)
+    assert refused_by_anthropic(sent) is None
+    for message in sent["messages"]:
+        for block in message["content"]:
+            assert block["type"] != "thinking" or message["role"] == "assistant"
+    foreign = [m for m in messages if m.get("r2v_model") != "teacher-1" and m.get("thinking_blocks")]
+    kept = sum(block["type"] == "thinking" for m in sent["messages"] for block in m["content"])
+    assert kept == sum(len(m.get("thinking_blocks") or []) for m in messages if m not in foreign)
+
+
+@settings(max_examples=200, deadline=None)
+@given(conversations())
+def test_any_conversation_has_a_context_with_features(messages):
+    request = chat.parse({"messages": messages})
+    context = chat.context_of(request, 50)
+    assert len(context.observations) == len(context.actions) + 1
+    assert context.t == sum(m["role"] == "assistant" for m in messages)
+    candidate = Candidate(chat.action_of({"content": "hello"}), None, None, Usage())
+    assert featurise(context, (candidate,), (0.5,)).values
+
+
+@given(st.integers(0, 60), st.integers(0, 5000))
+def test_long_contexts_are_clipped_to_a_bound(steps, length):
+    messages = [{"role": "user", "content": "g"}]
+    for i in range(steps):
+        messages += [{"role": "assistant", "content": str(i)}, {"role": "user", "content": "x" * length + "END"}]
+    context = chat.context_of(chat.parse({"messages": messages}), 50)
+    assert sum(map(len, context.observations)) <= max(chat.CLIP_TOTAL, 61 * chat.CLIP) + 100
+    assert all(text.endswith("END") for text in context.observations[1:])
+
+
+ANTHROPIC = {
+    "model": "r2v", "max_tokens": 50, "system": [{"type": "text", "text": "be brief"}], "stop_sequences": ["X"],
+    "tools": [{"name": "look", "description": "d", "input_schema": {"type": "object", "properties": {}}}],
+    "tool_choice": {"type": "any", "disable_parallel_tool_use": True},
+    "messages": [
+        {"role": "user", "content": "find it"},
+        {"role": "assistant", "content": [
+            {"type": "thinking", "thinking": "hm", "signature": "s"}, {"type": "text", "text": "looking"},
+            {"type": "tool_use", "id": "a", "name": "look", "input": {"x": 1}},
+            {"type": "tool_use", "id": "b", "name": "look", "input": {}}]},
+        {"role": "user", "content": [
+            {"type": "tool_result", "tool_use_id": "a", "content": [{"type": "text", "text": "one"}]},
+            {"type": "tool_result", "tool_use_id": "b", "content": "two", "is_error": True},
+            {"type": "text", "text": "go on"}]},
+    ],
+}  # fmt: skip
+
+
+def test_an_anthropic_request_survives_the_neutral_form():
+    body = anthropic.from_messages(ANTHROPIC)
+    assert [m["role"] for m in body["messages"]] == ["system", "user", "assistant", "tool", "tool", "user"]
+    assert body["tool_choice"] == "required" and body["parallel_tool_calls"] is False and body["stop"] == ["X"]
+    assert json.loads(body["messages"][2]["tool_calls"][0]["function"]["arguments"]) == {"x": 1}
+    body["messages"][2]["r2v_model"] = "teacher-1"
+    back = anthropic.to_messages(body, model="teacher-1", max_tokens=9)
+    assert back["messages"][1]["content"] == ANTHROPIC["messages"][1]["content"]
+    assert [b["type"] for b in back["messages"][2]["content"]] == ["tool_result", "tool_result", "text"]
+    assert back["system"] == "be brief" and back["max_tokens"] == 50 and back["stop_sequences"] == ["X"]
+    assert back["tool_choice"] == {"type": "any", "disable_parallel_tool_use": True}
+
+
+def test_server_side_tools_and_kept_responses_are_refused_in_words():
+    with pytest.raises(chat.BadRequest, match="web_search"):
+        anthropic.from_messages({**ANTHROPIC, "tools": [{"type": "web_search_20250305", "name": "web_search"}]})
+    with pytest.raises(chat.BadRequest, match="web_search"):
+        responses.from_responses({"input": "x", "tools": [{"type": "web_search"}]})
+    with pytest.raises(chat.BadRequest, match="whole input"):
+        responses.from_responses({"input": "x", "previous_response_id": "r"})
+
+
+def score(action: dict, history: tuple = (), last: str = "ok", goal: str = "look for the red value") -> float:
+    import asyncio
+
+    tools = [
+        {
+            "name": "look",
+            "parameters": {"type": "object", "properties": {"where": {"type": "string"}}, "required": ["where"]},
+        }
+    ]
+    messages = [{"role": "user", "content": goal}]
+    for i, earlier in enumerate(history):
+        messages += [earlier, {"role": "tool", "tool_call_id": "x", "content": last if i + 1 == len(history) else "ok"}]
+    context = chat.context_of(chat.parse({"messages": messages}), 50)
+    return asyncio.run(ToolCallVerifier(tools).score(context, [chat.action_of(action)]))[0]
+
+
+def call(name: str, arguments: str) -> dict:
+    return {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [{"id": "x", "function": {"name": name, "arguments": arguments}}],
+    }
+
+
+GOOD = call("look", '{"where": "the red value"}')
+
+
+def test_the_tool_verifier_prefers_what_fits():
+    good = score(GOOD)
+    assert good > score(call("look", '{"where": 3}')) > score(call("look", "{broken")) - 1e-9
+    assert good > score(call("unknown", '{"where": "the red value"}'))
+    assert good > score(GOOD, (GOOD,), "Error: no such place") + 0.3
+    assert score(call("look", '{"where": "elsewhere red value"}'), (GOOD,), "Error: no such place") > 0.8
+    assert score(GOOD, (GOOD, GOOD, GOOD)) < good
+    assert score({"role": "assistant", "content": ""}) == 0.0
+    assert all(0 <= score(action) <= 1 for action in (GOOD, {"role": "assistant", "content": "done"}))
+
+
+def test_a_schema_that_points_elsewhere_fetches_nothing():
+    tools = [{"name": "look", "parameters": {"$ref": "http://127.0.0.1:1/schema.json"}}]
+    context = chat.context_of(chat.parse({"messages": [{"role": "user", "content": "x"}]}), 50)
+    (value,) = asyncio.run(ToolCallVerifier(tools).score(context, [chat.action_of(GOOD)]))
+    assert value > 0
