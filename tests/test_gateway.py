@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -495,6 +496,27 @@ def test_health_ready_metrics_and_page(make):
     page = httpx.get(world.url)
     assert "r2v gateway" in page.text and "default-src 'none'" in page.headers["content-security-policy"]
     assert "http://" not in page.text.replace("http://www.w3.org/2000/svg", "")  # it loads nothing from elsewhere
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
+def test_the_page_shows_sessions_in_a_browser_and_no_markup_of_models(make):
+    world = make(route__router="verifier", route__threshold=0.0)
+    hostile = [{"role": "user", "content": "<img src=x onerror=document.title='owned'>"}]
+    world.post(messages=hostile, headers={"x-session-id": "s-1"})
+    world.post("/v1/outcomes", {"session_id": "s-1", "reward": 1})
+
+    def shown(key: str) -> str:
+        done = subprocess.run(
+            ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=4000", "--dump-dom",
+             f"{world.url}/#key={key}"], capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        return done.stdout
+
+    page = shown(KEY)
+    assert "s-1" in page and "steps since start" in page and "owned" not in page.split("</title>")[0]
+    assert "&lt;img src=x" in page and "<img" not in page
+    locked = shown("wrong")
+    assert "s-1" not in locked and "the key is wrong" in locked
 
 
 def test_a_server_that_does_not_know_n_is_asked_in_parallel(make):

@@ -127,7 +127,7 @@ class ProposeSettings(Settings):
 class HelpSettings(Settings):
     """What is tried on the router tasks to learn what help is worth. Only what a wanted router needs is done."""
 
-    branches: PositiveInt = 2
+    branches: PositiveInt = 1
     """Steps of each recorded episode on which both futures are played (benefit)."""
     draws: PositiveInt = 1
     """Futures of each such step; the first is the recorded one."""

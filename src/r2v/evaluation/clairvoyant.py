@@ -23,10 +23,11 @@ from r2v.routers.baselines import AskAt
 from r2v.seeds import derive_seed
 from r2v.types import Episode, Memory
 
-PAIRS = 40
+PAIRS = 24
 """Pairs of calls tried in an episode."""
-RUNS = (3, 5, 8, 13, 21)
-"""Lengths of the runs of consecutive calls; the last resort asks from some step to the end."""
+RUNS = (3, 8, 20)
+"""Lengths of the runs of consecutive calls, begun at every fourth step; the last resort asks from some step to the end."""
+STRIDE = 4
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,9 @@ async def fewest_calls(parts: Parts, make_environment: MakeEnvironment, episode:
     if (two := await saving(draw.sample(pairs, min(PAIRS, len(pairs))))) is not None:
         return Fewest(*case, two)
     for length in RUNS:
-        if (run := await saving([range(t, t + length) for t in range(0, horizon, 2)])) is not None:
+        if (run := await saving([range(t, t + length) for t in range(0, horizon, STRIDE)])) is not None:
             return Fewest(*case, run)
-    return Fewest(*case, await saving([range(t, horizon) for t in range(horizon // 2)]))
+    return Fewest(*case, await saving([range(t, horizon) for t in range(0, horizon // 2, STRIDE)]))
 
 
 @dataclass(frozen=True)
