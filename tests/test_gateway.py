@@ -161,15 +161,6 @@ def test_the_responses_protocol_through_the_openai_sdk(make):
         client.responses.create(model="r2v", input="x", previous_response_id="resp_1")
 
 
-def test_litellm_reaches_it(make):
-    litellm = pytest.importorskip("litellm")
-    world = make()
-    answer = litellm.completion(
-        model="openai/r2v", api_base=f"{world.url}/v1", api_key=KEY, messages=ASK, tools=TOOLS, num_retries=0
-    )
-    assert answer.choices[0].message.tool_calls[0].function.name == "look"
-
-
 # -- decisions ----------------------------------------------------------------------------------------------------
 
 
