@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from r2v.gateway.app import build_app
+from r2v.gateway.chat import chunks
 from r2v.gateway.mock import Character, complete
 from r2v.gateway.service import Service
 from r2v.gateway.settings import GatewaySettings
@@ -59,6 +61,10 @@ class Model:
         self.reply: Any = None
         """Called with the request, gives the answer, if set."""
         self.started = self.finished = 0
+        self.pace = 0.0
+        """Seconds between the chunks of a stream."""
+        self.cut: int | None = None
+        """Chunk before which a stream ends."""
 
     def app(self) -> Starlette:
         return Starlette(
@@ -95,7 +101,18 @@ class Model:
         body = self.seen[-1]
         if self.reply is not None:
             return JSONResponse(self.reply(body))
+        if body.get("stream"):
+            return StreamingResponse(self._streamed(body), media_type="text/event-stream")
         return JSONResponse(complete(self.character, body if self.knows_n else {**body, "n": 1}))
+
+    async def _streamed(self, body: dict[str, Any]) -> AsyncIterator[bytes]:
+        told = chunks(complete(self.character, body), True, {}, 5)
+        for i, chunk in enumerate(told):
+            if self.cut is not None and i == self.cut:
+                return
+            yield f"data: {json.dumps(chunk)}\n\n".encode()
+            await asyncio.sleep(self.pace)
+        yield b"data: [DONE]\n\n"
 
     async def messages(self, request: Request) -> Response:
         """Anthropic's side: refuses what the real API refuses."""

@@ -394,6 +394,53 @@ def test_a_slow_decision_keeps_the_stream_alive_and_then_tells_all(make):
     assert last["r2v"]["arm"] == "slm" and last["choices"][0]["finish_reason"]
 
 
+def test_early_streaming_passes_the_first_draft_through_as_it_comes(make):
+    world = make(route__stream="early", route__router="verifier", route__threshold=0.9)
+    world.small.pace = 0.1
+    start, first, lines = time.monotonic(), None, []
+    with httpx.stream(
+        "POST", f"{world.url}/v1/chat/completions", json={"model": "r2v", "messages": ASK, "tools": TOOLS, "stream": True},
+        headers={**AUTH, "x-session-id": "e"}, timeout=20,
+    ) as answer:  # fmt: skip
+        for line in answer.iter_lines():
+            first = first or time.monotonic() - start
+            lines += [line] if line else []
+    whole = time.monotonic() - start
+    assert first < 0.3 * whole and answer.headers["x-r2v-reason"] == "early"
+    last = json.loads(lines[-2].removeprefix("data: "))
+    assert last["r2v"]["arm"] == "slm" and last["choices"][0]["finish_reason"] == "tool_calls"
+    assert world.rows("reason, candidates, arm") == [("early", 1, "slm")]
+    assert world.rows("slm_usd")[0][0] > 0
+    assert world.small.seen[0]["stream"] is True and "n" not in world.small.seen[0]
+    client = openai.OpenAI(base_url=f"{world.url}/v1", api_key=KEY, max_retries=0)
+    calls = ""
+    for chunk in client.chat.completions.create(model="r2v", messages=ASK, tools=TOOLS, stream=True):
+        for part in chunk.choices[0].delta.tool_calls or []:
+            calls += part.function.arguments or ""
+    assert json.loads(calls)
+
+
+def test_early_streaming_stops_when_the_last_step_was_risky(make):
+    world = make(route__stream="early", route__router="verifier", route__threshold=0.0)
+    body = {"model": "r2v", "messages": ASK, "stream": True}
+    first, second = (world.post(body=body, headers={"x-session-id": "e"}) for _ in range(2))
+    assert first.headers["x-r2v-reason"] == "early"  # nothing was known
+    assert second.headers["x-r2v-arm"] == "teacher"  # its draft was at or above the threshold: the next one is held
+    quiet = make(route__stream="auto")
+    assert quiet.post(body=body, headers={"x-session-id": "q"}).headers["x-r2v-reason"] != "early"
+
+
+def test_an_early_stream_that_breaks_says_so_and_one_that_never_began_is_an_error(make):
+    world = make(route__stream="early", route__router="verifier", route__threshold=0.9)
+    body = {"model": "r2v", "messages": ASK, "tools": TOOLS, "stream": True}
+    world.small.cut = 3
+    text = world.post(body=body, headers={"x-session-id": "a"}).text
+    assert "ended too soon" in text and text.strip().endswith("data: [DONE]")
+    world.small.status = [(500, {})]
+    assert world.post(body=body, headers={"x-session-id": "b"}).status_code == 502
+    assert not world.rows()
+
+
 def test_a_broken_slow_stream_ends_with_the_error(make):
     world = make(small__retries=0, teacher__retries=0)
     world.small.delay, world.small.status, world.teacher.status = 0.8, [(500, {})], [(500, {})]

@@ -184,6 +184,8 @@ class _Gateway:
         if not request.stream:
             answer = await self._step(http, request, wish)
             return JSONResponse(answer.completion, headers=headers_of(answer.facts))
+        if self.service.may_stream_early(request, wish):
+            return await self._stream_early(request, wish)
         options = raw.get("stream_options")
         usage = bool(isinstance(options, dict) and options.get("include_usage"))
 
@@ -268,6 +270,24 @@ class _Gateway:
                 work.cancel()
 
         return StreamingResponse(later(), 200, STREAM, "text/event-stream")
+
+    async def _stream_early(self, request: chat.Request, wish: Wish) -> Response:
+        """Headers leave with the first chunk, so that a model that is down is still an HTTP error."""
+        chunks = self.service.stream_early(request, wish)
+        first = await anext(chunks)
+
+        async def passed() -> AsyncIterator[str]:
+            try:
+                yield f"data: {json.dumps(first, ensure_ascii=False)}\n\n"
+                async for chunk in chunks:
+                    yield f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n"
+            except Refused as error:
+                yield f"data: {json.dumps(chat_error(str(error), 'r2v_error', str(error.facts.get('reason'))))}\n\n"
+            finally:
+                await chunks.aclose()
+            yield "data: [DONE]\n\n"
+
+        return StreamingResponse(passed(), 200, {**STREAM, "x-r2v-arm": "slm", "x-r2v-reason": "early"}, "text/event-stream")
 
     async def decision(self, http: HttpRequest) -> Response:
         raw = await self._body(http)

@@ -139,7 +139,7 @@ def completion(choice: Json, usage: Json | None, *, model: str, identity: str, c
     }
 
 
-def chunks(answer: Json, include_usage: bool, extra: Json) -> list[Json]:
+def chunks(answer: Json, include_usage: bool, extra: Json, size: int = 400) -> list[Json]:
     """The same answer as stream chunks: role, text, calls, the end; `extra` goes into the last one."""
     choice = answer["choices"][0]
     message = choice["message"]
@@ -149,7 +149,7 @@ def chunks(answer: Json, include_usage: bool, extra: Json) -> list[Json]:
         return {**head, "choices": [{"index": 0, "delta": delta, "finish_reason": finish}]}
 
     found = [chunk({"role": "assistant", "content": ""})]
-    for text in pieces(message.get("content") or ""):
+    for text in pieces(message.get("content") or "", size):
         found.append(chunk({"content": text}))
     for key in ("reasoning_content", "refusal"):
         if message.get(key):
@@ -163,12 +163,41 @@ def chunks(answer: Json, include_usage: bool, extra: Json) -> list[Json]:
             "function": {"name": function.get("name"), "arguments": ""},
         }
         found.append(chunk({"tool_calls": [begin]}))
-        for text in pieces(function.get("arguments") or ""):
+        for text in pieces(function.get("arguments") or "", size):
             found.append(chunk({"tool_calls": [{"index": i, "function": {"arguments": text}}]}))
     found.append({**chunk({}, choice.get("finish_reason") or "stop"), "r2v": extra})
     if include_usage:
         found.append({**head, "choices": [], "usage": answer["usage"], "r2v": extra})
     return found
+
+
+class Told:
+    """Puts a streamed answer together again."""
+
+    def __init__(self) -> None:
+        self._text, self._finish = "", None
+        self._calls: dict[int, Json] = {}
+
+    def add(self, choice: Json) -> None:
+        delta = choice.get("delta") or {}
+        self._text += delta.get("content") or ""
+        self._finish = choice.get("finish_reason") or self._finish
+        for part in delta.get("tool_calls") or []:
+            call = self._calls.setdefault(
+                part.get("index", 0), {"type": "function", "function": {"name": "", "arguments": ""}}
+            )
+            if part.get("id"):
+                call["id"] = part["id"]
+            function = part.get("function") or {}
+            call["function"]["name"] += function.get("name") or ""
+            call["function"]["arguments"] += function.get("arguments") or ""
+
+    @property
+    def choice(self) -> Json:
+        message: Json = {"role": "assistant", "content": self._text or None}
+        if self._calls:
+            message["tool_calls"] = [self._calls[i] for i in sorted(self._calls)]
+        return {"index": 0, "message": message, "finish_reason": self._finish or "stop"}
 
 
 def pieces(text: str, size: int = 400) -> Sequence[str]:

@@ -10,14 +10,17 @@ import asyncio
 import hashlib
 import json
 import math
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from random import Random
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+
+from r2v.gateway.chat import chunks
 
 Json = dict[str, Any]
 
@@ -49,6 +52,8 @@ def mock_app(character: Character) -> Starlette:
                 return JSONResponse({"error": {"message": "made-up overload"}}, 429, {"retry-after": "0.05"})
             return JSONResponse({"error": {"message": "made-up failure"}}, 500)
         answer = complete(character, body)
+        if body.get("stream"):
+            return StreamingResponse(_streamed(character, answer), media_type="text/event-stream")
         await asyncio.sleep(character.first_s + character.per_token_s * answer["usage"]["completion_tokens"])
         return JSONResponse(answer)
 
@@ -58,6 +63,15 @@ def mock_app(character: Character) -> Starlette:
     return Starlette(
         routes=[Route("/v1/chat/completions", completions, methods=["POST"]), Route("/v1/models", models, methods=["GET"])]
     )
+
+
+async def _streamed(character: Character, answer: Json, size: int = 8) -> AsyncIterator[str]:
+    """The answer in small pieces, at the character's pace."""
+    await asyncio.sleep(character.first_s)
+    for chunk in chunks(answer, True, {}, size):
+        yield f"data: {json.dumps({key: value for key, value in chunk.items() if key != 'r2v'})}\n\n"
+        await asyncio.sleep(character.per_token_s * size / 4)
+    yield "data: [DONE]\n\n"
 
 
 def complete(character: Character, body: Json) -> Json:

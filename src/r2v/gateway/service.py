@@ -12,20 +12,20 @@ import math
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from r2v.agent import Moment, Parts, Routed
 from r2v.errors import BoundaryError
-from r2v.features import best
+from r2v.features import best, featurise
 from r2v.gateway import chat
 from r2v.gateway.chat import Json, Request
 from r2v.gateway.ledger import Entry, Ledger, decisions_of
 from r2v.gateway.routing import GatewayRouter, load_score
 from r2v.gateway.settings import GatewaySettings
-from r2v.gateway.upstream import Upstream, UpstreamError
+from r2v.gateway.upstream import Draw, Upstream, UpstreamError
 from r2v.seeds import derive_seed, derive_uniform
 from r2v.types import Action, Candidate, Choice, Context, Decision, Memory, Observation, Step, Usage
 from r2v.verifiers.tool_calls import ToolCallVerifier
@@ -50,6 +50,8 @@ class Draft:
         self.name = upstream.name
         self._upstream, self._body = upstream, body
         self.choices: dict[Action, Json] = {}
+        self.candidates: tuple[Candidate, ...] = ()
+        """Of the last call."""
         self.usage: Json = {}
         self.usd = 0.0
         self.drawn = 0
@@ -61,6 +63,10 @@ class Draft:
             draw = await self._upstream.draw(self._body, k, seed=seed)
         finally:
             self.seconds += time.perf_counter() - start
+        return self.take(draw)
+
+    def take(self, draw: Draw) -> tuple[Candidate, ...]:
+        """The choices of one call as candidates, and what they cost."""
         self.usd += draw.usage.usd or 0.0
         self.usage = _added(self.usage, draw.raw_usage)
         self.drawn += len(draw.choices)
@@ -70,7 +76,8 @@ class Draft:
             self.choices.setdefault(action, choice)
             logp, entropy = _logprobs(choice)
             candidates.append(Candidate(action, logp, entropy, draw.usage if i == 0 else NONE_SPENT))
-        return tuple(candidates)
+        self.candidates = tuple(candidates)
+        return self.candidates
 
 
 @dataclass
@@ -135,7 +142,7 @@ class Service:
             found = Session(
                 identity,
                 Memory(seed=derive_seed(identity, "episode"), decisions=decisions_of(entries)),
-                len(entries),
+                entries[-1].t + 1 if entries else 0,
                 sum(entry.slm_usd + entry.teacher_usd for entry in entries),
                 sum(entry.teacher_calls for entry in entries),
             )
@@ -191,7 +198,7 @@ class Service:
         decision_id = secrets.token_hex(8)
         facts: Json = {"decision-id": decision_id, "session-id": identity.split("/", 1)[-1], "step": t}
         body = self._marked(request.body, session)
-        small_most = self.small.most_usd(body) * (route.k if not self.settings.models["small"].offers_n else 1)
+        small_most = self.small.most_usd(body) * route.k
         teacher_most = self.teacher.most_usd(body)
         if not self._room(session, wish.key, small_most):
             raise Refused("the budget is exhausted", 402, {**facts, "reason": "budget_exhausted"})
@@ -221,6 +228,79 @@ class Service:
             if wish.dry:
                 session.steps -= 1
         return Answer(answer, facts, session)
+
+    def may_stream_early(self, request: Request, wish: Wish) -> bool:
+        """Whether what is known before this step says that the small model will do. After the first visible byte nothing
+        can be taken back, so the risk is that of the step before.
+        """
+        route, small = self.settings.route, self.settings.models["small"]
+        if route.stream == "hold" or wish.arm == "teacher" or small.provider != "openai":
+            return False
+        decisions = self.session(wish.session or chat.fingerprint(request, wish.key)).memory.decisions
+        if not decisions:
+            return route.stream == "early"
+        last, threshold = decisions[-1], self.threshold if wish.threshold is None else wish.threshold
+        bar = threshold if route.stream == "early" else threshold / 2
+        return last.rung == "continue" and last.risk is not None and last.risk < bar
+
+    async def stream_early(self, request: Request, wish: Wish) -> AsyncGenerator[Json, None]:
+        """The small model's first draft, chunk by chunk; the row is in the ledger before the last chunk leaves. Raises
+        Refused, before the first chunk or in the middle.
+        """
+        start = time.perf_counter()
+        identity = wish.session or chat.fingerprint(request, wish.key)
+        session = self.session(identity)
+        t, session.steps = session.steps, session.steps + 1
+        facts: Json = {"decision-id": secrets.token_hex(8), "session-id": identity.split("/", 1)[-1], "step": t}
+        body = self._marked(request.body, session)
+        most = self.small.most_usd(body)
+        if not self._room(session, wish.key, most):
+            raise Refused("the budget is exhausted", 402, {**facts, "reason": "budget_exhausted"})
+        self._reserve(session, wish.key, most, +1)
+        small, told = Draft(self.small, body), chat.Told()
+        usage: Json = {}
+        last: Json | None = None
+        waited = time.perf_counter()
+        try:
+            async for chunk in self.small.stream(body):
+                usage = chunk.get("usage") or usage
+                if not chunk.get("choices"):
+                    continue
+                told.add(chunk["choices"][0])
+                chunk = {**chunk, "id": f"chatcmpl-{facts['decision-id']}"}
+                if chunk["choices"][0].get("finish_reason"):
+                    last = chunk
+                else:
+                    yield chunk
+            small.seconds = time.perf_counter() - waited
+            small.take(self.small.priced(told.choice, usage))
+            choice, context = await self._told_early(request, session, small, t)
+            decision = choice.decision
+            assert decision is not None
+            facts |= {"arm": "slm", "reason": "early", "risk": decision.risk, "threshold": decision.threshold}
+            facts["overhead-ms"] = round(1000 * (time.perf_counter() - start - small.seconds), 3)
+            self._record(
+                choice, context, session, wish, small, Draft(self.teacher, body), t, facts, self.small.settings.model
+            )
+            assert last is not None
+            yield {**last, "r2v": facts, "usage": small.usage}
+        except UpstreamError as error:
+            raise Refused(str(error), error.status, {**facts, "reason": "upstream_fallback"}) from None
+        finally:
+            self._reserve(session, wish.key, most, -1)
+            self._pay(session, wish.key, small.usd)
+
+    async def _told_early(self, request: Request, session: Session, small: Draft, t: int) -> tuple[Choice, Context]:
+        """What the router makes of the draft that was told: for the ledger, and for the next step."""
+        context = chat.context_of(request, self.settings.route.horizon)
+        candidates = small.candidates
+        scores = await ToolCallVerifier(request.tools).score(context, [candidates[0].action])
+        features = featurise(context, candidates, scores)
+        risk = self._score(features)
+        decision = Decision("continue", risk, self.threshold, 1.0, "early: told as it came")
+        session.memory = replace(session.memory, decisions=(*session.memory.decisions, decision)[-200:])
+        usage = candidates[0].usage
+        return Choice(candidates[0].action, "slm", candidates, scores, features, decision, usage, NONE_SPENT), context
 
     async def _choose(
         self,

@@ -59,6 +59,9 @@ class RouteSettings(Settings):
     """Folder of a fitted router (`r2v run`, `r2v fit`), or a baseline: entropy, heuristic, verifier."""
     threshold: float | None = None
     """None: the one in the router's folder; the paper's rule for a baseline."""
+    stream: Literal["hold", "early", "auto"] = "hold"
+    """hold: tell an answer when it is chosen. early: where the step before was below the threshold (or there was none), pass
+    the small model's first draft through as it comes, without drawing others. auto: only where it was below half of it."""
     mode: Literal["active", "shadow", "canary"] = "active"
     """shadow: decide, but let the small model answer. canary: a share of the sessions is active."""
     canary_share: Fraction = 0.1

@@ -8,9 +8,11 @@ upstream alone; nothing of the client's headers is passed on.
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import os
 import time
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,10 +83,11 @@ class Upstream:
         return time.monotonic() >= self._closed_until
 
     def most_usd(self, body: Json) -> float:
-        """An upper bound of what answering can cost: every input character a token, the longest answer."""
+        """An upper bound of what one answer can cost: every byte of the input a token, the longest output."""
         price = self.settings.price
         output = body.get("max_completion_tokens") or body.get("max_tokens") or self.settings.max_output_tokens
-        return (len(str(body.get("messages"))) * price.input + output * price.output) / 1e6
+        told = len(str([body.get("messages"), body.get("tools")]).encode("utf-8", "replace"))
+        return (told * price.input + output * price.output) / 1e6
 
     async def draw(self, body: Json, k: int, *, seed: int | None = None) -> Draw:
         """k answers to one request. Raises UpstreamError."""
@@ -109,6 +112,38 @@ class Upstream:
                 others, used = self._read(lambda a=answer: _choices(a))
                 choices, usages = choices + others[:1], usages + used
         return self._priced(choices[:k], usages)
+
+    async def stream(self, body: Json) -> AsyncIterator[Json]:
+        """Chunks of one answer as they come; the last has the usage. Raises UpstreamError, also in the middle."""
+        if not self.available:
+            raise UpstreamError(f"{self.name} is not called for a while after {self._failures} failures in a row")
+        wanted = {**body, "model": self.settings.model, "messages": [_public(m) for m in body["messages"]]}
+        wanted |= {"stream": True, "stream_options": {"include_usage": True}}
+        ended = False
+        try:
+            async with self._gate, self._client.stream("POST", self._url, json=wanted) as response:
+                self._count(str(response.status_code))
+                if response.status_code != 200:
+                    await response.aread()
+                    fault = response.status_code in (400, 404, 413, 422)
+                    told = f"{self.name}: HTTP {response.status_code} {_error_of(response)}"
+                    raise UpstreamError(told, status=response.status_code if fault else 502, clients_fault=fault)
+                async for line in response.aiter_lines():
+                    if line.startswith("data: ") and (data := line[6:].strip()) != "[DONE]":
+                        chunk = json.loads(data)
+                        ended = ended or any(choice.get("finish_reason") for choice in chunk.get("choices") or [])
+                        yield chunk
+        except (httpx.TransportError, ValueError, AttributeError) as error:
+            self._failed("stream")
+            raise UpstreamError(f"{self.name}: the stream broke ({type(error).__name__})") from None
+        if not ended:
+            self._failed("stream")
+            raise UpstreamError(f"{self.name}: the stream ended too soon")
+        self._failures = 0
+
+    def priced(self, choice: Json, usage: Json) -> Draw:
+        """One answer that was streamed."""
+        return self._priced([choice], [usage])
 
     def _read(self, convert: Any) -> Any:
         try:
