@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 import shutil
 import signal
 import sqlite3
@@ -24,6 +25,7 @@ import pytest
 from r2v.agent import Moment, Parts, Routed
 from r2v.gateway import chat
 from r2v.gateway.ledger import Ledger
+from r2v.gateway.mock import Character, complete
 from r2v.gateway.routing import GatewayRouter, load_score
 from r2v.gateway.service import Draft
 from r2v.gateway.upstream import Upstream
@@ -563,3 +565,72 @@ def test_a_server_that_does_not_know_n_is_asked_in_parallel(make):
     world.post(model="r2v:slm")
     assert len(world.small.seen) == 3 and len({body["seed"] for body in world.small.seen}) == 3
     assert world.rows("candidates") == [(3,)]
+
+
+def mutated(value, draw: random.Random, depth: int = 0):
+    """The value with something replaced, dropped or repeated."""
+    strange = [
+        None,
+        True,
+        -1,
+        1e308,
+        "",
+        "\x00\ud83d\ude00<script>",
+        [],
+        {},
+        [[]],
+        {"type": "text"},
+        "x" * 300,
+        float(2**63),
+    ]
+    if draw.random() < 0.12:
+        return draw.choice(strange)
+    if isinstance(value, dict):
+        kept = {k: mutated(v, draw, depth + 1) for k, v in value.items() if draw.random() > 0.04}
+        return {**kept, "metadata": draw.choice(strange)} if depth == 0 and draw.random() < 0.1 else kept
+    if isinstance(value, list):
+        found = [mutated(v, draw, depth + 1) for v in value if draw.random() > 0.04]
+        return found * 2 if draw.random() < 0.05 else found
+    return value
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/v1/responses", "/v1/outcomes"])
+def test_fuzzed_requests_never_break_it(make, path):
+    """`R2V_FUZZ=10000 pytest -k fuzzed` for the long run."""
+    world = make()
+    for model in (world.small, world.teacher):  # a model that takes everything: what breaks is ours
+        model.reply = lambda body: complete(Character("m"), {"messages": ASK, "n": body.get("n")})
+    schema = LOOK["parameters"]
+    called = {"id": "a", "type": "function", "function": {"name": "look", "arguments": '{"where": "x"}'}}
+    valid = {
+        "/v1/chat/completions": {
+            "model": "r2v", "tools": TOOLS, "tool_choice": "auto", "max_tokens": 20, "stream": False,
+            "messages": [*ASK, {"role": "assistant", "content": None, "tool_calls": [called]},
+                         {"role": "tool", "tool_call_id": "a", "content": "ok"},
+                         {"role": "user", "content": [{"type": "text", "text": "go on"}]}],
+        },
+        "/v1/messages": {
+            "model": "r2v", "max_tokens": 20, "system": "s", "stop_sequences": ["x"], "stream": True,
+            "tools": [{"name": "look", "input_schema": schema}], "tool_choice": {"type": "auto"},
+            "messages": [{"role": "user", "content": "a"},
+                         {"role": "assistant", "content": [{"type": "tool_use", "id": "a", "name": "look", "input": {}}]},
+                         {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "a", "content": "ok"}]}],
+        },
+        "/v1/responses": {
+            "model": "r2v", "instructions": "s", "tools": [{"type": "function", "name": "look", "parameters": schema}],
+            "text": {"format": {"type": "json_schema", "name": "x", "schema": {}}}, "max_output_tokens": 20,
+            "input": [{"role": "user", "content": [{"type": "input_text", "text": "a"}]},
+                      {"type": "function_call", "call_id": "a", "name": "look", "arguments": "{}"},
+                      {"type": "function_call_output", "call_id": "a", "output": "ok"}],
+        },
+        "/v1/outcomes": {"session_id": "x", "reward": 1, "step": 0},
+    }[path]  # fmt: skip
+    draw, seen = random.Random(path), set()
+    with httpx.Client(headers=AUTH, timeout=20) as client:
+        for i in range(int(os.environ.get("R2V_FUZZ", "300"))):
+            body = mutated(valid, draw)
+            answer = client.post(world.url + path, content=json.dumps(body))
+            seen.add(answer.status_code)
+            assert answer.status_code < 500, (i, body, answer.text)
+            assert "Traceback" not in answer.text and KEY not in answer.text
+    assert 400 in seen and (200 in seen or path == "/v1/outcomes")

@@ -202,7 +202,7 @@ class _Gateway:
 
     async def messages(self, http: HttpRequest) -> Response:
         raw = await self._body(http)
-        request = chat.parse(anthropic.from_messages(raw))
+        request = _parsed(anthropic.from_messages, raw)
         wish = self._wish(http, raw, request.wanted_model)
         if not request.stream:
             answer = await self._step(http, request, wish)
@@ -219,7 +219,7 @@ class _Gateway:
 
     async def responses(self, http: HttpRequest) -> Response:
         raw = await self._body(http)
-        request = chat.parse(responses.from_responses(raw))
+        request = _parsed(responses.from_responses, raw)
         wish = self._wish(http, raw, request.wanted_model)
         if not request.stream:
             answer = await self._step(http, request, wish)
@@ -297,7 +297,7 @@ class _Gateway:
 
     async def count_tokens(self, http: HttpRequest) -> Response:
         """An estimate, four characters a token: no model is asked."""
-        body = anthropic.from_messages(await self._body(http))
+        body = _parsed(anthropic.from_messages, await self._body(http)).body
         return JSONResponse({"input_tokens": max(1, len(json.dumps([body["messages"], body.get("tools")])) // 4)})
 
     # -- what is known --------------------------------------------------------------------------------------------
@@ -371,6 +371,14 @@ class _Gateway:
             "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; base-uri 'none'"
         )
         return HTMLResponse(text, headers={"content-security-policy": policy, "x-content-type-options": "nosniff"})
+
+
+def _parsed(convert: Callable[[Json], Json], raw: Json) -> chat.Request:
+    """A request of another protocol. Raises BadRequest, also where a part has a type that the conversion cannot use."""
+    try:
+        return chat.parse(convert(raw))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise BadRequest(f"the request holds a part of the wrong type ({type(error).__name__}: {error})"[:200]) from None
 
 
 async def _disconnected(http: HttpRequest) -> None:

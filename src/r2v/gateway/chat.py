@@ -44,21 +44,54 @@ def parse(raw: Json) -> Request:
     messages = raw.get("messages")
     if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
         raise BadRequest("`messages` must be a list of at least one message")
-    for message in messages:
-        if message.get("role") not in ("system", "developer", "user", "assistant", "tool", "function"):
-            raise BadRequest(f"a message has the role {message.get('role')!r}")
-        calls = message.get("tool_calls")
-        if calls is not None and not (isinstance(calls, list) and all(isinstance(c, dict) for c in calls)):
-            raise BadRequest("`tool_calls` of a message must be a list of objects")
+    for i, message in enumerate(messages):
+        _check_message(message, f"messages[{i}]")
     tools = raw.get("tools")
-    if tools is not None and not (isinstance(tools, list) and all(isinstance(t, dict) for t in tools)):
-        raise BadRequest("`tools` must be a list of objects")
+    if tools is not None and not isinstance(tools, list):
+        raise BadRequest("`tools` must be a list")
+    for i, tool in enumerate(tools or []):
+        function = tool.get("function") if isinstance(tool, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise BadRequest(f"tools[{i}] must be an object with a function and its name")
+        if not isinstance(function.get("parameters") or {}, dict):
+            raise BadRequest(f"the parameters of tools[{i}] must be a JSON schema")
     if raw.get("n") not in (None, 1):
         raise BadRequest("n > 1 is not offered: r2v draws candidates itself and answers with one")
-    if not isinstance(raw.get("model", ""), str):
+    if not isinstance(raw.get("model") or "", str):
         raise BadRequest("`model` must be a string")
+    for key in ("max_tokens", "max_completion_tokens"):
+        if raw.get(key) is not None and (not isinstance(raw[key], int) or isinstance(raw[key], bool) or raw[key] < 1):
+            raise BadRequest(f"`{key}` must be a positive integer")
+    for key in ("temperature", "top_p"):
+        if raw.get(key) is not None and (not isinstance(raw[key], int | float) or isinstance(raw[key], bool)):
+            raise BadRequest(f"`{key}` must be a number")
+    choice = raw.get("tool_choice")
+    if isinstance(choice, dict) and not isinstance((choice.get("function") or {}).get("name"), str):
+        raise BadRequest("`tool_choice` must be a word or name a function")
+    if choice is not None and not isinstance(choice, str | dict):
+        raise BadRequest("`tool_choice` must be a word or name a function")
     body = {key: value for key, value in raw.items() if key not in ("model", "stream", "stream_options", "n")}
     return Request(body, raw.get("model") or "r2v", bool(raw.get("stream")))
+
+
+def _check_message(message: Json, where: str) -> None:
+    if message.get("role") not in ("system", "developer", "user", "assistant", "tool", "function"):
+        raise BadRequest(f"{where} has the role {str(message.get('role'))[:40]!r}")
+    content = message.get("content")
+    if not isinstance(content, str | list | None):
+        raise BadRequest(f"the content of {where} must be text or a list of parts")
+    for part in content if isinstance(content, list) else []:
+        if not isinstance(part, dict) or not isinstance(part.get("image_url") or {}, dict):
+            raise BadRequest(f"the content of {where} holds a part that is not an object")
+    calls = message.get("tool_calls")
+    if not isinstance(calls, list | None):
+        raise BadRequest(f"`tool_calls` of {where} must be a list")
+    for call in calls or []:
+        function = call.get("function") if isinstance(call, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise BadRequest(f"a call of {where} has no function with a name")
+        if not isinstance(function.get("arguments") or "", str):
+            raise BadRequest(f"the arguments of a call of {where} must be JSON text")
 
 
 def text_of(content: Any) -> str:
