@@ -118,7 +118,7 @@ def test_a_router_from_enough_logs_finds_the_signal_and_loads(tmp_path):
         cli, ["fit", str(tmp_path / "log.jsonl"), "--format", "openai-jsonl", "--out", str(tmp_path / "router"), "--json"]
     )
     assert done.exit_code == 0, done.output
-    told = json.loads(done.output.splitlines()[-1])
+    told = json.loads(done.stdout.splitlines()[-1])
     assert told["episodes"] == told["tasks"] == 240
     assert told["auroc_ci95"][0] > 0.6 and told["auroc_ci95"][0] < told["auroc"] < told["auroc_ci95"][1]
     router = load_router(tmp_path / "router")
@@ -133,7 +133,7 @@ def test_too_few_logs_are_refused_with_how_many_it_takes(tmp_path):
         cli, ["fit", str(tmp_path / "log.jsonl"), "--format", "openai-jsonl", "--out", str(tmp_path / "router"), "--json"]
     )
     assert done.exit_code == 2
-    told = json.loads(done.output.splitlines()[-1])
+    told = json.loads(done.stdout.splitlines()[-1])
     assert told["router"] is None and "at least 50 tasks" in told["refused"] and told["episodes_needed"] >= 50
     assert not (tmp_path / "router").exists()
 
