@@ -1,4 +1,7 @@
-"""The agents and frameworks people use, each through the gateway: only the base URL changes."""
+"""The agents and frameworks people use, each through the gateway: only the base URL changes.
+
+`test_gateway.py` runs this file in a process of its own: the libraries leave sockets and event loops behind.
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import json
 import os
 import random
@@ -161,6 +162,19 @@ def test_the_responses_protocol_through_the_openai_sdk(make):
     assert [m["role"] for m in sent] == ["user", "assistant", "tool"] and sent[2]["tool_call_id"] == call.call_id
     with pytest.raises(openai.BadRequestError, match="whole input"):
         client.responses.create(model="r2v", input="x", previous_response_id="resp_1")
+
+
+def test_the_frameworks_people_use():
+    """mini-swe-agent, LangChain, the OpenAI Agents SDK, litellm (those that are installed)."""
+    if importlib.util.find_spec("minisweagent") is None:
+        pytest.skip("the extra `clients` is not installed")
+    here = Path(__file__).parent
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:unraisableexception", "-W", "ignore",
+         str(here / "clients_through_gateway.py")],
+        capture_output=True, text=True, timeout=300, cwd=here.parent,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
 
 
 # -- decisions ----------------------------------------------------------------------------------------------------
