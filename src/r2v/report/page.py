@@ -63,6 +63,12 @@ def headline(results: dict[str, Any]) -> str:
     rivals = {
         name: r for name, r in routers.items() if name not in ("r2v", "llm_only", "slm_only") and r["threshold"] is not None
     }
+    cheaper = [n for n, r in rivals.items() if r["success_rate"] >= r2v["success_rate"]]
+    if cheaper:
+        name = min(cheaper, key=lambda n: float(rivals[n]["calls_per_episode"]))
+        there, here = rivals[name]["calls_per_episode"], r2v["calls_per_episode"]
+        if there < here:
+            text += f" {name} does as well with {there:.2f} calls an episode instead of {here:.2f}."
     better = [n for n, d in results["differences"].items() if n in rivals and d["ci95"][0] > 0]
     unclear = [n for n in results["differences"] if n in rivals and n not in better]
     if better:
