@@ -210,7 +210,7 @@ class Test:
         keep_N = np.ones(len(test.rows), dtype=bool) if v.without_family is None else test.family_N == v.without_family
         rows = test.of(v, keep_N)
         p_N = model.risk(rows.x_NF, rows.present_NF)
-        numbers = {"ece": ece(p_N, rows.y_N), "brier": brier(p_N, rows.y_N), "auroc": auroc(p_N, rows.y_N)}
+        numbers = {"ece": ece(p_N, rows.y_N), "brier": brier(p_N, rows.y_N), "auroc": _auroc(p_N, rows.y_N)}
         if v.without_family is not None:
             recalibrated = _recalibrated(v, model, held)
             p_N = recalibrated.risk(rows.x_NF, rows.present_NF)
@@ -225,6 +225,11 @@ def _recalibrated(v: Variant, model: RiskMLP, held: Table) -> RiskMLP:
     rows = held.of(v, of_family_N & np.isin(held.rows.episode_N, few))
     slope, bias = fit_scaling(model.logit(rows.x_NF, rows.present_NF), rows.y_N, with_bias=True)
     return replace(model, calibration=Calibration(slope, bias))
+
+
+def _auroc(p_N: Floats, y_N: Floats) -> float | None:
+    """None where one class is missing."""
+    return auroc(p_N, y_N) if 0 < y_N.mean() < 1 else None
 
 
 def _numbers(o: Outcomes, family: str | None) -> dict[str, Any]:
@@ -329,5 +334,5 @@ def _verifier(alone: Sequence[Episode]) -> dict[str, Any]:
         "failed_steps": float((failed_N * length_N).sum() / length_N.sum()),
         "mean_success": float(mean_N[failed_N == 0].mean()) if (failed_N == 0).any() else None,
         "mean_failure": float(mean_N[failed_N == 1].mean()) if failed_N.any() else None,
-        "episode_auroc": auroc(-mean_N, failed_N) if 0 < failed_N.mean() < 1 else None,
+        "episode_auroc": _auroc(-mean_N, failed_N),
     }
