@@ -38,7 +38,7 @@ from r2v.types import Episode, Task
 
 RECALIBRATION = 50
 """Episodes of an unseen perturbation family on which the risk is recalibrated."""
-SHARES = (0.06, 0.2, 0.6)
+SHARES = (0.06, 0.3)
 """Knob positions of the curves: the share of the SLM's own validation steps asked on."""
 REMADE_TASKS = 100
 REMADE_SEEDS = 2
