@@ -30,7 +30,7 @@ from r2v.stages.runner import Bench
 from r2v.store import read_episodes
 from r2v.types import Context, Decision, Episode, Features, Memory
 
-STEPS = 2
+STEPS = 4
 """Branched steps of an episode."""
 RESAMPLES = 2000
 
@@ -71,12 +71,14 @@ async def branched(settings: RunSettings, slm: Path, episodes: list[Episode], ra
     return np.array([row for rows in await asyncio.gather(*map(one, range(len(episodes)), episodes)) for row in rows])
 
 
-def interval(value_N: np.ndarray, owner_N: np.ndarray) -> str:
+def interval(value_N: np.ndarray, owner_N: np.ndarray, weight_N: np.ndarray | None = None) -> str:
+    """Mean over steps, with its interval. `weight_N`: how many steps each row stands for."""
+    weight_N = np.ones(len(value_N)) if weight_N is None else weight_N
     owner_N = np.unique(owner_N, return_inverse=True)[1]
-    total_T, count_T = np.bincount(owner_N, value_N), np.bincount(owner_N)
+    total_T, count_T = np.bincount(owner_N, value_N * weight_N), np.bincount(owner_N, weight_N)
     drawn_BT = np.random.default_rng(0).multinomial(len(count_T), np.full(len(count_T), 1 / len(count_T)), RESAMPLES)
     low, high = np.quantile((drawn_BT @ total_T) / (drawn_BT @ count_T), [0.025, 0.975])
-    return f"{value_N.mean():+.4f}  [{low:+.4f}, {high:+.4f}]  ({len(value_N)} steps)"
+    return f"{total_T.sum() / count_T.sum():+.4f}  [{low:+.4f}, {high:+.4f}]  ({len(value_N)} steps)"
 
 
 def main() -> None:
@@ -115,11 +117,13 @@ def main() -> None:
     robust = doubly_robust_N(a_N, e_N, success_N, ones_N, helped_N, alone_N)
     tried = asyncio.run(branched(settings, chosen_slm(bench), episodes, arguments.rate))
     start_E = np.cumsum([0, *(len(e.steps) for e in episodes)])
+    length_B = np.array([len(episodes[int(i)].steps) for i in tried[:, 0]], dtype=float)  # a long episode has more steps
     row_B = start_E[tried[:, 0].astype(int)] + tried[:, 1].astype(int)
     print(f"{len(episodes)} episodes with random help at rate {arguments.rate}, {len(tasks)} tasks")
     for name, keep_N in (("every step", np.ones(len(a_N), dtype=bool)), ("where the teacher differs", differ_N)):
         print(f"\n{name} ({keep_N.mean():.0%} of steps)")
-        print(f"  branching            {interval(tried[keep_N[row_B], 2], task_N[row_B][keep_N[row_B]])}")
+        some_B = keep_N[row_B]
+        print(f"  branching            {interval(tried[some_B, 2], task_N[row_B][some_B], length_B[some_B])}")
         print(f"  inverse propensity   {interval(ips[keep_N], task_N[keep_N])}")
         print(f"  doubly robust        {interval(robust[keep_N], task_N[keep_N])}")
 
