@@ -16,7 +16,7 @@ from random import Random as Draw
 import numpy as np
 
 from r2v.agent import Routed
-from r2v.build.parts import Player, make_agents, make_environment, make_teacher
+from r2v.build.parts import make_environment, make_parts, make_teacher
 from r2v.build.settings import RunSettings
 from r2v.evaluation.branches import differs
 from r2v.features import FEATURES, batch
@@ -52,13 +52,12 @@ class Forced:
 
 async def branched(settings: RunSettings, slm: Path, episodes: list[Episode], rate: float) -> np.ndarray:
     """(episode, t, gain) of some steps of each."""
-    (agent,) = make_agents(settings, [Player("routed", slm)])
-    assert isinstance(agent, Routed)
+    parts = make_parts(settings, slm)
     inner, horizon = Random(rate), settings.environment.horizon
 
     async def one(i: int, episode: Episode) -> list[tuple[int, int, float]]:
         steps = Draw(i).sample(range(len(episode.steps)), min(STEPS, len(episode.steps)))
-        arms = [Routed(agent.parts, Forced(inner, t, ask)) for t in steps for ask in (True, False)]
+        arms = [Routed(parts, Forced(inner, t, ask)) for t in steps for ask in (True, False)]
         environment, family = make_environment(settings, episode.task, episode.seed)
         played = await run_together(
             environment, arms, episode.task, seed=episode.seed, perturbation=family, horizon=horizon, memory=Memory()

@@ -233,6 +233,11 @@ def _value_of(folder: Path) -> Score:
     return lru_cache(maxsize=1 << 14)(load_router(folder).value)
 
 
+def make_parts(settings: RunSettings, slm: Path, view: View = "full") -> Parts:
+    """What a routed agent with this SLM is made of besides its router."""
+    return Parts(make_slm(settings.slm, slm), make_teacher(settings), HouseholdVerifier(), settings.slm.k, view=view)
+
+
 def make_agents(settings: RunSettings, players: Iterable[Player]) -> list[Agent]:
     """Agents that play together: those with the same SLM share their parts. Nothing is left over from earlier ones."""
     parts: dict[tuple[Path, View], Parts] = {}
@@ -246,8 +251,7 @@ def make_agents(settings: RunSettings, players: Iterable[Player]) -> list[Agent]
             raise ValueError("a routed player needs the folder of its SLM")
         key = player.slm, player.view
         if key not in parts:
-            slm, teacher = make_slm(settings.slm, player.slm), make_teacher(settings)
-            parts[key] = Parts(slm, teacher, HouseholdVerifier(), settings.slm.k, view=player.view)
+            parts[key] = make_parts(settings, *key)
         return Routed(parts[key], make_router(player.router, player.threshold, player.fitted))
 
     return [agent(player) for player in players]

@@ -13,7 +13,7 @@ from r2v.evaluation.closed_loop import MakeEnvironment
 from r2v.features import best
 from r2v.loop import run_together
 from r2v.protocols import Agent, Policy
-from r2v.routers.baselines import AskAt
+from r2v.routers.baselines import AskAt, Never
 from r2v.seeds import derive_seed
 from r2v.types import Episode, Memory
 
@@ -57,7 +57,7 @@ async def branch(
 
     Needs an environment with `clone()`. An arm that breaks counts as failed, as in every evaluation.
     """
-    never = Routed(parts, AskAt(frozenset()))
+    never = Routed(parts, Never())
     arms: dict[tuple[int, int, bool], Agent] = {}
     for draw in range(draws):
         after = Routed(parts if draw == 0 else replace(parts, draw=draw), never.router)

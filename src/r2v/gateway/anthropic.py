@@ -158,17 +158,17 @@ def _blocks_of_assistant(message: Json, model: str) -> list[Json]:
     blocks: list[Json] = list(message.get("thinking_blocks") or []) if message.get("r2v_model") == model else []
     if words := text_of(message.get("content")).strip():
         blocks.append({"type": "text", "text": words})
-    for call in message.get("tool_calls") or []:
-        function = call.get("function") or {}
-        blocks.append(
-            {
-                "type": "tool_use",
-                "id": call.get("id"),
-                "name": function.get("name"),
-                "input": _object(function.get("arguments")),
-            }
-        )
+    blocks += _tool_uses(message)
     return blocks or [{"type": "text", "text": "(nothing)"}]
+
+
+def _tool_uses(message: Json) -> list[Json]:
+    """The calls of an assistant message as blocks."""
+    return [
+        {"type": "tool_use", "id": call.get("id"), "name": function.get("name"), "input": _object(function.get("arguments"))}
+        for call in message.get("tool_calls") or []
+        for function in [call.get("function") or {}]
+    ]
 
 
 def _object(arguments: Any) -> Json:
@@ -277,16 +277,7 @@ def message_of(answer: Json) -> Json:
     blocks: list[Json] = list(message.get("thinking_blocks") or [])
     if message.get("content"):
         blocks.append({"type": "text", "text": text_of(message["content"])})
-    for call in message.get("tool_calls") or []:
-        function = call.get("function") or {}
-        blocks.append(
-            {
-                "type": "tool_use",
-                "id": call.get("id"),
-                "name": function.get("name"),
-                "input": _object(function.get("arguments")),
-            }
-        )
+    blocks += _tool_uses(message)
     cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
     return {
         "id": answer["id"].replace("chatcmpl-", "msg_"),

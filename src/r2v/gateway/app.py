@@ -135,8 +135,9 @@ class _Gateway:
             raise BadRequest("the body must be a JSON object")
         return raw
 
-    def _wish(self, http: HttpRequest, raw: Json, model: str, *, dry: bool = False) -> Wish:
+    def _wish(self, http: HttpRequest, raw: Json, request: chat.Request, *, dry: bool = False) -> Wish:
         """Overrides by header or by model name: r2v:slm, r2v:teacher, r2v@tau=0.3."""
+        model = request.wanted_model
         if not model.startswith("r2v") and model not in ("", "auto"):
             known = {m.model for m in self.service.settings.models.values()}
             if model not in known:
@@ -157,7 +158,8 @@ class _Gateway:
                 raise BadRequest("write the threshold as r2v@tau=0.3") from None
             if not math.isfinite(threshold):
                 raise BadRequest("the threshold must be a finite number")
-        return Wish(http.state.key, _session_of(http, raw), arm, threshold, dry)
+        session = _session_of(http, raw) or chat.fingerprint(request, http.state.key)
+        return Wish(http.state.key, session, arm, threshold, dry)
 
     async def _step(self, http: HttpRequest, request: chat.Request, wish: Wish) -> Answer:
         """The step, given up (and with it what was asked of the models) when the client goes away."""
@@ -180,11 +182,11 @@ class _Gateway:
     async def chat_completions(self, http: HttpRequest) -> Response:
         raw = await self._body(http)
         request = chat.parse(raw)
-        wish = self._wish(http, raw, request.wanted_model)
+        wish = self._wish(http, raw, request)
         if not request.stream:
             answer = await self._step(http, request, wish)
             return JSONResponse(answer.completion, headers=headers_of(answer.facts))
-        if self.service.may_stream_early(request, wish):
+        if self.service.may_stream_early(wish):
             return await self._stream_early(request, wish)
         options = raw.get("stream_options")
         usage = bool(isinstance(options, dict) and options.get("include_usage"))
@@ -203,7 +205,7 @@ class _Gateway:
     async def messages(self, http: HttpRequest) -> Response:
         raw = await self._body(http)
         request = _parsed(anthropic.from_messages, raw)
-        wish = self._wish(http, raw, request.wanted_model)
+        wish = self._wish(http, raw, request)
         if not request.stream:
             answer = await self._step(http, request, wish)
             return JSONResponse(anthropic.message_of(answer.completion), headers=headers_of(answer.facts))
@@ -220,7 +222,7 @@ class _Gateway:
     async def responses(self, http: HttpRequest) -> Response:
         raw = await self._body(http)
         request = _parsed(responses.from_responses, raw)
-        wish = self._wish(http, raw, request.wanted_model)
+        wish = self._wish(http, raw, request)
         if not request.stream:
             answer = await self._step(http, request, wish)
             return JSONResponse(responses.response_of(answer.completion, raw), headers=headers_of(answer.facts))
@@ -292,7 +294,7 @@ class _Gateway:
     async def decision(self, http: HttpRequest) -> Response:
         raw = await self._body(http)
         request = chat.parse(raw)
-        answer = await self.service.step(request, self._wish(http, raw, request.wanted_model, dry=True))
+        answer = await self.service.step(request, self._wish(http, raw, request, dry=True))
         return JSONResponse({key.replace("-", "_"): value for key, value in answer.facts.items()})
 
     async def count_tokens(self, http: HttpRequest) -> Response:
@@ -382,8 +384,9 @@ def _parsed(convert: Callable[[Json], Json], raw: Json) -> chat.Request:
 
 
 async def _disconnected(http: HttpRequest) -> None:
-    while not await http.is_disconnected():
-        await asyncio.sleep(0.1)
+    """Ends when the client goes away; its body has been read."""
+    while (await http.receive())["type"] != "http.disconnect":
+        pass
 
 
 def _session_of(http: HttpRequest, raw: Json) -> str | None:

@@ -63,7 +63,8 @@ def import_logs(path: Path, kind: str, outcomes: Path | None = None) -> tuple[li
     readers = {
         "openai-jsonl": _openai, "anthropic-jsonl": _anthropic, "mini-swe-agent": _mini, "tau-bench": _tau, "atif": _atif,
     }  # fmt: skip
-    found, unknown = [], 0
+    found: list[tuple[Recorded, bool]] = []
+    unknown = 0
     for where, raw in _objects(path):
         try:
             recorded = readers[kind](raw, where)
@@ -73,8 +74,12 @@ def import_logs(path: Path, kind: str, outcomes: Path | None = None) -> tuple[li
         if success is None:
             unknown += 1
             continue
-        found.append(asyncio.run(_episode(recorded, success)))
-    return found, unknown
+        found.append((recorded, success))
+    return asyncio.run(_episodes(found)), unknown
+
+
+async def _episodes(found: Sequence[tuple[Recorded, bool]]) -> list[Episode]:
+    return [await _episode(recorded, success) for recorded, success in found]
 
 
 async def _episode(recorded: Recorded, success: bool) -> Episode:

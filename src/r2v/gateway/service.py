@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from r2v.agent import Moment, Parts, Routed
+from r2v.agent import NO_USAGE, Moment, Parts, Routed
 from r2v.errors import BoundaryError
 from r2v.features import best, featurise
 from r2v.gateway import chat
@@ -27,12 +27,13 @@ from r2v.gateway.routing import GatewayRouter, load_score
 from r2v.gateway.settings import GatewaySettings
 from r2v.gateway.upstream import Draw, Upstream, UpstreamError
 from r2v.seeds import derive_seed, derive_uniform
-from r2v.types import Action, Candidate, Choice, Context, Decision, Memory, Observation, Step, Usage
+from r2v.types import Action, Candidate, Choice, Context, Decision, Memory, Observation, Step
 from r2v.verifiers.tool_calls import ToolCallVerifier
 
+DECISIONS = 200
+"""The latest of a session, kept for its router."""
 SESSIONS = 50_000
 """Sessions kept in memory; older ones are read from the ledger again."""
-NONE_SPENT = Usage()
 
 
 class Refused(Exception):
@@ -75,7 +76,7 @@ class Draft:
             action = chat.action_of(choice["message"])
             self.choices.setdefault(action, choice)
             logp, entropy = _logprobs(choice)
-            candidates.append(Candidate(action, logp, entropy, draw.usage if i == 0 else NONE_SPENT))
+            candidates.append(Candidate(action, logp, entropy, draw.usage if i == 0 else NO_USAGE))
         self.candidates = tuple(candidates)
         return self.candidates
 
@@ -90,6 +91,9 @@ class Session:
     teacher_at: float = -math.inf
     signatures: dict[str, str] = field(default_factory=dict)
     """Signature of a thinking block -> the model that wrote it; others cannot read it."""
+
+    def remember(self, decision: Decision) -> None:
+        self.memory = replace(self.memory, decisions=(*self.memory.decisions, decision)[-DECISIONS:])
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,8 @@ class Wish:
 
     key: str
     """Hash of its key."""
-    session: str | None
+    session: str
+    """Its own name for the session within its key, or `chat.fingerprint`."""
     arm: str | None = None
     threshold: float | None = None
     dry: bool = False
@@ -192,11 +197,10 @@ class Service:
         """Raises Refused."""
         start = time.perf_counter()
         route, budget = self.settings.route, self.settings.budget
-        identity = wish.session or chat.fingerprint(request, wish.key)
-        session = self.session(identity)
+        session = self.session(wish.session)
         t, session.steps = session.steps, session.steps + 1
         decision_id = secrets.token_hex(8)
-        facts: Json = {"decision-id": decision_id, "session-id": identity.split("/", 1)[-1], "step": t}
+        facts: Json = {"decision-id": decision_id, "session-id": session.id.split("/", 1)[-1], "step": t}
         body = self._marked(request.body, session)
         small_most = self.small.most_usd(body) * route.k
         teacher_most = self.teacher.most_usd(body)
@@ -229,14 +233,14 @@ class Service:
                 session.steps -= 1
         return Answer(answer, facts, session)
 
-    def may_stream_early(self, request: Request, wish: Wish) -> bool:
+    def may_stream_early(self, wish: Wish) -> bool:
         """Whether what is known before this step says that the small model will do. After the first visible byte nothing
         can be taken back, so the risk is that of the step before.
         """
         route, small = self.settings.route, self.settings.models["small"]
         if route.stream == "hold" or wish.arm == "teacher" or small.provider != "openai":
             return False
-        decisions = self.session(wish.session or chat.fingerprint(request, wish.key)).memory.decisions
+        decisions = self.session(wish.session).memory.decisions
         if not decisions:
             return route.stream == "early"
         last, threshold = decisions[-1], self.threshold if wish.threshold is None else wish.threshold
@@ -248,10 +252,9 @@ class Service:
         Refused, before the first chunk or in the middle.
         """
         start = time.perf_counter()
-        identity = wish.session or chat.fingerprint(request, wish.key)
-        session = self.session(identity)
+        session = self.session(wish.session)
         t, session.steps = session.steps, session.steps + 1
-        facts: Json = {"decision-id": secrets.token_hex(8), "session-id": identity.split("/", 1)[-1], "step": t}
+        facts: Json = {"decision-id": secrets.token_hex(8), "session-id": session.id.split("/", 1)[-1], "step": t}
         body = self._marked(request.body, session)
         most = self.small.most_usd(body)
         if not self._room(session, wish.key, most):
@@ -298,9 +301,9 @@ class Service:
         features = featurise(context, candidates, scores)
         risk = self._score(features)
         decision = Decision("continue", risk, self.threshold, 1.0, "early: told as it came")
-        session.memory = replace(session.memory, decisions=(*session.memory.decisions, decision)[-200:])
+        session.remember(decision)
         usage = candidates[0].usage
-        return Choice(candidates[0].action, "slm", candidates, scores, features, decision, usage, NONE_SPENT), context
+        return Choice(candidates[0].action, "slm", candidates, scores, features, decision, usage, NO_USAGE), context
 
     async def _choose(
         self,
@@ -336,7 +339,7 @@ class Service:
         except BoundaryError as error:
             choice = await self._fallback(moment, router, error, calls_left, facts)
         assert choice.decision is not None
-        session.memory = replace(session.memory, decisions=(*session.memory.decisions, choice.decision)[-200:])
+        session.remember(choice.decision)
         if choice.actor == "teacher":
             session.teacher_at = time.monotonic()
         code = choice.decision.reason.split(":", 1)[0]
@@ -353,7 +356,7 @@ class Service:
     async def _teacher_alone(self, moment: Moment, reason: str, router: GatewayRouter) -> Choice:
         answer = await moment.ask_teacher()
         decision = Decision("teacher_step", None, router.threshold, 1.0, reason)
-        return Choice(answer.action, "teacher", (), (), None, decision, NONE_SPENT, answer.usage)
+        return Choice(answer.action, "teacher", (), (), None, decision, NO_USAGE, answer.usage)
 
     async def _fallback(
         self, moment: Moment, router: GatewayRouter, error: BoundaryError, calls_left: int | None, facts: Json
@@ -384,7 +387,7 @@ class Service:
         decision = Decision("continue", risk, router.threshold, 1.0, reason)
         return Choice(
             candidates[best(candidates, scores)].action, "slm", candidates, scores, features, decision,
-            candidates[0].usage, NONE_SPENT,
+            candidates[0].usage, NO_USAGE,
         )  # fmt: skip
 
     def _answer(self, choice: Choice, small: Draft, teacher: Draft, decision_id: str) -> Json:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 import os
 import time
 from collections.abc import AsyncIterator
@@ -22,6 +21,7 @@ from r2v.errors import SettingsError
 from r2v.gateway.anthropic import choice_of, to_messages
 from r2v.gateway.chat import Json
 from r2v.gateway.settings import ModelSettings
+from r2v.policies.chat import retry_after
 from r2v.types import Usage
 
 RETRIED = (408, 409, 425, 429, 500, 502, 503, 504, 529)
@@ -125,9 +125,7 @@ class Upstream:
                 self._count(str(response.status_code))
                 if response.status_code != 200:
                     await response.aread()
-                    fault = response.status_code in (400, 404, 413, 422)
-                    told = f"{self.name}: HTTP {response.status_code} {_error_of(response)}"
-                    raise UpstreamError(told, status=response.status_code if fault else 502, clients_fault=fault)
+                    raise self._refusal(response)
                 async for line in response.aiter_lines():
                     if line.startswith("data: ") and (data := line[6:].strip()) != "[DONE]":
                         chunk = json.loads(data)
@@ -186,12 +184,8 @@ class Upstream:
                     raise ValueError
                 problem, status = f"HTTP {response.status_code}", response.status_code
                 if response.status_code not in RETRIED:
-                    told = _error_of(response)
-                    fault = status in (400, 404, 413, 422)
-                    raise UpstreamError(
-                        f"{self.name}: {problem} {told}", status=status if fault else 502, clients_fault=fault
-                    )
-                wait = _retry_after(response.headers.get("retry-after"), wait)
+                    raise self._refusal(response)
+                wait = retry_after(response.headers.get("retry-after"), wait, LONGEST_WAIT_S)
             except httpx.TimeoutException as error:
                 problem, status = f"no answer in time ({type(error).__name__})", 504
                 self._count("timeout")
@@ -205,6 +199,12 @@ class Upstream:
             if attempt < self.settings.retries:
                 await asyncio.sleep(wait)
         raise UpstreamError(f"{self.name}: {problem} after {attempt + 1} tries", status=429 if status == 429 else 502)
+
+    def _refusal(self, response: httpx.Response) -> UpstreamError:
+        """What an answer means that no further try will change."""
+        fault = response.status_code in (400, 404, 413, 422)
+        told = f"{self.name}: HTTP {response.status_code} {_error_of(response)}"
+        return UpstreamError(told, status=response.status_code if fault else 502, clients_fault=fault)
 
     def _failed(self, code: str | None) -> None:
         if code is not None:
@@ -245,11 +245,3 @@ def _error_of(response: httpx.Response) -> str:
         return str(error["message"] if isinstance(error, dict) else error)[:300]
     except (ValueError, KeyError, TypeError):
         return ""
-
-
-def _retry_after(value: str | None, otherwise: float) -> float:
-    try:
-        seconds = float(value) if value else otherwise
-    except ValueError:
-        return otherwise  # an HTTP date: not worth a parser
-    return min(LONGEST_WAIT_S, max(0.0, seconds)) if math.isfinite(seconds) else otherwise

@@ -21,6 +21,11 @@ def auroc(score_N: Floats, y_N: Floats) -> float:
     return float((rank_N[y_N == 1].sum() - positives * (positives + 1) / 2) / (positives * (len(y_N) - positives)))
 
 
+def auroc_or_none(score_N: Floats, y_N: Floats) -> float | None:
+    """None where one class is missing."""
+    return auroc(score_N, y_N) if 0 < y_N.sum() < len(y_N) else None
+
+
 def mcnemar(a_N: NDArray[np.bool_], b_N: NDArray[np.bool_]) -> float:
     """Exact two-sided p-value that paired successes a and b have equal rates; 1.0 where they never differ."""
     only_a, only_b = int((a_N & ~b_N).sum()), int((~a_N & b_N).sum())

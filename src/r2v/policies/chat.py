@@ -94,7 +94,7 @@ class ChatPolicy:
                 problem = f"HTTP {response.status_code}"
                 if response.status_code not in RETRIED:
                     break
-                wait = _retry_after(response.headers.get("Retry-After"), wait)
+                wait = retry_after(response.headers.get("Retry-After"), wait)
             except httpx.TransportError as error:
                 problem = type(error).__name__
             except ValueError:
@@ -132,9 +132,10 @@ def command_of(reply: str) -> str:
     return chosen.strip(MARKS + ".")
 
 
-def _retry_after(value: str | None, otherwise: float) -> float:
+def retry_after(value: str | None, otherwise: float, longest: float = 30.0) -> float:
+    """Seconds to wait as a server's Retry-After header says, up to `longest`; `otherwise` where it says nothing."""
     try:
         seconds = float(value) if value else otherwise
     except ValueError:
         return otherwise  # an HTTP date: not worth a parser
-    return min(30.0, max(0.0, seconds)) if math.isfinite(seconds) else otherwise
+    return min(longest, max(0.0, seconds)) if math.isfinite(seconds) else otherwise

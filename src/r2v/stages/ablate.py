@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,11 @@ from r2v.build.parts import RUNG, Player, make_router
 from r2v.evaluation.curves import area_B, interval, resample_BT
 from r2v.evaluation.outcomes import Outcomes, gather
 from r2v.evaluation.replay import asks_of, replay
-from r2v.features import PAPER, batch, with_pseudo_entropy
+from r2v.features import FEATURES, PAPER, batch, with_pseudo_entropy
 from r2v.labels import Rows, failure_rows
 from r2v.learning.settings import RouterSettings
 from r2v.maths.calibration import brier, ece, fit_scaling
-from r2v.maths.stats import auroc
+from r2v.maths.stats import auroc_or_none
 from r2v.protocols import Floats
 from r2v.routers.interventions import HOW
 from r2v.routers.mlp import Calibration, RiskMLP, load_router
@@ -58,8 +58,6 @@ class Table:
 
     def of(self, variant: Variant, keep_N: np.ndarray[Any, Any] | None = None) -> Rows:
         names = masked(variant.names, variant.view)
-        from r2v.features import FEATURES
-
         columns = [FEATURES.index(name) for name in names]
         x_NF, present_NF = self.rows.x_NF[:, columns].copy(), self.rows.present_NF[:, columns]
         if variant.view == "pseudo_entropy":
@@ -182,6 +180,11 @@ class Test:
     outcomes: Mapping[str, Outcomes]
     alone: Sequence[Episode]
 
+    @cached_property
+    def steps(self) -> Table:
+        """The steps of the small model's own episodes, which every variant is calibrated against."""
+        return table(*_scored(self.alone, None))
+
     def measure(self, v: Variant, fitted: Path, positions: Sequence[float], held: Table) -> dict[str, Any]:
         """The first of `positions` is the operating point, the others are the curve's."""
         family = v.without_family
@@ -206,11 +209,11 @@ class Test:
     def _calibration(self, v: Variant, model: RiskMLP, held: Table) -> dict[str, Any]:
         if v.labels != "failure":
             return {}
-        test = table(*_scored(self.alone, None))
+        test = self.steps
         keep_N = np.ones(len(test.rows), dtype=bool) if v.without_family is None else test.family_N == v.without_family
         rows = test.of(v, keep_N)
         p_N = model.risk(rows.x_NF, rows.present_NF)
-        numbers = {"ece": ece(p_N, rows.y_N), "brier": brier(p_N, rows.y_N), "auroc": _auroc(p_N, rows.y_N)}
+        numbers = {"ece": ece(p_N, rows.y_N), "brier": brier(p_N, rows.y_N), "auroc": auroc_or_none(p_N, rows.y_N)}
         if v.without_family is not None:
             recalibrated = _recalibrated(v, model, held)
             p_N = recalibrated.risk(rows.x_NF, rows.present_NF)
@@ -225,11 +228,6 @@ def _recalibrated(v: Variant, model: RiskMLP, held: Table) -> RiskMLP:
     rows = held.of(v, of_family_N & np.isin(held.rows.episode_N, few))
     slope, bias = fit_scaling(model.logit(rows.x_NF, rows.present_NF), rows.y_N, with_bias=True)
     return replace(model, calibration=Calibration(slope, bias))
-
-
-def _auroc(p_N: Floats, y_N: Floats) -> float | None:
-    """None where one class is missing."""
-    return auroc(p_N, y_N) if 0 < y_N.mean() < 1 else None
 
 
 def _numbers(o: Outcomes, family: str | None) -> dict[str, Any]:
@@ -334,5 +332,5 @@ def _verifier(alone: Sequence[Episode]) -> dict[str, Any]:
         "failed_steps": float((failed_N * length_N).sum() / length_N.sum()),
         "mean_success": float(mean_N[failed_N == 0].mean()) if (failed_N == 0).any() else None,
         "mean_failure": float(mean_N[failed_N == 1].mean()) if failed_N.any() else None,
-        "episode_auroc": _auroc(-mean_N, failed_N),
+        "episode_auroc": auroc_or_none(-mean_N, failed_N),
     }

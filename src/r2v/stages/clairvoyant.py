@@ -9,8 +9,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from r2v.agent import Routed
-from r2v.build.parts import Player, make_agents, make_environment
+from r2v.build.parts import make_environment, make_parts
 from r2v.build.settings import RunSettings
 from r2v.evaluation.clairvoyant import Fewest, bound, fewest_calls
 from r2v.stages.runner import Bench
@@ -34,9 +33,7 @@ def run_job(job: Job) -> None:
 
 
 async def _search(job: Job) -> list[Fewest]:
-    (agent,) = make_agents(job.settings, [Player("routed", job.slm)])
-    assert isinstance(agent, Routed)
-    parts, horizon = agent.parts, job.settings.environment.horizon
+    parts, horizon = make_parts(job.settings, job.slm), job.settings.environment.horizon
     return await asyncio.gather(
         *(
             fewest_calls(parts, lambda task, z: make_environment(job.settings, task, z), episode, horizon=horizon)

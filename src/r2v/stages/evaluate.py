@@ -16,8 +16,7 @@ from r2v.evaluation.replay import always, asks_of, oracle, replay
 from r2v.evaluation.results import Played, Prices, summarise
 from r2v.labels import failure_rows
 from r2v.maths.calibration import brier, ece, reliability_bins
-from r2v.maths.stats import auroc
-from r2v.protocols import Floats
+from r2v.maths.stats import auroc_or_none
 from r2v.routers.mlp import load_router
 from r2v.stages.clairvoyant import clairvoyant
 from r2v.stages.fit import Knob, read_knobs
@@ -113,15 +112,11 @@ def _calibration(bench: Bench, alone: Sequence[Episode]) -> dict[str, Any]:
     return {
         "ece": ece(p_N, rows.y_N),
         "brier": brier(p_N, rows.y_N),
-        "auroc": _auroc(p_N, rows.y_N),
-        "auroc_by_third": [_auroc(p_N[third_N == third], rows.y_N[third_N == third]) for third in range(3)],
+        "auroc": auroc_or_none(p_N, rows.y_N),
+        "auroc_by_third": [auroc_or_none(p_N[third_N == third], rows.y_N[third_N == third]) for third in range(3)],
         "steps": len(rows),
         "bins": [list(entry) for entry in reliability_bins(p_N, rows.y_N)],
     }
-
-
-def _auroc(p_N: Floats, y_N: Floats) -> float | None:
-    return auroc(p_N, y_N) if len(y_N) and 0 < y_N.mean() < 1 else None
 
 
 def _provenance(bench: Bench, split: str) -> dict[str, Any]:

@@ -89,7 +89,7 @@ def fit_logs(episodes: Sequence[Episode], out: Path, *, seed: int = 0, asked_sha
     torch.set_num_threads(2)
     scored = [episode for episode in episodes if episode.success is not None]
     rows, tasks = own_steps(episodes)
-    names = sorted(set(tasks))
+    names, task_N = np.unique(tasks, return_inverse=True)
     failed = len({i for i, y in zip(rows.episode_N.tolist(), rows.y_N.tolist(), strict=True) if y})
     solved = len(set(rows.episode_N.tolist())) - failed
     helped = sum(any(step.choice.actor != "slm" for step in episode.steps) for episode in scored)
@@ -111,7 +111,6 @@ def fit_logs(episodes: Sequence[Episode], out: Path, *, seed: int = 0, asked_sha
             ("auroc", "auroc_ci95", "ece", "brier", "base_brier", "threshold", "asked_share", "router")
         )
         return LogFit(**counts, **unknown, episodes_needed=needed, refused=told)
-    task_N = np.array([names.index(task) for task in tasks])
     fold_N = np.random.default_rng(seed).permutation(len(names))[task_N] % FOLDS
     p_N = np.zeros(len(rows))
     settings = SETTINGS

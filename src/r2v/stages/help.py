@@ -8,8 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
 
-from r2v.agent import Routed
-from r2v.build.parts import Player, make_agents, make_environment, make_teacher
+from r2v.build.parts import make_environment, make_parts, make_teacher
 from r2v.build.settings import RunSettings
 from r2v.evaluation.branches import Branch, branch, differs
 from r2v.seeds import derive_seed
@@ -44,9 +43,7 @@ async def _help(job: HelpJob) -> tuple[list[list[bool]], list[Branch]]:
     differ = [await differs(episode, teacher, horizon) for episode in job.episodes]
     if not job.branches:
         return differ, []
-    (agent,) = make_agents(job.settings, [Player("routed", job.slm)])
-    assert isinstance(agent, Routed)
-    parts = agent.parts
+    parts = make_parts(job.settings, job.slm)
 
     def environment(task: Task, z: int):  # type: ignore[no-untyped-def]
         return make_environment(job.settings, task, z)
