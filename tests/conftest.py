@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -28,4 +29,13 @@ def shared_data() -> Path:
     folder = Path(os.environ.get("R2V_SHARED", Path(__file__).parents[2] / "shared")) / "data"
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder} (set R2V_SHARED)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def games(shared_data, tmp_path_factory) -> Path:
+    """The 340 recorded ALFWorld games."""
+    folder = tmp_path_factory.mktemp("alfworld")
+    with tarfile.open(shared_data / "alfworld" / "games_train_seen.tar.xz") as archive:
+        archive.extractall(folder, filter="data")
     return folder

@@ -196,7 +196,7 @@ def test_decisions_over_http_are_those_of_the_loop_number_for_number(make):
                 Draft(small, request, {}, teacher=False),
                 Draft(teacher, request, {}, teacher=True),
             )
-            parts = Parts(*drafts, ToolCallVerifier(chat.tools_of(request.fields["tools"])), world.config.route.k)
+            parts = Parts(*drafts, ToolCallVerifier(chat.tools_of(request.tools)), world.config.route.k)
             router = GatewayRouter(configured.make(configured.threshold), world.config.route)
             moment = Moment(parts, chat.context_of(request, world.config.route.horizon), seed=derive_seed(session, t))
             choice, memory = await Routed(parts, router).choose(moment, memory)

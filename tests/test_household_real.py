@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tarfile
-from pathlib import Path
 
 import pytest
 
@@ -13,14 +11,6 @@ from r2v.environments.household.env import Household
 from r2v.environments.household.games import find_games, load_game, real_tasks
 
 WALKS, STEPS = 42, 25
-
-
-@pytest.fixture(scope="module")
-def games(shared_data, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("alfworld")
-    with tarfile.open(shared_data / "alfworld" / "games_train_seen.tar.xz") as archive:
-        archive.extractall(folder, filter="data")
-    return folder
 
 
 def test_all_games_load_and_recorded_walkthroughs_win(games):

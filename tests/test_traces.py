@@ -8,7 +8,6 @@ import json
 import lzma
 import re
 import shutil
-import tarfile
 from itertools import islice
 from pathlib import Path
 
@@ -279,14 +278,6 @@ def test_handing_over_from_the_start_reaches_what_the_teacher_reached(tmp_path):
         assert row["handed over"] == 1 and row["success"] == found["teacher alone"]["success"] == 0.9
         assert (row["not recorded"], row["other failures"]) == (0, [])
     assert by_kind["from here", 0]["not recorded"] > 0
-
-
-@pytest.fixture(scope="module")
-def games(shared_data, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("games")
-    with tarfile.open(shared_data / "alfworld" / "games_train_seen.tar.xz") as archive:
-        archive.extractall(folder, filter="data")
-    return folder
 
 
 def test_our_engine_answers_a_real_model_as_alfworld_did(games, shared_data):

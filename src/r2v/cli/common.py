@@ -20,6 +20,7 @@ cli = typer.Typer(
 MAX_SEED = 999_999
 """So that the perturbation seeds of evaluations and of certificates never meet."""
 Set = Annotated[list[str] | None, typer.Option("--set", help="Change one setting, e.g. --set clone.steps=500.")]
+Logs = Annotated[Path, typer.Argument(help="Ledger, Parquet, JSON, JSONL (.gz, .xz) or a folder of files.")]
 Format = Annotated[
     str,
     typer.Option(

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from r2v.cli.common import Set, cli, gateway_module, settings_of
+from r2v.cli.common import Set, cli, gateway_module, imported, settings_of
 from r2v.errors import SettingsError
 from r2v.settings import load
 from r2v.store import write_episodes, write_text
@@ -129,10 +129,7 @@ def export(
     out: Annotated[Path, typer.Argument(help="Parquet file to write.")],
 ) -> None:
     """Write the sessions with an outcome as episodes (Parquet); `r2v fit` takes the file as it is."""
-    gateway_module()
-    from r2v.gateway.import_logs import import_logs
-
-    episodes, unknown = import_logs(ledger, "ledger")
+    episodes, unknown = imported(ledger, "ledger", None)
     write_episodes(out, episodes)
     typer.echo(
         f"{len(episodes)} episodes, {unknown} sessions without an outcome\nwritten  {out}\nnext     r2v fit {out} --out DIR"

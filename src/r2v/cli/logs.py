@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from r2v.build.settings import LogsSettings
-from r2v.cli.common import Format, Outcomes, cli, imported
+from r2v.cli.common import Format, Logs, Outcomes, cli, imported
 from r2v.features import View
 from r2v.settings import dump
 from r2v.store import write_episodes, write_json, write_text
@@ -20,7 +20,7 @@ from r2v.types import Episode
 
 @cli.command(rich_help_panel="Logs and solutions")
 def fit(
-    logs: Annotated[Path, typer.Argument(help="Ledger, Parquet, JSON, JSONL (.gz, .xz) or a folder of files.")],
+    logs: Logs,
     out: Annotated[Path, typer.Option(help="Folder for the router.")],
     kind: Format = "ledger",
     outcomes: Outcomes = None,
@@ -41,7 +41,7 @@ def fit(
 
 @cli.command(rich_help_panel="Logs and solutions")
 def inspect(
-    logs: Annotated[Path, typer.Argument(help="Ledger, Parquet, JSON, JSONL (.gz, .xz) or a folder of files.")],
+    logs: Logs,
     out: Annotated[Path, typer.Option(help="Folder for inspect.html and inspect.json.")],
     kind: Format = "ledger",
     outcomes: Outcomes = None,

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from r2v.evaluation.curves import resample_BT
+from r2v.evaluation.curves import interval, resample_BT
 from r2v.maths.calibration import BINS
 from r2v.maths.stats import auroc_B
 from r2v.protocols import Bools, Floats
@@ -67,10 +67,10 @@ def measures(steps: Scored, *, seed: int) -> Measures:
         "auroc": area,
         "auroc_ci95": area_ci95,
         "brier": float(brier_B[0]),
-        "brier_ci95": _interval(brier_B),
+        "brier_ci95": interval(brier_B),
         "base_brier": base * (1 - base),
         "ece": float(ece_B[0]),
-        "ece_ci95": _interval(ece_B),
+        "ece_ci95": interval(ece_B),
     }
 
 
@@ -82,7 +82,7 @@ def auroc_over_tasks(p_N: Floats, y_N: Floats, task_N: Ints, *, seed: int) -> tu
     at_once = max(1, CELLS // len(y_N))
     pieces = [auroc_B(p_N, y_N, task_N, weights_BT[i : i + at_once]) for i in range(0, len(weights_BT), at_once)]
     values_B = np.concatenate(pieces)
-    return float(values_B[0]), _interval(values_B[~np.isnan(values_B)])
+    return float(values_B[0]), interval(values_B[~np.isnan(values_B)])
 
 
 def by_prefix(steps: Scored, *, seed: int) -> list[Measures]:
@@ -121,8 +121,3 @@ def _ece_B(weights_BT: Floats, steps: Scored) -> Floats:
     gap_TC = np.bincount(steps.task_N * BINS + bin_N, steps.p_N - steps.y_N, minlength=tasks * BINS).reshape(tasks, BINS)
     count_T = np.bincount(steps.task_N, minlength=tasks)
     return np.asarray(np.abs(weights_BT @ gap_TC).sum(axis=1) / (weights_BT @ count_T))
-
-
-def _interval(values_B: Floats) -> list[float]:
-    low, high = np.quantile(values_B[1:], [0.025, 0.975])
-    return [float(low), float(high)]

@@ -25,6 +25,7 @@ SESSIONS = 5_000
 SIGNATURES = 500
 """Authors of thinking blocks kept of a session."""
 DAY = 86_400
+UNLIMITED = LimitSettings()
 
 Limits = list[tuple[str, LimitSettings]]
 """(scope, limit) of everything that limits one step. Scopes that end in a number are of that day."""
@@ -93,7 +94,7 @@ def limits_of(budget: BudgetSettings, session: str, key: str, day: int, session_
     if session_usd is not None:
         own = own.model_copy(update={"usd": session_usd if own.usd is None else min(own.usd, session_usd)})
     scopes = [(f"session {session}", own), (f"key {key} {day}", budget.key_per_day), (f"all {day}", budget.per_day)]
-    return [(scope, limit) for scope, limit in scopes if limit != LimitSettings()]
+    return [(scope, limit) for scope, limit in scopes if limit != UNLIMITED]
 
 
 @dataclass

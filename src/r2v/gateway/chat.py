@@ -114,6 +114,8 @@ class Request:
     """An estimate of the prompt's, images left out: four characters a token."""
     plain: bool
     """Whether no message has parts that are meant for one model alone."""
+    tools: bytes
+    """The tools as they came, `null` for none: what is made of them is made once (`tools_of`)."""
 
     def body(self) -> Json:
         """All of it, read."""
@@ -130,10 +132,11 @@ def parse(body: bytes, source: Json | None = None, size: int | None = None) -> R
         raise BadRequest(str(error)) from None
     except (ValueError, RecursionError):
         raise BadRequest("the body is not JSON") from None
-    tools_of(fields.get("tools"))
+    tools = bytes(fields.get("tools", b"null"))
+    tools_of(tools)
     if told.n not in (None, 1):
         raise BadRequest("n > 1 is not offered: r2v draws candidates itself and answers with one")
-    length, images, plain = len(bytes(fields.get("tools", b""))), 0, True
+    length, images, plain = len(tools) if "tools" in fields else 0, 0, True
     for message in told.messages:
         length += len(message.text)
         if isinstance(message.content, list):
@@ -151,18 +154,15 @@ def parse(body: bytes, source: Json | None = None, size: int | None = None) -> R
         (len(body) if size is None else size) + IMAGE * images,
         length // 4,
         plain,
+        tools,
     )
 
 
-def tools_of(raw: msgspec.Raw | None) -> tuple[Json, ...]:
-    """The functions that are offered. Raises BadRequest."""
-    return _tools_of(b"null" if raw is None else bytes(raw))
-
-
 @lru_cache(maxsize=256)  # an agent offers the same tools at every step
-def _tools_of(raw: bytes) -> tuple[Json, ...]:
+def tools_of(tools: bytes) -> tuple[Json, ...]:
+    """The functions that are offered. Raises BadRequest."""
     try:
-        found = _tools.decode(raw) or ()
+        found = _tools.decode(tools) or ()
     except (ValueError, RecursionError) as error:
         raise BadRequest(f"tools: {error}") from None
     return tuple({"name": tool.function.name, "parameters": tool.function.parameters or {}} for tool in found)

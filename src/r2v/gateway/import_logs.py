@@ -117,7 +117,7 @@ async def _episodes(found: Sequence[tuple[Recorded, Request, bool]]) -> list[Epi
 
 async def _episode(recorded: Recorded, request: Request, success: bool) -> Episode:
     """Each assistant message is a step, seen with what was known before it: the request that would have asked for it."""
-    verifier = recorded.verifier or ToolCallVerifier(tools_of(request.fields.get("tools")))
+    verifier = recorded.verifier or ToolCallVerifier(tools_of(request.tools))
     whole = context_of(request, HORIZON)
     asked = [i for i, message in enumerate(request.messages) if message.role == "assistant"]
     steps = []

@@ -19,8 +19,6 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from r2v.agent import MAX_RETRIES, NO_USAGE, Moment, Parts, Routed
 from r2v.errors import BoundaryError, SettingsError
 from r2v.features import best
@@ -177,7 +175,7 @@ class Service:
             visit.small.seconds = time.perf_counter() - waited
             candidates = visit.small.take(self.small.priced(told.choice, usage))
             context = chat.context_of(request, self.settings.route.horizon)
-            parts = Parts(Known(candidates), visit.teacher, _verifier(request.fields.get("tools")), 1)
+            parts = Parts(Known(candidates), visit.teacher, _verifier(request.tools), 1)
             moment = Moment(parts, context, seed=derive_seed(visit.session.id, visit.session.t))
             choice = await _slm_alone(moment, self._router(visit), "early: told as it came")
             assert last is not None
@@ -230,7 +228,7 @@ class Service:
         route, session = self.settings.route, visit.session
         context = chat.context_of(visit.request, route.horizon)
         first = None if route.clear is None or route.k == 1 else 1
-        parts = Parts(visit.small, visit.teacher, _verifier(visit.request.fields.get("tools")), route.k, first)
+        parts = Parts(visit.small, visit.teacher, _verifier(visit.request.tools), route.k, first)
         router, memory = self._router(visit), session.memory
         if await self.accounts.killed():
             router = replace(router, forced="slm")
@@ -323,13 +321,9 @@ async def _slm_alone(moment: Moment, router: GatewayRouter, reason: str) -> Choi
     return Choice(action, "slm", candidates, scores, features, decision, candidates[0].usage, NO_USAGE)
 
 
-def _verifier(tools: msgspec.Raw | None) -> ToolCallVerifier:
-    return _verifier_of(b"null" if tools is None else bytes(tools))
-
-
 @lru_cache(maxsize=256)
-def _verifier_of(tools: bytes) -> ToolCallVerifier:
-    return ToolCallVerifier(chat.tools_of(msgspec.Raw(tools)))
+def _verifier(tools: bytes) -> ToolCallVerifier:
+    return ToolCallVerifier(chat.tools_of(tools))
 
 
 def _accounts(settings: GatewaySettings, ledger: Ledger) -> Accounts:

@@ -10,6 +10,7 @@ import random
 import re
 from collections.abc import Mapping
 
+from r2v.perturbations.flaky import weighted
 from r2v.perturbations.operators import Materials, Operator, Operators
 
 COUNT = re.compile(r"\d+ of (\d+) examples pass\.")
@@ -38,10 +39,6 @@ def _instead(answer: str) -> Operator:
         return answer if materials.previous else None
 
     return operator
-
-
-def stale(text: str, rng: random.Random, materials: Materials) -> str | None:
-    return materials.previous or None
 
 
 def shuffle(text: str, rng: random.Random, materials: Materials) -> str | None:
@@ -113,13 +110,12 @@ def decoy(text: str, rng: random.Random, materials: Materials) -> str | None:
 Weighted = tuple[tuple[str, float, Operator], ...]
 
 ON_OBSERVATION: Mapping[str, Weighted] = {
-    "flaky": (
-        ("result shuffle", 0.20, shuffle),
-        ("result drop", 0.10, drop),
-        ("partial response", 0.10, first_half),
-        ("failure", 0.15, _instead("Error: the test runner crashed.")),
-        ("timeout", 0.05, _instead("Error: the test runner timed out.")),
-        ("stale cache", 0.10, stale),
+    "flaky": weighted(
+        shuffle=shuffle,
+        drop=drop,
+        partial_response=first_half,
+        failure=_instead("Error: the test runner crashed."),
+        timeout=_instead("Error: the test runner timed out."),
     ),
     "partial": (
         ("line drop", 0.12, line_drop),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 
-from r2v.perturbations.operators import Materials, Operators, items, with_items
+from r2v.perturbations.operators import Materials, Operator, Operators, items, with_items
 
 
 def failure(text: str, rng: random.Random, materials: Materials) -> str | None:
@@ -48,13 +48,22 @@ def drop(text: str, rng: random.Random, materials: Materials) -> str | None:
     return with_items(text, match, [names[i] for i in kept])
 
 
-def make(strength: float, topic: str) -> Operators:
-    on_observation = (
+def weighted(
+    *, shuffle: Operator, drop: Operator, partial_response: Operator, failure: Operator, timeout: Operator
+) -> tuple[tuple[str, float, Operator], ...]:
+    """The family with the default probabilities of the method, made of one environment's own operators."""
+    return (
         ("result shuffle", 0.20, shuffle),
         ("result drop", 0.10, drop),
         ("partial response", 0.10, partial_response),
         ("failure", 0.15, failure),
         ("timeout", 0.05, timeout),
         ("stale cache", 0.10, stale),
+    )
+
+
+def make(strength: float, topic: str) -> Operators:
+    on_observation = weighted(
+        shuffle=shuffle, drop=drop, partial_response=partial_response, failure=failure, timeout=timeout
     )
     return Operators("flaky", strength, topic, on_observation)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import re
 
-from r2v.perturbations.flaky import stale
+from r2v.perturbations.flaky import weighted
 from r2v.perturbations.operators import Materials, Operator, Operators
 
 FAMILIES = ("flaky", "partial")
@@ -111,14 +111,7 @@ def make(family: str, strength: float, topic: str) -> Operators:
     """The named family. Raises ValueError for others."""
     if family not in FAMILIES:
         raise ValueError(f"terminal tasks have no perturbation family {family!r}; known: {', '.join(FAMILIES)}")
-    flaky: tuple[tuple[str, float, Operator], ...] = (
-        ("result shuffle", 0.20, shuffle),
-        ("result drop", 0.10, drop),
-        ("partial response", 0.10, partial_response),
-        ("failure", 0.15, failure),
-        ("timeout", 0.05, timeout),
-        ("stale cache", 0.10, stale),
-    )
+    flaky = weighted(shuffle=shuffle, drop=drop, partial_response=partial_response, failure=failure, timeout=timeout)
     partial: tuple[tuple[str, float, Operator], ...] = (
         ("line drop", 0.12, line_drop),
         ("reorder", 0.10, reorder),

@@ -8,13 +8,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from r2v.report.figures import colour, svg
-from r2v.report.page import number, percent
+from r2v.report.page import page_template
 
 Tables = dict[str, Any]
 Printed = dict[str, tuple[float, float]]
@@ -45,9 +44,7 @@ def write_ablation(tables: Tables, results: dict[str, Any], out: Path) -> Path:
         figure.savefig(folder / f"{name}.png", dpi=160)
         drawn[name] = Markup(svg(figure))
     paper = _paper()
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"percent": percent, "number": number}
-    template = environment.from_string(files("r2v.report").joinpath("templates/ablation.html.j2").read_text("utf-8"))
+    template = page_template("ablation.html.j2")
     path = out / "ablation.html"
     text = template.render(t=tables, results=results, paper=paper, sections=_sections(paper), figures=drawn)
     path.write_text(text, encoding="utf-8")

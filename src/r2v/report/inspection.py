@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from r2v.report.figures import svg
 from r2v.report.inspection_figures import FIGURES
-from r2v.report.page import number, percent, script_safe
+from r2v.report.page import page_template, script_safe
 from r2v.types import Episode
 
 SHOWN = 20
@@ -28,9 +26,7 @@ def write_inspection(
     results: dict[str, Any], episodes: Sequence[Episode], risks: Sequence[Sequence[float]], out: Path, *, title: str
 ) -> Path:
     """Write `inspect.html` into `out`; `risks` as in `r2v.stages.inspect_logs.Inspection`. Returns the page's path."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"percent": percent, "number": number}
-    template = environment.from_string(files("r2v.report").joinpath("templates/inspect.html.j2").read_text("utf-8"))
+    template = page_template("inspect.html.j2")
     path = out / "inspect.html"
     text = template.render(
         title=title,

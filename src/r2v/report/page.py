@@ -8,12 +8,20 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 from r2v.report.browser import selected
 from r2v.report.figures import FIGURES, colour, svg
 from r2v.types import Episode
+
+
+def page_template(name: str) -> Template:
+    """A page of `templates/`: text is escaped, and a name that is not given is an error."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"percent": percent, "signed": _signed, "number": number}
+    environment.globals["colour"] = colour
+    return environment.from_string(files("r2v.report").joinpath(f"templates/{name}").read_text("utf-8"))
 
 
 def write_report(results: dict[str, Any], episodes: Sequence[Episode], out: Path, *, title: str) -> Path:
@@ -27,10 +35,7 @@ def write_report(results: dict[str, Any], episodes: Sequence[Episode], out: Path
         text = svg(figure)
         (folder / f"{name}.svg").write_text(text, encoding="utf-8")
         figures.append({"name": name, "caption": caption, "svg": Markup(text)})
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"percent": percent, "signed": _signed, "number": number}
-    environment.globals["colour"] = colour
-    template = environment.from_string(files("r2v.report").joinpath("templates/report.html.j2").read_text("utf-8"))
+    template = page_template("report.html.j2")
     path = out / "report.html"
     path.write_text(
         template.render(
