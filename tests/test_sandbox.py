@@ -329,3 +329,10 @@ def test_a_room_serves_again_where_python_itself_lies_below_tmp(tmp_path, monkey
     room.close()
     room.close()
     assert not room.is_open
+
+
+def test_no_call_is_waited_for_when_an_earlier_value_was_enough(namespaces):
+    start = time.monotonic()
+    answers = call("def f(x):\n  while x: pass\n  return x", "f", [[0], [1]], [60, 60], stop=lambda first, values: True)
+    assert answers == calls.Answers((0,), None, ())
+    assert time.monotonic() - start < 20

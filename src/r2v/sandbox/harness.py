@@ -15,15 +15,18 @@ from __future__ import annotations
 import hashlib
 import json
 import marshal
+import math
 import os
+import select
 import signal
 import sys
 import time
-from typing import Any, TextIO
+from collections.abc import Sequence
+from typing import Any
 
 LONG = 2000
 """Characters from which on a digest is sent."""
-FLUSH_S, LOOK_S = 0.005, 0.1
+LOOK_S, AGAIN_S = 0.005, 0.1
 BUSY = 3.0
 PLAIN = frozenset((type(None), bool, float, str))
 SAFE_INT = 1 << 63
@@ -109,27 +112,63 @@ class TooLong(BaseException):
     """Not an Exception, so that code which swallows those is stopped all the same."""
 
 
-class Clock:
-    """Raises TooLong in a call that takes too long, again and again until it ends; looks every tenth of a second.
+class Lookout:
+    """Interrupts the calls every few milliseconds: sends what they returned so far, and raises TooLong in one that takes too
+    long, again and again until it ends. So the calls themselves are made without a look at the clock between two of them.
 
     Limits are of work (CPU time), so that verdicts do not depend on what else the machine does; a call that waits may take
     `BUSY` times as long.
     """
 
-    def __init__(self) -> None:
-        self.set(float("inf"))
+    def __init__(self, out: int, texts: list[str], limits_s: Sequence[float]) -> None:
+        """`out`: where to write; `texts`: what the calls returned, to which the next one is added."""
+        self._out, self._texts, self._limits = out, texts, limits_s
+        self._sent = 0
+        self._call = -1
+        """Number of the call that was under way at the last look."""
+        self._is_over = False
+        self._reader = select.poll()
+        self._reader.register(out, 0)
         signal.signal(signal.SIGALRM, self._look)
-        signal.setitimer(signal.ITIMER_REAL, LOOK_S, LOOK_S)
-
-    def set(self, limit_s: float) -> float:
-        """The limit of what begins now; returns the CPU time so far."""
-        start = time.process_time()
-        self._work, self._wall = start + limit_s, time.perf_counter() + BUSY * limit_s
-        return start
+        signal.setitimer(signal.ITIMER_REAL, LOOK_S)
 
     def _look(self, *_: object) -> None:
-        if time.process_time() > self._work or time.perf_counter() > self._wall:
-            raise TooLong("too long")
+        if self._is_over:
+            return
+        if self._reader.poll(0):  # nobody reads any more
+            os._exit(0)
+        self._send()
+        wait_s = LOOK_S
+        try:
+            work, now = time.process_time(), time.perf_counter()
+            if self._call != self._sent:
+                self._call = self._sent
+                limit_s = self._limits[self._call] if self._call < len(self._limits) else math.inf
+                self._work, self._wall = work + limit_s, now + BUSY * limit_s
+            elif work > self._work or now > self._wall:
+                wait_s = AGAIN_S
+                raise TooLong("too long")
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, wait_s)
+
+    def _send(self) -> None:
+        if self._texts:
+            some = self._texts[:]
+            write(self._out, f"= [{','.join(some)}]\n")
+            del self._texts[: len(some)]
+            self._sent += len(some)
+
+    def end(self, last: str) -> None:
+        """Send the rest, and the last line."""
+        self._is_over = True
+        self._send()
+        write(self._out, last)
+
+
+def write(out: int, text: str) -> None:
+    data = memoryview(text.encode())
+    while data:
+        data = data[os.write(out, data) :]
 
 
 def text_of(value: Any, whole: bool) -> str:
@@ -147,43 +186,35 @@ def text_of(value: Any, whole: bool) -> str:
 
 def main() -> None:
     job = marshal.loads(sys.stdin.buffer.read())
-    answers = os.fdopen(os.dup(1), "w")
+    answers = os.dup(1)
     nowhere = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(nowhere, descriptor)
     sys.set_int_max_str_digits(0)
-    last = _answer(job, answers)
-    answers.write(last)
-    answers.flush()
+    answer(job, answers)
 
 
-def _answer(job: dict[str, Any], answers: TextIO) -> str:
-    """Make the calls, write the values; returns the last line."""
+def answer(job: dict[str, Any], out: int) -> None:
+    """Make the calls, and write to `out` what they return."""
     namespace: dict[str, Any] = {}
     try:
         exec(job["code"], namespace)
         function = namespace[job["entry_point"]]
     except BaseException as error:
-        return f"! {_told(error)}\n"
-    clock, whole = Clock(), job["whole"]
+        return write(out, f"! {_told(error)}\n")
+    whole, timed = job["whole"], job["timed"]
     texts: list[str] = []
     seconds: list[float] = []
-    flushed = time.process_time()
+    lookout = Lookout(out, texts, job["limits_s"])
     try:
-        for arguments, limit_s in zip(job["inputs"], job["limits_s"], strict=True):
-            start = clock.set(limit_s)
-            value = function(*arguments)
-            seconds.append(clock.set(float("inf")) - start)
-            texts.append(text_of(value, whole))
-            if start - flushed > FLUSH_S:  # so that who reads may have enough
-                answers.write(f"= [{','.join(texts)}]\n")
-                answers.flush()
-                texts, flushed = [], start
-        last = f". {json.dumps(seconds if job['timed'] else [])}\n"
+        for arguments in job["inputs"]:
+            start = time.process_time() if timed else 0.0
+            texts.append(text_of(function(*arguments), whole))
+            if timed:
+                seconds.append(time.process_time() - start)
     except BaseException as error:
-        clock.set(float("inf"))
-        last = f"! {_told(error)}\n"
-    return f"= [{','.join(texts)}]\n{last}"
+        return lookout.end(f"! {_told(error)}\n")
+    lookout.end(f". {json.dumps(seconds)}\n")
 
 
 def _told(error: BaseException) -> str:
