@@ -79,12 +79,13 @@ def test_the_run_has_results_episodes_and_a_report(finished):
     results = json.loads((run / "8-evaluate" / "results.json").read_text())
     assert results["preference"] is None
     assert set(results["routers"]) == {"slm_only", "llm_only", "random", "heuristic", "verifier", "r2v"}
-    assert all(router["broken"] == 0 for router in results["routers"].values())
     alone, teacher = results["routers"]["slm_only"], results["routers"]["llm_only"]
     assert teacher["success_rate"] == 1.0 and alone["success_rate"] < 1.0
     assert "llm_only" in first
     episodes = read_episodes(run / "8-evaluate" / "episodes.parquet")
     assert {episode.task.environment for episode in episodes} == {"humaneval"}
+    assert {episode.failure for episode in episodes} == {None}
+    assert all(router["broken"] == 0 for router in results["routers"].values())
     for episode in episodes:
         if episode.agent == "slm_only" and episode.stop == "done":
             assert episode.success == (int(episode.task.id.split("/")[1]) % 2 == 0)
