@@ -48,6 +48,15 @@ def test_a_failed_write_leaves_nothing_and_keeps_the_old_file(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_two_may_write_one_file_at_once(tmp_path):
+    path = tmp_path / "f"
+    with whole_file(path) as first, whole_file(path) as second:
+        first.write_text("first")
+        second.write_text("second")
+    assert path.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_the_hash_of_a_folder_sees_names_and_contents(tmp_path):
     (tmp_path / "a").write_text("1")
     first = sha256(tmp_path)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,7 +34,7 @@ _decoder = msgspec.json.Decoder(Episode)
 def whole_file(path: Path) -> Iterator[Path]:
     """Write to the yielded path; on success it is flushed to disk and takes `path`'s place, on error it disappears."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         yield aside
         with aside.open("rb+") as file:

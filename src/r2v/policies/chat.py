@@ -66,6 +66,7 @@ class ChatPolicy:
         self.name = name
         self._manner = manner
         self._settings = settings
+        self._tls = httpx.create_ssl_context()  # takes longer than all else about a client
         self._headers = {}
         if settings.api_key_env is not None:
             key = os.environ.get(settings.api_key_env)
@@ -77,7 +78,7 @@ class ChatPolicy:
         """Raises RuntimeError when the server keeps failing or answers something else than a chat completion."""
         s = self._settings
         limits = httpx.Limits(max_connections=s.concurrency)
-        async with httpx.AsyncClient(timeout=s.timeout_s, headers=self._headers, limits=limits) as client:
+        async with httpx.AsyncClient(timeout=s.timeout_s, headers=self._headers, limits=limits, verify=self._tls) as client:
             drawn = await asyncio.gather(*(self._one(client, context, seed + i) for i in range(k)))
         first, *others = drawn
         usage = sum((candidate.usage for candidate in others), first.usage)

@@ -201,7 +201,8 @@ def answer(job: dict[str, Any], out: int) -> None:
         exec(job["code"], namespace)
         function = namespace[job["entry_point"]]
     except BaseException as error:
-        return write(out, f"! {_told(error)}\n")
+        write(out, f"! {_told(error)}\n")
+        return
     whole, timed = job["whole"], job["timed"]
     texts: list[str] = []
     seconds: list[float] = []
@@ -212,9 +213,10 @@ def answer(job: dict[str, Any], out: int) -> None:
             texts.append(text_of(function(*arguments), whole))
             if timed:
                 seconds.append(time.process_time() - start)
+        last = f". {json.dumps(seconds)}\n"
     except BaseException as error:
-        return lookout.end(f"! {_told(error)}\n")
-    lookout.end(f". {json.dumps(seconds)}\n")
+        last = f"! {_told(error)}\n"
+    lookout.end(last)
 
 
 def _told(error: BaseException) -> str:
