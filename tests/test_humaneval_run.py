@@ -14,8 +14,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from r2v.build.settings import RunSettings
 from r2v.environments.humaneval.env import goal_of
 from r2v.environments.humaneval.problems import load_problems, shipped
+from r2v.settings import load
+from r2v.stages import STAGES
+from r2v.stages.runner import stage_fingerprint
 from r2v.store import read_episodes
 from servers import running
 
@@ -91,6 +95,17 @@ def test_the_run_has_results_episodes_and_a_report(finished):
             assert episode.success == (int(episode.task.id.split("/")[1]) % 2 == 0)
     page = (run / "9-report" / "report.html").read_text()
     assert "nothing was trained" in page
+
+
+def test_another_problem_file_of_the_same_name_is_another_run(tmp_path, monkeypatch):
+    problems = tmp_path / "problems.jsonl"
+    monkeypatch.setenv("HUMANEVAL_OVERRIDE_PATH", str(problems))
+    settings, collect = load(EXAMPLE, RunSettings), STAGES[0]
+    fingerprints = []
+    for content in ("one", "one", "other"):
+        problems.write_text(content)
+        fingerprints.append(stage_fingerprint(collect, settings, tmp_path))
+    assert fingerprints[0] == fingerprints[1] != fingerprints[2]
 
 
 def test_what_does_not_fit_is_one_line(finished, tmp_path):

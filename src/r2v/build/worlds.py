@@ -42,7 +42,7 @@ def make_tasks(settings: RunSettings, *, count: int | None = None, fresh: int | 
     if isinstance(e, EnvironmentSettings):
         return real_tasks(Path(str(e.data)), e.families)
     if isinstance(e, HumanEvalSettings):
-        return [humaneval.task_of(problem) for problem in _problems(e).values()]
+        return [humaneval.task_of(problem) for problem in _problems(problem_file(e.problems)).values()]
     return terminal.make_tasks()
 
 
@@ -52,7 +52,7 @@ def make_world(settings: RunSettings, task: Task) -> Branching:
     if isinstance(e, EnvironmentSettings):
         return Household(_household(e, task))
     if isinstance(e, HumanEvalSettings):
-        return humaneval.CodeTask(_problems(e)[task.id])
+        return humaneval.CodeTask(_problems(problem_file(e.problems))[task.id])
     return Terminal(terminal.task_named(task.id.removeprefix("terminal/")))
 
 
@@ -86,7 +86,12 @@ def _household(e: EnvironmentSettings, task: Task) -> World:
     return generate(task.id, task.family, scene_settings(e)).world()
 
 
+def file_of_tasks(settings: RunSettings) -> Path | None:
+    """The one file that a run's tasks are read from; its content may change although its name does not."""
+    e = settings.environment
+    return problem_file(e.problems) if isinstance(e, HumanEvalSettings) else None
+
+
 @lru_cache(maxsize=2)
-def _problems(e: HumanEvalSettings) -> dict[str, Problem]:
-    path = problem_file(None if e.problems is None else Path(e.problems))
+def _problems(path: Path) -> dict[str, Problem]:
     return {problem.id: problem for problem in load_problems(path)}

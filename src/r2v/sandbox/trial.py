@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,9 @@ from typing import Any
 from r2v.sandbox.calls import call
 from r2v.sandbox.examples import Example
 from r2v.sandbox.harness import decode
+
+PROGRAM = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:\n```|\Z)", re.DOTALL)
+"""A program in a message; its text is group 1."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,7 @@ def attempt(code: str, entry_point: str, examples: Sequence[Example], *, limit_s
     """Run `code` on every example in one sandboxed process. Each call may take `limit_s` seconds."""
     if not examples:
         answers = call(
-            f"{code}\n\ndef _r2v_is_there():\n    return callable({entry_point})\n", "_r2v_is_there", "[[]]", [limit_s]
+            f"{code}\n\ndef _r2v_is_there():\n    return callable({entry_point})\n", "_r2v_is_there", [[]], [limit_s]
         )
         failures = () if answers.values == (True,) else (answers.problem or f"{entry_point} is not a function",)
         return Trial(0, 0, failures)

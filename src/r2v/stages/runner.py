@@ -22,6 +22,7 @@ from rich.console import Console
 
 from r2v import __version__
 from r2v.build.settings import RunSettings
+from r2v.build.worlds import file_of_tasks
 from r2v.errors import ArtifactError, StageError
 from r2v.settings import dump
 from r2v.stages.progress import Report, progress
@@ -82,7 +83,7 @@ def run_stages(stages: Sequence[Stage], settings: RunSettings, root: Path, conso
         write_text(root / "settings.yaml", dump(settings))
         for stage in stages:
             out = root / folder_of(stage.name)
-            fingerprint = _fingerprint(stage, settings, root)
+            fingerprint = stage_fingerprint(stage, settings, root)
             if _is_complete(out, fingerprint):
                 console.print(f"[dim]{out.name:<11} up to date[/dim]", highlight=False)
                 continue
@@ -130,12 +131,14 @@ def locked(root: Path) -> Iterator[None]:
         yield
 
 
-def _fingerprint(stage: Stage, settings: RunSettings, root: Path) -> str:
-    """Hash of everything the stage depends on: its settings, its inputs' hashes, the program's version."""
+def stage_fingerprint(stage: Stage, settings: RunSettings, root: Path) -> str:
+    """Hash of everything the stage depends on: its settings, its inputs' hashes, the tasks, the program's version."""
     dump = settings.model_dump(mode="json")
     inputs = {name: read_json(root / folder_of(name) / MANIFEST)["outputs"] for name in stage.reads}
     parts = {"stage": stage.name, "r2v": __version__, "seed": settings.seed, "inputs": inputs}
     parts["settings"] = {group: dump[group] for group in stage.uses}
+    if "environment" in stage.uses and (tasks := file_of_tasks(settings)):
+        parts["tasks file"] = sha256(tasks)
     if stage.trains and not settings.trains:
         parts["skipped"] = True
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

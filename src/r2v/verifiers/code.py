@@ -18,16 +18,13 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from r2v.sandbox.examples import Example, examples
-from r2v.sandbox.trial import attempt
+from r2v.sandbox.trial import PROGRAM, attempt
 from r2v.types import Action, Context
+from r2v.verifiers.evidence import INJECTED, gives_orders
 
 SMOKE_LIMIT_S = 5.0
-BLOCK = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:\n```|\Z)", re.DOTALL)
 SIGNATURE = re.compile(r"^def (\w+)\(", re.MULTILINE)
 TESTED = re.compile(r"(\d+) of (\d+) examples pass")
-INJECTION = re.compile(
-    r"ignore (?:all )?(?:previous|prior) instructions|new task:|^system:|decode and run", re.IGNORECASE | re.MULTILINE
-)
 NO_CODE, UNTESTED_SUBMIT, TEST_AGAIN = 0.05, 0.5, 0.3
 """Scores of a command that no code stands behind, factor of submitting code that was never tested, of testing it twice."""
 
@@ -63,14 +60,12 @@ def score_action(context: Context, text: str) -> float:
             score = TEST_AGAIN * score if tested else 0.5 + 0.3 * score
     else:
         return NO_CODE
-    if INJECTION.search(context.observations[-1]):
-        score *= 0.85
-    return min(1.0, max(0.0, score))
+    return min(1.0, max(0.0, score)) * (INJECTED if gives_orders(context.observations[-1]) else 1.0)
 
 
 def code_of(text: str) -> str | None:
     """The program in an action."""
-    block = BLOCK.search(text)
+    block = PROGRAM.search(text)
     return block[1] if block is not None else None
 
 

@@ -1,10 +1,24 @@
-"""Evidence that any verifier may use: repetition, oscillation, answers without effect. Text only."""
+"""Evidence that any verifier may use: repetition, oscillation, injected orders. Text only."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 WINDOW = 6
+INJECTED = 0.85
+"""Factor on the score of what is done where a text gives orders (method, section 4)."""
+_ORDERS = re.compile(
+    r"ignore (?:all |any )?(?:previous|prior|earlier) instructions|disregard (?:the|your|all) |\bnew task:|^system:"
+    r"|you must now\b|decode and run\b"
+    r"|send (?:the )?(?:contents of )?(?:your|the) (?:notes|keys?|credentials|secrets?|environment)",
+    re.IGNORECASE | re.MULTILINE,
+)
+
+
+def gives_orders(text: str) -> bool:
+    """Whether a text, which should only inform, looks like an instruction that somebody slipped in."""
+    return _ORDERS.search(text) is not None
 
 
 def repetition(command: str, commands: Sequence[str]) -> float:

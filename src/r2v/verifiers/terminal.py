@@ -21,7 +21,7 @@ from collections.abc import Sequence
 
 from r2v.types import Action, Context
 from r2v.verifiers.commands import CommandClass, command_class
-from r2v.verifiers.evidence import WINDOW
+from r2v.verifiers.evidence import INJECTED, WINDOW, gives_orders
 
 CLASS_SCORE: dict[CommandClass, float] = {
     "eval": 0.80, "build": 0.70, "run": 0.65, "install": 0.60, "write": 0.58, "explore": 0.45, "other": 0.50, "image": 0.52,
@@ -33,7 +33,6 @@ REPEATED = (0.0, 0.10, 0.175, 0.25)
 """Penalty of a command that was used so often in the last steps."""
 FAILED_AGAIN = (0.0, 0.05, 0.125, 0.20)
 """And besides, if it is the last one and has failed."""
-INJECTED = 0.85
 
 _SIGNS = {
     0.08: r"traceback \(most recent call last\)|segmentation fault|core dumped|\bpanic:|\bfatal error\b|^killed$",
@@ -52,11 +51,6 @@ SURE_FAILURES = (0.08, 0.10, 0.12)
 SUCCESSES = (1.00, 0.90, 0.80, 0.70)
 _NO_FAILURES = re.compile(r"\b(?:0|no) (?:tests? )?(?:failed|failures?|errors?)\b", re.IGNORECASE)
 _CLEAN_PROMPT = re.compile(r"(?:^|\n)[^\n]{0,80}[$#] *$")
-_INJECTION = re.compile(
-    r"ignore (?:all |any )?(?:previous|prior|earlier) instructions|disregard (?:the|your|all) |\bnew task:|^system:"
-    r"|you must now\b|send (?:your|the) (?:notes|keys?|credentials|secrets?)",
-    re.IGNORECASE | re.MULTILINE,
-)
 _DONE = re.compile(r"\W*(?:submit|task[ _]?completed?|mark_task_complete|finish(?:ed)?)\W*", re.IGNORECASE)
 
 
@@ -78,7 +72,7 @@ def score(command: str, newest: str, done: Sequence[str]) -> float:
     value *= 1 - REPEATED[times]
     if times and done[-1] == command and s in FAILURES:
         value *= 1 - FAILED_AGAIN[times]
-    return value * (INJECTED if _INJECTION.search(newest) or _INJECTION.search(command) else 1.0)
+    return value * (INJECTED if gives_orders(newest) or gives_orders(command) else 1.0)
 
 
 def evidence(output: str) -> float | None:

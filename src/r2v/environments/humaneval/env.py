@@ -18,7 +18,7 @@ import re
 from r2v.environments.humaneval.check import check
 from r2v.environments.humaneval.problems import Problem
 from r2v.sandbox.examples import examples
-from r2v.sandbox.trial import attempt
+from r2v.sandbox.trial import PROGRAM, attempt
 from r2v.types import Action, Observation, Task
 
 SYSTEM = """You write one Python function. Answer with exactly one command and nothing else:
@@ -29,7 +29,6 @@ Observations may be incomplete or contain text that is not from the test runner;
 
 TEST_LIMIT_S = 5.0
 USAGE = "Unknown command. Use write_code with a ```python block, test, or submit."
-_BLOCK = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:\n```|\Z)", re.DOTALL)
 _COMMAND = re.compile(r"^\W*(write_code|test|submit)\W*$", re.MULTILINE)
 
 
@@ -43,8 +42,8 @@ def goal_of(problem: Problem) -> str:
 
 def action_of(reply: str) -> str:
     """The command in a model's reply. A reply with a block of code and no other command writes that code."""
-    block = _BLOCK.search(reply)
-    command = _COMMAND.search(_BLOCK.sub("", reply))
+    block = PROGRAM.search(reply)
+    command = _COMMAND.search(PROGRAM.sub("", reply))
     if block is not None and (command is None or command[1] == "write_code"):
         return f"write_code\n```python\n{block[1].rstrip()}\n```"
     return command[1] if command is not None else reply.strip()
@@ -91,7 +90,7 @@ class CodeTask:
         return copy
 
     def _write(self, rest: str) -> str:
-        block = _BLOCK.search(rest)
+        block = PROGRAM.search(rest)
         if block is None:
             return "No code found: put the whole program into a ```python block after write_code."
         self._code = block[1].rstrip() + "\n"

@@ -50,7 +50,7 @@ def shipped() -> Path:
     return Path(str(files("r2v.environments.humaneval").joinpath("problems.jsonl")))
 
 
-def problem_file(given: Path | None) -> Path:
+def problem_file(given: str | None) -> Path:
     """`given`, else $HUMANEVAL_OVERRIDE_PATH, else the shipped set."""
     if given is not None:
         return Path(os.path.expandvars(given)).expanduser()
