@@ -6,6 +6,7 @@ import marshal
 import os
 import socket
 import sys
+import tempfile
 import threading
 import time
 import uuid
@@ -14,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from r2v import sandbox
-from r2v.sandbox import calls, harness
+from r2v.errors import SettingsError
+from r2v.sandbox import calls, harness, launch
 from r2v.sandbox.calls import call
 from r2v.sandbox.harness import decode, encode
 from r2v.sandbox.launch import Room
@@ -22,8 +24,8 @@ from r2v.sandbox.launch import Room
 LIMITS = {"cpu_s": 1.0, "wall_s": 2.0, "memory_mb": 256, "processes": 16, "disk_mb": 32, "file_mb": 16}
 
 
-def python(code: str, folder: Path, **limits) -> sandbox.Ran:
-    return sandbox.run([sys.executable, "-I", "-c", code], folder=folder, limits=sandbox.Limits(**{**LIMITS, **limits}))
+def python(code: str, folder: Path) -> sandbox.Ran:
+    return sandbox.run([sys.executable, "-I", "-c", code], folder=folder, limits=sandbox.Limits(**LIMITS))
 
 
 @pytest.fixture
@@ -109,14 +111,46 @@ CONTAINED = {
 
 @pytest.mark.parametrize("name", CONTAINED)
 def test_what_takes_too_much_is_stopped(name, tmp_path):
+    check_contained(name, sys.executable, tmp_path)
+
+
+@pytest.fixture
+def bare(monkeypatch):
+    """A host that allows no namespaces. Yields a folder that everybody may reach."""
+    if os.geteuid() != 0:
+        pytest.skip("not root: without namespaces the programs would run as we do, and end us too")
+    monkeypatch.setattr(launch, "_mode", lambda: "bare")
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+@pytest.mark.parametrize("name", [name for name in CONTAINED if name != "a full /tmp"])  # that one is the host's
+def test_it_is_stopped_without_namespaces_too(name, bare):
+    check_contained(name, "/usr/bin/python3", bare)
+
+
+def test_what_is_missing_without_namespaces_is_told(bare):
+    done = sandbox.run(["/usr/bin/python3", "-c", "import socket; socket.socket(socket.AF_INET)"], folder=bare)
+    assert done.code == 1 and "Operation not permitted" in done.stderr
+    assert "namespaces" not in done.layers and {"rlimits", "process group"} <= set(done.layers)
+    with pytest.raises(SettingsError, match="namespaces"):
+        sandbox.run(["true"], folder=bare, at="/task")
+    room = Room(Path(harness.__file__), calls.LIMITS, calls.PRELOAD)
+    job = {"code": "def f(x): return x", "entry_point": "f", "inputs": [[1]], "limits_s": [1.0], "whole": False}
+    done = room.run(marshal.dumps({**job, "timed": False}), wall_s=10, enough=lambda piece: False)
+    room.close()
+    assert done.ok and done.stdout.startswith("= [1]"), done
+
+
+def check_contained(name: str, interpreter: str, folder: Path) -> None:
     code, ends = CONTAINED[name]
     start = time.monotonic()
-    done = python(code, tmp_path)
+    done = sandbox.run([interpreter, "-I", "-c", code], folder=folder, limits=sandbox.Limits(**LIMITS))
     assert done.status in ends and not done.ok, done
     assert time.monotonic() - start < 8
     assert len(done.stdout) + len(done.stderr) < 1_000_000
-    assert sum(p.lstat().st_size for p in tmp_path.rglob("*")) < 300 << 20
-    assert not processes_with(str(tmp_path))
+    assert sum(p.lstat().st_size for p in folder.rglob("*")) < 300 << 20
+    assert not processes_with(str(folder))
 
 
 def processes_with(word: str) -> list[str]:
