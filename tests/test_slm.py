@@ -14,8 +14,10 @@ from r2v.environments.household.env import Household
 from r2v.environments.household.expert import HouseholdExpert
 from r2v.environments.household.noise import random_action
 from r2v.environments.household.scenes import generate
-from r2v.errors import ArtifactError, StageError
+from r2v.errors import ArtifactError, SettingsError, StageError
 from r2v.evaluation.closed_loop import cases, play
+from r2v.learning import clone as cloning
+from r2v.learning import prefer as preferring
 from r2v.learning.clone import clone
 from r2v.learning.losses import bc_loss, dpo_loss, jsd_loss
 from r2v.learning.models import new_model, save_model
@@ -29,7 +31,7 @@ from r2v.perturbations import family_of, make_perturbation
 from r2v.perturbations.wrap import Perturbed
 from r2v.policies.loading import load_model
 from r2v.policies.local import LocalPolicy
-from r2v.policies.sampling import cumulative_NV, draw_N, entropy_N, uniforms_KL
+from r2v.policies.sampling import cumulative_NV, draw_NK, entropy_N, uniforms_KL
 from r2v.policies.transcript import Encoder, segments
 from r2v.types import Action, Context
 
@@ -110,7 +112,7 @@ def naive(model, tokenizer, context, k, seed, *, temperature=0.7, top_p=0.95, le
         for depth in range(length):
             with torch.inference_mode():
                 logits = model(input_ids=torch.tensor([prefix + tokens])).logits[:, -1]
-            token = int(draw_N(cumulative_NV(logits, temperature, top_p), torch.tensor([uniforms[i, depth]]))[0])
+            token = int(draw_NK(cumulative_NV(logits, temperature, top_p), torch.tensor([[uniforms[i, depth]]]))[0, 0])
             scores = torch.log_softmax(logits, -1)
             if depth == 0:
                 entropy = float(entropy_N(scores.topk(20).values, scores.shape[-1])[0])
@@ -188,7 +190,7 @@ def test_entropy_spreads_the_rest_over_the_vocabulary():
 def test_draws_follow_the_nucleus():
     logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]]))
     u = torch.linspace(0, 0.9999, 20_000, dtype=torch.float64)
-    drawn = draw_N(cumulative_NV(logits, 1.0, 0.9).expand(len(u), -1).contiguous(), u)
+    drawn = draw_NK(cumulative_NV(logits, 1.0, 0.9), u[None])[0]
     share = torch.bincount(drawn, minlength=4) / len(u)
     assert share.tolist() == pytest.approx([0.5 / 0.95, 0.3 / 0.95, 0.15 / 0.95, 0.0], abs=1e-3)
 
@@ -269,6 +271,65 @@ def test_nothing_to_learn_from_is_an_error(episodes, tmp_path):
         clone(failed, MODEL, QUICK, tmp_path / "m", checkpoints=tmp_path, seed=0, progress=lambda *_: None)
 
 
+def test_half_precision_trains_whole_weights_and_plays_almost_the_same(episodes, folder, tmp_path):
+    settings = ModelSettings(path=str(folder), precision="bfloat16")
+    report = clone(episodes, settings, QUICK, tmp_path / "model", checkpoints=tmp_path, seed=3, progress=lambda *_: None)
+    assert math.isfinite(report.final_loss)
+    assert all(w.dtype == torch.float32 for w in load_model(tmp_path / "model")[0].parameters())
+    whole, half = (LocalPolicy.load(tmp_path / "model", precision=p) for p in ("float32", "bfloat16"))
+    contexts = [context_of(e, t) for e in episodes[:4] for t in (0, 2)]
+    a, b = ([asyncio.run(policy.propose(c, 3, seed=5)) for c in contexts] for policy in (whole, half))
+    assert [x.entropy for x, *_ in b] == pytest.approx([x.entropy for x, *_ in a], abs=0.1)
+    assert [x.entropy for x, *_ in b] != [x.entropy for x, *_ in a]
+
+
+@pytest.fixture
+def elsewhere(monkeypatch):
+    """A device that is not the CPU, on any machine: `meta` tensors hold no numbers, but most operations refuse to mix them
+    with the CPU's. Where numbers are wanted, they are zeros.
+    """
+
+    def instead(read):
+        return lambda tensor: read(torch.zeros(tensor.shape, dtype=tensor.dtype) if tensor.is_meta else tensor)
+
+    for name in ("tolist", "item", "__bool__"):
+        monkeypatch.setattr(torch.Tensor, name, instead(getattr(torch.Tensor, name)))
+    return torch.device("meta")
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_playing_forgets_nothing_on_the_cpu(episodes, tokenizer, elsewhere, precision):
+    policy = LocalPolicy(new_model(MODEL, tokenizer, seed=0).to(elsewhere, precision), tokenizer)
+
+    async def play_on():
+        for t in (0, 1, 2):
+            await asyncio.gather(*(policy.propose(context_of(e, t), 3, seed=i) for i, e in enumerate(episodes[:6])))
+
+    asyncio.run(play_on())
+
+
+def test_training_forgets_nothing_on_the_cpu(episodes, tokenizer, elsewhere, monkeypatch, tmp_path):
+    model, adam = new_model(MODEL, tokenizer, seed=0).to(elsewhere), torch.optim.AdamW
+    for module in (cloning, preferring):
+        monkeypatch.setattr(module, "load_model", lambda *_, **__: (model, tokenizer))
+        monkeypatch.setattr(module, "save_model", lambda *_: None)
+    monkeypatch.setattr(cloning, "chosen_device", lambda name: elsewhere)
+    monkeypatch.setattr(torch.optim, "AdamW", lambda *given, fused, **options: adam(*given, **options))
+    settings, quiet = ModelSettings(path="x", lora=LoraSettings(r=4)), lambda *_: None
+    two = CloneSettings(steps=2)
+    assert clone(episodes, settings, two, tmp_path / "m", checkpoints=tmp_path, seed=0, progress=quiet).steps == 2
+    pairs = [PreferencePair(i, 1, "look", "inventory") for i in range(8)]
+    few = PreferSettings()
+    prefer(tmp_path, settings, episodes, episodes, pairs, episodes, few, tmp_path / "m", seed=1, progress=quiet)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_missing_gpu_is_one_line(folder):
+    with pytest.raises(SettingsError, match="0 GPUs"):
+        load_model(folder, device="cuda")
+    assert LocalPolicy.load(folder, device="auto")
+
+
 def test_a_missing_model_is_one_line(tmp_path):
     with pytest.raises(ArtifactError) as error:
         load_model(tmp_path / "nothing")
@@ -299,18 +360,20 @@ def test_packed_log_probs_equal_unpacked_ones(episodes, folder):
                     i += 1
 
 
-def test_preference_training_moves_towards_the_chosen(episodes, folder, tmp_path):
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_preference_training_moves_towards_the_chosen(episodes, folder, tmp_path, precision):
     pairs = [PreferencePair(i, 1, "look", "inventory") for i in range(8)]
     settings = PreferSettings(epochs=4, learning_rate=3e-3)
+    model = ModelSettings(precision=precision)
     report = prefer(
-        folder, episodes, episodes, pairs, episodes, settings, tmp_path / "model", seed=1, progress=lambda *_: None
+        folder, model, episodes, episodes, pairs, episodes, settings, tmp_path / "model", seed=1, progress=lambda *_: None
     )
     assert report.dpo_last < report.dpo_first
     assert report.accuracy_last == 1.0
     assert report.pairs == report.trajectories == 8
     assert load_model(tmp_path / "model")
     with pytest.raises(StageError, match="no preference pair"):
-        prefer(folder, episodes, episodes, [], episodes, settings, tmp_path / "m", seed=1, progress=lambda *_: None)
+        prefer(folder, model, episodes, episodes, [], episodes, settings, tmp_path / "m", seed=1, progress=lambda *_: None)
 
 
 def test_pairs_come_back(tmp_path):

@@ -35,6 +35,7 @@ def examine() -> dict[str, Any]:
         "r2v": __version__,
         "python": platform.python_version(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "gpus": _gpus(),
         "free_disk_gb": round(disk.free / 1e9, 1),
         "extras": {extra: all(find_spec(name) for name in modules) for extra, modules in EXTRAS.items()},
         "programs": {name: shutil.which(name) for name in PROGRAMS},
@@ -42,6 +43,15 @@ def examine() -> dict[str, Any]:
         "keys": {name: name in os.environ for name in ("R2V_API_KEY", "OPENAI_API_KEY", "ANTHROPIC_API_KEY")},
         "data": {name: os.environ.get(name) for name in ("ALFWORLD_DATA", "HUMANEVAL_OVERRIDE_PATH", "HF_HOME")},
     }
+
+
+def _gpus() -> int | None:
+    """How many torch can use; None without torch."""
+    if find_spec("torch") is None:
+        return None
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def _sandbox() -> list[str] | str:

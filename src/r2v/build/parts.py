@@ -66,14 +66,14 @@ def make_teacher(settings: RunSettings) -> Policy:
 
 
 def make_slm(settings: SlmSettings, folder: Path) -> LocalPolicy:
-    """The trained SLM with an empty cache, sampled with one thread."""
+    """The trained SLM in `folder` with an empty cache, on the CPU sampled with one thread."""
     import torch
 
     from r2v.policies.local import LocalPolicy
 
     torch.set_num_threads(1)
     return LocalPolicy(
-        *_loaded(folder),
+        *_loaded(folder, settings.trained.device, settings.trained.precision),
         temperature=settings.temperature,
         top_p=settings.top_p,
         max_new_tokens=settings.max_new_tokens,
@@ -81,10 +81,10 @@ def make_slm(settings: SlmSettings, folder: Path) -> LocalPolicy:
 
 
 @lru_cache(maxsize=2)
-def _loaded(folder: Path) -> tuple[Any, Any]:
+def _loaded(folder: Path, device: str, precision: str) -> tuple[Any, Any]:
     from r2v.policies.loading import load_model
 
-    return load_model(folder)
+    return load_model(folder, device=device, precision=precision)
 
 
 def make_router(name: str, threshold: float | None, fitted: Path | None) -> Router:

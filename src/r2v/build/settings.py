@@ -162,6 +162,12 @@ class SlmSettings(Settings):
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
     max_new_tokens: PositiveInt = 16
 
+    @property
+    def trained(self) -> ModelSettings:
+        """The model that is trained here; what asks for it does not run with a chat endpoint."""
+        assert isinstance(self.model, ModelSettings)
+        return self.model
+
 
 class CollectSettings(Settings):
     noise: Fraction = 0.2

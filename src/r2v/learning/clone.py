@@ -14,11 +14,11 @@ import torch
 
 from r2v.errors import StageError
 from r2v.learning.losses import bc_loss
-from r2v.learning.models import new_model, save_model, with_lora
+from r2v.learning.models import half_products, new_model, save_model, with_lora
 from r2v.learning.sequences import batches, encode_episodes
 from r2v.learning.settings import CloneSettings, ModelSettings
 from r2v.learning.tokenizer import train_tokenizer
-from r2v.policies.loading import load_model
+from r2v.policies.loading import chosen_device, load_model
 from r2v.policies.transcript import segments
 from r2v.types import Episode
 
@@ -53,18 +53,19 @@ def clone(
 ) -> CloneReport:
     """Train on the successful episodes and write a model folder to `out`.
 
-    A killed run continues from the last checkpoint in `checkpoints` and ends with the same weights. Raises StageError
-    when no episode was successful.
+    A killed run continues from the last checkpoint in `checkpoints` and ends with the same weights (to the bit on a CPU).
+    Raises StageError when no episode was successful.
     """
+    device = chosen_device(model_settings.device)
     good = [episode for episode in episodes if episode.success]
     if not good:
         raise StageError("no episode to learn from was successful; check the teacher and the perturbation strength")
     if model_settings.path:
-        model, tokenizer = load_model(model_settings.path)
+        model, tokenizer = load_model(model_settings.path, device=str(device))
         model = with_lora(model, model_settings)
     else:
         tokenizer = train_tokenizer(_texts(good))
-        model = new_model(model_settings, tokenizer, seed=seed)
+        model = new_model(model_settings, tokenizer, seed=seed).to(device)
     data = encode_episodes(good, tokenizer, settings.observation_weight)
     optimizer = torch.optim.AdamW(
         [p for p in model.parameters() if p.requires_grad],
@@ -77,8 +78,11 @@ def clone(
     first, losses, tokens = _resume(checkpoints / "clone.pt", model, optimizer, schedule)
     model.train()
     stream = islice(batches(data, settings.batch_tokens, tokenizer.pad_token_id, seed=seed), first, settings.steps)
-    for step, (tokens_BL, weights_BL) in enumerate(stream, start=first + 1):
-        loss = bc_loss(model(input_ids=tokens_BL, use_cache=False).logits, tokens_BL, weights_BL)
+    for step, batch in enumerate(stream, start=first + 1):
+        tokens_BL, weights_BL = (part.to(device) for part in batch)
+        with half_products(model, model_settings):
+            logits_BLV = model(input_ids=tokens_BL, use_cache=False).logits
+            loss = bc_loss(logits_BLV, tokens_BL, weights_BL)
         descend(loss, model, optimizer, schedule)
         losses.append(loss.item())
         tokens += tokens_BL.numel()
@@ -132,11 +136,12 @@ def _texts(episodes: Sequence[Episode]) -> list[str]:
 def _resume(path: Path, model: Any, optimizer: Any, schedule: Any) -> tuple[int, list[float], int]:
     if not path.exists():
         return 0, [], 0
-    saved = torch.load(path, weights_only=True)
+    saved = torch.load(path, weights_only=True, map_location="cpu")
     model.load_state_dict(saved["model"])
     optimizer.load_state_dict(saved["optimizer"])
     schedule.load_state_dict(saved["schedule"])
     torch.set_rng_state(saved["rng"])  # dropout, where the model has any
+    torch.cuda.set_rng_state_all(saved["gpu_rngs"])
     return saved["step"], saved["losses"], saved["tokens"]
 
 
@@ -146,6 +151,7 @@ def _save(path: Path, model: Any, optimizer: Any, schedule: Any, step: int, loss
         "optimizer": optimizer.state_dict(),
         "schedule": schedule.state_dict(),
         "rng": torch.get_rng_state(),
+        "gpu_rngs": torch.cuda.get_rng_state_all(),
         "step": step,
         "losses": losses,
         "tokens": tokens,

@@ -5,6 +5,8 @@ Axes: B sequences, L tokens, V vocabulary, N pairs or positions. Log-probabiliti
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -29,7 +31,7 @@ def jsd_loss(logits_NV: Tensor, other_NV: Tensor) -> Tensor:
     """Mean Jensen-Shannon divergence of the two views' distributions, logits / 2 before softmax; in [0, log 2]."""
     p_NV = F.log_softmax(logits_NV / JSD_TEMPERATURE, dim=-1)
     q_NV = F.log_softmax(other_NV / JSD_TEMPERATURE, dim=-1)
-    m_NV = torch.logsumexp(torch.stack([p_NV, q_NV]), dim=0) - torch.log(torch.tensor(2.0))
+    m_NV = torch.logsumexp(torch.stack([p_NV, q_NV]), dim=0) - math.log(2.0)
     kl_p = F.kl_div(m_NV, p_NV, reduction="none", log_target=True).sum(-1)
     kl_q = F.kl_div(m_NV, q_NV, reduction="none", log_target=True).sum(-1)
     return (0.5 * (kl_p + kl_q)).mean()

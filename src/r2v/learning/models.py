@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,13 @@ def with_lora(model: Any, settings: ModelSettings) -> Any:
         task_type="CAUSAL_LM",
     )
     return get_peft_model(model, config)
+
+
+def half_products(model: Any, settings: ModelSettings) -> AbstractContextManager[object]:
+    """A context in which the model's matrix products are in bfloat16, if the settings say so."""
+    if settings.precision == "float32":
+        return nullcontext()
+    return torch.autocast(next(model.parameters()).device.type, torch.bfloat16)
 
 
 def save_model(model: Any, tokenizer: Any, out: Path) -> None:

@@ -71,10 +71,12 @@ def forward(model: Any, rows: Sequence[Packed], pad: int) -> Tensor:
     for b, row in enumerate(rows):
         n = len(row.tokens)
         tokens_BL[b, :n], positions_BL[b, :n], mask_BLL[b, :n, :n] = row.tokens, row.positions, row.mask
-    mask = torch.zeros(len(rows), 1, width, width).masked_fill_(torch.from_numpy(~mask_BLL[:, None]), float("-inf"))
+    device = next(model.parameters()).device
+    hidden = torch.from_numpy(~mask_BLL[:, None]).to(device)
+    mask = torch.zeros(hidden.shape, device=device).masked_fill_(hidden, float("-inf"))
     out: Tensor = model(
-        input_ids=torch.from_numpy(tokens_BL),
-        position_ids=torch.from_numpy(positions_BL),
+        input_ids=torch.from_numpy(tokens_BL).to(device),
+        position_ids=torch.from_numpy(positions_BL).to(device),
         attention_mask=mask,
         use_cache=False,
     ).logits
@@ -87,5 +89,5 @@ def branch_logp(logits_BLV: Tensor, rows: Sequence[Packed]) -> Tensor:
     for b, row in enumerate(rows):
         for predict, tokens in row.branches:
             logp = torch.log_softmax(logits_BLV[b, torch.from_numpy(predict)], dim=-1)
-            result.append(logp.gather(1, torch.from_numpy(tokens)[:, None]).sum())
+            result.append(logp.gather(1, torch.from_numpy(tokens)[:, None].to(logp.device)).sum())
     return torch.stack(result)

@@ -16,11 +16,11 @@ from torch import Tensor
 from r2v.errors import StageError
 from r2v.learning.clone import cosine, descend
 from r2v.learning.losses import bc_loss, dpo_loss, jsd_loss
-from r2v.learning.models import save_model
+from r2v.learning.models import half_products, save_model
 from r2v.learning.packing import Packed, branch_logp, forward, pack
 from r2v.learning.pairs import PreferencePair
 from r2v.learning.sequences import batches, encode_episodes
-from r2v.learning.settings import PreferSettings
+from r2v.learning.settings import ModelSettings, PreferSettings
 from r2v.policies.loading import load_model
 from r2v.policies.transcript import Encoder
 from r2v.types import Episode
@@ -43,6 +43,7 @@ class PreferReport:
 
 def prefer(
     model_folder: Path,
+    model_settings: ModelSettings,
     experts: Sequence[Episode],
     episodes: Sequence[Episode],
     pairs: Sequence[PreferencePair],
@@ -56,7 +57,8 @@ def prefer(
     """Train from the model in `model_folder` and write a model folder to `out`. Raises StageError without pairs."""
     if not pairs:
         raise StageError("no preference pair was found; lower propose.min_gap or raise perturbations.strength")
-    model, tokenizer = load_model(model_folder)
+    model, tokenizer = load_model(model_folder, device=model_settings.device)
+    device = next(model.parameters()).device
     encoder = Encoder(tokenizer)
     by_episode: dict[int, list[PreferencePair]] = {}
     for pair in pairs:
@@ -68,7 +70,7 @@ def prefer(
     pad = tokenizer.pad_token_id
     size = settings.trajectories_per_batch
     model.eval()
-    with torch.inference_mode():
+    with torch.inference_mode(), half_products(model, model_settings):
         reference = {
             i: logp.clone()
             for at in range(0, len(owners), size)
@@ -86,13 +88,14 @@ def prefer(
         for at in range(0, len(order), size):
             group = [int(i) for i in order[at : at + size]]
             packed = [rows[i] for i in group]
-            logits = forward(model, packed, pad)
-            logp = branch_logp(logits, packed)
+            tokens_BL, weights_BL = (part.to(device) for part in next(experts_stream))
             ref = torch.cat([reference[i] for i in group])
-            dpo = dpo_loss(logp[0::2], logp[1::2], ref[0::2], ref[1::2], settings.beta)
-            consistency = _consistency(model, logits, group, rows, other, same, pad)
-            tokens_BL, weights_BL = next(experts_stream)
-            bc = bc_loss(model(input_ids=tokens_BL, use_cache=False).logits, tokens_BL, weights_BL)
+            with half_products(model, model_settings):
+                logits = forward(model, packed, pad)
+                logp = branch_logp(logits, packed)
+                dpo = dpo_loss(logp[0::2], logp[1::2], ref[0::2], ref[1::2], settings.beta)
+                consistency = _consistency(model, logits, group, rows, other, same, pad)
+                bc = bc_loss(model(input_ids=tokens_BL, use_cache=False).logits, tokens_BL, weights_BL)
             loss = settings.lambda_bc * bc + settings.lambda_dpo * dpo + settings.lambda_cons * consistency
             descend(loss, model, optimizer, schedule)
             margin = (logp - ref)[0::2] - (logp - ref)[1::2]

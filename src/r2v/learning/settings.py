@@ -31,6 +31,10 @@ class ModelSettings(Settings):
     max_positions: PositiveInt = 4096
     initializer_range: PositiveFloat = 0.08
     """About 1 / sqrt(hidden size): the usual .02 halves the learning speed of a tiny model."""
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    """Where it is trained and played; `auto`: on a GPU if there is one."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of playing it, and of the products in training; its weights are trained and saved in float32."""
 
 
 class CloneSettings(Settings):

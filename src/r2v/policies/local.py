@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from r2v.policies.loading import load_model
-from r2v.policies.sampling import ENTROPY_TOP, cumulative_NV, draw_N, entropy_N, uniforms_KL
+from r2v.policies.sampling import ENTROPY_TOP, cumulative_NV, draw_NK, entropy_N, uniforms_KL
 from r2v.policies.slots import SlotCache
 from r2v.policies.transcript import Encoder, answer, segments
 from r2v.types import Action, Candidate, Context, Usage
@@ -77,6 +77,7 @@ class LocalPolicy:
     ) -> None:
         self.name = name
         self._model = model.eval()
+        self._device = next(model.parameters()).device
         self._tokenizer = tokenizer
         self._eos = tokenizer.eos_token_id
         self._encode = Encoder(tokenizer)
@@ -92,9 +93,9 @@ class LocalPolicy:
         self._texts: dict[tuple[int, ...], str] = {}
 
     @classmethod
-    def load(cls, path: str | Path, **options: Any) -> LocalPolicy:
+    def load(cls, path: str | Path, *, device: str = "cpu", precision: str = "float32", **options: Any) -> LocalPolicy:
         """From a model folder or hub id; `options` as for the constructor."""
-        return cls(*load_model(path), **options)
+        return cls(*load_model(path, device=device, precision=precision), **options)
 
     async def propose(self, context: Context, k: int, *, seed: int) -> tuple[Candidate, ...]:
         request, branches = await self._ask(context, k, seed)
@@ -239,7 +240,7 @@ class LocalPolicy:
                 history = requests[int(i)].history
                 self._held[history] = (rows[i], int(self._lengths[rows[i]]))
                 self._histories[rows[i]].append(history)
-        return torch.stack([row for row in logits if row is not None])
+        return torch.stack([row for row in logits if row is not None]).float()
 
     def _forward(
         self,
@@ -269,9 +270,9 @@ class LocalPolicy:
             subset=len(rows) < rows_in_use,
         )
         logits: torch.Tensor = self._model(
-            input_ids=torch.from_numpy(tokens_RQ),
-            position_ids=torch.from_numpy(positions_RQ),
-            attention_mask=_additive(visible_RQS),
+            input_ids=torch.from_numpy(tokens_RQ).to(self._device),
+            position_ids=torch.from_numpy(positions_RQ).to(self._device),
+            attention_mask=_additive(torch.from_numpy(visible_RQS).to(self._device), self._model.dtype),
             past_key_values=self._cache,
             use_cache=True,
             logits_to_keep=keep,
@@ -295,19 +296,21 @@ class LocalPolicy:
         for depth in range(self._max_new):
             logp_NV = torch.log_softmax(logits_NV, dim=-1)
             cumulative = cumulative_NV(logits_NV, self._temperature, self._top_p)
-            owner = [b for b, branch in enumerate(live) for _ in branch.members]
-            uniform = [draws[branch.request][k, depth] for branch in live for k in branch.members]
-            chosen = draw_N(cumulative[owner], torch.tensor(uniform, dtype=torch.float64)).tolist()
-            chosen_logp = logp_NV[owner, chosen].tolist()
+            uniforms = np.zeros((len(live), max(len(branch.members) for branch in live)))
+            for b, branch in enumerate(live):
+                uniforms[b, : len(branch.members)] = draws[branch.request][branch.members, depth]
+            drawn_NK = draw_NK(cumulative, torch.from_numpy(uniforms).to(self._device))
+            logps, tokens = logp_NV.gather(1, drawn_NK).tolist(), drawn_NK.tolist()
             split: dict[tuple[int, int], _Branch] = {}
-            members = ((b, k) for b, branch in enumerate(live) for k in branch.members)
-            for (b, k), token, logp in zip(members, chosen, chosen_logp, strict=True):
-                child = split.get((b, token))
-                if child is None:
-                    old = live[b]
-                    child = _Branch(old.request, old.row, [], [*old.tokens, token], old.path, [*old.logps, logp])
-                    split[b, token] = child
-                child.members.append(k)
+            for b, branch in enumerate(live):
+                for k, token, logp in zip(branch.members, tokens[b], logps[b], strict=False):
+                    child = split.get((b, token))
+                    if child is None:
+                        child = _Branch(
+                            branch.request, branch.row, [], [*branch.tokens, token], branch.path, [*branch.logps, logp]
+                        )
+                        split[b, token] = child
+                    child.members.append(k)
             live = []
             for child in split.values():
                 if child.tokens[-1] == self._eos or depth + 1 == self._max_new:
@@ -344,7 +347,7 @@ class LocalPolicy:
                 where[:, b] = r, q
         positions_RQ = np.repeat(self._lengths[rows][:, None] + depth, width, axis=1)
         logits = self._forward(rows, tokens_RQ, at_RQ, positions_RQ, visible_RQS, keep=0)
-        return logits[where[0], where[1]]
+        return logits[where[0], where[1]].float()
 
     def _candidate(self, branch: _Branch, entropy: float) -> Candidate:
         tokens = branch.tokens[:-1] if branch.tokens[-1] == self._eos else branch.tokens
@@ -371,7 +374,7 @@ def _alike(sizes: np.ndarray) -> list[np.ndarray]:
     return np.split(order, cuts)
 
 
-def _additive(visible_RQS: np.ndarray) -> torch.Tensor:
+def _additive(visible_RQS: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """What is added to the attention scores: made once here, not anew in each layer from a boolean mask."""
-    mask_RQS = torch.zeros(visible_RQS.shape)
-    return mask_RQS.masked_fill_(~torch.from_numpy(visible_RQS), torch.finfo(mask_RQS.dtype).min)[:, None]
+    mask_RQS = torch.zeros(visible_RQS.shape, dtype=dtype, device=visible_RQS.device)
+    return mask_RQS.masked_fill_(~visible_RQS, torch.finfo(dtype).min)[:, None]

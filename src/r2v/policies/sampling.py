@@ -21,17 +21,19 @@ def cumulative_NV(logits_NV: Tensor, temperature: float, top_p: float) -> Tensor
     must not swap what is drawn.
     """
     probabilities = torch.softmax(logits_NV / temperature, dim=-1)
-    # NumPy sorts short rows several times as fast as torch.
-    ranked = torch.from_numpy(np.sort(probabilities.numpy(), axis=-1)).flip(-1)
+    if probabilities.device.type == "cpu":  # NumPy sorts short rows several times as fast as torch
+        ranked = torch.from_numpy(np.sort(probabilities.numpy(), axis=-1)).flip(-1)
+    else:
+        ranked = probabilities.sort(dim=-1, descending=True).values
     inside = ranked.cumsum(dim=-1) - ranked < top_p
     least = ranked.gather(1, inside.sum(dim=-1, keepdim=True) - 1)
     cumulative = probabilities.masked_fill(probabilities < least, 0.0).double().cumsum(dim=-1)
     return cumulative / cumulative[:, -1:]
 
 
-def draw_N(cumulative_NV: Tensor, uniforms_N: Tensor) -> Tensor:
-    """The token at each uniform in [0, 1), by inverse CDF."""
-    return torch.searchsorted(cumulative_NV, uniforms_N[:, None], right=True).squeeze(1)
+def draw_NK(cumulative_NV: Tensor, uniforms_NK: Tensor) -> Tensor:
+    """The token at each uniform in [0, 1) of a row, by inverse CDF."""
+    return torch.searchsorted(cumulative_NV, uniforms_NK, right=True)
 
 
 def entropy_N(top_N20: Tensor, vocabulary: int) -> Tensor:

@@ -287,6 +287,7 @@ def _preferred(bench: Bench, weight: float) -> Path:
         torch.set_num_threads(settings.threads)
         prefer(
             bench.read("clone") / "model",
+            settings.slm.trained,
             teacher_episodes(bench),
             read_episodes(proposals / "episodes.parquet"),
             read_pairs(proposals / "pairs.json"),

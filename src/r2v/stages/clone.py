@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from r2v.policies.chat import ChatSettings
 from r2v.stages.collect import teacher_episodes
 from r2v.stages.runner import Bench
 from r2v.store import write_json
@@ -16,11 +15,9 @@ def clone_stage(bench: Bench) -> None:
     from r2v.learning.clone import clone
 
     torch.set_num_threads(bench.settings.threads)
-    model = bench.settings.slm.model
-    assert not isinstance(model, ChatSettings)  # the runner skips this stage then
     report = clone(
         teacher_episodes(bench),
-        model,
+        bench.settings.slm.trained,
         bench.settings.clone,
         bench.out / "model",
         checkpoints=bench.partial,

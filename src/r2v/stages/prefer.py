@@ -35,6 +35,7 @@ def prefer_stage(bench: Bench) -> None:
     cloned, preferred = bench.read("clone") / "model", bench.out / "model"
     report = prefer(
         cloned,
+        settings.slm.trained,
         teacher_episodes(bench),
         read_episodes(proposals / "episodes.parquet"),
         read_pairs(proposals / "pairs.json"),
