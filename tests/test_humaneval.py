@@ -7,6 +7,8 @@ import gzip
 import json
 import subprocess
 import sys
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -129,6 +131,7 @@ json.dumps = lambda *a, **k: '3'
 time.perf_counter = lambda: 0.0
 def longest_run(word): return 'x'
 """,
+    "a number that cannot be compared": "from decimal import Decimal\ndef longest_run(word): return Decimal('sNaN')",
     "a function that never ends": "def longest_run(word):\n    while True: pass",
     "swallowing the time limit": """
 def longest_run(word):
@@ -156,6 +159,7 @@ def test_cheats_fail(name, problems, monkeypatch):
         (1.0, 1.00001, 1e-4, True), ([1.0, 2.0], [1.0, 2.0000001], 0, True), ([1.0], [1.0, 2.0], 1e-6, False),
         ((1.0,), [1.0], 0, False), ("a", "b", 1e-6, False), (float("inf"), float("inf"), 0, True),
         (float("nan"), float("nan"), 0, False), (True, 1, 0, True), (None, 0, 0, False),
+        (Decimal("0.5"), 0.5, 0, True), (Fraction(1, 2), 0.5, 0, True), (Decimal("0.3"), 0.3, 1e-6, False),
     ],
 )  # fmt: skip
 def test_comparison_has_evalplus_semantics(output, expected, atol, same):

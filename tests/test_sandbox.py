@@ -10,6 +10,8 @@ import tempfile
 import threading
 import time
 import uuid
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -322,7 +324,23 @@ socket.create_connection(('192.0.2.1', 80), 1)
 
 @pytest.mark.parametrize(
     "value",
-    [None, True, 1, -(10**400), 1.5, float("inf"), "é\n", b"\x00", [1, [2.0, "x"]], (1, (2,)), {1: (2, {3})}, set(), 2j],
+    [
+        None,
+        True,
+        1,
+        -(10**400),
+        1.5,
+        float("inf"),
+        "é\n",
+        b"\x00",
+        [1, [2.0, "x"]],
+        (1, (2,)),
+        {1: (2, {3})},
+        set(),
+        2j,
+        Decimal("1.50"),
+        Fraction(-1, 3),
+    ],
 )
 def test_values_cross_as_they_are(value):
     assert decode(encode(value)) == value and type(decode(encode(value))) is type(value)

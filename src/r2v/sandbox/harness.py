@@ -22,6 +22,8 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 LONG = 2000
@@ -51,6 +53,10 @@ def encode(value: Any) -> Any:
         return {"bytes": value.hex()}
     if kind is complex:
         return {"complex": [value.real, value.imag]}
+    if kind is Decimal:
+        return {"decimal": str(value)}
+    if kind is Fraction:
+        return {"fraction": [hex(value.numerator), hex(value.denominator)]}
     for base in (int, float, str, list, tuple, dict, set, frozenset):
         if isinstance(value, base):  # a subclass such as Counter or a named tuple: what it holds, read by its base
             return encode(_plain(value, base))
@@ -84,8 +90,12 @@ class Other:
     __hash__ = object.__hash__
 
 
+UNREADABLE = (TypeError, ValueError, ArithmeticError, RecursionError, AttributeError)
+"""What reading and comparing data may raise that no honest program sends."""
+
+
 def decode(data: Any) -> Any:
-    """The value that `encode` saw. Raises ValueError or TypeError for what it cannot have written."""
+    """The value that `encode` saw. Raises one of `UNREADABLE` for what it cannot have written."""
     if isinstance(data, list):
         return [decode(item) for item in data]
     if not isinstance(data, dict):
@@ -103,6 +113,10 @@ def decode(data: Any) -> Any:
         return bytes.fromhex(held)
     if kind == "complex":
         return complex(*held)
+    if kind == "decimal":
+        return Decimal(held)
+    if kind == "fraction":
+        return Fraction(*(int(part, 16) for part in held))
     if kind == "other":
         return Other()
     raise ValueError(f"no value is written as {kind}")

@@ -9,7 +9,7 @@ from typing import Any
 
 from r2v.sandbox.calls import call
 from r2v.sandbox.examples import Example
-from r2v.sandbox.harness import decode
+from r2v.sandbox.harness import UNREADABLE, decode
 
 PROGRAM = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:\n```|\Z)", re.DOTALL)
 """A program in a message; its text is group 1."""
@@ -54,16 +54,16 @@ def _equals(value: Any, expected: Any) -> bool:
     """Equal, floats to what a docstring shows of them."""
     try:
         output = decode(value)
-    except (TypeError, ValueError, RecursionError, AttributeError):
+        if isinstance(expected, float) and isinstance(output, float):
+            return abs(output - expected) <= 1e-6 * max(1.0, abs(expected))
+        return bool(output == expected)
+    except UNREADABLE:
         return False
-    if isinstance(expected, float) and isinstance(output, float):
-        return abs(output - expected) <= 1e-6 * max(1.0, abs(expected))
-    return bool(output == expected)
 
 
 def _shown(value: Any) -> str:
     try:
         text = repr(decode(value))
-    except (TypeError, ValueError, RecursionError, AttributeError):
+    except UNREADABLE:
         return "something unreadable"
     return text if len(text) <= 200 else f"{text[:200]}..."

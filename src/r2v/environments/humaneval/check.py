@@ -20,7 +20,7 @@ from typing import Any
 from r2v.environments.humaneval.problems import Problem
 from r2v.errors import ArtifactError
 from r2v.sandbox.calls import call
-from r2v.sandbox.harness import decode, encode
+from r2v.sandbox.harness import UNREADABLE, decode, encode
 from r2v.store import write_json
 
 LEAST_LIMIT_S, LIMIT_FACTOR = 1.0, 4.0
@@ -180,7 +180,7 @@ def _is_right(problem: Problem, arguments: Sequence[Any], value: Any, expected: 
         if problem.entry_point == FIND_ZERO:
             return bool(abs(polynomial(arguments[0], decode(value))) <= (problem.atol or FIND_ZERO_ATOL))
         return agrees(decode(value), decode(expected), problem.atol)
-    except (TypeError, ValueError, OverflowError, RecursionError, AttributeError):  # what no honest value leads to
+    except UNREADABLE:
         return False
 
 
