@@ -37,7 +37,7 @@ from r2v.environments.household.env import Household
 from r2v.environments.household.expert import HouseholdExpert
 from r2v.environments.household.rules import World
 from r2v.evaluation.closed_loop import play
-from r2v.gateway.import_logs import HORIZON, import_logs
+from r2v.logs.importing import HORIZON, import_logs
 from r2v.policies.recorded import RecordedPolicy
 from r2v.protocols import Agent
 from r2v.routers.interventions import How, Intervention

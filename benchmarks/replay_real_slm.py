@@ -29,7 +29,7 @@ from r2v.agent import Parts, Routed
 from r2v.environments.recorded import RecordedTask
 from r2v.evaluation.closed_loop import play
 from r2v.evaluation.curves import interval, resample_BT
-from r2v.gateway.import_logs import import_logs
+from r2v.logs.importing import import_logs
 from r2v.policies.recorded import RecordedPolicy
 from r2v.routers.interventions import How, Intervention
 from r2v.routers.mlp import RiskMLP

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from r2v.build.settings import LogsSettings
 from r2v.cli import cli
 from r2v.errors import ArtifactError, SettingsError
-from r2v.gateway.import_logs import import_logs
+from r2v.logs.importing import import_logs
 from r2v.routers.mlp import load_router
 from r2v.settings import load
 from r2v.stages.fit_logs import fit_logs, own_steps

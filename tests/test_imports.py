@@ -17,7 +17,7 @@ LEVELS = (
     ("evaluation", "learning", "checks"),
     ("build", "report"),
     ("stages", "gateway"),
-    ("doctor",),
+    ("doctor", "logs"),
     ("cli",),
 )
 LEVEL = {name: i for i, names in enumerate(LEVELS) for name in names}
@@ -25,7 +25,7 @@ SAME_LEVEL = {("loop", "agent"), ("labels", "features"), ("features", "protocols
 """Allowed neighbours: the loop plays agents, protocols is only types, and labels are rows of features."""
 TORCH = ("torch", "transformers", "tokenizers", "peft")
 MAY_USE_TORCH = ("learning/", "policies/local.py", "policies/loading.py", "policies/sampling.py", "policies/slots.py")
-INSIDE_FUNCTIONS_ONLY = ("stages/", "build/parts.py")
+INSIDE_FUNCTIONS_ONLY = ("stages/", "build/parts.py", "doctor.py")
 """These may reach torch code, but only inside functions: importing them stays cheap."""
 
 

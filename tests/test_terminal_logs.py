@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 from r2v.cli import cli
 from r2v.errors import ArtifactError, SettingsError
 from r2v.features import FEATURES
-from r2v.gateway.import_logs import import_logs
-from r2v.gateway.terminal_logs import NOT_RECORDED, hub_trials
+from r2v.logs.importing import import_logs
+from r2v.logs.terminal import NOT_RECORDED, hub_trials
 from r2v.types import Action
 from r2v.verifiers.terminal import score
 

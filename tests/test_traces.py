@@ -25,7 +25,7 @@ from r2v.environments.household.games import load_game
 from r2v.environments.recorded import RecordedTask
 from r2v.errors import ArtifactError, NotRecorded, StageError
 from r2v.evaluation.prefixes import Scored, by_prefix, measures
-from r2v.gateway.import_logs import import_logs
+from r2v.logs.importing import import_logs
 from r2v.loop import run_episode
 from r2v.maths.calibration import brier, ece
 from r2v.maths.stats import auroc, auroc_B

@@ -281,7 +281,7 @@ class RunSettings(Settings):
 class LogSourceSettings(Settings):
     path: str
     format: str = "ledger"
-    """One of `r2v.gateway.import_logs.FORMATS`."""
+    """One of `r2v.logs.importing.FORMATS`."""
     outcomes: str | None = None
     """JSON with outcomes by task, for logs that hold none."""
 

@@ -37,7 +37,7 @@ Outcomes = Annotated[
 def imported(logs: Path, kind: str, outcomes: Path | None) -> tuple[list[Episode], int]:
     """(episodes, trajectories left out because their outcome is unknown)."""
     gateway_module()
-    from r2v.gateway.import_logs import FORMATS, import_logs
+    from r2v.logs.importing import FORMATS, import_logs
 
     if kind not in FORMATS:
         raise SettingsError(f"--format {kind}: the formats are {', '.join(FORMATS)}")

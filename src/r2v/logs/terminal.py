@@ -1,4 +1,4 @@
-"""Recorded terminal work of other programs, brought into the form of `openai-jsonl` records (see `import_logs`).
+"""Recorded terminal work of other programs, brought into the form of `openai-jsonl` records (see `importing`).
 
 terminal-log    text files, one an episode:
 
@@ -38,6 +38,7 @@ import pyarrow.parquet as pq
 
 from r2v.errors import ArtifactError, SettingsError
 from r2v.gateway.chat import Json
+from r2v.logs.files import objects, text_of
 
 TRIALS = "yoonholee/terminalbench-trajectories"
 COLUMNS = ["task_name", "agent", "model", "reward", "steps"]
@@ -56,10 +57,7 @@ def text_logs(path: Path) -> Iterator[tuple[str, str]]:
     if not files:
         raise ArtifactError(f"{path} holds no .log or .txt files")
     for file in files:
-        try:
-            yield str(file), file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ArtifactError(f"{file} cannot be read ({error})") from None
+        yield str(file), text_of(file)
 
 
 def from_text(text: str, where: str) -> Json:
@@ -133,15 +131,13 @@ def _local_trials(path: Path) -> Iterator[tuple[str, Json]]:
     if not files:
         raise ArtifactError(f"{path} holds no .parquet or .jsonl files")
     for file in files:
-        number = 0
+        if file.suffix != ".parquet":
+            yield from objects(file)
+            continue
         try:
-            if file.suffix == ".parquet":
-                for batch in pq.ParquetFile(file).iter_batches(batch_size=64, columns=COLUMNS):
-                    for row in batch.to_pylist():
-                        yield f"{file}:{(number := number + 1)}", row
-            else:
-                for line in file.read_text(encoding="utf-8").splitlines():
-                    yield f"{file}:{(number := number + 1)}", json.loads(line)
+            batches = pq.ParquetFile(file).iter_batches(batch_size=64, columns=COLUMNS)
+            for number, row in enumerate((row for batch in batches for row in batch.to_pylist()), start=1):
+                yield f"{file}:{number}", row
         except (OSError, ValueError, pa.ArrowException) as error:
             raise ArtifactError(f"{file} cannot be read ({str(error).splitlines()[0]})") from None
 

@@ -6,28 +6,25 @@ JOB/TRIAL/result.json              {"task_name": ..., "verifier_result": {"rewar
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from r2v.errors import ArtifactError
 from r2v.gateway.chat import Json
+from r2v.logs.files import json_of, objects, text_of
 
 WHOLE = "agent/trajectory.json"
 
 
-def is_job(path: Path) -> bool:
-    """Whether a folder holds trials of Harbor, at any depth."""
-    return path.is_dir() and next(path.rglob(WHOLE), None) is not None
+def trajectories(path: Path) -> Iterator[tuple[str, Json]]:
+    """(file, ATIF trajectory with task and reward in `extra`) of each trial of a job; of any other path its JSON objects.
 
-
-def trials(path: Path) -> Iterator[tuple[str, Json]]:
-    """(file, ATIF trajectory with task and reward in `extra`) of each trial. Raises ArtifactError.
-
-    Without a reward (the trial broke before it was judged, or still runs) `extra` has none.
+    Without a reward (the trial broke before it was judged, or still runs) `extra` has none. Raises ArtifactError.
     """
-    for file in sorted(path.rglob(WHOLE)):
+    files = sorted(path.rglob(WHOLE)) if path.is_dir() else []
+    if not files:
+        yield from objects(path)
+    for file in files:
         whole = _read(file)
         for more in sorted(file.parent.glob("trajectory.cont-*.json"), key=lambda p: int(p.stem.rsplit("-", 1)[1])):
             whole["steps"] += [step for step in _read(more)["steps"] if not step.get("is_copied_context")]
@@ -40,7 +37,4 @@ def trials(path: Path) -> Iterator[tuple[str, Json]]:
 
 
 def _read(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{file} cannot be read ({error})") from None
+    return json_of(text_of(file), str(file))

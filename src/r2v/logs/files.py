@@ -1,0 +1,48 @@
+"""JSON objects in files of any usual shape: lines, lists, one object a file, a folder of these, packed or not."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import lzma
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from r2v.errors import ArtifactError
+
+
+def objects(path: Path) -> Iterator[tuple[str, Any]]:
+    """(where, object) of every JSON object: lines of a file, elements of a list, files of a folder. Raises ArtifactError."""
+    files = sorted(p for p in path.rglob("*") if p.is_file() and ".json" in p.name) if path.is_dir() else [path]
+    if not files:
+        raise ArtifactError(f"{path} holds no JSON files")
+    for file in files:
+        text = text_of(file)
+        if ".jsonl" in file.name:
+            for number, line in enumerate(text.splitlines(), start=1):
+                if line.strip():
+                    yield f"{file}:{number}", json_of(line, f"{file}:{number}")
+            continue
+        value = json_of(text, str(file))
+        listed = value.get("simulations") if isinstance(value, dict) and "simulations" in value else value
+        for number, entry in enumerate(listed if isinstance(listed, list) else [listed], start=1):
+            yield f"{file}:{number}", entry
+
+
+def text_of(file: Path) -> str:
+    """What a file holds, unpacked if it is packed. Raises ArtifactError."""
+    opener: Any = {".xz": lzma.open, ".gz": gzip.open}.get(file.suffix, open)
+    try:
+        with opener(file, "rt", encoding="utf-8") as stream:
+            return str(stream.read())
+    except (OSError, UnicodeDecodeError, lzma.LZMAError, EOFError) as error:
+        raise ArtifactError(f"{file} cannot be read ({error})") from None
+
+
+def json_of(text: str, where: str) -> Any:
+    """Raises ArtifactError, which says where."""
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ArtifactError(f"{where} is not JSON ({error})") from None
