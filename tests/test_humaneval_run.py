@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from r2v import sandbox
 from r2v.build.settings import RunSettings
 from r2v.environments.humaneval.env import goal_of
 from r2v.environments.humaneval.problems import load_problems, shipped
@@ -82,6 +83,8 @@ def test_the_run_has_results_episodes_and_a_report(finished):
     run, first, _ = finished
     results = json.loads((run / "8-evaluate" / "results.json").read_text())
     assert results["preference"] is None
+    assert results["provenance"]["sandbox"] == list(sandbox.layers())
+    assert first.startswith(f"sandbox  {', '.join(sandbox.layers())}")
     assert set(results["routers"]) == {"slm_only", "llm_only", "random", "heuristic", "verifier", "r2v"}
     alone, teacher = results["routers"]["slm_only"], results["routers"]["llm_only"]
     assert teacher["success_rate"] == 1.0 and alone["success_rate"] < 1.0

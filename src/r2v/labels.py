@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,16 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.y_N)
+
+    def where(self, keep_N: Bools) -> Rows:
+        return Rows(
+            self.x_NF[keep_N], self.present_NF[keep_N], self.y_N[keep_N], self.seed_N[keep_N], self.episode_N[keep_N]
+        )
+
+    def columns(self, names: Sequence[str]) -> Rows:
+        """Some features of rows that hold all `FEATURES`."""
+        columns = [FEATURES.index(name) for name in names]
+        return replace(self, x_NF=self.x_NF[:, columns], present_NF=self.present_NF[:, columns])
 
 
 def failure_rows(episodes: Sequence[Episode], names: Sequence[str] = FEATURES) -> Rows:

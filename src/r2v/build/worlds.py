@@ -6,6 +6,7 @@ import os
 from functools import lru_cache
 from pathlib import Path
 
+from r2v import sandbox
 from r2v.build.settings import EnvironmentSettings, HumanEvalSettings, RunSettings
 from r2v.environments.household.env import Household
 from r2v.environments.household.games import GAME_FILE, load_game, real_tasks
@@ -84,6 +85,11 @@ def _household(e: EnvironmentSettings, task: Task) -> World:
     if e.data is not None:
         return load_game(Path(os.path.expandvars(e.data)).expanduser() / task.id / GAME_FILE)
     return generate(task.id, task.family, scene_settings(e)).world()
+
+
+def confined_by(settings: RunSettings) -> tuple[str, ...] | None:
+    """The layers of the sandbox that are active here, where models write code that is run; None where they write none."""
+    return None if isinstance(settings.environment, EnvironmentSettings) else sandbox.layers()
 
 
 def file_of_tasks(settings: RunSettings) -> Path | None:

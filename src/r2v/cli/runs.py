@@ -26,6 +26,7 @@ def run(
     until: Annotated[str | None, typer.Option(help="Stop after this stage (see `r2v stages`).")] = None,
 ) -> None:
     """Train, fit and evaluate: all stages in order. Finished stages are skipped, a killed one is resumed."""
+    from r2v.build.worlds import confined_by
     from r2v.cli.logs import run_logs
     from r2v.report.tables import summary
     from r2v.stages import STAGES
@@ -41,6 +42,8 @@ def run(
         raise SettingsError(f"--until {until}: no such stage; the stages are {', '.join(names)}")
     effective = load(settings, RunSettings, overrides or [])
     console = Console()
+    if (layers := confined_by(effective)) is not None:
+        console.print(f"sandbox  {', '.join(layers)}", highlight=False)
     wanted = STAGES[: names.index(until) + 1] if until else STAGES
     run_stages(wanted, effective, out, console)
     if until is None:

@@ -18,7 +18,7 @@ from r2v.build.parts import RUNG, Player, make_router
 from r2v.evaluation.curves import area_B, interval, resample_BT
 from r2v.evaluation.outcomes import Outcomes, gather
 from r2v.evaluation.replay import asks_of, replay
-from r2v.features import FEATURES, PAPER, batch, with_pseudo_entropy
+from r2v.features import PAPER, batch, with_pseudo_entropy
 from r2v.labels import Rows, failure_rows
 from r2v.learning.settings import RouterSettings
 from r2v.maths.calibration import brier, ece, fit_scaling
@@ -60,13 +60,12 @@ class Table:
 
     def of(self, variant: Variant, keep_N: np.ndarray[Any, Any] | None = None) -> Rows:
         names = masked(variant.names, variant.view)
-        columns = [FEATURES.index(name) for name in names]
-        x_NF, present_NF = self.rows.x_NF[:, columns].copy(), self.rows.present_NF[:, columns]
+        rows = self.rows.columns(names)
         if variant.view == "pseudo_entropy":
-            x_NF[:, names.index("first_token_entropy")] = self.pseudo_N
-        y_N = self.rows.y_N if variant.labels == "failure" else self.differs_N
-        keep = np.ones(len(y_N), dtype=bool) if keep_N is None else keep_N
-        return Rows(x_NF[keep], present_NF[keep], y_N[keep], self.rows.seed_N[keep], self.rows.episode_N[keep])
+            rows.x_NF[:, names.index("first_token_entropy")] = self.pseudo_N  # a copy: columns are
+        if variant.labels != "failure":
+            rows = replace(rows, y_N=self.differs_N)
+        return rows if keep_N is None else rows.where(keep_N)
 
 
 def table(episodes: Sequence[Episode], differs: Sequence[Sequence[bool]] | None) -> Table:

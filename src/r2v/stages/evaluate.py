@@ -11,6 +11,7 @@ import numpy as np
 
 from r2v import __version__
 from r2v.build.parts import WITHOUT_KNOB, Player, make_router
+from r2v.build.worlds import confined_by
 from r2v.evaluation.outcomes import Outcomes, Row, gather
 from r2v.evaluation.replay import always, asks_of, oracle, replay
 from r2v.evaluation.results import Played, Prices, summarise
@@ -125,9 +126,11 @@ def _provenance(bench: Bench, split: str) -> dict[str, Any]:
         "r2v": __version__,
         "split": split,
         "seed": bench.settings.seed,
+        "settings_sha256": sha256(bench.root / "settings.yaml"),
         "slm_sha256": sha256(chosen_slm(bench)),
         "router_sha256": sha256(bench.read("fit") / "r2v"),
         "python": platform.python_version(),
         "libraries": {name: version(name) for name in ("numpy", "torch", "transformers")},
+        "sandbox": confined_by(bench.settings),
         "times": {stage: read_json(bench.read(stage) / "manifest.json")["seconds"] for stage in stages},
     }

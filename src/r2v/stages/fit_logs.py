@@ -118,8 +118,8 @@ def fit_logs(episodes: Sequence[Episode], out: Path, *, seed: int = 0, asked_sha
     low, high = area_ci95
     last = fold_N == 0
     known = _known(rows)
-    train, check, every = (_part(rows, keep_N, known) for keep_N in (~last, last, np.ones(len(rows), dtype=bool)))
-    router = fit_router(train, check, known, SETTINGS, "decoupled", seed=seed, facts=counts)
+    every = rows.columns(known)
+    router = fit_router(every.where(~last), every.where(last), known, SETTINGS, "decoupled", seed=seed, facts=counts)
     risk_N = router.risk(every.x_NF, every.present_NF)
     threshold = float(np.quantile(risk_N, 1 - asked_share, method="higher"))
     router.with_threshold(threshold).save(out)
@@ -151,7 +151,7 @@ def fold_models(rows: Rows, fold_N: NDArray[np.int64], seed: int) -> list[RiskML
     models = []
     for fold in range(FOLDS):
         held, inner = fold_N == fold, fold_N == (fold + 1) % FOLDS
-        train, check = _part(rows, ~held & ~inner), _part(rows, inner)
+        train, check = rows.where(~held & ~inner), rows.where(inner)
         models.append(fit_router(train, check, FEATURES, SETTINGS, "decoupled", seed=seed))
     return models
 
@@ -168,9 +168,3 @@ def held_out_risk(rows: Rows, fold_N: NDArray[np.int64], seed: int) -> Floats:
 def _known(rows: Rows) -> tuple[str, ...]:
     """Features that the logs have at all: black-box logs have no log-probabilities."""
     return tuple(name for i, name in enumerate(FEATURES) if rows.present_NF[:, i].any())
-
-
-def _part(rows: Rows, keep_N: np.ndarray[Any, Any], names: Sequence[str] = FEATURES) -> Rows:
-    columns = [FEATURES.index(name) for name in names]
-    x_NF, present_NF = rows.x_NF[keep_N][:, columns], rows.present_NF[keep_N][:, columns]
-    return Rows(x_NF, present_NF, rows.y_N[keep_N], rows.seed_N[keep_N], rows.episode_N[keep_N])

@@ -126,10 +126,9 @@ def _fit_later(bench: Bench, episodes: Sequence[Episode], differs: Sequence[Sequ
             y.append(float(label))
             seeds.append(step.seed)
             owners.append(i)
-    x_NF, present_NF = batch(rows)
-    owner_N = np.array(owners)
-    out = owner_N % 5 == 0  # these episodes choose the epoch and the temperature
-    train, held = (Rows(x_NF[m], present_NF[m], np.array(y)[m], np.array(seeds)[m], owner_N[m]) for m in (~out, out))
+    every = Rows(*batch(rows), np.array(y), np.array(seeds), np.array(owners))
+    out = every.episode_N % 5 == 0  # these episodes choose the epoch and the temperature
+    train, held = every.where(~out), every.where(out)
     _fit(bench, "cascade_routing", "decoupled", train, held, EXTENDED, DIFFERS + " after one more draw of candidates")
 
 
