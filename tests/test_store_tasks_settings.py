@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r2v.build.settings import RunSettings
+from r2v.build.settings import LogsSettings, RunSettings
 from r2v.errors import ArtifactError, SettingsError
 from r2v.seeds import derive_seed
-from r2v.settings import dump, load
+from r2v.settings import dump, keys, load
 from r2v.store import decode, encode, read_episodes, sha256, whole_file, write_episodes
 from r2v.tasks import split
 from r2v.types import Task
@@ -107,6 +108,11 @@ def test_settings_errors_name_the_key(tmp_path, text, message):
         load(path, RunSettings)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "examples").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_example_can_be_read(path):
+    assert load(path, LogsSettings if "logs" in keys(path) else RunSettings).version == 1
 
 
 def test_overrides_and_the_dump_of_effective_settings(tmp_path):
