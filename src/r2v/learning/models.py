@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,9 @@ def with_lora(model: Any, settings: ModelSettings) -> Any:
         target_modules="all-linear",
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, config)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # peft's, renamed in transformers
+        return get_peft_model(model, config)
 
 
 def half_products(model: Any, settings: ModelSettings) -> AbstractContextManager[object]:
