@@ -126,6 +126,7 @@ def test_a_router_from_enough_logs_finds_the_signal_and_loads(tmp_path):
     assert told["episodes"] == told["tasks"] == 240
     assert told["auroc_ci95"][0] > 0.6 and told["auroc_ci95"][0] < told["auroc"] < told["auroc_ci95"][1]
     router = load_router(tmp_path / "router")
+    assert router.facts["verifier"] == "tool_calls"
     assert router.threshold is not None and "first_token_entropy" not in router.names
     episodes, _ = import_logs(tmp_path / "log.jsonl", "openai-jsonl")
     assert 0 <= router.score(episodes[0].steps[-1].choice.features) <= 1
@@ -149,7 +150,7 @@ def test_noise_is_called_noise(tmp_path):
     from dataclasses import replace
 
     shuffled = [replace(episode, success=bool(rng.random() < 0.5)) for episode in episodes]
-    found = fit_logs(shuffled, tmp_path / "router")
+    found = fit_logs(shuffled, tmp_path / "router", verifier=None)
     assert found.auroc_ci95[0] < 0.55
     assert found.brier > found.base_brier - 0.02
 

@@ -32,7 +32,7 @@ from r2v.policies.chat import HOUSEHOLD, context_of, messages
 from r2v.policies.local import Drawn, LocalPolicy
 from r2v.seeds import derive_seed
 from r2v.types import Action, Choice, Context, Memory, Usage
-from r2v.verifiers.tool_calls import ToolCallVerifier
+from r2v.verifiers import verifier_named
 from servers import KEY, gateway, running, settings
 from test_slm import episodes, folder, one_thread, tokenizer  # noqa: F401  (fixtures)
 
@@ -78,8 +78,9 @@ class InProcess:
         slm, teacher = Unwrapped(self.slm, context, "small"), Unwrapped(HouseholdExpert(), context, "teacher")
         configured = load_configured(self.route)
         router = GatewayRouter(configured.make(configured.threshold), self.route)
-        moment = Moment(Parts(slm, teacher, ToolCallVerifier(()), K), seen, seed=derive_seed(self.session, context.t))
-        choice, memory = await Routed(Parts(slm, teacher, ToolCallVerifier(()), K), router).choose(moment, memory)
+        parts = Parts(slm, teacher, verifier_named(configured.verifier), K)
+        moment = Moment(parts, seen, seed=derive_seed(self.session, context.t))
+        choice, memory = await Routed(parts, router).choose(moment, memory)
         self.choices.append(choice)
         return choice, memory
 
@@ -110,15 +111,17 @@ def test_a_household_episode_over_http_is_the_one_of_the_loop(folder, tokenizer,
             run_episode(perturbed, agent, task, seed=3, perturbation="x", horizon=25, memory=Memory())
         )  # fmt: skip
 
-    probe = InProcess(LocalPolicy.load(folder), RouteSettings(router="entropy", threshold=0.0, k=K), "probe")
+    route = RouteSettings(router="entropy", threshold=0.0, k=K, verifier="household")
+    probe = InProcess(LocalPolicy.load(folder), route, "probe")
     play(probe)
     threshold = statistics.median(choice.decision.risk for choice in probe.choices)  # so that both models act
     with ExitStack() as stack:
         small = stack.enter_context(running(model_app(LocalPolicy.load(folder), "tiny")))
         teacher = stack.enter_context(running(model_app(Expert(), "expert")))
-        route = RouteSettings(router="entropy", threshold=threshold, k=K)
+        route = route.model_copy(update={"threshold": threshold})
         config = settings(
             small, teacher, tmp_path / "l.db", route__router="entropy", route__threshold=threshold, route__k=K,
+            route__verifier="household",
             small__top_logprobs=20, small__vocabulary=len(tokenizer), small__timeout_s=30,
         )  # fmt: skip
         url, service = stack.enter_context(gateway(config))

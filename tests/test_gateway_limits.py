@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -33,6 +34,7 @@ from r2v.gateway.settings import (
 from r2v.routers.mlp import Calibration, RiskMLP, load_router
 from r2v.store import sha256, write_json
 from r2v.types import Action, Candidate, Context, Memory, Usage
+from r2v.verifiers.household import HouseholdVerifier
 from r2v.verifiers.tool_calls import ToolCallVerifier
 from servers import KEY
 from test_gateway import ASK, AUTH, TOOLS, World, make  # noqa: F401  (a fixture)
@@ -273,7 +275,7 @@ def run_of(folder: Path) -> Path:
     for name in ("r2v", "cascade", "benefit"):
         risk_of_entropy(folder / name)
     chosen = {name: {"threshold": 0.5} for name in ("r2v", "benefit", "judge_latch", "restart")}
-    write_json(folder / "thresholds.json", {"routers": chosen})
+    write_json(folder / "thresholds.json", {"verifier": "household", "routers": chosen})
     return folder
 
 
@@ -289,6 +291,23 @@ def test_a_router_of_a_run_decides_as_in_the_evaluation(make, tmp_path):  # noqa
         assert here == there and here.risk != alone.score(features)
     with pytest.raises(SettingsError, match="cannot"):
         load_configured(RouteSettings(router=str(fit / "restart")))
+
+
+def test_candidates_are_scored_by_the_verifier_that_the_router_was_fitted_with(make, tmp_path):  # noqa: F811
+    fit = run_of(tmp_path / "7-fit")
+    assert load_configured(RouteSettings(router=str(fit / "benefit"))).verifier == "household"
+    with pytest.raises(SettingsError, match="scores of the verifier household"):
+        load_configured(RouteSettings(router=str(fit / "benefit"), verifier="terminal"))
+    risk_of_entropy(tmp_path / "logs")
+    assert load_configured(RouteSettings(router=str(tmp_path / "logs"))).verifier == "tool_calls"
+    assert load_configured(RouteSettings(router="entropy", verifier="terminal")).verifier == "terminal"
+    world = make(route__router=str(fit / "benefit"))
+    world.post(headers={"x-session-id": "v"})
+    (session,) = [row["session"] for row in world.service.ledger.sessions(5)]
+    (entry,) = world.service.ledger.steps(session)
+    context = Context(entry.goal, (entry.step.observation.text,), (), 50)
+    actions = [candidate.action for candidate in entry.step.choice.candidates]
+    assert entry.step.choice.scores == asyncio.run(HouseholdVerifier().score(context, actions))
 
 
 def test_a_teacher_that_keeps_the_session_lets_go_when_it_is_told(make, tmp_path):  # noqa: F811

@@ -12,7 +12,7 @@ import numpy as np
 
 from r2v.agent import Noisy, Parts, Routed, Solo
 from r2v.build.settings import RunSettings, SlmSettings
-from r2v.build.worlds import make_verifier, make_world, manner_of, perturbation_of
+from r2v.build.worlds import make_world, manner_of, perturbation_of, verifier_of
 from r2v.environments.household.expert import HouseholdExpert
 from r2v.environments.household.noise import random_action
 from r2v.features import View
@@ -25,6 +25,7 @@ from r2v.routers.mlp import load_router
 from r2v.routers.threshold import Score, ThresholdRouter
 from r2v.store import read_json
 from r2v.types import Task
+from r2v.verifiers import verifier_named
 
 if TYPE_CHECKING:
     from r2v.policies.local import LocalPolicy
@@ -210,7 +211,7 @@ def make_parts(settings: RunSettings, slm: Path, view: View = "full") -> Parts:
         small: Policy = ChatPolicy(model, name="slm", manner=manner_of(settings))
     else:
         small = make_slm(settings.slm, slm)
-    return Parts(small, make_teacher(settings), make_verifier(settings), settings.slm.k, view=view)
+    return Parts(small, make_teacher(settings), verifier_named(verifier_of(settings)), settings.slm.k, view=view)
 
 
 def make_agents(settings: RunSettings, players: Iterable[Player]) -> list[Agent]:

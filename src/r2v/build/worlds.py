@@ -21,12 +21,10 @@ from r2v.errors import SettingsError
 from r2v.perturbations import code, make_perturbation, shell
 from r2v.perturbations.operators import Operators
 from r2v.policies.chat import HOUSEHOLD, SHELL, Manner
-from r2v.protocols import Branching, Verifier
+from r2v.protocols import Branching
 from r2v.seeds import derive_seed
 from r2v.types import Task
-from r2v.verifiers.code import CodeVerifier
-from r2v.verifiers.household import HouseholdVerifier
-from r2v.verifiers.terminal import TerminalVerifier
+from r2v.verifiers import VerifierName
 
 CODE = Manner(humaneval.SYSTEM, humaneval.action_of)
 
@@ -62,13 +60,9 @@ def perturbation_of(settings: RunSettings, family: str, topic: str) -> Operators
     return make(family, settings.perturbations.strength, topic)
 
 
-def make_verifier(settings: RunSettings) -> Verifier:
-    verifiers: dict[str, Verifier] = {
-        "household": HouseholdVerifier(),
-        "humaneval": CodeVerifier(),
-        "terminal": TerminalVerifier(),
-    }
-    return verifiers[settings.environment.kind]
+def verifier_of(settings: RunSettings) -> VerifierName:
+    names: dict[str, VerifierName] = {"household": "household", "humaneval": "code", "terminal": "terminal"}
+    return names[settings.environment.kind]
 
 
 def manner_of(settings: RunSettings) -> Manner:

@@ -22,7 +22,7 @@ def problems(settings: GatewaySettings, tell: Callable[[str], None]) -> list[str
         found.append(f"{settings.server.key_env} is not set: it must hold the key clients send")
     try:
         router = load_configured(settings.route)
-        tell(f"router    {router.name}, threshold {router.threshold:.4g}")
+        tell(f"router    {router.name}, threshold {router.threshold:.4g}, verifier {router.verifier}")
     except R2VError as error:
         found.append(str(error))
     try:

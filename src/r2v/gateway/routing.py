@@ -21,6 +21,7 @@ from r2v.routers.threshold import ThresholdRouter
 from r2v.seeds import derive_uniform
 from r2v.store import read_json, sha256
 from r2v.types import Context, Decision, Features, Memory
+from r2v.verifiers import VerifierName
 
 PAPERS = {
     "entropy": (baselines.entropy, 2.0),
@@ -112,6 +113,8 @@ class Configured:
     """What tells where it was fitted; None: a baseline, which was fitted on nothing."""
     calibrated: bool
     """Whether its score is a probability of failure."""
+    verifier: VerifierName
+    """What scores the candidates."""
     certificate: Certificate | None
 
 
@@ -124,31 +127,33 @@ def load_configured(route: RouteSettings) -> Configured:
         if route.certificate is not None:
             raise SettingsError(f"{route.certificate} cannot be for {route.router}: baselines have no certificates")
         threshold = threshold if route.threshold is None else route.threshold
-        return Configured(route.router, lambda t: ThresholdRouter(route.router, score, t), threshold, None, False, None)
+        return Configured(
+            route.router, lambda t: ThresholdRouter(route.router, score, t), threshold, None, False,
+            route.verifier or "tool_calls", None,
+        )  # fmt: skip
     folder = Path(route.router)
     name, beside = folder.name, folder.parent / THRESHOLDS
-    chosen = _chosen(beside, name) if beside.exists() else None
-    if chosen is None:
+    run = read_json(beside) if beside.exists() else {}
+    chosen_in_run = run.get("routers", {}).get(name)
+    if chosen_in_run is None:
         model = load_router(folder)
-        chosen, calibrated = model.threshold, True
+        chosen, fitted_with, calibrated = model.threshold, model.facts.get("verifier"), True
         make: Callable[[float], Router] = lambda t: model.router(name, t)  # noqa: E731
     else:
         if name == "restart":
             raise SettingsError(f"{folder} goes back to the start of an episode, which a conversation cannot")
         model = load_router(folder if (folder / "router.json").exists() else folder.parent / "r2v")
+        chosen, fitted_with = float(chosen_in_run["threshold"]), run.get("verifier")
         calibrated = name in ("r2v", "r2v_paper")
         make = lambda t: make_router(name, t, folder.parent)  # noqa: E731
     if (at := chosen if route.threshold is None else route.threshold) is None:
         raise SettingsError(f"the router in {route.router} has no threshold; set route.threshold")
+    verifier = route.verifier or fitted_with or "tool_calls"
+    if fitted_with not in (None, verifier):
+        raise SettingsError(f"{folder} was fitted on scores of the verifier {fitted_with}; leave out route.verifier")
     certificate = None if route.certificate is None else _certificate(Path(route.certificate), folder, at)
     make(at)  # what is missing is said now, not at the first request
-    return Configured(name, make, at, model, calibrated, certificate)
-
-
-def _chosen(path: Path, name: str) -> float | None:
-    """The threshold that was chosen for a router of a run; None: the run has no such router."""
-    found = read_json(path).get("routers", {}).get(name)
-    return None if found is None else float(found["threshold"])
+    return Configured(name, make, at, model, calibrated, verifier, certificate)
 
 
 def _certificate(path: Path, router: Path, threshold: float) -> Certificate:

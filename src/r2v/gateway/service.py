@@ -32,9 +32,10 @@ from r2v.gateway.routing import GatewayRouter, load_configured
 from r2v.gateway.settings import GatewaySettings
 from r2v.gateway.upstream import Upstream, UpstreamError
 from r2v.policies.scripted import Known
+from r2v.protocols import Verifier
 from r2v.seeds import derive_seed, derive_uniform
 from r2v.types import Action, Candidate, Choice, Context, Decision, Memory, Observation, Step
-from r2v.verifiers.tool_calls import ToolCallVerifier
+from r2v.verifiers import VerifierName, verifier_named
 
 
 class Refused(Exception):
@@ -175,7 +176,7 @@ class Service:
             visit.small.seconds = time.perf_counter() - waited
             candidates = visit.small.take(self.small.priced(told.choice, usage))
             context = chat.context_of(request, self.settings.route.horizon)
-            parts = Parts(Known(candidates), visit.teacher, _verifier(request.tools), 1)
+            parts = Parts(Known(candidates), visit.teacher, _verifier(self.router.verifier, request.tools), 1)
             moment = Moment(parts, context, seed=derive_seed(visit.session.id, visit.session.t))
             choice = await _slm_alone(moment, self._router(visit), "early: told as it came")
             assert last is not None
@@ -228,7 +229,7 @@ class Service:
         route, session = self.settings.route, visit.session
         context = chat.context_of(visit.request, route.horizon)
         first = None if route.clear is None or route.k == 1 else 1
-        parts = Parts(visit.small, visit.teacher, _verifier(visit.request.tools), route.k, first)
+        parts = Parts(visit.small, visit.teacher, _verifier(self.router.verifier, visit.request.tools), route.k, first)
         router, memory = self._router(visit), session.memory
         if await self.accounts.killed():
             router = replace(router, forced="slm")
@@ -322,8 +323,8 @@ async def _slm_alone(moment: Moment, router: GatewayRouter, reason: str) -> Choi
 
 
 @lru_cache(maxsize=256)
-def _verifier(tools: bytes) -> ToolCallVerifier:
-    return ToolCallVerifier(chat.tools_of(tools))
+def _verifier(name: VerifierName, tools: bytes) -> Verifier:
+    return verifier_named(name, chat.tools_of(tools))
 
 
 def _accounts(settings: GatewaySettings, ledger: Ledger) -> Accounts:

@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from r2v.settings import Settings
+from r2v.verifiers import VerifierName
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -68,6 +69,9 @@ class RouteSettings(Settings):
     """Folder of a fitted router (`r2v run`, `r2v fit`), or a baseline: entropy, heuristic, verifier."""
     threshold: float | None = None
     """None: the one in the router's folder; the paper's rule for a baseline."""
+    verifier: VerifierName | None = None
+    """What scores the candidates; None: what the router was fitted with, or `tool_calls`, which knows nothing of the agent.
+    A router fitted on a ledger does not say: set it to what the gateway had when it wrote that ledger."""
     stream: Literal["hold", "early", "auto"] = "hold"
     """hold: tell an answer when it is chosen. early: where the step before was below the threshold (or there was none), pass
     the small model's first draft through as it comes, without drawing others. auto: only where it was below half of it."""

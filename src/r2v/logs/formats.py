@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,6 @@ from r2v.gateway.chat import Json
 from r2v.gateway.export import SOLVED
 from r2v.logs.files import objects
 from r2v.logs.terminal import from_text, from_trial
-from r2v.protocols import Verifier
-from r2v.verifiers.household import HouseholdVerifier
-from r2v.verifiers.terminal import TerminalVerifier
 
 
 @dataclass(frozen=True)
@@ -29,8 +26,6 @@ class Recorded:
     body: Json
     """Chat-completion body with all messages."""
     model: str
-    verifier: Verifier | None = None
-    """What scores its actions; None: the one for agents we know nothing about."""
 
 
 def _outcome(raw: Mapping[str, Any]) -> bool | None:
@@ -71,16 +66,11 @@ def openai(raw: Json, where: str) -> Recorded:
 
 
 def terminal_log(raw: str, where: str) -> Recorded:
-    return _shell(from_text(raw, where), where)
+    return openai(from_text(raw, where), where)
 
 
 def terminalbench(raw: Json, where: str) -> Recorded:
-    return _shell(from_trial(raw, where), where)
-
-
-def _shell(raw: Json, where: str) -> Recorded:
-    """A chat whose assistant's messages are shell commands."""
-    return replace(openai(raw, where), verifier=TerminalVerifier())
+    return openai(from_trial(raw, where), where)
 
 
 def anthropic(raw: Json, where: str) -> Recorded:
@@ -177,7 +167,7 @@ def knowagent(raw: Json, where: str) -> Recorded:
     for step in raw["steps"]:
         messages += [{"role": "assistant", "content": step["action"]}, {"role": "user", "content": step["observation"]}]
     model = f"{raw['model']} {raw['iteration']}"
-    return Recorded(_task(raw, where), _outcome(raw), {"messages": messages}, model, HouseholdVerifier())
+    return Recorded(_task(raw, where), _outcome(raw), {"messages": messages}, model)
 
 
 def mint(raw: Json, where: str) -> Recorded:

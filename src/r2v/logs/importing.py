@@ -33,9 +33,10 @@ from r2v.gateway.ledger import Ledger
 from r2v.logs import formats, harbor, terminal
 from r2v.logs.files import json_of, objects, text_of
 from r2v.logs.formats import Recorded
+from r2v.protocols import Verifier
 from r2v.store import read_episodes
 from r2v.types import Candidate, Choice, Decision, Episode, Observation, Step, Task, Usage
-from r2v.verifiers.tool_calls import ToolCallVerifier
+from r2v.verifiers import VerifierName, verifier_named
 
 HORIZON = 50
 RECORDED = Decision("continue", None, None, 1.0, "recorded")
@@ -43,18 +44,23 @@ Source = Callable[[Path], Iterator[tuple[str, Any]]]
 """(where, raw trajectory) of all that a path holds."""
 Reader = Callable[[Any, str], Recorded]
 
-_READ: Mapping[str, tuple[Source, Reader]] = {
-    "openai-jsonl": (objects, formats.openai),
-    "anthropic-jsonl": (objects, formats.anthropic),
-    "mini-swe-agent": (objects, formats.mini_swe_agent),
-    "tau-bench": (objects, formats.tau_bench),
-    "atif": (harbor.trajectories, formats.atif),
-    "terminal-log": (terminal.text_logs, formats.terminal_log),
-    "terminalbench": (terminal.trials, formats.terminalbench),
-    "knowagent-alfworld": (objects, formats.knowagent),
-    "mint": (objects, formats.mint),
+_READ: Mapping[str, tuple[Source, Reader, VerifierName]] = {
+    "openai-jsonl": (objects, formats.openai, "tool_calls"),
+    "anthropic-jsonl": (objects, formats.anthropic, "tool_calls"),
+    "mini-swe-agent": (objects, formats.mini_swe_agent, "tool_calls"),
+    "tau-bench": (objects, formats.tau_bench, "tool_calls"),
+    "atif": (harbor.trajectories, formats.atif, "tool_calls"),
+    "terminal-log": (terminal.text_logs, formats.terminal_log, "terminal"),
+    "terminalbench": (terminal.trials, formats.terminalbench, "terminal"),
+    "knowagent-alfworld": (objects, formats.knowagent, "household"),
+    "mint": (objects, formats.mint, "tool_calls"),
 }
 FORMATS = ("ledger", *_READ)
+
+
+def verifier_of(kind: str) -> VerifierName | None:
+    """What scores the actions of logs of a format; None for a ledger, which holds the scores of its gateway."""
+    return _READ[kind][2] if kind in _READ else None
 
 
 def import_logs(path: Path, kind: str, outcomes: Path | None = None) -> tuple[list[Episode], int]:
@@ -70,7 +76,7 @@ def import_logs(path: Path, kind: str, outcomes: Path | None = None) -> tuple[li
         finally:
             ledger.close()
     known = _outcomes(outcomes) if outcomes else {}
-    source, read = _READ[kind]
+    source, read, verifier = _READ[kind]
     found: list[tuple[Recorded, Request, bool]] = []
     unknown = 0
     for where, raw in source(path):
@@ -84,16 +90,18 @@ def import_logs(path: Path, kind: str, outcomes: Path | None = None) -> tuple[li
             unknown += 1
             continue
         found.append((recorded, request, success))
-    return asyncio.run(_episodes(found)), unknown
+    return asyncio.run(_episodes(found, verifier)), unknown
 
 
-async def _episodes(found: Sequence[tuple[Recorded, Request, bool]]) -> list[Episode]:
-    return [await _episode(recorded, request, success) for recorded, request, success in found]
+async def _episodes(found: Sequence[tuple[Recorded, Request, bool]], name: VerifierName) -> list[Episode]:
+    return [
+        await _episode(recorded, request, success, verifier_named(name, tools_of(request.tools)))
+        for recorded, request, success in found
+    ]
 
 
-async def _episode(recorded: Recorded, request: Request, success: bool) -> Episode:
+async def _episode(recorded: Recorded, request: Request, success: bool, verifier: Verifier) -> Episode:
     """Each assistant message is a step, seen with what was known before it: the request that would have asked for it."""
-    verifier = recorded.verifier or ToolCallVerifier(tools_of(request.tools))
     whole = context_of(request, HORIZON)
     asked = [i for i, message in enumerate(request.messages) if message.role == "assistant"]
     steps = []

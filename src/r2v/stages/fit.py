@@ -15,6 +15,7 @@ import numpy as np
 
 from r2v.build.parts import Player, make_goal_model, make_score
 from r2v.build.settings import RouterName
+from r2v.build.worlds import verifier_of
 from r2v.errors import ArtifactError
 from r2v.evaluation.operating_point import Point, by_budget, by_cost, by_target
 from r2v.evaluation.outcomes import Outcomes, gather, row
@@ -87,6 +88,7 @@ def _choose(bench: Bench, grid: Mapping[str, Sequence[float]], slm_episodes: Seq
             "validation": [[float(p.outcomes.call_rate_TZ.mean()), p.success, p.calls] for p in points],
         }
     return {
+        "verifier": verifier_of(bench.settings),
         "rule": _rule_in_words(bench),
         "target": rule.target,
         "teacher_success": teacher_success,

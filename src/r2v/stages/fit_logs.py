@@ -22,6 +22,7 @@ from r2v.maths.calibration import brier, ece
 from r2v.protocols import Floats
 from r2v.routers.mlp import RiskMLP
 from r2v.types import Episode
+from r2v.verifiers import VerifierName
 
 FOLDS = 5
 LEAST_FAILED = 20
@@ -78,9 +79,14 @@ def own_steps(episodes: Sequence[Episode]) -> tuple[Rows, list[str]]:
     return Rows(x_NF, present_NF, np.array(y), zeros, np.array(owners, dtype=int)), tasks
 
 
-def fit_logs(episodes: Sequence[Episode], out: Path, *, seed: int = 0, asked_share: float = 0.15) -> LogFit:
-    """Fit and write a router folder to `out`, if the logs allow it. `asked_share` places the threshold: without a teacher's
-    outcomes no log can say which threshold reaches a target, so it is the share of steps that one is willing to ask on.
+def fit_logs(
+    episodes: Sequence[Episode], out: Path, *, verifier: VerifierName | None, seed: int = 0, asked_share: float = 0.15
+) -> LogFit:
+    """Fit and write a router folder to `out`, if the logs allow it.
+
+    `verifier`: what scored the steps, where that is known; the folder says so, and the gateway uses it. `asked_share` places
+    the threshold: without a teacher's outcomes no log can say which threshold reaches a target, so it is the share of steps
+    that one is willing to ask on.
     """
     import torch
 
@@ -119,7 +125,8 @@ def fit_logs(episodes: Sequence[Episode], out: Path, *, seed: int = 0, asked_sha
     last = fold_N == 0
     known = _known(rows)
     every = rows.columns(known)
-    router = fit_router(every.where(~last), every.where(last), known, SETTINGS, "decoupled", seed=seed, facts=counts)
+    facts = counts if verifier is None else {**counts, "verifier": verifier}
+    router = fit_router(every.where(~last), every.where(last), known, SETTINGS, "decoupled", seed=seed, facts=facts)
     risk_N = router.risk(every.x_NF, every.present_NF)
     threshold = float(np.quantile(risk_N, 1 - asked_share, method="higher"))
     router.with_threshold(threshold).save(out)

@@ -1,0 +1,29 @@
+"""Verifiers score candidates on local evidence. Risk is fitted on those scores, so a router's folder names its verifier."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from r2v.protocols import Verifier
+
+VerifierName = Literal["tool_calls", "household", "code", "terminal"]
+
+
+def verifier_named(name: VerifierName, tools: Sequence[Mapping[str, Any]] = ()) -> Verifier:
+    """`tools`: OpenAI function definitions, for `tool_calls`, which is for agents that we know nothing about."""
+    if name == "household":
+        from r2v.verifiers.household import HouseholdVerifier
+
+        return HouseholdVerifier()
+    if name == "code":
+        from r2v.verifiers.code import CodeVerifier
+
+        return CodeVerifier()
+    if name == "terminal":
+        from r2v.verifiers.terminal import TerminalVerifier
+
+        return TerminalVerifier()
+    from r2v.verifiers.tool_calls import ToolCallVerifier
+
+    return ToolCallVerifier(tools)
