@@ -78,7 +78,7 @@ class InProcess:
         slm, teacher = Unwrapped(self.slm, context, "small"), Unwrapped(HouseholdExpert(), context, "teacher")
         configured = load_configured(self.route)
         router = GatewayRouter(configured.make(configured.threshold), self.route)
-        parts = Parts(slm, teacher, verifier_named(configured.verifier), K)
+        parts = Parts(slm, teacher, verifier_named(configured.route.verifier), K)
         moment = Moment(parts, seen, seed=derive_seed(self.session, context.t))
         choice, memory = await Routed(parts, router).choose(moment, memory)
         self.choices.append(choice)

@@ -275,7 +275,7 @@ def run_of(folder: Path) -> Path:
     for name in ("r2v", "cascade", "benefit"):
         risk_of_entropy(folder / name)
     chosen = {name: {"threshold": 0.5} for name in ("r2v", "benefit", "judge_latch", "restart")}
-    write_json(folder / "thresholds.json", {"verifier": "household", "routers": chosen})
+    write_json(folder / "thresholds.json", {"fitted_with": {"verifier": "household", "horizon": 40}, "routers": chosen})
     return folder
 
 
@@ -293,19 +293,20 @@ def test_a_router_of_a_run_decides_as_in_the_evaluation(make, tmp_path):  # noqa
         load_configured(RouteSettings(router=str(fit / "restart")))
 
 
-def test_candidates_are_scored_by_the_verifier_that_the_router_was_fitted_with(make, tmp_path):  # noqa: F811
+def test_a_router_sees_what_it_was_fitted_with(make, tmp_path):  # noqa: F811
     fit = run_of(tmp_path / "7-fit")
-    assert load_configured(RouteSettings(router=str(fit / "benefit"))).verifier == "household"
-    with pytest.raises(SettingsError, match="scores of the verifier household"):
+    route = load_configured(RouteSettings(router=str(fit / "benefit"), k=2)).route
+    assert (route.verifier, route.horizon, route.k) == ("household", 40, 2)
+    with pytest.raises(SettingsError, match="fitted with verifier household"):
         load_configured(RouteSettings(router=str(fit / "benefit"), verifier="terminal"))
     risk_of_entropy(tmp_path / "logs")
-    assert load_configured(RouteSettings(router=str(tmp_path / "logs"))).verifier == "tool_calls"
-    assert load_configured(RouteSettings(router="entropy", verifier="terminal")).verifier == "terminal"
+    assert load_configured(RouteSettings(router=str(tmp_path / "logs"))).route.verifier == "tool_calls"
+    assert load_configured(RouteSettings(router="entropy", verifier="terminal")).route.verifier == "terminal"
     world = make(route__router=str(fit / "benefit"))
     world.post(headers={"x-session-id": "v"})
     (session,) = [row["session"] for row in world.service.ledger.sessions(5)]
     (entry,) = world.service.ledger.steps(session)
-    context = Context(entry.goal, (entry.step.observation.text,), (), 50)
+    context = Context(entry.goal, (entry.step.observation.text,), (), 40)
     actions = [candidate.action for candidate in entry.step.choice.candidates]
     assert entry.step.choice.scores == asyncio.run(HouseholdVerifier().score(context, actions))
 

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from r2v.gateway.routing import load_configured
+from r2v.gateway.settings import RouteSettings
 from r2v.stages import STAGES
 from r2v.stages.runner import folder_of
 
@@ -69,6 +71,11 @@ def test_every_stage_left_its_files_and_nothing_else(finished):
         assert not (folder / "partial").exists()
     assert not [path for path in finished.rglob("*") if path.name.startswith(".") and path.name != ".lock"]
     assert (finished / "7-fit" / "r2v" / "router.json").exists()
+
+
+def test_the_gateway_takes_a_router_with_what_it_was_fitted_with(finished):
+    route = load_configured(RouteSettings(router=str(finished / "7-fit" / "r2v"))).route
+    assert (route.verifier, route.k, route.horizon) == ("household", 5, 16)
 
 
 def test_the_results_have_their_documented_shape(finished):

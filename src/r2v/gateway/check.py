@@ -22,7 +22,8 @@ def problems(settings: GatewaySettings, tell: Callable[[str], None]) -> list[str
         found.append(f"{settings.server.key_env} is not set: it must hold the key clients send")
     try:
         router = load_configured(settings.route)
-        tell(f"router    {router.name}, threshold {router.threshold:.4g}, verifier {router.verifier}")
+        seen = f"verifier {router.route.verifier}, k {router.route.k}, horizon {router.route.horizon}"
+        tell(f"router    {router.name}, threshold {router.threshold:.4g}; {seen}")
     except R2VError as error:
         found.append(str(error))
     try:

@@ -6,9 +6,10 @@ hold, shadow, explore; what happens around it adds upstream_fallback, verifier_f
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from r2v.build.parts import make_router
 from r2v.errors import ArtifactError, SettingsError
@@ -21,7 +22,6 @@ from r2v.routers.threshold import ThresholdRouter
 from r2v.seeds import derive_uniform
 from r2v.store import read_json, sha256
 from r2v.types import Context, Decision, Features, Memory
-from r2v.verifiers import VerifierName
 
 PAPERS = {
     "entropy": (baselines.entropy, 2.0),
@@ -113,8 +113,8 @@ class Configured:
     """What tells where it was fitted; None: a baseline, which was fitted on nothing."""
     calibrated: bool
     """Whether its score is a probability of failure."""
-    verifier: VerifierName
-    """What scores the candidates."""
+    route: RouteSettings
+    """With what the router was fitted with, where the settings leave it open."""
     certificate: Certificate | None
 
 
@@ -128,32 +128,37 @@ def load_configured(route: RouteSettings) -> Configured:
             raise SettingsError(f"{route.certificate} cannot be for {route.router}: baselines have no certificates")
         threshold = threshold if route.threshold is None else route.threshold
         return Configured(
-            route.router, lambda t: ThresholdRouter(route.router, score, t), threshold, None, False,
-            route.verifier or "tool_calls", None,
-        )  # fmt: skip
+            route.router, lambda t: ThresholdRouter(route.router, score, t), threshold, None, False, route, None
+        )
     folder = Path(route.router)
     name, beside = folder.name, folder.parent / THRESHOLDS
     run = read_json(beside) if beside.exists() else {}
     chosen_in_run = run.get("routers", {}).get(name)
     if chosen_in_run is None:
         model = load_router(folder)
-        chosen, fitted_with, calibrated = model.threshold, model.facts.get("verifier"), True
+        chosen, calibrated = model.threshold, True
+        fitted_with = {"verifier": model.facts["verifier"]} if "verifier" in model.facts else {}
         make: Callable[[float], Router] = lambda t: model.router(name, t)  # noqa: E731
     else:
         if name == "restart":
             raise SettingsError(f"{folder} goes back to the start of an episode, which a conversation cannot")
         model = load_router(folder if (folder / "router.json").exists() else folder.parent / "r2v")
-        chosen, fitted_with = float(chosen_in_run["threshold"]), run.get("verifier")
+        chosen, fitted_with = float(chosen_in_run["threshold"]), run.get("fitted_with", {})
         calibrated = name in ("r2v", "r2v_paper")
         make = lambda t: make_router(name, t, folder.parent)  # noqa: E731
     if (at := chosen if route.threshold is None else route.threshold) is None:
         raise SettingsError(f"the router in {route.router} has no threshold; set route.threshold")
-    verifier = route.verifier or fitted_with or "tool_calls"
-    if fitted_with not in (None, verifier):
-        raise SettingsError(f"{folder} was fitted on scores of the verifier {fitted_with}; leave out route.verifier")
     certificate = None if route.certificate is None else _certificate(Path(route.certificate), folder, at)
     make(at)  # what is missing is said now, not at the first request
-    return Configured(name, make, at, model, calibrated, verifier, certificate)
+    return Configured(name, make, at, model, calibrated, _as_fitted(route, fitted_with), certificate)
+
+
+def _as_fitted(route: RouteSettings, fitted_with: Mapping[str, Any]) -> RouteSettings:
+    """Raises SettingsError where the settings ask for something else: the risk would not be the one that was measured."""
+    for key, value in fitted_with.items():
+        if key in route.model_fields_set and getattr(route, key) != value:
+            raise SettingsError(f"{route.router} was fitted with {key} {value}: leave out route.{key}")
+    return route.model_copy(update=dict(fitted_with))
 
 
 def _certificate(path: Path, router: Path, threshold: float) -> Certificate:

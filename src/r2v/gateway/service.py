@@ -103,10 +103,10 @@ class Visit:
 class Service:
     def __init__(self, settings: GatewaySettings) -> None:
         """Raises SettingsError, ArtifactError."""
-        self.settings = settings
         self.small = Upstream(settings.models["small"], "small")
         self.teacher = Upstream(settings.models["teacher"], "teacher")
         self.router = load_configured(settings.route)
+        self.settings = settings.model_copy(update={"route": self.router.route})
         self.ledger = Ledger(Path(settings.store.path))
         self.accounts = _accounts(settings, self.ledger)
         self.meters = Meters(self.router, self.ledger)
@@ -176,7 +176,7 @@ class Service:
             visit.small.seconds = time.perf_counter() - waited
             candidates = visit.small.take(self.small.priced(told.choice, usage))
             context = chat.context_of(request, self.settings.route.horizon)
-            parts = Parts(Known(candidates), visit.teacher, _verifier(self.router.verifier, request.tools), 1)
+            parts = Parts(Known(candidates), visit.teacher, _verifier(self.settings.route.verifier, request.tools), 1)
             moment = Moment(parts, context, seed=derive_seed(visit.session.id, visit.session.t))
             choice = await _slm_alone(moment, self._router(visit), "early: told as it came")
             assert last is not None
@@ -229,7 +229,7 @@ class Service:
         route, session = self.settings.route, visit.session
         context = chat.context_of(visit.request, route.horizon)
         first = None if route.clear is None or route.k == 1 else 1
-        parts = Parts(visit.small, visit.teacher, _verifier(self.router.verifier, visit.request.tools), route.k, first)
+        parts = Parts(visit.small, visit.teacher, _verifier(route.verifier, visit.request.tools), route.k, first)
         router, memory = self._router(visit), session.memory
         if await self.accounts.killed():
             router = replace(router, forced="slm")

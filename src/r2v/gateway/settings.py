@@ -58,6 +58,8 @@ class ModelSettings(Settings):
 
 
 class RouteSettings(Settings):
+    """What is left out of k, horizon and verifier is what the router was fitted with, where its folder says so."""
+
     k: Annotated[int, Field(ge=1, le=32)] = 4
     """Candidates drawn from the small model at each step."""
     clear: tuple[Fraction, Fraction] | None = None
@@ -69,9 +71,9 @@ class RouteSettings(Settings):
     """Folder of a fitted router (`r2v run`, `r2v fit`), or a baseline: entropy, heuristic, verifier."""
     threshold: float | None = None
     """None: the one in the router's folder; the paper's rule for a baseline."""
-    verifier: VerifierName | None = None
-    """What scores the candidates; None: what the router was fitted with, or `tool_calls`, which knows nothing of the agent.
-    A router fitted on a ledger does not say: set it to what the gateway had when it wrote that ledger."""
+    verifier: VerifierName = "tool_calls"
+    """What scores the candidates; `tool_calls` knows nothing of the agent. A router fitted on a ledger does not say what it
+    wants: set this to what the gateway had when it wrote that ledger."""
     stream: Literal["hold", "early", "auto"] = "hold"
     """hold: tell an answer when it is chosen. early: where the step before was below the threshold (or there was none), pass
     the small model's first draft through as it comes, without drawing others. auto: only where it was below half of it."""

@@ -88,7 +88,7 @@ def _choose(bench: Bench, grid: Mapping[str, Sequence[float]], slm_episodes: Seq
             "validation": [[float(p.outcomes.call_rate_TZ.mean()), p.success, p.calls] for p in points],
         }
     return {
-        "verifier": verifier_of(bench.settings),
+        "fitted_with": {"verifier": verifier_of(settings), "k": settings.slm.k, "horizon": settings.environment.horizon},
         "rule": _rule_in_words(bench),
         "target": rule.target,
         "teacher_success": teacher_success,
