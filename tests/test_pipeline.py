@@ -139,7 +139,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_numbers(finished, setti
             command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 600
         while not (out / wanted).exists():
             assert process.poll() is None, f"finished before {wanted} appeared"
             assert time.monotonic() < deadline
