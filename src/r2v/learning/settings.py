@@ -34,7 +34,8 @@ class ModelSettings(Settings):
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     """Where it is trained and played; `auto`: on a GPU if there is one."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of playing it, and of the products in training; its weights are trained and saved in float32."""
+    """Of playing it, and of the products in training; its weights are trained and saved in float32. bfloat16 is for GPUs:
+    most CPUs are slower with it."""
 
 
 class CloneSettings(Settings):
