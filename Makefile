@@ -15,7 +15,7 @@ science: quickstart
 # On two cores, a file each. What fails there, because a busy machine answered late, has to pass alone.
 test:
 	@scripts/setup.sh $(EXTRAS)
-	.venv/bin/python -m pytest -n 2 --dist loadfile || .venv/bin/python -m pytest --last-failed
+	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder || .venv/bin/python -m pytest --last-failed
 
 # What CI runs, in its order.
 check: lint types package test

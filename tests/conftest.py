@@ -39,3 +39,8 @@ def games(shared_data, tmp_path_factory) -> Path:
     with tarfile.open(shared_data / "alfworld" / "games_train_seen.tar.xz") as archive:
         archive.extractall(folder, filter="data")
     return folder
+
+
+def pytest_collection_modifyitems(items):
+    """The longest file first: where files are shared out to two processes, one would wait for it at the end."""
+    items.sort(key=lambda item: item.path.name != "test_pipeline.py")
