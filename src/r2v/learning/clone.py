@@ -56,16 +56,15 @@ def clone(
     A killed run continues from the last checkpoint in `checkpoints` and ends with the same weights (to the bit on a CPU).
     Raises StageError when no episode was successful.
     """
-    device = chosen_device(model_settings.device)
     good = [episode for episode in episodes if episode.success]
     if not good:
         raise StageError("no episode to learn from was successful; check the teacher and the perturbation strength")
     if model_settings.path:
-        model, tokenizer = load_model(model_settings.path, device=str(device))
+        model, tokenizer = load_model(model_settings.path, device=model_settings.device)
         model = with_lora(model, model_settings)
     else:
         tokenizer = train_tokenizer(_texts(good))
-        model = new_model(model_settings, tokenizer, seed=seed).to(device)
+        model = new_model(model_settings, tokenizer, seed=seed).to(chosen_device(model_settings.device))
     data = encode_episodes(good, tokenizer, settings.observation_weight)
     optimizer = torch.optim.AdamW(
         [p for p in model.parameters() if p.requires_grad],
@@ -79,7 +78,7 @@ def clone(
     model.train()
     stream = islice(batches(data, settings.batch_tokens, tokenizer.pad_token_id, seed=seed), first, settings.steps)
     for step, batch in enumerate(stream, start=first + 1):
-        tokens_BL, weights_BL = (part.to(device) for part in batch)
+        tokens_BL, weights_BL = (part.to(model.device) for part in batch)
         with half_products(model, model_settings):
             logits_BLV = model(input_ids=tokens_BL, use_cache=False).logits
             loss = bc_loss(logits_BLV, tokens_BL, weights_BL)

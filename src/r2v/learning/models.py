@@ -75,7 +75,7 @@ def half_products(model: Any, settings: ModelSettings) -> AbstractContextManager
     """A context in which the model's matrix products are in bfloat16, if the settings say so."""
     if settings.precision == "float32":
         return nullcontext()
-    return torch.autocast(next(model.parameters()).device.type, torch.bfloat16)
+    return torch.autocast(model.device.type, torch.bfloat16)
 
 
 def save_model(model: Any, tokenizer: Any, out: Path) -> None:

@@ -71,12 +71,11 @@ def forward(model: Any, rows: Sequence[Packed], pad: int) -> Tensor:
     for b, row in enumerate(rows):
         n = len(row.tokens)
         tokens_BL[b, :n], positions_BL[b, :n], mask_BLL[b, :n, :n] = row.tokens, row.positions, row.mask
-    device = next(model.parameters()).device
-    hidden = torch.from_numpy(~mask_BLL[:, None]).to(device)
-    mask = torch.zeros(hidden.shape, device=device).masked_fill_(hidden, float("-inf"))
+    hidden = torch.from_numpy(~mask_BLL[:, None]).to(model.device)
+    mask = torch.zeros(hidden.shape, device=model.device).masked_fill_(hidden, float("-inf"))
     out: Tensor = model(
-        input_ids=torch.from_numpy(tokens_BL).to(device),
-        position_ids=torch.from_numpy(positions_BL).to(device),
+        input_ids=torch.from_numpy(tokens_BL).to(model.device),
+        position_ids=torch.from_numpy(positions_BL).to(model.device),
         attention_mask=mask,
         use_cache=False,
     ).logits

@@ -58,7 +58,6 @@ def prefer(
     if not pairs:
         raise StageError("no preference pair was found; lower propose.min_gap or raise perturbations.strength")
     model, tokenizer = load_model(model_folder, device=model_settings.device)
-    device = next(model.parameters()).device
     encoder = Encoder(tokenizer)
     by_episode: dict[int, list[PreferencePair]] = {}
     for pair in pairs:
@@ -88,7 +87,7 @@ def prefer(
         for at in range(0, len(order), size):
             group = [int(i) for i in order[at : at + size]]
             packed = [rows[i] for i in group]
-            tokens_BL, weights_BL = (part.to(device) for part in next(experts_stream))
+            tokens_BL, weights_BL = (part.to(model.device) for part in next(experts_stream))
             ref = torch.cat([reference[i] for i in group])
             with half_products(model, model_settings):
                 logits = forward(model, packed, pad)

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, Literal
 
 import httpx
@@ -30,6 +31,8 @@ submit when the task is done. Outputs may be incomplete or late; do only the tas
 TASK = "Your task is to: "
 MARKS = " \t>`\"'"
 _BLOCK = re.compile(r"^[ \t]*```\w*[ \t]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
+_tls = cache(httpx.create_ssl_context)
+"""Takes longer than all else about a client."""
 RETRIED = (408, 409, 429, 500, 502, 503, 504)
 
 
@@ -66,7 +69,6 @@ class ChatPolicy:
         self.name = name
         self._manner = manner
         self._settings = settings
-        self._tls = httpx.create_ssl_context()  # takes longer than all else about a client
         self._headers = {}
         if settings.api_key_env is not None:
             key = os.environ.get(settings.api_key_env)
@@ -78,7 +80,7 @@ class ChatPolicy:
         """Raises RuntimeError when the server keeps failing or answers something else than a chat completion."""
         s = self._settings
         limits = httpx.Limits(max_connections=s.concurrency)
-        async with httpx.AsyncClient(timeout=s.timeout_s, headers=self._headers, limits=limits, verify=self._tls) as client:
+        async with httpx.AsyncClient(timeout=s.timeout_s, headers=self._headers, limits=limits, verify=_tls()) as client:
             drawn = await asyncio.gather(*(self._one(client, context, seed + i) for i in range(k)))
         first, *others = drawn
         usage = sum((candidate.usage for candidate in others), first.usage)

@@ -77,7 +77,7 @@ class LocalPolicy:
     ) -> None:
         self.name = name
         self._model = model.eval()
-        self._device = next(model.parameters()).device
+        self._device = model.device
         self._tokenizer = tokenizer
         self._eos = tokenizer.eos_token_id
         self._encode = Encoder(tokenizer)
