@@ -41,7 +41,7 @@ RECALIBRATION = 50
 SHARES = (0.06, 0.3)
 """Knob positions of the curves: the share of the SLM's own validation steps asked on."""
 TEST_TASKS = 90
-"""Of the run's test tasks, so that the whole sweep ends within ten minutes."""
+"""Of the run's test tasks, so that the whole sweep takes some ten minutes."""
 REMADE_TASKS = 100
 REMADE_SEEDS = 2
 

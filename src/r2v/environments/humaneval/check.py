@@ -28,7 +28,7 @@ LEAST_LIMIT_S, LIMIT_FACTOR = 1.0, 4.0
 RTOL, FLOAT_ATOL = 1e-7, 1e-6
 """Of floats that are not equal; the absolute one where the problem states none."""
 REFERENCE_LIMIT_S = 30.0
-VERSION = 3
+VERSION = 4
 """Of the cache's content."""
 
 RECORDER = """
