@@ -27,11 +27,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from r2v.environments.household.belief import CONTENTS, PICKED, PLACED
-from r2v.environments.household.env import Household
-from r2v.environments.household.games import GAME_FILE, load_game, parse_facts
-from r2v.environments.household.rules import CLEAN, COOL, HOT, NOTHING_HAPPENS, Fact, Goal, World, build_world
-from r2v.environments.household.texts import room
+from r2v.domains.household.belief import CONTENTS, PICKED, PLACED
+from r2v.domains.household.env import Household
+from r2v.domains.household.games import GAME_FILE, load_game, parse_facts
+from r2v.domains.household.rules import CLEAN, COOL, HOT, NOTHING_HAPPENS, Fact, Goal, World, build_world
+from r2v.domains.household.texts import room
 
 Json = dict[str, Any]
 _THING = re.compile(r"[a-z]+ \d+")

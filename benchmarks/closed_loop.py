@@ -15,12 +15,12 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-from r2v.build.parts import Player, make_agents, make_environment
-from r2v.build.settings import RunSettings
 from r2v.evaluation.closed_loop import cases, play
-from r2v.settings import load
-from r2v.stages.splits import read_split
-from r2v.store import read_json
+from r2v.pipeline.parts import AgentSpec, make_agents, make_environment
+from r2v.pipeline.settings import RunSettings
+from r2v.pipeline.splits import read_split
+from r2v.runtime.settings import load
+from r2v.runtime.store import read_json
 
 FLOOR = 1000
 
@@ -32,7 +32,7 @@ def measure(run: Path, shard: int, shards: int) -> tuple[int, float]:
     kept = read_json(run / "5-prefer" / "choice.json")["kept"]
     threshold = read_json(run / "7-fit" / "thresholds.json")["routers"]["r2v"]["threshold"]
     model = run / ("3-clone" if kept == "clone" else "5-prefer") / "model"
-    (agent,) = make_agents(settings, [Player("routed", model, "r2v", threshold, run / "7-fit")])
+    (agent,) = make_agents(settings, [AgentSpec("routed", model, "r2v", threshold, run / "7-fit")])
     start = time.perf_counter()
     episodes = asyncio.run(
         play(

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
-from r2v.environments.humaneval.env import goal_of
-from r2v.environments.humaneval.problems import Problem, load_problems
+from r2v.domains.humaneval.env import goal_of
+from r2v.domains.humaneval.problems import Problem, load_problems
+from r2v.domains.humaneval.verifier import NO_CODE, score_code, smoke
 from r2v.maths.stats import auroc
-from r2v.verifiers.code import NO_CODE, score_code, smoke
 
 SOLUTION = re.compile(r"<solution>\s*(.*?)\s*(?:</solution>|\Z)", re.DOTALL)
 RESAMPLES = 1000

@@ -8,9 +8,9 @@ from itertools import pairwise
 
 import numpy as np
 
-from r2v.features import FEATURES, featurise
+from r2v.core.features import FEATURES, featurise
+from r2v.core.types import Action, Candidate, Context, Memory, Usage
 from r2v.routers.mlp import Calibration, RiskMLP
-from r2v.types import Action, Candidate, Context, Memory, Usage
 
 FLOOR_US = 100
 

@@ -33,9 +33,9 @@ def model(port: int, name: str, counted: str | None) -> None:
     """A made-up model with faults; writes the session marks of the requests that it answered to `counted`."""
     import uvicorn
 
-    from r2v.gateway.mock import Character, complete
+    from r2v.clients.mock import MockModel, complete
 
-    draw, character = random.Random(name), Character(name, error_rate=0.4)
+    draw, mock_model = random.Random(name), MockModel(name, error_rate=0.4)
     out = open(counted, "a", buffering=1) if counted else None  # noqa: SIM115
 
     async def app(scope, receive, send) -> None:
@@ -52,7 +52,7 @@ def model(port: int, name: str, counted: str | None) -> None:
         told = b'{"error": {"message": "made-up fault"}}'
         if status == 200:
             asked = json.loads(body)
-            told = json.dumps(complete(character, asked)).encode()
+            told = json.dumps(complete(mock_model, asked)).encode()
             if out:
                 out.write(asked["messages"][0]["content"].split()[-1] + "\n")
         headers = [(b"content-type", b"application/json"), (b"retry-after", b"0.01")]

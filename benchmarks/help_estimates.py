@@ -15,20 +15,20 @@ from random import Random as Draw
 
 import numpy as np
 
-from r2v.agent import Routed
-from r2v.build.parts import make_environment, make_parts, make_teacher
-from r2v.build.settings import RunSettings
+from r2v.core.agent import Routed
+from r2v.core.features import FEATURES, batch
+from r2v.core.loop import run_together
+from r2v.core.types import Context, Decision, Episode, Features, Memory
 from r2v.evaluation.branches import differs
-from r2v.features import FEATURES, batch
 from r2v.learning.linear import fit_ridge
-from r2v.loop import run_together
 from r2v.maths.offpolicy import doubly_robust_N, ips_N
+from r2v.pipeline.parts import make_environment, make_models, make_teacher
+from r2v.pipeline.runner import StageContext
+from r2v.pipeline.settings import RunSettings
+from r2v.pipeline.stages.prefer import chosen_slm
 from r2v.routers.baselines import Random
-from r2v.settings import load
-from r2v.stages.prefer import chosen_slm
-from r2v.stages.runner import Bench
-from r2v.store import read_episodes
-from r2v.types import Context, Decision, Episode, Features, Memory
+from r2v.runtime.settings import load
+from r2v.runtime.store import read_episodes
 
 STEPS = 4
 """Branched steps of an episode."""
@@ -46,13 +46,13 @@ class Forced:
 
     def decide(self, context: Context, features: Features, memory: Memory, *, seed: int) -> Decision:
         if context.t == self.t:
-            return Decision("teacher_step" if self.ask else "continue", None, None, 1.0, "as told")
+            return Decision("escalate" if self.ask else "continue", None, None, 1.0, "as told")
         return self.inner.decide(context, features, memory, seed=seed)
 
 
 async def branched(settings: RunSettings, slm: Path, episodes: list[Episode], rate: float) -> np.ndarray:
     """(episode, t, gain) of some steps of each."""
-    parts = make_parts(settings, slm)
+    parts = make_models(settings, slm)
     inner, horizon = Random(rate), settings.environment.horizon
 
     async def one(i: int, episode: Episode) -> list[tuple[int, int, float]]:
@@ -87,8 +87,8 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=800, help="at most so many episodes")
     arguments = parser.parse_args()
     settings = load(arguments.run / "settings.yaml", RunSettings)
-    bench = Bench(settings, arguments.run, arguments.run, None, lambda *_: None)  # type: ignore[arg-type]
-    explored = read_episodes(bench.read("rollout") / "explored.parquet")
+    ctx = StageContext(settings, arguments.run, arguments.run, None, lambda *_: None)  # type: ignore[arg-type]
+    explored = read_episodes(ctx.read("rollout") / "explored.parquet")
     episodes = [
         e for e in explored if e.success is not None and e.steps and e.steps[0].choice.decision.threshold == arguments.rate
     ][: arguments.episodes]
@@ -101,7 +101,7 @@ def main() -> None:
     tasks = sorted({e.task.id for e in episodes})
     task_N = np.array([tasks.index(e.task.id) for e in episodes for _ in e.steps])
     x_NF, present_NF = batch([s.choice.features for e in episodes for s in e.steps])
-    a_N = np.array([float(s.choice.actor == "teacher") for e in episodes for s in e.steps])
+    a_N = np.array([float(s.choice.source == "teacher") for e in episodes for s in e.steps])
     success_N = np.array([float(e.success) for e in episodes for _ in e.steps])
     e_N, ones_N = np.full(len(a_N), arguments.rate), np.ones(len(a_N))
     helped_N, alone_N = np.zeros(len(a_N)), np.zeros(len(a_N))
@@ -114,7 +114,7 @@ def main() -> None:
             predicted[out] = [model.value(rows[i]) for i in np.flatnonzero(out)]
     ips = ips_N(a_N, e_N, success_N, ones_N)
     robust = doubly_robust_N(a_N, e_N, success_N, ones_N, helped_N, alone_N)
-    tried = asyncio.run(branched(settings, chosen_slm(bench), episodes, arguments.rate))
+    tried = asyncio.run(branched(settings, chosen_slm(ctx), episodes, arguments.rate))
     start_E = np.cumsum([0, *(len(e.steps) for e in episodes)])
     length_B = np.array([len(episodes[int(i)].steps) for i in tried[:, 0]], dtype=float)  # a long episode has more steps
     row_B = start_E[tried[:, 0].astype(int)] + tried[:, 1].astype(int)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 import time
 
-from r2v.environments.household.env import Household
-from r2v.environments.household.games import FAMILIES
-from r2v.environments.household.scenes import SceneSettings, generate
+from r2v.domains.household.env import Household
+from r2v.domains.household.games import FAMILIES
+from r2v.domains.household.scenes import SceneSettings, generate
 
 FLOOR = 10_000
 

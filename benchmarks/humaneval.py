@@ -21,9 +21,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from r2v import sandbox
-from r2v.environments.humaneval.check import Verdict, check, reference
-from r2v.environments.humaneval.problems import Problem, load_problems
+from r2v.domains.humaneval.check import Verdict, check, reference
+from r2v.domains.humaneval.problems import Problem, load_problems
+from r2v.runtime import sandbox
 
 THEIRS = """
 import json, sys, time, os
@@ -86,9 +86,9 @@ class Mutate(ast.NodeTransformer):
 
 def mutants(problem: Problem, count: int) -> list[str]:
     counter = Mutate(0)
-    counter.visit(ast.parse(problem.prompt + problem.canonical))
+    counter.served(ast.parse(problem.prompt + problem.canonical))
     places = random.Random(problem.id).sample(range(1, counter.seen + 1), min(count, counter.seen))
-    trees = [Mutate(place).visit(ast.parse(problem.prompt + problem.canonical)) for place in places]
+    trees = [Mutate(place).served(ast.parse(problem.prompt + problem.canonical)) for place in places]
     return [ast.unparse(ast.fix_missing_locations(tree)) for tree in trees]
 
 

@@ -32,18 +32,18 @@ import numpy as np
 from alfworld_replay import Games, Json, normal, rebuilt, room_of
 from replay_real_slm import SEED, SHARES, Table
 
-from r2v.agent import Parts, Routed, Solo
-from r2v.environments.household.env import Household
-from r2v.environments.household.expert import HouseholdExpert
-from r2v.environments.household.rules import World
+from r2v.clients.recorded import RecordedPolicy
+from r2v.core.agent import AgentModels, Routed, Solo
+from r2v.core.protocols import Agent
+from r2v.core.types import Action, Episode, Observation, Task
+from r2v.domains.household.env import Household
+from r2v.domains.household.expert import HouseholdExpert
+from r2v.domains.household.rules import World
+from r2v.domains.household.verifier import HouseholdVerifier
 from r2v.evaluation.closed_loop import play
 from r2v.logs.importing import HORIZON, import_logs
-from r2v.policies.recorded import RecordedPolicy
-from r2v.protocols import Agent
 from r2v.routers.interventions import How, Intervention
-from r2v.stages.fit_logs import FOLDS, fold_models, folds, held_out_risk, own_steps
-from r2v.types import Action, Episode, Observation, Task
-from r2v.verifiers.household import HouseholdVerifier
+from r2v.studies.fit_logs import FOLDS, fold_models, folds, held_out_risk, own_steps
 
 
 class AsRecorded:
@@ -91,11 +91,11 @@ def study(worlds: dict[str, World], episodes: Sequence[Episode]) -> dict[str, An
     table = Table(names.tolist(), slm, played([Solo(HouseholdExpert(), "teacher")] * FOLDS))
     length_of = {e.task.id: len(e.steps) for e in slm}
     found: dict[str, Any] = {"games": len(names), "slm alone": table.alone, "teacher alone": table.of_teacher, "routed": []}
-    arms: tuple[tuple[str, How], ...] = (("the rest", "teacher_latch"), ("one step", "teacher_step"))
+    arms: tuple[tuple[str, How], ...] = (("the rest", "takeover"), ("one step", "escalate"))
     for label, how in arms:
         for threshold in np.quantile(p_N, [1 - share for share in SHARES]).tolist():
-            parts = Parts(RecordedPolicy("llama-2-13b D1", slm), HouseholdExpert(), HouseholdVerifier(), 1)
-            agents = [Routed(parts, Intervention(model.score, threshold, how, "risk")) for model in models]
+            models = AgentModels(RecordedPolicy("llama-2-13b D1", slm), HouseholdExpert(), HouseholdVerifier(), 1)
+            agents = [Routed(models, Intervention(model.score, threshold, how, "risk")) for model in models]
             done = [_ended(episode, length_of[episode.task.id]) for episode in played(agents)]
             found["routed"].append({"expert takes": label, "threshold": threshold, **table.against_chance(done)})
     return found

@@ -25,16 +25,16 @@ from typing import Any
 
 import numpy as np
 
-from r2v.agent import Parts, Routed
-from r2v.environments.recorded import RecordedTask
+from r2v.clients.recorded import RecordedPolicy
+from r2v.core.agent import AgentModels, Routed
+from r2v.core.types import Episode, Features
+from r2v.domains.recorded import RecordedTask
 from r2v.evaluation.closed_loop import play
 from r2v.evaluation.curves import interval, resample_BT
 from r2v.logs.importing import import_logs
-from r2v.policies.recorded import RecordedPolicy
 from r2v.routers.interventions import How, Intervention
 from r2v.routers.mlp import RiskMLP
-from r2v.stages.fit_logs import FOLDS, fold_models, folds, own_steps
-from r2v.types import Episode, Features
+from r2v.studies.fit_logs import FOLDS, fold_models, folds, own_steps
 from r2v.verifiers.tool_calls import ToolCallVerifier
 
 SHARES = (0.01, 0.03, 0.1, 0.2, 0.4)
@@ -57,8 +57,8 @@ def study(slm: Sequence[Episode], teacher: Sequence[Episode]) -> dict[str, Any]:
     found: dict[str, Any] = {"tasks": len(names), "slm alone": table.alone, "teacher alone": table.of_teacher, "routed": []}
     arms: tuple[tuple[str, How, bool], ...] = (
         ("from the start", "rewind", False),
-        ("query level", "teacher_latch", True),
-        ("from here", "teacher_latch", False),
+        ("query level", "takeover", True),
+        ("from here", "takeover", False),
     )
     for label, how, only_first in arms:
         for threshold in np.quantile(p_N[first_N] if only_first else p_N, [1 - share for share in SHARES]).tolist():
@@ -79,8 +79,8 @@ def _played(
         def score(features: Features) -> float:
             return 0.0 if only_first and features.values[step_index] else model.score(features)
 
-        parts = Parts(RecordedPolicy("slm", slm), RecordedPolicy("teacher", teacher), ToolCallVerifier([]), 1)
-        return Routed(parts, Intervention(score, threshold, how, "risk"))
+        models = AgentModels(RecordedPolicy("slm", slm), RecordedPolicy("teacher", teacher), ToolCallVerifier([]), 1)
+        return Routed(models, Intervention(score, threshold, how, "risk"))
 
     played: list[Episode] = []
     for fold in range(FOLDS):

@@ -8,8 +8,8 @@ from typing import Literal
 import numpy as np
 import torch
 
-from r2v.features import PAPER
-from r2v.labels import Rows
+from r2v.core.features import PAPER
+from r2v.learning.labels import Rows
 from r2v.learning.router import fit_router
 from r2v.learning.settings import RouterSettings
 

@@ -18,17 +18,17 @@ from pathlib import Path
 
 import torch
 
-from r2v.agent import Solo
-from r2v.environments.household.env import Household
-from r2v.environments.household.expert import HouseholdExpert
-from r2v.environments.household.scenes import SceneSettings, generate, make_tasks
+from r2v.clients.local.policy import LocalPolicy
+from r2v.core.agent import Solo
+from r2v.core.types import Candidate, Episode
+from r2v.domains.household.env import Household
+from r2v.domains.household.expert import HouseholdExpert
+from r2v.domains.household.scenes import SceneSettings, generate, make_tasks
 from r2v.evaluation.closed_loop import cases, play
 from r2v.learning.clone import clone
 from r2v.learning.models import new_model, save_model
 from r2v.learning.settings import CloneSettings, ModelSettings
 from r2v.learning.tokenizer import train_tokenizer
-from r2v.policies.local import LocalPolicy
-from r2v.types import Candidate, Episode
 
 SCENES, HORIZON = SceneSettings(), 50
 Drawn = dict[tuple[int, int], tuple[Candidate, ...]]

@@ -8,15 +8,16 @@ from __future__ import annotations
 import argparse
 import asyncio
 
-from r2v.agent import Solo
-from r2v.environments.household.env import Household
-from r2v.environments.household.expert import HouseholdExpert
-from r2v.environments.household.scenes import SceneSettings, generate, make_tasks
+from r2v.core.agent import Solo
+from r2v.core.protocols import Environment
+from r2v.core.types import Task
+from r2v.domains.household.env import Household
+from r2v.domains.household.expert import HouseholdExpert
+from r2v.domains.household.perturbations import make_perturbation
+from r2v.domains.household.scenes import SceneSettings, generate, make_tasks
 from r2v.evaluation.closed_loop import play
-from r2v.perturbations import CLEAN, FAMILIES, make_perturbation
+from r2v.perturbations import CLEAN, FAMILIES
 from r2v.perturbations.wrap import Perturbed
-from r2v.protocols import Environment
-from r2v.types import Task
 
 SCENES = SceneSettings(receptacles=(5, 8), objects=(6, 11), house="small")
 

@@ -10,11 +10,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from r2v import sandbox
-from r2v.environments.terminal import folders
-from r2v.environments.terminal.grading import grade
-from r2v.environments.terminal.shell import State, execute
-from r2v.environments.terminal.tasks import TerminalTask, make_tasks, task_named
+from r2v.domains.terminal import folders
+from r2v.domains.terminal.grading import grade
+from r2v.domains.terminal.shell import State, execute
+from r2v.domains.terminal.tasks import TerminalTask, make_tasks, task_named
+from r2v.runtime import sandbox
 
 REFERENCE_S = 60
 

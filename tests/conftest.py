@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from r2v.environments.household.scenes import SceneSettings, make_tasks
+from r2v.domains.household.scenes import SceneSettings, make_tasks
 
 SMALL = SceneSettings(house="small", receptacles=(5, 8), objects=(6, 11))
 

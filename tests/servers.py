@@ -17,11 +17,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from r2v.clients.mock import MockModel, complete
 from r2v.gateway.app import build_app
-from r2v.gateway.chat import chunks
-from r2v.gateway.mock import Character, complete
 from r2v.gateway.service import Service
 from r2v.gateway.settings import GatewaySettings
+from r2v.messages.chat import chunks
 
 KEY = "test-key-1"
 
@@ -50,7 +50,7 @@ class Model:
     """A made-up model whose behaviour a test can change while it runs."""
 
     def __init__(self, name: str, *, error_rate: float = 0.0, knows_n: bool = True) -> None:
-        self.character = Character(name, error_rate=error_rate)
+        self.mock_model = MockModel(name, error_rate=error_rate)
         self.knows_n = knows_n
         self.seen: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
@@ -107,10 +107,10 @@ class Model:
             return JSONResponse(self.reply(body))
         if body.get("stream"):
             return StreamingResponse(self._streamed(body), media_type="text/event-stream")
-        return JSONResponse(complete(self.character, body if self.knows_n else {**body, "n": 1}))
+        return JSONResponse(complete(self.mock_model, body if self.knows_n else {**body, "n": 1}))
 
     async def _streamed(self, body: dict[str, Any]) -> AsyncIterator[bytes]:
-        told = chunks(complete(self.character, body), True, {}, 5)
+        told = chunks(complete(self.mock_model, body), True, {}, 5)
         for i, chunk in enumerate(told):
             if self.cut is not None and i == self.cut:
                 return
@@ -142,7 +142,7 @@ class Model:
             stop = "tool_use"
         return JSONResponse(
             {
-                "id": "msg_1", "type": "message", "role": "assistant", "model": self.character.name, "content": content,
+                "id": "msg_1", "type": "message", "role": "assistant", "model": self.mock_model.name, "content": content,
                 "stop_reason": stop, "usage": {"input_tokens": 10, "output_tokens": 5},
             }
         )  # fmt: skip

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from r2v.agent import Forked, Noisy, Parts, Routed, Solo
-from r2v.features import best
-from r2v.policies.scripted import ScriptedPolicy
+from r2v.clients.scripted import ScriptedPolicy
+from r2v.core.agent import AgentModels, Forked, Noisy, Routed, Solo
+from r2v.core.features import best
+from r2v.core.types import Action, Candidate, Decision, Memory, Usage
 from r2v.routers.baselines import Always, Never, Random
 from r2v.routers.threshold import Budgeted, ThresholdRouter
-from r2v.types import Action, Candidate, Decision, Memory, Usage
 from toy import Flat, Toy, routed, run
 
 
@@ -22,7 +22,7 @@ def test_solo_and_routed_play_to_the_end():
     assert (slm.success, slm.llm_call_rate) == (True, 0.0)
     helped = run(routed(router=Always()))
     assert helped.success
-    assert all(step.choice.actor == "teacher" and step.choice.decision.rung == "teacher_step" for step in helped.steps)
+    assert all(step.choice.source == "teacher" and step.choice.decision.route == "escalate" for step in helped.steps)
 
 
 def test_the_horizon_is_a_failure():
@@ -62,7 +62,7 @@ def test_what_breaks_is_recorded_with_its_boundary(agent, environment, boundary,
 def test_a_budget_is_never_exceeded():
     router = Budgeted(ThresholdRouter("all", lambda features: 1.0, 0.0))
     episode = run(routed(router=router), memory=Memory(calls_left=2), horizon=6)
-    assert [step.choice.actor for step in episode.steps] == ["teacher", "teacher", "slm", "slm", "slm", "slm"]
+    assert [step.choice.source for step in episode.steps] == ["teacher", "teacher", "slm", "slm", "slm", "slm"]
     assert "no calls are left" in episode.steps[2].choice.decision.reason
 
 
@@ -71,7 +71,7 @@ def test_random_asks_at_its_rate_and_logs_the_propensity():
     for z in range(200):
         for step in run(routed(router=Random(0.3)), seed=z, horizon=5).steps:
             decision = step.choice.decision
-            asked.append(decision.rung == "teacher_step")
+            asked.append(decision.route == "escalate")
             assert decision.propensity == pytest.approx(0.3 if asked[-1] else 0.7)
     assert 0.25 < sum(asked) / len(asked) < 0.35
 
@@ -84,15 +84,15 @@ def test_step_seeds_do_not_depend_on_the_agent():
 
     first, second = Recorder(lambda c: "press blue"), Recorder(lambda c: "press blue")
     for policy, router in ((first, Always()), (second, Random(0.5))):
-        parts = Parts(policy, ScriptedPolicy(lambda c: "press red"), Flat(), 3)
-        run(Routed(parts, router), horizon=3)
+        models = AgentModels(policy, ScriptedPolicy(lambda c: "press red"), Flat(), 3)
+        run(Routed(models, router), horizon=3)
     assert first.seeds == second.seeds
 
 
 def test_noise_is_marked():
     agent = Noisy(Solo(ScriptedPolicy(lambda c: "press red"), "teacher"), 0.5, lambda context, seed: Action("press blue"))
     episode = run(agent, horizon=30)
-    assert {(s.choice.actor, s.choice.action.text) for s in episode.steps} == {
+    assert {(s.choice.source, s.choice.action.text) for s in episode.steps} == {
         ("teacher", "press red"),
         ("noise", "press blue"),
     }
@@ -108,25 +108,25 @@ def test_the_best_candidate_wins_ties_by_likelihood_then_order():
 
 
 class At:
-    """Does `rung` at step t and again while `retries` are fewer than `draws`; else goes on."""
+    """Does `route` at step t and again while `retries` are fewer than `draws`; else goes on."""
 
     name = "at"
 
-    def __init__(self, rung, t, draws=1):
-        self.rung, self.t, self.draws = rung, t, draws
+    def __init__(self, route, t, draws=1):
+        self.route, self.t, self.draws = route, t, draws
 
     def decide(self, context, features, memory, *, seed):
         wanted = context.t == self.t and memory.retries < self.draws
-        return Decision(self.rung if wanted else "continue", None, None, 1.0, "as told")
+        return Decision(self.route if wanted else "continue", "scheduled", None, None, None, 1.0, (), "as told")
 
 
 def test_a_latched_teacher_keeps_the_episode_and_the_slm_is_not_asked_again():
-    episode = run(routed(router=At("teacher_latch", 2)), horizon=8)
-    assert [step.choice.actor for step in episode.steps] == ["slm", "slm", "teacher", "teacher", "teacher"]
+    episode = run(routed(router=At("takeover", 2)), horizon=8)
+    assert [step.choice.source for step in episode.steps] == ["slm", "slm", "teacher", "teacher", "teacher"]
     assert [step.choice.slm.calls for step in episode.steps[3:]] == [0, 0]
-    assert episode.steps[-1].choice.decision.rung == "teacher_latch"
-    limited = run(routed(router=At("teacher_latch", 0)), horizon=4, memory=Memory(calls_left=2))
-    assert [step.choice.actor for step in limited.steps] == ["teacher", "teacher", "slm", "slm"]
+    assert episode.steps[-1].choice.decision.route == "takeover"
+    limited = run(routed(router=At("takeover", 0)), horizon=4, memory=Memory(calls_left=2))
+    assert [step.choice.source for step in limited.steps] == ["teacher", "teacher", "slm", "slm"]
 
 
 class Draws:
@@ -141,22 +141,22 @@ class Draws:
 
 
 def test_a_retry_adds_candidates_and_is_paid_for():
-    parts = Parts(Draws(), ScriptedPolicy(lambda c: "press red"), Flat(), 3)
-    plain, twice = (run(Routed(parts, At("retry", 0, draws)), horizon=2) for draws in (0, 2))
+    models = AgentModels(Draws(), ScriptedPolicy(lambda c: "press red"), Flat(), 3)
+    plain, twice = (run(Routed(models, At("retry", 0, draws)), horizon=2) for draws in (0, 2))
     first, more = plain.steps[0].choice, twice.steps[0].choice
     assert more.candidates[:3] == first.candidates
     assert len({c.action for c in more.candidates}) == 9
     assert (first.slm.calls, more.slm.calls, more.slm.prompt_tokens) == (1, 3, 21)
     assert plain.steps[1].choice.slm.calls == twice.steps[1].choice.slm.calls == 1
-    endless = run(Routed(parts, At("retry", 0, 99)), horizon=2)
+    endless = run(Routed(models, At("retry", 0, 99)), horizon=2)
     assert endless.failure.boundary == "router" and "retries" in endless.failure.message
 
 
 def test_a_fork_shares_the_past_and_draws_another_future():
-    parts = Parts(Draws(), ScriptedPolicy(lambda c: "press red"), Flat(), 3)
-    other = replace(parts, draw=1)
-    alone = run(Routed(parts, Never()), horizon=6)
-    fork = run(Forked(Routed(parts, Never()), Routed(other, Never()), 2), horizon=6)
+    models = AgentModels(Draws(), ScriptedPolicy(lambda c: "press red"), Flat(), 3)
+    other = replace(models, draw=1)
+    alone = run(Routed(models, Never()), horizon=6)
+    fork = run(Forked(Routed(models, Never()), Routed(other, Never()), 2), horizon=6)
     texts, forked = ([step.choice.action.text for step in e.steps] for e in (alone, fork))
     assert forked[:3] == texts[:3]
     assert all(a != b for a, b in zip(forked[3:], texts[3:], strict=True))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r2v.errors import ArtifactError
+from r2v.core.errors import ArtifactError
 from r2v.evaluation.certificate import Certificate, Target, certified, load_certificate
 from r2v.evaluation.outcomes import Row, gather
 from r2v.maths.testing import betting_p, cvar_p, fixed_sequence

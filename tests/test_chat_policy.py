@@ -15,15 +15,15 @@ from typing import Any
 
 import pytest
 
-from r2v.agent import Solo
-from r2v.environments.household.env import Household
-from r2v.environments.household.expert import HouseholdExpert
-from r2v.environments.household.scenes import generate
-from r2v.errors import SettingsError
-from r2v.loop import run_episode
-from r2v.policies.chat import HOUSEHOLD, SHELL, SYSTEM, ChatPolicy, ChatSettings, Manner, command_of, messages, script_of
-from r2v.settings import dump
-from r2v.types import Action, Context, Memory, Usage
+from r2v.clients.chat import HOUSEHOLD, SHELL, SYSTEM, ChatFormat, ChatPolicy, ChatSettings, command_of, messages, script_of
+from r2v.core.agent import Solo
+from r2v.core.errors import SettingsError
+from r2v.core.loop import run_episode
+from r2v.core.types import Action, Context, Memory, Usage
+from r2v.domains.household.env import Household
+from r2v.domains.household.expert import HouseholdExpert
+from r2v.domains.household.scenes import generate
+from r2v.runtime.settings import dump
 
 KEY = "sk-very-secret-123"
 CONTEXT = Context("put a mug in shelf.", ("a room", "a drawer"), (Action("go to drawer 1"),), 10)
@@ -94,9 +94,9 @@ def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
-def chat(url: str, manner: Manner = HOUSEHOLD, **settings: Any) -> ChatPolicy:
+def chat(url: str, chat_format: ChatFormat = HOUSEHOLD, **settings: Any) -> ChatPolicy:
     settings = {"kind": "chat", "base_url": url, "model": "toy-model", **settings}
-    return ChatPolicy(ChatSettings(**settings), name="teacher", manner=manner)
+    return ChatPolicy(ChatSettings(**settings), name="teacher", chat_format=chat_format)
 
 
 def propose(policy: ChatPolicy, k: int = 1, seed: int = 7):

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from r2v.checks import (
+from r2v.core.checks import (
     CheckFailed,
     check_environment,
     check_perturbation,
@@ -15,16 +15,17 @@ from r2v.checks import (
     check_router,
     check_verifier,
 )
-from r2v.environments.household.env import Household
-from r2v.environments.household.expert import HouseholdExpert
-from r2v.environments.household.scenes import generate
-from r2v.features import FEATURES
-from r2v.perturbations import FAMILIES, make_perturbation
+from r2v.core.features import FEATURES
+from r2v.core.types import Action, Candidate, Context, Features, Usage
+from r2v.domains.household.env import Household
+from r2v.domains.household.expert import HouseholdExpert
+from r2v.domains.household.perturbations import make_perturbation
+from r2v.domains.household.scenes import generate
+from r2v.domains.household.verifier import HouseholdVerifier
+from r2v.perturbations import FAMILIES
 from r2v.perturbations.wrap import Perturbed
 from r2v.routers.baselines import Always, Never, Random, entropy, heuristic, verifier
 from r2v.routers.threshold import ThresholdRouter
-from r2v.types import Action, Candidate, Context, Features, Usage
-from r2v.verifiers.household import HouseholdVerifier
 from toy import Flat, Toy
 
 ROOM = "You are in the middle of a room. Looking quickly around you, you see a drawer 2, a drawer 1, and a shelf 1."

@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r2v.agent import Parts, Routed
-from r2v.features import FEATURES
+from r2v.clients.scripted import ScriptedPolicy
+from r2v.core.agent import AgentModels, Routed
+from r2v.core.features import FEATURES
+from r2v.core.types import RESTART, Action, Context, Features, Memory
 from r2v.learning.comparators import fit_band, fit_goal, fit_linucb, renewal_at, running_means
 from r2v.learning.linear import fit_logistic, fit_ridge
-from r2v.policies.scripted import ScriptedPolicy
 from r2v.routers.baselines import Always, Never, Redraw
 from r2v.routers.comparators import (
     CascadeRouting,
@@ -29,7 +30,6 @@ from r2v.routers.comparators import (
 )
 from r2v.routers.interventions import Intervention
 from r2v.routers.threshold import ThresholdRouter
-from r2v.types import RESTART, Action, Context, Features, Memory
 from test_help import Copyable
 from toy import Flat, Toy, played_episode, routed, run
 
@@ -46,11 +46,11 @@ def context(t: int = 0, goal: str = "press red.", horizon: int = 20) -> Context:
 def test_a_query_router_decides_once_on_the_goal_alone():
     router = Query(GoalModel(-1.0, {"red": 3.0}), 0.5)
     hard, easy = context(goal="press red."), context(goal="press blue.")
-    assert router.decide(hard, features(), Memory(), seed=1).rung == "teacher_latch"
-    assert router.decide(easy, features(first_token_entropy=9), Memory(), seed=1).rung == "continue"
-    assert router.decide(context(t=3), features(), Memory(), seed=1).rung == "continue"  # never again
+    assert router.decide(hard, features(), Memory(), seed=1).route == "takeover"
+    assert router.decide(easy, features(first_token_entropy=9), Memory(), seed=1).route == "continue"
+    assert router.decide(context(t=3), features(), Memory(), seed=1).route == "continue"  # never again
     red = run(routed(router=router))
-    assert [step.choice.actor for step in red.steps] == ["teacher"] * 3
+    assert [step.choice.source for step in red.steps] == ["teacher"] * 3
 
 
 def test_the_goal_model_learns_which_words_are_hard():
@@ -81,14 +81,14 @@ def test_ridge_predicts_and_shrinks_noise_to_its_mean():
 
 def test_a_judge_needs_two_objections_in_a_row_and_then_latches():
     router = JudgeLatch(0.5)
-    memory, rungs = Memory(), []
+    memory, routes = Memory(), []
     for best in (0.2, 0.9, 0.2, 0.2):  # an objection, none, two in a row
         decision = router.decide(context(), features(verifier_best=best), memory, seed=0)
-        rungs.append(decision.rung)
+        routes.append(decision.route)
         memory = replace(memory, decisions=(*memory.decisions, decision))
-    assert rungs == ["continue", "continue", "continue", "teacher_latch"]
+    assert routes == ["continue", "continue", "continue", "takeover"]
     episode = run(routed(router=JudgeLatch(0.4)), horizon=8)  # Flat scores everything .5: it objects each time
-    assert [step.choice.actor for step in episode.steps] == ["slm", "teacher", "teacher", "teacher"]
+    assert [step.choice.source for step in episode.steps] == ["slm", "teacher", "teacher", "teacher"]
 
 
 @pytest.mark.parametrize("alpha", [0.05, 0.2])
@@ -120,13 +120,13 @@ def test_too_few_episodes_for_an_alpha_give_no_alarms():
 def test_the_monitor_latches_when_the_mean_risk_leaves_the_band():
     quiet = [np.full(10, 0.1) + 0.01 * i for i in range(20)]
     router = Conformal(lambda f: f.values[0], fit_band(quiet, quiet, 10), 0.1)
-    memory, rungs = Memory(), []
+    memory, routes = Memory(), []
     for risk in (0.1, 0.1, 0.9):
         decision = router.decide(context(), features(first_token_entropy=risk), memory, seed=0)
         memory = replace(memory, decisions=(*memory.decisions, decision))
-        rungs.append(decision.rung)
-    assert rungs == ["continue", "continue", "teacher_latch"]
-    assert memory.decisions[-1].risk == pytest.approx(1.1 / 3)
+        routes.append(decision.route)
+    assert routes == ["continue", "continue", "takeover"]
+    assert memory.decisions[-1].score == pytest.approx(1.1 / 3)
 
 
 def test_running_means_are_those_of_the_recorded_scores():
@@ -169,11 +169,11 @@ def test_the_bandits_choice_is_nearly_as_good_as_the_best_arm():
 @given(st.floats(0, 1), st.floats(0, 1), st.floats(0.01, 0.6))
 def test_cascade_routing_takes_the_largest_quality_minus_price(now, later, price):
     router = CascadeRouting(lambda f: now, lambda f: later, price, 0.1)
-    worth = {"continue": 1 - now, "teacher_step": 1 - price, "retry": 1 - later - 0.1 * price}
+    worth = {"continue": 1 - now, "escalate": 1 - price, "retry": 1 - later - 0.1 * price}
     first = router.decide(context(), features(), Memory(), seed=0)
-    assert worth[first.rung] == max(worth.values())
+    assert worth[first.route] == max(worth.values())
     again = router.decide(context(), features(), Memory(retries=1), seed=0)  # plans anew, with no second redraw
-    assert again.rung != "retry" and worth[again.rung] == max(worth["continue"], worth["teacher_step"])
+    assert again.route != "retry" and worth[again.route] == max(worth["continue"], worth["escalate"])
 
 
 def test_a_retry_widens_the_choice_and_costs_a_second_draw():
@@ -225,15 +225,17 @@ def test_a_restart_begins_again_within_the_same_horizon():
     slm = ScriptedPolicy(lambda c: "press trap" if c.t == 0 and c.horizon == 12 else "press red")
     router = Restart(lambda f: float(f.values[FEATURES.index("step_index")] >= 1), 1.0, GOOD)
     episode = run(
-        Routed(Parts(slm, ScriptedPolicy(lambda c: "press blue"), Flat(), 2), router), environment=Copyable(), horizon=12
+        Routed(AgentModels(slm, ScriptedPolicy(lambda c: "press blue"), Flat(), 2), router),
+        environment=Copyable(),
+        horizon=12,
     )
     assert [step.choice.action.text for step in episode.steps][:3] == ["press trap", "(restart)", "press red"]
-    assert episode.steps[1].choice.action == RESTART and episode.steps[1].choice.decision.rung == "restart"
+    assert episode.steps[1].choice.action == RESTART and episode.steps[1].choice.decision.route == "restart"
     assert [step.t for step in episode.steps] == list(range(len(episode.steps)))
     known = episode.contexts(12)
     assert (known[2].t, known[2].horizon, known[2].observations) == (0, 10, (episode.steps[2].observation.text,))
     assert sum(step.choice.action == RESTART for step in episode.steps) == 1  # then it asks instead
-    assert episode.steps[3].choice.actor == "teacher"
+    assert episode.steps[3].choice.source == "teacher"
 
 
 def test_a_restarted_episode_still_ends_at_the_horizon():
@@ -244,7 +246,7 @@ def test_a_restarted_episode_still_ends_at_the_horizon():
         name = "again"
 
         def decide(self, context, features, memory, *, seed):
-            return replace(router.decide(context, features, memory, seed=seed), rung="restart")
+            return replace(router.decide(context, features, memory, seed=seed), route="restart")
 
     episode = run(routed(router=Again()), environment=Copyable(), horizon=5)
     assert (episode.success, episode.stop, len(episode.steps)) == (False, "horizon", 5)
@@ -255,45 +257,45 @@ def test_a_restarted_episode_still_ends_at_the_horizon():
 @pytest.mark.parametrize(("renewal", "horizon", "t"), [(replace(GOOD, tpr=0.0), 20, 2), (GOOD, 6, 3), (GOOD, 20, 0)])
 def test_no_restart_where_it_does_not_pay_does_not_fit_or_has_nothing_to_gain(renewal, horizon, t):
     router = Restart(lambda f: 1.0, 0.5, renewal)
-    assert router.decide(context(t, horizon=horizon), features(), Memory(), seed=0).rung == "teacher_step"
+    assert router.decide(context(t, horizon=horizon), features(), Memory(), seed=0).route == "escalate"
 
 
 def test_a_mixture_draws_once_an_episode():
     router = Mixture(Never(), Always(), 0.3, "mixed")
-    rungs = [{router.decide(context(t), features(), Memory(seed=z), seed=t).rung for t in range(5)} for z in range(2000)]
-    assert all(len(of_episode) == 1 for of_episode in rungs)
-    assert np.mean([of_episode == {"teacher_step"} for of_episode in rungs]) == pytest.approx(0.3, abs=0.04)
+    routes = [{router.decide(context(t), features(), Memory(seed=z), seed=t).route for t in range(5)} for z in range(2000)]
+    assert all(len(of_episode) == 1 for of_episode in routes)
+    assert np.mean([of_episode == {"escalate"} for of_episode in routes]) == pytest.approx(0.3, abs=0.04)
 
 
 def rungs_of(how: str, alarms: set[int], horizon: int = 10) -> list[str]:
-    """The rungs of an episode in which the alarm rings at these steps of an attempt."""
+    """The routes of an episode in which the alarm rings at these steps of an attempt."""
     step = FEATURES.index("step_index")
     router = Intervention(lambda f: float(f.values[step] in alarms), 1.0, how, how)
     slm = ScriptedPolicy(lambda c: "press blue")
-    parts = Parts(slm, ScriptedPolicy(lambda c: "press green"), Flat(), 2)
-    return [s.choice.decision.rung for s in run(Routed(parts, router), environment=Copyable(), horizon=horizon).steps]
+    models = AgentModels(slm, ScriptedPolicy(lambda c: "press green"), Flat(), 2)
+    return [s.choice.decision.route for s in run(Routed(models, router), environment=Copyable(), horizon=horizon).steps]
 
 
-GO, ASK = "continue", "teacher_step"
+GO, ASK = "continue", "escalate"
 
 
 @pytest.mark.parametrize(
-    ("how", "rungs"),
+    ("how", "routes"),
     [
-        ("teacher_step", [GO, GO, ASK, GO, GO, GO, GO]),
-        ("teacher_3", [GO, GO, ASK, ASK, ASK, GO, GO]),
-        ("teacher_latch", [GO, GO, *["teacher_latch"] * 5]),
+        ("escalate", [GO, GO, ASK, GO, GO, GO, GO]),
+        ("escalate_3", [GO, GO, ASK, ASK, ASK, GO, GO]),
+        ("takeover", [GO, GO, *["takeover"] * 5]),
         ("retry", [GO] * 7),  # the draw that decided in the end is the one recorded
         ("restart", [GO, GO, "restart", GO, GO, ASK, GO]),
-        ("rewind", [GO, GO, "restart", *["teacher_latch"] * 4]),
+        ("rewind", [GO, GO, "restart", *["takeover"] * 4]),
     ],
 )
-def test_each_rung_answers_the_alarm_in_its_own_way(how, rungs):
-    assert rungs_of(how, {2}, horizon=7) == rungs
+def test_each_rung_answers_the_alarm_in_its_own_way(how, routes):
+    assert rungs_of(how, {2}, horizon=7) == routes
 
 
 def test_a_second_alarm_after_a_burst_begins_another():
-    assert rungs_of("teacher_3", {1, 4}, horizon=8) == [GO, ASK, ASK, ASK, ASK, ASK, ASK, GO]
+    assert rungs_of("escalate_3", {1, 4}, horizon=8) == [GO, ASK, ASK, ASK, ASK, ASK, ASK, GO]
 
 
 def test_a_retry_is_paid_for():
@@ -311,10 +313,10 @@ def test_agents_that_restart_play_together_as_they_would_alone():
     from toy import TASK
 
     slm = ScriptedPolicy(lambda c: "press trap" if c.t == 0 and c.horizon == 12 else "press red")
-    parts = Parts(slm, ScriptedPolicy(lambda c: "press red"), Flat(), 2)
+    models = AgentModels(slm, ScriptedPolicy(lambda c: "press red"), Flat(), 2)
     step = FEATURES.index("step_index")
-    agents = [Routed(parts, Restart(lambda f, at=at: float(f.values[step] >= at), 1.0, GOOD)) for at in (1, 2)]
-    agents += [Routed(parts, Never()), Routed(parts, Always())]
+    agents = [Routed(models, Restart(lambda f, at=at: float(f.values[step] >= at), 1.0, GOOD)) for at in (1, 2)]
+    agents += [Routed(models, Never()), Routed(models, Always())]
 
     def make(task, z):
         return Copyable(), "none"

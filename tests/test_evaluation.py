@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from r2v.errors import StageError
+from r2v.core.errors import StageError
 from r2v.evaluation.curves import area_B, curve, interval, resample_BT
 from r2v.evaluation.operating_point import Point, by_budget, by_cost, by_target
 from r2v.evaluation.outcomes import Row, gather, row

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from r2v.errors import ArtifactError
-from r2v.features import EXTENDED, FEATURES, PAPER, batch, featurise, with_pseudo_entropy, without_logprobs
-from r2v.labels import Rows
+from r2v.core.errors import ArtifactError
+from r2v.core.features import EXTENDED, FEATURES, PAPER, batch, featurise, with_pseudo_entropy, without_logprobs
+from r2v.core.types import Action, Candidate, Context, Features, Memory, Usage
+from r2v.learning.labels import Rows
 from r2v.learning.router import _network, fit_router
 from r2v.learning.settings import RouterSettings
 from r2v.maths.calibration import ece
 from r2v.routers import baselines, weights
 from r2v.routers.mlp import load_router
 from r2v.routers.threshold import ThresholdRouter
-from r2v.types import Action, Candidate, Context, Features, Memory, Usage
 
 
 def candidate(text: str, logp: float | None = -1.0, entropy: float | None = 0.7) -> Candidate:
@@ -92,7 +92,7 @@ def step(**known: float) -> Features:
 def test_the_heuristic_at_threshold_one_is_the_papers_rule(entropy, mean, asks):
     router = ThresholdRouter("heuristic", baselines.heuristic, 1.0)
     decision = router.decide(CONTEXT, step(first_token_entropy=entropy, verifier_mean=mean), Memory(), seed=0)
-    assert (decision.rung == "teacher_step") is asks
+    assert (decision.route == "escalate") is asks
 
 
 def test_entropy_and_verifier_routers():

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from r2v.build.settings import LogsSettings
 from r2v.cli import cli
-from r2v.errors import ArtifactError, SettingsError
+from r2v.core.errors import ArtifactError, SettingsError
 from r2v.logs.importing import import_logs
+from r2v.pipeline.settings import LogsSettings
 from r2v.routers.mlp import load_router
-from r2v.settings import load
-from r2v.stages.fit_logs import fit_logs, own_steps
-from r2v.store import read_episodes
+from r2v.runtime.settings import load
+from r2v.runtime.store import read_episodes
+from r2v.studies.fit_logs import fit_logs, own_steps
 
 TAU = Path(__file__).parent.parent.parent / "shared/data/trajectories/tau_bench/episodes.jsonl.xz"
 LOOP = [
@@ -51,7 +51,7 @@ RECORDS = {
     "openai-jsonl": ("log.jsonl", json.dumps({"messages": LOOP, "success": False, "task": "t1"})),
     "anthropic-jsonl": ("log.jsonl", json.dumps({"messages": BLOCKS, "system": "s", "reward": 0, "task": "t1"})),
     "mini-swe-agent": ("t1.traj.json", json.dumps({"messages": LOOP, "info": {"resolved": False}, "instance_id": "t1"})),
-    "tau-bench": ("runs.json", json.dumps([{"task_id": "t1", "reward": 0.0, "traj": LOOP}])),
+    "tau-ctx": ("runs.json", json.dumps([{"task_id": "t1", "reward": 0.0, "traj": LOOP}])),
     "atif": ("t1.json", json.dumps(ATIF)),
 }
 
@@ -74,7 +74,7 @@ def test_tau2_and_lines_of_steps_are_read_too(tmp_path):
     flat[2] = {**flat[2], "tool_calls": [{"id": "a", "name": "search", "arguments": {"to": "SEA"}}]}
     runs = {"simulations": [{"task_id": "t1", "reward_info": {"reward": 1.0}, "messages": flat}]}
     (tmp_path / "tau2.json").write_text(json.dumps(runs))
-    (episode,), _ = import_logs(tmp_path / "tau2.json", "tau-bench")
+    (episode,), _ = import_logs(tmp_path / "tau2.json", "tau-ctx")
     assert episode.success and len(episode.steps) == 2
 
 
@@ -162,7 +162,7 @@ def test_helped_episodes_do_not_speak_for_the_small_model(tmp_path):
     episodes, _ = import_logs(tmp_path / "log.jsonl", "openai-jsonl")
     step = episodes[0].steps[2]
     helped = replace(
-        episodes[0], steps=(*episodes[0].steps[:2], replace(step, choice=replace(step.choice, actor="teacher")))
+        episodes[0], steps=(*episodes[0].steps[:2], replace(step, choice=replace(step.choice, source="teacher")))
     )
     rows, tasks = own_steps([helped, *episodes[1:]])
     assert len(rows) == 59 * 6 and "t0" not in tasks
@@ -170,7 +170,7 @@ def test_helped_episodes_do_not_speak_for_the_small_model(tmp_path):
 
 @pytest.mark.skipif(not TAU.exists(), reason=f"{TAU} is not here")
 def test_real_tau_bench_runs_are_read(tmp_path):
-    episodes, unknown = import_logs(TAU, "tau-bench")
+    episodes, unknown = import_logs(TAU, "tau-ctx")
     assert (len(episodes), unknown) == (594, 0)
     assert sum(len(e.steps) for e in episodes) == 7519
     assert np.mean([e.success for e in episodes]) == pytest.approx(0.673, abs=0.003)
@@ -183,11 +183,11 @@ def test_a_run_on_own_logs_inspects_and_fits(tmp_path, shared_data):
     few = tmp_path / "few.jsonl"
     with lzma.open(recorded, "rt") as stream:
         few.write_text("".join(line for _, line in zip(range(150), stream, strict=False)))
-    written = CliRunner().invoke(cli, ["import", str(few), str(tmp_path / "few.parquet"), "--format", "tau-bench"])
+    written = CliRunner().invoke(cli, ["import", str(few), str(tmp_path / "few.parquet"), "--format", "tau-ctx"])
     assert written.exit_code == 0, written.output
-    assert read_episodes(tmp_path / "few.parquet") == import_logs(few, "tau-bench")[0]
+    assert read_episodes(tmp_path / "few.parquet") == import_logs(few, "tau-ctx")[0]
     config = tmp_path / "logs.yaml"
-    config.write_text(f"version: 1\nlogs: {{path: {few}, format: tau-bench}}\n")
+    config.write_text(f"version: 1\nlogs: {{path: {few}, format: tau-ctx}}\n")
     done = CliRunner().invoke(cli, ["run", str(config), "--out", str(tmp_path / "out")], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     assert (tmp_path / "out/inspect/inspect.html").exists() and "AUROC" in done.output

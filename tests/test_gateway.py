@@ -1,4 +1,4 @@
-"""The gateway with real parts: the clients people use, real HTTP on both sides, faults as they happen."""
+"""The gateway with real models: the clients people use, real HTTP on both sides, faults as they happen."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ import httpx
 import openai
 import pytest
 
-from r2v.agent import Moment, Parts, Routed
-from r2v.gateway import chat
-from r2v.gateway.drafts import Draft
+from r2v.clients.mock import MockModel, complete
+from r2v.core.agent import AgentModels, Routed, StepContext
+from r2v.core.seeds import derive_seed
+from r2v.core.types import Memory
+from r2v.gateway.candidates import CandidateSource
 from r2v.gateway.ledger import Ledger
-from r2v.gateway.mock import Character, complete
 from r2v.gateway.routing import GatewayRouter, load_configured
 from r2v.gateway.upstream import Upstream
-from r2v.seeds import derive_seed
-from r2v.types import Memory
+from r2v.messages import chat
 from r2v.verifiers.tool_calls import ToolCallVerifier
 from servers import KEY, Model, gateway, running, settings
 
@@ -193,22 +193,24 @@ def test_decisions_over_http_are_those_of_the_loop_number_for_number(make):
             small, teacher = (Upstream(world.config.models[m], m) for m in ("small", "teacher"))
             request = chat.parse(json.dumps({"messages": list(messages), "tools": TOOLS}).encode())
             drafts = (
-                Draft(small, request, {}, teacher=False),
-                Draft(teacher, request, {}, teacher=True),
+                CandidateSource(small, request, {}, teacher=False),
+                CandidateSource(teacher, request, {}, teacher=True),
             )
-            parts = Parts(*drafts, ToolCallVerifier(chat.tools_of(request.tools)), world.config.route.k)
+            models = AgentModels(*drafts, ToolCallVerifier(chat.tools_of(request.tools)), world.config.route.k)
             router = GatewayRouter(configured.make(configured.threshold), world.config.route)
-            moment = Moment(parts, chat.context_of(request, world.config.route.horizon), seed=derive_seed(session, t))
-            choice, memory = await Routed(parts, router).choose(moment, memory)
+            step_context = StepContext(
+                models, chat.context_of(request, world.config.route.horizon), seed=derive_seed(session, t)
+            )
+            choice, memory = await Routed(models, router).choose(step_context, memory)
             await small.close()
             await teacher.close()
             return choice, memory
 
         choice, memory = asyncio.run(here())
-        assert over_http.headers["x-r2v-arm"] == choice.actor
+        assert over_http.headers["x-r2v-arm"] == choice.source
         stored = Ledger(world.ledger).steps(session)[t].step.choice
         assert stored.decision == choice.decision and stored.features == choice.features and stored.scores == choice.scores
-        arms.add(choice.actor)
+        arms.add(choice.source)
         message = over_http.json()["choices"][0]["message"]
         messages.append(message)
         for call in message.get("tool_calls") or []:
@@ -258,9 +260,9 @@ def test_explored_steps_log_the_probability_of_what_was_done(make):
 
 def test_teacher_steps_can_be_held_together(make):
     world = make(route__hold_steps=3, route__router="entropy", route__threshold=0.7)
-    world.small.character = world.small.character.__class__("small-1", error_rate=1.0)
+    world.small.mock_model = world.small.mock_model.__class__("small-1", error_rate=1.0)
     first = world.post(headers={"x-session-id": "h"})
-    world.small.character = world.small.character.__class__("small-1", error_rate=0.0)
+    world.small.mock_model = world.small.mock_model.__class__("small-1", error_rate=0.0)
     arms = [first.headers["x-r2v-arm"]]
     for i in range(4):
         more = [*ASK, {"role": "user", "content": str(i)}]
@@ -443,7 +445,7 @@ def test_early_streaming_passes_the_first_draft_through_as_it_comes(make):
 
 def test_early_streaming_in_anthropics_protocol(make):
     world = make(route__stream="early", route__router="verifier", route__threshold=0.9)
-    world.small.character = Character("small-1")
+    world.small.mock_model = MockModel("small-1")
     tools = [{"name": "look", "description": "look", "input_schema": LOOK["parameters"]}]
     with anthropic.Anthropic(base_url=world.url, api_key=KEY, max_retries=0) as client:
         ask = {"model": "r2v", "max_tokens": 200, "messages": [{"role": "user", "content": "look for the red value"}]}
@@ -634,7 +636,7 @@ def test_fuzzed_requests_never_break_it(make, path):
     """`R2V_FUZZ=10000 pytest -k fuzzed` for the long run."""
     world = make()
     for model in (world.small, world.teacher):  # a model that takes everything: what breaks is ours
-        model.reply = lambda body: complete(Character("m"), {"messages": ASK, "n": body.get("n")})
+        model.reply = lambda body: complete(MockModel("m"), {"messages": ASK, "n": body.get("n")})
     schema = LOOK["parameters"]
     called = {"id": "a", "type": "function", "function": {"name": "look", "arguments": '{"where": "x"}'}}
     valid = {

@@ -16,22 +16,22 @@ import openai
 import pytest
 import torch
 
-from r2v.agent import Moment, Parts, Routed
-from r2v.environments.household.env import Household
-from r2v.environments.household.expert import HouseholdExpert
-from r2v.environments.household.scenes import generate
-from r2v.gateway import chat
+from r2v.clients.chat import HOUSEHOLD, context_of, messages
+from r2v.clients.local.policy import Drawn, LocalPolicy
+from r2v.core.agent import AgentModels, Routed, StepContext
+from r2v.core.loop import run_episode
+from r2v.core.seeds import derive_seed
+from r2v.core.types import Action, Choice, Context, Memory, Usage
+from r2v.domains.household.env import Household
+from r2v.domains.household.expert import HouseholdExpert
+from r2v.domains.household.perturbations import make_perturbation
+from r2v.domains.household.scenes import generate
 from r2v.gateway.ledger import Ledger
 from r2v.gateway.model_server import model_app
 from r2v.gateway.routing import GatewayRouter, load_configured
 from r2v.gateway.settings import RouteSettings
-from r2v.loop import run_episode
-from r2v.perturbations import make_perturbation
+from r2v.messages import chat
 from r2v.perturbations.wrap import Perturbed
-from r2v.policies.chat import HOUSEHOLD, context_of, messages
-from r2v.policies.local import Drawn, LocalPolicy
-from r2v.seeds import derive_seed
-from r2v.types import Action, Choice, Context, Memory, Usage
 from r2v.verifiers import verifier_named
 from servers import KEY, gateway, running, settings
 from test_slm import episodes, folder, one_thread, tokenizer  # noqa: F401  (fixtures)
@@ -78,9 +78,9 @@ class InProcess:
         slm, teacher = Unwrapped(self.slm, context, "small"), Unwrapped(HouseholdExpert(), context, "teacher")
         configured = load_configured(self.route)
         router = GatewayRouter(configured.make(configured.threshold), self.route)
-        parts = Parts(slm, teacher, verifier_named(configured.route.verifier), K)
-        moment = Moment(parts, seen, seed=derive_seed(self.session, context.t))
-        choice, memory = await Routed(parts, router).choose(moment, memory)
+        models = AgentModels(slm, teacher, verifier_named(configured.route.verifier), K)
+        step_context = StepContext(models, seen, seed=derive_seed(self.session, context.t))
+        choice, memory = await Routed(models, router).choose(step_context, memory)
         self.choices.append(choice)
         return choice, memory
 
@@ -114,7 +114,7 @@ def test_a_household_episode_over_http_is_the_one_of_the_loop(folder, tokenizer,
     route = RouteSettings(router="entropy", threshold=0.0, k=K, verifier="household")
     probe = InProcess(LocalPolicy.load(folder), route, "probe")
     play(probe)
-    threshold = statistics.median(choice.decision.risk for choice in probe.choices)  # so that both models act
+    threshold = statistics.median(choice.decision.score for choice in probe.choices)  # so that both models act
     with ExitStack() as stack:
         small = stack.enter_context(running(model_app(LocalPolicy.load(folder), "tiny")))
         teacher = stack.enter_context(running(model_app(Expert(), "expert")))
@@ -133,7 +133,7 @@ def test_a_household_episode_over_http_is_the_one_of_the_loop(folder, tokenizer,
     again = play(in_process)
     assert episode.failure is None and again.failure is None, (episode.failure, again.failure)
     assert [s.choice.action.text for s in episode.steps] == [s.choice.action.text for s in again.steps]
-    assert over_http.arms == [choice.actor for choice in in_process.choices] and set(over_http.arms) == {"slm", "teacher"}
+    assert over_http.arms == [choice.source for choice in in_process.choices] and set(over_http.arms) == {"slm", "teacher"}
     assert episode.success == again.success
     for there, here in zip(stored, in_process.choices, strict=True):
         assert [c.action for c in there.candidates] == [c.action for c in here.candidates]
@@ -142,8 +142,8 @@ def test_a_household_episode_over_http_is_the_one_of_the_loop(folder, tokenizer,
         # The entropy is a float32 sum in torch and a float64 sum behind HTTP; all else is the same to the bit.
         assert there.features.values == pytest.approx(here.features.values, rel=1e-6)
         assert there.features.values[1:] == here.features.values[1:]
-        assert there.decision.risk == pytest.approx(here.decision.risk, rel=1e-6)
-        assert (there.decision.rung, there.decision.threshold) == (here.decision.rung, here.decision.threshold)
+        assert there.decision.score == pytest.approx(here.decision.score, rel=1e-6)
+        assert (there.decision.route, there.decision.threshold) == (here.decision.route, here.decision.threshold)
 
 
 def test_the_model_server_speaks_to_the_openai_sdk(folder, episodes):  # noqa: F811

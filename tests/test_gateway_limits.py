@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 
 import r2v.gateway
-from r2v.build.parts import make_router
-from r2v.errors import ArtifactError, SettingsError
+from r2v.clients.mock import MockModel, complete
+from r2v.core.errors import ArtifactError, SettingsError
+from r2v.core.features import EXTENDED, featurise
+from r2v.core.types import Action, Candidate, Context, Memory, Usage
+from r2v.domains.household.verifier import HouseholdVerifier
 from r2v.evaluation.certificate import Certificate, Target, Tried
-from r2v.features import EXTENDED, featurise
 from r2v.gateway.ledger import Amount, Ledger
-from r2v.gateway.mock import Character, complete
 from r2v.gateway.routing import load_configured
 from r2v.gateway.settings import (
     BudgetSettings,
@@ -31,10 +32,9 @@ from r2v.gateway.settings import (
     ServerSettings,
     StoreSettings,
 )  # fmt: skip
+from r2v.pipeline.parts import make_router
 from r2v.routers.mlp import Calibration, RiskMLP, load_router
-from r2v.store import sha256, write_json
-from r2v.types import Action, Candidate, Context, Memory, Usage
-from r2v.verifiers.household import HouseholdVerifier
+from r2v.runtime.store import sha256, write_json
 from r2v.verifiers.tool_calls import ToolCallVerifier
 from servers import KEY
 from test_gateway import ASK, AUTH, TOOLS, World, make  # noqa: F401  (a fixture)
@@ -101,10 +101,10 @@ def test_what_a_client_left_half_done_counts_against_its_budget(make, tmp_path):
 def test_clear_steps_are_decided_on_one_candidate_and_others_on_all(make, tmp_path):  # noqa: F811
     router = risk_of_entropy(tmp_path / "router")
     world = make(route__router=str(router), route__clear=(0.45, 0.9))
-    world.small.character = Character("small-1", error_rate=0.0)
+    world.small.mock_model = MockModel("small-1", error_rate=0.0)
     sure = world.post(tools=TOOLS)
     assert world.rows("candidates") == [(1,)] and [b.get("n", 1) for b in world.small.seen] == [1]
-    world.small.character = Character("small-1", error_rate=1.0)
+    world.small.mock_model = MockModel("small-1", error_rate=1.0)
     unsure = world.post(tools=TOOLS)
     assert world.rows("candidates")[1:] == [(3,)] and [b.get("n", 1) for b in world.small.seen[1:]] == [1, 2]
     assert float(sure.headers["x-r2v-risk"]) < 0.45 <= float(unsure.headers["x-r2v-risk"]) < 0.9
@@ -144,7 +144,7 @@ def test_a_clock_that_jumps_loses_and_breaks_nothing(make, monkeypatch, jump):  
 
 def test_large_bodies_are_served_up_to_the_limit_and_refused_above(make):  # noqa: F811
     world = make(small__timeout_s=20)
-    told = complete(Character("m"), {"messages": ASK, "n": 3})
+    told = complete(MockModel("m"), {"messages": ASK, "n": 3})
     world.small.reply = world.teacher.reply = lambda body: told  # the made-up model would be busy for seconds
     image = "data:image/png;base64," + "A" * 10_000_000
     parts = [{"type": "text", "text": "what is this?"}, {"type": "image_url", "image_url": {"url": image}}]

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from r2v.features import featurise
-from r2v.gateway import anthropic, chat, responses
-from r2v.types import Candidate, Usage
+from r2v.core.features import featurise
+from r2v.core.types import Candidate, Usage
+from r2v.messages import anthropic, chat, responses
 from r2v.verifiers.tool_calls import ToolCallVerifier
 from servers import refused_by_anthropic
 

@@ -17,10 +17,10 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from r2v.core.types import Decision
 from r2v.gateway.accounts import Exhausted, LocalAccounts
 from r2v.gateway.ledger import Amount, Ledger
 from r2v.gateway.settings import LimitSettings
-from r2v.types import Decision
 from servers import KEY, Model, gateway, running, settings
 
 pytest.importorskip("redis", reason="the extra `redis` is not installed")
@@ -64,7 +64,7 @@ def redis_url(tmp_path_factory):
 
 
 def shared(url: str, prefix: str, longest_step_s: float = 60.0):
-    from r2v.gateway.shared import RedisAccounts
+    from r2v.gateway.redis_state import RedisAccounts
 
     return RedisAccounts(url, cache_ttl_s=0.2, longest_step_s=longest_step_s, prefix=prefix)
 
@@ -132,7 +132,7 @@ def test_a_session_is_one_for_all_replicas(redis_url):
     async def play() -> None:
         a, b = shared(redis_url, "one"), shared(redis_url, "one")
         first = await a.enter("k/s", dry=False)
-        decision = Decision("teacher_step", 0.5, 0.4, 1.0, "risk_above")
+        decision = Decision("escalate", "risk_above", 0.5, "risk", 0.4, 1.0, (), "risk_above")
         await a.remember(first, decision, teacher=True, tokens=123)
         await a.sign(first, "sig", "teacher-1")
         second = await b.enter("k/s", dry=False)

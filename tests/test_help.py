@@ -12,18 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
-from r2v.agent import Parts, Routed
-from r2v.environments.household.expert import HouseholdExpert
+from r2v.clients.scripted import ScriptedPolicy
+from r2v.core.agent import AgentModels, Routed
+from r2v.core.types import Observation
+from r2v.domains.household.expert import HouseholdExpert
+from r2v.domains.household.verifier import HouseholdVerifier
 from r2v.evaluation.branches import branch, differs
-from r2v.evaluation.clairvoyant import Fewest, bound, fewest_calls
 from r2v.evaluation.closed_loop import cases, play
+from r2v.evaluation.oracle_bound import Fewest, bound, fewest_calls
 from r2v.learning.helper import model
 from r2v.maths.mdp import Mdp, Plan, meet_budget, plan, plan_hard
 from r2v.maths.offpolicy import doubly_robust_N, ips_N
-from r2v.policies.scripted import ScriptedPolicy
 from r2v.routers.baselines import AskAt, Never
-from r2v.types import Observation
-from r2v.verifiers.household import HouseholdVerifier
 from test_loop import Clumsy, household
 from toy import TASK, Flat, Toy, routed, run
 
@@ -207,23 +207,23 @@ class Copyable(Toy):
 
 def test_a_branch_plays_both_futures_of_a_step():
     slm = ScriptedPolicy(lambda c: "press trap" if c.t == 1 else "press red")
-    parts = Parts(slm, ScriptedPolicy(lambda c: "press red"), Flat(), 2)
-    alone = run(Routed(parts, Never()), environment=Copyable())
+    models = AgentModels(slm, ScriptedPolicy(lambda c: "press red"), Flat(), 2)
+    alone = run(Routed(models, Never()), environment=Copyable())
     assert alone.success is False
-    found = asyncio.run(branch(parts, lambda task, z: (Copyable(), "none"), 7, alone, [0, 1, 2], draws=2, horizon=10))
+    found = asyncio.run(branch(models, lambda task, z: (Copyable(), "none"), 7, alone, [0, 1, 2], draws=2, horizon=10))
     assert {(b.t, b.helped, b.alone) for b in found} == {(0, False, False), (1, True, False), (2, False, False)}
     assert all(b.episode == 7 for b in found) and {b.draw for b in found} == {0, 1}
-    assert asyncio.run(differs(alone, parts.teacher, 10)) == [t == 1 for t in range(len(alone.steps))]
+    assert asyncio.run(differs(alone, models.teacher, 10)) == [t == 1 for t in range(len(alone.steps))]
 
 
 def test_draw_0_of_a_branch_is_the_recorded_future_and_other_draws_differ(small_tasks, small_scenes):
     make = household(small_scenes)
-    parts = Parts(Clumsy(), HouseholdExpert(), HouseholdVerifier(), 3)
-    episodes = asyncio.run(play(Routed(parts, Never()), cases(small_tasks[:10], [5, 6]), make, horizon=20))
+    models = AgentModels(Clumsy(), HouseholdExpert(), HouseholdVerifier(), 3)
+    episodes = asyncio.run(play(Routed(models, Never()), cases(small_tasks[:10], [5, 6]), make, horizon=20))
     found = [
         b
         for i, episode in enumerate(episodes)
-        for b in asyncio.run(branch(parts, make, i, episode, [0, 2], draws=4, horizon=20))
+        for b in asyncio.run(branch(models, make, i, episode, [0, 2], draws=4, horizon=20))
     ]
     assert all(b.alone == bool(episodes[b.episode].success) for b in found if b.draw == 0)
     assert any(b.alone != bool(episodes[b.episode].success) for b in found)
@@ -232,14 +232,14 @@ def test_draw_0_of_a_branch_is_the_recorded_future_and_other_draws_differ(small_
 @pytest.mark.parametrize(("traps", "calls"), [((), 0), ((1,), 1), ((0, 1), 2)])
 def test_the_clairvoyant_finds_the_fewest_calls(traps, calls):
     slm = ScriptedPolicy(lambda c: "press trap" if c.t in traps else "press red")
-    parts = Parts(slm, ScriptedPolicy(lambda c: "press red"), Flat(), 2)
-    alone = run(Routed(parts, Never()), environment=Copyable(), horizon=6)
-    found = asyncio.run(fewest_calls(parts, lambda task, z: (Copyable(), "none"), alone, horizon=6))
+    models = AgentModels(slm, ScriptedPolicy(lambda c: "press red"), Flat(), 2)
+    alone = run(Routed(models, Never()), environment=Copyable(), horizon=6)
+    found = asyncio.run(fewest_calls(models, lambda task, z: (Copyable(), "none"), alone, horizon=6))
     assert found == Fewest(TASK.id, alone.seed, calls)
 
 
 def test_the_clairvoyant_admits_that_nothing_helps_and_refuses_holes():
-    hopeless = routed(slm="press trap", teacher="press blue").parts
+    hopeless = routed(slm="press trap", teacher="press blue").models
     alone = run(Routed(hopeless, Never()), environment=Copyable(), horizon=5)
     assert asyncio.run(fewest_calls(hopeless, lambda t, z: (Copyable(), "none"), alone, horizon=5)).calls is None
 
@@ -265,4 +265,4 @@ def test_the_bound_spends_calls_on_the_cheapest_episodes_first():
 
 def test_asking_at_given_steps_asks_there_alone():
     episode = run(routed(slm="press blue", router=AskAt(frozenset([1, 3]))), horizon=6)
-    assert [step.t for step in episode.steps if step.choice.actor == "teacher"] == [1, 3]
+    assert [step.t for step in episode.steps if step.choice.source == "teacher"] == [1, 3]

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from r2v.environments.household.env import Household
-from r2v.environments.household.games import FAMILIES, find_games, load_game, parse_goal
-from r2v.environments.household.rules import Goal, build_world, is_won
-from r2v.environments.household.scenes import SceneSettings, generate, make_tasks
-from r2v.errors import ArtifactError
-from r2v.types import Action
+from r2v.core.errors import ArtifactError
+from r2v.core.types import Action
+from r2v.domains.household.env import Household
+from r2v.domains.household.games import FAMILIES, find_games, load_game, parse_goal
+from r2v.domains.household.rules import Goal, build_world, is_won
+from r2v.domains.household.scenes import SceneSettings, generate, make_tasks
 
 FACTS = [
     ("receptacletype", "fridge_bar_1", "fridgetype"), ("receptacleatlocation", "fridge_bar_1", "loc_bar_1"),

@@ -6,16 +6,17 @@ import asyncio
 
 import pytest
 
-from r2v.agent import Noisy, Solo
-from r2v.environments.household.env import Household
-from r2v.environments.household.expert import HouseholdExpert, parse_goal
-from r2v.environments.household.noise import random_action
-from r2v.environments.household.scenes import generate
+from r2v.core.agent import Noisy, Solo
+from r2v.core.types import Action, Context
+from r2v.domains.household.env import Household
+from r2v.domains.household.expert import HouseholdExpert, parse_goal
+from r2v.domains.household.noise import random_action
+from r2v.domains.household.perturbations import make_perturbation
+from r2v.domains.household.scenes import generate
+from r2v.domains.household.verifier import HouseholdVerifier
 from r2v.evaluation.closed_loop import cases, play
-from r2v.perturbations import family_of, make_perturbation
+from r2v.perturbations import family_of
 from r2v.perturbations.wrap import Perturbed
-from r2v.types import Action, Context
-from r2v.verifiers.household import HouseholdVerifier
 
 ROOM = "You are in the middle of a room. Looking quickly around you, you see a drawer 2, a drawer 1, and a shelf 1."
 

@@ -7,8 +7,8 @@ import os
 
 import pytest
 
-from r2v.environments.household.env import Household
-from r2v.environments.household.games import find_games, load_game, real_tasks
+from r2v.domains.household.env import Household
+from r2v.domains.household.games import find_games, load_game, real_tasks
 
 WALKS, STEPS = 42, 25
 

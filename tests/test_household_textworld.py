@@ -15,8 +15,8 @@ pytest.importorskip("alfworld.info", reason="needs the extra r2v[alfworld]")
 import alfworld.info
 
 import textworld_reference as reference
-from r2v.environments.household.games import FAMILIES
-from r2v.environments.household.scenes import SceneSettings, generate, problem_text
+from r2v.domains.household.games import FAMILIES
+from r2v.domains.household.scenes import SceneSettings, generate, problem_text
 
 GAMES, STEPS, LEAST = 144, 180, 20_000
 BEFORE_0_4 = (

@@ -13,18 +13,18 @@ from pathlib import Path
 
 import pytest
 
-from r2v.checks import check_environment, check_perturbation, check_verifier
-from r2v.environments.humaneval import check as checking
-from r2v.environments.humaneval.check import agrees, check
-from r2v.environments.humaneval.env import CodeTask, action_of, goal_of
-from r2v.environments.humaneval.problems import load_problems, problem_file, shipped
-from r2v.errors import ArtifactError
+from r2v.core.checks import check_environment, check_perturbation, check_verifier
+from r2v.core.errors import ArtifactError
+from r2v.core.types import Action, Context
+from r2v.domains.humaneval import check as checking
+from r2v.domains.humaneval.check import agrees, check
+from r2v.domains.humaneval.env import CodeTask, action_of, goal_of
+from r2v.domains.humaneval.problems import load_problems, problem_file, shipped
+from r2v.domains.humaneval.verifier import CodeVerifier, smoke
 from r2v.perturbations import FAMILIES, code
 from r2v.perturbations.wrap import PerturbedBranching
-from r2v.sandbox.examples import examples
-from r2v.sandbox.trial import Trial, attempt
-from r2v.types import Action, Context
-from r2v.verifiers.code import CodeVerifier, smoke
+from r2v.runtime.sandbox.examples import examples
+from r2v.runtime.sandbox.trial import Trial, attempt
 
 EVERY = 12
 """Of each real file every so many problems are checked here, without the few that take seconds; CI checks all of them."""
@@ -145,8 +145,8 @@ def longest_run(word):
 
 @pytest.mark.parametrize("name", CHEATS)
 def test_cheats_fail(name, problems, monkeypatch):
-    monkeypatch.setattr("r2v.sandbox.calls.LONGEST_S", 1.0)
-    monkeypatch.setattr("r2v.sandbox.calls.SLACK_S", 1.0)
+    monkeypatch.setattr("r2v.runtime.sandbox.calls.LONGEST_S", 1.0)
+    monkeypatch.setattr("r2v.runtime.sandbox.calls.SLACK_S", 1.0)
     verdict = check(problems["longest_run"], CHEATS[name])
     assert not verdict.passed and not verdict.base, verdict
     assert not Path("/tmp/made-by-pickle").exists()

@@ -14,14 +14,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from r2v import sandbox
-from r2v.build.settings import RunSettings
-from r2v.environments.humaneval.env import goal_of
-from r2v.environments.humaneval.problems import load_problems, shipped
-from r2v.settings import load
-from r2v.stages import STAGES
-from r2v.stages.runner import stage_fingerprint
-from r2v.store import read_episodes
+from r2v.domains.humaneval.env import goal_of
+from r2v.domains.humaneval.problems import load_problems, shipped
+from r2v.pipeline.runner import stage_fingerprint
+from r2v.pipeline.settings import RunSettings
+from r2v.pipeline.stages import STAGES
+from r2v.runtime import sandbox
+from r2v.runtime.settings import load
+from r2v.runtime.store import read_episodes
 from servers import running
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "humaneval.yaml"

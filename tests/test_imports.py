@@ -11,21 +11,20 @@ import r2v
 
 ROOT = Path(r2v.__file__).parent
 LEVELS = (
-    ("types", "errors", "seeds", "maths"),
-    ("protocols", "features", "labels", "tasks", "settings", "store", "sandbox"),
-    ("agent", "loop", "environments", "policies", "perturbations", "verifiers", "routers"),
-    ("evaluation", "learning", "checks"),
-    ("build", "report"),
-    ("stages", "gateway"),
-    ("doctor", "logs"),
+    ("core", "maths"),
+    ("runtime", "messages"),
+    ("perturbations", "verifiers", "routers"),
+    ("clients", "learning", "evaluation", "domains"),
+    ("report",),
+    ("pipeline", "gateway"),
+    ("studies", "logs"),
     ("cli",),
 )
 LEVEL = {name: i for i, names in enumerate(LEVELS) for name in names}
-SAME_LEVEL = {("loop", "agent"), ("labels", "features"), ("features", "protocols"), ("labels", "protocols")}
-"""Allowed neighbours: the loop plays agents, protocols is only types, and labels are rows of features."""
+SAME_LEVEL = {("core", "maths"), ("learning", "clients"), ("domains", "clients")}
 TORCH = ("torch", "transformers", "tokenizers", "peft")
-MAY_USE_TORCH = ("learning/", "policies/local.py", "policies/loading.py", "policies/sampling.py", "policies/slots.py")
-INSIDE_FUNCTIONS_ONLY = ("stages/", "build/parts.py", "doctor.py")
+MAY_USE_TORCH = ("learning/", "clients/local/")
+INSIDE_FUNCTIONS_ONLY = ("pipeline/", "studies/", "routers/", "cli/doctor.py")
 """These may reach torch code, but only inside functions: importing them stays cheap."""
 
 
@@ -84,8 +83,9 @@ def test_torch_stays_where_it_belongs():
 
 def test_deciding_and_the_command_line_start_without_torch():
     code = (
-        "import sys, r2v, r2v.features, r2v.routers.mlp, r2v.routers.baselines, r2v.verifiers.household, r2v.cli, "
-        "r2v.build.settings, r2v.stages.runner, r2v.report.page; assert 'torch' not in sys.modules"
+        "import sys, r2v, r2v.core.features, r2v.routers.mlp, r2v.routers.baselines, r2v.domains.household.verifier, "
+        "r2v.cli, "
+        "r2v.pipeline.settings, r2v.pipeline.runner, r2v.report.page; assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

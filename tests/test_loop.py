@@ -6,20 +6,21 @@ import asyncio
 
 import pytest
 
-from r2v.agent import Parts, Routed, Solo
-from r2v.environments.household.env import Household
-from r2v.environments.household.expert import HouseholdExpert
-from r2v.environments.household.noise import random_action
-from r2v.environments.household.scenes import generate
+from r2v.clients.scripted import ScriptedPolicy
+from r2v.core.agent import AgentModels, Routed, Solo
+from r2v.core.features import FEATURES
+from r2v.core.types import Candidate, Memory, Usage
+from r2v.domains.household.env import Household
+from r2v.domains.household.expert import HouseholdExpert
+from r2v.domains.household.noise import random_action
+from r2v.domains.household.perturbations import make_perturbation
+from r2v.domains.household.scenes import generate
+from r2v.domains.household.verifier import HouseholdVerifier
 from r2v.evaluation.closed_loop import cases, play, play_all
-from r2v.features import FEATURES
-from r2v.perturbations import family_of, make_perturbation
+from r2v.perturbations import family_of
 from r2v.perturbations.wrap import PerturbedBranching
-from r2v.policies.scripted import ScriptedPolicy
 from r2v.routers.baselines import Always, Never, Random
 from r2v.routers.threshold import Budgeted, ThresholdRouter
-from r2v.types import Candidate, Memory, Usage
-from r2v.verifiers.household import HouseholdVerifier
 from toy import TASK, Flat, Toy, routed
 
 STUCK = FEATURES.index("repeats_in_last_five")
@@ -52,10 +53,10 @@ def household(small_scenes):
 
 
 def agents(slm):
-    parts = Parts(slm, HouseholdExpert(), HouseholdVerifier(), 4)
+    models = AgentModels(slm, HouseholdExpert(), HouseholdVerifier(), 4)
     stuck = [ThresholdRouter("stuck", lambda features: features.values[STUCK], at) for at in (0.2, 0.6)]
     routers = [Never(), Always(), Random(0.1), Random(0.5), *stuck, Budgeted(Always())]
-    return [*(Routed(parts, router) for router in routers), Solo(HouseholdExpert(), "teacher")]
+    return [*(Routed(models, router) for router in routers), Solo(HouseholdExpert(), "teacher")]
 
 
 def test_together_is_the_same_as_alone(small_tasks, small_scenes):
@@ -76,8 +77,8 @@ def test_without_clone_each_agent_has_an_environment_of_its_own():
         made.append(Toy())
         return made[-1], "none"
 
-    players = [routed(router=Always()), routed(router=Never()), routed(router=Always())]
-    episodes = asyncio.run(play_all(players, [(TASK, 1)], make, horizon=5))
+    agents = [routed(router=Always()), routed(router=Never()), routed(router=Always())]
+    episodes = asyncio.run(play_all(agents, [(TASK, 1)], make, horizon=5))
     assert len(made) == 3
     assert [e[0].success for e in episodes] == [True, False, True]
 
@@ -115,10 +116,10 @@ class Trap(Branchable):
 
 @pytest.mark.parametrize("kind", [Branchable, Trap])
 def test_what_breaks_ends_only_those_whom_it_concerns(kind):
-    parts = Parts(ScriptedPolicy(lambda c: "press blue"), ScriptedPolicy(lambda c: "press red"), Flat(), 3)
-    players = [Routed(parts, router) for router in (Always(), Fails(1), Never(), Fails(0))]
+    models = AgentModels(ScriptedPolicy(lambda c: "press blue"), ScriptedPolicy(lambda c: "press red"), Flat(), 3)
+    agents = [Routed(models, router) for router in (Always(), Fails(1), Never(), Fails(0))]
     solved, broke, never, at_once = (
-        episodes[0] for episodes in asyncio.run(play_all(players, [(TASK, 1)], lambda t, z: (kind(), "none"), horizon=4))
+        episodes[0] for episodes in asyncio.run(play_all(agents, [(TASK, 1)], lambda t, z: (kind(), "none"), horizon=4))
     )
     assert (solved.success, solved.stop, len(solved.steps)) == (True, "done", 3)
     assert (broke.stop, broke.failure.boundary, len(broke.steps)) == ("error", "router", 1)

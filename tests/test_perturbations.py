@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from r2v.perturbations import FAMILIES, family_of, make_perturbation
+from r2v.domains.household.perturbations import make_perturbation
+from r2v.perturbations import FAMILIES, family_of
 
 LISTED = "You arrive at shelf 1. On the shelf 1, you see a book 1, a pen 2, a cup 1, and a pen 1."
 PLACES = ["cabinet 2", "cabinet 1", "shelf 1", "bed 1"]

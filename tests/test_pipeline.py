@@ -15,8 +15,8 @@ import pytest
 
 from r2v.gateway.routing import load_configured
 from r2v.gateway.settings import RouteSettings
-from r2v.stages import STAGES
-from r2v.stages.runner import folder_of
+from r2v.pipeline.runner import folder_of
+from r2v.pipeline.stages import STAGES
 
 SETTINGS = """\
 version: 1
@@ -108,7 +108,7 @@ def test_splits_and_seeds_are_disjoint(finished):
     splits = json.loads((finished / "1-collect" / "tasks.json").read_text())
     ids = [task["id"] for tasks in splits.values() for task in tasks]
     assert len(ids) == len(set(ids)) == 92
-    from r2v.store import read_episodes
+    from r2v.runtime.store import read_episodes
 
     seeds = {
         stage: {e.seed for e in read_episodes(finished / folder_of(stage) / f"{file}.parquet")}
@@ -116,7 +116,7 @@ def test_splits_and_seeds_are_disjoint(finished):
     }
     assert not seeds["perturb"] & seeds["rollout"] and not seeds["rollout"] & seeds["evaluate"]
     for episode in read_episodes(finished / "6-rollout" / "router.parquet"):
-        assert all(step.seed == episode.seed != 0 and step.choice.actor == "slm" for step in episode.steps)
+        assert all(step.seed == episode.seed != 0 and step.choice.source == "slm" for step in episode.steps)
 
 
 def test_a_second_run_does_nothing(finished, settings):
@@ -126,7 +126,7 @@ def test_a_second_run_does_nothing(finished, settings):
 
 
 def test_a_run_killed_again_and_again_ends_with_the_same_numbers(finished, settings, tmp_path):
-    """kill -9 between two players of a stage, in the middle of cloning, of fitting and of evaluating."""
+    """kill -9 between two agents of a stage, in the middle of cloning, of fitting and of evaluating."""
     out = tmp_path / "killed"
     command = [sys.executable, "-c", "from r2v.cli import app; app()", "run", str(settings), "--out", str(out)]
     for wanted in (
@@ -230,7 +230,7 @@ def test_ablate_makes_every_table(science):
     assert len(rows["cvar"]) == 30 and len(rows["features"]) == 9
     assert rows["unseen"] == ["flaky", "partial", "inject", "distract"]
     assert rows["consistency"] == ["0", "0.2", "1"] and rows["k"] == ["2", "3", "5", "8"]
-    assert rows["rungs"] == ["retry", "teacher_step", "teacher_3", "teacher_latch", "restart", "rewind"]
+    assert rows["routes"] == ["retry", "escalate", "escalate_3", "takeover", "restart", "rewind"]
     assert rows["labels"][-1] == "teacher differs"
     for name, table in made["tables"].items():
         for row in table:
@@ -305,17 +305,17 @@ def test_a_full_disk_is_one_line(settings):
     if not full.exists():
         pytest.skip("no /dev/full on this system")
     code = (
-        "import r2v.store, pathlib, builtins, r2v.cli as c, sys\n"
+        "import r2v.runtime.store, pathlib, builtins, r2v.cli as c, sys\n"
         "class Full(type(pathlib.Path())):\n"
         "    def write_text(self, *a, **k):\n"
         "        with open('/dev/full', 'w') as f: f.write('x' * 100_000)\n"
-        "r2v.store.Path = Full\n"
-        "original = r2v.store.whole_file\n"
+        "r2v.runtime.store.Path = Full\n"
+        "original = r2v.runtime.store.whole_file\n"
         "from contextlib import contextmanager\n"
         "@contextmanager\n"
         "def whole(path):\n"
         "    with original(path) as aside: yield Full(aside)\n"
-        "r2v.store.whole_file = whole\n"
+        "r2v.runtime.store.whole_file = whole\n"
         "sys.argv = ['r2v', 'run', sys.argv[1], '--out', sys.argv[2]]\n"
         "c.app()\n"
     )
@@ -329,8 +329,8 @@ def test_a_full_disk_is_one_line(settings):
 
 
 def test_two_runs_in_one_folder_do_not_meet(settings, tmp_path):
-    from r2v.errors import StageError
-    from r2v.stages.runner import locked
+    from r2v.core.errors import StageError
+    from r2v.pipeline.runner import locked
 
     with locked(tmp_path), pytest.raises(StageError, match="another r2v process"), locked(tmp_path):
         pass
@@ -346,7 +346,7 @@ def test_workers_end_with_the_run_that_was_killed(tmp_path):
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from test_pipeline import _sleep\n"
-        "from r2v.stages.workers import Workers\n"
+        "from r2v.runtime.executor import Workers\n"
         "if __name__ == '__main__':\n"
         "    with Workers(1) as workers: workers.map(_sleep, [sys.argv[2]], lambda *_: None)\n"
     )

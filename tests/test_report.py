@@ -11,12 +11,12 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from r2v.core.types import Change
 from r2v.report.explain import explanation, listing
 from r2v.report.page import headline, write_report
 from r2v.report.tables import summary
 from r2v.routers.baselines import Always, Never, Random
 from r2v.routers.threshold import ThresholdRouter
-from r2v.types import Change
 from toy import routed, run
 
 HOSTILE = "</script><img src=x onerror=alert(1)> & 'quotes'"

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from r2v import sandbox
-from r2v.errors import SettingsError
-from r2v.sandbox import calls, harness, launch
-from r2v.sandbox.calls import call
-from r2v.sandbox.harness import decode, encode
-from r2v.sandbox.launch import Room
+from r2v.core.errors import SettingsError
+from r2v.runtime import sandbox
+from r2v.runtime.sandbox import calls, harness, launch
+from r2v.runtime.sandbox.calls import call
+from r2v.runtime.sandbox.harness import decode, encode
+from r2v.runtime.sandbox.launch import Room
 
 LIMITS = {"cpu_s": 1.0, "wall_s": 2.0, "memory_mb": 256, "processes": 16, "disk_mb": 32, "file_mb": 16}
 
@@ -66,7 +66,7 @@ print(socket.create_connection(("127.0.0.1", 8000)).recv(5).decode())
 
 
 def test_a_killed_warden_is_replaced(tmp_path):
-    from r2v.sandbox import warden
+    from r2v.runtime.sandbox import warden
 
     assert sandbox.run(["true"], folder=tmp_path).ok
     assert warden._warden is not None

@@ -9,12 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-from r2v.agent import Noisy, Solo
-from r2v.environments.household.env import Household
-from r2v.environments.household.expert import HouseholdExpert
-from r2v.environments.household.noise import random_action
-from r2v.environments.household.scenes import generate
-from r2v.errors import ArtifactError, SettingsError, StageError
+from r2v.clients.local.loading import load_model
+from r2v.clients.local.policy import LocalPolicy
+from r2v.clients.local.sampling import cumulative_NV, draw_NK, entropy_N, uniforms_KL
+from r2v.clients.local.transcript import Encoder, segments
+from r2v.core.agent import Noisy, Solo
+from r2v.core.errors import ArtifactError, SettingsError, StageError
+from r2v.core.types import Action, Context
+from r2v.domains.household.env import Household
+from r2v.domains.household.expert import HouseholdExpert
+from r2v.domains.household.noise import random_action
+from r2v.domains.household.perturbations import make_perturbation
+from r2v.domains.household.scenes import generate
 from r2v.evaluation.closed_loop import cases, play
 from r2v.learning import clone as cloning
 from r2v.learning import prefer as preferring
@@ -27,13 +33,8 @@ from r2v.learning.prefer import prefer
 from r2v.learning.sequences import batches, encode_episodes
 from r2v.learning.settings import CloneSettings, LoraSettings, ModelSettings, PreferSettings
 from r2v.learning.tokenizer import train_tokenizer
-from r2v.perturbations import family_of, make_perturbation
+from r2v.perturbations import family_of
 from r2v.perturbations.wrap import Perturbed
-from r2v.policies.loading import load_model
-from r2v.policies.local import LocalPolicy
-from r2v.policies.sampling import cumulative_NV, draw_NK, entropy_N, uniforms_KL
-from r2v.policies.transcript import Encoder, segments
-from r2v.types import Action, Context
 
 MODEL = ModelSettings(hidden_size=32, layers=2, heads=2, intermediate_size=64)
 QUICK = CloneSettings(steps=30, batch_tokens=512, warmup_steps=5, checkpoint_every=10)
@@ -211,11 +212,11 @@ def test_losses_of_hand_computed_cases():
 
 
 def test_noise_carries_no_loss_and_observations_a_little(episodes, tokenizer):
-    noisy = next(e for e in episodes if any(s.choice.actor == "noise" for s in e.steps))
+    noisy = next(e for e in episodes if any(s.choice.source == "noise" for s in e.steps))
     (weights,) = encode_episodes([noisy], tokenizer, 0.3).weights
-    actions = [(s.choice.actor, len(Encoder(tokenizer)(s.choice.action.text, action=True))) for s in noisy.steps]
-    assert (weights == 1.0).sum() == sum(n for actor, n in actions if actor == "teacher")
-    assert (weights == 0.0).sum() == 1 + sum(n for actor, n in actions if actor == "noise")
+    actions = [(s.choice.source, len(Encoder(tokenizer)(s.choice.action.text, action=True))) for s in noisy.steps]
+    assert (weights == 1.0).sum() == sum(n for source, n in actions if source == "teacher")
+    assert (weights == 0.0).sum() == 1 + sum(n for source, n in actions if source == "noise")
     assert set(np.unique(weights)) == {0.0, np.float32(0.3), 1.0}
 
 

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r2v.build.settings import LogsSettings, RunSettings
-from r2v.errors import ArtifactError, SettingsError
-from r2v.seeds import derive_seed
-from r2v.settings import dump, keys, load
-from r2v.store import decode, encode, read_episodes, sha256, whole_file, write_episodes
-from r2v.tasks import split
-from r2v.types import Task
+from r2v.core.errors import ArtifactError, SettingsError
+from r2v.core.seeds import derive_seed
+from r2v.core.splits import split
+from r2v.core.types import Task
+from r2v.pipeline.settings import LogsSettings, RunSettings
+from r2v.runtime.settings import dump, keys, load
+from r2v.runtime.store import decode, encode, read_episodes, sha256, whole_file, write_episodes
 from toy import played_episode
 
 

@@ -9,23 +9,23 @@ from pathlib import Path
 
 import pytest
 
-from r2v import sandbox
-from r2v.agent import Parts, Routed, Solo
-from r2v.checks import check_environment, check_perturbation, check_verifier
-from r2v.environments.terminal import folders
-from r2v.environments.terminal.env import CLIP, Terminal, shown
-from r2v.environments.terminal.shell import Output, State, execute
-from r2v.environments.terminal.tasks import TASKS, all_tasks, make_tasks, task_named
-from r2v.errors import SettingsError
-from r2v.loop import run_episode, run_together
-from r2v.perturbations import shell as shell_perturbations
+from r2v.clients.chat import SHELL, ChatPolicy, ChatSettings
+from r2v.clients.scripted import ScriptedPolicy
+from r2v.core.agent import AgentModels, Routed, Solo
+from r2v.core.checks import check_environment, check_perturbation, check_verifier
+from r2v.core.errors import SettingsError
+from r2v.core.loop import run_episode, run_together
+from r2v.core.protocols import Branching
+from r2v.core.types import Action, Context, Memory
+from r2v.domains.terminal import folders
+from r2v.domains.terminal import perturbations as shell_perturbations
+from r2v.domains.terminal.env import CLIP, Terminal, shown
+from r2v.domains.terminal.shell import Output, State, execute
+from r2v.domains.terminal.tasks import TASKS, all_tasks, make_tasks, task_named
+from r2v.domains.terminal.verifier import TerminalVerifier
 from r2v.perturbations.wrap import PerturbedBranching
-from r2v.policies.chat import SHELL, ChatPolicy, ChatSettings
-from r2v.policies.scripted import ScriptedPolicy
-from r2v.protocols import Branching
 from r2v.routers.baselines import Always, Never
-from r2v.types import Action, Context, Memory
-from r2v.verifiers.terminal import TerminalVerifier
+from r2v.runtime import sandbox
 from test_chat_policy import completion, serving
 
 NAMES = [task.name for task in all_tasks()]
@@ -270,12 +270,14 @@ def test_a_routed_agent_with_the_terminal_verifier_solves_a_task():
     played = usable("git-split")
     (task,) = make_tasks([played.name])
     script = [line for line in (played.folder / "solution.sh").read_text().splitlines() if line != "set -e"]
-    parts = Parts(ScriptedPolicy(lambda c: "git log --stat"), ScriptedPolicy([*script, "submit"]), TerminalVerifier(), 2)
+    models = AgentModels(
+        ScriptedPolicy(lambda c: "git log --stat"), ScriptedPolicy([*script, "submit"]), TerminalVerifier(), 2
+    )
 
     async def run(router):
         return await run_episode(
             Terminal(played),
-            Routed(parts, router),
+            Routed(models, router),
             task,
             seed=0,
             perturbation="none",
@@ -298,7 +300,7 @@ def test_a_model_behind_a_chat_server_solves_a_task(monkeypatch):
     (task,) = make_tasks([played.name])
     replies = [f"So:\n```bash\n{(played.folder / 'solution.sh').read_text()}```", "submit"]
     with serving(lambda body, number: completion(replies[len(body["messages"]) // 2 - 1])) as server:
-        model = ChatPolicy(ChatSettings(kind="chat", base_url=server.url, model="m"), name="teacher", manner=SHELL)
+        model = ChatPolicy(ChatSettings(kind="chat", base_url=server.url, model="m"), name="teacher", chat_format=SHELL)
         episode = asyncio.run(
             run_episode(
                 Terminal(played), Solo(model, "teacher"), task, seed=0, perturbation="none", horizon=3, memory=Memory()
@@ -311,11 +313,11 @@ def test_a_model_behind_a_chat_server_solves_a_task(monkeypatch):
 def test_agents_that_part_get_folders_of_their_own():
     (task,) = make_tasks(["redact"])
     slm, teacher = (ScriptedPolicy([f"echo {who} > who", "cat who", "submit"]) for who in ("slm", "t"))
-    parts = Parts(slm, teacher, TerminalVerifier(), 2)
+    models = AgentModels(slm, teacher, TerminalVerifier(), 2)
     one, two = asyncio.run(
         run_together(
             Terminal(task_named("redact")),
-            [Routed(parts, Never()), Routed(parts, Always())],
+            [Routed(models, Never()), Routed(models, Always())],
             task,
             seed=0,
             perturbation="none",

@@ -11,12 +11,12 @@ import pytest
 from typer.testing import CliRunner
 
 from r2v.cli import cli
-from r2v.errors import ArtifactError, SettingsError
-from r2v.features import FEATURES
+from r2v.core.errors import ArtifactError, SettingsError
+from r2v.core.features import FEATURES
+from r2v.core.types import Action
+from r2v.domains.terminal.verifier import score
 from r2v.logs.importing import import_logs
 from r2v.logs.terminal import NOT_RECORDED, hub_trials
-from r2v.types import Action
-from r2v.verifiers.terminal import score
 
 LOG = """\
 # task: broken-build

@@ -14,8 +14,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from r2v import sandbox
-from r2v.environments.terminal.tasks import all_tasks, make_tasks
+from r2v.domains.terminal.tasks import all_tasks, make_tasks
+from r2v.runtime import sandbox
 from servers import running
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "terminal.yaml"

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from r2v.verifiers.commands import command_class
-from r2v.verifiers.terminal import CLASS_SCORE, FAILURES, SUCCESSES, evidence, score
+from r2v.domains.terminal.commands import command_class
+from r2v.domains.terminal.verifier import CLASS_SCORE, FAILURES, SUCCESSES, evidence, score
 
 CLASSES = {
     "eval": [

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from r2v.labels import Rows
+from r2v.learning.labels import Rows
 from r2v.learning.losses import dpo_loss, jsd_loss
 from r2v.learning.router import fit_router
 from r2v.learning.settings import RouterSettings

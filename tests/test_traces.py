@@ -15,27 +15,27 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from r2v.agent import Solo
-from r2v.build.settings import RunSettings
-from r2v.build.worlds import make_tasks
-from r2v.checks import check_environment, check_policy
 from r2v.cli import cli
-from r2v.environments.household.env import Household
-from r2v.environments.household.games import load_game
-from r2v.environments.recorded import RecordedTask
-from r2v.errors import ArtifactError, NotRecorded, StageError
+from r2v.clients.recorded import RecordedPolicy
+from r2v.core.agent import Solo
+from r2v.core.checks import check_environment, check_policy
+from r2v.core.errors import ArtifactError, NotRecorded, StageError
+from r2v.core.loop import run_episode
+from r2v.core.types import Action, Memory
+from r2v.domains.household.env import Household
+from r2v.domains.household.games import load_game
+from r2v.domains.recorded import RecordedTask
 from r2v.evaluation.prefixes import Scored, by_prefix, measures
 from r2v.logs.importing import import_logs
-from r2v.loop import run_episode
 from r2v.maths.calibration import brier, ece
 from r2v.maths.stats import auroc, auroc_B
-from r2v.policies.recorded import RecordedPolicy
+from r2v.pipeline.settings import RunSettings
+from r2v.pipeline.worlds import make_tasks
 from r2v.report.inspection import rise
-from r2v.settings import load
-from r2v.stages.fit_logs import folds
-from r2v.stages.inspect_logs import inspect_logs
-from r2v.store import read_episodes
-from r2v.types import Action, Memory
+from r2v.runtime.settings import load
+from r2v.runtime.store import read_episodes
+from r2v.studies.fit_logs import folds
+from r2v.studies.inspect_logs import inspect_logs
 
 ROOT = Path(__file__).parent.parent
 HOSTILE = "</script><img src=x onerror=alert(1)>"

@@ -17,9 +17,9 @@ from alfworld.agents.environment.alfred_tw_env import AlfredDemangler
 from textworld.envs.pddl import logic, textgen
 from textworld.envs.pddl.pddl import PddlEnv
 
-from r2v.environments.household.env import Household
-from r2v.environments.household.games import parse_game
-from r2v.environments.household.rules import World
+from r2v.domains.household.env import Household
+from r2v.domains.household.games import parse_game
+from r2v.domains.household.rules import World
 
 RARE = ("slice", "heat", "cool", "clean", "use", "put", "move", "take", "open", "close")
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
-from r2v.agent import Parts, Routed, Solo
-from r2v.loop import run_episode
-from r2v.policies.scripted import ScriptedPolicy
+from r2v.clients.scripted import ScriptedPolicy
+from r2v.core.agent import AgentModels, Routed, Solo
+from r2v.core.loop import run_episode
+from r2v.core.types import Action, Context, Episode, Memory, Observation, Task
 from r2v.routers.baselines import Never
-from r2v.types import Action, Context, Episode, Memory, Observation, Task
 
 TASK = Task("toy/press/1", "press", "toy", "press red.")
 
@@ -57,8 +57,8 @@ def run(agent, *, horizon: int = 10, seed: int = 1, memory: Memory | None = None
 
 
 def routed(slm="press blue", teacher="press red", router=None, verifier=None) -> Routed:
-    parts = Parts(ScriptedPolicy(lambda c: slm), ScriptedPolicy(lambda c: teacher), verifier or Flat(), 3)
-    return Routed(parts, router or Never())
+    models = AgentModels(ScriptedPolicy(lambda c: slm), ScriptedPolicy(lambda c: teacher), verifier or Flat(), 3)
+    return Routed(models, router or Never())
 
 
 def played_episode() -> Episode:

@@ -3,14 +3,15 @@
 Importing this package, deciding and serving need NumPy only, never torch.
 """
 
-from r2v.agent import Parts, Routed, Solo
-from r2v.loop import run_episode
-from r2v.types import Action, Candidate, Context, Decision, Episode, Features, Memory, Observation, Step, Task, Usage
+from r2v.core.agent import AgentModels, Routed, Solo
+from r2v.core.loop import run_episode
+from r2v.core.types import Action, Candidate, Context, Decision, Episode, Features, Memory, Observation, Step, Task, Usage
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Action",
+    "AgentModels",
     "Candidate",
     "Context",
     "Decision",
@@ -18,7 +19,6 @@ __all__ = [
     "Features",
     "Memory",
     "Observation",
-    "Parts",
     "Routed",
     "Solo",
     "Step",

@@ -10,7 +10,7 @@ import sys
 from r2v.cli import runs  # noqa: F401  # isort: skip
 from r2v.cli import gateway, logs  # noqa: F401
 from r2v.cli.common import cli
-from r2v.errors import R2VError
+from r2v.core.errors import R2VError
 
 
 def app() -> None:

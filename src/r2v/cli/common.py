@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from r2v.build.settings import RunSettings
-from r2v.errors import SettingsError, StageError
-from r2v.settings import load
-from r2v.types import Episode
+from r2v.core.errors import SettingsError, StageError
+from r2v.core.types import Episode
+from r2v.pipeline.settings import RunSettings
+from r2v.runtime.settings import load
 
 cli = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Learn when to ask the teacher."
@@ -25,12 +25,12 @@ Format = Annotated[
     str,
     typer.Option(
         "--format",
-        help="ledger, openai-jsonl, anthropic-jsonl, mini-swe-agent, tau-bench, atif, terminal-log, terminalbench, "
+        help="ledger, openai-jsonl, anthropic-jsonl, mini-swe-agent, tau-ctx, atif, terminal-log, terminalbench, "
         "knowagent-alfworld, mint.",
     ),
 ]
 Outcomes = Annotated[
-    Path | None, typer.Option(help="JSON with outcomes by task, or a SWE-bench report, for logs that hold none.")
+    Path | None, typer.Option(help="JSON with outcomes by task, or a SWE-ctx report, for logs that hold none.")
 ]
 
 

@@ -12,9 +12,9 @@ from typing import Annotated
 import typer
 
 from r2v.cli.common import Set, cli, gateway_module, imported, settings_of
-from r2v.errors import SettingsError
-from r2v.settings import load
-from r2v.store import write_episodes, write_text
+from r2v.core.errors import SettingsError
+from r2v.runtime.settings import load
+from r2v.runtime.store import write_episodes, write_text
 
 
 @cli.command(rich_help_panel="Gateway")
@@ -60,11 +60,11 @@ def serve_model(
 ) -> None:
     """Serve a trained small model through an OpenAI-style endpoint with log-probabilities: an upstream for the gateway."""
     gateway = gateway_module()
-    from r2v.build.parts import make_slm
-    from r2v.build.settings import SlmSettings
     from r2v.gateway.model_server import model_app
-    from r2v.stages.prefer import kept_model
-    from r2v.stages.runner import check_outputs
+    from r2v.pipeline.parts import make_slm
+    from r2v.pipeline.runner import check_outputs
+    from r2v.pipeline.settings import SlmSettings
+    from r2v.pipeline.stages.prefer import kept_model
 
     run_folder = Path(model)
     if (run_folder / "settings.yaml").exists():
@@ -104,7 +104,7 @@ def check(config: Annotated[Path, typer.Argument(help="Gateway settings.")]) -> 
 @cli.command(rich_help_panel="Gateway")
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="End with one JSON line.")] = False) -> None:
     """Say what of r2v can run on this machine: versions, extras, programs, keys (only whether they are set), data, disk."""
-    from r2v.doctor import advice, examine
+    from r2v.cli.doctor import advice, examine
 
     found = examine()
     for name, value in found.items():

@@ -10,12 +10,12 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from r2v.build.settings import LogsSettings
 from r2v.cli.common import Format, Logs, Outcomes, cli, imported
-from r2v.features import View
-from r2v.settings import dump
-from r2v.store import write_episodes, write_json, write_text
-from r2v.types import Episode
+from r2v.core.features import View
+from r2v.core.types import Episode
+from r2v.pipeline.settings import LogsSettings
+from r2v.runtime.settings import dump
+from r2v.runtime.store import write_episodes, write_json, write_text
 
 
 @cli.command(rich_help_panel="Logs and solutions")
@@ -82,10 +82,10 @@ def check_solutions(
     as_json: Annotated[bool, typer.Option("--json", help="End with one JSON line.")] = False,
 ) -> None:
     """Run solutions in the sandbox and say which are right: on all base and plus inputs, compared outside the sandbox."""
-    from r2v import sandbox
-    from r2v.stages.check_solutions import check_solutions as check_all
-    from r2v.stages.check_solutions import summary
-    from r2v.stages.progress import progress
+    from r2v.runtime import sandbox
+    from r2v.runtime.progress import progress
+    from r2v.studies.check_solutions import check_solutions as check_all
+    from r2v.studies.check_solutions import summary
 
     console = Console()
     console.print(f"sandbox  {', '.join(sandbox.layers())}", highlight=False)
@@ -120,7 +120,7 @@ def _title(logs: Path) -> str:
 def _fit(read: tuple[list[Episode], int], kind: str, out: Path, *, seed: int, asked_share: float, as_json: bool) -> bool:
     """Whether there was enough to fit on."""
     from r2v.logs.importing import verifier_of
-    from r2v.stages.fit_logs import fit_logs
+    from r2v.studies.fit_logs import fit_logs
 
     episodes, unknown = read
     found = fit_logs(episodes, out, verifier=verifier_of(kind), seed=seed, asked_share=asked_share)
@@ -147,7 +147,7 @@ def _inspect(
     read: tuple[list[Episode], int], kind: str, out: Path, *, title: str, view: View, seed: int, as_json: bool
 ) -> None:
     from r2v.report.inspection import headline, write_inspection
-    from r2v.stages.inspect_logs import inspect_logs
+    from r2v.studies.inspect_logs import inspect_logs
 
     episodes, unknown = read
     found = inspect_logs(episodes, view=view, seed=seed)

@@ -11,11 +11,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from r2v.build.settings import FRESH_SEEDS_FROM, LogsSettings, RunSettings
 from r2v.cli.common import MAX_SEED, Set, cli, settings_of
-from r2v.errors import SettingsError, StageError
-from r2v.settings import keys, load
-from r2v.store import read_episodes, read_json, write_json
+from r2v.core.errors import SettingsError, StageError
+from r2v.pipeline.settings import FRESH_SEEDS_FROM, LogsSettings, RunSettings
+from r2v.runtime.settings import keys, load
+from r2v.runtime.store import read_episodes, read_json, write_json
 
 
 @cli.command(rich_help_panel="Runs")
@@ -26,11 +26,11 @@ def run(
     until: Annotated[str | None, typer.Option(help="Stop after this stage (see `r2v stages`).")] = None,
 ) -> None:
     """Train, fit and evaluate: all stages in order. Finished stages are skipped, a killed one is resumed."""
-    from r2v.build.worlds import confined_by
     from r2v.cli.logs import run_logs
+    from r2v.pipeline.runner import folder_of, run_stages
+    from r2v.pipeline.stages import STAGES
+    from r2v.pipeline.worlds import confined_by
     from r2v.report.tables import summary
-    from r2v.stages import STAGES
-    from r2v.stages.runner import folder_of, run_stages
 
     if "logs" in keys(settings):
         if until is not None:
@@ -63,14 +63,14 @@ def evaluate(
     ] = 1,
 ) -> None:
     """Play a finished run on new tasks under perturbation seeds that were never used: nobody tuned on those."""
-    from r2v.build.worlds import make_tasks
+    from r2v.pipeline.runner import StageContext, check_outputs, locked
+    from r2v.pipeline.splits import read_all
+    from r2v.pipeline.stages.evaluate import evaluate_on
+    from r2v.pipeline.worlds import make_tasks
     from r2v.report.page import write_report
     from r2v.report.tables import summary
-    from r2v.stages.evaluate import evaluate_on
-    from r2v.stages.progress import progress
-    from r2v.stages.runner import Bench, check_outputs, locked
-    from r2v.stages.splits import read_all
-    from r2v.stages.workers import Workers
+    from r2v.runtime.executor import Workers
+    from r2v.runtime.progress import progress
 
     effective = settings_of(run_folder)
     for stage in ("collect", "clone", "prefer", "rollout", "fit"):
@@ -85,7 +85,7 @@ def evaluate(
     out.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(out / "partial", ignore_errors=True)
     with locked(out), Workers(effective.workers) as workers, progress(console, "evaluate") as report:
-        evaluate_on(Bench(effective, run_folder, out, workers, report), tasks, zs, f"fresh tasks, seed {seed}")
+        evaluate_on(StageContext(effective, run_folder, out, workers, report), tasks, zs, f"fresh tasks, seed {seed}")
         shutil.rmtree(out / "partial")
     results = read_json(out / "results.json")
     write_report(results, read_episodes(out / "episodes.parquet"), out, title=f"{run_folder.name}, fresh tasks")
@@ -117,11 +117,11 @@ def certify(
     failure rate. Each try at other tasks or targets until one succeeds makes the proof worth less: decide first, then run.
     """
     from r2v.evaluation.certificate import Target, load_certificate
-    from r2v.stages.certify import certify as make
-    from r2v.stages.certify import describe, identity
-    from r2v.stages.progress import progress
-    from r2v.stages.runner import Bench, check_outputs, locked
-    from r2v.stages.workers import Workers
+    from r2v.pipeline.runner import StageContext, check_outputs, locked
+    from r2v.runtime.executor import Workers
+    from r2v.runtime.progress import progress
+    from r2v.studies.certify import certify as make
+    from r2v.studies.certify import describe, identity
 
     effective = settings_of(run_folder)
     for stage in ("collect", "clone", "prefer", "fit"):
@@ -129,13 +129,13 @@ def certify(
     console, path, partial = Console(), out or run_folder / "certificate.json", run_folder / "certify"
     partial.mkdir(exist_ok=True)
     with locked(partial), Workers(effective.workers) as workers, progress(console, "certify") as report:
-        bench = Bench(effective, run_folder, partial, workers, report)
+        ctx = StageContext(effective, run_folder, partial, workers, report)
         if verify is not None:
-            path, certificate = verify, load_certificate(verify, identity(bench))
+            path, certificate = verify, load_certificate(verify, identity(ctx))
         else:
-            shutil.rmtree(bench.partial, ignore_errors=True)
-            certificate = make(bench, router, Target(max_failure, delta, cvar), tasks=fresh_tasks, seed=seed)
-            shutil.rmtree(bench.partial)
+            shutil.rmtree(ctx.partial, ignore_errors=True)
+            certificate = make(ctx, router, Target(max_failure, delta, cvar), tasks=fresh_tasks, seed=seed)
+            shutil.rmtree(ctx.partial)
             certificate.save(path)
     console.print(describe(certificate), highlight=False)
     console.print(f"\ncertificate  {path}", highlight=False)
@@ -154,11 +154,11 @@ def ablate(
     Some minutes on two cores: about 50 router fits, two preference trainings, and all variants played on the test tasks.
     A killed one resumes.
     """
+    from r2v.pipeline.runner import StageContext, check_outputs, fingerprint_of, folder_of, locked, prepare
     from r2v.report.ablation import write_ablation
-    from r2v.stages.ablate import ablate as make
-    from r2v.stages.progress import progress
-    from r2v.stages.runner import Bench, check_outputs, fingerprint_of, folder_of, locked, prepare
-    from r2v.stages.workers import Workers
+    from r2v.runtime.executor import Workers
+    from r2v.runtime.progress import progress
+    from r2v.studies.ablate import ablate as make
 
     effective, folder = settings_of(run_folder), out or run_folder / "ablation"
     if not effective.trains:
@@ -169,11 +169,11 @@ def ablate(
     console = Console()
     with locked(run_folder), Workers(effective.workers) as workers, progress(console, "ablate") as report:
         prepare(folder, fingerprint_of(run_folder, effective))
-        bench = Bench(effective, run_folder, folder, workers, report)
-        tables = make(bench)
+        ctx = StageContext(effective, run_folder, folder, workers, report)
+        tables = make(ctx)
         write_json(folder / "ablation.json", tables)
         page = write_ablation(tables, read_json(run_folder / folder_of("evaluate") / "results.json"), folder)
-        shutil.rmtree(bench.partial)
+        shutil.rmtree(ctx.partial)
     console.print(f"page     {page}\nnumbers  {folder / 'ablation.json'}", highlight=False)
 
 
@@ -186,8 +186,8 @@ def explain(
     router: Annotated[str, typer.Option(help="Which router's episode.")] = "r2v",
 ) -> None:
     """Print the decisions of one episode: what was seen, proposed, scored, decided, and what came of it."""
+    from r2v.pipeline.runner import folder_of
     from r2v.report.explain import explanation, listing
-    from r2v.stages.runner import folder_of
 
     inside = run_folder / folder_of("evaluate") / "episodes.parquet"
     episodes = read_episodes(inside if inside.exists() else run_folder / "episodes.parquet")
@@ -208,8 +208,8 @@ def explain(
 @cli.command(rich_help_panel="Runs")
 def stages() -> None:
     """The stages of a run, with what each reads."""
-    from r2v.stages import STAGES
-    from r2v.stages.runner import folder_of
+    from r2v.pipeline.runner import folder_of
+    from r2v.pipeline.stages import STAGES
 
     for stage in STAGES:
         reads = f"  (reads {', '.join(stage.reads)})" if stage.reads else ""

@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from r2v.agent import Forked, Parts, Routed
+from r2v.core.agent import AgentModels, Forked, Routed
+from r2v.core.features import best
+from r2v.core.loop import run_together
+from r2v.core.protocols import Agent, Policy
+from r2v.core.seeds import derive_seed
+from r2v.core.types import Episode, Memory
 from r2v.evaluation.closed_loop import MakeEnvironment
-from r2v.features import best
-from r2v.loop import run_together
-from r2v.protocols import Agent, Policy
 from r2v.routers.baselines import AskAt, Never
-from r2v.seeds import derive_seed
-from r2v.types import Episode, Memory
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ async def differs(episode: Episode, teacher: Policy, horizon: int) -> list[bool]
 
 
 async def branch(
-    parts: Parts,
+    models: AgentModels,
     make_environment: MakeEnvironment,
     number: int,
     episode: Episode,
@@ -53,16 +53,16 @@ async def branch(
     draws: int,
     horizon: int,
 ) -> list[Branch]:
-    """Play both arms of each step `draws` times. `episode` must be one that these parts played alone.
+    """Play both arms of each step `draws` times. `episode` must be one that these models played alone.
 
     Needs an environment with `clone()`. An arm that breaks counts as failed, as in every evaluation.
     """
-    never = Routed(parts, Never())
+    never = Routed(models, Never())
     arms: dict[tuple[int, int, bool], Agent] = {}
     for draw in range(draws):
-        after = Routed(parts if draw == 0 else replace(parts, draw=draw), never.router)
+        after = Routed(models if draw == 0 else replace(models, draw=draw), never.router)
         for t in steps:
-            arms[t, draw, True] = Forked(Routed(parts, AskAt(frozenset([t]))), after, t)
+            arms[t, draw, True] = Forked(Routed(models, AskAt(frozenset([t]))), after, t)
             if draw:
                 arms[t, draw, False] = Forked(never, after, t)
     environment, perturbation = make_environment(episode.task, episode.seed)

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from r2v.errors import ArtifactError
+from r2v.core.errors import ArtifactError
 from r2v.evaluation.outcomes import Outcomes
 from r2v.maths.testing import betting_p, cvar_p, fixed_sequence
-from r2v.store import read_json, write_json
+from r2v.runtime.store import read_json, write_json
 
 FORMAT = 1
 
@@ -51,7 +51,7 @@ class Certificate:
     perturbation_seeds: tuple[int, ...]
     tried: tuple[Tried, ...]
     identity: Mapping[str, str]
-    """Hashes of everything the proof is about: see `r2v.stages.certify`."""
+    """Hashes of everything the proof is about: see `r2v.studies.certify`."""
     date: str
 
     @property

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 
-from r2v.loop import run_together
-from r2v.protocols import Agent, Environment
-from r2v.types import Episode, Memory, Task
+from r2v.core.loop import run_together
+from r2v.core.protocols import Agent, Environment
+from r2v.core.types import Episode, Memory, Task
 
 MakeEnvironment = Callable[[Task, int], tuple[Environment, str]]
 """(task, perturbation seed) -> a fresh environment and the name of its perturbation family."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from r2v.errors import StageError
+from r2v.core.errors import StageError
 from r2v.evaluation.outcomes import Outcomes
 
 
 @dataclass(frozen=True)
 class Point:
-    """One knob position and what it did on validation."""
+    """One threshold and what it did on validation."""
 
     threshold: float
     outcomes: Outcomes

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from r2v.features import best
-from r2v.types import Episode
+from r2v.core.features import best
+from r2v.core.types import Episode
 
 HORIZON_TENTHS = 10
 

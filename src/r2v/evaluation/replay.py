@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
+from r2v.core.protocols import Router
+from r2v.core.seeds import derive_seed
+from r2v.core.types import Episode, Memory
 from r2v.evaluation.outcomes import Row, row
-from r2v.protocols import Router
-from r2v.seeds import derive_seed
-from r2v.types import Episode, Memory
 
 Asks = Callable[[Episode], tuple[int, ...]]
 """Steps of a recorded SLM episode on which a router would have asked."""
@@ -40,11 +40,11 @@ def asks_of(router: Router, horizon: int) -> Asks:
                 raise ValueError(f"step {step.t} of {episode.task.id} has no features; replay needs routed SLM episodes")
             seed = _router_seed(episode.task.id, episode.seed, step.t)
             decision = router.decide(context, step.choice.features, memory, seed=seed)
-            if decision.rung in ("retry", "restart"):
-                raise ValueError(f"{router.name} decides {decision.rung}; a recorded episode has no more than was recorded")
-            if decision.rung == "teacher_latch":
+            if decision.route in ("retry", "restart"):
+                raise ValueError(f"{router.name} decides {decision.route}; a recorded episode has no more than was recorded")
+            if decision.route == "takeover":
                 return (*asked, *range(step.t, len(episode.steps)))
-            if decision.rung == "teacher_step":
+            if decision.route == "escalate":
                 asked.append(step.t)
             memory = replace(memory, decisions=(*memory.decisions, decision))
         return tuple(asked)
@@ -54,7 +54,7 @@ def asks_of(router: Router, horizon: int) -> Asks:
 
 @lru_cache(maxsize=1 << 16)
 def _router_seed(task: str, z: int, t: int) -> int:
-    """The seed that the loop hands to the router (`r2v.loop`, `r2v.agent`)."""
+    """The seed that the loop hands to the router (`r2v.core.loop`, `r2v.core.agent`)."""
     return derive_seed(derive_seed(task, z, t), "router")
 
 

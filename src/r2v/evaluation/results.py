@@ -20,12 +20,12 @@ CALLS = (0.5, 1.0, 2.0, 3.0, 4.0)
 
 @dataclass(frozen=True)
 class Played:
-    """One router: what it did at its operating point, and at every knob position (none without a knob)."""
+    """One router: what it did at its operating point, and at every threshold (none without one)."""
 
     chosen: Outcomes
     threshold: float | None
     grid: tuple[float, ...] = ()
-    """Those knob positions."""
+    """Those thresholds."""
     points: tuple[Outcomes, ...] = ()
 
 

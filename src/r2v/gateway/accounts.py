@@ -1,6 +1,6 @@
 """The state of sessions, and budgets that no step may exceed: what it may cost at most is held back before a model is asked.
 
-`LocalAccounts` is the state of one process, rebuilt from the ledger; `r2v.gateway.shared` keeps the same in Redis, for
+`LocalAccounts` is the state of one process, rebuilt from the ledger; `r2v.gateway.redis_state` keeps the same in Redis, for
 replicas.
 """
 
@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from r2v.core.seeds import derive_seed
+from r2v.core.types import Decision, Memory
 from r2v.gateway.ledger import Amount, Ledger, decisions_of
 from r2v.gateway.settings import BudgetSettings, LimitSettings
-from r2v.seeds import derive_seed
-from r2v.types import Decision, Memory
 
 DECISIONS = 200
 """The latest of a session, kept for its router."""
@@ -48,7 +48,7 @@ class Session:
 
 
 @dataclass(frozen=True)
-class Hold:
+class Reservation:
     """What is held back for one step."""
 
     id: str
@@ -74,10 +74,10 @@ class Accounts(Protocol):
     async def sign(self, session: Session, signature: str, model: str) -> None:
         """Note who wrote a thinking block."""
 
-    async def hold(self, name: str, limits: Limits, small: Amount, teacher: Amount) -> Hold:
-        """Hold back what both models can cost, or the small one alone where no more is left. Raises Exhausted."""
+    async def hold(self, name: str, limits: Limits, small: Amount, teacher: Amount) -> Reservation:
+        """Reservation back what both models can cost, or the small one alone where no more is left. Raises Exhausted."""
 
-    async def settle(self, hold: Hold, spent: Amount) -> None:
+    async def settle(self, hold: Reservation, spent: Amount) -> None:
         """Give the rest back."""
 
     async def kill(self, on: bool) -> None:
@@ -144,7 +144,7 @@ class LocalAccounts:
             if len(record.signatures) > SIGNATURES:
                 del record.signatures[next(iter(record.signatures))]
 
-    async def hold(self, name: str, limits: Limits, small: Amount, teacher: Amount) -> Hold:
+    async def hold(self, name: str, limits: Limits, small: Amount, teacher: Amount) -> Reservation:
         used = [self._spent_in(scope) + self._held.get(scope, Amount()) for scope, _ in limits]
         bounds = [limit for _, limit in limits]
         if not all((one + small).within(limit) for one, limit in zip(used, bounds, strict=True)):
@@ -152,12 +152,12 @@ class LocalAccounts:
         asks = all((one + small + teacher).within(limit) for one, limit in zip(used, bounds, strict=True))
         known = zip(used, bounds, strict=True)
         left = [limit.teacher_calls - one.calls for one, limit in known if limit.teacher_calls is not None]
-        hold = Hold(name, limits, small + teacher if asks else small, asks, max(0, min(left)) if left else None)
+        hold = Reservation(name, limits, small + teacher if asks else small, asks, max(0, min(left)) if left else None)
         for scope, _ in limits:
             self._held[scope] = self._held.get(scope, Amount()) + hold.amount
         return hold
 
-    async def settle(self, hold: Hold, spent: Amount) -> None:
+    async def settle(self, hold: Reservation, spent: Amount) -> None:
         for scope, _ in hold.limits:
             left = self._held.pop(scope) - hold.amount
             if left.usd > 1e-12 or left.tokens or left.calls:

@@ -1,4 +1,4 @@
-"""The HTTP surface: who may ask, and how much. Protocols are in `r2v.gateway.dialects`, the step in `.service`."""
+"""The HTTP surface: who may ask, and how much. Protocols are in `r2v.gateway.adapters`, the step in `.service`."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import HTMLResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from r2v.errors import SettingsError
-from r2v.gateway import chat
-from r2v.gateway.chat import BadRequest, Json
-from r2v.gateway.dialects import CHAT, DIALECTS, MESSAGES, Dialect, headers_of, json_object, json_response
-from r2v.gateway.service import Answer, Refused, Service, Wish
+from r2v.core.errors import SettingsError
+from r2v.gateway.adapters import ADAPTERS, CHAT, MESSAGES, ProtocolAdapter, headers_of, json_object, json_response
+from r2v.gateway.service import Answer, Refused, RequestOptions, Service
+from r2v.messages import chat
+from r2v.messages.chat import BadRequest, Json
 
 SESSION_HEADERS = ("x-r2v-session-id", "x-session-id", "x-claude-code-session-id", "x-switchyard-session-id", "session_id")
 IDENTITY = re.compile(r"[\w.:@/-]{1,200}")
@@ -60,8 +60,8 @@ class _Gateway:
             yield
             await self.service.close()
 
-        known: list[tuple[str, Endpoint, str, Dialect]] = [
-            *((dialect.path, self._served(dialect), "POST", dialect) for dialect in DIALECTS),
+        known: list[tuple[str, Endpoint, str, ProtocolAdapter]] = [
+            *((adapter.path, self._served(adapter), "POST", adapter) for adapter in ADAPTERS),
             ("/messages/count_tokens", self.count_tokens, "POST", MESSAGES),
             ("/models", self.models, "GET", CHAT),
             ("/decision", self.decision, "POST", CHAT),
@@ -72,8 +72,8 @@ class _Gateway:
             ("/kill", self.kill, "POST", CHAT),
         ]
         routes = [
-            Route(prefix + path, self._guarded(endpoint, dialect), methods=[method])
-            for path, endpoint, method, dialect in known
+            Route(prefix + path, self._guarded(endpoint, adapter), methods=[method])
+            for path, endpoint, method, adapter in known
             for prefix in ("/v1", "")
         ]
         routes += [
@@ -95,7 +95,7 @@ class _Gateway:
             raise Unauthorized
         return digest.hex()[:12] if any(matches) else "open"
 
-    def _guarded(self, endpoint: Endpoint, dialect: Dialect) -> Endpoint:
+    def _guarded(self, endpoint: Endpoint, adapter: ProtocolAdapter) -> Endpoint:
         async def guarded(http: HttpRequest) -> Response:
             facts: Json = {}
             try:
@@ -111,7 +111,7 @@ class _Gateway:
                 told, status = "the client went away", 499
             except Refused as error:
                 told, status, facts = str(error), error.status, dict(error.facts)
-            return json_response(dialect.error(told, status), status, facts)
+            return json_response(adapter.error(told, status), status, facts)
 
         return guarded
 
@@ -126,7 +126,7 @@ class _Gateway:
                 raise TooLarge(f"the request is larger than {limit} bytes")
         return bytes(seen)
 
-    def _wish(self, http: HttpRequest, request: chat.Request, *, dry: bool = False) -> Wish:
+    def _wish(self, http: HttpRequest, request: chat.Request, *, dry: bool = False) -> RequestOptions:
         """Overrides by header or by model name: r2v:slm, r2v:teacher, r2v@tau=0.3."""
         model = request.wanted_model
         if not model.startswith("r2v") and model not in ("", "auto"):
@@ -146,7 +146,7 @@ class _Gateway:
         mode = http.headers.get("x-r2v-mode", "")
         if mode not in ("", "active", "shadow"):
             raise BadRequest("`x-r2v-mode` may be shadow; what is active is the gateway's to say")
-        return Wish(
+        return RequestOptions(
             http.state.key,
             _session_of(http, request.metadata) or chat.fingerprint(request, http.state.key),
             arm,
@@ -156,14 +156,14 @@ class _Gateway:
             dry=dry,
         )
 
-    async def _step(self, http: HttpRequest, request: chat.Request, wish: Wish) -> Answer:
+    async def _step(self, http: HttpRequest, request: chat.Request, options: RequestOptions) -> Answer:
         """The step, given up (and with it what was asked of the models) when the client goes away."""
         here = asyncio.current_task()
         assert here is not None
         gone = asyncio.ensure_future(_disconnected(http))
         gone.add_done_callback(lambda gone: None if gone.cancelled() else here.cancel())
         try:
-            return await self.service.step(request, wish)
+            return await self.service.step(request, options)
         except asyncio.CancelledError:
             if gone.done():
                 raise Refused("the client went away", 499, {}) from None
@@ -171,27 +171,29 @@ class _Gateway:
         finally:
             gone.cancel()
 
-    def _served(self, dialect: Dialect) -> Endpoint:
+    def _served(self, adapter: ProtocolAdapter) -> Endpoint:
         """The endpoint of one protocol."""
 
         async def endpoint(http: HttpRequest) -> Response:
-            request = dialect.parse(await self._body(http))
-            wish = self._wish(http, request)
+            request = adapter.parse(await self._body(http))
+            options = self._wish(http, request)
             if not request.stream:
-                answer = await self._step(http, request, wish)
-                return json_response(dialect.whole(answer, request), 200, answer.facts)
-            if dialect.telling is not None and await self.service.may_stream_early(wish):
-                return await self._stream_early(request, wish, dialect.telling(), dialect.broken)
-            return await self._stream(http, request, wish, dialect)
+                answer = await self._step(http, request, options)
+                return json_response(adapter.whole(answer, request), 200, answer.facts)
+            if adapter.telling is not None and await self.service.may_stream_early(options):
+                return await self._stream_early(request, options, adapter.telling(), adapter.broken)
+            return await self._stream(http, request, options, adapter)
 
         return endpoint
 
-    async def _stream(self, http: HttpRequest, request: chat.Request, wish: Wish, dialect: Dialect) -> Response:
+    async def _stream(
+        self, http: HttpRequest, request: chat.Request, options: RequestOptions, adapter: ProtocolAdapter
+    ) -> Response:
         """`hold`: the draft that was chosen is told when it is chosen. A decision that comes soon is in the headers, too;
         until a later one comes, comments keep the connection alive.
         """
         pause = self.service.settings.server.keep_alive_s
-        work = asyncio.ensure_future(self._step(http, request, wish))
+        work = asyncio.ensure_future(self._step(http, request, options))
         try:
             done, _ = await asyncio.wait({work}, timeout=pause)
         except asyncio.CancelledError:
@@ -200,17 +202,17 @@ class _Gateway:
         if done:
             answer = work.result()
             headers = {**STREAM, **headers_of(answer.facts)}
-            return StreamingResponse(dialect.stream(answer, request), 200, headers, "text/event-stream")
+            return StreamingResponse(adapter.stream(answer, request), 200, headers, "text/event-stream")
 
         async def later() -> AsyncIterator[bytes]:
             try:
                 while not work.done():
                     yield b": r2v is deciding\n\n"
                     await asyncio.wait({work}, timeout=pause)
-                for event in dialect.stream(work.result(), request):
+                for event in adapter.stream(work.result(), request):
                     yield event
             except Refused as error:
-                yield dialect.broken(error)
+                yield adapter.broken(error)
             finally:
                 work.cancel()
 
@@ -219,12 +221,12 @@ class _Gateway:
     async def _stream_early(
         self,
         request: chat.Request,
-        wish: Wish,
+        options: RequestOptions,
         told: Callable[[Json], Iterator[bytes]],
         broken: Callable[[Refused], bytes],
     ) -> Response:
         """Headers leave with the first chunk, so that a model that is down is still an HTTP error."""
-        chunks = self.service.stream_early(request, wish)
+        chunks = self.service.stream_early(request, options)
         first = await anext(chunks)
 
         async def passed() -> AsyncIterator[bytes]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import httpx
 
-from r2v.errors import R2VError
+from r2v.core.errors import R2VError
 from r2v.gateway.ledger import Ledger
 from r2v.gateway.routing import load_configured
 from r2v.gateway.settings import GatewaySettings

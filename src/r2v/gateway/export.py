@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from r2v.core.types import Episode, Observation, Task
 from r2v.gateway.ledger import Ledger
-from r2v.types import Episode, Observation, Task
 
 SOLVED = 0.5
 

@@ -1,7 +1,7 @@
 """The ledger: every step in SQLite before its answer leaves; sessions are rebuilt from it after a restart.
 
-One row a step. `record` holds the whole step (`r2v.types.Step`) as JSON, in which words are hashed when the ledger redacts:
-what learning needs (features, scores, log-probabilities, decisions, usage) is numbers.
+One row a step. `record` holds the whole step (`r2v.core.types.Step`) as JSON, in which words are hashed when the ledger
+redacts: what learning needs (features, scores, log-probabilities, decisions, usage) is numbers.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from typing import Any
 
 import msgspec
 
-from r2v.errors import ArtifactError
+from r2v.core.errors import ArtifactError
+from r2v.core.types import Decision, Step
 from r2v.gateway.settings import LimitSettings
-from r2v.types import Decision, Step
+from r2v.runtime.upgrade import upgraded_step
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS steps (
@@ -94,7 +95,7 @@ class Entry:
     overhead_ms: float
     """Time the gateway took, models excluded."""
     would: str
-    """The rung that the router decided, whatever was done."""
+    """The route that the router decided, whatever was done."""
     goal: str
     step: Step
 
@@ -188,7 +189,11 @@ class Ledger:
 
 
 def _entry(row: tuple[Any, ...]) -> Entry:
-    values: list[Any] = [*row[:-1], _decoder.decode(row[-1])]
+    try:
+        step = _decoder.decode(row[-1])
+    except msgspec.ValidationError:  # of r2v 0.1
+        step = msgspec.convert(upgraded_step(msgspec.json.decode(row[-1])), Step)
+    values: list[Any] = [*row[:-1], step]
     return Entry(*values)
 
 

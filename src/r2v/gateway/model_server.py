@@ -1,6 +1,6 @@
 """`r2v serve-model`: a local policy behind an OpenAI-style endpoint with `n`, `seed` and log-probabilities, as vLLM's.
 
-The conversation must be the one that `r2v.policies.chat.messages` makes: the goal and the first observation, then commands
+The conversation must be the one that `r2v.clients.chat.messages` makes: the goal and the first observation, then commands
 and observations in turns. Candidates depend on (conversation, seed) alone, over HTTP as in the process.
 """
 
@@ -17,18 +17,18 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from r2v.gateway import chat
-from r2v.gateway.chat import BadRequest, Json, Message
-from r2v.gateway.dialects import DONE, data, json_response, openai_error
-from r2v.policies.chat import context_of
-from r2v.types import Candidate, Context
+from r2v.clients.chat import context_of
+from r2v.core.types import Candidate, Context
+from r2v.gateway.adapters import DONE, data, json_response, openai_error
+from r2v.messages import chat
+from r2v.messages.chat import BadRequest, Json, Message
 
 TOP = 20
 """Alternatives of the first token that are told at most."""
 
 
 class Drawn(Protocol):
-    """See `r2v.policies.local.Drawn`."""
+    """See `r2v.clients.local.policy.Drawn`."""
 
     @property
     def candidate(self) -> Candidate: ...

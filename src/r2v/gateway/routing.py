@@ -1,7 +1,7 @@
 """What the gateway decides at a step: the configured router's answer, within modes, budgets and the price of a switch.
 
-Every decision's reason begins with a code: risk_below, risk_above, retry, latch, budget_exhausted, forced, switch_cost,
-hold, shadow, explore; what happens around it adds upstream_fallback, verifier_failed and early.
+The codes of `r2v.core.types.Code` that it adds: budget_exhausted, forced, switch_cost, hold, shadow, explore; what happens
+around it adds upstream_fallback, verifier_failed and early.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from r2v.build.parts import make_router
-from r2v.errors import ArtifactError, SettingsError
+from r2v.core.errors import ArtifactError, SettingsError
+from r2v.core.protocols import Router
+from r2v.core.seeds import derive_uniform
+from r2v.core.types import Code, Context, Decision, Features, Memory, Route
 from r2v.evaluation.certificate import Certificate, read_certificate
 from r2v.gateway.settings import RouteSettings
-from r2v.protocols import Router
+from r2v.pipeline.parts import make_router
 from r2v.routers import baselines
 from r2v.routers.mlp import RiskMLP, load_router
 from r2v.routers.threshold import ThresholdRouter
-from r2v.seeds import derive_uniform
-from r2v.store import read_json, sha256
-from r2v.types import Context, Decision, Features, Memory
+from r2v.runtime.store import read_json, sha256
 
 PAPERS = {
     "entropy": (baselines.entropy, 2.0),
@@ -35,7 +35,7 @@ THRESHOLDS = "thresholds.json"
 
 @dataclass(frozen=True)
 class GatewayRouter:
-    """`r2v.protocols.Router` of one request."""
+    """`r2v.core.protocols.Router` of one request."""
 
     router: Router
     """The configured one, at the threshold of this request."""
@@ -53,7 +53,7 @@ class GatewayRouter:
 
     def decide(self, context: Context, features: Features, memory: Memory, *, seed: int) -> Decision:
         decision = self._wanted(context, features, memory, seed)
-        if decision.rung in ("continue", "retry"):
+        if decision.route in ("continue", "retry"):
             return decision
         if memory.calls_left == 0:
             return _instead(decision, "budget_exhausted")
@@ -62,43 +62,48 @@ class GatewayRouter:
     def _wanted(self, context: Context, features: Features, memory: Memory, seed: int) -> Decision:
         plain = self.router.decide(context, features, memory, seed=seed)
         if self.forced:
-            return replace(plain, rung="teacher_step" if self.forced == "teacher" else "continue", reason="forced")
+            route: Route = "escalate" if self.forced == "teacher" else "continue"
+            return replace(plain, route=route, code="forced", reason="the client or the kill switch says so")
         if self._unclear(plain, memory):
-            return replace(plain, rung="retry", reason=f"retry: {plain.risk:.3f} is not clear, all candidates are drawn")
-        if plain.rung == "retry":
-            return replace(plain, reason=f"retry: {plain.reason}")
+            reason = f"{plain.score:.3f} is not clear, all candidates are drawn"
+            return replace(plain, route="retry", code="retry", reason=reason)
+        if plain.route == "retry":
+            return plain
         if self.route.explore and derive_uniform(seed, "explore?") < self.route.explore:
             ask = derive_uniform(seed, "explore") < 0.5
-            decision = replace(plain, rung="teacher_step" if ask else "continue", reason="explore")
+            decision = replace(plain, route="escalate" if ask else "continue", code="explore", reason="drawn at random")
         else:
             decision = self._kept(plain, memory)
         # Half of the explored steps, and all others where it is what the router wants by itself.
-        same = (decision.rung == "continue") == (self._kept(plain, memory).rung == "continue")
+        same = (decision.route == "continue") == (self._kept(plain, memory).route == "continue")
         return replace(decision, propensity=self.route.explore / 2 + (1 - self.route.explore) * same)
 
     def _unclear(self, plain: Decision, memory: Memory) -> bool:
         """Adaptive K: whether one candidate is not enough to decide on."""
-        if self.route.clear is None or self.route.k == 1 or memory.retries or plain.risk is None:
+        if self.route.clear is None or self.route.k == 1 or memory.retries or plain.score is None:
             return False
         low, high = self.route.clear
-        return low <= plain.risk < high
+        return low <= plain.score < high
 
     def _kept(self, plain: Decision, memory: Memory) -> Decision:
         """The router's own decision, with what the teacher's prompt cache has to say."""
-        if plain.rung == "continue":
+        if plain.route == "continue":
             latest = memory.decisions[-self.route.hold_steps + 1 :] if self.route.hold_steps > 1 else ()
-            if any(d.rung != "continue" and not d.reason.startswith("hold") for d in latest):
-                return replace(plain, rung="teacher_step", reason=f"hold: the teacher keeps {self.route.hold_steps} steps")
-            return replace(plain, reason=f"risk_below: {plain.reason}")
+            if any(d.route != "continue" and d.code != "hold" for d in latest):
+                reason = f"the teacher keeps {self.route.hold_steps} steps"
+                return replace(plain, route="escalate", code="hold", reason=reason)
+            return plain
         extra = self.route.switch_usd / self.route.failure_usd if self.cold else 0.0
-        if extra and plain.risk is not None and plain.threshold is not None and plain.risk < plain.threshold + extra:
-            told = f"switch_cost: {plain.reason}, a lost cache costs {extra:.3f} more"
-            return replace(plain, rung="continue", reason=told)
-        return replace(plain, reason=f"risk_above: {plain.reason}")
+        if extra and plain.score is not None and plain.threshold is not None and plain.score < plain.threshold + extra:
+            reason = f"{plain.reason}, a lost cache costs {extra:.3f} more"
+            return replace(plain, route="continue", code="switch_cost", reason=reason)
+        return plain
 
 
-def _instead(decision: Decision, code: str) -> Decision:
-    return replace(decision, rung="continue", reason=f"{code}: would ask ({decision.reason})", propensity=1.0)
+def _instead(decision: Decision, code: Code) -> Decision:
+    return replace(
+        decision, route="continue", code=code, reason=f"would escalate ({decision.code}: {decision.reason})", propensity=1.0
+    )
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ try:
 except ModuleNotFoundError:  # Windows
     from asyncio import run  # type: ignore[assignment]
 
-from r2v.errors import SettingsError
+from r2v.clients.mock import SMALL, TEACHER, MockModel, mock_app
+from r2v.core.errors import SettingsError
 from r2v.gateway.app import build_app
-from r2v.gateway.mock import SMALL, TEACHER, Character, mock_app
 from r2v.gateway.service import Service
 from r2v.gateway.settings import GatewaySettings
 
@@ -56,14 +56,14 @@ async def _serve(settings: GatewaySettings, mock: bool, announce: Callable[[str]
     running: list[asyncio.Task[None]] = []
     if mock:
         models = dict(settings.models)
-        characters: tuple[tuple[str, Character], ...] = (("small", SMALL), ("teacher", TEACHER))
-        for name, character in characters:
+        characters: tuple[tuple[str, MockModel], ...] = (("small", SMALL), ("teacher", TEACHER))
+        for name, mock_model in characters:
             listener = _listen("127.0.0.1", 0)
-            server = uvicorn.Server(_config(mock_app(character)))
+            server = uvicorn.Server(_config(mock_app(mock_model)))
             servers.append(server)
             running.append(asyncio.create_task(server.serve([listener])))
             url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
-            models[name] = models[name].model_copy(update={"base_url": url, "model": character.name})  # type: ignore[index]
+            models[name] = models[name].model_copy(update={"base_url": url, "model": mock_model.name})  # type: ignore[index]
         settings = settings.model_copy(update={"models": models})
     service = Service(settings)
     app = build_app(service)

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from r2v.settings import Settings
+from r2v.runtime.settings import Settings
 from r2v.verifiers import VerifierName
 
 Fraction = Annotated[float, Field(ge=0, le=1)]

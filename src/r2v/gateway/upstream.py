@@ -21,13 +21,13 @@ from urllib.request import getproxies, proxy_bypass
 import aiohttp
 import msgspec
 
-from r2v.errors import SettingsError
-from r2v.gateway.anthropic import choice_of, to_messages
-from r2v.gateway.chat import Json, Request
+from r2v.clients.chat import retry_after
+from r2v.core.errors import SettingsError
+from r2v.core.types import Usage
 from r2v.gateway.ledger import Amount
 from r2v.gateway.settings import ModelSettings
-from r2v.policies.chat import retry_after
-from r2v.types import Usage
+from r2v.messages.anthropic import choice_of, to_messages
+from r2v.messages.chat import Json, Request
 
 TOO_LONG = re.compile(r"context.{0,20}(length|window|size)|maximum context|too (long|many tokens)|exceed.{0,40}tokens", re.I)
 """How servers say that a request does not fit: there is no common code for it."""

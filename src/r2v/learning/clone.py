@@ -12,15 +12,15 @@ from typing import Any
 
 import torch
 
-from r2v.errors import StageError
+from r2v.clients.local.loading import chosen_device, load_model
+from r2v.clients.local.transcript import segments
+from r2v.core.errors import StageError
+from r2v.core.types import Episode
 from r2v.learning.losses import bc_loss
 from r2v.learning.models import half_products, new_model, save_model, with_lora
 from r2v.learning.sequences import batches, encode_episodes
 from r2v.learning.settings import CloneSettings, ModelSettings
 from r2v.learning.tokenizer import train_tokenizer
-from r2v.policies.loading import chosen_device, load_model
-from r2v.policies.transcript import segments
-from r2v.types import Episode
 
 Progress = Callable[..., None]
 CLIP = 1.0

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from r2v.features import FEATURES, batch
+from r2v.core.features import FEATURES, batch
+from r2v.core.protocols import Floats
+from r2v.core.types import Episode
 from r2v.learning.linear import fit_logistic, standardisation
-from r2v.protocols import Floats
 from r2v.routers.comparators import Band, GoalModel, LinUCB, Renewal, words_of
 from r2v.routers.mlp import Calibration, RiskMLP
 from r2v.routers.threshold import Score
-from r2v.types import Episode
 
 RARE = 5
 
@@ -82,7 +82,7 @@ def fit_linucb(episodes: Sequence[Episode], bonus: float = 0.5) -> LinUCB:
     x_NF, present_NF = batch(rows)
     mean_F, std_F = standardisation(x_NF, present_NF)
     z_NF = np.hstack([np.where(present_NF, (x_NF - mean_F) / std_F, 0.0), np.ones((len(rows), 1))])
-    arm_N = np.array([int(step.choice.actor == "teacher") for e in episodes for step in e.steps])
+    arm_N = np.array([int(step.choice.source == "teacher") for e in episodes for step in e.steps])
     reward_N = np.array([float(bool(e.success)) for e in episodes for _ in e.steps])
     inverse, theta = [], []
     for arm in (0, 1):

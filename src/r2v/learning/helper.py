@@ -13,13 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from r2v.features import FEATURES, batch
+from r2v.core.features import FEATURES, batch
+from r2v.core.protocols import Floats
+from r2v.core.types import Episode
 from r2v.learning.router import fit_values
 from r2v.learning.settings import RouterSettings
 from r2v.maths.mdp import Mdp, meet_budget
-from r2v.protocols import Floats
 from r2v.routers.mlp import RiskMLP
-from r2v.types import Episode
 
 DIFFERS_EDGES = (0.6, 0.75, 0.85, 0.92, 0.96, 0.98)
 RISK_EDGES = (0.33, 0.67)
@@ -136,7 +136,7 @@ def _read(episodes: Sequence[Episode], differs: RiskMLP, risk: RiskMLP) -> _Step
             assert step.choice.features is not None
             rows.append(step.choice.features)
             t.append(step.t)
-            helped.append(int(step.choice.actor == "teacher"))
+            helped.append(int(step.choice.source == "teacher"))
             last.append(-1)
         if episode.steps:
             last[-1] = WON if episode.success else LOST

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from r2v.protocols import Bools, Floats
+from r2v.core.protocols import Bools, Floats
 from r2v.routers.mlp import Calibration, RiskMLP
 
 PENALTIES = (10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0)

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from r2v.clients.local.transcript import Encoder, segments
+from r2v.core.types import Episode
 from r2v.learning.pairs import PreferencePair
-from r2v.policies.transcript import Encoder, segments
-from r2v.types import Episode
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from r2v.errors import ArtifactError
-from r2v.store import read_json, write_json
+from r2v.core.errors import ArtifactError
+from r2v.runtime.store import read_json, write_json
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from r2v.errors import StageError
+from r2v.clients.local.loading import load_model
+from r2v.clients.local.transcript import Encoder
+from r2v.core.errors import StageError
+from r2v.core.types import Episode
 from r2v.learning.clone import cosine, descend
 from r2v.learning.losses import bc_loss, dpo_loss, jsd_loss
 from r2v.learning.models import half_products, save_model
@@ -21,9 +24,6 @@ from r2v.learning.packing import Packed, branch_logp, forward, pack
 from r2v.learning.pairs import PreferencePair
 from r2v.learning.sequences import batches, encode_episodes
 from r2v.learning.settings import ModelSettings, PreferSettings
-from r2v.policies.loading import load_model
-from r2v.policies.transcript import Encoder
-from r2v.types import Episode
 
 OBSERVATION_WEIGHT = 0.3
 

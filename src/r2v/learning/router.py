@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from r2v.errors import StageError
-from r2v.labels import Rows
+from r2v.core.errors import StageError
+from r2v.core.protocols import Bools, Floats
+from r2v.learning.labels import Rows
 from r2v.learning.linear import standardisation
 from r2v.learning.settings import RouterSettings
 from r2v.maths.calibration import fit_isotonic, fit_scaling, nll
-from r2v.protocols import Bools, Floats
 from r2v.routers.mlp import Calibration, RiskMLP
 
 Objective = Literal["decoupled", "paper"]

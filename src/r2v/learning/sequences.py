@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from r2v.policies.transcript import Encoder, segments
-from r2v.types import Episode
+from r2v.clients.local.transcript import Encoder, segments
+from r2v.core.types import Episode
 
 
 @dataclass(frozen=True)
@@ -25,14 +25,14 @@ class Sequences:
 
 
 def encode_episodes(episodes: Sequence[Episode], tokenizer: Any, observation_weight: float) -> Sequences:
-    """No weight on the actions of actor "noise"; the final observation is not learned."""
+    """No weight on the actions of source "noise"; the final observation is not learned."""
     encoder, all_tokens, all_weights = Encoder(tokenizer), [], []
     told = [
         segments(e.goal, [s.observation.text for s in e.steps], [s.choice.action.text for s in e.steps]) for e in episodes
     ]
     encoder.learn(text for texts in told for text, _ in texts)
     for episode, texts in zip(episodes, told, strict=True):
-        actors = iter(step.choice.actor for step in episode.steps)
+        actors = iter(step.choice.source for step in episode.steps)
         tokens, weights = list(encoder.bos), [0.0] * len(encoder.bos)
         for text, is_action in texts:
             piece = encoder(text, action=is_action)

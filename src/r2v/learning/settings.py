@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from r2v.settings import Settings
+from r2v.runtime.settings import Settings
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -65,7 +65,7 @@ class PreferSettings(Settings):
 
 class RouterSettings(Settings):
     features: Literal["paper", "extended"] = "extended"
-    """Of router r2v: the paper's 15, or those and the text signals of `r2v.features`. r2v_paper always has the 15."""
+    """Of router r2v: the paper's 15, or those and the text signals of `r2v.core.features`. r2v_paper always has the 15."""
     weighting: Literal["step", "episode"] = "step"
     """Each step counts the same, or each episode (then the many late steps of failed episodes do not decide alone, but the
     risk is too low on them: on validation ECE .051 against .017 at equal AUROC)."""

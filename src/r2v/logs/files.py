@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from r2v.errors import ArtifactError
+from r2v.core.errors import ArtifactError
 
 
 def objects(path: Path) -> Iterator[tuple[str, Any]]:

@@ -9,12 +9,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from r2v.errors import ArtifactError
-from r2v.gateway.anthropic import from_messages
-from r2v.gateway.chat import Json
+from r2v.core.errors import ArtifactError
 from r2v.gateway.export import SOLVED
 from r2v.logs.files import objects
 from r2v.logs.terminal import from_text, from_trial
+from r2v.messages.anthropic import from_messages
+from r2v.messages.chat import Json
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def _said(message: Mapping[str, Any]) -> Json:
 
 
 def tau_bench(raw: Json, where: str) -> Recorded:
-    """A run of tau-bench ("traj") or tau2 ("messages"), or our own lines of steps."""
+    """A run of tau-ctx ("traj") or tau2 ("messages"), or our own lines of steps."""
     if "steps" in raw:
         messages: list[Json] = [{"role": "user", "content": str(raw.get("user_first") or raw.get("instruction") or "")}]
         for i, step in enumerate(raw["steps"]):

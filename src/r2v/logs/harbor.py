@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from r2v.gateway.chat import Json
 from r2v.logs.files import json_of, objects, text_of
+from r2v.messages.chat import Json
 
 WHOLE = "agent/trajectory.json"
 

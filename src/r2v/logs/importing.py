@@ -3,8 +3,8 @@
 ledger           r2v's own (`store.path` of the gateway), or Parquet from `r2v export`
 openai-jsonl     a line an episode: {"messages": [...], "tools": [...], "task": ..., "success" or "reward": ...}
 anthropic-jsonl  the same with Anthropic's messages (and "system")
-mini-swe-agent   *.traj.json files or a folder of them; outcomes from the file, or a SWE-bench report with resolved_ids
-tau-bench        results of tau-bench / tau2 (a list of runs with "traj" or "messages"), or lines with "steps"
+mini-swe-agent   *.traj.json files or a folder of them; outcomes from the file, or a SWE-ctx report with resolved_ids
+tau-ctx        results of tau-ctx / tau2 (a list of runs with "traj" or "messages"), or lines with "steps"
 atif             Agent Trajectory Interchange Format files with the outcome in `extra`, or a job of Harbor (`harbor.py`)
 terminal-log     plain text: commands and their output (`terminal.py`)
 terminalbench    the data set of Terminal-Bench trials that the paper's authors used (`terminal.py`)
@@ -25,21 +25,21 @@ from typing import Any
 
 import msgspec
 
-from r2v.errors import ArtifactError
-from r2v.features import featurise
-from r2v.gateway.chat import BadRequest, Request, context_of, parse, tools_of
+from r2v.core.errors import ArtifactError
+from r2v.core.features import featurise
+from r2v.core.protocols import Verifier
+from r2v.core.types import Candidate, Choice, Decision, Episode, Observation, Step, Task, Usage
 from r2v.gateway.export import SOLVED, episodes_of
 from r2v.gateway.ledger import Ledger
 from r2v.logs import formats, harbor, terminal
 from r2v.logs.files import json_of, objects, text_of
 from r2v.logs.formats import Recorded
-from r2v.protocols import Verifier
-from r2v.store import read_episodes
-from r2v.types import Candidate, Choice, Decision, Episode, Observation, Step, Task, Usage
+from r2v.messages.chat import BadRequest, Request, context_of, parse, tools_of
+from r2v.runtime.store import read_episodes
 from r2v.verifiers import VerifierName, verifier_named
 
 HORIZON = 50
-RECORDED = Decision("continue", None, None, 1.0, "recorded")
+RECORDED = Decision("continue", "recorded", None, None, None, 1.0, (), "recorded")
 Source = Callable[[Path], Iterator[tuple[str, Any]]]
 """(where, raw trajectory) of all that a path holds."""
 Reader = Callable[[Any, str], Recorded]
@@ -48,7 +48,7 @@ _READ: Mapping[str, tuple[Source, Reader, VerifierName]] = {
     "openai-jsonl": (objects, formats.openai, "tool_calls"),
     "anthropic-jsonl": (objects, formats.anthropic, "tool_calls"),
     "mini-swe-agent": (objects, formats.mini_swe_agent, "tool_calls"),
-    "tau-bench": (objects, formats.tau_bench, "tool_calls"),
+    "tau-ctx": (objects, formats.tau_bench, "tool_calls"),
     "atif": (harbor.trajectories, formats.atif, "tool_calls"),
     "terminal-log": (terminal.text_logs, formats.terminal_log, "terminal"),
     "terminalbench": (terminal.trials, formats.terminalbench, "terminal"),
@@ -120,7 +120,7 @@ async def _episode(recorded: Recorded, request: Request, success: bool, verifier
 
 
 def _outcomes(path: Path) -> dict[str, bool]:
-    """Outcomes by task: {"task": true, ...}, or a SWE-bench report with resolved_ids and unresolved_ids."""
+    """Outcomes by task: {"task": true, ...}, or a SWE-ctx report with resolved_ids and unresolved_ids."""
     raw = json_of(text_of(path), str(path))
     if not isinstance(raw, dict):
         raise ArtifactError(f"{path} must be a JSON object of outcomes by task")

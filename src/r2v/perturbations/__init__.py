@@ -1,23 +1,13 @@
-"""Perturbations: four families that disturb what an agent reads, never the environment's state (method, section 3)."""
+"""Perturbations disturb what an agent reads, never the environment's state (method, section 3). A domain brings its own."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from r2v.perturbations import distract, flaky, inject, partial
-from r2v.perturbations.operators import Operators
-from r2v.seeds import derive_seed
+from r2v.core.seeds import derive_seed
 
 FAMILIES = ("flaky", "partial", "inject", "distract")
 CLEAN = "none"
-
-
-def make_perturbation(family: str, strength: float, topic: str) -> Operators:
-    """The named family; `topic` is the goal, whose words the injected texts use. Raises ValueError for unknown names."""
-    makers = {"flaky": flaky.make, "partial": partial.make, "inject": inject.make, "distract": distract.make}
-    if family not in makers:
-        raise ValueError(f"unknown perturbation family {family!r}; known: {', '.join(FAMILIES)}")
-    return makers[family](strength, topic)
 
 
 def family_of(task_id: str, z: int, families: Sequence[str] = FAMILIES) -> str:

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from r2v.seeds import derive_seed
-from r2v.types import Change
+from r2v.core.seeds import derive_seed
+from r2v.core.types import Change
 
 ENTITY = re.compile(r"\b[a-z]+ \d+\b")
 LIST = re.compile(r"(?<=you see )(?:an? [a-z]+ \d+(?:, and |, )?)+")
@@ -70,7 +70,7 @@ Operator = Callable[[str, random.Random, Materials], str | None]
 
 @dataclass(frozen=True)
 class Operators:
-    """A perturbation family over texts (`r2v.protocols.Perturbation`)."""
+    """A perturbation family over texts (`r2v.core.protocols.Perturbation`)."""
 
     family: str
     strength: float
@@ -128,3 +128,21 @@ def _difference(before: str, after: str) -> str:
     if after.startswith(before):
         return f"added: {after[len(before) :].strip()}"
     return f"was: {before}"
+
+
+def stale(text: str, rng: random.Random, materials: Materials) -> str | None:
+    return materials.previous or None
+
+
+def weighted(
+    *, shuffle: Operator, drop: Operator, partial_response: Operator, failure: Operator, timeout: Operator
+) -> tuple[tuple[str, float, Operator], ...]:
+    """The family with the default probabilities of the method, made of one environment's own operators."""
+    return (
+        ("result shuffle", 0.20, shuffle),
+        ("result drop", 0.10, drop),
+        ("partial response", 0.10, partial_response),
+        ("failure", 0.15, failure),
+        ("timeout", 0.05, timeout),
+        ("stale cache", 0.10, stale),
+    )

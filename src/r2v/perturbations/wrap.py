@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from r2v.protocols import Branching, Environment, Perturbation
-from r2v.seeds import derive_seed
-from r2v.types import Action, Change, Observation
+from r2v.core.protocols import Branching, Environment, Perturbation
+from r2v.core.seeds import derive_seed
+from r2v.core.types import Action, Change, Observation
 
 
 class Perturbed:
@@ -39,7 +39,7 @@ class Perturbed:
 
 
 class PerturbedBranching(Perturbed):
-    """The same around an environment that can be cloned, and so is the whole (`r2v.protocols.Branching`)."""
+    """The same around an environment that can be cloned, and so is the whole (`r2v.core.protocols.Branching`)."""
 
     _inner: Branching
 

@@ -68,7 +68,7 @@ def _sections(paper: dict[str, Any]) -> list[Section]:
         Section("closed", "Closed models", "Without log-probabilities, and with a stand-in for the entropy.", closed),
         Section("objective", "Objective", "Proper score and separate threshold, or the joint Lagrangian.", {}),
         Section("labels", "Labels", "What the router is taught: the SLM will fail; or the teacher would act otherwise.", {}),
-        Section("rungs", "Rungs", "The alarm of the run's own r2v, answered in six ways.", {}),
+        Section("routes", "Rungs", "The alarm of the run's own r2v, answered in six ways.", {}),
         Section("k", "Candidates K", "With another K the small model acts differently, too.", {}),
         Section(
             "unseen",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from r2v.types import Episode, Step
+from r2v.core.types import Episode, Step
 
 CASES = 14
 """(task, seed) pairs shown; each with every router's episode."""
@@ -62,9 +62,9 @@ def _step(step: Step) -> dict[str, Any]:
         "seen": step.observation.text,
         "changes": [[c.family, c.operator, c.detail] for c in step.observation.changes],
         "candidates": sorted(distinct.values(), key=lambda entry: -(entry["score"] or 0)),
-        "risk": None if decision is None or decision.risk is None else round(decision.risk, 4),
+        "risk": None if decision is None or decision.score is None else round(decision.score, 4),
         "threshold": None if decision is None or decision.threshold is None else round(decision.threshold, 4),
         "reason": None if decision is None else decision.reason,
-        "actor": choice.actor,
+        "source": choice.source,
         "action": choice.action.text,
     }

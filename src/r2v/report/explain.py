@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from r2v.types import Episode, Step
+from r2v.core.types import Episode, Step
 
 
 def explanation(episode: Episode) -> RenderableType:
@@ -40,7 +40,7 @@ def _step(step: Step) -> Text:
     if choice.decision is not None:
         text.append(f"      {choice.decision.reason}\n")
     text.append(f"    > {choice.action.text}", "bold")
-    text.append(f"   ({choice.actor})", "magenta" if choice.actor == "teacher" else "dim")
+    text.append(f"   ({choice.source})", "magenta" if choice.source == "teacher" else "dim")
     return text
 
 

@@ -9,10 +9,10 @@ from typing import Any
 
 from markupsafe import Markup
 
+from r2v.core.types import Episode
 from r2v.report.figures import svg
 from r2v.report.inspection_figures import FIGURES
 from r2v.report.page import page_template, script_safe
-from r2v.types import Episode
 
 SHOWN = 20
 """Episodes of each kind on the page."""
@@ -25,7 +25,7 @@ MARKED_T = (0, 1, 2, 4, 8, 16)
 def write_inspection(
     results: dict[str, Any], episodes: Sequence[Episode], risks: Sequence[Sequence[float]], out: Path, *, title: str
 ) -> Path:
-    """Write `inspect.html` into `out`; `risks` as in `r2v.stages.inspect_logs.Inspection`. Returns the page's path."""
+    """Write `inspect.html` into `out`; `risks` as in `r2v.studies.inspect_logs.Inspection`. Returns the page's path."""
     template = page_template("inspect.html.j2")
     path = out / "inspect.html"
     text = template.render(

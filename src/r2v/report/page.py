@@ -11,9 +11,9 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
+from r2v.core.types import Episode
 from r2v.report.browser import selected
 from r2v.report.figures import FIGURES, colour, svg
-from r2v.types import Episode
 
 
 def page_template(name: str) -> Template:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from r2v.features import FEATURES
-from r2v.seeds import derive_uniform
-from r2v.types import Context, Decision, Features, Memory
+from r2v.core.features import FEATURES
+from r2v.core.seeds import derive_uniform
+from r2v.core.types import Context, Decision, Features, Memory, Route
 
 _ENTROPY = FEATURES.index("first_token_entropy")
 _MEAN = FEATURES.index("verifier_mean")
@@ -38,7 +38,7 @@ class Never:
     name: str = "slm_only"
 
     def decide(self, context: Context, features: Features, memory: Memory, *, seed: int) -> Decision:
-        return Decision("continue", None, None, 1.0, "never asks")
+        return Decision("continue", "never", None, None, None, 1.0, (), "never escalates")
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Always:
     name: str = "llm_only"
 
     def decide(self, context: Context, features: Features, memory: Memory, *, seed: int) -> Decision:
-        return Decision("teacher_step", None, None, 1.0, "always asks")
+        return Decision("escalate", "always", None, None, None, 1.0, (), "always escalates")
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,10 @@ class Random:
     def decide(self, context: Context, features: Features, memory: Memory, *, seed: int) -> Decision:
         draw = derive_uniform(seed, "random router")
         if draw < self.rate:
-            return Decision("teacher_step", None, self.rate, self.rate, f"drew {draw:.3f} < {self.rate:.3f}")
-        return Decision("continue", None, self.rate, 1 - self.rate, f"drew {draw:.3f} >= {self.rate:.3f}")
+            return Decision("escalate", "random", None, None, self.rate, self.rate, (), f"drew {draw:.3f} < {self.rate:.3f}")
+        return Decision(
+            "continue", "random", None, None, self.rate, 1 - self.rate, (), f"drew {draw:.3f} >= {self.rate:.3f}"
+        )
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,9 @@ class Redraw:
     name: str = "redraw"
 
     def decide(self, context: Context, features: Features, memory: Memory, *, seed: int) -> Decision:
-        return Decision("continue" if memory.retries else "retry", None, None, 1.0, "always draws twice")
+        if memory.retries:
+            return Decision("continue", "scheduled", None, None, None, 1.0, (), "drew twice")
+        return Decision("retry", "retry", None, None, None, 1.0, (), "always draws twice")
 
 
 @dataclass(frozen=True)
@@ -81,4 +85,5 @@ class AskAt:
     name: str = "ask_at"
 
     def decide(self, context: Context, features: Features, memory: Memory, *, seed: int) -> Decision:
-        return Decision("teacher_step" if context.t in self.steps else "continue", None, None, 1.0, "as told")
+        route: Route = "escalate" if context.t in self.steps else "continue"
+        return Decision(route, "scheduled", None, None, None, 1.0, (), "this branch escalates at fixed steps")

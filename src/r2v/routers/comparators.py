@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from r2v.features import FEATURES
-from r2v.protocols import Floats
+from r2v.core.features import FEATURES
+from r2v.core.protocols import Floats
+from r2v.core.seeds import derive_uniform
+from r2v.core.types import Code, Context, Decision, Features, Memory, Route
 from r2v.routers.mlp import RiskMLP
-from r2v.routers.threshold import Score
-from r2v.seeds import derive_uniform
-from r2v.types import Context, Decision, Features, Memory
+from r2v.routers.threshold import Score, compare
 
 _BEST = FEATURES.index("verifier_best")
+_CODES: dict[Route, Code] = {"continue": "risk_below", "escalate": "risk_above", "retry": "retry"}
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,8 @@ class Query:
 
     def decide(self, context: Context, features: Features, memory: Memory, *, seed: int) -> Decision:
         if context.t > 0:
-            return Decision("continue", None, self.threshold, 1.0, "the goal was given to the SLM")
-        risk = self.model.risk(context.goal)
-        rung, sign = ("teacher_latch", ">=") if risk >= self.threshold else ("continue", "<")
-        return Decision(rung, risk, self.threshold, 1.0, f"risk of this goal {risk:.3f} {sign} {self.threshold:.3f}")  # type: ignore[arg-type]
+            return Decision("continue", "scheduled", None, None, self.threshold, 1.0, (), "the goal was given to the SLM")
+        return compare("risk of this goal", "goal_risk", self.model.risk(context.goal), self.threshold, above="takeover")
 
 
 @dataclass(frozen=True)
@@ -64,12 +63,15 @@ class JudgeLatch:
 
     def decide(self, context: Context, features: Features, memory: Memory, *, seed: int) -> Decision:
         doubt = 1 - features.values[_BEST]
-        if doubt < self.threshold:
-            return Decision("continue", doubt, self.threshold, 1.0, "the judge does not object")
-        before = memory.decisions[-1].risk if memory.decisions else None
-        if before is not None and before >= self.threshold:
-            return Decision("teacher_latch", doubt, self.threshold, 1.0, "the judge objects for the second time in a row")
-        return Decision("continue", doubt, self.threshold, 1.0, "the judge objects; once is not enough")
+        objected = bool(memory.decisions) and memory.decisions[-1].state == (1.0,)
+        decision = compare(
+            "doubt", "verifier_doubt", doubt, self.threshold, above="takeover", state=(float(doubt >= self.threshold),)
+        )
+        if decision.route == "continue" or objected:
+            return decision
+        return replace(
+            decision, route="continue", code="risk_below", reason=f"{decision.reason}; one objection is not enough"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,19 +107,20 @@ class Conformal:
 
     def decide(self, context: Context, features: Features, memory: Memory, *, seed: int) -> Decision:
         t = len(memory.decisions)
-        before = memory.decisions[-1].risk if t else 0.0
-        assert before is not None
+        before = memory.decisions[-1].state[0] if t else 0.0
         mean = (before * t + self.score(features)) / (t + 1)
         at = min(t, len(self.band.mean_H) - 1)
         edge = float(self.band.mean_H[at] + self.band.limit(self.alpha) * self.band.std_H[at])
         if mean > edge:
-            return Decision("teacher_latch", mean, edge, 1.0, f"mean risk {mean:.3f} left the band at {edge:.3f}")
-        return Decision("continue", mean, edge, 1.0, f"mean risk {mean:.3f} within the band up to {edge:.3f}")
+            reason = f"mean risk {mean:.3f} left the band at {edge:.3f}"
+            return Decision("takeover", "risk_above", mean, "mean_risk", edge, 1.0, (mean,), reason)
+        reason = f"mean risk {mean:.3f} within the band up to {edge:.3f}"
+        return Decision("continue", "risk_below", mean, "mean_risk", edge, 1.0, (mean,), reason)
 
 
 @dataclass(frozen=True, eq=False)
 class LinUCB:
-    """Contextual bandit with delayed reward (Li et al. 2010; in the manner of Symphony-Coord): one linear model of the
+    """Contextual bandit with delayed reward (Li et al. 2010; in the chat_format of Symphony-Coord): one linear model of the
     episode's reward for each arm, plus a bonus for what was tried little. Frozen here: it learned on the explored episodes.
     """
 
@@ -151,12 +154,12 @@ class CascadeRouting:
 
     def decide(self, context: Context, features: Features, memory: Memory, *, seed: int) -> Decision:
         now = 1 - self.differs(features)
-        worth = {"continue": now, "teacher_step": 1 - self.price}
+        worth: dict[Route, float] = {"continue": now, "escalate": 1 - self.price}
         if memory.retries == 0:
             worth["retry"] = 1 - self.differs_later(features) - self.price * self.retry_price
-        rung = max(worth, key=lambda r: worth[r])
-        told = ", ".join(f"{name} {value:.3f}" for name, value in worth.items())
-        return Decision(rung, 1 - now, self.price, 1.0, f"worth: {told}")  # type: ignore[arg-type]
+        route = max(worth, key=lambda r: worth[r])
+        reason = "worth: " + ", ".join(f"{name} {value:.3f}" for name, value in worth.items())
+        return Decision(route, _CODES[route], 1 - now, "disagreement", self.price, 1.0, (), reason)
 
 
 @dataclass(frozen=True)
@@ -207,14 +210,14 @@ class Restart:
 
     def decide(self, context: Context, features: Features, memory: Memory, *, seed: int) -> Decision:
         risk = self.score(features)
-        if risk < self.threshold:
-            return Decision("continue", risk, self.threshold, 1.0, f"risk {risk:.3f} < {self.threshold:.3f}")
-        told = f"risk {risk:.3f} >= {self.threshold:.3f}"
-        before = any(decision.rung == "restart" for decision in memory.decisions)
+        decision = compare("risk", "risk", risk, self.threshold)
+        if decision.route == "continue":
+            return decision
+        before = any(decision.route == "restart" for decision in memory.decisions)
         fits = context.horizon - context.t - self.renewal.reset >= self.renewal.solved
         if context.t and not before and fits and self.renewal.pays:
-            return Decision("restart", risk, self.threshold, 1.0, f"{told}; a fresh attempt is quicker")
-        return Decision("teacher_step", risk, self.threshold, 1.0, told)
+            return replace(decision, route="restart", reason=f"{decision.reason}; a fresh attempt is quicker")
+        return decision
 
 
 @dataclass(frozen=True)

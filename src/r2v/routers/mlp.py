@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from r2v.errors import ArtifactError
-from r2v.features import FEATURES
-from r2v.protocols import Bools, Floats
+from r2v.core.errors import ArtifactError
+from r2v.core.features import FEATURES
+from r2v.core.protocols import Bools, Floats
+from r2v.core.types import Features
 from r2v.routers import weights
 from r2v.routers.threshold import ThresholdRouter
-from r2v.types import Features
 
 FORMAT = 1
 _GELU = math.sqrt(2 / math.pi)
@@ -43,7 +43,7 @@ class Calibration:
 
 @dataclass(frozen=True, eq=False)
 class RiskMLP:
-    """`r2v.protocols.RiskModel`. Missing features enter as 0 after standardising, the training mean."""
+    """`r2v.core.protocols.RiskModel`. Missing features enter as 0 after standardising, the training mean."""
 
     names: tuple[str, ...]
     mean_F: Floats

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from r2v.errors import ArtifactError
-from r2v.protocols import Floats
+from r2v.core.errors import ArtifactError
+from r2v.core.protocols import Floats
 
 
 def to_bytes(arrays: Mapping[str, Floats]) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from r2v.protocols import Verifier
+from r2v.core.protocols import Verifier
 
 VerifierName = Literal["tool_calls", "household", "code", "terminal"]
 
@@ -13,15 +13,15 @@ VerifierName = Literal["tool_calls", "household", "code", "terminal"]
 def verifier_named(name: VerifierName, tools: Sequence[Mapping[str, Any]] = ()) -> Verifier:
     """`tools`: OpenAI function definitions, for `tool_calls`, which is for agents that we know nothing about."""
     if name == "household":
-        from r2v.verifiers.household import HouseholdVerifier
+        from r2v.domains.household.verifier import HouseholdVerifier
 
         return HouseholdVerifier()
     if name == "code":
-        from r2v.verifiers.code import CodeVerifier
+        from r2v.domains.humaneval.verifier import CodeVerifier
 
         return CodeVerifier()
     if name == "terminal":
-        from r2v.verifiers.terminal import TerminalVerifier
+        from r2v.domains.terminal.verifier import TerminalVerifier
 
         return TerminalVerifier()
     from r2v.verifiers.tool_calls import ToolCallVerifier

@@ -20,7 +20,7 @@ from jsonschema.exceptions import SchemaError
 from referencing import Registry
 from referencing.exceptions import Unresolvable
 
-from r2v.types import Action, Context, ToolCall
+from r2v.core.types import Action, Context, ToolCall
 from r2v.verifiers.evidence import oscillation, repetition
 
 FAILED = re.compile(

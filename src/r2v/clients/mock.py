@@ -1,0 +1,138 @@
+"""Made-up models that speak the real protocol over real HTTP: `r2v serve --mock`, tests, benchmarks.
+
+The small one calls the right tool most of the time, and now and then a tool that does not exist, arguments that do not fit,
+or the same call again; it is unsure (high entropy) where it errs. The teacher does not err. Same request, same answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import math
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from r2v.messages.chat import chunks
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class MockModel:
+    """What a made-up model is like."""
+
+    name: str
+    error_rate: float = 0.0
+    """Share of steps on which it is unsure and may err."""
+    first_s: float = 0.0
+    per_token_s: float = 0.0
+    fault_rate: float = 0.0
+    """Share of requests answered with HTTP 500 or 429."""
+
+
+SMALL = MockModel("mock-small", error_rate=0.3, first_s=0.08, per_token_s=0.002)
+TEACHER = MockModel("mock-teacher", first_s=0.4, per_token_s=0.008)
+
+
+def mock_app(mock_model: MockModel) -> Starlette:
+    faults = Random(7)
+
+    async def completions(request: Request) -> Response:
+        body = await request.json()
+        if faults.random() < mock_model.fault_rate:
+            if faults.random() < 0.5:
+                return JSONResponse({"error": {"message": "made-up overload"}}, 429, {"retry-after": "0.05"})
+            return JSONResponse({"error": {"message": "made-up failure"}}, 500)
+        answer = complete(mock_model, body)
+        if body.get("stream"):
+            return StreamingResponse(_streamed(mock_model, answer), media_type="text/event-stream")
+        await asyncio.sleep(mock_model.first_s + mock_model.per_token_s * answer["usage"]["completion_tokens"])
+        return JSONResponse(answer)
+
+    async def models(request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [{"id": mock_model.name, "object": "model"}]})
+
+    return Starlette(
+        routes=[Route("/v1/chat/completions", completions, methods=["POST"]), Route("/v1/models", models, methods=["GET"])]
+    )
+
+
+async def _streamed(mock_model: MockModel, answer: Json, size: int = 8) -> AsyncIterator[str]:
+    """The answer in small pieces, at the mock_model's pace."""
+    await asyncio.sleep(mock_model.first_s)
+    for chunk in chunks(answer, True, {}, size):
+        yield f"data: {json.dumps({key: value for key, value in chunk.items() if key != 'r2v'})}\n\n"
+        await asyncio.sleep(mock_model.per_token_s * size / 4)
+    yield "data: [DONE]\n\n"
+
+
+def complete(mock_model: MockModel, body: Json) -> Json:
+    """The answer to a chat-completion request."""
+    text = json.dumps([body["messages"], body.get("tools")], sort_keys=True, default=str)
+    seed = int(hashlib.sha256(f"{mock_model.name} {text}".encode("utf-8", "replace")).hexdigest()[:12], 16)
+    unsure = Random(seed).random() < mock_model.error_rate
+    k = int(body.get("n") or 1)
+    choices = [_choice(body, Random(seed * 31 + int(body.get("seed") or 0) + i), i, unsure) for i in range(k)]
+    prompt = max(1, len(text) // 4)
+    output = sum(max(4, len(json.dumps(choice["message"])) // 4) for choice in choices)
+    return {
+        "id": f"chatcmpl-mock{seed:x}",
+        "object": "chat.completion",
+        "created": 0,
+        "model": mock_model.name,
+        "choices": choices,
+        "usage": {"prompt_tokens": prompt, "completion_tokens": output, "total_tokens": prompt + output},
+    }
+
+
+def _choice(body: Json, draw: Random, index: int, unsure: bool) -> Json:
+    tools = [tool["function"] for tool in body.get("tools") or []]
+    steps = sum(message["role"] == "assistant" for message in body["messages"])
+    wrong = unsure and draw.random() < 0.6
+    message: Json = {"role": "assistant", "content": None}
+    finish = "tool_calls"
+    if tools and body.get("tool_choice") != "none" and (steps < 3 or body.get("tool_choice") == "required"):
+        tool = tools[steps % len(tools)]
+        name, arguments = tool["name"], json.dumps(_sample(tool.get("parameters") or {}, draw))
+        if wrong:
+            name, arguments = draw.choice([("no_such_tool", arguments), (name, '{"unexpected": 1'), (name, "[]")])
+        call = {
+            "id": f"call_{draw.getrandbits(40):x}",
+            "type": "function",
+            "function": {"name": name, "arguments": arguments},
+        }
+        message["tool_calls"] = [call]
+    elif (body.get("response_format") or {}).get("type") == "json_schema":
+        schema = body["response_format"]["json_schema"].get("schema") or {}
+        message["content"], finish = json.dumps(_sample(schema, draw)), "stop"
+    else:
+        message["content"] = "I am not sure what to do." if wrong else f"Done after {steps} steps."
+        finish = "stop"
+    choice: Json = {"index": index, "message": message, "finish_reason": finish}
+    if body.get("logprobs"):
+        p = draw.uniform(0.25, 0.5) if unsure else draw.uniform(0.9, 0.99)
+        others = [(1 - p) * share for share in (0.5, 0.3, 0.15)]
+        top = [{"token": str(i), "logprob": math.log(q), "bytes": None} for i, q in enumerate([p, *others])]
+        first = {"token": "0", "logprob": math.log(p), "bytes": None, "top_logprobs": top}
+        choice["logprobs"] = {"content": [first] + [{**first, "logprob": -0.02, "top_logprobs": []}] * 5}
+    return choice
+
+
+def _sample(schema: Json, draw: Random) -> Any:
+    """A value that fits a simple schema."""
+    if "enum" in schema:
+        return schema["enum"][0]
+    kind = schema.get("type", "object")
+    if kind == "object":
+        return {name: _sample(part, draw) for name, part in (schema.get("properties") or {}).items()}
+    if kind == "array":
+        return [_sample(schema.get("items") or {"type": "string"}, draw)]
+    return {"string": f"value {draw.randrange(10)}", "integer": 1, "number": 1.5, "boolean": True}.get(str(kind))

@@ -1,0 +1,194 @@
+"""Who acts, and the one decision path (Algorithm 2 of the R2V paper). The loop is in `r2v.core.loop`.
+
+Collection, SLM rollouts, evaluation and gateway differ only in which `Agent` they hand to the same code:
+
+    Solo(teacher)                       collect
+    Noisy(Solo(teacher))                collect, with label-masked mistakes to recover from
+    Routed(slm, teacher, ..., Never())  rollouts of the deployed SLM
+    Routed(slm, teacher, ..., router)   evaluation, production
+    Forked(Routed, Routed, t)           branches: two futures of one step
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Literal
+
+from r2v.core.errors import boundary
+from r2v.core.features import View, best, featurise, seen_as
+from r2v.core.protocols import Agent, Policy, Router, Verifier
+from r2v.core.seeds import derive_seed, derive_uniform
+from r2v.core.types import RESTART, Action, Candidate, Choice, Context, Decision, Features, Memory, Usage
+
+NO_USAGE = Usage()
+MAX_RETRIES = 3
+"""A router that still wants further candidates after so many is an error: it would never act."""
+
+
+@dataclass(frozen=True)
+class Solo:
+    """An agent that always acts with the first proposal of one policy."""
+
+    policy: Policy
+    source: Literal["slm", "teacher"]
+
+    @property
+    def name(self) -> str:
+        return self.policy.name
+
+    async def act(self, context: Context, memory: Memory, *, seed: int) -> tuple[Choice, Memory]:
+        with boundary(self.source):
+            candidates = await self.policy.propose(context, 1, seed=derive_seed(seed, self.source))
+        usage = candidates[0].usage
+        slm, teacher = (usage, NO_USAGE) if self.source == "slm" else (NO_USAGE, usage)
+        return Choice(candidates[0].action, self.source, candidates, (), None, None, slm, teacher), memory
+
+
+@dataclass(frozen=True)
+class Noisy:
+    """Replaces a share of another agent's actions by random ones, so that its recoveries can be learned from.
+
+    The replaced choice keeps its usage and is marked with the source "noise"; training puts no loss on it.
+    """
+
+    agent: Agent
+    rate: float
+    """Probability that an action is replaced."""
+    draw: Callable[[Context, int], Action]
+    """A random action from what the agent may know (context, seed)."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.agent.name}+noise"
+
+    async def act(self, context: Context, memory: Memory, *, seed: int) -> tuple[Choice, Memory]:
+        choice, memory = await self.agent.act(context, memory, seed=seed)
+        if derive_uniform(seed, "noise?") >= self.rate:
+            return choice, memory
+        return replace(choice, action=self.draw(context, derive_seed(seed, "noise")), source="noise"), memory
+
+
+@dataclass(frozen=True, eq=False)
+class AgentModels:
+    """What a routed agent is made of besides its router. Agents that hold the same object see and hear the same."""
+
+    slm: Policy
+    teacher: Policy
+    verifier: Verifier
+    k: int
+    """Candidates drawn from the SLM at each step, and again at each retry."""
+    first: int | None = None
+    """Adaptive K: so many are drawn at first, and the rest of the k at the first retry."""
+    draw: int = 0
+    """AgentModels that differ in this alone draw other candidates from the same context: another continuation."""
+    view: View = "full"
+    """What the router sees of the step."""
+
+    def size(self, retries: int) -> int:
+        """Candidates of one draw."""
+        if self.first is None or retries > 1:
+            return self.k
+        return self.k - self.first if retries else self.first
+
+
+class StepContext:
+    """One context as one set of models sees it. Nothing is asked twice, however many routers decide on it."""
+
+    def __init__(self, models: AgentModels, context: Context, *, seed: int) -> None:
+        self._models, self.context, self.seed = models, context, seed
+        self._seen: list[tuple[tuple[Candidate, ...], tuple[float, ...], Features]] = []
+        self._answer: Candidate | None = None
+
+    async def look(self, retries: int = 0) -> tuple[tuple[Candidate, ...], tuple[float, ...], Features]:
+        """The SLM's candidates of this and all earlier draws, their verifier scores, and the features of both."""
+        if len(self._seen) <= retries:
+            models, context = self._models, self.context
+            before, scored = (await self.look(retries - 1))[:2] if retries else ((), ())
+            labels = [models.draw, retries] if models.draw or retries else []
+            with boundary("slm"):
+                fresh = await models.slm.propose(context, models.size(retries), seed=derive_seed(self.seed, "slm", *labels))
+            with boundary("verifier"):
+                scores = scored + await models.verifier.score(context, [candidate.action for candidate in fresh])
+            with boundary("router"):
+                candidates = before + fresh
+                features = seen_as(models.view, featurise(context, candidates, scores), scores)
+                self._seen.append((candidates, scores, features))
+        return self._seen[retries]
+
+    async def ask_teacher(self) -> Candidate:
+        if self._answer is None:
+            with boundary("teacher"):
+                (self._answer,) = await self._models.teacher.propose(self.context, 1, seed=derive_seed(self.seed, "teacher"))
+        return self._answer
+
+
+@dataclass(frozen=True)
+class Routed:
+    """An agent made of two policies, a verifier and a router."""
+
+    models: AgentModels
+    router: Router
+
+    @property
+    def name(self) -> str:
+        return self.router.name
+
+    async def act(self, context: Context, memory: Memory, *, seed: int) -> tuple[Choice, Memory]:
+        return await self.choose(StepContext(self.models, context, seed=seed), memory)
+
+    async def choose(self, step_context: StepContext, memory: Memory) -> tuple[Choice, Memory]:
+        """Features -> risk -> decision -> action: the path that rollouts, evaluation and gateway share."""
+        if memory.decisions and memory.decisions[-1].route == "takeover" and memory.calls_left != 0:
+            kept = Decision("takeover", "latch", None, None, None, 1.0, (), "the teacher keeps the episode")
+            answer = await step_context.ask_teacher()
+            return Choice(answer.action, "teacher", (), (), None, kept, NO_USAGE, answer.usage), _after(memory, kept)
+        for retries in range(MAX_RETRIES + 1):
+            candidates, scores, features = await step_context.look(retries)
+            with boundary("router"):
+                seed = derive_seed(step_context.seed, "router", *([retries] if retries else []))
+                decision = self.router.decide(step_context.context, features, replace(memory, retries=retries), seed=seed)
+            if decision.route != "retry":
+                break
+        else:
+            with boundary("router"):
+                raise RuntimeError(f"{self.name} wants further candidates after {MAX_RETRIES} retries")
+        starts = accumulate([0, *(self.models.size(i) for i in range(retries))])
+        slm = sum((candidates[start].usage for start in starts), NO_USAGE)
+        if decision.route == "continue":
+            action = candidates[best(candidates, scores)].action
+            choice = Choice(action, "slm", candidates, scores, features, decision, slm, NO_USAGE)
+        elif decision.route == "restart":
+            choice = Choice(RESTART, "slm", candidates, scores, features, decision, slm, NO_USAGE)
+        else:
+            answer = await step_context.ask_teacher()
+            choice = Choice(answer.action, "teacher", candidates, scores, features, decision, slm, answer.usage)
+        return choice, _after(memory, decision)
+
+
+def _after(memory: Memory, decision: Decision) -> Memory:
+    left = memory.calls_left
+    if left is not None and decision.route in ("escalate", "takeover"):
+        left -= 1
+    return replace(memory, calls_left=left, decisions=(*memory.decisions, decision))
+
+
+@dataclass(frozen=True)
+class Forked:
+    """Plays as `before` up to and with step t, then as `after`: with other models the future is drawn anew."""
+
+    before: Routed
+    after: Routed
+    t: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.before.name}, then {self.after.name}"
+
+    def at(self, t: int) -> Routed:
+        """Who plays step t."""
+        return self.before if t <= self.t else self.after
+
+    async def act(self, context: Context, memory: Memory, *, seed: int) -> tuple[Choice, Memory]:
+        return await self.at(context.t).act(context, memory, seed=seed)

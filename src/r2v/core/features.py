@@ -1,0 +1,194 @@
+"""What the router sees of a step: numbers from the candidates, their scores and the context (method, section 5).
+
+`FEATURES` is the ordered table; the first 15 are the paper's (`PAPER`), the rest are text signals that any agent has
+(`EXTENDED` = all). The router standardises them with training statistics. A value is absent where its source is unknown,
+e.g. log-probabilities of a closed model. Plain Python on purpose: at K = 5 an array costs more than its arithmetic.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+
+from r2v.core.protocols import Bools, Floats
+from r2v.core.types import Candidate, Context, Features
+
+PAPER = (
+    "first_token_entropy",
+    "verifier_spread",
+    "verifier_mean",
+    "verifier_std",
+    "verifier_best",
+    "verifier_worst",
+    "logp_best",
+    "logp_mean",
+    "logp_std",
+    "candidate_consistency",
+    "semantic_entropy",
+    "horizon_fraction",
+    "step_index",
+    "context_length",
+    "goal_length",
+)
+EXTENDED = (
+    *PAPER,
+    "best_repeats",
+    "last_observation_repeats",
+    "repeats_in_last_five",
+    "distinct_actions",
+    "steps_since_new",
+    "last_observation_length",
+    "unseen_words",
+    "chosen_logp",
+    "chosen_share",
+    "chosen_names_goal",
+    "goal_seen",
+    "goal_in_last",
+    "goal_in_actions",
+    "steps_since_goal",
+)
+FEATURES = EXTENDED
+View = Literal["full", "no_entropy", "pseudo_entropy"]
+"""Everything; without log-probabilities, as with a closed model; the same with a stand-in for the entropy."""
+NEEDS_LOGPROBS = ("first_token_entropy", "logp_best", "logp_mean", "logp_std", "chosen_logp")
+_COMMON = set("a an and are at for from in into it of on some that the then to two under with your".split())  # noqa: SIM905
+"""Words of a goal that name nothing."""
+
+
+def featurise(context: Context, candidates: Sequence[Candidate], scores: Sequence[float]) -> Features:
+    """All `FEATURES` of one step. `scores` are the verifier's, one a candidate. Raises ValueError without candidates."""
+    k = len(candidates)
+    if k == 0 or len(scores) != k:
+        raise ValueError(f"{k} candidates with {len(scores)} scores; every step needs at least one, each with a score")
+    texts = [candidate.action.text for candidate in candidates]
+    logps = [candidate.logp for candidate in candidates if candidate.logp is not None]
+    entropy = candidates[0].entropy
+    mean, std = _mean_std(scores)
+    shares = [texts.count(text) / k for text in dict.fromkeys(texts)]
+    leading = [text.split(" ", 1)[0] for text in texts]
+    t = context.t
+    actions = [action.text for action in context.actions]
+    length = sum(map(len, context.observations)) + sum(map(len, actions))
+    best_score = max(scores)
+    read = " ".join(context.observations[:-1])
+    chosen = candidates[best(candidates, scores)]
+    values: list[float | None] = [
+        entropy,
+        best_score - min(scores),
+        mean,
+        std,
+        best_score,
+        min(scores),
+        *((max(logps), *_mean_std(logps)) if len(logps) == k else (None, None, None)),
+        max(map(leading.count, leading)) / k,
+        -sum([share * math.log(share) for share in shares]),
+        t / context.horizon,
+        float(t),
+        length / 10_000,
+        len(context.goal) / 1_000,
+        *_text_signals(context.observations, read, actions, chosen.action.text),
+        chosen.logp,
+        texts.count(chosen.action.text) / k,
+        *_goal_signals(context.goal, read, context.observations[-1], actions, chosen.action.text),
+    ]
+    known = tuple([value is not None for value in values])
+    return Features(tuple([0.0 if value is None else value for value in values]), known)
+
+
+def best(candidates: Sequence[Candidate], scores: Sequence[float]) -> int:
+    """Index of the candidate that acts: the best-scored one; ties go to the likelier, then to the earlier one."""
+    return max(
+        range(len(candidates)),
+        key=lambda k: (scores[k], candidates[k].logp if candidates[k].logp is not None else float("-inf"), -k),
+    )
+
+
+def _text_signals(observations: Sequence[str], read: str, actions: Sequence[str], chosen: str) -> tuple[float, ...]:
+    """Signs of being stuck or lost: repeats, nothing new, an odd last observation."""
+    seen: set[str] = set()
+    newest = 0
+    repeats = []
+    for t, observation in enumerate(observations):
+        repeated = observation in seen
+        repeats.append(repeated)
+        if not repeated:
+            newest = t
+            seen.add(observation)
+    last = observations[-1]
+    words = last.split(" ")
+    new_words = sum([word not in read for word in words]) / len(words) if len(observations) > 1 else 0.0
+    return (
+        float(min(actions.count(chosen), 5)),
+        float(repeats[-1]),
+        sum(repeats[-5:]) / 5,
+        len(set(actions)) / max(1, len(actions)),
+        float(min(len(observations) - 1 - newest, 10)),
+        len(last) / 100,
+        new_words,
+    )
+
+
+def _goal_signals(goal: str, read: str, last: str, actions: Sequence[str], chosen: str) -> tuple[float, ...]:
+    """Signs of progress: which shares of the goal's words the action names, were read at all, just now, were acted on."""
+    words = _words_of(goal)
+    n = max(1, len(words))
+    read, last, done = read.lower(), last.lower(), "\n".join(actions)
+    now = [word in last for word in words]
+    at = [done.rfind(word) for word in words]
+    newest = max(at, default=-1)
+    return (
+        sum([word in chosen for word in words]) / n,
+        sum([new or word in read for word, new in zip(words, now, strict=True)]) / n,
+        sum(now) / n,
+        sum([place >= 0 for place in at]) / n,
+        float(min(done.count("\n", newest) if newest >= 0 else len(actions), 15)),
+    )
+
+
+@lru_cache(maxsize=1024)
+def _words_of(goal: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(word for word in re.findall(r"[a-z]+", goal.lower()) if word not in _COMMON))
+
+
+def _mean_std(values: Sequence[float]) -> tuple[float, float]:
+    mean = sum(values) / len(values)
+    return mean, math.sqrt(sum([(value - mean) ** 2 for value in values]) / len(values))
+
+
+def without_logprobs(features: Features) -> Features:
+    """`no_entropy`: the features a closed model without log-probabilities leaves (1 and 7-9 masked)."""
+    masked = [FEATURES.index(name) for name in NEEDS_LOGPROBS]
+    return Features(
+        tuple(0.0 if i in masked else value for i, value in enumerate(features.values)),
+        tuple(present and i not in masked for i, present in enumerate(features.present)),
+    )
+
+
+def with_pseudo_entropy(features: Features, scores: Sequence[float]) -> Features:
+    """`pseudo_entropy`: as `without_logprobs`, with H(softmax(scores)) in place of the first feature."""
+    top = max(scores)
+    weights = [math.exp(score - top) for score in scores]
+    total = sum(weights)
+    entropy = -sum(w / total * math.log(w / total) for w in weights)
+    masked = without_logprobs(features)
+    return Features((entropy, *masked.values[1:]), (True, *masked.present[1:]))
+
+
+def seen_as(view: View, features: Features, scores: Sequence[float]) -> Features:
+    """What is left of the features of a step under `view`."""
+    if view == "full":
+        return features
+    return without_logprobs(features) if view == "no_entropy" else with_pseudo_entropy(features, scores)
+
+
+def batch(rows: Sequence[Features], names: Sequence[str] = FEATURES) -> tuple[Floats, Bools]:
+    """(x_NF, present_NF) of the named features."""
+    columns = [FEATURES.index(name) for name in names]
+    x_NF = np.array([row.values for row in rows], dtype=np.float64).reshape(len(rows), len(FEATURES))
+    present_NF = np.array([row.present for row in rows], dtype=bool).reshape(len(rows), len(FEATURES))
+    return x_NF[:, columns], present_NF[:, columns]

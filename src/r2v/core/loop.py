@@ -1,0 +1,160 @@
+"""The one loop: whatever is played is played here, one agent's episode or those of many agents on the same task.
+
+Agents that have done the same so far share one environment, and what they see is computed once; where their actions
+differ, the environment is copied and each goes its own way. Every episode is the one its agent would have played alone:
+sharing changes the time, not the result.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from r2v.core.agent import AgentModels, Forked, Routed, StepContext
+from r2v.core.errors import BoundaryError, boundary
+from r2v.core.protocols import Agent, Branching, Environment
+from r2v.core.seeds import derive_seed
+from r2v.core.types import RESTART, Action, Choice, Context, Episode, Failure, Memory, Observation, Step, Task
+
+
+async def run_episode(
+    environment: Environment, agent: Agent, task: Task, *, seed: int, perturbation: str, horizon: int, memory: Memory
+) -> Episode:
+    """Play one episode to its end, to the horizon, or to the first thing that breaks (recorded, never raised).
+
+    Step seeds depend on task, perturbation seed and t only, so that agents are compared on paired randomness.
+    """
+    (episode,) = await run_together(
+        environment, [agent], task, seed=seed, perturbation=perturbation, horizon=horizon, memory=memory
+    )
+    return episode
+
+
+async def run_together(
+    environment: Environment,
+    agents: Sequence[Agent],
+    task: Task,
+    *,
+    seed: int,
+    perturbation: str,
+    horizon: int,
+    memory: Memory,
+) -> list[Episode]:
+    """What `run_episode` gives for each agent. Two agents or more, and restarts, need an environment with `clone()`."""
+    memory = replace(memory, seed=derive_seed(task.id, seed, "episode"))
+    stories = [_Story(agent, memory) for agent in agents]
+    goal = environment.goal
+    snapshot = environment.clone() if isinstance(environment, Branching) else None
+    await _Play(task, seed, horizon, snapshot).on(environment, stories, (), ())
+    return [story.told(task, seed, perturbation, goal) for story in stories]
+
+
+@dataclass
+class _Story:
+    """One agent's episode while it is being played."""
+
+    agent: Agent
+    memory: Memory
+    steps: list[Step] = field(default_factory=list)
+    final: Observation | None = None
+    failure: Failure | None = None
+
+    def fail(self, error: BoundaryError) -> None:
+        self.failure = Failure(error.boundary, type(error.cause).__name__, str(error.cause))
+
+    def told(self, task: Task, seed: int, perturbation: str, goal: str) -> Episode:
+        common = (task, seed, perturbation, self.agent.name, goal, tuple(self.steps), self.final)
+        if self.failure is not None:
+            return Episode(*common, None, "error", self.failure)
+        if self.final is not None and self.final.done:
+            return Episode(*common, self.final.success, "done", None)
+        return Episode(*common, False, "horizon", None)
+
+
+@dataclass(frozen=True)
+class _Play:
+    task: Task
+    seed: int
+    horizon: int
+    """Steps left from the start of this attempt."""
+    snapshot: Branching | None
+    """The environment before its start, to restart from."""
+    lost: int = 0
+    """Steps of earlier attempts, the restart among them."""
+
+    async def on(
+        self, environment: Any, stories: list[_Story], observations: tuple[str, ...], actions: tuple[Action, ...]
+    ) -> None:
+        """Take the last of `actions`, which all `stories` have chosen, and play on to the end of each."""
+        try:
+            while True:
+                with boundary("environment"):
+                    observation = await (environment.step(actions[-1]) if actions else environment.start())
+                for story in stories:
+                    story.final = observation
+                if observation.done or len(actions) == self.horizon:
+                    return
+                observations += (observation.text,)
+                context = Context(environment.goal, observations, actions, self.horizon)
+                ways = await self._choose(stories, observation, context)
+                again = ways.pop(RESTART, [])
+                if len(ways) != 1 or again:
+                    break
+                ((action, stories),) = ways.items()
+                actions += (action,)
+            with boundary("environment"):
+                places = [environment, *(environment.clone() for _ in range(len(ways) - 1))]
+            futures = [
+                self.on(place, group, observations, (*actions, action))
+                for place, (action, group) in zip(places, ways.items(), strict=False)
+            ]
+            if again:
+                futures.append(self._anew(again, context.t + 1))
+            await asyncio.gather(*futures)
+        except BoundaryError as error:
+            for story in stories:
+                story.fail(error)
+        finally:
+            await environment.close()
+
+    async def _anew(self, stories: list[_Story], steps: int) -> None:
+        """The next attempt, after one of so many steps."""
+        try:
+            with boundary("router"):
+                if self.snapshot is None:
+                    raise RuntimeError("a restart needs an environment with clone()")
+                environment = self.snapshot.clone()
+        except BoundaryError as error:
+            for story in stories:
+                story.fail(error)
+            return
+        play = replace(self, horizon=self.horizon - steps, lost=self.lost + steps)
+        await play.on(environment, stories, (), ())
+
+    async def _choose(self, stories: list[_Story], observation: Observation, context: Context) -> dict[Action, list[_Story]]:
+        """The stories by the action they go on with; one whose agent broke is at its end."""
+        t = self.lost + context.t
+        seed = derive_seed(self.task.id, self.seed, t)
+        step_contexts: dict[AgentModels, StepContext] = {}
+        ways: dict[Action, list[_Story]] = {}
+        for story in stories:
+            try:
+                choice, story.memory = await self._act(story, context, seed, step_contexts)
+            except BoundaryError as error:
+                story.fail(error)
+                continue
+            story.steps.append(Step(t, self.seed, observation, choice))
+            ways.setdefault(choice.action, []).append(story)
+        return ways
+
+    async def _act(
+        self, story: _Story, context: Context, seed: int, step_contexts: dict[AgentModels, StepContext]
+    ) -> tuple[Choice, Memory]:
+        agent = story.agent.at(context.t) if isinstance(story.agent, Forked) else story.agent
+        if not isinstance(agent, Routed):
+            return await agent.act(context, story.memory, seed=seed)
+        if agent.models not in step_contexts:
+            step_contexts[agent.models] = StepContext(agent.models, context, seed=seed)
+        return await agent.choose(step_contexts[agent.models], story.memory)

@@ -1,0 +1,63 @@
+"""Worker processes for playing episodes, one thread each."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from types import TracebackType
+from typing import Any
+
+from r2v.core.errors import StageError
+from r2v.runtime.progress import Report
+
+
+def _end_with(parent: int) -> None:
+    """Stop this process soon after `parent` is gone: a killed run must not go on writing beside the one that resumes it."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+class Workers:
+    """A fixed number of processes, started when first used and stopped at once when the work fails."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._pool is None:
+            return
+        if error is not None:
+            for process in list((self._pool._processes or {}).values()):
+                process.terminate()
+        self._pool.shutdown(wait=error is None, cancel_futures=True)
+
+    def map(self, function: Callable[[Any], None], jobs: Sequence[Any], report: Report, note: str = "") -> None:
+        """Run `function(job)` for every job. Progress counts jobs."""
+        if self._pool is None:
+            self._pool = ProcessPoolExecutor(
+                self._count, mp_context=get_context("spawn"), initializer=_end_with, initargs=(os.getpid(),)
+            )
+        futures = [self._pool.submit(function, job) for job in jobs]
+        try:
+            for done, future in enumerate(as_completed(futures), start=1):
+                future.result()
+                report(done, len(futures), note)
+        except BrokenProcessPool:
+            raise StageError("a worker process was killed (out of memory?); run the same command again to resume") from None
+        finally:
+            for future in futures:
+                future.cancel()

@@ -1,0 +1,343 @@
+"""`r2v ablate`: the paper's ablation tables on a finished run, in closed loop and in replay side by side.
+
+All variants share the rollouts and their features; on test tasks all play together, so what they do alike is played once.
+Only the consistency sweep and K need new rollouts, on fewer tasks, because there the small model acts differently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from r2v.core.features import PAPER, batch, with_pseudo_entropy
+from r2v.core.protocols import Floats
+from r2v.core.types import Episode, Task
+from r2v.evaluation.curves import area_B, interval, resample_BT
+from r2v.evaluation.outcomes import Outcomes, gather
+from r2v.evaluation.replay import asks_of, replay
+from r2v.learning.labels import Rows, failure_rows
+from r2v.learning.settings import RouterSettings
+from r2v.maths.calibration import brier, ece, fit_scaling
+from r2v.maths.stats import auroc_or_none
+from r2v.pipeline.parts import ROUTE_PREFIX, AgentSpec, make_router
+from r2v.pipeline.play import at, operating_points_of, play_agents
+from r2v.pipeline.runner import StageContext
+from r2v.pipeline.splits import read_split
+from r2v.pipeline.stages.collect import teacher_episodes
+from r2v.pipeline.stages.fit import read_operating_points
+from r2v.pipeline.stages.prefer import chosen_slm, validation_episodes
+from r2v.routers.interventions import HOW
+from r2v.routers.mlp import Calibration, RiskMLP, load_router
+from r2v.runtime.store import read_episodes, read_json, whole_file
+from r2v.studies.ablation_plan import CANDIDATES, EPOCHS, LAMBDAS, Variant, masked, variants
+
+RECALIBRATION = 50
+"""Episodes of an unseen perturbation family on which the risk is recalibrated."""
+SHARES = (0.06, 0.3)
+"""OperatingPoint positions of the curves: the share of the SLM's own validation steps asked on."""
+TEST_TASKS = 90
+"""Of the run's test tasks, so that the whole sweep takes some ten minutes."""
+REMADE_TASKS = 100
+REMADE_SEEDS = 2
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """Rows of steps with what selects them."""
+
+    rows: Rows
+    """All features; labels are failures."""
+    pseudo_N: Floats
+    """The stand-in for the entropy."""
+    differs_N: Floats
+    """NaN where it is not known."""
+    family_N: np.ndarray[Any, Any]
+
+    def of(self, variant: Variant, keep_N: np.ndarray[Any, Any] | None = None) -> Rows:
+        names = masked(variant.names, variant.view)
+        rows = self.rows.columns(names)
+        if variant.view == "pseudo_entropy":
+            rows.x_NF[:, names.index("first_token_entropy")] = self.pseudo_N  # a copy: columns are
+        if variant.labels != "failure":
+            rows = replace(rows, y_N=self.differs_N)
+        return rows if keep_N is None else rows.where(keep_N)
+
+
+def table(episodes: Sequence[Episode], differs: Sequence[Sequence[bool]] | None) -> Table:
+    rows = failure_rows(episodes)
+    choices = [step.choice for episode in episodes for step in episode.steps]
+    pseudo, _ = batch([with_pseudo_entropy(c.features, c.scores) for c in choices if c.features is not None])
+    unknown = np.full(len(rows), np.nan)
+    return Table(
+        rows,
+        pseudo[:, 0],
+        unknown if differs is None else np.array([d for of_episode in differs for d in of_episode], dtype=float),
+        np.array([episode.perturbation for episode in episodes for _ in episode.steps]),
+    )
+
+
+def save_table(path: Path, t: Table) -> None:
+    r = t.rows
+    with whole_file(path) as aside, aside.open("wb") as file:
+        np.savez(
+            file, x=r.x_NF, present=r.present_NF, y=r.y_N, seed=r.seed_N, episode=r.episode_N, pseudo=t.pseudo_N,
+            differs=t.differs_N, family=t.family_N,
+        )  # fmt: skip
+
+
+@lru_cache(maxsize=4)
+def load_table(path: Path) -> Table:
+    with np.load(path, allow_pickle=False) as a:
+        rows = Rows(a["x"], a["present"], a["y"], a["seed"], a["episode"])
+        return Table(rows, a["pseudo"], a["differs"], a["family"])
+
+
+@dataclass(frozen=True)
+class FitJob:
+    variant: Variant
+    train: Path
+    held: Path
+    out: Path
+    seed: int
+
+
+def run_fit(job: FitJob) -> None:
+    """Fit one variant; in a worker process with one thread."""
+    import torch
+
+    from r2v.learning.router import fit_router
+
+    if (job.out / "router.json").exists():
+        return
+    torch.set_num_threads(1)
+    v, train, held = job.variant, load_table(job.train), load_table(job.held)
+    without = [None if v.without_family is None else t.family_N != v.without_family for t in (train, held)]
+    fit_router(
+        train.of(v, without[0]), held.of(v, without[1]), masked(v.names, v.view), v.settings, v.objective, seed=job.seed
+    ).save(job.out)
+
+
+def ablate(ctx: StageContext) -> dict[str, Any]:
+    """All tables; `ctx.out` is a scratch folder, whose finished jobs are kept if this is killed."""
+    settings = ctx.settings
+    rollout, slm = ctx.read("rollout"), chosen_slm(ctx)
+    help_path = rollout / "help.json"
+    help = read_json(help_path) if help_path.exists() else None
+    recorded = read_episodes(rollout / "router.parquet")
+    held = validation_episodes(ctx)
+    paths = {"train": ctx.partial / "train.npz", "held": ctx.partial / "held.npz"}
+    save_table(paths["train"], table(*_scored(recorded, None if help is None else help["differs"])))
+    save_table(paths["held"], table(*_scored(held, None if help is None else help["differs_validation"])))
+    plan = variants(settings.router, with_answers=help is not None)
+    fitted = ctx.partial / "routers"
+    distinct = {v.key: v for v in plan}.values()
+    jobs = [FitJob(v, paths["train"], paths["held"], fitted / v.key, settings.seed) for v in distinct]
+    ctx.workers.map(run_fit, jobs, ctx.report, "fits")
+    held_table = load_table(paths["held"])
+    share, risk = _asked_share(ctx, held_table), load_router(ctx.read("fit") / "r2v")
+    tasks, seeds = read_split(ctx.read("collect") / "tasks.json", "test")[:TEST_TASKS], settings.perturbations.test
+    positions = {v.key: _positions(ctx, v, load_router(fitted / v.key), held_table, share) for v in distinct}
+    agents = {"slm_only": AgentSpec("routed", slm), "llm_only": AgentSpec("teacher")}
+    routes = [ROUTE_PREFIX + how for how in HOW]
+    alarms = _positions(ctx, Variant("", "", settings.router, names=risk.names), risk, held_table, share)
+    agents |= operating_points_of(dict.fromkeys(routes, alarms), slm, ctx.read("fit"))
+    for v in distinct:
+        agents |= {at(v.key, t): AgentSpec("routed", slm, v.key, t, fitted, v.view) for t in positions[v.key]}
+    rows, episodes = play_agents(ctx, agents, tasks, seeds, "test", keep=["slm_only"])
+    test = Test(ctx, tasks, {name: _gather(ctx, tasks, r) for name, r in rows.items()}, episodes["slm_only"])
+    tables: dict[str, list[dict[str, Any]]] = {}
+    for v in plan:
+        tables.setdefault(v.table, []).append(test.measure(v, fitted, positions[v.key], held_table))
+    tables["routes"] = [{"name": name.removeprefix(ROUTE_PREFIX), **test.curve(name, alarms)} for name in routes]
+    tables["consistency"] = [
+        _remade(ctx, f"consistency {weight:g}", f"{weight:g}", _preferred(ctx, weight), settings.slm.k) for weight in LAMBDAS
+    ]
+    tables["k"] = [_remade(ctx, f"k {k}", str(k), slm, k) for k in sorted({*CANDIDATES, settings.slm.k})]
+    return {
+        "tasks": len(tasks),
+        "perturbation_seeds": list(seeds),
+        "epochs": EPOCHS,
+        "asked_share": share,
+        "slm_only": float(test.outcomes["slm_only"].success_TZ.mean()),
+        "llm_only": float(test.outcomes["llm_only"].success_TZ.mean()),
+        "tables": tables,
+        "verifier": _verifier(episodes["slm_only"]),
+        "times": {stage: read_json(ctx.read(stage) / "manifest.json")["seconds"] for stage in ("collect", "perturb",
+                  "clone", "propose", "prefer", "rollout", "fit", "evaluate")},
+    }  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Test:
+    """What was played on the test tasks, and the numbers of one variant from it."""
+
+    ctx: StageContext
+    tasks: Sequence[Task]
+    outcomes: Mapping[str, Outcomes]
+    alone: Sequence[Episode]
+
+    @cached_property
+    def steps(self) -> Table:
+        """The steps of the small model's own episodes, which every variant is calibrated against."""
+        return table(*_scored(self.alone, None))
+
+    def measure(self, v: Variant, fitted: Path, positions: Sequence[float], held: Table) -> dict[str, Any]:
+        """The first of `positions` is the operating point, the others are the curve's."""
+        family = v.without_family
+        numbers = self.curve(v.key, positions, family)
+        router = make_router(v.key, positions[0], fitted)
+        if v.view == "full":
+            replayed = replay(self.alone, asks_of(router, self.ctx.settings.environment.horizon))
+            numbers["replay"] = _numbers(_gather(self.ctx, self.tasks, replayed), family)
+        return {"name": v.name, **numbers, **self._calibration(v, load_router(fitted / v.key), held)}
+
+    def curve(self, name: str, positions: Sequence[float], family: str | None = None) -> dict[str, Any]:
+        """The operating point, and the area of the curve where all families count and there is one."""
+        points = [self.outcomes[at(name, t)] for t in positions]
+        numbers: dict[str, Any] = _numbers(points[0], family)
+        if family is None and len(points) > 1:
+            ends = [self.outcomes["slm_only"], self.outcomes["llm_only"]]
+            weights_BT = resample_BT(len(self.tasks), self.ctx.settings.evaluate.resamples, self.ctx.settings.seed)
+            areas = area_B([*points[1:], *ends], weights_BT)
+            numbers |= {"area": float(areas[0]), "area_ci95": interval(areas)}
+        return numbers
+
+    def _calibration(self, v: Variant, model: RiskMLP, held: Table) -> dict[str, Any]:
+        if v.labels != "failure":
+            return {}
+        test = self.steps
+        keep_N = np.ones(len(test.rows), dtype=bool) if v.without_family is None else test.family_N == v.without_family
+        rows = test.of(v, keep_N)
+        p_N = model.risk(rows.x_NF, rows.present_NF)
+        numbers = {"ece": ece(p_N, rows.y_N), "brier": brier(p_N, rows.y_N), "auroc": auroc_or_none(p_N, rows.y_N)}
+        if v.without_family is not None:
+            recalibrated = _recalibrated(v, model, held)
+            p_N = recalibrated.risk(rows.x_NF, rows.present_NF)
+            numbers |= {"ece_recalibrated": ece(p_N, rows.y_N), "episodes": len(np.unique(rows.episode_N))}
+        return numbers
+
+
+def _recalibrated(v: Variant, model: RiskMLP, held: Table) -> RiskMLP:
+    """Slope and bias refitted on some validation episodes of the family that it has not seen."""
+    of_family_N = held.family_N == v.without_family
+    few = np.unique(held.rows.episode_N[of_family_N])[:RECALIBRATION]
+    rows = held.of(v, of_family_N & np.isin(held.rows.episode_N, few))
+    slope, bias = fit_scaling(model.logit(rows.x_NF, rows.present_NF), rows.y_N, with_bias=True)
+    return replace(model, calibration=Calibration(slope, bias))
+
+
+def _numbers(o: Outcomes, family: str | None) -> dict[str, Any]:
+    where = slice(None) if family is None else o.family_TZ == family
+    return {
+        "success_rate": float(o.success_TZ[where].mean()),
+        "llm_call_rate": float(o.call_rate_TZ[where].mean()),
+        "calls_per_episode": float(o.teacher_calls_TZ[where].mean()),
+        "steps_per_episode": float(o.steps_TZ[where].mean()),
+    }
+
+
+def _asked_share(ctx: StageContext, held: Table) -> float:
+    """Share of the SLM's own validation steps on which the run's r2v would ask."""
+    model = load_router(ctx.read("fit") / "r2v")
+    variant = Variant("", "", RouterSettings(), names=model.names)
+    rows = held.of(variant)
+    return float((model.risk(rows.x_NF, rows.present_NF) >= read_operating_points(ctx.read("fit"))["r2v"].threshold).mean())
+
+
+def _positions(ctx: StageContext, v: Variant, model: RiskMLP, held: Table, share: float) -> list[float]:
+    if v.threshold is not None:
+        return [v.threshold]
+    rows = held.of(v)
+    p_N = model.risk(rows.x_NF, rows.present_NF)
+    shares = [share, *SHARES]
+    return list(dict.fromkeys(np.quantile(p_N, [1 - s for s in shares], method="higher").tolist()))
+
+
+def _scored(
+    episodes: Sequence[Episode], differs: Sequence[Sequence[bool]] | None
+) -> tuple[list[Episode], list[Sequence[bool]] | None]:
+    kept = [i for i, episode in enumerate(episodes) if episode.success is not None]
+    return [episodes[i] for i in kept], None if differs is None else [differs[i] for i in kept]
+
+
+def _gather(ctx: StageContext, tasks: Sequence[Task], rows: Sequence[Any]) -> Outcomes:
+    seeds = sorted({r.seed for r in rows})
+    return gather(rows, [task.id for task in tasks], seeds, ctx.settings.environment.horizon)
+
+
+def _preferred(ctx: StageContext, weight: float) -> Path:
+    """The SLM after preference training with this weight of the consistency loss."""
+    import torch
+
+    from r2v.learning.pairs import read_pairs
+    from r2v.learning.prefer import prefer
+
+    settings = ctx.settings
+    if weight == settings.prefer.lambda_cons:
+        return ctx.read("prefer") / "model"
+    out, proposals = ctx.partial / f"prefer {weight:g}", ctx.read("propose")
+    if not (out / "config.json").exists():
+        torch.set_num_threads(settings.threads)
+        prefer(
+            ctx.read("clone") / "model",
+            settings.slm.trained,
+            teacher_episodes(ctx),
+            read_episodes(proposals / "episodes.parquet"),
+            read_pairs(proposals / "pairs.json"),
+            read_episodes(proposals / "views.parquet"),
+            settings.prefer.model_copy(update={"lambda_cons": weight}),
+            out,
+            seed=settings.seed,
+            progress=ctx.report,
+        )
+    return out
+
+
+def _remade(ctx: StageContext, label: str, name: str, slm: Path, k: int) -> dict[str, Any]:
+    """Another small model, or another number of candidates: new rollouts, a router fitted on them, played on test tasks."""
+    settings = ctx.settings.model_copy(update={"slm": ctx.settings.slm.model_copy(update={"k": k})})
+    there = replace(ctx, settings=settings)
+    splits = ctx.read("collect") / "tasks.json"
+    tasks, seeds = read_split(splits, "router")[:REMADE_TASKS], settings.perturbations.rollout[:REMADE_SEEDS]
+    me = AgentSpec("routed", slm)
+    if slm == chosen_slm(ctx) and k == ctx.settings.slm.k:  # the run itself played these
+        ids = {task.id for task in tasks}
+        played = [e for e in read_episodes(ctx.read("rollout") / "router.parquet") if e.task.id in ids and e.seed in seeds]
+    else:
+        _, by_name = play_agents(there, {"slm_only": me}, tasks, seeds, f"rollout {label}", keep=["slm_only"])
+        played = by_name["slm_only"]
+    episodes = [e for e in played if e.success is not None]
+    train, held, out = ctx.partial / f"{label} train.npz", ctx.partial / f"{label} held.npz", ctx.partial / "routers"
+    validation = {task.id for task in tasks[::5]}  # a fifth of the tasks calibrates
+    save_table(train, table([e for e in episodes if e.task.id not in validation], None))
+    save_table(held, table([e for e in episodes if e.task.id in validation], None))
+    v = Variant(label, name, settings.router.model_copy(update={"epochs": EPOCHS}), names=PAPER)
+    ctx.workers.map(run_fit, [FitJob(v, train, held, out / v.key, settings.seed)], ctx.report, label)
+    held_table = load_table(held)
+    positions = _positions(ctx, v, load_router(out / v.key), held_table, _asked_share(ctx, held_table))
+    agents = {"slm_only": me, "llm_only": AgentSpec("teacher")}
+    agents |= {at(v.key, t): AgentSpec("routed", slm, v.key, t, out) for t in positions}
+    test = read_split(splits, "test")[:TEST_TASKS]
+    rows, alone = play_agents(there, agents, test, settings.perturbations.test, f"test {label}", keep=["slm_only"])
+    measured = Test(there, test, {n: _gather(there, test, r) for n, r in rows.items()}, alone["slm_only"])
+    slm_only = float(measured.outcomes["slm_only"].success_TZ.mean())
+    return {"slm_only": slm_only, **measured.measure(v, out, positions, held_table)}
+
+
+def _verifier(alone: Sequence[Episode]) -> dict[str, Any]:
+    """How well the mean verifier score of an episode's executed actions tells solved from failed episodes."""
+    scored = [e for e in alone if e.success is not None and e.steps]
+    mean_N = np.array([np.mean([max(step.choice.scores) for step in e.steps]) for e in scored])
+    failed_N = np.array([not e.success for e in scored], dtype=float)
+    length_N = np.array([len(e.steps) for e in scored])
+    return {
+        "failed_steps": float((failed_N * length_N).sum() / length_N.sum()),
+        "mean_success": float(mean_N[failed_N == 0].mean()) if (failed_N == 0).any() else None,
+        "mean_failure": float(mean_N[failed_N == 1].mean()) if failed_N.any() else None,
+        "episode_auroc": auroc_or_none(-mean_N, failed_N),
+    }
