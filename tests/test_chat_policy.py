@@ -15,14 +15,17 @@ from typing import Any
 
 import pytest
 
-from r2v.clients.chat import HOUSEHOLD, SHELL, SYSTEM, ChatFormat, ChatPolicy, ChatSettings, command_of, messages, script_of
+from r2v.clients.chat import ChatPolicy, ChatSettings
 from r2v.core.agent import Solo
 from r2v.core.errors import SettingsError
 from r2v.core.loop import run_episode
 from r2v.core.types import Action, Context, Memory, Usage
+from r2v.domains.household.chat_format import HOUSEHOLD, SYSTEM
 from r2v.domains.household.env import Household
 from r2v.domains.household.expert import HouseholdExpert
 from r2v.domains.household.scenes import generate
+from r2v.domains.terminal.chat_format import SHELL
+from r2v.messages.chat_format import ChatFormat, command_of, messages, script_of
 from r2v.runtime.settings import dump
 
 KEY = "sk-very-secret-123"

@@ -16,12 +16,12 @@ import openai
 import pytest
 import torch
 
-from r2v.clients.chat import HOUSEHOLD, context_of, messages
 from r2v.clients.local.policy import Drawn, LocalPolicy
 from r2v.core.agent import AgentModels, Routed, StepContext
 from r2v.core.loop import run_episode
 from r2v.core.seeds import derive_seed
 from r2v.core.types import Action, Choice, Context, Memory, Usage
+from r2v.domains.household.chat_format import HOUSEHOLD
 from r2v.domains.household.env import Household
 from r2v.domains.household.expert import HouseholdExpert
 from r2v.domains.household.perturbations import make_perturbation
@@ -31,6 +31,7 @@ from r2v.gateway.model_server import model_app
 from r2v.gateway.routing import GatewayRouter, load_configured
 from r2v.gateway.settings import RouteSettings
 from r2v.messages import chat
+from r2v.messages.chat_format import context_of, messages
 from r2v.perturbations.wrap import Perturbed
 from r2v.verifiers import verifier_named
 from servers import KEY, gateway, running, settings

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from r2v.clients.chat import SHELL, ChatPolicy, ChatSettings
+from r2v.clients.chat import ChatPolicy, ChatSettings
 from r2v.clients.scripted import ScriptedPolicy
 from r2v.core.agent import AgentModels, Routed, Solo
 from r2v.core.checks import check_environment, check_perturbation, check_verifier
@@ -19,6 +19,7 @@ from r2v.core.protocols import Branching
 from r2v.core.types import Action, Context, Memory
 from r2v.domains.terminal import folders
 from r2v.domains.terminal import perturbations as shell_perturbations
+from r2v.domains.terminal.chat_format import SHELL
 from r2v.domains.terminal.env import CLIP, Terminal, shown
 from r2v.domains.terminal.shell import Output, State, execute
 from r2v.domains.terminal.tasks import TASKS, all_tasks, make_tasks, task_named

@@ -17,11 +17,11 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from r2v.clients.chat import context_of
 from r2v.core.types import Candidate, Context
 from r2v.gateway.adapters import DONE, data, json_response, openai_error
 from r2v.messages import chat
 from r2v.messages.chat import BadRequest, Json, Message
+from r2v.messages.chat_format import context_of
 
 TOP = 20
 """Alternatives of the first token that are told at most."""

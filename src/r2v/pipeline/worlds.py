@@ -6,11 +6,11 @@ import os
 from functools import lru_cache
 from pathlib import Path
 
-from r2v.clients.chat import HOUSEHOLD, SHELL, ChatFormat
 from r2v.core.errors import SettingsError
 from r2v.core.protocols import Branching
 from r2v.core.seeds import derive_seed
 from r2v.core.types import Task
+from r2v.domains.household.chat_format import HOUSEHOLD
 from r2v.domains.household.env import Household
 from r2v.domains.household.games import GAME_FILE, load_game, real_tasks
 from r2v.domains.household.perturbations import make_perturbation
@@ -22,7 +22,9 @@ from r2v.domains.humaneval import perturbations as code
 from r2v.domains.humaneval.problems import Problem, load_problems, problem_file
 from r2v.domains.terminal import perturbations as shell
 from r2v.domains.terminal import tasks as terminal
+from r2v.domains.terminal.chat_format import SHELL
 from r2v.domains.terminal.env import Terminal
+from r2v.messages.chat_format import ChatFormat
 from r2v.perturbations.operators import Operators
 from r2v.pipeline.settings import EnvironmentSettings, HumanEvalSettings, RunSettings
 from r2v.runtime import sandbox
