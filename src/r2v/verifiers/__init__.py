@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -27,3 +30,9 @@ def verifier_named(name: VerifierName, tools: Sequence[Mapping[str, Any]] = ()) 
     from r2v.verifiers.tool_calls import ToolCallVerifier
 
     return ToolCallVerifier(tools)
+
+
+def source_sha256(name: str) -> str:
+    """Hash of the source of the named verifier: a router's risk was fitted on its scores."""
+    source = inspect.getsource(sys.modules[type(verifier_named(name)).__module__])
+    return hashlib.sha256(source.encode()).hexdigest()
