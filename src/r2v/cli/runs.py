@@ -29,7 +29,6 @@ def run(
     from r2v.cli.logs import run_logs
     from r2v.pipeline.runner import folder_of, run_stages
     from r2v.pipeline.stages import STAGES
-    from r2v.pipeline.worlds import confined_by
     from r2v.report.tables import summary
 
     if "logs" in keys(settings):
@@ -42,7 +41,7 @@ def run(
         raise SettingsError(f"--until {until}: no such stage; the stages are {', '.join(names)}")
     effective = load(settings, RunSettings, overrides or [])
     console = Console()
-    if (layers := confined_by(effective)) is not None:
+    if (layers := effective.domain.confinement()) is not None:
         console.print(f"sandbox  {', '.join(layers)}", highlight=False)
     wanted = STAGES[: names.index(until) + 1] if until else STAGES
     run_stages(wanted, effective, out, console)
@@ -63,10 +62,10 @@ def evaluate(
     ] = 1,
 ) -> None:
     """Play a finished run on new tasks under perturbation seeds that were never used: nobody tuned on those."""
+    from r2v.core.seeds import derive_seed
     from r2v.pipeline.runner import StageContext, check_outputs, locked
     from r2v.pipeline.splits import read_all
     from r2v.pipeline.stages.evaluate import evaluate_on
-    from r2v.pipeline.worlds import make_tasks
     from r2v.report.page import write_report
     from r2v.report.tables import summary
     from r2v.runtime.executor import Workers
@@ -77,7 +76,8 @@ def evaluate(
         folder = check_outputs(run_folder, stage)
         if stage == "collect":
             known = {task.id for task in read_all(folder / "tasks.json")}
-    tasks = make_tasks(effective, count=fresh_tasks, fresh=seed)
+    new = derive_seed("fresh tasks", effective.seed, seed)
+    tasks = effective.domain.fresh_tasks(effective.environment, fresh_tasks, new)
     if overlap := known & {task.id for task in tasks}:
         raise StageError(f"{len(overlap)} of the new tasks are tasks of the run; choose another --seed")
     zs = [FRESH_SEEDS_FROM + seed * 1000 + i for i in range(len(effective.perturbations.test))]

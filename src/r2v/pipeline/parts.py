@@ -15,17 +15,14 @@ from r2v.core.agent import AgentModels, Noisy, Routed, Solo
 from r2v.core.features import View
 from r2v.core.protocols import Agent, Environment, Policy, Router
 from r2v.core.types import Task
-from r2v.domains.household.expert import HouseholdExpert
-from r2v.domains.household.noise import random_action
+from r2v.perturbations import CLEAN as UNPERTURBED
 from r2v.perturbations import family_of
-from r2v.perturbations.wrap import PerturbedBranching
+from r2v.perturbations.wrap import perturbed
 from r2v.pipeline.settings import RunSettings, SlmSettings
-from r2v.pipeline.worlds import chat_format_of, make_world, perturbation_of, verifier_of
 from r2v.routers import baselines, comparators, interventions
 from r2v.routers.mlp import load_router
 from r2v.routers.threshold import Score, ThresholdRouter
 from r2v.runtime.store import read_json
-from r2v.verifiers import verifier_named
 
 if TYPE_CHECKING:
     from r2v.clients.local.policy import LocalPolicy
@@ -52,18 +49,21 @@ class AgentSpec:
 
 def make_environment(settings: RunSettings, task: Task, z: int) -> tuple[Environment, str]:
     """The task's environment under perturbation seed z (0 = clean), and the perturbation family."""
-    environment = make_world(settings, task)
+    domain = settings.domain
+    environment = domain.environment(settings.environment, task)
     family = family_of(task.id, z, settings.perturbations.families)
-    if z == CLEAN:
+    if family == UNPERTURBED:
         return environment, family
-    perturbation = perturbation_of(settings, family, environment.goal)
-    return PerturbedBranching(environment, perturbation, seed=z, salt=task.id), family
+    perturbation = domain.perturbation(family, settings.perturbations.strength, environment.goal)
+    return perturbed(environment, perturbation, seed=z, salt=task.id), family
 
 
 def make_teacher(settings: RunSettings) -> Policy:
     if isinstance(settings.teacher, ChatSettings):
-        return ChatPolicy(settings.teacher, name="teacher", chat_format=chat_format_of(settings))
-    return HouseholdExpert()
+        return ChatPolicy(settings.teacher, name="teacher", chat_format=settings.domain.chat_format)
+    expert = settings.domain.expert()
+    assert expert is not None  # the settings were refused otherwise
+    return expert
 
 
 def make_slm(settings: SlmSettings, folder: Path) -> LocalPolicy:
@@ -208,10 +208,10 @@ def make_models(settings: RunSettings, slm: Path, view: View = "full") -> AgentM
     """What a routed agent with this SLM is made of besides its router."""
     model = settings.slm.model
     if isinstance(model, ChatSettings):
-        small: Policy = ChatPolicy(model, name="slm", chat_format=chat_format_of(settings))
+        small: Policy = ChatPolicy(model, name="slm", chat_format=settings.domain.chat_format)
     else:
         small = make_slm(settings.slm, slm)
-    return AgentModels(small, make_teacher(settings), verifier_named(verifier_of(settings)), settings.slm.k, view=view)
+    return AgentModels(small, make_teacher(settings), settings.domain.make_verifier(), settings.slm.k, view=view)
 
 
 def make_agents(settings: RunSettings, specs: Iterable[AgentSpec]) -> list[Agent]:
@@ -222,7 +222,9 @@ def make_agents(settings: RunSettings, specs: Iterable[AgentSpec]) -> list[Agent
         if spec.kind == "teacher":
             return Solo(make_teacher(settings), "teacher")
         if spec.kind == "noisy_teacher":
-            return Noisy(Solo(make_teacher(settings), "teacher"), settings.collect.noise, random_action)
+            draw = settings.domain.random_action
+            assert draw is not None  # noisy episodes were refused otherwise
+            return Noisy(Solo(make_teacher(settings), "teacher"), settings.collect.noise, draw)
         if spec.slm is None:
             raise ValueError("a routed agent needs the folder of its SLM")
         key = spec.slm, spec.view

@@ -23,7 +23,6 @@ from rich.console import Console
 from r2v import __version__
 from r2v.core.errors import ArtifactError, StageError
 from r2v.pipeline.settings import RunSettings
-from r2v.pipeline.worlds import file_of_tasks
 from r2v.runtime.executor import Workers
 from r2v.runtime.progress import Report, progress
 from r2v.runtime.settings import dump
@@ -137,7 +136,7 @@ def stage_fingerprint(stage: Stage, settings: RunSettings, root: Path) -> str:
     inputs = {name: read_json(root / folder_of(name) / MANIFEST)["outputs"] for name in stage.reads}
     parts = {"stage": stage.name, "r2v": __version__, "seed": settings.seed, "inputs": inputs}
     parts["settings"] = {group: dump[group] for group in stage.uses}
-    if "environment" in stage.uses and (tasks := file_of_tasks(settings)):
+    if "environment" in stage.uses and (tasks := settings.domain.task_file(settings.environment)):
         parts["tasks file"] = sha256(tasks)
     if stage.trains and not settings.trains:
         parts["skipped"] = True

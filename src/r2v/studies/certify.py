@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 from r2v import __version__
 from r2v.core.errors import SettingsError, StageError
+from r2v.core.seeds import derive_seed
 from r2v.evaluation.certificate import Certificate, Target, certified
 from r2v.evaluation.outcomes import gather
 from r2v.pipeline.play import at, operating_points_of, play_agents
@@ -16,7 +17,6 @@ from r2v.pipeline.settings import CERTIFY_SEEDS_FROM
 from r2v.pipeline.splits import read_all
 from r2v.pipeline.stages.fit import read_operating_points
 from r2v.pipeline.stages.prefer import chosen_slm
-from r2v.pipeline.worlds import make_tasks
 from r2v.runtime.store import sha256
 
 SUBJECT = ("environment", "perturbations", "teacher", "slm")
@@ -31,7 +31,8 @@ def certify(ctx: StageContext, router: str, target: Target, *, tasks: int, seed:
     operating_points = read_operating_points(ctx.read("fit"))
     if router not in operating_points:
         raise SettingsError(f"no router {router} with a threshold in this run; there are {', '.join(operating_points)}")
-    fresh = make_tasks(settings, count=tasks, fresh=CERTIFY_SEEDS_FROM + seed)
+    new = derive_seed("fresh tasks", settings.seed, CERTIFY_SEEDS_FROM + seed)
+    fresh = settings.domain.fresh_tasks(settings.environment, tasks, new)
     if known := {task.id for task in read_all(ctx.read("collect") / "tasks.json")} & {task.id for task in fresh}:
         raise StageError(f"{len(known)} of the new tasks are tasks of the run; choose another --seed")
     zs = [CERTIFY_SEEDS_FROM + seed * 1000 + i for i in range(len(settings.perturbations.test))]

@@ -22,7 +22,6 @@ from r2v.learning.labels import Rows
 from r2v.learning.settings import RouterSettings
 from r2v.maths.calibration import brier, ece
 from r2v.routers.mlp import RiskMLP
-from r2v.verifiers import VerifierName
 
 FOLDS = 5
 LEAST_FAILED = 20
@@ -80,7 +79,7 @@ def own_steps(episodes: Sequence[Episode]) -> tuple[Rows, list[str]]:
 
 
 def fit_logs(
-    episodes: Sequence[Episode], out: Path, *, verifier: VerifierName | None, seed: int = 0, asked_share: float = 0.15
+    episodes: Sequence[Episode], out: Path, *, verifier: str | None, seed: int = 0, asked_share: float = 0.15
 ) -> LogFit:
     """Fit and write a router folder to `out`, if the logs allow it.
 

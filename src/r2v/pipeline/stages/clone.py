@@ -23,5 +23,7 @@ def clone_stage(ctx: StageContext) -> None:
         checkpoints=ctx.partial,
         seed=ctx.settings.seed,
         progress=ctx.report,
+        pieces=ctx.settings.domain.pieces,
+        dropped=ctx.settings.domain.dropped,
     )
     write_json(ctx.out / "report.json", asdict(report))

@@ -18,15 +18,16 @@ from r2v.pipeline.parts import CLEAN, AgentSpec
 from r2v.pipeline.play import play_episodes
 from r2v.pipeline.runner import StageContext
 from r2v.pipeline.splits import read_split, write_splits
-from r2v.pipeline.worlds import make_tasks
 from r2v.runtime.store import read_episodes, write_episodes
 
 
 def collect(ctx: StageContext) -> None:
     settings = ctx.settings
-    splits = split(make_tasks(settings), settings.tasks.model_dump(), seed=settings.seed)
-    write_splits(ctx.out / "tasks.json", splits)
-    write_episodes(ctx.out / "episodes.parquet", _play_teacher(ctx, [CLEAN]))
+    sizes = settings.tasks.model_dump()
+    tasks = settings.domain.tasks(settings.environment, sum(sizes.values()), settings.seed)
+    write_splits(ctx.out / "tasks.json", split(tasks, sizes, seed=settings.seed))
+    # Nobody learns from the teacher where the SLM is a chat endpoint, and each of its calls costs money.
+    write_episodes(ctx.out / "episodes.parquet", _play_teacher(ctx, [CLEAN]) if settings.trains else [])
 
 
 def perturb(ctx: StageContext) -> None:
@@ -42,7 +43,7 @@ def teacher_episodes(ctx: StageContext) -> list[Episode]:
 def _play_teacher(ctx: StageContext, seeds: Sequence[int]) -> list[Episode]:
     source = ctx.out if (ctx.out / "tasks.json").exists() else ctx.read("collect")
     tasks = read_split(source / "tasks.json", "policy")
-    share = ctx.settings.collect.noisy_episodes
+    share = ctx.settings.collect.noisy_episodes or 0.0
     noisy = [derive_uniform("noisy", task.id) < share for task in tasks]
     groups: tuple[tuple[str, AgentSpec, bool], ...] = (
         ("plain", AgentSpec("teacher"), False),

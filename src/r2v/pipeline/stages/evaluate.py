@@ -23,7 +23,6 @@ from r2v.pipeline.runner import StageContext
 from r2v.pipeline.splits import read_split
 from r2v.pipeline.stages.fit import OperatingPoint, read_operating_points
 from r2v.pipeline.stages.prefer import chosen_slm
-from r2v.pipeline.worlds import confined_by
 from r2v.routers.mlp import load_router
 from r2v.runtime.store import read_json, sha256, write_episodes, write_json
 from r2v.studies.oracle_bound import clairvoyant
@@ -142,6 +141,6 @@ def _provenance(ctx: StageContext, split: str) -> dict[str, Any]:
         "router_sha256": sha256(ctx.read("fit") / "r2v"),
         "python": platform.python_version(),
         "libraries": {name: version(name) for name in ("numpy", "torch", "transformers")},
-        "sandbox": confined_by(ctx.settings),
+        "sandbox": ctx.settings.domain.confinement(),
         "times": {stage: read_json(ctx.read(stage) / "manifest.json")["seconds"] for stage in stages},
     }

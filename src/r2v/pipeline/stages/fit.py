@@ -24,7 +24,6 @@ from r2v.pipeline.runner import StageContext
 from r2v.pipeline.settings import RouterName
 from r2v.pipeline.splits import read_split
 from r2v.pipeline.stages.prefer import chosen_slm, validation_episodes
-from r2v.pipeline.worlds import verifier_of
 from r2v.routers.mlp import load_router
 from r2v.runtime.store import read_json, write_json
 
@@ -88,7 +87,7 @@ def _choose(ctx: StageContext, grid: Mapping[str, Sequence[float]], slm_episodes
             "validation": [[float(p.outcomes.call_rate_TZ.mean()), p.success, p.calls] for p in points],
         }
     return {
-        "fitted_with": {"verifier": verifier_of(settings), "k": settings.slm.k, "horizon": settings.environment.horizon},
+        "fitted_with": {"verifier": settings.domain.verifier, "k": settings.slm.k, "horizon": settings.environment.horizon},
         "rule": _rule_in_words(ctx),
         "target": rule.target,
         "teacher_success": teacher_success,
