@@ -26,7 +26,6 @@ def run(
 ) -> None:
     """Train, fit and evaluate: all stages in order. Finished stages are skipped, a killed one is resumed."""
     from r2v.cli.logs import run_logs
-    from r2v.domains import load_domain
     from r2v.pipeline.run_folder import RunFolder
     from r2v.pipeline.runner import run_stages
     from r2v.pipeline.stages import STAGES
@@ -42,7 +41,7 @@ def run(
         raise SettingsError(f"--until {until}: no such stage; the stages are {', '.join(names)}")
     effective = load(settings, RunSettings, overrides or [])
     console = Console()
-    if (layers := load_domain(effective.environment.kind).confinement()) is not None:
+    if (layers := effective.domain.confinement()) is not None:
         console.print(f"sandbox  {', '.join(layers)}", highlight=False)
     wanted = STAGES[: names.index(until) + 1] if until else STAGES
     run_stages(wanted, effective, out, console)
@@ -65,7 +64,6 @@ def evaluate(
 ) -> None:
     """Play a finished run on new tasks under perturbation seeds that were never used: nobody tuned on those."""
     from r2v.core.seeds import derive_seed
-    from r2v.domains import load_domain
     from r2v.pipeline.run_folder import RunFolder
     from r2v.pipeline.runner import study
     from r2v.pipeline.settings import FRESH_SEEDS_FROM
@@ -76,9 +74,7 @@ def evaluate(
     run = RunFolder(run_folder)
     settings = run.settings
     run.finished("collect", "clone", "prefer", "rollout", "fit")
-    tasks = load_domain(settings.environment.kind).fresh_tasks(
-        settings.environment, fresh_tasks, derive_seed("fresh tasks", settings.seed, seed)
-    )
+    tasks = settings.domain.fresh_tasks(settings.environment, fresh_tasks, derive_seed("fresh tasks", settings.seed, seed))
     known = {task.id for split in run.splits().values() for task in split}
     if overlap := known & {task.id for task in tasks}:
         raise StageError(f"{len(overlap)} of the new tasks are tasks of the run; choose another --seed")

@@ -13,10 +13,8 @@ from r2v.core.features import View
 from r2v.core.fixed import Never, Redraw
 from r2v.core.protocols import Agent, Environment, Policy, Router
 from r2v.core.types import Task
-from r2v.domains import load_domain
-from r2v.domains.base import Domain
 from r2v.perturbations import family_of
-from r2v.perturbations.wrap import PerturbedBranching
+from r2v.perturbations.wrap import perturbed
 from r2v.pipeline.settings import RunSettings, SlmSettings
 from r2v.routers import load_router, router_class
 from r2v.routers.base import RouterBase
@@ -45,23 +43,19 @@ class AgentSpec:
     view: View = "full"
 
 
-def domain_of(settings: RunSettings) -> Domain:
-    return load_domain(settings.environment.kind)
-
-
 def make_environment(settings: RunSettings, task: Task, z: int) -> tuple[Environment, str]:
     """The task's environment under perturbation seed z (0 = clean), and the perturbation family."""
-    domain = domain_of(settings)
+    domain = settings.domain
     environment = domain.environment(settings.environment, task)
     family = family_of(task.id, z, settings.perturbations.families)
     if z == CLEAN:
         return environment, family
     perturbation = domain.perturbation(family, settings.perturbations.strength, environment.goal)
-    return PerturbedBranching(environment, perturbation, seed=z, salt=task.id), family
+    return perturbed(environment, perturbation, seed=z, salt=task.id), family
 
 
 def make_teacher(settings: RunSettings) -> Policy:
-    domain = domain_of(settings)
+    domain = settings.domain
     if isinstance(settings.teacher, ChatSettings):
         return ChatPolicy(settings.teacher, name="teacher", chat_format=domain.chat_format)
     expert = domain.expert()
@@ -89,7 +83,7 @@ def make_slm(settings: SlmSettings, folder: Path) -> LocalPolicy:
 
 def make_models(settings: RunSettings, slm: Path, view: View = "full") -> AgentModels:
     """What a routed agent with this SLM is made of besides its router."""
-    domain, model = domain_of(settings), settings.slm.model
+    domain, model = settings.domain, settings.slm.model
     if isinstance(model, ChatSettings):
         small: Policy = ChatPolicy(model, name="slm", chat_format=domain.chat_format)
     else:
@@ -117,7 +111,7 @@ def make_agents(settings: RunSettings, specs: Iterable[AgentSpec]) -> list[Agent
         if spec.kind == "teacher":
             return Solo(make_teacher(settings), "teacher")
         if spec.kind == "noisy_teacher":
-            random_action = domain_of(settings).random_action
+            random_action = settings.domain.random_action
             assert random_action is not None  # the settings were refused otherwise
             return Noisy(Solo(make_teacher(settings), "teacher"), settings.collect.noise, random_action)
         if spec.slm is None:

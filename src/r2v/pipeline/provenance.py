@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from r2v import __version__
-from r2v.pipeline.agents import domain_of
 from r2v.pipeline.runner import StageContext
 from r2v.runtime.store import sha256
 
@@ -32,7 +31,7 @@ def provenance(ctx: StageContext, split: str) -> dict[str, Any]:
         "machine": {"cpu": cpu(), "cores": os.cpu_count(), "system": platform.platform()},
         "threads": settings.threads,
         "workers": settings.workers,
-        "sandbox": domain_of(settings).confinement(),
+        "sandbox": settings.domain.confinement(),
         "times": {stage: run.manifest(stage)["seconds"] for stage in STAGES},
     }
 

@@ -22,7 +22,6 @@ from rich.console import Console
 
 from r2v import __version__
 from r2v.core.errors import StageError
-from r2v.domains import load_domain
 from r2v.pipeline.run_folder import MANIFEST, RunFolder, check_hashes
 from r2v.pipeline.settings import RunSettings
 from r2v.runtime.executor import Executor, LocalProcesses
@@ -149,7 +148,7 @@ def stage_fingerprint(stage: Stage, settings: RunSettings, run: RunFolder) -> st
     inputs = {name: run.manifest(name)["outputs"] for name in stage.reads}
     facts = {"stage": stage.name, "r2v": __version__, "seed": settings.seed, "inputs": inputs}
     facts["settings"] = {group: dump[group] for group in stage.uses}
-    task_file = load_domain(settings.environment.kind).task_file(settings.environment)
+    task_file = settings.domain.task_file(settings.environment)
     if "environment" in stage.uses and task_file:
         facts["tasks file"] = sha256(task_file)
     if stage.trains and not settings.trains:

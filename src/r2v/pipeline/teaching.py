@@ -17,7 +17,7 @@ def play_teacher(ctx: StageContext, tasks: Sequence[Task], seeds: Sequence[int])
     In a share of the episodes some of its actions are replaced by random ones: the only way to see how it recovers from a
     mistake, which a cloned policy will need (no loss is put on the mistakes themselves).
     """
-    share = ctx.settings.collect.noisy_episodes
+    share = ctx.settings.collect.noisy_episodes or 0.0
     noisy = [derive_uniform("noisy", task.id) < share for task in tasks]
     plain = [task for task, is_noisy in zip(tasks, noisy, strict=True) if not is_noisy]
     disturbed = [task for task, is_noisy in zip(tasks, noisy, strict=True) if is_noisy]

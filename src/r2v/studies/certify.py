@@ -10,7 +10,6 @@ from r2v import __version__
 from r2v.core.errors import SettingsError, StageError
 from r2v.core.seeds import derive_seed
 from r2v.evaluation.certificate import Certificate, Target, certified
-from r2v.pipeline.agents import domain_of
 from r2v.pipeline.play import at, outcomes, play, routed_at
 from r2v.pipeline.runner import StageContext
 from r2v.pipeline.settings import CERTIFY_SEEDS_FROM
@@ -27,7 +26,7 @@ def certify(ctx: StageContext, router: str, target: Target, *, tasks: int, seed:
     settings, points = ctx.settings, ctx.run.operating_points()
     if router not in points:
         raise SettingsError(f"no router {router} with a threshold in this run; there are {', '.join(points)}")
-    fresh = domain_of(settings).fresh_tasks(
+    fresh = settings.domain.fresh_tasks(
         settings.environment, tasks, derive_seed("fresh tasks", settings.seed, CERTIFY_SEEDS_FROM + seed)
     )
     own = {task.id for split in ctx.run.splits().values() for task in split}

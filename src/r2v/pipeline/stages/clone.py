@@ -23,5 +23,7 @@ def clone(ctx: StageContext) -> None:
         checkpoints=ctx.partial,
         seed=settings.seed,
         progress=ctx.report,
+        pieces=settings.domain.pieces,
+        dropped=settings.domain.dropped,
     )
     write_json(ctx.out / "report.json", asdict(report))

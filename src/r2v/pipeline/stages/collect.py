@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from r2v.core.splits import split
-from r2v.pipeline.agents import CLEAN, domain_of
+from r2v.pipeline.agents import CLEAN
 from r2v.pipeline.runner import StageContext
 from r2v.pipeline.teaching import play_teacher
 from r2v.runtime.store import write_episodes
@@ -12,8 +12,9 @@ from r2v.runtime.store import write_episodes
 def collect(ctx: StageContext) -> None:
     settings = ctx.settings
     sizes = settings.tasks.model_dump()
-    tasks = domain_of(settings).tasks(settings.environment, sum(sizes.values()), settings.seed)
+    tasks = settings.domain.tasks(settings.environment, sum(sizes.values()), settings.seed)
     splits = split(tasks, sizes, seed=settings.seed)
     ctx.run.write_splits(splits)
-    if settings.trains:  # without an SLM to train, nobody would read the teacher's episodes
-        write_episodes(ctx.out / "episodes.parquet", play_teacher(ctx, splits["policy"], [CLEAN]))
+    # Nobody learns from the teacher where the SLM is a chat endpoint, and each of its calls costs money.
+    episodes = play_teacher(ctx, splits["policy"], [CLEAN]) if settings.trains else []
+    write_episodes(ctx.out / "episodes.parquet", episodes)

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from r2v.evaluation.operating_point import Point, choose, in_words
-from r2v.pipeline.agents import AgentSpec, domain_of
+from r2v.pipeline.agents import AgentSpec
 from r2v.pipeline.play import at, outcomes, play, routed_at
 from r2v.pipeline.runner import StageContext
 from r2v.routers.base import FitData, FittedWith, Play, RouterBase
@@ -60,7 +60,7 @@ def fit(ctx: StageContext) -> None:
 
 def _data(ctx: StageContext) -> FitData:
     """What the rollout stage left for the fits."""
-    settings, run, verifier = ctx.settings, ctx.run, domain_of(ctx.settings).verifier
+    settings, run, verifier = ctx.settings, ctx.run, ctx.settings.domain.verifier
     needs = {need for router, _ in settings.chosen_routers.values() for need in router.needs}
     data = FitData(
         recorded=run.rollouts(),
