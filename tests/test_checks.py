@@ -16,6 +16,7 @@ from r2v.core.checks import (
     check_verifier,
 )
 from r2v.core.features import FEATURES
+from r2v.core.fixed import Always, Never
 from r2v.core.types import Action, Candidate, Context, Features, Usage
 from r2v.domains.household import DOMAIN
 from r2v.domains.household.env import Household
@@ -24,8 +25,10 @@ from r2v.domains.household.scenes import generate
 from r2v.domains.household.verifier import HouseholdVerifier
 from r2v.perturbations import FAMILIES
 from r2v.perturbations.wrap import Perturbed
-from r2v.routers.baselines import Always, Never, Random, entropy, heuristic, verifier
-from r2v.routers.threshold import ThresholdRouter
+from r2v.routers.entropy import Entropy
+from r2v.routers.heuristic import Heuristic
+from r2v.routers.random import Random
+from r2v.routers.verifier import VerifierRouter
 from toy import Flat, Toy
 
 ROOM = "You are in the middle of a room. Looking quickly around you, you see a drawer 2, a drawer 1, and a shelf 1."
@@ -58,8 +61,10 @@ def test_our_own_implementations_conform(small_tasks, small_scenes):
     for router in (
         Never(),
         Always(),
-        Random(0.5),
-        *(ThresholdRouter("t", f, 0.5) for f in (entropy, heuristic, verifier)),
+        Random(threshold=0.5),
+        Entropy(),
+        Heuristic(),
+        VerifierRouter(),
     ):
         check_router(router, ROWS, CONTEXT)
 

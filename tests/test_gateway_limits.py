@@ -13,11 +13,13 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+from r2v.pipeline.parts import make_router
 
 import r2v.gateway
 from r2v.clients.mock import MockModel, complete
 from r2v.core.errors import ArtifactError, SettingsError
 from r2v.core.features import EXTENDED, featurise
+from r2v.core.mlp import Calibration, RiskMLP
 from r2v.core.types import Action, Candidate, Context, Memory, Usage
 from r2v.domains.household.verifier import HouseholdVerifier
 from r2v.evaluation.certificate import Certificate, Target, Tried
@@ -32,8 +34,7 @@ from r2v.gateway.settings import (
     ServerSettings,
     StoreSettings,
 )  # fmt: skip
-from r2v.pipeline.parts import make_router
-from r2v.routers.mlp import Calibration, RiskMLP, load_router
+from r2v.routers import load_router
 from r2v.runtime.store import sha256, write_json
 from r2v.verifiers.tool_calls import ToolCallVerifier
 from servers import KEY
