@@ -24,7 +24,7 @@ from r2v.domains.humaneval.verifier import CodeVerifier, smoke
 from r2v.perturbations import FAMILIES, code
 from r2v.perturbations.wrap import PerturbedBranching
 from r2v.runtime.sandbox.examples import examples
-from r2v.runtime.sandbox.trial import Trial, attempt
+from r2v.runtime.sandbox.try_solution import Attempt, attempt
 
 EVERY = 12
 """Of each real file every so many problems are checked here, without the few that take seconds; CI checks all of them."""
@@ -342,7 +342,7 @@ def test_the_verifier_conforms_and_prefers_what_works(problems):
 
 
 def test_without_examples_it_counts_that_the_code_loads():
-    assert attempt("def f(x): return x", "f", (), limit_s=1) == Trial(0, 0, ())
+    assert attempt("def f(x): return x", "f", (), limit_s=1) == Attempt(0, 0, ())
     assert attempt("def g(x): return x", "f", (), limit_s=1).failures == ("NameError: name 'f' is not defined",)
     assert attempt("f = 1", "f", (), limit_s=1).failures == ("f is not a function",)
     assert smoke("def f(x):", "f", "def f(x): return x") == 0.5 and smoke("def f(x):", "f", "1 / 0") == 0

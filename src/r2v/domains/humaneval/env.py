@@ -19,7 +19,7 @@ from r2v.core.types import Action, Observation, Task
 from r2v.domains.humaneval.check import check
 from r2v.domains.humaneval.problems import Problem
 from r2v.runtime.sandbox.examples import examples
-from r2v.runtime.sandbox.trial import PROGRAM, attempt
+from r2v.runtime.sandbox.try_solution import PROGRAM, attempt
 
 SYSTEM = """You write one Python function. Answer with exactly one command and nothing else:
 write_code    followed by a block ```python ... ``` with the whole program: imports, signature and body
