@@ -90,6 +90,23 @@ def test_exit_codes_signals_and_missing_programs_are_distinguished(tmp_path, sep
     assert missing.status == "error" and "No such file" in missing.stderr
 
 
+def test_a_hidden_folder_is_empty_however_its_place_is_called(tmp_path, separated):
+    real, folder = tmp_path / "real", tmp_path / "inside"
+    (real / "package" / "answers").mkdir(parents=True)
+    (real / "package" / "answers" / "1").write_text("42")
+    (real / "package" / "question").write_text("6 * 7")
+    folder.mkdir()
+    (tmp_path / "link").symlink_to(real)
+    listing = [f"{place}/package/{name}" for place in (tmp_path / "link", real) for name in ("", "answers")]
+    done = sandbox.run(
+        ["ls", *listing],
+        folder=folder,
+        readable=[tmp_path / "link", real],
+        hidden=[tmp_path / "link" / "package" / "answers", tmp_path / "nowhere"],
+    )
+    assert done.ok and done.stdout.split().count("question") == 2 and "1" not in done.stdout.split(), done
+
+
 def test_a_service_and_its_client_meet_inside(tmp_path, separated):
     code = """
 import socket, threading
@@ -98,6 +115,27 @@ threading.Thread(target=lambda: server.accept()[0].sendall(b"hello"), daemon=Tru
 print(socket.create_connection(("127.0.0.1", 8000)).recv(5).decode())
 """
     assert python(code, tmp_path).stdout == "hello\n"
+
+
+def test_it_can_be_imported_where_there_is_no_unix():
+    code = """
+import sys
+sys.modules.update(dict.fromkeys(("resource", "fcntl", "pwd", "grp", "termios"), None))
+import os, signal, socket, r2v  # with the libraries that look at the platform
+sys.platform = "win32"
+del os.getuid, os.memfd_create, os.fork, os.pidfd_open, signal.SIGALRM, signal.setitimer, socket.AF_UNIX
+from r2v.core.errors import SettingsError
+from r2v.runtime import sandbox
+from r2v.runtime.sandbox import try_solution
+try: sandbox.layers()
+except SettingsError as error: print(error)
+try: try_solution.attempt("def f(): return 1", "f", (), limit_s=1)
+except SettingsError as error: print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"R2V_SANDBOX": "limits"}
+    )
+    assert done.stdout.count("Linux only") == 2 and not done.stderr, done
 
 
 def test_a_killed_spawn_server_is_replaced(tmp_path):

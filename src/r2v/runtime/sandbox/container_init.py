@@ -46,7 +46,7 @@ def run_init(spec: dict[str, Any]) -> None:
 
 
 def _serve(spec: dict[str, Any]) -> None:
-    """Requests are four descriptors: stdin, stdout, stderr and status of a run. "ready" says that no trace of it is left."""
+    """A request is four descriptors: stdin, stdout, stderr, status. "ready" says that no trace of an earlier run is left."""
     import gc
     import socket
     from importlib import import_module
@@ -56,6 +56,7 @@ def _serve(spec: dict[str, Any]) -> None:
     namespace: dict[str, Any] = {"__name__": "inside"}
     exec(spec["script"], namespace)
     gc.freeze()  # collections in forks would copy every page
+    report(spec["status"], "ready")
     requests = socket.socket(fileno=spec["io"][0])
     while True:
         _, descriptors, _, _ = socket.recv_fds(requests, 1, 4)
@@ -94,6 +95,7 @@ def _become(spec: dict[str, Any], main: Callable[[], None] | None) -> None:
     """Give up all privileges, take on the limits, become the program. Does not return."""
     status = spec["status"]
     try:
+        os.setsid()  # or a signal to its process group would reach the supervisor
         os.chdir(spec["at"])
         for number, descriptor in enumerate(spec["io"]):
             os.dup2(descriptor, number)

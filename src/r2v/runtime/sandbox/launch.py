@@ -271,7 +271,7 @@ class WarmSandbox:
     """A sandbox in which `main()` of `script` runs again and again, in a fork each: no new sandbox, no new interpreter.
 
     Between two runs all processes are ended and all files removed. `script` must be our own; it may execute what it reads.
-    `preload`: modules that are loaded beforehand.
+    `preload`: modules that are loaded beforehand. Raises SettingsError when the sandbox cannot be started.
     """
 
     def __init__(self, script: Path, limits: Limits, preload: Sequence[str]) -> None:
@@ -287,6 +287,9 @@ class WarmSandbox:
             spawn_server.send([what.fileno(), self._lifeline.theirs, status, theirs.fileno()])
         os.close(status)
         os.close(self._lifeline.theirs)
+        if (started := self._events.readline()) != b"ready\n":  # else its start would count as time of the first run
+            self.close()
+            raise SettingsError(f"no sandbox can be started: {started.decode(errors='replace').strip() or backend}")
 
     @property
     def is_open(self) -> bool:
