@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from r2v.core.checks import check_environment, check_perturbation, check_verifier
-from r2v.core.errors import ArtifactError
+from r2v.core.errors import ArtifactError, SettingsError
 from r2v.core.types import Action, Context
 from r2v.domains.humaneval import check as checking
 from r2v.domains.humaneval.check import agrees, check
@@ -23,6 +23,8 @@ from r2v.domains.humaneval.problems import load_problems, problem_file, shipped
 from r2v.domains.humaneval.verifier import CodeVerifier, smoke
 from r2v.perturbations import FAMILIES, code
 from r2v.perturbations.wrap import PerturbedBranching
+from r2v.runtime import sandbox
+from r2v.runtime.sandbox import calls
 from r2v.runtime.sandbox.examples import examples
 from r2v.runtime.sandbox.try_solution import Attempt, attempt
 
@@ -143,13 +145,21 @@ def longest_run(word):
 }
 
 
+@pytest.mark.parametrize("backend", ["bubblewrap", "namespaces"])
 @pytest.mark.parametrize("name", CHEATS)
-def test_cheats_fail(name, problems, monkeypatch):
+def test_cheats_fail(name, backend, problems, monkeypatch):
+    monkeypatch.setenv("R2V_SANDBOX", backend)
+    try:
+        calls.close_idle()
+        sandbox.layers()
+    except SettingsError as error:
+        pytest.skip(str(error))
     monkeypatch.setattr("r2v.runtime.sandbox.calls.LONGEST_S", 1.0)
     monkeypatch.setattr("r2v.runtime.sandbox.calls.SLACK_S", 1.0)
     verdict = check(problems["longest_run"], CHEATS[name])
     assert not verdict.passed and not verdict.base, verdict
     assert not Path("/tmp/made-by-pickle").exists()
+    calls.close_idle()
 
 
 @pytest.mark.parametrize(
