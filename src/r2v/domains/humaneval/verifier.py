@@ -20,7 +20,7 @@ from functools import lru_cache
 from r2v.core.types import Action, Context
 from r2v.domains.humaneval.chat_format import PROGRAM
 from r2v.runtime.sandbox.examples import Example, examples
-from r2v.runtime.sandbox.trial import attempt
+from r2v.runtime.sandbox.try_solution import attempt
 from r2v.verifiers.evidence import INJECTED, gives_orders
 
 SMOKE_LIMIT_S = 5.0
