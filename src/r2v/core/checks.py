@@ -30,8 +30,8 @@ def _require(holds: bool, message: str) -> None:
 
 
 async def check_environment(make: Callable[[], Environment], actions: Sequence[str]) -> None:
-    """Two environments answer equal actions equally; so does a clone, if there are clones, and what it does the original does not
-    feel. Done and success agree, and nothing goes on after the end.
+    """Two environments answer equal actions equally, and so does a clone, which leaves its original as it is. Done and
+    success agree, and nothing goes on after the end.
     """
     first, second = make(), make()
     _require(first.goal == second.goal, "two environments of one task have different goals")

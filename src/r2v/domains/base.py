@@ -50,7 +50,7 @@ class Domain(Generic[E]):
     chat_format: ClassVar[ChatFormat] = ChatFormat(
         "You act by text commands, one at a time. Answer with exactly one command and nothing else.", command_of
     )
-    """How chat models are told to act, and how their replies are read."""
+    """The system prompt of chat models, and how their replies become actions."""
     random_action: Callable[[Context, int], Action] | None = None
     """A random action from what the agent has read and a seed, for noisy episodes; None: there are none."""
     scratch: ClassVar[bool] = False
