@@ -8,7 +8,8 @@ slm: {model: {hidden_size: 64}}
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, get_args
+from functools import cached_property
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     Discriminator,
@@ -24,16 +25,15 @@ from pydantic import (
 )
 
 from r2v.clients.chat import ChatSettings
+from r2v.core.errors import SettingsError
 from r2v.core.features import View
 from r2v.domains import load_domain
 from r2v.domains.base import Domain, EnvironmentSettings
 from r2v.learning.settings import CloneSettings, ModelSettings, PreferSettings, RouterSettings
+from r2v.routers import BUILT_IN, router_class
+from r2v.routers.base import RouterBase, own_settings
 from r2v.runtime.settings import Settings, validated
 
-RouterName = Literal[
-    "random", "entropy", "heuristic", "verifier", "r2v", "r2v_paper",
-    "benefit", "helper", "query", "cascade", "cascade_routing", "judge_latch", "conformal", "bandit", "restart",
-]  # fmt: skip
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -183,8 +183,9 @@ class RunSettings(Settings):
     perturbations: PerturbationSettings = Field(PerturbationSettings(), validate_default=True)
     teacher: Annotated[ExpertSettings | ChatSettings, Field(discriminator="kind")] = ExpertSettings()
     slm: SlmSettings = SlmSettings()
-    routers: tuple[RouterName, ...] = get_args(RouterName)[:6]
-    """Routers that are fitted and evaluated, besides the SLM and the teacher alone; `all` for every one there is."""
+    routers: tuple[str | dict[str, Any], ...] = ("random", "entropy", "heuristic", "verifier", "r2v", "r2v_paper")
+    """Routers that are fitted and evaluated, besides the SLM and the teacher alone; `all` for every built-in one. Your own:
+    `package.module:Class`, or the name of its entry point; `{kind: ..., key: value}` for one with settings of its own."""
     collect: CollectSettings = Field(CollectSettings(), validate_default=True)
     clone: CloneSettings = CloneSettings()
     propose: ProposeSettings = ProposeSettings()
@@ -246,17 +247,32 @@ class RunSettings(Settings):
             raise ValueError("tasks.policy is 0, but the SLM is trained on these tasks")
         return self
 
+    @cached_property
+    def chosen_routers(self) -> dict[str, tuple[type[RouterBase], dict[str, Any]]]:
+        """name -> (class, own settings) of each of `routers`, in their order."""
+        found = {}
+        for entry in self.routers:
+            options = {} if isinstance(entry, str) else {key: value for key, value in entry.items() if key != "kind"}
+            router = router_class(entry if isinstance(entry, str) else str(entry.get("kind")))
+            found[router.name] = (router, options)
+        return found
+
     @field_validator("routers", mode="before")
     @classmethod
     def _all(cls, routers: object) -> object:
-        return get_args(RouterName) if routers == "all" else routers
+        return tuple(BUILT_IN) if routers == "all" else routers
 
-    @field_validator("routers")
-    @classmethod
-    def _with_reference(cls, routers: tuple[RouterName, ...]) -> tuple[RouterName, ...]:
-        if "r2v" not in routers or len(set(routers)) != len(routers):
-            raise ValueError("name each router once, and r2v among them: the others are compared with it")
-        return routers
+    @model_validator(mode="after")
+    def _known_routers(self) -> RunSettings:
+        try:
+            chosen = self.chosen_routers
+            for router, options in chosen.values():
+                own_settings(router, options)
+        except SettingsError as error:
+            raise ValueError(str(error)) from None
+        if "r2v" not in chosen or len(chosen) != len(self.routers):
+            raise ValueError("routers: name each router once, and r2v among them: the others are compared with it")
+        return self
 
 
 class LogSourceSettings(Settings):

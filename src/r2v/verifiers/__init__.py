@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -36,3 +38,9 @@ def verifier_named(name: str, tools: Sequence[Mapping[str, Any]] = ()) -> Verifi
         found = found(tools=tools) if "tools" in inspect.signature(found).parameters else found()
     verifier: Verifier = found
     return verifier
+
+
+def source_sha256(name: str) -> str:
+    """Hash of the source of the named verifier: a router's risk was fitted on its scores."""
+    source = inspect.getsource(sys.modules[type(verifier_named(name)).__module__])
+    return hashlib.sha256(source.encode()).hexdigest()

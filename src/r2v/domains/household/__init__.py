@@ -44,7 +44,7 @@ class HouseholdSettings(EnvironmentSettings):
     """Fewest and most receptacles in a generated room."""
     objects: Range = (8, 14)
     """Fewest and most objects in a generated room."""
-    adapter: Literal["move", "put"] = "move"
+    dialect: Literal["move", "put"] = "move"
     """`move O to R` as ALFWorld data since 0.4.0, or `put O in/on R` as before."""
     data: str | None = None
     """Folder of real ALFWorld games to use instead of generated ones, e.g. $ALFWORLD_DATA/json_2.1.1/train."""
@@ -54,7 +54,7 @@ class HouseholdSettings(EnvironmentSettings):
         """How rooms are generated."""
         from r2v.domains.household.scenes import SceneSettings
 
-        return SceneSettings(self.receptacles, self.objects, self.families, self.adapter, self.house)
+        return SceneSettings(self.receptacles, self.objects, self.families, self.dialect, self.house)
 
 
 class HouseholdDomain(Domain[HouseholdSettings]):
