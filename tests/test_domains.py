@@ -15,7 +15,8 @@ import r2v.domains
 from r2v.clients.scripted import ScriptedPolicy
 from r2v.core.agent import Noisy, Solo
 from r2v.core.checks import CheckFailed, check, check_domain
-from r2v.core.errors import SettingsError
+from r2v.core.errors import ArtifactError, SettingsError
+from r2v.core.fixed import Never
 from r2v.core.types import Action
 from r2v.domains import BUILT_IN, load_domain
 from r2v.domains.base import Domain, EnvironmentSettings, made_in
@@ -26,7 +27,9 @@ from r2v.gateway.settings import RouteSettings
 from r2v.learning.tokenizer import train_tokenizer
 from r2v.perturbations.wrap import PerturbedBranching, perturbed
 from r2v.pipeline.settings import RunSettings
-from r2v.routers.baselines import Never, Random
+from r2v.routers.entropy import Entropy
+from r2v.routers.r2v import R2V
+from r2v.routers.random import Random
 from r2v.runtime import sandbox
 from r2v.runtime.settings import dump, load
 from r2v.verifiers import verifier_named
@@ -254,13 +257,33 @@ def test_broken_domains_are_caught(domain, message):
 def test_a_thing_is_checked_as_what_it_is():
 
     assert [check(thing) for thing in (GuessVerifier, GuessVerifier(), ToolCallVerifier)] == ["verifier"] * 3
-    assert [check(thing) for thing in (static, Never, Random(0.5), HouseholdExpert, Toy, lambda: Toy())] == [
-        "perturbation", "router", "router", "policy", "environment", "environment",
+    assert [check(thing) for thing in (static, Never, Random, Entropy().at(1.0), HouseholdExpert, Toy, lambda: Toy())] == [
+        "perturbation", "router", "router", "router", "policy", "environment", "environment",
     ]  # fmt: skip
     with pytest.raises(CheckFailed, match="is no domain, router"):
         check(7)
-    with pytest.raises(CheckFailed, match="Random cannot be made without rate"):
-        check(Random)
+    with pytest.raises(CheckFailed, match="R2V cannot be made without risk"):
+        check(R2V)
+
+
+class Format:
+    name, description, verifier = "mine", "Logs of my program.", None
+
+    def read(self, path):
+        if not path.exists():
+            raise ArtifactError(f"{path} does not exist")
+        return iter(())
+
+
+class Careless(Format):
+    def read(self, path):
+        return iter(())
+
+
+def test_a_log_format_says_what_it_is_and_misses_no_file_silently():
+    assert check(Format) == check(Format()) == "log format"
+    with pytest.raises(CheckFailed, match="file that does not exist"):
+        check(Careless)
 
 
 def test_the_examples_stay_short():

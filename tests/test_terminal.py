@@ -14,6 +14,7 @@ from r2v.clients.scripted import ScriptedPolicy
 from r2v.core.agent import AgentModels, Routed, Solo
 from r2v.core.checks import check_environment, check_perturbation, check_verifier
 from r2v.core.errors import SettingsError
+from r2v.core.fixed import Always, Never
 from r2v.core.loop import run_episode, run_together
 from r2v.core.protocols import Branching
 from r2v.core.types import Action, Context, Memory
@@ -24,7 +25,6 @@ from r2v.domains.terminal.shell import Output, State, execute
 from r2v.domains.terminal.tasks import TASKS, all_tasks, make_tasks, task_named
 from r2v.domains.terminal.verifier import TerminalVerifier
 from r2v.perturbations.wrap import PerturbedBranching
-from r2v.routers.baselines import Always, Never
 from r2v.runtime import sandbox
 from test_chat_policy import completion, serving
 

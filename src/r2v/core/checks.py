@@ -11,9 +11,10 @@ import inspect
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, get_args
 
-from r2v.core.errors import R2VError, SettingsError
+from r2v.core.errors import ArtifactError, R2VError, SettingsError
 from r2v.core.features import FEATURES
 from r2v.core.protocols import Branching, Environment, Perturbation, Policy, Router, Verifier
 from r2v.core.seeds import derive_seed
@@ -111,6 +112,18 @@ def check_router(router: Router, rows: Sequence[Features], context: Context) -> 
         _require((decision.score is None) == (decision.score_kind is None), f"{router.name} gave a score without its kind")
 
 
+def check_log_format(log_format: Any) -> None:
+    """It says in one line what it reads; a path that does not exist is an ArtifactError (`r2v.logs.records.LogFormat`)."""
+    for word in ("name", "description"):
+        text = getattr(log_format, word, None)
+        _require(isinstance(text, str) and bool(text) and "\n" not in text, f"the log format has no {word} of one line")
+    try:
+        list(log_format.read(Path("no-such-folder/no-such-file")))
+    except ArtifactError:
+        return
+    raise CheckFailed(f"{log_format.name} reads a file that does not exist; it must raise ArtifactError")
+
+
 CHECKED_TASKS = 3
 CONTEXT = Context(
     "put some pen on drawer.",
@@ -192,8 +205,8 @@ def check(thing: Any) -> str:
     """Find out what a thing is and run the checks of that.
 
     Args:
-        thing: a domain, router, verifier, policy or environment, or what makes one without arguments, or what makes a
-            perturbation of (strength, topic).
+        thing: a domain, router, verifier, policy, log format or environment, or what makes one without arguments, or what
+            makes a perturbation of (strength, topic).
 
     Returns:
         What it was checked as.
@@ -225,7 +238,8 @@ def check(thing: Any) -> str:
             return "environment"
         return check(made)
     if _has(thing, "decide"):
-        check_router(thing, [_row(i) for i in range(5)], CONTEXT)
+        unplaced = _has(thing, "at") and getattr(thing, "threshold", 0.0) is None
+        check_router(thing.at(0.5) if unplaced else thing, [_row(i) for i in range(5)], CONTEXT)
         return "router"
     if _has(thing, "propose"):
         asyncio.run(check_policy(thing, CONTEXT))
@@ -233,7 +247,10 @@ def check(thing: Any) -> str:
     if _has(thing, "score"):
         asyncio.run(check_verifier(thing, CONTEXT, COMMANDS))
         return "verifier"
-    raise CheckFailed(f"{_name(thing)} is no domain, router, verifier, policy or perturbation, nor an environment")
+    if _has(thing, "read") and hasattr(thing, "description"):
+        check_log_format(thing)
+        return "log format"
+    raise CheckFailed(f"{_name(thing)} is no domain, router, verifier, policy, perturbation, log format or environment")
 
 
 def _has(thing: Any, *methods: str) -> bool:
