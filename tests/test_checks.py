@@ -25,10 +25,7 @@ from r2v.domains.household.scenes import generate
 from r2v.domains.household.verifier import HouseholdVerifier
 from r2v.perturbations import FAMILIES
 from r2v.perturbations.wrap import Perturbed
-from r2v.routers.entropy import Entropy
-from r2v.routers.heuristic import Heuristic
-from r2v.routers.random import Random
-from r2v.routers.verifier import VerifierRouter
+from r2v.routers import router_class
 from toy import Flat, Toy
 
 ROOM = "You are in the middle of a room. Looking quickly around you, you see a drawer 2, a drawer 1, and a shelf 1."
@@ -58,14 +55,8 @@ def test_our_own_implementations_conform(small_tasks, small_scenes):
         check_perturbation(
             lambda s, family=family: DOMAIN.perturbation(family, s, CONTEXT.goal), [ROOM, SHELF, "Nothing happens."]
         )
-    for router in (
-        Never(),
-        Always(),
-        Random(threshold=0.5),
-        Entropy(),
-        Heuristic(),
-        VerifierRouter(),
-    ):
+    rules = [router_class(name)().at(0.5) for name in ("random", "entropy", "heuristic", "verifier", "judge_latch")]
+    for router in (Never(), Always(), *rules):
         check_router(router, ROWS, CONTEXT)
 
 

@@ -71,7 +71,7 @@ def code_of(text: str) -> str | None:
 
 
 def score_code(goal: str, code: str) -> float:
-    """What the program itself tells; `goal` holds the signature and docstring."""
+    """Score of the program by itself; `goal` has the signature and docstring."""
     names = SIGNATURE.findall(goal)
     wanted = names[-1] if names else ""
     try:
