@@ -31,7 +31,7 @@ types:
 
 package:
 	@scripts/setup.sh $(EXTRAS)
-	scripts/package.sh
+	.venv/bin/python scripts/package.py
 
 clean:
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
