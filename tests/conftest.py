@@ -1,8 +1,9 @@
-"""Shared fixtures: small real parts, made once."""
+"""Shared fixtures: small real parts, made once. Which tests are slow, and which may be skipped in CI."""
 
 from __future__ import annotations
 
 import os
+import re
 import tarfile
 from pathlib import Path
 
@@ -11,6 +12,24 @@ import pytest
 from r2v.domains.household.scenes import SceneSettings, make_tasks
 
 SMALL = SceneSettings(house="small", receptacles=(5, 8), objects=(6, 11))
+
+SLOW = {
+    "test_pipeline.py",
+    "test_humaneval_run.py",
+    "test_household_real.py",
+    "test_slm.py",
+}
+"""Files, or `file::test`, that are not quick; every other test is. `make quick` has to stay under two minutes on two cores."""
+
+MAY_BE_SKIPPED = (
+    r"no real data at .*",  # the recorded data do not come with the repository
+    r".*/shared/data/.* is not here",
+    r"this host allows no namespaces, only .*",
+    r"not root: without namespaces .*",
+    r"no /dev/full on this system",
+    r"no /proc on this system",
+)
+"""Why a test may be skipped where CI is set: what the machine or the clone cannot have. A missing package or program fails."""
 
 
 @pytest.fixture(scope="session")
@@ -41,6 +60,46 @@ def games(shared_data, tmp_path_factory) -> Path:
     return folder
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "quick: the inner loop, `make quick`; set here for all tests that are not in SLOW")
+    config.addinivalue_line("markers", "slow: the rest")
+    if os.environ.get("CI") and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(NoSilentSkips(), "no-silent-skips")
+
+
 def pytest_collection_modifyitems(items):
-    """The longest file first: where files are shared out to two processes, one would wait for it at the end."""
+    """Marks; and the longest file first: where files are shared out to two processes, one would wait for it at the end."""
+    for item in items:
+        name = f"{item.path.name}::{getattr(item, 'originalname', item.name)}"
+        item.add_marker("slow" if item.path.name in SLOW or name in SLOW else "quick")
     items.sort(key=lambda item: item.path.name != "test_pipeline.py")
+
+
+class NoSilentSkips:
+    """Fails the run if a test was skipped for a reason that is not in MAY_BE_SKIPPED."""
+
+    def __init__(self) -> None:
+        self.wrong: list[str] = []
+
+    def pytest_runtest_logreport(self, report):
+        self._look(report)
+
+    def pytest_collectreport(self, report):
+        self._look(report)
+
+    def _look(self, report) -> None:
+        if not report.skipped or hasattr(report, "wasxfail"):
+            return
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        reason = reason.removeprefix("Skipped: ")
+        if not any(re.fullmatch(allowed, reason, re.DOTALL) for allowed in MAY_BE_SKIPPED):
+            self.wrong.append(f"{report.nodeid}: {reason}")
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self, session):
+        if self.wrong:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter):
+        for line in self.wrong:
+            terminalreporter.write_line(f"SKIPPED, and not on the list in tests/conftest.py: {line}", red=True)
