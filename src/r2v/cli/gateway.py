@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from r2v.cli.common import Set, cli, gateway_module, imported, settings_of
+from r2v.cli.common import Set, cli, gateway_module, imported
 from r2v.core.errors import SettingsError
 from r2v.runtime.settings import load
 from r2v.runtime.store import write_episodes, write_text
@@ -61,16 +61,15 @@ def serve_model(
     """Serve a trained small model through an OpenAI-style endpoint with log-probabilities: an upstream for the gateway."""
     gateway = gateway_module()
     from r2v.gateway.model_server import model_app
-    from r2v.pipeline.parts import make_slm
-    from r2v.pipeline.runner import check_outputs
+    from r2v.pipeline.agents import make_slm
+    from r2v.pipeline.run_folder import RunFolder
     from r2v.pipeline.settings import SlmSettings
-    from r2v.pipeline.stages.prefer import kept_model
 
     run_folder = Path(model)
     if (run_folder / "settings.yaml").exists():
-        settings = settings_of(run_folder).slm
-        check_outputs(run_folder, "prefer")
-        folder = kept_model(run_folder)
+        run = RunFolder(run_folder)
+        run.finished("prefer")
+        settings, folder = run.settings.slm, run.kept_model
     else:
         settings, folder = SlmSettings(), Path(model)
     app = model_app(make_slm(settings, folder), run_folder.name)

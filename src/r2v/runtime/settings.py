@@ -36,9 +36,17 @@ def load(path: Path, kind: type[S], overrides: Sequence[str] = ()) -> S:
             raise SettingsError(f"--set {override}: write it as dotted.key=value")
         _put(raw, key, yaml.safe_load(value))
     try:
+        return validated(kind, raw)
+    except SettingsError as error:
+        raise SettingsError(f"{path}: {error}") from None
+
+
+def validated(kind: type[S], raw: object, at: str = "") -> S:
+    """`raw` as `kind`. Raises SettingsError with the first problem in one line; `at` is the key that `raw` stands under."""
+    try:
         return kind.model_validate(raw)
     except ValidationError as error:
-        raise SettingsError(f"{path}: {_explain(error, kind)}") from None
+        raise SettingsError(_explain(error, kind, at)) from None
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -67,10 +75,10 @@ def _put(raw: dict[str, Any], key: str, value: Any) -> None:
     raw[last] = value
 
 
-def _explain(error: ValidationError, kind: type[BaseModel]) -> str:
+def _explain(error: ValidationError, kind: type[BaseModel], at: str) -> str:
     """The first problem in one line, with the nearest known key where a key is unknown."""
     problem = error.errors()[0]
-    key = ".".join(str(part) for part in problem["loc"])
+    key = ".".join(str(part) for part in ((at,) if at else ()) + problem["loc"])
     if problem["type"] == "extra_forbidden":
         known = _keys_at(kind, problem["loc"][:-1])
         near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
