@@ -19,7 +19,7 @@ SLOW = {
     "test_household_real.py",
     "test_slm.py",
 }
-"""Files, or `file::test`, that are not quick; every other test is. `make quick` has to stay under two minutes on two cores."""
+"""Files, or `file::test`, that are not quick; every other test is. `make quick` stays under two minutes on two cores."""
 
 MAY_BE_SKIPPED = (
     r"no real data at .*",  # the recorded data do not come with the repository
@@ -29,7 +29,7 @@ MAY_BE_SKIPPED = (
     r"no /dev/full on this system",
     r"no /proc on this system",
 )
-"""Why a test may be skipped where CI is set: what the machine or the clone cannot have. A missing package or program fails."""
+"""Why a test may be skipped where CI is set: what the machine or the clone cannot have, never a package or a program."""
 
 
 @pytest.fixture(scope="session")
