@@ -173,7 +173,7 @@ def mutants_of(file: str) -> list[Mutant]:
     return found
 
 
-def mutated(mutant: Mutant) -> ast.AST:
+def mutated(mutant: Mutant) -> ast.Module:
     tree = ast.parse((SOURCE / mutant.file).read_text())
     parent, field, index = where = list(nodes(tree))[mutant.place]
     old, new = _at(where), list(variants(_at(where)))[mutant.variant][1]
@@ -205,7 +205,7 @@ class Hook(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return spec
 
     def exec_module(self, module: ModuleType) -> None:
-        exec(compile(mutated(self._mutant), str(self._path), "exec"), module.__dict__)  # type: ignore[arg-type]
+        exec(compile(mutated(self._mutant), str(self._path), "exec"), module.__dict__)
 
 
 class Tracer:
@@ -244,7 +244,7 @@ class Tracer:
 
     def pytest_sessionfinish(self) -> None:
         sys.settrace(None)
-        threading.settrace(None)  # type: ignore[arg-type]
+        threading.settrace(None)
 
 
 ARGUMENTS = [
@@ -321,7 +321,8 @@ def tests_for(mutant: Mutant, lines: dict[str, list[str]], seconds: dict[str, fl
     entries = set(lines.get(f"{mutant.file}:{mutant.line}", ()))
     if not entries:
         entries = {test for where, tests in lines.items() if where.startswith(f"{mutant.file}:") for test in tests}
-    chosen, spent = [], 0.0
+    chosen: list[str] = []
+    spent = 0.0
     for test in sorted(seconds, key=lambda test: seconds[test]):
         if test in entries or test.split("::")[0] in entries:
             spent += seconds[test]
