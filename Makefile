@@ -19,7 +19,7 @@ science: quickstart
 
 quick:
 	@scripts/setup.sh $(EXTRAS)
-	$(PYTEST) -m quick
+	$(PYTEST) -m quick --durations=10 --durations-min=2
 
 test:
 	@scripts/setup.sh $(EXTRAS)

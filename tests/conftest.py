@@ -14,10 +14,35 @@ from r2v.domains.household.scenes import SceneSettings, make_tasks
 SMALL = SceneSettings(house="small", receptacles=(5, 8), objects=(6, 11))
 
 SLOW = {
+    # whole runs of the pipeline, and training
     "test_pipeline.py",
     "test_humaneval_run.py",
+    "test_terminal_run.py",
     "test_household_real.py",
     "test_slm.py",
+    "test_gateway_household.py",
+    "test_fit_logs.py::test_a_run_on_own_logs_inspects_and_fits",
+    # other engines, recorded games
+    "test_household_textworld.py",
+    "test_traces.py::test_our_engine_answers_a_real_model_as_alfworld_did",
+    "test_traces.py::test_where_the_game_is_at_hand_every_step_is_compared",
+    "test_traces.py::test_real_traces_are_inspected",
+    "test_traces.py::test_the_expert_rescues_a_real_model_and_gaps_are_counted",
+    "test_traces.py::test_alfworld_example_finds_real_games_and_collects",
+    # other people's programs: browsers, Redis and nginx, agent frameworks
+    "test_gateway_replicas.py",
+    "test_gateway.py::test_the_frameworks_people_use",
+    "test_gateway.py::test_the_page_shows_sessions_in_a_browser_and_no_markup_of_models",
+    "test_gateway.py::test_a_killed_server_has_every_answered_step_in_its_ledger",
+    "test_gateway.py::test_fuzzed_requests_never_break_it",
+    "test_report.py::test_a_browser_shows_the_episodes",
+    # programs that only end when their limit does; all terminal tasks, solved and cheated
+    "test_sandbox.py::test_what_takes_too_much_is_stopped",
+    "test_sandbox.py::test_it_is_stopped_without_namespaces_too",
+    "test_terminal.py::test_the_reference_passes_and_an_empty_attempt_fails",
+    "test_terminal.py::test_a_task_starts_from_the_same_bytes_and_times",
+    "test_terminal.py::test_cheats_fail",
+    "test_terminal.py::test_half_right_attempts_fail",
 }
 """Files, or `file::test`, that are not quick; every other test is. `make quick` stays under two minutes on two cores."""
 
