@@ -13,9 +13,7 @@ from r2v.core.types import Episode
 from r2v.pipeline.settings import RunSettings
 from r2v.runtime.settings import load
 
-cli = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Learn when to ask the teacher."
-)
+cli = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Step-level routing for LLM agents.")
 
 MAX_SEED = 999_999
 """So that the perturbation seeds of evaluations and of certificates never meet."""

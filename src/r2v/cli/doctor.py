@@ -10,16 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from r2v import __version__
+from r2v.cli.extras import EXTRAS
 from r2v.core.errors import R2VError
 from r2v.runtime import sandbox
 
-EXTRAS = {
-    "train": ("torch", "transformers", "tokenizers", "safetensors", "peft"),
-    "serve": ("starlette", "uvicorn", "aiohttp", "jsonschema"),
-    "redis": ("redis",),
-    "alfworld": ("textworld", "alfworld"),
-}
-"""The modules that make each extra of pyproject.toml."""
 PROGRAMS = {
     "chromium": "tests of the pages",
     "redis-server": "replicas of the gateway",
