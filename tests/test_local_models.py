@@ -5,8 +5,12 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from transformers import PreTrainedTokenizerFast
 
 from r2v.clients.local import attention
 from r2v.clients.local.loading import load_model
@@ -22,6 +26,7 @@ from r2v.evaluation.closed_loop import cases, play
 from r2v.learning.models import save_model
 from r2v.learning.packing import branch_logp, forward, pack
 from r2v.learning.pairs import PreferencePair
+from r2v.learning.sequences import Sequences, batches, encode_conversation
 from r2v.learning.tokenizer import train_tokenizer
 from tiny_models import WINDOW, encoded, naive, tiny
 
@@ -135,7 +140,7 @@ def test_longrope_keeps_to_its_first_length(tokenizer, episodes):
     known = long.contexts(40)[-3:]
     size = len(encoded(known[1], Encoder(tokenizer)))
     model = tiny("phi3-longrope", tokenizer, original_max_position_embeddings=size + 16)
-    policy, fresh = LocalPolicy(model, tokenizer), next(e for e in episodes if e is not long).contexts(40)[0]
+    policy, fresh = LocalPolicy(model, tokenizer), next(e for e in episodes if e is not long).contexts(40)[-1]
     asyncio.run(policy.propose(known[0], K, seed=0))
 
     async def ask(*contexts):
@@ -149,3 +154,70 @@ def test_longrope_keeps_to_its_first_length(tokenizer, episodes):
     row = pack(long, [PreferencePair(0, len(long.steps) - 1, "look", "go to bed 1 " * 40)], Encoder(tokenizer))
     with pytest.raises(ArtifactError, match=f"reads texts of at most {size + 16} tokens"):
         forward(model, [row], 0)
+
+
+CHATML = (
+    "{% if tools %}<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n{% endif %}"
+    "{% for m in messages %}"
+    "{% if m.role == 'assistant' %}<|im_start|>assistant\n[G]{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}<call>{{ c.function.name }} {{ c.function.arguments | tojson }}</call>{% endfor %}"
+    "<|im_end|>[/G]\n"
+    "{% elif m.role in ('system', 'user', 'tool') %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
+    "{% else %}{{ raise_exception('no such role') }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+CALL = {"id": "1", "type": "function", "function": {"name": "look", "arguments": '{"at": "bed 1"}'}}
+TALK = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Where is the mug, assistant?"},
+    {"role": "assistant", "content": None, "tool_calls": [CALL]},
+    {"role": "tool", "content": "A mug <3 é 1.", "tool_call_id": "1", "name": "look"},
+    {"role": "assistant", "content": "  On bed 1 é."},
+    {"role": "user", "content": "Thanks."},
+    {"role": "assistant", "content": "Bye."},
+]
+TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}]
+TURNS = '<call>look {"at": "bed 1"}</call><|im_end|>', "  On bed 1 é.<|im_end|>", "Bye.<|im_end|>"
+
+
+def chat_tokenizer(template):
+    """Bytes as tokens, and two marks."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    model = Tokenizer(BPE({piece: i for i, piece in enumerate(alphabet)}, []))
+    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    model.decoder = decoders.ByteLevel()
+    model.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    made = PreTrainedTokenizerFast(tokenizer_object=model, eos_token="<|im_end|>", clean_up_tokenization_spaces=False)
+    made.chat_template = template
+    return made
+
+
+@pytest.mark.parametrize("marks", [("", ""), ("{% generation %}", "{% endgeneration %}")])
+def test_the_loss_of_a_conversation_is_on_the_assistants_turns_alone(marks):
+    made = chat_tokenizer(CHATML.replace("[G]", marks[0]).replace("[/G]", marks[1]))
+    tokens, weights = encode_conversation(TALK, TOOLS, made)
+    assert made.decode(tokens) == made.apply_chat_template(TALK_SHOWN, tools=TOOLS, tokenize=False)
+    assert set(weights) == {0.0, 1.0}
+    edges = np.flatnonzero(np.diff(weights, prepend=0.0, append=0.0)).reshape(-1, 2)
+    assert tuple(made.decode(tokens[a:b]) for a, b in edges) == TURNS
+    (batch, weights_BL) = next(batches(Sequences((tokens,), (weights,)), 64, 0, seed=0))
+    assert made.decode(batch[0][weights_BL[0] == 1]) == "".join(TURNS)
+
+
+TALK_SHOWN = [{**m, "content": m["content"] or ""} for m in TALK]
+TALK_SHOWN[2] = {**TALK_SHOWN[2], "tool_calls": [{**CALL, "function": {"name": "look", "arguments": {"at": "bed 1"}}}]}
+
+
+@pytest.mark.parametrize(
+    ("template", "messages", "line"),
+    [
+        (None, TALK, "no chat template; take an instruct model"),
+        (CHATML, [{"role": "judge", "content": "x"}], "no such role"),
+        (CHATML.replace("[G]", "{% if loop.last %}Well: {% endif %}"), TALK, "turn 2 otherwise once more turns follow"),
+    ],
+)
+def test_a_conversation_that_a_template_cannot_show_is_one_line(template, messages, line):
+    made = chat_tokenizer(template and template.replace("[G]", "").replace("[/G]", ""))
+    with pytest.raises(ArtifactError, match=line) as error:
+        encode_conversation(messages, None, made)
+    assert "\n" not in str(error.value)

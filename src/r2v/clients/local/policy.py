@@ -66,6 +66,17 @@ class _Branch:
 
 
 class LocalPolicy:
+    """A policy over a causal LM in this process.
+
+    Args:
+        model: a Hugging Face causal LM whose layers are full, sliding-window or chunked attention (`load_model` checks it).
+        tokenizer: its tokenizer, with an end-of-sequence token.
+        name: of the policy, in records.
+        temperature: divides the logits before a token is drawn; log-probabilities are those at temperature 1.
+        top_p: only the likeliest tokens that together have this probability are drawn.
+        max_new_tokens: of a candidate, the end-of-sequence token included.
+    """
+
     def __init__(
         self,
         model: Any,
@@ -99,12 +110,13 @@ class LocalPolicy:
         return cls(*load_model(path, device=device, precision=precision), **options)
 
     async def propose(self, context: Context, k: int, *, seed: int) -> tuple[Candidate, ...]:
+        """K candidates for the next action. Raises ValueError when the context is longer than the model reads."""
         request, branches = await self._ask(context, k, seed)
         distinct = {id(branch): self._candidate(branch, request.entropy) for branch in branches}
         return tuple(distinct[id(branch)] for branch in branches)
 
     async def draw(self, context: Context, k: int, *, seed: int) -> tuple[Drawn, ...]:
-        """What `propose` gives, with its tokens: for servers, which tell them."""
+        """What `propose` gives, with its tokens, which servers return too."""
         request, branches = await self._ask(context, k, seed)
         top = tuple((self._token(token), logp) for logp, token in zip(*request.top, strict=True))
         return tuple(
