@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from r2v.clients.local.attention import attention_masks, turning_point
+from r2v.clients.local.attention import attention_masks, layer_kinds, turning_point
 from r2v.clients.local.transcript import Encoder, segments
 from r2v.core.errors import ArtifactError
 from r2v.core.types import Episode
@@ -84,7 +84,7 @@ def forward(model: Any, rows: Sequence[Packed], pad: int) -> Tensor:
     out: Tensor = model(
         input_ids=torch.from_numpy(tokens_BL).to(model.device),
         position_ids=torch.from_numpy(positions_BL).to(model.device),
-        attention_mask=attention_masks(model, mask_BLL, positions_BL, positions_BL),
+        attention_mask=attention_masks(model, layer_kinds(model.config), mask_BLL, positions_BL, positions_BL),
         use_cache=False,
     ).logits
     return out

@@ -60,26 +60,26 @@ def turning_point(config: Any) -> int | None:
 
 
 def attention_masks(
-    model: Any, visible_BQK: np.ndarray, queries_BQ: np.ndarray, keys_BK: np.ndarray
+    model: Any, kinds: dict[str, int], visible_BQK: np.ndarray, queries_BQ: np.ndarray, keys_BK: np.ndarray
 ) -> Tensor | dict[str, Tensor]:
     """What is added to the attention scores, [B, 1, Q, K]; by kind of layer where the kinds see different keys.
 
     Args:
-        model: a causal LM; its config says what its layers see, its dtype and device are the masks'.
+        model: a causal LM; its dtype and device are the masks'.
+        kinds: its `layer_kinds`.
         visible_BQK: True where key k is in the text that ends with query q, or is q itself.
         queries_BQ: position of each query in its text.
         keys_BK: position of each key in its text.
     """
-    kinds = layer_kinds(model.config)
-    masks: dict[int, Tensor] = {}
-    for kind, size in kinds.items():
-        size = size if size <= queries_BQ.max() else 0  # nothing is that far away: all kinds see the same
-        if size not in masks:
-            masks[size] = _additive(model, visible_BQK & _near(kind, size, queries_BQ, keys_BK) if size else visible_BQK)
-        kinds[kind] = size
-    if len(masks) == 1:
-        return masks.popitem()[1]
-    return {kind: masks[size] for kind, size in kinds.items()}
+    farthest = queries_BQ.max() if any(kinds.values()) else 0
+    sizes = {kind: size if size <= farthest else 0 for kind, size in kinds.items()}  # 0: nothing is beyond the window
+    if not any(sizes.values()):
+        return _additive(model, visible_BQK)
+    masks = {
+        kind: _additive(model, visible_BQK & _near(kind, size, queries_BQ, keys_BK) if size else visible_BQK)
+        for kind, size in sizes.items()
+    }
+    return masks if len(masks) > 1 else masks.popitem()[1]
 
 
 def _near(kind: str, size: int, queries_BQ: np.ndarray, keys_BK: np.ndarray) -> np.ndarray:
@@ -120,7 +120,9 @@ def check_attention(model: Any) -> None:
         logits: Tensor = model(
             input_ids=torch.from_numpy(tokens_L[None, begin:end]).to(model.device),
             position_ids=torch.from_numpy(queries).to(model.device),
-            attention_mask=attention_masks(model, visible_LL[None, begin:end, :end], queries, keys),
+            attention_mask=attention_masks(
+                model, layer_kinds(model.config), visible_LL[None, begin:end, :end], queries, keys
+            ),
             past_key_values=cache,
             use_cache=cache is not None,
         ).logits[0]

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from r2v.clients.local.attention import attention_masks, longest_text
+from r2v.clients.local.attention import attention_masks, layer_kinds, longest_text
 from r2v.clients.local.loading import load_model
 from r2v.clients.local.sampling import ENTROPY_TOP, cumulative_NV, draw_NK, entropy_N, uniforms_KL
 from r2v.clients.local.slots import SlotCache
@@ -94,6 +94,8 @@ class LocalPolicy:
         self._eos = tokenizer.eos_token_id
         self._encode = Encoder(tokenizer)
         self._temperature, self._top_p, self._max_new = temperature, top_p, max_new_tokens
+        self._kinds = layer_kinds(model.config)
+        self._windows = any(self._kinds.values())
         self._limit = longest_text(model.config) - max_new_tokens
         self._pending: list[_Request] = []
         self._cache = SlotCache(model.config.get_text_config().num_hidden_layers)
@@ -245,8 +247,8 @@ class LocalPolicy:
                 # Padding goes to the left, its keys behind the row's end, where nobody looks and the next text lands.
                 at_RQ[r, width - n :] = positions_RQ[r, width - n :] = start + np.arange(n)
                 at_RQ[r, : width - n] = start + n + np.arange(width - n)
-            keys_RS = np.tile(np.arange(int(at_RQ.max()) + 1), (len(group), 1))
-            visible_RQS = keys_RS[:, None, :] <= at_RQ[:, :, None]
+            keys_RS = np.arange(int(at_RQ.max()) + 1)[None]  # all rows alike
+            visible_RQS = keys_RS[:, None] <= at_RQ[:, :, None]
             out = self._forward(here, tokens_RQ, at_RQ, positions_RQ, keys_RS, visible_RQS, keep=1)
             for r, i in enumerate(group):
                 logits[i] = out[r, -1]
@@ -275,20 +277,20 @@ class LocalPolicy:
         if len(rows) < in_use < 2 * len(rows):
             # Reading a few idle rows in place is cheaper than copying all the busy ones. They write behind their ends.
             idle = np.setdiff1d(np.arange(in_use), rows)
-            grown = max(0, int(self._lengths[idle].max()) + 1 - keys_RS.shape[1])
-            keys_RS = np.pad(keys_RS, ((0, 0), (0, grown)))
-            visible_RQS = np.pad(visible_RQS, ((0, 0), (0, 0), (0, grown)))
+            if (grown := int(self._lengths[idle].max()) + 1 - keys_RS.shape[1]) > 0:
+                keys_RS = np.pad(keys_RS, ((0, 0), (0, grown)))
+                visible_RQS = np.pad(visible_RQS, ((0, 0), (0, 0), (0, grown)))
             like = np.zeros(in_use, dtype=np.int64)  # an idle row is fed what the first one is
             like[rows] = np.arange(len(rows))
-            tokens_RQ, at_RQ, positions_RQ = tokens_RQ[like], at_RQ[like], positions_RQ[like]
-            keys_RS, visible_RQS = keys_RS[like], visible_RQS[like]
+            tokens_RQ, at_RQ, positions_RQ, visible_RQS = tokens_RQ[like], at_RQ[like], positions_RQ[like], visible_RQS[like]
+            keys_RS = keys_RS[like] if len(keys_RS) > 1 else keys_RS
             at_RQ[idle] = self._lengths[idle, None]
             wanted, rows = rows, np.arange(in_use)
         self._cache.aim(torch.from_numpy(rows), torch.from_numpy(at_RQ), keys_RS.shape[1], subset=len(rows) < in_use)
         logits: torch.Tensor = self._model(
             input_ids=torch.from_numpy(tokens_RQ).to(self._device),
             position_ids=torch.from_numpy(positions_RQ).to(self._device),
-            attention_mask=attention_masks(self._model, visible_RQS, positions_RQ, keys_RS),
+            attention_mask=attention_masks(self._model, self._kinds, visible_RQS, positions_RQ, keys_RS),
             past_key_values=self._cache,
             use_cache=True,
             logits_to_keep=keep,
@@ -352,8 +354,8 @@ class LocalPolicy:
         # Unused queries write behind all branches, where nobody looks and the next text will land.
         at_RQ = np.repeat(self._lengths[rows][:, None] + beyond, width, axis=1)
         span = int(at_RQ.max()) + 1
-        keys_RS = np.tile(np.arange(span), (len(rows), 1))
-        visible_RQS = np.repeat((keys_RS < self._lengths[rows][:, None])[:, None], width, axis=1)
+        keys_RS = np.tile(np.arange(span), (len(rows), 1)) if self._windows else np.arange(span)[None]
+        visible_RQS = np.repeat((np.arange(span) < self._lengths[rows][:, None])[:, None], width, axis=1)
         where = np.zeros((2, len(live)), dtype=np.int64)
         for r, row in enumerate(rows):
             for q, b in enumerate(groups[int(row)]):
@@ -361,7 +363,8 @@ class LocalPolicy:
                 tokens_RQ[r, q] = branch.tokens[-1]
                 at_RQ[r, q] = branch.path[-1]
                 visible_RQS[r, q, branch.path] = True
-                keys_RS[r, branch.path] = self._lengths[row] + np.arange(len(branch.path))
+                if self._windows:
+                    keys_RS[r, branch.path] = self._lengths[row] + np.arange(len(branch.path))
                 where[:, b] = r, q
         positions_RQ = np.repeat(self._lengths[rows][:, None] + depth, width, axis=1)
         logits = self._forward(rows, tokens_RQ, at_RQ, positions_RQ, keys_RS, visible_RQS, keep=0)
