@@ -14,6 +14,7 @@ import httpx
 import numpy as np
 import pytest
 
+import r2v.clients
 import r2v.gateway
 from r2v.clients.mock import MockModel, complete
 from r2v.core.errors import ArtifactError, SettingsError
@@ -21,7 +22,8 @@ from r2v.core.features import EXTENDED, featurise
 from r2v.core.types import Action, Candidate, Context, Memory, Usage
 from r2v.domains.household.verifier import HouseholdVerifier
 from r2v.evaluation.certificate import Certificate, Target, Tried
-from r2v.gateway.ledger import Amount, Ledger
+from r2v.gateway.budgets import Amount
+from r2v.gateway.ledger import Ledger
 from r2v.gateway.routing import load_configured
 from r2v.gateway.settings import (
     BudgetSettings,
@@ -192,9 +194,8 @@ def test_what_a_model_does_not_offer_is_absent_not_made_up(make):  # noqa: F811
 
 def test_every_setting_of_the_gateway_is_read():
     """A documented key that nothing reads would be a promise that nobody keeps."""
-    source = "".join(
-        path.read_text() for path in Path(r2v.gateway.__file__).parent.glob("*.py") if path.name != "settings.py"
-    )
+    rooms = (Path(r2v.gateway.__file__).parent, Path(r2v.clients.__file__).parent)
+    source = "".join(path.read_text() for room in rooms for path in room.glob("*.py") if path.name != "settings.py")
     for group in (ModelSettings, PriceSettings, RouteSettings, BudgetSettings, LimitSettings, ServerSettings, StoreSettings):
         for name in group.model_fields:
             assert f".{name}" in source, f"{group.__name__}.{name}"
@@ -234,7 +235,7 @@ def test_calibration_and_drift_are_told_as_outcomes_arrive(make, tmp_path):  # n
     world.post(model="r2v:teacher", headers={"x-session-id": "asked"})
     world.post("/v1/outcomes", {"session_id": "asked", "reward": 1})
     stats = httpx.get(f"{world.url}/v1/stats", headers=AUTH).json()
-    risks = [risk for (risk,) in world.rows("risk") if risk is not None]
+    risks = [risk for (risk,) in world.rows("score") if risk is not None]
     failed = [1.0 - i % 2 for i in range(6)]
     told = stats["calibration"]
     assert (told["sessions"], told["steps"]) == (6, 6)  # not the one that the teacher played in
@@ -288,7 +289,7 @@ def test_a_router_of_a_run_decides_as_in_the_evaluation(make, tmp_path):  # noqa
         features = featurise(context, [Candidate(Action("look"), -1.0, entropy, Usage())], [0.5])
         here = configured.make(configured.threshold).decide(context, features, Memory(), seed=1)
         there = make_router("benefit", 0.5, fit).decide(context, features, Memory(), seed=1)
-        assert here == there and here.risk != alone.score(features)
+        assert here == there and here.score != alone.score(features)
     with pytest.raises(SettingsError, match="cannot"):
         load_configured(RouteSettings(router=str(fit / "restart")))
 

@@ -17,7 +17,6 @@ from r2v.core.seeds import derive_uniform
 from r2v.core.types import Code, Context, Decision, Features, Memory, Route
 from r2v.evaluation.certificate import Certificate, read_certificate
 from r2v.gateway.settings import RouteSettings
-from r2v.pipeline.parts import make_router
 from r2v.routers import baselines
 from r2v.routers.mlp import RiskMLP, load_router
 from r2v.routers.threshold import ThresholdRouter
@@ -150,6 +149,8 @@ def load_configured(route: RouteSettings) -> Configured:
         model = load_router(folder if (folder / "router.json").exists() else folder.parent / "r2v")
         chosen, fitted_with = float(chosen_in_run["threshold"]), run.get("fitted_with", {})
         calibrated = name in ("r2v", "r2v_paper")
+        from r2v.pipeline.parts import make_router
+
         make = lambda t: make_router(name, t, folder.parent)  # noqa: E731
     if (at := chosen if route.threshold is None else route.threshold) is None:
         raise SettingsError(f"the router in {route.router} has no threshold; set route.threshold")
