@@ -1,17 +1,19 @@
-"""What the commands share."""
+"""What the commands share. A command imports what it runs when it runs, so that `r2v serve` loads no pipeline."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from r2v.core.errors import SettingsError, StageError
 from r2v.core.types import Episode
-from r2v.pipeline.settings import RunSettings
 from r2v.runtime.settings import load
+
+if TYPE_CHECKING:
+    from r2v.pipeline.settings import RunSettings
 
 cli = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Learn when to ask the teacher."
@@ -55,6 +57,8 @@ def gateway_module() -> ModuleType:
 
 def settings_of(run_folder: Path) -> RunSettings:
     """Of a finished run. Raises StageError."""
+    from r2v.pipeline.settings import RunSettings
+
     path = run_folder / "settings.yaml"
     if not path.exists():
         raise StageError(f"{run_folder} is not a run: it has no settings.yaml; make one with `r2v run`")

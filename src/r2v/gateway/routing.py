@@ -9,18 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from r2v.core.errors import ArtifactError, SettingsError
 from r2v.core.protocols import Router
 from r2v.core.seeds import derive_uniform
 from r2v.core.types import Code, Context, Decision, Features, Memory, Route
-from r2v.evaluation.certificate import Certificate, read_certificate
 from r2v.gateway.settings import RouteSettings
 from r2v.routers import baselines
 from r2v.routers.mlp import RiskMLP, load_router
 from r2v.routers.threshold import ThresholdRouter
 from r2v.runtime.store import read_json, sha256
+
+if TYPE_CHECKING:
+    from r2v.evaluation.certificate import Certificate
 
 PAPERS = {
     "entropy": (baselines.entropy, 2.0),
@@ -169,6 +171,8 @@ def _as_fitted(route: RouteSettings, fitted_with: Mapping[str, Any]) -> RouteSet
 
 def _certificate(path: Path, router: Path, threshold: float) -> Certificate:
     """Raises ArtifactError when it was made for another router or another threshold."""
+    from r2v.evaluation.certificate import read_certificate
+
     certificate = read_certificate(path)
     if certificate.router != router.name or certificate.identity.get("router") != sha256(router.parent):
         raise ArtifactError(f"{path} was made for another router than {router}; run `r2v certify` again")

@@ -21,7 +21,6 @@ from urllib.request import getproxies, proxy_bypass
 import aiohttp
 import msgspec
 
-from r2v.clients.chat import retry_after
 from r2v.core.errors import SettingsError
 from r2v.core.types import Usage
 from r2v.gateway.budgets import Amount
@@ -228,6 +227,8 @@ class Upstream:
                 problem = f"HTTP {status}"
                 if status not in RETRIED:
                     raise self._refusal(status, told)
+                from r2v.clients.chat import retry_after  # it imports httpx
+
                 wait = retry_after(response.headers.get("retry-after"), wait, LONGEST_WAIT_S)
             except TimeoutError as error:
                 problem, status = f"no answer in time ({type(error).__name__})", 504
