@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from r2v.core.errors import SettingsError, StageError
+from r2v.core.errors import SettingsError
 from r2v.core.types import Episode
-from r2v.runtime.settings import load
-
-if TYPE_CHECKING:
-    from r2v.pipeline.settings import RunSettings
 
 cli = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Learn when to ask the teacher."
@@ -53,13 +49,3 @@ def gateway_module() -> ModuleType:
     except ModuleNotFoundError as error:
         raise SettingsError(f"{error.name} is not installed; pip install 'r2v[serve]'") from None
     return module
-
-
-def settings_of(run_folder: Path) -> RunSettings:
-    """Of a finished run. Raises StageError."""
-    from r2v.pipeline.settings import RunSettings
-
-    path = run_folder / "settings.yaml"
-    if not path.exists():
-        raise StageError(f"{run_folder} is not a run: it has no settings.yaml; make one with `r2v run`")
-    return load(path, RunSettings)

@@ -36,7 +36,7 @@ from r2v.gateway.settings import GatewaySettings
 from r2v.gateway.upstream import Upstream, UpstreamError
 from r2v.messages import chat
 from r2v.messages.chat import Json, Request
-from r2v.verifiers import VerifierName, verifier_named
+from r2v.verifiers import verifier_named
 
 
 class Refused(Exception):
@@ -328,7 +328,7 @@ async def _slm_alone(step_context: StepContext, router: GatewayRouter, code: Cod
 
 
 @lru_cache(maxsize=256)
-def _verifier(name: VerifierName, tools: bytes) -> Verifier:
+def _verifier(name: str, tools: bytes) -> Verifier:
     return verifier_named(name, chat.tools_of(tools))
 
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
 from r2v.runtime.settings import Settings
-from r2v.verifiers import VerifierName
+from r2v.verifiers import verifier_named
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -73,7 +73,7 @@ class RouteSettings(Settings):
     """Folder of a fitted router (`r2v run`, `r2v fit`), or a baseline: entropy, heuristic, verifier."""
     threshold: float | None = None
     """None: the one in the router's folder; the paper's rule for a baseline."""
-    verifier: VerifierName = "tool_calls"
+    verifier: str = "tool_calls"
     """What scores the candidates; `tool_calls` knows nothing of the agent. A router fitted on a ledger does not say what it
     wants: set this to what the gateway had when it wrote that ledger."""
     stream: Literal["hold", "early", "auto"] = "hold"
@@ -94,6 +94,12 @@ class RouteSettings(Settings):
     cache_ttl_s: PositiveFloat = 300.0
     certificate: str | None = None
     """File of `r2v certify`, made for this router at this threshold; the gateway does not start with another."""
+
+    @field_validator("verifier")
+    @classmethod
+    def _there(cls, name: str) -> str:
+        verifier_named(name)
+        return name
 
 
 class LimitSettings(Settings):
