@@ -19,7 +19,7 @@ import msgspec
 from r2v.core.errors import ArtifactError
 from r2v.core.types import Decision, ScoreKind, Step
 from r2v.gateway.budgets import Amount
-from r2v.runtime.upgrade import upgraded_step
+from r2v.runtime.upgrade import ROUTES, upgraded_step
 
 VERSION = 3
 SCHEMA = (
@@ -43,15 +43,13 @@ MIGRATIONS = {
         "ALTER TABLE steps RENAME COLUMN risk TO score",
         "ALTER TABLE steps RENAME COLUMN would TO route",
         "ALTER TABLE steps ADD COLUMN score_kind TEXT",
-        "UPDATE steps SET route = 'escalate' WHERE route = 'teacher_step'",
-        "UPDATE steps SET route = 'takeover' WHERE route = 'teacher_latch'",
         "ALTER TABLE lost RENAME TO abandoned",
         "DROP INDEX IF EXISTS lost_of_session",
         "CREATE INDEX abandoned_of_session ON abandoned (session)",
     ),
 }
-"""Schema version -> the statements that make it the next one. Renaming touches no row, so a large ledger opens at once; for
-the same reason records stay as they were written, and `_entry` reads those of version 2.
+"""Schema version -> the statements that make it the next one. They touch no row, so that a large ledger opens at once:
+routes and records stay as r2v 0.1 wrote them, and `_entry` reads them as today's.
 """
 COLUMNS = (
     "id", "session", "t", "time", "key", "source", "code", "model", "score", "score_kind", "threshold", "propensity",
@@ -223,8 +221,8 @@ def _entry(row: tuple[Any, ...]) -> Entry:
         step = _decoder.decode(row[-1])
     except msgspec.ValidationError:  # written by r2v 0.1
         step = msgspec.convert(upgraded_step(msgspec.json.decode(row[-1])), Step)
-    values: list[Any] = [*row[:-1], step]
-    return Entry(*values)
+    values: dict[str, Any] = dict(zip(COLUMNS[:-1], row, strict=False))
+    return Entry(**values | {"route": ROUTES.get(values["route"], values["route"])}, step=step)
 
 
 def decisions_of(entries: list[Entry]) -> tuple[Decision, ...]:
