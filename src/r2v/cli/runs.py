@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from r2v.cli.common import MAX_SEED, Set, cli
 from r2v.core.errors import SettingsError, StageError
-from r2v.pipeline.settings import LogsSettings, RunSettings
 from r2v.runtime.settings import keys, load
 from r2v.runtime.store import read_episodes, read_json, write_json
 
@@ -25,9 +23,12 @@ def run(
     until: Annotated[str | None, typer.Option(help="Stop after this stage (see `r2v stages`).")] = None,
 ) -> None:
     """Train, fit and evaluate: all stages in order. Finished stages are skipped, a killed one is resumed."""
+    from rich.console import Console
+
     from r2v.cli.logs import run_logs
     from r2v.pipeline.run_folder import RunFolder
     from r2v.pipeline.runner import run_stages
+    from r2v.pipeline.settings import LogsSettings, RunSettings
     from r2v.pipeline.stages import STAGES
     from r2v.report.tables import summary
 
@@ -63,6 +64,8 @@ def evaluate(
     ] = 1,
 ) -> None:
     """Play a finished run on new tasks under perturbation seeds that were never used: nobody tuned on those."""
+    from rich.console import Console
+
     from r2v.core.seeds import derive_seed
     from r2v.pipeline.run_folder import RunFolder
     from r2v.pipeline.runner import study
@@ -111,6 +114,8 @@ def certify(
     A threshold may be proven only as far as the tasks allow: ask for a bound that leaves room above the teacher's own
     failure rate. Each try at other tasks or targets until one succeeds makes the proof worth less: decide first, then run.
     """
+    from rich.console import Console
+
     from r2v.evaluation.certificate import Target, load_certificate, read_certificate
     from r2v.pipeline.run_folder import RunFolder
     from r2v.pipeline.runner import study
@@ -142,6 +147,8 @@ def ablate(
     Some minutes on two cores: about 50 router fits, two preference trainings, and all variants played on the test tasks.
     A killed one resumes.
     """
+    from rich.console import Console
+
     from r2v.pipeline.run_folder import RunFolder
     from r2v.pipeline.runner import study
     from r2v.report.ablation import write_ablation
@@ -169,6 +176,8 @@ def explain(
     router: Annotated[str, typer.Option(help="Which router's episode.")] = "r2v",
 ) -> None:
     """Print the decisions of one episode: what was seen, proposed, scored, decided, and what came of it."""
+    from rich.console import Console
+
     from r2v.pipeline.run_folder import folder_of
     from r2v.report.explain import explanation, listing
 

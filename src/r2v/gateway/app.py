@@ -138,7 +138,7 @@ class _Gateway:
         arm = http.headers.get("x-r2v-arm") or (model.rsplit(":", 1)[1] if ":" in model else None)
         for name, settings in self.service.settings.models.items():
             if model == settings.model:
-                arm = "slm" if name == "small" else "teacher"
+                arm = name
         if arm not in (None, "slm", "teacher"):
             raise BadRequest(f"arm {arm[:40]!r} is neither slm nor teacher")
         threshold = _number(model.split("@tau=", 1)[1].split(":")[0], "r2v@tau=0.3") if "@tau=" in model else None
@@ -274,7 +274,7 @@ class _Gateway:
         if t is not None and (not isinstance(t, int) or isinstance(t, bool) or not 0 <= t < 2**31):
             raise BadRequest("`step` must be the number of a step")
         self.service.ledger.outcome(session, t, float(reward))
-        self.service.meters.outcome()
+        self.service.metrics.outcome()
         return json_response({"ok": True})
 
     async def sessions(self, http: HttpRequest) -> Response:
@@ -287,10 +287,10 @@ class _Gateway:
             return json_response(CHAT.error("no such session", 404), 404)
         steps = [
             {
-                "step": e.t, "decision_id": e.id, "time": e.time, "arm": e.arm, "reason": e.reason, "model": e.model,
-                "risk": e.risk, "threshold": e.threshold, "propensity": e.propensity, "cost_usd": e.slm_usd + e.teacher_usd,
+                "step": e.t, "decision_id": e.id, "time": e.time, "arm": e.source, "reason": e.code, "model": e.model,
+                "risk": e.score, "threshold": e.threshold, "propensity": e.propensity, "cost_usd": e.slm_usd + e.teacher_usd,
                 "saved_usd": e.saved_usd, "tokens": e.tokens, "candidates": e.candidates,
-                "scores": list(e.step.choice.scores), "overhead_ms": e.overhead_ms, "would": e.would,
+                "scores": list(e.step.choice.scores), "overhead_ms": e.overhead_ms, "would": e.route,
                 "why": e.step.choice.decision.reason if e.step.choice.decision else None,
             }
             for e in entries
@@ -301,8 +301,8 @@ class _Gateway:
     async def stats(self, http: HttpRequest) -> Response:
         service = self.service
         models = {u.name: {"model": u.settings.model, "available": u.available} for u in (service.small, service.teacher)}
-        killed = await service.accounts.killed()
-        found = {**service.meters.stats(), "mode": service.settings.route.mode, "killed": killed, "models": models}
+        killed = await service.sessions.killed()
+        found = {**service.metrics.stats(), "mode": service.settings.route.mode, "killed": killed, "models": models}
         return json_response(found)
 
     async def kill(self, http: HttpRequest) -> Response:
@@ -310,7 +310,7 @@ class _Gateway:
         on = json_object(await self._body(http)).get("on")
         if not isinstance(on, bool):
             raise BadRequest("`on` must be true or false")
-        await self.service.accounts.kill(on)
+        await self.service.sessions.kill(on)
         return json_response({"on": on})
 
     async def health(self, http: HttpRequest) -> Response:
@@ -321,7 +321,7 @@ class _Gateway:
         return json_response({"ready": any(up.values()), "models": up}, 200 if any(up.values()) else 503)
 
     async def metrics(self, http: HttpRequest) -> Response:
-        text = self.service.meters.prometheus((self.service.small, self.service.teacher))
+        text = self.service.metrics.prometheus()
         return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
 
     async def page(self, http: HttpRequest) -> Response:

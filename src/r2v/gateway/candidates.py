@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from r2v.core.agent import NO_USAGE
 from r2v.core.types import Action, Candidate, Context
-from r2v.gateway.ledger import Amount
+from r2v.gateway.budgets import Amount
 from r2v.gateway.upstream import Draw, Upstream
 from r2v.messages import chat
 from r2v.messages.chat import Json, Request

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from r2v.core.errors import ArtifactError, SettingsError
 from r2v.core.mlp import RiskMLP
 from r2v.core.protocols import Router
 from r2v.core.seeds import derive_uniform
 from r2v.core.types import Code, Context, Decision, Features, Memory, Route
-from r2v.evaluation.certificate import Certificate, read_certificate
 from r2v.gateway.settings import RouteSettings
 from r2v.routers import BUILT_IN, load_router, router_class
 from r2v.routers.base import RouterBase
 from r2v.runtime.store import sha256
+
+if TYPE_CHECKING:
+    from r2v.evaluation.certificate import Certificate
 
 PROBABILITIES = ("risk", "benefit")
 """Kinds of scores that are probabilities of success or failure: only with them a price of failure means something."""
@@ -173,6 +176,8 @@ def _as_fitted(route: RouteSettings, router: RouterBase) -> RouteSettings:
 
 def _certificate(path: Path, router: Path, threshold: float) -> Certificate:
     """Raises ArtifactError when it was made for another router or another threshold."""
+    from r2v.evaluation.certificate import read_certificate
+
     certificate = read_certificate(path)
     if certificate.router != router.name or certificate.identity.get("router") != sha256(router):
         raise ArtifactError(f"{path} was made for another router than {router}; run `r2v certify` again")

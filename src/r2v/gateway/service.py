@@ -26,11 +26,12 @@ from r2v.core.features import best
 from r2v.core.protocols import Verifier
 from r2v.core.seeds import derive_seed, derive_uniform
 from r2v.core.types import Action, Candidate, Choice, Code, Context, Decision, Memory, Observation, Step
-from r2v.gateway.accounts import DAY, Accounts, Exhausted, LocalAccounts, Reservation, Session, limits_of
+from r2v.gateway.budgets import DAY, Amount, Budgets, Exhausted, LocalBudgets, Reservation, limits_of
 from r2v.gateway.candidates import CandidateSource, added
-from r2v.gateway.ledger import Amount, Entry, Ledger
-from r2v.gateway.metrics import Meters
+from r2v.gateway.ledger import Entry, Ledger
+from r2v.gateway.metrics import Metrics
 from r2v.gateway.routing import GatewayRouter, load_configured
+from r2v.gateway.sessions import LocalSessions, Session, Sessions
 from r2v.gateway.settings import GatewaySettings
 from r2v.gateway.upstream import Upstream, UpstreamError
 from r2v.messages import chat
@@ -103,18 +104,19 @@ class ServedStep:
 class Service:
     def __init__(self, settings: GatewaySettings) -> None:
         """Raises SettingsError, ArtifactError."""
-        self.small = Upstream(settings.models["small"], "small")
+        self.small = Upstream(settings.models["slm"], "small")
         self.teacher = Upstream(settings.models["teacher"], "teacher")
         self.router = load_configured(settings.route)
         self.settings = settings.model_copy(update={"route": self.router.route})
         self.ledger = Ledger(Path(settings.store.path))
-        self.accounts = _accounts(settings, self.ledger)
-        self.meters = Meters(self.router, self.ledger)
+        self.sessions, self.budgets = _state(settings, self.ledger)
+        self.metrics = Metrics(self.router, self.ledger, (self.small, self.teacher))
 
     async def close(self) -> None:
         await self.small.close()
         await self.teacher.close()
-        await self.accounts.close()
+        await self.sessions.close()
+        await self.budgets.close()
         self.ledger.close()
 
     # -- the step -------------------------------------------------------------------------------------------------
@@ -130,7 +132,7 @@ class Service:
             if not options.dry:
                 await self._record(served, choice, context)
                 for block in chosen["message"].get("thinking_blocks") or []:
-                    await self.accounts.sign(served.session, str(block.get("signature")), model)
+                    await self.sessions.sign(served.session, str(block.get("signature")), model)
         usage, identity = _usage(served), served.facts["decision-id"]
         completion = chat.completion(chosen, usage, model=model, identity=identity, created=int(time.time()))
         return Answer(completion, served.facts)
@@ -139,10 +141,10 @@ class Service:
         """Whether what is known before this step says that the small model will do. After the first visible byte nothing
         can be taken back, so the risk is that of the step before.
         """
-        route, small = self.settings.route, self.settings.models["small"]
+        route, small = self.settings.route, self.settings.models["slm"]
         if route.stream == "hold" or options.arm == "teacher" or small.provider != "openai":
             return False
-        decisions = (await self.accounts.enter(options.session, dry=True)).memory.decisions
+        decisions = (await self.sessions.enter(options.session, dry=True)).memory.decisions
         if not decisions:
             return route.stream == "early"
         last, threshold = decisions[-1], self.router.threshold if options.threshold is None else options.threshold
@@ -193,10 +195,10 @@ class Service:
         facts: Json = {"decision-id": secrets.token_hex(8), "session-id": options.session.split("/", 1)[-1]}
         limits = limits_of(budget, options.session, options.key, int(time.time() // DAY), options.session_usd)
         try:
-            session = await self.accounts.enter(options.session, dry=options.dry)
+            session = await self.sessions.enter(options.session, dry=options.dry)
             facts["step"] = session.t
             most = self.small.most(request, drafts), self.teacher.most(request, 1) + Amount(calls=1)
-            hold = await self.accounts.hold(facts["decision-id"], limits, *most)
+            hold = await self.budgets.reserve(facts["decision-id"], limits, *most)
         except Exhausted:
             raise Refused("the budget is exhausted", 402, {**facts, "reason": "budget_exhausted"}) from None
         except OSError as error:
@@ -210,9 +212,9 @@ class Service:
             yield ServedStep(request, options, session, hold, small, teacher, facts, start)
         finally:
             if (lost := small.lost + teacher.lost) != Amount():
-                self.ledger.lose(session.id, options.key, lost)
+                self.ledger.abandon(session.id, options.key, lost)
             try:
-                await self.accounts.settle(hold, small.spent + teacher.spent)
+                await self.budgets.settle(hold, small.spent + teacher.spent)
             except OSError as error:  # what is held back stays so until it expires: never more is spent than allowed
                 raise _unreachable(error, facts) from None
 
@@ -233,7 +235,7 @@ class Service:
         first = None if route.clear is None or route.k == 1 else 1
         models = AgentModels(served.small, served.teacher, _verifier(route.verifier, served.request.tools), route.k, first)
         router, memory = self._router(served), session.memory
-        if await self.accounts.killed():
+        if await self.sessions.killed():
             router = replace(router, forced="slm")
         if router.forced == "slm":
             memory = replace(memory, decisions=())  # the teacher that had latched on lets go
@@ -278,8 +280,9 @@ class Service:
         step = Step(served.session.t, 0, Observation(context.observations[-1], False, None, None, "", ()), choice)
         entry = Entry(
             facts["decision-id"], served.session.id, served.session.t, time.time(), served.options.key, choice.source,
-            facts["reason"], facts["model"], decision.score, decision.threshold, decision.propensity, small.usd, teacher.usd,
-            self._saved(served), small.spent.tokens + teacher.spent.tokens, int(teacher.drawn > 0), small.drawn,
+            facts["reason"], facts["model"], decision.score, decision.score_kind, decision.threshold, decision.propensity,
+            small.usd, teacher.usd, self._saved(served), small.spent.tokens + teacher.spent.tokens,
+            int(teacher.drawn > 0), small.drawn,
             facts["overhead-ms"], decision.route, _hash(context.goal) if redact else context.goal,
             _redacted(step) if redact else step,
         )  # fmt: skip
@@ -289,13 +292,13 @@ class Service:
             told = f"the ledger cannot be written ({error}); no answer was given"
             raise Refused(told, 503, {**facts, "reason": "ledger"}) from None
         try:
-            await self.accounts.remember(
+            await self.sessions.remember(
                 served.session, decision, teacher=choice.source == "teacher",
                 tokens=teacher.prompt_tokens or small.prompt_tokens,
             )  # fmt: skip
         except OSError as error:
             raise _unreachable(error, facts) from None
-        self.meters.note(entry)
+        self.metrics.note(entry, {source.name: source.seconds for source in (small, teacher) if source.drawn})
         facts["cost-usd"] = round(small.usd + teacher.usd, 8)
 
     def _saved(self, served: ServedStep) -> float:
@@ -329,19 +332,21 @@ def _verifier(name: str, tools: bytes) -> Verifier:
     return verifier_named(name, chat.tools_of(tools))
 
 
-def _accounts(settings: GatewaySettings, ledger: Ledger) -> Accounts:
+def _state(settings: GatewaySettings, ledger: Ledger) -> tuple[Sessions, Budgets]:
+    """Of this process, or in the Redis that replicas share. Raises SettingsError."""
     name, ttl_s = settings.store.redis_env, settings.route.cache_ttl_s
     if name is None:
-        return LocalAccounts(ledger, ttl_s)
+        return LocalSessions(ledger, ttl_s), LocalBudgets(ledger)
     if not (url := os.environ.get(name, "").strip()):
         raise SettingsError(f"environment variable {name} of store.redis_env is not set; it must hold the URL of a Redis")
     try:
-        from r2v.gateway.redis_state import RedisAccounts
+        from r2v.gateway.redis_state import Connection, RedisBudgets, RedisSessions
     except ModuleNotFoundError:
         raise SettingsError("store.redis_env needs the extra redis: pip install 'r2v[redis]'") from None
     models = settings.models.values()
     longest = sum((model.retries + 1) * (model.timeout_s + model.connect_timeout_s + 20) for model in models)
-    return RedisAccounts(url, cache_ttl_s=ttl_s, longest_step_s=2 * longest)
+    connection = Connection(url)
+    return RedisSessions(connection, ttl_s), RedisBudgets(connection, 2 * longest)
 
 
 def _unreachable(error: OSError, facts: Json) -> Refused:

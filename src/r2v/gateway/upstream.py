@@ -21,10 +21,9 @@ from urllib.request import getproxies, proxy_bypass
 import aiohttp
 import msgspec
 
-from r2v.clients.chat import retry_after
 from r2v.core.errors import SettingsError
 from r2v.core.types import Usage
-from r2v.gateway.ledger import Amount
+from r2v.gateway.budgets import Amount
 from r2v.gateway.settings import ModelSettings
 from r2v.messages.anthropic import choice_of, to_messages
 from r2v.messages.chat import Json, Request
@@ -107,9 +106,10 @@ class Upstream:
 
     def most(self, request: Request, answers: int) -> Amount:
         """An upper bound of what so many answers can cost: every byte of the request a token, each answer the longest."""
-        output = request.max_tokens or self.settings.max_output_tokens
+        output, price = request.max_tokens or self.settings.max_output_tokens, self.settings.price
+        usd = (request.size * max(price.input, price.cache_write or 0.0) + output * price.output) / 1e6
         # Servers without `n` read the request for each answer.
-        return Amount(0, answers * (request.size + output), answers * self.usd(request.size, 0, output))
+        return Amount(0, answers * (request.size + output), answers * usd)
 
     def usd(self, prompt: int, cached: int, output: int) -> float:
         """Price of so many tokens, `cached` of the prompt's among them."""
@@ -227,6 +227,8 @@ class Upstream:
                 problem = f"HTTP {status}"
                 if status not in RETRIED:
                     raise self._refusal(status, told)
+                from r2v.clients.chat import retry_after  # it imports httpx
+
                 wait = retry_after(response.headers.get("retry-after"), wait, LONGEST_WAIT_S)
             except TimeoutError as error:
                 problem, status = f"no answer in time ({type(error).__name__})", 504

@@ -20,6 +20,7 @@ class Settings(BaseModel):
 
 
 S = TypeVar("S", bound=BaseModel)
+RUN_HINT = "examples/household.yaml is a file to start from"
 
 
 def keys(path: Path) -> set[str]:
@@ -27,9 +28,13 @@ def keys(path: Path) -> set[str]:
     return set(_read(path))
 
 
-def load(path: Path, kind: type[S], overrides: Sequence[str] = ()) -> S:
-    """Read `path` as `kind`; each override is `dotted.key=value` with a YAML value. Raises SettingsError."""
-    raw = _read(path)
+def load(path: Path, kind: type[S], overrides: Sequence[str] = (), *, hint: str = RUN_HINT) -> S:
+    """Read `path` as `kind`; each override is `dotted.key=value` with a YAML value.
+
+    Raises:
+        SettingsError: the file is not there (then with `hint`, how to get one), or what is in it is wrong.
+    """
+    raw = _read(path, hint)
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals:
@@ -49,11 +54,11 @@ def validated(kind: type[S], raw: object, at: str = "") -> S:
         raise SettingsError(_explain(error, kind, at)) from None
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, hint: str = RUN_HINT) -> dict[str, Any]:
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise SettingsError(f"{path} does not exist; examples/household.yaml is a file to start from") from None
+        raise SettingsError(f"{path} does not exist; {hint}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
