@@ -14,7 +14,7 @@ import httpx
 import numpy as np
 import pytest
 
-import r2v.gateway
+import r2v
 from r2v.clients.mock import MockModel, complete
 from r2v.core.errors import ArtifactError, SettingsError
 from r2v.core.features import EXTENDED, featurise
@@ -193,7 +193,10 @@ def test_what_a_model_does_not_offer_is_absent_not_made_up(make):  # noqa: F811
 def test_every_setting_of_the_gateway_is_read():
     """A documented key that nothing reads would be a promise that nobody keeps."""
     source = "".join(
-        path.read_text() for path in Path(r2v.gateway.__file__).parent.glob("*.py") if path.name != "settings.py"
+        path.read_text()
+        for room in ("gateway", "clients")
+        for path in (Path(r2v.__file__).parent / room).glob("*.py")
+        if path.name != "settings.py"
     )
     for group in (ModelSettings, PriceSettings, RouteSettings, BudgetSettings, LimitSettings, ServerSettings, StoreSettings):
         for name in group.model_fields:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import httpx
 
+from r2v.clients import make_client
 from r2v.core.errors import R2VError
 from r2v.gateway.ledger import Ledger
 from r2v.gateway.routing import load_configured
 from r2v.gateway.settings import GatewaySettings
-from r2v.gateway.upstream import Upstream
 
 
 def problems(settings: GatewaySettings, tell: Callable[[str], None]) -> list[str]:
@@ -33,7 +33,7 @@ def problems(settings: GatewaySettings, tell: Callable[[str], None]) -> list[str
         found.append(str(error))
     for role, model in settings.models.items():
         try:
-            Upstream(model, role)
+            make_client(model, role)
             httpx.get(model.base_url, timeout=model.connect_timeout_s)
             tell(f"{role:<9} {model.model} at {model.base_url} is reachable")
         except R2VError as error:

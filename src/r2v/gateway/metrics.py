@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from r2v.clients.base import Client
 from r2v.core.types import Features
 from r2v.gateway.ledger import Entry, Ledger
 from r2v.gateway.routing import Configured
-from r2v.gateway.upstream import Upstream
 from r2v.maths.calibration import brier, ece, reliability_bins
-from r2v.messages.chat import Json
+from r2v.messages.conversation import Json
 
 RECENT = 500
 """Steps that drift is averaged over."""
@@ -79,7 +79,7 @@ class Meters:
                 }
         return self._calibration
 
-    def prometheus(self, upstreams: tuple[Upstream, ...]) -> str:
+    def prometheus(self, upstreams: tuple[Client, ...]) -> str:
         """Prometheus text. Labels are from closed lists."""
         lines = [f"{name}{{{labels}}} {value:.10g}" if labels else f"{name} {value:.10g}" for (name, labels), value in
                  sorted(self._counts.items())]  # fmt: skip

@@ -62,7 +62,7 @@ def make_environment(settings: RunSettings, task: Task, z: int) -> tuple[Environ
 
 def make_teacher(settings: RunSettings) -> Policy:
     if isinstance(settings.teacher, ChatSettings):
-        return ChatPolicy(settings.teacher, name="teacher", chat_format=chat_format_of(settings))
+        return ChatPolicy(settings.teacher, name="teacher", chat_format=chat_format_of(settings), logprobs=False)
     return HouseholdExpert()
 
 
