@@ -15,7 +15,6 @@ from r2v.core.features import featurise
 from r2v.core.types import Candidate, Usage
 from r2v.messages import anthropic, responses
 from r2v.messages import conversation as chat
-from r2v.messages.anthropic import MESSAGES
 from r2v.verifiers.tool_calls import ToolCallVerifier
 from servers import refused_by_anthropic
 
@@ -115,42 +114,6 @@ def test_only_contexts_over_the_total_are_clipped_each_observation_to_its_share(
     assert longer.goal == "g" * 3000
     many = long_context(1000, steps=99)  # a share of 300 would be too little
     assert [len(text) for text in many.observations] == [600] * 100
-
-
-def test_a_record_keeps_roles_words_calls_with_ids_and_results():
-    request = MESSAGES.parse(json.dumps(ANTHROPIC).encode())
-    assert chat.conversation_of(request) == [
-        {"role": "system", "content": "be brief"},
-        {"role": "user", "content": "find it"},
-        {
-            "role": "assistant", "content": "looking",
-            "tool_calls": [
-                {"id": "a", "name": "look", "arguments": '{"x": 1}'}, {"id": "b", "name": "look", "arguments": "{}"},
-            ],
-        },
-        {"role": "tool", "content": "one", "tool_call_id": "a"},
-        {"role": "tool", "content": "two", "tool_call_id": "b"},
-        {"role": "user", "content": "go on"},
-    ]  # fmt: skip
-    calls = [{"id": "c", "type": "function", "function": {"name": "look", "arguments": "{broken"}}]
-    reply = chat.reply_of({"role": "assistant", "content": None, "tool_calls": calls})
-    assert reply == {
-        "role": "assistant", "content": "", "tool_calls": [{"id": "c", "name": "look", "arguments": "{broken"}],
-    }  # fmt: skip
-    assert chat.reply_of({"content": [{"type": "text", "text": "hi"}]}) == {"role": "assistant", "content": "hi"}
-
-
-@settings(max_examples=200, deadline=None)
-@given(conversations())
-def test_no_message_and_no_call_is_lost_from_the_record(messages):
-    record = chat.conversation_of(chat.parse(json.dumps({"messages": messages}).encode()))
-    assert [m["role"] for m in record] == [m["role"] for m in messages]
-    assert [m.get("tool_call_id") for m in record] == [m.get("tool_call_id") for m in messages]
-    for kept, message in zip(record, messages, strict=True):
-        assert kept["content"] == chat.text_of(message.get("content"))
-        calls = message.get("tool_calls") or []
-        assert [c["id"] for c in kept.get("tool_calls", [])] == [c["id"] for c in calls]
-        assert [c["arguments"] for c in kept.get("tool_calls", [])] == [c["function"]["arguments"] for c in calls]
 
 
 def test_the_room_of_messages_needs_no_web_server_and_no_client():

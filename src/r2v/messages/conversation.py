@@ -34,7 +34,6 @@ class Function(Struct):
 
 class Call(Struct):
     function: Function
-    id: Any = None
 
 
 class Part(Struct):
@@ -49,7 +48,6 @@ class Message(Struct):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | list[Part] | None = None
     tool_calls: list[Call] | None = None
-    tool_call_id: Any = None
     thinking_blocks: list[dict[str, Any]] | None = None
     reasoning_content: Any = None
 
@@ -263,39 +261,6 @@ def context_of(request: Request, horizon: int) -> Context:
     limit = max(CLIP, CLIP_TOTAL // len(observations)) if total > CLIP_TOTAL else total
     seen = [clip(text, limit) for text in observations] if total > CLIP_TOTAL else observations
     return Context(clip(goal, CLIP_TOTAL // 10), tuple(seen), tuple(actions), horizon)
-
-
-def conversation_of(request: Request) -> list[Json]:
-    """The messages for a record, in their order, with nothing but what they say.
-
-    Returns:
-        A dict a message: `role`, `content` (text; parts that are not text are named), and where they are there `tool_calls`
-        (each `id`, `name`, `arguments` as JSON text) and `tool_call_id` (the call that a tool's result answers).
-    """
-    found = []
-    for message in request.messages:
-        calls = [(call.id, call.function.name, call.function.arguments) for call in message.tool_calls or ()]
-        found.append(_recorded(message.role, message.text, calls, message.tool_call_id))
-    return found
-
-
-def reply_of(message: Mapping[str, Any]) -> Json:
-    """A model's answer (`choices[i].message`) in the form of `conversation_of`."""
-    calls = [(call.get("id"), call.get("function") or {}) for call in message.get("tool_calls") or []]
-    functions = [(identity, function.get("name"), function.get("arguments")) for identity, function in calls]
-    return _recorded("assistant", text_of(message.get("content")), functions, None)
-
-
-def _recorded(role: str, text: str, calls: Sequence[tuple[Any, Any, Any]], answers: Any) -> Json:
-    message: Json = {"role": role, "content": text}
-    if calls:
-        message["tool_calls"] = [
-            {"id": str(identity or ""), "name": str(name or ""), "arguments": str(arguments or "")}
-            for identity, name, arguments in calls
-        ]
-    if answers is not None:
-        message["tool_call_id"] = str(answers)
-    return message
 
 
 def clip(text: str, limit: int) -> str:
