@@ -15,10 +15,11 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-from r2v.evaluation.closed_loop import cases, play
 from r2v.pipeline.parts import AgentSpec, make_agents, make_environment
-from r2v.pipeline.settings import RunSettings
 from r2v.pipeline.splits import read_split
+
+from r2v.evaluation.closed_loop import cases, play
+from r2v.pipeline.settings import RunSettings
 from r2v.runtime.settings import load
 from r2v.runtime.store import read_json
 

@@ -7,10 +7,10 @@ import time
 from itertools import pairwise
 
 import numpy as np
+from r2v.routers.mlp import Calibration, RiskMLP
 
 from r2v.core.features import FEATURES, featurise
 from r2v.core.types import Action, Candidate, Context, Memory, Usage
-from r2v.routers.mlp import Calibration, RiskMLP
 
 FLOOR_US = 100
 

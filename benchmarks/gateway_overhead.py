@@ -113,10 +113,11 @@ def pass_through(port: int, to: int) -> None:
 
 
 def gateway(port: int, to: int, folder: str) -> None:
+    from r2v.routers.mlp import Calibration, RiskMLP
+
     from r2v.core.features import EXTENDED
     from r2v.gateway.serve import serve
     from r2v.gateway.settings import GatewaySettings
-    from r2v.routers.mlp import Calibration, RiskMLP
 
     os.environ["R2V_API_KEY"] = KEY
     draw, sizes = np.random.default_rng(0), (len(EXTENDED), 128, 64, 1)  # the size of a fitted one

@@ -14,6 +14,8 @@ from pathlib import Path
 from random import Random as Draw
 
 import numpy as np
+from r2v.pipeline.parts import make_environment, make_models, make_teacher
+from r2v.routers.baselines import Random
 
 from r2v.core.agent import Routed
 from r2v.core.features import FEATURES, batch
@@ -22,11 +24,9 @@ from r2v.core.types import Context, Decision, Episode, Features, Memory
 from r2v.evaluation.branches import differs
 from r2v.learning.linear import fit_ridge
 from r2v.maths.offpolicy import doubly_robust_N, ips_N
-from r2v.pipeline.parts import make_environment, make_models, make_teacher
 from r2v.pipeline.runner import StageContext
 from r2v.pipeline.settings import RunSettings
 from r2v.pipeline.stages.prefer import chosen_slm
-from r2v.routers.baselines import Random
 from r2v.runtime.settings import load
 from r2v.runtime.store import read_episodes
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from r2v.learning.comparators import fit_goal
+
 from r2v.learning.helper import KEYS, LOST, WON, model
 from r2v.learning.linear import fit_logistic
 from r2v.maths.mdp import Mdp, meet_budget, plan

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from r2v.routers.mlp import RiskMLP
 
 from r2v.clients.recorded import RecordedPolicy
 from r2v.core.agent import AgentModels, Routed
@@ -33,7 +34,6 @@ from r2v.evaluation.closed_loop import play
 from r2v.evaluation.curves import interval, resample_BT
 from r2v.logs.importing import import_logs
 from r2v.routers.interventions import How, Intervention
-from r2v.routers.mlp import RiskMLP
 from r2v.studies.fit_logs import FOLDS, fold_models, folds, own_steps
 from r2v.verifiers.tool_calls import ToolCallVerifier
 

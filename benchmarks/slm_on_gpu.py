@@ -21,6 +21,7 @@ import torch
 from r2v.clients.local.policy import LocalPolicy
 from r2v.core.agent import Solo
 from r2v.core.types import Candidate, Episode
+from r2v.domains.household import DOMAIN
 from r2v.domains.household.env import Household
 from r2v.domains.household.expert import HouseholdExpert
 from r2v.domains.household.scenes import SceneSettings, generate, make_tasks
@@ -89,7 +90,7 @@ def main() -> None:
         places += [("cuda", "float32"), ("cuda", "bfloat16")]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        tokenizer = train_tokenizer(texts)
+        tokenizer = train_tokenizer(texts, pieces=DOMAIN.pieces, dropped=DOMAIN.dropped)
         model = new_model(shape, tokenizer, seed=0)
         print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} million weights, {torch.get_num_threads()} threads")
         save_model(model, tokenizer, folder / "start")

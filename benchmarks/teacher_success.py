@@ -11,9 +11,9 @@ import asyncio
 from r2v.core.agent import Solo
 from r2v.core.protocols import Environment
 from r2v.core.types import Task
+from r2v.domains.household import DOMAIN
 from r2v.domains.household.env import Household
 from r2v.domains.household.expert import HouseholdExpert
-from r2v.domains.household.perturbations import make_perturbation
 from r2v.domains.household.scenes import SceneSettings, generate, make_tasks
 from r2v.evaluation.closed_loop import play
 from r2v.perturbations import CLEAN, FAMILIES
@@ -36,7 +36,7 @@ def main() -> None:
                 environment = Household(generate(task.id, task.family, SCENES).world())
                 if family == CLEAN:
                     return environment, family
-                perturbation = make_perturbation(family, strength, environment.goal)
+                perturbation = DOMAIN.perturbation(family, strength, environment.goal)
                 return Perturbed(environment, perturbation, seed=z, salt=task.id), family
 
             agent = Solo(HouseholdExpert(), "teacher")

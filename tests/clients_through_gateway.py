@@ -77,7 +77,7 @@ def test_mini_swe_agent_does_a_real_task_in_a_repository(make, tmp_path, monkeyp
     done = agent.run("add must add")
     assert done["exit_status"] == "Submitted"
     assert "a + b" in (repository / "add.py").read_text()
-    assert [row[0] for row in world.rows("arm")] == ["slm", "teacher", "slm"]
+    assert [row[0] for row in world.rows("source")] == ["slm", "teacher", "slm"]
     assert len({row[0] for row in world.rows("session")}) == 1  # one session, from its fingerprint
 
 
@@ -116,7 +116,7 @@ def test_the_openai_agents_sdk_runs_a_tool_loop(make, api):  # noqa: F811
     )
     result = agents.Runner.run_sync(agent, "look for the red value", max_turns=8)
     assert len(looked) == 3 and "Done after 3 steps" in result.final_output
-    assert all(row[0] == "teacher" for row in world.rows("arm"))
+    assert all(row[0] == "teacher" for row in world.rows("source"))
 
 
 @pytest.mark.parametrize("stream", [False, True])

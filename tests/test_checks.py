@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import replace
 
 import pytest
+from r2v.routers.baselines import Always, Never, Random, entropy, heuristic, verifier
 
 from r2v.core.checks import (
     CheckFailed,
@@ -17,14 +18,13 @@ from r2v.core.checks import (
 )
 from r2v.core.features import FEATURES
 from r2v.core.types import Action, Candidate, Context, Features, Usage
+from r2v.domains.household import DOMAIN
 from r2v.domains.household.env import Household
 from r2v.domains.household.expert import HouseholdExpert
-from r2v.domains.household.perturbations import make_perturbation
 from r2v.domains.household.scenes import generate
 from r2v.domains.household.verifier import HouseholdVerifier
 from r2v.perturbations import FAMILIES
 from r2v.perturbations.wrap import Perturbed
-from r2v.routers.baselines import Always, Never, Random, entropy, heuristic, verifier
 from r2v.routers.threshold import ThresholdRouter
 from toy import Flat, Toy
 
@@ -44,7 +44,7 @@ def test_our_own_implementations_conform(small_tasks, small_scenes):
             asyncio.run(
                 check_environment(
                     lambda world=world, family=family: Perturbed(
-                        Household(world), make_perturbation(family, 2.0, world.sentence), seed=1, salt="x"
+                        Household(world), DOMAIN.perturbation(family, 2.0, world.sentence), seed=1, salt="x"
                     ),
                     commands,
                 )
@@ -53,7 +53,7 @@ def test_our_own_implementations_conform(small_tasks, small_scenes):
     asyncio.run(check_verifier(HouseholdVerifier(), CONTEXT, COMMANDS))
     for family in FAMILIES:
         check_perturbation(
-            lambda s, family=family: make_perturbation(family, s, CONTEXT.goal), [ROOM, SHELF, "Nothing happens."]
+            lambda s, family=family: DOMAIN.perturbation(family, s, CONTEXT.goal), [ROOM, SHELF, "Nothing happens."]
         )
     for router in (
         Never(),
@@ -144,7 +144,7 @@ def test_broken_perturbations_and_routers_are_caught():
     with pytest.raises(CheckFailed, match="strength 0"):
         check_perturbation(lambda strength: Sly(), [ROOM])
     with pytest.raises(CheckFailed, match="not logged"):
-        check_perturbation(lambda s: Sly() if s else make_perturbation("flaky", 0.0, ""), [ROOM])
+        check_perturbation(lambda s: Sly() if s else DOMAIN.perturbation("flaky", 0.0, ""), [ROOM])
 
     class Unsure(Never):
         def decide(self, context, features, memory, *, seed):

@@ -190,7 +190,7 @@ def test_decisions_over_http_are_those_of_the_loop_number_for_number(make):
         session = f"{world.rows('session')[0][0]}"
 
         async def here(messages=tuple(messages), t=t, memory=memory, session=session):
-            small, teacher = (make_client(world.config.models[m], m) for m in ("small", "teacher"))
+            small, teacher = (make_client(world.config.models[m], m) for m in ("slm", "teacher"))
             request = chat.parse(json.dumps({"messages": list(messages), "tools": TOOLS}).encode())
             drafts = (
                 CandidateSource(small, request, {}, teacher=False),
@@ -253,7 +253,7 @@ def test_explored_steps_log_the_probability_of_what_was_done(make):
     world = make(route__explore=0.5, route__router="verifier", route__threshold=2.0)  # alone it would never ask
     for i in range(40):
         world.post(headers={"x-session-id": f"e{i}"})
-    rows = world.rows("arm, propensity, reason")
+    rows = world.rows("source, propensity, code")
     assert {row[:2] for row in rows} == {("slm", 0.75), ("teacher", 0.25)}
     assert 2 <= sum(arm == "teacher" for arm, _, _ in rows) <= 20
 
@@ -452,7 +452,7 @@ def test_a_client_that_goes_away_cancels_what_was_asked_for_it(make):
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{world.url}/v1/chat/completions", json={"model": "r2v", "messages": ASK}, headers=AUTH, timeout=0.4)
     deadline = time.monotonic() + 2
-    while world.small.started == 0 or world.service.small.in_flight:
+    while world.small.started == 0 or world.service.slm.in_flight:
         assert time.monotonic() < deadline, "the upstream request goes on"
         time.sleep(0.05)
     assert world.small.finished == 0 and not world.rows()
@@ -484,7 +484,7 @@ def test_early_streaming_passes_the_first_draft_through_as_it_comes(make):
     assert answer.headers["x-r2v-reason"] == "early"
     last = json.loads(lines[-2].removeprefix("data: "))
     assert last["r2v"]["arm"] == "slm" and last["choices"][0]["finish_reason"] == "tool_calls"
-    assert world.rows("reason, candidates, arm") == [("early", 1, "slm")]
+    assert world.rows("code, candidates, source") == [("early", 1, "slm")]
     assert world.rows("slm_usd")[0][0] > 0
     assert world.small.seen[0]["stream"] is True and "n" not in world.small.seen[0]
     client = openai.OpenAI(base_url=f"{world.url}/v1", api_key=KEY, max_retries=0)
@@ -505,7 +505,7 @@ def test_early_streaming_in_anthropics_protocol(make):
             called = stream.get_final_message()
         with client.messages.stream(**ask) as stream:
             said = stream.get_final_message()
-    assert world.rows("reason") == [("early",), ("early",)]
+    assert world.rows("code") == [("early",), ("early",)]
     (use,) = called.content
     assert (use.type, use.name, set(use.input), called.stop_reason) == ("tool_use", "look", {"where"}, "tool_use")
     assert said.content[0].text == "Done after 0 steps." and said.stop_reason == "end_turn" and said.usage.output_tokens > 0
@@ -623,7 +623,7 @@ def test_health_ready_metrics_and_page(make):
     assert httpx.get(f"{world.url}/health").json() == {"status": "ok"}
     assert httpx.get(f"{world.url}/ready").json()["ready"] is True
     metrics = httpx.get(f"{world.url}/metrics", headers=AUTH).text
-    assert 'r2v_upstream_attempts_total{model="small",code="200"} 1' in metrics and "r2v_requests_total" in metrics
+    assert 'r2v_upstream_attempts_total{code="200",model="small"} 1' in metrics and "r2v_requests_total" in metrics
     page = httpx.get(world.url)
     assert "r2v gateway" in page.text and "default-src 'none'" in page.headers["content-security-policy"]
     assert "http://" not in page.text.replace("http://www.w3.org/2000/svg", "")  # it loads nothing from elsewhere

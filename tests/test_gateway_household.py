@@ -21,10 +21,10 @@ from r2v.core.agent import AgentModels, Routed, StepContext
 from r2v.core.loop import run_episode
 from r2v.core.seeds import derive_seed
 from r2v.core.types import Action, Choice, Context, Memory, Usage
+from r2v.domains.household import DOMAIN
 from r2v.domains.household.chat_format import HOUSEHOLD
 from r2v.domains.household.env import Household
 from r2v.domains.household.expert import HouseholdExpert
-from r2v.domains.household.perturbations import make_perturbation
 from r2v.domains.household.scenes import generate
 from r2v.gateway.ledger import Ledger
 from r2v.gateway.model_server import model_app
@@ -107,7 +107,7 @@ def test_a_household_episode_over_http_is_the_one_of_the_loop(folder, tokenizer,
 
     def play(agent):
         environment = Household(generate(task.id, task.family, small_scenes).world())
-        perturbed = Perturbed(environment, make_perturbation("flaky", 2.0, environment.goal), seed=3, salt=task.id)
+        perturbed = Perturbed(environment, DOMAIN.perturbation("flaky", 2.0, environment.goal), seed=3, salt=task.id)
         return asyncio.run(
             run_episode(perturbed, agent, task, seed=3, perturbation="x", horizon=25, memory=Memory())
         )  # fmt: skip

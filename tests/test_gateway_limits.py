@@ -4,27 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
-import r2v
+import r2v.clients
+import r2v.gateway
 from r2v.clients.mock import MockModel, complete
 from r2v.core.errors import ArtifactError, SettingsError
 from r2v.core.features import EXTENDED, featurise
-from r2v.core.types import Action, Candidate, Context, Memory, Usage
+from r2v.core.mlp import RiskMLP
+from r2v.core.types import Action, Candidate, Choice, Context, Decision, Memory, Observation, Step, Usage
 from r2v.domains.household.verifier import HouseholdVerifier
 from r2v.evaluation.certificate import Certificate, Target, Tried
-from r2v.gateway.ledger import Amount, Ledger
-from r2v.gateway.routing import load_configured
+from r2v.gateway.budgets import Amount
+from r2v.gateway.ledger import Entry, Ledger
+from r2v.gateway.routing import GatewayRouter, load_configured
+from r2v.gateway.sessions import LocalSessions
 from r2v.gateway.settings import (
     BudgetSettings,
+    GatewaySettings,
     LimitSettings,
     ModelSettings,
     PriceSettings,
@@ -32,22 +40,27 @@ from r2v.gateway.settings import (
     ServerSettings,
     StoreSettings,
 )  # fmt: skip
-from r2v.pipeline.parts import make_router
-from r2v.routers.mlp import Calibration, RiskMLP, load_router
-from r2v.runtime.store import sha256, write_json
+from r2v.routers import load_router
+from r2v.routers.base import FittedWith
+from r2v.routers.r2v import R2V
+from r2v.routers.restart import Renewal, Restart
+from r2v.runtime.settings import load
+from r2v.runtime.store import sha256
 from r2v.verifiers.tool_calls import ToolCallVerifier
 from servers import KEY
 from test_gateway import ASK, AUTH, TOOLS, World, make  # noqa: F401  (a fixture)
 
 
-def risk_of_entropy(folder: Path, threshold: float = 0.6) -> Path:
-    """A fitted router that is sure of nothing but the entropy."""
+def risk_of_entropy() -> RiskMLP:
+    """A risk that depends on the entropy alone."""
     names, ones = EXTENDED, np.ones(len(EXTENDED))
     weight = np.zeros((len(names), 1))
     weight[names.index("first_token_entropy")] = 2.0
-    RiskMLP(names, 0 * ones, ones, ((weight, np.array([-1.0])),), Calibration(), threshold, {"objective": "test"}).save(
-        folder
-    )
+    return RiskMLP(names, 0 * ones, ones, ((weight, np.array([-1.0])),), facts={"objective": "test"})
+
+
+def router_of_entropy(folder: Path, threshold: float = 0.6, fitted_with: FittedWith | None = None) -> Path:
+    R2V(threshold=threshold, fitted_with=fitted_with, risk=risk_of_entropy()).save(folder)
     return folder
 
 
@@ -99,7 +112,7 @@ def test_what_a_client_left_half_done_counts_against_its_budget(make, tmp_path):
 
 
 def test_clear_steps_are_decided_on_one_candidate_and_others_on_all(make, tmp_path):  # noqa: F811
-    router = risk_of_entropy(tmp_path / "router")
+    router = router_of_entropy(tmp_path / "router")
     world = make(route__router=str(router), route__clear=(0.45, 0.9))
     world.small.mock_model = MockModel("small-1", error_rate=0.0)
     sure = world.post(tools=TOOLS)
@@ -192,12 +205,8 @@ def test_what_a_model_does_not_offer_is_absent_not_made_up(make):  # noqa: F811
 
 def test_every_setting_of_the_gateway_is_read():
     """A documented key that nothing reads would be a promise that nobody keeps."""
-    source = "".join(
-        path.read_text()
-        for room in ("gateway", "clients")
-        for path in (Path(r2v.__file__).parent / room).glob("*.py")
-        if path.name != "settings.py"
-    )
+    rooms = (Path(r2v.gateway.__file__).parent, Path(r2v.clients.__file__).parent)
+    source = "".join(path.read_text() for room in rooms for path in room.glob("*.py") if path.name != "settings.py")
     for group in (ModelSettings, PriceSettings, RouteSettings, BudgetSettings, LimitSettings, ServerSettings, StoreSettings):
         for name in group.model_fields:
             assert f".{name}" in source, f"{group.__name__}.{name}"
@@ -229,7 +238,7 @@ def test_savings_are_net_of_drafts_and_of_the_lost_cache(make):  # noqa: F811
 
 
 def test_calibration_and_drift_are_told_as_outcomes_arrive(make, tmp_path):  # noqa: F811
-    world = make(route__router=str(risk_of_entropy(tmp_path / "router")), route__mode="shadow")
+    world = make(route__router=str(router_of_entropy(tmp_path / "router")), route__mode="shadow")
     assert httpx.get(f"{world.url}/v1/stats", headers=AUTH).json()["drift"] is None
     for i in range(6):
         world.post(headers={"x-session-id": f"s{i}"}, messages=[{"role": "user", "content": f"task {i}"}])
@@ -237,7 +246,7 @@ def test_calibration_and_drift_are_told_as_outcomes_arrive(make, tmp_path):  # n
     world.post(model="r2v:teacher", headers={"x-session-id": "asked"})
     world.post("/v1/outcomes", {"session_id": "asked", "reward": 1})
     stats = httpx.get(f"{world.url}/v1/stats", headers=AUTH).json()
-    risks = [risk for (risk,) in world.rows("risk") if risk is not None]
+    risks = [risk for (risk,) in world.rows("score") if risk is not None]
     failed = [1.0 - i % 2 for i in range(6)]
     told = stats["calibration"]
     assert (told["sessions"], told["steps"]) == (6, 6)  # not the one that the teacher played in
@@ -248,12 +257,213 @@ def test_calibration_and_drift_are_told_as_outcomes_arrive(make, tmp_path):  # n
     assert "r2v_drift_score" in metrics and "r2v_calibration_ece" in metrics and "r2v_certificate_valid 0" in metrics
 
 
+def entry_of(session: str, t: int, score: float | None, source: str = "slm", kind: str = "risk") -> Entry:
+    decision = Decision("continue", "risk_below", score, kind, 0.5, 1.0, (), "risk_below")
+    choice = Choice(Action("look"), source, (), (), None, decision, Usage(), Usage())
+    step = Step(t, 0, Observation("seen", False, None, None, "", ()), choice)
+    return Entry(
+        f"{session}-{t}", session, t, float(t), "key", source, "risk_below", "small-1", score, kind, 0.5, 1.0, 0.001, 0.02,
+        0.0, 10, int(source == "teacher"), 1, 1.0, "continue", "goal", step,
+    )  # fmt: skip
+
+
+def test_scores_are_set_against_the_outcomes_of_sessions_that_the_slm_played_alone(tmp_path):
+    ledger = Ledger(tmp_path / "ledger.db")
+    for session, reward in (("zero", 0.0), ("below", 0.49), ("half", 0.5), ("one", 1.0)):
+        ledger.write(entry_of(session, 0, 0.25))
+        ledger.write(entry_of(session, 1, 0.75))
+        ledger.outcome(session, None, reward)
+    ledger.write(entry_of("helped", 0, 0.9, "teacher"))
+    ledger.outcome("helped", None, 0.0)
+    ledger.write(entry_of("one", 2, 3.0, kind="entropy"))  # another router's
+    ledger.write(entry_of("one", 3, None))
+    pairs, sessions = ledger.scores_and_failures(10, "risk")
+    assert sessions == 4
+    assert sorted(pairs) == [(score, failed) for score in (0.25, 0.75) for failed in (0.0, 0.0, 1.0, 1.0)]
+    assert (3.0, 0.0) in ledger.scores_and_failures(10, None)[0]
+    ledger.close()
+
+
+def test_money_and_time_are_counted_for_each_model(make):  # noqa: F811
+    world = make(small__price={"input": 1, "output": 2}, teacher__price={"input": 100, "output": 200})
+    for model in ("r2v:slm", "r2v:teacher"):
+        assert world.post(model=model, headers={"x-session-id": "m"}).status_code == 200
+    slm, teacher = (sum(column) for column in zip(*world.rows("slm_usd, teacher_usd"), strict=True))
+    assert 0 < slm < teacher / 10
+    usd = httpx.get(f"{world.url}/v1/stats", headers=AUTH).json()["usd"]
+    assert usd == {"small": pytest.approx(slm), "teacher": pytest.approx(teacher)}
+    text = httpx.get(f"{world.url}/metrics", headers=AUTH).text
+    samples = {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(text) for sample in family.samples
+    }  # fmt: skip
+    assert samples["r2v_cost_usd_total", "small"] == pytest.approx(slm)
+    assert samples["r2v_cost_usd_total", "teacher"] == pytest.approx(teacher)
+    assert samples["r2v_requests_total", "teacher"] == samples["r2v_requests_total", "slm"] == 1
+    assert samples["r2v_decisions_total", "teacher", "forced"] == 1
+    assert samples["r2v_overhead_seconds_count",] == 2 and samples["r2v_overhead_seconds_bucket", "+Inf"] == 2
+    assert samples["r2v_model_seconds_count", "small"] >= 1 and samples["r2v_model_seconds_count", "teacher"] == 1
+    assert samples["r2v_upstream_available", "small"] == 1 and samples["r2v_certificate_valid",] == 0
+    types = {family.name: family.type for family in text_string_to_metric_families(text)}
+    assert types["r2v_overhead_seconds"] == "histogram" and types["r2v_saved_usd"] == "gauge"
+    assert types["r2v_requests"] == types["r2v_cost_usd"] == types["r2v_upstream_attempts"] == "counter"
+
+
+# -- ledgers of other versions ---------------------------------------------------------------------------------------
+
+VERSION_2 = """
+CREATE TABLE steps (
+  id TEXT PRIMARY KEY, session TEXT NOT NULL, t INTEGER NOT NULL, time REAL NOT NULL, key TEXT NOT NULL,
+  arm TEXT NOT NULL, reason TEXT NOT NULL, model TEXT NOT NULL, risk REAL, threshold REAL, propensity REAL NOT NULL,
+  slm_usd REAL NOT NULL, teacher_usd REAL NOT NULL, saved_usd REAL NOT NULL, tokens INTEGER NOT NULL,
+  teacher_calls INTEGER NOT NULL, candidates INTEGER NOT NULL,
+  overhead_ms REAL NOT NULL, would TEXT NOT NULL, goal TEXT NOT NULL, record BLOB NOT NULL
+);
+CREATE INDEX steps_of_session ON steps (session, t);
+CREATE INDEX steps_by_time ON steps (time);
+CREATE TABLE outcomes (session TEXT NOT NULL, t INTEGER, reward REAL NOT NULL, time REAL NOT NULL);
+CREATE INDEX outcomes_of_session ON outcomes (session);
+CREATE TABLE lost (
+  session TEXT NOT NULL, key TEXT NOT NULL, time REAL NOT NULL, calls INTEGER NOT NULL, tokens INTEGER NOT NULL,
+  usd REAL NOT NULL
+);
+CREATE INDEX lost_of_session ON lost (session);
+PRAGMA user_version = 2;
+"""
+
+
+def ledger_of_version_2(path: Path) -> None:
+    """One session of two steps, as r2v 0.1 wrote it, an outcome and an abandoned call."""
+    usage = {"calls": 0, "prompt_tokens": None, "completion_tokens": None, "usd": None}
+    seen = {"text": "seen", "done": False, "success": None, "reward": None, "latent": "", "changes": []}
+    with closing(sqlite3.connect(path)) as db:
+        db.executescript(VERSION_2)
+        for t, (arm, rung) in enumerate((("slm", "continue"), ("teacher", "teacher_step"))):
+            reason = "risk_below: 0.300 < 0.400" if arm == "slm" else "risk_above: 0.700 >= 0.400"
+            risk = 0.3 if arm == "slm" else 0.7
+            decision = {"rung": rung, "risk": risk, "threshold": 0.4, "propensity": 1.0, "reason": reason}
+            choice = {
+                "action": {"text": "look", "tool_calls": []}, "actor": arm, "candidates": [], "scores": [0.5],
+                "features": None, "decision": decision, "slm": usage, "teacher": usage,
+            }  # fmt: skip
+            record = json.dumps({"t": t, "seed": 0, "observation": seen, "choice": choice})
+            db.execute(
+                f"INSERT INTO steps VALUES ({', '.join('?' * 21)})",
+                (f"id{t}", "k/s", t, 100.0 + t, "k", arm, reason.split(":")[0], "m", risk, 0.4, 1.0, 0.25, 0.5, 0.1, 30,
+                 int(arm == "teacher"), 2, 1.5, rung, "the goal", record.encode()),
+            )  # fmt: skip
+        db.execute("INSERT INTO outcomes VALUES ('k/s', NULL, 1.0, 200.0)")
+        db.execute("INSERT INTO lost VALUES ('k/s', 'k', 150.0, 1, 7, 0.125)")
+        db.commit()
+
+
+def test_a_ledger_of_version_2_opens_and_goes_on(make, tmp_path):  # noqa: F811
+    ledger_of_version_2(tmp_path / "ledger.db")
+    world = make()
+    ledger = world.service.ledger
+    first, second = ledger.steps("k/s")
+    assert (first.source, first.code, first.score, first.score_kind, first.route) == (
+        "slm",
+        "risk_below",
+        0.3,
+        None,
+        "continue",
+    )
+    assert (second.source, second.route, second.step.choice.source) == ("teacher", "escalate", "teacher")
+    assert second.step.choice.decision == Decision(
+        "escalate", "risk_above", 0.7, "custom", 0.4, 1.0, (), "risk_above: 0.700 >= 0.400"
+    )
+    assert ledger.spent(session="k/s") == Amount(2, 67, 1.625) and ledger.outcomes("k/s") == [(None, 1.0)]
+    assert world.post(headers={"x-session-id": "new"}).status_code == 200
+    ledger.abandon("k/s", "k", Amount(0, 1, 0.0))
+    assert ledger.spent(session="k/s").tokens == 68
+    with closing(sqlite3.connect(tmp_path / "ledger.db")) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (3,)
+        fresh = Ledger(tmp_path / "fresh.db")
+        for table in ("steps", "outcomes", "abandoned"):  # as in a new ledger
+            migrated, new = ({row[1:4] for row in one.execute(f"PRAGMA table_info({table})")} for one in (db, fresh._db))
+            assert migrated == new
+        fresh.close()
+
+
+def test_a_migration_that_fails_leaves_the_ledger_as_it_was(tmp_path):
+    path = tmp_path / "ledger.db"
+    ledger_of_version_2(path)
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("CREATE TABLE abandoned (x)")  # in the way of the last statements
+        before = list(db.iterdump())
+    with pytest.raises(ArtifactError, match="abandoned"):
+        Ledger(path)
+    with closing(sqlite3.connect(path)) as db:
+        assert list(db.iterdump()) == before and db.execute("PRAGMA user_version").fetchone() == (2,)
+
+
+def test_a_ledger_of_a_newer_version_is_refused_in_one_line(tmp_path):
+    Ledger(tmp_path / "ledger.db").close()
+    with closing(sqlite3.connect(tmp_path / "ledger.db")) as db:
+        db.execute("PRAGMA user_version = 4")
+    with pytest.raises(ArtifactError, match=r"schema 4, this one has 3.*upgrade r2v or choose another store\.path"):
+        Ledger(tmp_path / "ledger.db")
+
+
+# -- settings ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_old_name_of_the_slm_still_loads_and_both_names_are_refused(tmp_path):
+    model = "{base_url: http://x/v1, model: m, price: {input: 1, output: 2, cache_write: 1.25}}"
+    path = tmp_path / "r2v.yaml"
+
+    def loaded(*names: str) -> GatewaySettings:
+        path.write_text("version: 1\nmodels:\n" + "".join(f"  {name}: {model}\n" for name in names))
+        return load(path, GatewaySettings)
+
+    assert loaded("small", "teacher") == loaded("slm", "teacher")
+    assert set(loaded("small", "teacher").models) == {"slm", "teacher"}
+    with pytest.raises(SettingsError, match="old name of `slm`"):
+        loaded("small", "slm", "teacher")
+    with pytest.raises(SettingsError, match="teacher is missing"):
+        loaded("slm")
+
+
+def test_a_missing_file_is_answered_with_the_command_that_writes_one(tmp_path):
+    command = [sys.executable, "-c", "from r2v.cli import app; app()"]
+    for arguments in (["check", "missing.yaml"], ["serve", "missing.yaml"]):
+        done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=60, cwd=tmp_path)
+        assert done.returncode == 1
+        assert done.stderr == "r2v: missing.yaml does not exist; `r2v init FILE` writes gateway settings to start from\n"
+
+
+WINDOWS = """
+import asyncio, multiprocessing, subprocess, sys, tempfile  # Python's own modules are others on Windows
+for name in ("fcntl", "resource", "pwd", "grp", "termios", "uvloop"):
+    sys.modules[name] = None
+from r2v.cli import app
+sys.argv = ["r2v", "serve", "--mock", "--port", "0"]
+app()
+"""
+
+
+def test_the_gateway_starts_without_the_modules_of_unix(tmp_path):
+    command = [sys.executable, "-c", WINDOWS]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path) as server:
+        try:
+            assert server.stdout is not None
+            url = next(line for line in server.stdout if line.startswith("gateway")).split()[1]
+            answer = httpx.post(
+                f"{url}/v1/chat/completions", json={"model": "r2v", "messages": ASK}, timeout=60,
+                headers={"authorization": "Bearer r2v-mock"},
+            )  # fmt: skip
+            assert answer.status_code == 200 and answer.headers["x-r2v-arm"] in ("slm", "teacher")
+        finally:
+            server.kill()
+
+
 def test_a_certificate_holds_for_its_router_and_threshold_alone(make, tmp_path):  # noqa: F811
-    router = risk_of_entropy(tmp_path / "fit" / "r2v", threshold=0.5)
+    router = router_of_entropy(tmp_path / "fit" / "r2v", threshold=0.5)
     path = tmp_path / "certificate.json"
 
     def certify(**changes) -> RouteSettings:
-        facts = {"router": "r2v", "threshold": 0.5, "identity": {"router": sha256(router.parent)}} | changes
+        facts = {"router": "r2v", "threshold": 0.5, "identity": {"router": sha256(router)}} | changes
         Certificate(
             facts["router"], Target(0.1, 0.1, None), facts["threshold"], 300, (1, 2), (Tried(0.5, 0.05, 0.01, 2.0),),
             facts["identity"], "2026-11-21",
@@ -273,39 +483,31 @@ def test_a_certificate_holds_for_its_router_and_threshold_alone(make, tmp_path):
         load_configured(RouteSettings(router="entropy", certificate=str(path)))
 
 
-def run_of(folder: Path) -> Path:
-    """The routers of a run, as far as the gateway reads them."""
-    for name in ("r2v", "cascade", "benefit"):
-        risk_of_entropy(folder / name)
-    chosen = {name: {"threshold": 0.5} for name in ("r2v", "benefit", "judge_latch", "restart")}
-    write_json(folder / "thresholds.json", {"fitted_with": {"verifier": "household", "horizon": 40}, "routers": chosen})
-    return folder
+HOUSEHOLD = FittedWith(k=2, horizon=40, verifier="household")
 
 
-def test_a_router_of_a_run_decides_as_in_the_evaluation(make, tmp_path):  # noqa: F811
-    """`benefit` is a product of two fits: its folder alone would be another router."""
-    fit = run_of(tmp_path / "7-fit")
-    configured, alone = load_configured(RouteSettings(router=str(fit / "benefit"))), load_router(fit / "benefit")
+def test_a_fitted_router_decides_as_it_does_alone(tmp_path):
+    folder = router_of_entropy(tmp_path / "r2v")
+    configured, alone = load_configured(RouteSettings(router=str(folder))), load_router(folder)
     context = Context("goal", ("seen",), (), 50)
     for entropy in (0.1, 0.6, 1.2, 2.0):
         features = featurise(context, [Candidate(Action("look"), -1.0, entropy, Usage())], [0.5])
         here = configured.make(configured.threshold).decide(context, features, Memory(), seed=1)
-        there = make_router("benefit", 0.5, fit).decide(context, features, Memory(), seed=1)
-        assert here == there and here.risk != alone.score(features)
+        assert here == alone.decide(context, features, Memory(), seed=1)
+    measured = ((0.5, Renewal(0.5, 5.0, 9.0, 0.5, 0.1, 3.0, 3.0)),)
+    Restart(threshold=0.5, risk=risk_of_entropy(), measured=measured).save(tmp_path / "restart")
     with pytest.raises(SettingsError, match="cannot"):
-        load_configured(RouteSettings(router=str(fit / "restart")))
+        load_configured(RouteSettings(router=str(tmp_path / "restart")))
 
 
 def test_a_router_sees_what_it_was_fitted_with(make, tmp_path):  # noqa: F811
-    fit = run_of(tmp_path / "7-fit")
-    route = load_configured(RouteSettings(router=str(fit / "benefit"), k=2)).route
+    folder = router_of_entropy(tmp_path / "r2v", fitted_with=HOUSEHOLD)
+    route = load_configured(RouteSettings(router=str(folder), k=2)).route
     assert (route.verifier, route.horizon, route.k) == ("household", 40, 2)
     with pytest.raises(SettingsError, match="fitted with verifier household"):
-        load_configured(RouteSettings(router=str(fit / "benefit"), verifier="terminal"))
-    risk_of_entropy(tmp_path / "logs")
-    assert load_configured(RouteSettings(router=str(tmp_path / "logs"))).route.verifier == "tool_calls"
+        load_configured(RouteSettings(router=str(folder), verifier="terminal"))
     assert load_configured(RouteSettings(router="entropy", verifier="terminal")).route.verifier == "terminal"
-    world = make(route__router=str(fit / "benefit"))
+    world = make(route__router=str(folder), route__k=2)
     world.post(headers={"x-session-id": "v"})
     (session,) = [row["session"] for row in world.service.ledger.sessions(5)]
     (entry,) = world.service.ledger.steps(session)
@@ -314,15 +516,67 @@ def test_a_router_sees_what_it_was_fitted_with(make, tmp_path):  # noqa: F811
     assert entry.step.choice.scores == asyncio.run(HouseholdVerifier().score(context, actions))
 
 
-def test_a_teacher_that_keeps_the_session_lets_go_when_it_is_told(make, tmp_path):  # noqa: F811
-    fit = run_of(tmp_path / "7-fit")
-    world = make(route__router=str(fit / "judge_latch"), route__threshold=0.0)  # every answer fails the judge
+def test_a_takeover_ends_when_the_client_or_the_kill_switch_says_slm(make):  # noqa: F811
+    world = make(route__router="judge_latch", route__threshold=0.0)  # every answer fails the judge
     headers = {"x-session-id": "l"}
     reasons = [world.post(headers=headers).headers["x-r2v-reason"] for _ in range(5)]
     assert reasons[-2:] == ["latch", "latch"] and "risk_below" in reasons
     assert world.post(headers={**headers, "x-r2v-arm": "slm"}).headers["x-r2v-arm"] == "slm"
     world.post("/v1/kill", {"on": True})
     assert world.post(headers=headers).headers["x-r2v-arm"] == "slm"
+
+
+# -- the price of a lost cache --------------------------------------------------------------------------------------
+
+
+def test_a_lost_cache_raises_the_threshold_and_a_warm_one_does_not(tmp_path):
+    """The SLM keeps a step whose risk is above the threshold, but by less than the lost cache is worth."""
+    folder = router_of_entropy(tmp_path / "r2v", threshold=0.5)
+    route = RouteSettings(router=str(folder), switch_usd=0.2, failure_usd=1.0)
+    configured, context = load_configured(route), Context("goal", ("seen",), (), 50)
+
+    def decided(entropy: float, cold: bool) -> tuple[str, str]:
+        features = featurise(context, [Candidate(Action("look"), -1.0, entropy, Usage())], [0.5])
+        router = GatewayRouter(configured.make(0.5), configured.route, cold=cold)
+        decision = router.decide(context, features, Memory(), seed=1)
+        return decision.route, decision.code
+
+    slightly, clearly = 0.6, 1.5  # risks of 0.55 and 0.88
+    assert decided(slightly, cold=True) == ("continue", "switch_cost")
+    assert decided(slightly, cold=False) == ("escalate", "risk_above")
+    assert decided(clearly, cold=True) == ("escalate", "risk_above")
+    assert decided(0.4, cold=True) == ("continue", "risk_below")  # a risk of 0.45: never a reason to escalate
+
+
+def test_a_session_is_cold_until_the_teacher_answers_and_after_its_cache_has_expired(tmp_path, monkeypatch):
+    async def play() -> list[bool]:
+        ledger, now = Ledger(tmp_path / "ledger.db"), [100.0]
+        monkeypatch.setattr(time, "monotonic", lambda: now[0])
+        sessions, cold = LocalSessions(ledger, cache_ttl_s=60), []
+
+        async def step(at: float, teacher: bool) -> None:
+            now[0] = at
+            session = await sessions.enter("s", dry=False)
+            cold.append(session.cold)
+            decision = Decision("continue", "risk_below", 0.1, "risk", 0.5, 1.0, (), "")
+            await sessions.remember(session, decision, teacher=teacher, tokens=1)
+
+        for at, teacher in ((100.0, False), (101.0, True), (102.0, False), (160.0, False), (162.0, False)):
+            await step(at, teacher)
+        ledger.close()
+        return cold
+
+    assert asyncio.run(play()) == [True, True, False, False, True]
+
+
+def test_a_lost_cache_has_a_price_only_where_the_score_is_a_probability(make, tmp_path):  # noqa: F811
+    with pytest.raises(SettingsError, match="is no probability"):
+        load_configured(RouteSettings(router="entropy", switch_usd=0.1))
+    world = make(route__router=str(router_of_entropy(tmp_path / "r2v", 0.2)), route__switch_usd=0.9)
+    headers = {"x-session-id": "w"}
+    assert world.post(headers=headers).headers["x-r2v-reason"] == "switch_cost"
+    assert world.post(headers=headers, model="r2v:teacher").headers["x-r2v-reason"] == "forced"
+    assert world.post(headers=headers).headers["x-r2v-reason"] == "risk_above"  # its cache is warm now
 
 
 def test_the_client_may_ask_for_shadow(make):  # noqa: F811

@@ -8,10 +8,10 @@ import pytest
 
 from r2v.core.agent import Noisy, Solo
 from r2v.core.types import Action, Context
+from r2v.domains.household import DOMAIN
 from r2v.domains.household.env import Household
 from r2v.domains.household.expert import HouseholdExpert, parse_goal
 from r2v.domains.household.noise import random_action
-from r2v.domains.household.perturbations import make_perturbation
 from r2v.domains.household.scenes import generate
 from r2v.domains.household.verifier import HouseholdVerifier
 from r2v.evaluation.closed_loop import cases, play
@@ -27,7 +27,7 @@ def success(agent, tasks, scenes, zs, strength):
         family = family_of(task.id, z)
         if z == 0:
             return environment, family
-        return Perturbed(environment, make_perturbation(family, strength, environment.goal), seed=z, salt=task.id), family
+        return Perturbed(environment, DOMAIN.perturbation(family, strength, environment.goal), seed=z, salt=task.id), family
 
     episodes = asyncio.run(play(agent, cases(tasks, zs), make, horizon=40))
     return sum(bool(episode.success) for episode in episodes) / len(episodes)

@@ -16,12 +16,14 @@ import pytest
 from r2v.core.checks import check_environment, check_perturbation, check_verifier
 from r2v.core.errors import ArtifactError
 from r2v.core.types import Action, Context
+from r2v.domains.humaneval import DOMAIN
 from r2v.domains.humaneval import check as checking
+from r2v.domains.humaneval.chat_format import action_of
 from r2v.domains.humaneval.check import agrees, check
-from r2v.domains.humaneval.env import CodeTask, action_of, goal_of
+from r2v.domains.humaneval.env import CodeTask, goal_of
 from r2v.domains.humaneval.problems import load_problems, problem_file, shipped
 from r2v.domains.humaneval.verifier import CodeVerifier, smoke
-from r2v.perturbations import FAMILIES, code
+from r2v.perturbations import FAMILIES
 from r2v.perturbations.wrap import PerturbedBranching
 from r2v.runtime.sandbox.examples import examples
 from r2v.runtime.sandbox.trial import Trial, attempt
@@ -283,7 +285,7 @@ def test_the_environment_conforms_with_every_perturbation(problems):
 
             def disturbed(problem=problem, family=family):
                 inner = CodeTask(problem)
-                return PerturbedBranching(inner, code.make(family, 2.0, inner.goal), seed=1, salt="x")
+                return PerturbedBranching(inner, DOMAIN.perturbation(family, 2.0, inner.goal), seed=1, salt="x")
 
             asyncio.run(check_environment(disturbed, commands))
 
@@ -297,15 +299,17 @@ def test_perturbations_of_code_conform_and_all_operators_act(problems):
         '0 of 2 examples pass.\nFAILED longest_run("aabbbc") raised ZeroDivisionError: division by zero',
     ]
     for family in FAMILIES:
-        check_perturbation(lambda strength, family=family: code.make(family, strength, goal), texts)
-        strong = code.make(family, 2.0, goal)
+        check_perturbation(lambda strength, family=family: DOMAIN.perturbation(family, strength, goal), texts)
+        strong = DOMAIN.perturbation(family, 2.0, goal)
         seen = set()
         for seed in range(300):
             for t, text in enumerate(texts):
                 changes = strong.apply(text, where="observation", previous=texts[t - 1] if t else "", seed=seed, t=t)[1]
                 seen |= {change.operator for change in changes}
-        assert seen == {name for name, _, _ in code.ON_OBSERVATION[family]}
-    hijacked = [code.make("inject", 5.0, goal).apply(goal, where="goal", previous="", seed=s, t=0)[0] for s in range(20)]
+        assert seen == {name for name, _, _ in strong.on_observation}
+    hijacked = [
+        DOMAIN.perturbation("inject", 5.0, goal).apply(goal, where="goal", previous="", seed=s, t=0)[0] for s in range(20)
+    ]
     assert any("New task" in text for text in hijacked) and all(text.startswith(goal) for text in hijacked)
 
 

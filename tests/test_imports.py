@@ -98,3 +98,22 @@ def test_deciding_needs_numpy_alone():
     )
     out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert {name for name in out.split() if not name.startswith("_")} <= allowed
+
+
+def test_serving_loads_little():
+    """What `r2v serve` imports: no training, no fitting, no figures, no environments, and few modules of r2v."""
+    code = "import r2v.gateway.serve, sys; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    others = {"torch", "pyarrow", "matplotlib", "pandas", "sklearn", "scipy", "httpx", "rich"}
+    assert not others & {name.split(".")[0] for name in loaded}
+    ours = [name for name in loaded if name.split(".")[0] == "r2v"]
+    assert not [
+        name for name in ours if name.startswith(("r2v.domains", "r2v.runtime.sandbox", "r2v.pipeline", "r2v.learning"))
+    ]
+    assert len(ours) < 45, ours
+
+
+def test_the_command_line_imports_what_a_command_runs_when_it_runs():
+    code = "import r2v.cli, sys; print(*(name for name in sys.modules if name.startswith('r2v.')))"
+    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    assert {name.split(".")[1] for name in loaded} <= {"cli", "core", "runtime"}

@@ -5,21 +5,21 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from r2v.routers.baselines import Always, Never, Random
 
 from r2v.clients.scripted import ScriptedPolicy
 from r2v.core.agent import AgentModels, Routed, Solo
 from r2v.core.features import FEATURES
 from r2v.core.types import Candidate, Memory, Usage
+from r2v.domains.household import DOMAIN
 from r2v.domains.household.env import Household
 from r2v.domains.household.expert import HouseholdExpert
 from r2v.domains.household.noise import random_action
-from r2v.domains.household.perturbations import make_perturbation
 from r2v.domains.household.scenes import generate
 from r2v.domains.household.verifier import HouseholdVerifier
 from r2v.evaluation.closed_loop import cases, play, play_all
 from r2v.perturbations import family_of
 from r2v.perturbations.wrap import PerturbedBranching
-from r2v.routers.baselines import Always, Never, Random
 from r2v.routers.threshold import Budgeted, ThresholdRouter
 from toy import TASK, Flat, Toy, routed
 
@@ -46,7 +46,7 @@ def household(small_scenes):
     def make(task, z):
         environment = Household(generate(task.id, task.family, small_scenes).world())
         family = family_of(task.id, z)
-        perturbation = make_perturbation(family, 1.5, environment.goal)
+        perturbation = DOMAIN.perturbation(family, 1.5, environment.goal)
         return PerturbedBranching(environment, perturbation, seed=z, salt=task.id), family
 
     return make

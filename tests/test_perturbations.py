@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from r2v.domains.household.perturbations import make_perturbation
+from r2v.core.errors import SettingsError
+from r2v.domains.household import DOMAIN
 from r2v.perturbations import FAMILIES, family_of
 
 LISTED = "You arrive at shelf 1. On the shelf 1, you see a book 1, a pen 2, a cup 1, and a pen 1."
@@ -21,7 +22,7 @@ GOAL = "put some pen on drawer."
 @given(st.sampled_from(FAMILIES), st.text(max_size=80) | st.just(LISTED), st.integers(0, 2**40), st.floats(0, 4))
 def test_repeatable_and_logged_for_any_text(family, text, seed, strength):
     def apply(strength):
-        return make_perturbation(family, strength, GOAL).apply(text, where="observation", previous="x", seed=seed, t=3)
+        return DOMAIN.perturbation(family, strength, GOAL).apply(text, where="observation", previous="x", seed=seed, t=3)
 
     assert apply(strength) == apply(strength)
     assert apply(0.0) == (text, ())
@@ -46,7 +47,7 @@ def test_repeatable_and_logged_for_any_text(family, text, seed, strength):
 )
 def test_operators_act_at_their_rates(family, operator, probability):
     n = 4000
-    perturbation = make_perturbation(family, 1.0, GOAL)
+    perturbation = DOMAIN.perturbation(family, 1.0, GOAL)
     seen = Counter(
         change.operator
         for seed in range(n)
@@ -60,7 +61,7 @@ def test_operators_act_at_their_rates(family, operator, probability):
 def test_the_first_observation_keeps_all_its_places():
     for family in FAMILIES:
         for seed in range(300):
-            text, _ = make_perturbation(family, 3.0, GOAL).apply(ROOM, where="observation", previous="", seed=seed, t=0)
+            text, _ = DOMAIN.perturbation(family, 3.0, GOAL).apply(ROOM, where="observation", previous="", seed=seed, t=0)
             kept = [name for name in PLACES if name in text]
             assert len(kept) >= len(PLACES) - 1  # a mask may hide one name
 
@@ -68,7 +69,7 @@ def test_the_first_observation_keeps_all_its_places():
 def test_only_injections_touch_the_goal():
     for family in FAMILIES:
         changed = {
-            make_perturbation(family, 5.0, GOAL).apply(GOAL, where="goal", previous="", seed=seed, t=0)[0]
+            DOMAIN.perturbation(family, 5.0, GOAL).apply(GOAL, where="goal", previous="", seed=seed, t=0)[0]
             for seed in range(200)
         }
         assert all(text.startswith(GOAL) for text in changed)
@@ -84,5 +85,5 @@ def test_four_seeds_in_a_row_give_each_task_each_family_once():
 
 
 def test_unknown_families_are_refused():
-    with pytest.raises(ValueError, match="known: flaky"):
-        make_perturbation("weather", 1.0, GOAL)
+    with pytest.raises(SettingsError, match="there are flaky"):
+        DOMAIN.perturbation("weather", 1.0, GOAL)

@@ -16,10 +16,10 @@ from r2v.clients.local.transcript import Encoder, segments
 from r2v.core.agent import Noisy, Solo
 from r2v.core.errors import ArtifactError, SettingsError, StageError
 from r2v.core.types import Action, Context
+from r2v.domains.household import DOMAIN
 from r2v.domains.household.env import Household
 from r2v.domains.household.expert import HouseholdExpert
 from r2v.domains.household.noise import random_action
-from r2v.domains.household.perturbations import make_perturbation
 from r2v.domains.household.scenes import generate
 from r2v.evaluation.closed_loop import cases, play
 from r2v.learning import clone as cloning
@@ -52,7 +52,7 @@ def episodes(small_tasks, small_scenes):
         family = family_of(task.id, z)
         if z == 0:
             return environment, family
-        return Perturbed(environment, make_perturbation(family, 1.0, environment.goal), seed=z, salt=task.id), family
+        return Perturbed(environment, DOMAIN.perturbation(family, 1.0, environment.goal), seed=z, salt=task.id), family
 
     agent = Noisy(Solo(HouseholdExpert(), "teacher"), 0.2, random_action)
     return asyncio.run(play(agent, cases(small_tasks[:12], [0, 1, 2]), make, horizon=40))
@@ -65,7 +65,7 @@ def tokenizer(episodes):
         for e in episodes
         for text, _ in segments(e.goal, [s.observation.text for s in e.steps], [s.choice.action.text for s in e.steps])
     ]
-    return train_tokenizer(texts)
+    return train_tokenizer(texts, pieces=DOMAIN.pieces, dropped=DOMAIN.dropped)
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from r2v.routers.baselines import Always, Never
 
 from r2v.clients.chat import ChatPolicy, ChatSettings
 from r2v.clients.scripted import ScriptedPolicy
@@ -17,15 +18,13 @@ from r2v.core.errors import SettingsError
 from r2v.core.loop import run_episode, run_together
 from r2v.core.protocols import Branching
 from r2v.core.types import Action, Context, Memory
-from r2v.domains.terminal import folders
-from r2v.domains.terminal import perturbations as shell_perturbations
+from r2v.domains.terminal import DOMAIN, folders
 from r2v.domains.terminal.chat_format import SHELL
 from r2v.domains.terminal.env import CLIP, Terminal, shown
 from r2v.domains.terminal.shell import Output, State, execute
 from r2v.domains.terminal.tasks import TASKS, all_tasks, make_tasks, task_named
 from r2v.domains.terminal.verifier import TerminalVerifier
 from r2v.perturbations.wrap import PerturbedBranching
-from r2v.routers.baselines import Always, Never
 from r2v.runtime import sandbox
 from test_chat_policy import completion, serving
 
@@ -229,8 +228,8 @@ def test_the_environment_conforms_with_and_without_perturbations():
         "submit",
     ]
     asyncio.run(check_environment(lambda: Terminal(task), commands))
-    for family in shell_perturbations.FAMILIES:
-        perturbation = shell_perturbations.make(family, 2.0, task.says.goal)
+    for family in DOMAIN.families:
+        perturbation = DOMAIN.perturbation(family, 2.0, task.says.goal)
         asyncio.run(
             check_environment(lambda p=perturbation: PerturbedBranching(Terminal(task), p, seed=3, salt="x"), commands)
         )
@@ -339,10 +338,10 @@ TEXTS = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("family", shell_perturbations.FAMILIES)
+@pytest.mark.parametrize("family", DOMAIN.families)
 def test_shell_perturbations_conform_leave_the_opening_and_use_every_operator(family):
-    check_perturbation(lambda strength: shell_perturbations.make(family, strength, "mend it"), TEXTS, seeds=20)
-    perturbation = shell_perturbations.make(family, 8.0, "mend it")
+    check_perturbation(lambda strength: DOMAIN.perturbation(family, strength, "mend it"), TEXTS, seeds=20)
+    perturbation = DOMAIN.perturbation(family, 8.0, "mend it")
     used = set()
     for seed in range(60):
         assert perturbation.apply(TEXTS[0], where="observation", previous="", seed=seed, t=0) == (TEXTS[0], ())
@@ -353,8 +352,8 @@ def test_shell_perturbations_conform_leave_the_opening_and_use_every_operator(fa
 
 
 def test_shell_perturbations_are_of_these_families_only():
-    with pytest.raises(ValueError, match="known: flaky, partial"):
-        shell_perturbations.make("inject", 1.0, "mend it")
+    with pytest.raises(SettingsError, match="there are flaky, partial"):
+        DOMAIN.perturbation("inject", 1.0, "mend it")
 
 
 def test_the_verifier_conforms():

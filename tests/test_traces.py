@@ -30,7 +30,6 @@ from r2v.logs.importing import import_logs
 from r2v.maths.calibration import brier, ece
 from r2v.maths.stats import auroc, auroc_B
 from r2v.pipeline.settings import RunSettings
-from r2v.pipeline.worlds import make_tasks
 from r2v.report.inspection import rise
 from r2v.runtime.settings import load
 from r2v.runtime.store import read_episodes
@@ -354,7 +353,8 @@ def test_alfworld_example_finds_real_games_and_collects(games, tmp_path, monkeyp
         shutil.copytree(path.parent, few / path.parts[-3] / path.parts[-2])
     monkeypatch.setenv("ALFWORLD_DATA", str(tmp_path / "alfworld"))
     example = ROOT / "examples" / "alfworld.yaml"
-    assert len(make_tasks(load(example, RunSettings))) == 6
+    settings = load(example, RunSettings)
+    assert len(settings.domain.tasks(settings.environment, 0, 0)) == 6
     sizes = [f"tasks.{name}={n}" for name, n in (("policy", 3), ("router", 1), ("validation", 1), ("test", 1))]
     asked = ["run", str(example), "--out", str(tmp_path / "run"), "--until", "collect"]
     done = CliRunner().invoke(cli, [*asked, *(part for size in [*sizes, "workers=1"] for part in ("--set", size))])

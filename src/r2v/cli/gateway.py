@@ -5,22 +5,26 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from r2v.cli.common import Set, cli, gateway_module, imported, settings_of
+from r2v.cli.common import Set, cli, gateway_module, imported
 from r2v.core.errors import SettingsError
 from r2v.runtime.settings import load
 from r2v.runtime.store import write_episodes, write_text
+
+if TYPE_CHECKING:
+    from r2v.gateway.settings import GatewaySettings
 
 
 @cli.command(rich_help_panel="Gateway")
 def serve(
     config: Annotated[Path | None, typer.Argument(help="Gateway settings; `r2v init` writes a file to start from.")] = None,
-    mock: Annotated[bool, typer.Option("--mock", help="Made-up models beside it: needs no keys, no config.")] = False,
+    mock: Annotated[bool, typer.Option("--mock", help="Mock models beside it: needs no keys, no config.")] = False,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="Instead of the port in the config.")] = None,
     overrides: Set = None,
 ) -> None:
@@ -29,11 +33,10 @@ def serve(
     One chat request is one step. OpenAI Chat Completions, Responses (stateless) and Anthropic Messages; the page is at `/`.
     """
     gateway = gateway_module()
-    from r2v.gateway.settings import GatewaySettings
 
     if config is None and not mock:
-        raise SettingsError("give a config, or --mock for made-up models; `r2v init` writes a config to start from")
-    settings = gateway.mock_settings(port or 8321) if config is None else load(config, GatewaySettings, overrides or [])
+        raise SettingsError("give a config, or --mock for mock models; `r2v init` writes a config to start from")
+    settings = gateway.mock_settings(port or 8321) if config is None else _load(config, overrides or [])
     if port is not None:
         settings = settings.model_copy(update={"server": settings.server.model_copy(update={"port": port})})
 
@@ -56,21 +59,20 @@ def serve(
 def serve_model(
     model: Annotated[str, typer.Argument(help="Folder of a run (its SLM is served), model folder, or hub id.")],
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8322,
-    host: Annotated[str, typer.Option(help="Where to listen; there is no key, so leave it at home.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Where to listen; there is no key, so keep it local.")] = "127.0.0.1",
 ) -> None:
-    """Serve a trained small model through an OpenAI-style endpoint with log-probabilities: an upstream for the gateway."""
+    """Serve a trained SLM through an OpenAI-style endpoint with log-probabilities: an upstream for the gateway."""
     gateway = gateway_module()
     from r2v.gateway.model_server import model_app
-    from r2v.pipeline.parts import make_slm
-    from r2v.pipeline.runner import check_outputs
+    from r2v.pipeline.agents import make_slm
+    from r2v.pipeline.run_folder import RunFolder
     from r2v.pipeline.settings import SlmSettings
-    from r2v.pipeline.stages.prefer import kept_model
 
     run_folder = Path(model)
     if (run_folder / "settings.yaml").exists():
-        settings = settings_of(run_folder).slm
-        check_outputs(run_folder, "prefer")
-        folder = kept_model(run_folder)
+        run = RunFolder(run_folder)
+        run.finished("prefer")
+        settings, folder = run.settings.slm, run.kept_model
     else:
         settings, folder = SlmSettings(), Path(model)
     app = model_app(make_slm(settings, folder), run_folder.name)
@@ -93,9 +95,8 @@ def check(config: Annotated[Path, typer.Argument(help="Gateway settings.")]) -> 
     """Read gateway settings, keys and router, open the ledger, and ask each model whether it is there."""
     gateway_module()
     from r2v.gateway.check import problems
-    from r2v.gateway.settings import GatewaySettings
 
-    found = problems(load(config, GatewaySettings), typer.echo)
+    found = problems(_load(config), typer.echo)
     if found:
         raise SettingsError("; ".join(found))
     typer.echo(f"next      r2v serve {config}")
@@ -108,8 +109,8 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="End with one JS
 
     found = examine()
     for name, value in found.items():
-        told = ", ".join(f"{k} {_told(v)}" for k, v in value.items()) if isinstance(value, dict) else _told(value)
-        typer.echo(f"{name.replace('_', ' '):<13} {told}")
+        shown = ", ".join(f"{k} {_shown(v)}" for k, v in value.items()) if isinstance(value, dict) else _shown(value)
+        typer.echo(f"{name.replace('_', ' '):<13} {shown}")
     for line in advice(found):
         typer.echo(f"- {line}")
     typer.echo("next          r2v serve --mock, or r2v run examples/household.yaml --out runs/quickstart")
@@ -117,7 +118,13 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="End with one JS
         typer.echo(json.dumps(found))
 
 
-def _told(value: object) -> str:
+def _load(config: Path, overrides: Sequence[str] = ()) -> GatewaySettings:
+    from r2v.gateway.settings import GatewaySettings
+
+    return load(config, GatewaySettings, overrides, hint="`r2v init FILE` writes gateway settings to start from")
+
+
+def _shown(value: object) -> str:
     if isinstance(value, list):
         return ", ".join(value)
     return {True: "yes", False: "no", None: "no"}[value] if isinstance(value, bool | None) else str(value)

@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from r2v.cli.common import Format, Logs, Outcomes, cli, imported
 from r2v.core.features import View
 from r2v.core.types import Episode
-from r2v.pipeline.settings import LogsSettings
 from r2v.runtime.settings import dump
 from r2v.runtime.store import write_episodes, write_json, write_text
+
+if TYPE_CHECKING:
+    from r2v.pipeline.settings import LogsSettings
 
 
 @cli.command(rich_help_panel="Logs and solutions")
@@ -82,6 +83,8 @@ def check_solutions(
     as_json: Annotated[bool, typer.Option("--json", help="End with one JSON line.")] = False,
 ) -> None:
     """Run solutions in the sandbox and say which are right: on all base and plus inputs, compared outside the sandbox."""
+    from rich.console import Console
+
     from r2v.runtime import sandbox
     from r2v.runtime.progress import progress
     from r2v.studies.check_solutions import check_solutions as check_all

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from r2v.cli.common import MAX_SEED, Set, cli, settings_of
+from r2v.cli.common import MAX_SEED, Set, cli
 from r2v.core.errors import SettingsError, StageError
-from r2v.pipeline.settings import FRESH_SEEDS_FROM, LogsSettings, RunSettings
 from r2v.runtime.settings import keys, load
 from r2v.runtime.store import read_episodes, read_json, write_json
 
@@ -26,10 +23,13 @@ def run(
     until: Annotated[str | None, typer.Option(help="Stop after this stage (see `r2v stages`).")] = None,
 ) -> None:
     """Train, fit and evaluate: all stages in order. Finished stages are skipped, a killed one is resumed."""
+    from rich.console import Console
+
     from r2v.cli.logs import run_logs
-    from r2v.pipeline.runner import folder_of, run_stages
+    from r2v.pipeline.run_folder import RunFolder
+    from r2v.pipeline.runner import run_stages
+    from r2v.pipeline.settings import LogsSettings, RunSettings
     from r2v.pipeline.stages import STAGES
-    from r2v.pipeline.worlds import confined_by
     from r2v.report.tables import summary
 
     if "logs" in keys(settings):
@@ -42,14 +42,15 @@ def run(
         raise SettingsError(f"--until {until}: no such stage; the stages are {', '.join(names)}")
     effective = load(settings, RunSettings, overrides or [])
     console = Console()
-    if (layers := confined_by(effective)) is not None:
+    if (layers := effective.domain.confinement()) is not None:
         console.print(f"sandbox  {', '.join(layers)}", highlight=False)
     wanted = STAGES[: names.index(until) + 1] if until else STAGES
     run_stages(wanted, effective, out, console)
     if until is None:
-        console.print(summary(read_json(out / folder_of("evaluate") / "results.json")))
-        console.print(f"\nreport   {out / folder_of('report') / 'report.html'}", highlight=False)
-        console.print(f"numbers  {out / folder_of('evaluate') / 'results.json'}", highlight=False)
+        finished = RunFolder(out)
+        console.print(summary(finished.results()))
+        console.print(f"\nreport   {finished.of('report') / 'report.html'}", highlight=False)
+        console.print(f"numbers  {finished.of('evaluate') / 'results.json'}", highlight=False)
         console.print(f"next     r2v evaluate {out} --fresh-tasks 300 --seed 1 --out {out}-fresh", highlight=False)
 
 
@@ -63,30 +64,27 @@ def evaluate(
     ] = 1,
 ) -> None:
     """Play a finished run on new tasks under perturbation seeds that were never used: nobody tuned on those."""
-    from r2v.pipeline.runner import StageContext, check_outputs, locked
-    from r2v.pipeline.splits import read_all
+    from rich.console import Console
+
+    from r2v.core.seeds import derive_seed
+    from r2v.pipeline.run_folder import RunFolder
+    from r2v.pipeline.runner import study
+    from r2v.pipeline.settings import FRESH_SEEDS_FROM
     from r2v.pipeline.stages.evaluate import evaluate_on
-    from r2v.pipeline.worlds import make_tasks
     from r2v.report.page import write_report
     from r2v.report.tables import summary
-    from r2v.runtime.executor import Workers
-    from r2v.runtime.progress import progress
 
-    effective = settings_of(run_folder)
-    for stage in ("collect", "clone", "prefer", "rollout", "fit"):
-        folder = check_outputs(run_folder, stage)
-        if stage == "collect":
-            known = {task.id for task in read_all(folder / "tasks.json")}
-    tasks = make_tasks(effective, count=fresh_tasks, fresh=seed)
+    run = RunFolder(run_folder)
+    settings = run.settings
+    run.finished("collect", "clone", "prefer", "rollout", "fit")
+    tasks = settings.domain.fresh_tasks(settings.environment, fresh_tasks, derive_seed("fresh tasks", settings.seed, seed))
+    known = {task.id for split in run.splits().values() for task in split}
     if overlap := known & {task.id for task in tasks}:
         raise StageError(f"{len(overlap)} of the new tasks are tasks of the run; choose another --seed")
-    zs = [FRESH_SEEDS_FROM + seed * 1000 + i for i in range(len(effective.perturbations.test))]
+    zs = [FRESH_SEEDS_FROM + seed * 1000 + i for i in range(len(settings.perturbations.test))]
     console = Console()
-    out.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(out / "partial", ignore_errors=True)
-    with locked(out), Workers(effective.workers) as workers, progress(console, "evaluate") as report:
-        evaluate_on(StageContext(effective, run_folder, out, workers, report), tasks, zs, f"fresh tasks, seed {seed}")
-        shutil.rmtree(out / "partial")
+    with study(run_folder, out, "evaluate", console) as ctx:
+        evaluate_on(ctx, tasks, zs, f"fresh tasks, seed {seed}")
     results = read_json(out / "results.json")
     write_report(results, read_episodes(out / "episodes.parquet"), out, title=f"{run_folder.name}, fresh tasks")
     console.print(summary(results))
@@ -116,26 +114,21 @@ def certify(
     A threshold may be proven only as far as the tasks allow: ask for a bound that leaves room above the teacher's own
     failure rate. Each try at other tasks or targets until one succeeds makes the proof worth less: decide first, then run.
     """
-    from r2v.evaluation.certificate import Target, load_certificate
-    from r2v.pipeline.runner import StageContext, check_outputs, locked
-    from r2v.runtime.executor import Workers
-    from r2v.runtime.progress import progress
+    from rich.console import Console
+
+    from r2v.evaluation.certificate import Target, load_certificate, read_certificate
+    from r2v.pipeline.run_folder import RunFolder
+    from r2v.pipeline.runner import study
     from r2v.studies.certify import certify as make
     from r2v.studies.certify import describe, identity
 
-    effective = settings_of(run_folder)
-    for stage in ("collect", "clone", "prefer", "fit"):
-        check_outputs(run_folder, stage)
-    console, path, partial = Console(), out or run_folder / "certificate.json", run_folder / "certify"
-    partial.mkdir(exist_ok=True)
-    with locked(partial), Workers(effective.workers) as workers, progress(console, "certify") as report:
-        ctx = StageContext(effective, run_folder, partial, workers, report)
+    RunFolder(run_folder).finished("collect", "clone", "prefer", "fit")
+    console, path = Console(), verify or out or run_folder / "certificate.json"
+    with study(run_folder, run_folder / "certify", "certify", console) as ctx:
         if verify is not None:
-            path, certificate = verify, load_certificate(verify, identity(ctx))
+            certificate = load_certificate(verify, identity(ctx, read_certificate(verify).router))
         else:
-            shutil.rmtree(ctx.partial, ignore_errors=True)
             certificate = make(ctx, router, Target(max_failure, delta, cvar), tasks=fresh_tasks, seed=seed)
-            shutil.rmtree(ctx.partial)
             certificate.save(path)
     console.print(describe(certificate), highlight=False)
     console.print(f"\ncertificate  {path}", highlight=False)
@@ -154,26 +147,23 @@ def ablate(
     Some minutes on two cores: about 50 router fits, two preference trainings, and all variants played on the test tasks.
     A killed one resumes.
     """
-    from r2v.pipeline.runner import StageContext, check_outputs, fingerprint_of, folder_of, locked, prepare
-    from r2v.report.ablation import write_ablation
-    from r2v.runtime.executor import Workers
-    from r2v.runtime.progress import progress
-    from r2v.studies.ablate import ablate as make
+    from rich.console import Console
 
-    effective, folder = settings_of(run_folder), out or run_folder / "ablation"
-    if not effective.trains:
+    from r2v.pipeline.run_folder import RunFolder
+    from r2v.pipeline.runner import study
+    from r2v.report.ablation import write_ablation
+    from r2v.studies.ablate import ablate as make
+    from r2v.studies.ablate import fingerprint
+
+    run, folder = RunFolder(run_folder), out or run_folder / "ablation"
+    if not run.settings.trains:
         raise StageError(f"the SLM of {run_folder} is a chat endpoint; an ablation needs one that was trained in the run")
-    for stage in ("collect", "perturb", "clone", "propose", "prefer", "rollout", "fit"):
-        check_outputs(run_folder, stage)
-    folder.mkdir(parents=True, exist_ok=True)
+    run.finished("collect", "perturb", "clone", "propose", "prefer", "rollout", "fit")
     console = Console()
-    with locked(run_folder), Workers(effective.workers) as workers, progress(console, "ablate") as report:
-        prepare(folder, fingerprint_of(run_folder, effective))
-        ctx = StageContext(effective, run_folder, folder, workers, report)
+    with study(run_folder, folder, "ablate", console, fingerprint=fingerprint(run)) as ctx:
         tables = make(ctx)
         write_json(folder / "ablation.json", tables)
-        page = write_ablation(tables, read_json(run_folder / folder_of("evaluate") / "results.json"), folder)
-        shutil.rmtree(ctx.partial)
+        page = write_ablation(tables, run.results(), folder)
     console.print(f"page     {page}\nnumbers  {folder / 'ablation.json'}", highlight=False)
 
 
@@ -186,7 +176,9 @@ def explain(
     router: Annotated[str, typer.Option(help="Which router's episode.")] = "r2v",
 ) -> None:
     """Print the decisions of one episode: what was seen, proposed, scored, decided, and what came of it."""
-    from r2v.pipeline.runner import folder_of
+    from rich.console import Console
+
+    from r2v.pipeline.run_folder import folder_of
     from r2v.report.explain import explanation, listing
 
     inside = run_folder / folder_of("evaluate") / "episodes.parquet"
@@ -208,7 +200,7 @@ def explain(
 @cli.command(rich_help_panel="Runs")
 def stages() -> None:
     """The stages of a run, with what each reads."""
-    from r2v.pipeline.runner import folder_of
+    from r2v.pipeline.run_folder import folder_of
     from r2v.pipeline.stages import STAGES
 
     for stage in STAGES:

@@ -1,7 +1,7 @@
-"""Made-up models that speak the real protocol over real HTTP: `r2v serve --mock`, tests, benchmarks.
+"""Mock models that speak the real protocol over real HTTP: `r2v serve --mock`, tests, benchmarks.
 
-The small one calls the right tool most of the time, and now and then a tool that does not exist, arguments that do not fit,
-or the same call again; it is unsure (high entropy) where it errs. The teacher does not err. Same request, same answer.
+The SLM calls the right tool most of the time, and now and then a tool that does not exist, arguments that do not fit, or the
+same call again; its entropy is high where it errs. The teacher does not err. The same request gets the same answer.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class MockModel:
-    """What a made-up model is like."""
+    """How a mock model behaves."""
 
     name: str
     error_rate: float = 0.0
-    """Share of steps on which it is unsure and may err."""
+    """Share of steps on which its entropy is high and it may err."""
     first_s: float = 0.0
     per_token_s: float = 0.0
     fault_rate: float = 0.0
     """Share of requests answered with HTTP 500 or 429."""
 
 
-SMALL = MockModel("mock-small", error_rate=0.3, first_s=0.08, per_token_s=0.002)
+SLM = MockModel("mock-small", error_rate=0.3, first_s=0.08, per_token_s=0.002)
 TEACHER = MockModel("mock-teacher", first_s=0.4, per_token_s=0.008)
 
 
@@ -49,8 +49,8 @@ def mock_app(mock_model: MockModel) -> Starlette:
         body = await request.json()
         if faults.random() < mock_model.fault_rate:
             if faults.random() < 0.5:
-                return JSONResponse({"error": {"message": "made-up overload"}}, 429, {"retry-after": "0.05"})
-            return JSONResponse({"error": {"message": "made-up failure"}}, 500)
+                return JSONResponse({"error": {"message": "mock overload"}}, 429, {"retry-after": "0.05"})
+            return JSONResponse({"error": {"message": "mock failure"}}, 500)
         answer = complete(mock_model, body)
         if body.get("stream"):
             return StreamingResponse(_streamed(mock_model, answer), media_type="text/event-stream")
@@ -66,7 +66,7 @@ def mock_app(mock_model: MockModel) -> Starlette:
 
 
 async def _streamed(mock_model: MockModel, answer: Json, size: int = 8) -> AsyncIterator[str]:
-    """The answer in small pieces, at the mock_model's pace."""
+    """The answer in small pieces, at the model's pace."""
     await asyncio.sleep(mock_model.first_s)
     for chunk in chunks(answer, True, {}, size):
         yield f"data: {json.dumps({key: value for key, value in chunk.items() if key != 'r2v'})}\n\n"

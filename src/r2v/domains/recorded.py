@@ -55,7 +55,7 @@ class RecordedTask:
         """Nothing to free."""
 
     def clone(self) -> RecordedTask:
-        """An independent copy of the present step_context."""
+        """An independent copy of the present."""
         copy = RecordedTask.__new__(RecordedTask)
         copy.__dict__.update(self.__dict__)
         return copy

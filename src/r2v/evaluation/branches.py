@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 
 from r2v.core.agent import AgentModels, Forked, Routed
 from r2v.core.features import best
+from r2v.core.fixed import AtSteps, Never
 from r2v.core.loop import run_together
 from r2v.core.protocols import Agent, Policy
 from r2v.core.seeds import derive_seed
 from r2v.core.types import Episode, Memory
 from r2v.evaluation.closed_loop import MakeEnvironment
-from r2v.routers.baselines import AskAt, Never
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ async def branch(
     for draw in range(draws):
         after = Routed(models if draw == 0 else replace(models, draw=draw), never.router)
         for t in steps:
-            arms[t, draw, True] = Forked(Routed(models, AskAt(frozenset([t]))), after, t)
+            arms[t, draw, True] = Forked(Routed(models, AtSteps(frozenset([t]))), after, t)
             if draw:
                 arms[t, draw, False] = Forked(never, after, t)
     environment, perturbation = make_environment(episode.task, episode.seed)

@@ -10,13 +10,16 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from r2v.core.errors import ArtifactError
-from r2v.evaluation.outcomes import Outcomes
 from r2v.maths.testing import betting_p, cvar_p, fixed_sequence
 from r2v.runtime.store import read_json, write_json
+
+if TYPE_CHECKING:
+    from r2v.evaluation.outcomes import Outcomes
 
 FORMAT = 1
 

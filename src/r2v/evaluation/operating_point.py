@@ -1,12 +1,32 @@
-"""Which threshold: chosen on validation tasks from points that were really played (method, section 7)."""
+"""Which threshold, and which policy: chosen on validation tasks from what was really played (method, section 7)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
 
 from r2v.core.errors import StageError
+from r2v.core.protocols import Floats
+from r2v.evaluation.curves import interval, resample_BT
 from r2v.evaluation.outcomes import Outcomes
+
+RESAMPLES = 2000
+
+
+class Rule(Protocol):
+    """How operating points are chosen (`evaluate` in the settings of a run)."""
+
+    @property
+    def rule(self) -> str: ...
+    @property
+    def target(self) -> float: ...
+    @property
+    def kappa(self) -> float: ...
+    @property
+    def calls_per_episode(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -24,6 +44,22 @@ class Point:
     def calls(self) -> float:
         """Teacher calls an episode."""
         return float(self.outcomes.teacher_calls_TZ.mean())
+
+
+def choose(points: Sequence[Point], rule: Rule, teacher_success: float) -> Point:
+    """The point that the rule picks; `teacher_success` is that of the teacher alone on the same tasks."""
+    if rule.rule == "target":
+        return by_target(points, rule.target * teacher_success)
+    return by_cost(points, rule.kappa) if rule.rule == "cost" else by_budget(points, rule.calls_per_episode)
+
+
+def in_words(rule: Rule) -> str:
+    """What the rule asks for."""
+    return {
+        "target": f"fewest teacher calls with at least {rule.target:.0%} of the teacher's success",
+        "cost": f"least cost, a failed episode priced at {rule.kappa:g} teacher calls",
+        "budget": f"best success with at most {rule.calls_per_episode:g} teacher calls an episode",
+    }[rule.rule]
 
 
 def by_target(points: Sequence[Point], target: float) -> Point:
@@ -49,3 +85,15 @@ def by_budget(points: Sequence[Point], calls_per_episode: float) -> Point:
             "raise evaluate.calls_per_episode or add smaller evaluate.asked_shares"
         )
     return max(affordable, key=lambda point: (point.success, -point.calls))
+
+
+def better_policy(clone_T: Floats, prefer_T: Floats, *, seed: int) -> dict[str, Any]:
+    """Which of two trained SLMs is kept, from their success on each validation task; a tie keeps the simpler policy."""
+    weights_BT = resample_BT(len(clone_T), RESAMPLES, seed)
+    return {
+        "kept": "prefer" if prefer_T.mean() > clone_T.mean() else "clone",
+        "clone": float(clone_T.mean()),
+        "prefer": float(prefer_T.mean()),
+        "difference_ci95": interval(np.asarray(weights_BT @ (prefer_T - clone_T))),
+        "tasks": len(clone_T),
+    }

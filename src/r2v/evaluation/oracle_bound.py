@@ -17,11 +17,11 @@ from random import Random
 import numpy as np
 
 from r2v.core.agent import AgentModels, Routed
+from r2v.core.fixed import AtSteps
 from r2v.core.loop import run_together
 from r2v.core.seeds import derive_seed
 from r2v.core.types import Episode, Memory
 from r2v.evaluation.closed_loop import MakeEnvironment
-from r2v.routers.baselines import AskAt
 
 PAIRS = 24
 """Pairs of calls tried in an episode."""
@@ -51,7 +51,7 @@ async def fewest_calls(models: AgentModels, make_environment: MakeEnvironment, e
         environment, perturbation = make_environment(episode.task, episode.seed)
         played = await run_together(
             environment,
-            [Routed(models, AskAt(frozenset(s))) for s in sets],
+            [Routed(models, AtSteps(frozenset(s))) for s in sets],
             episode.task,
             seed=episode.seed,
             perturbation=perturbation,

@@ -6,14 +6,16 @@ never hurts; `llm_only` and `oracle` are 100 % by definition (method, section 9)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from typing import Protocol
 
 from r2v.core.protocols import Router
 from r2v.core.seeds import derive_seed
-from r2v.core.types import Episode, Memory
-from r2v.evaluation.outcomes import Row, row
+from r2v.core.types import Episode, Memory, Route
+from r2v.evaluation.outcomes import Outcomes, Row, gather, row
+from r2v.evaluation.results import Played
 
 Asks = Callable[[Episode], tuple[int, ...]]
 """Steps of a recorded SLM episode on which a router would have asked."""
@@ -65,3 +67,40 @@ def oracle(episode: Episode) -> tuple[int, ...]:
 
 def always(episode: Episode) -> tuple[int, ...]:
     return tuple(step.t for step in episode.steps)
+
+
+class Replayed(Protocol):
+    """What replay needs of a fitted router (`r2v.routers.base.RouterBase`)."""
+
+    @property
+    def routes(self) -> Collection[Route]: ...
+
+    def at(self, threshold: float) -> Router: ...
+
+
+def replayable(router: Replayed) -> bool:
+    """Whether a recorded episode is enough: it holds no further draw and no other attempt."""
+    return not {"retry", "restart"} & set(router.routes)
+
+
+def replayed(
+    alone: Sequence[Episode],
+    routers: Mapping[str, tuple[Replayed, float, tuple[float, ...]]],
+    tasks: Sequence[str],
+    seeds: Sequence[int],
+    horizon: int,
+) -> dict[str, Played]:
+    """The optimistic rule for each router (at its operating point, and at each of its thresholds) and for the oracle."""
+
+    def outcomes(asks: Asks) -> Outcomes:
+        return gather(replay(alone, asks), tasks, seeds, horizon)
+
+    found = {
+        "slm_only": Played(outcomes(lambda episode: ()), None),
+        "llm_only": Played(outcomes(always), None),
+        "oracle": Played(outcomes(oracle), None),
+    }
+    for name, (router, threshold, grid) in routers.items():
+        points = {t: outcomes(asks_of(router.at(t), horizon)) for t in dict.fromkeys((threshold, *grid))}
+        found[name] = Played(points[threshold], threshold, grid, tuple(points[t] for t in grid))
+    return found

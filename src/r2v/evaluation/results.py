@@ -8,10 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from r2v.core.features import batch
+from r2v.core.mlp import RiskMLP
+from r2v.core.types import Episode
 from r2v.evaluation.curves import area_B, curve, interval, resample_BT, success_at_B
 from r2v.evaluation.outcomes import Outcomes
+from r2v.maths.calibration import brier, ece, reliability_bins
 from r2v.maths.risk import cvar
-from r2v.maths.stats import mcnemar
+from r2v.maths.stats import auroc_or_none, mcnemar
 
 REFERENCE = "r2v"
 CALLS = (0.5, 1.0, 2.0, 3.0, 4.0)
@@ -122,3 +126,21 @@ def _answers(o: Outcomes) -> dict[str, float] | None:
     if not o.answers_3.sum():
         return None
     return dict(zip(("same", "among", "new"), (o.answers_3 / o.answers_3.sum()).tolist(), strict=True))
+
+
+def calibration(model: RiskMLP, alone: Sequence[Episode], horizon: int) -> dict[str, Any]:
+    """How honest a risk is on the steps of SLM-only episodes (`calibration` in results.json)."""
+    steps = [(step, not e.success) for e in alone if e.success is not None for step in e.steps]
+    features = [step.choice.features for step, _ in steps]
+    assert None not in features
+    p_N = model.risk(*batch([row for row in features if row is not None], model.names))
+    y_N = np.array([float(failed) for _, failed in steps])
+    third_N = np.array([step.t * 3 // horizon for step, _ in steps])
+    return {
+        "ece": ece(p_N, y_N),
+        "brier": brier(p_N, y_N),
+        "auroc": auroc_or_none(p_N, y_N),
+        "auroc_by_third": [auroc_or_none(p_N[third_N == third], y_N[third_N == third]) for third in range(3)],
+        "steps": len(steps),
+        "bins": [list(entry) for entry in reliability_bins(p_N, y_N)],
+    }

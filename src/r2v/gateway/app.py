@@ -1,4 +1,4 @@
-"""The HTTP surface: who may ask, and how much. Protocols are in `r2v.messages.adapters`, the step in `.service`."""
+"""The HTTP surface: who may ask, and how much. Protocols are in `r2v.messages`, the step in `.service`."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ from starlette.routing import Route
 from r2v.core.errors import SettingsError
 from r2v.gateway.http import headers_of, json_response
 from r2v.gateway.service import Answer, Refused, RequestOptions, Service
-from r2v.messages.adapters import ADAPTERS
+from r2v.messages import BUILT_IN
 from r2v.messages.anthropic import MESSAGES
 from r2v.messages.conversation import BadRequest, Json, Request, fingerprint
 from r2v.messages.openai_chat import CHAT
 from r2v.messages.protocol import ProtocolAdapter, StreamEncoder, json_object
+from r2v.runtime import plugins
 
 SESSION_HEADERS = ("x-r2v-session-id", "x-session-id", "x-claude-code-session-id", "x-switchyard-session-id", "session_id")
 IDENTITY = re.compile(r"[\w.:@/-]{1,200}")
@@ -63,8 +64,9 @@ class _Gateway:
             yield
             await self.service.close()
 
+        adapters = [plugins.load("protocols", name, BUILT_IN) for name in plugins.names("protocols", BUILT_IN)]
         known: list[tuple[str, Endpoint, str, ProtocolAdapter]] = [
-            *((adapter.path, self._served(adapter), "POST", adapter) for adapter in ADAPTERS),
+            *((adapter.path, self._served(adapter), "POST", adapter) for adapter in adapters),
             ("/messages/count_tokens", self.count_tokens, "POST", MESSAGES),
             ("/models", self.models, "GET", CHAT),
             ("/decision", self.decision, "POST", CHAT),
@@ -149,7 +151,7 @@ class _Gateway:
 
     def _forced(self, http: HttpRequest, model: str) -> str | None:
         """The model that the client insists on: slm, teacher, or None. Raises BadRequest."""
-        served = {m.model: "slm" if name == "small" else "teacher" for name, m in self.service.settings.models.items()}
+        served = {settings.model: name for name, settings in self.service.settings.models.items()}
         if not model.startswith("r2v") and model not in ("", "auto") and model not in served:
             raise BadRequest(f"model {model[:80]!r} is not served here; ask for r2v, r2v:slm, r2v:teacher or r2v@tau=0.3")
         named = http.headers.get("x-r2v-arm") or (model.rsplit(":", 1)[1] if ":" in model else None)
@@ -275,7 +277,7 @@ class _Gateway:
         if t is not None and (not isinstance(t, int) or isinstance(t, bool) or not 0 <= t < 2**31):
             raise BadRequest("`step` must be the number of a step")
         self.service.ledger.outcome(session, t, float(reward))
-        self.service.meters.outcome()
+        self.service.metrics.outcome()
         return json_response({"ok": True})
 
     async def sessions(self, http: HttpRequest) -> Response:
@@ -288,10 +290,10 @@ class _Gateway:
             return json_response(CHAT.error("no such session", 404), 404)
         steps = [
             {
-                "step": e.t, "decision_id": e.id, "time": e.time, "arm": e.arm, "reason": e.reason, "model": e.model,
-                "risk": e.risk, "threshold": e.threshold, "propensity": e.propensity, "cost_usd": e.slm_usd + e.teacher_usd,
+                "step": e.t, "decision_id": e.id, "time": e.time, "arm": e.source, "reason": e.code, "model": e.model,
+                "risk": e.score, "threshold": e.threshold, "propensity": e.propensity, "cost_usd": e.slm_usd + e.teacher_usd,
                 "saved_usd": e.saved_usd, "tokens": e.tokens, "candidates": e.candidates,
-                "scores": list(e.step.choice.scores), "overhead_ms": e.overhead_ms, "would": e.would,
+                "scores": list(e.step.choice.scores), "overhead_ms": e.overhead_ms, "would": e.route,
                 "why": e.step.choice.decision.reason if e.step.choice.decision else None,
             }
             for e in entries
@@ -301,28 +303,28 @@ class _Gateway:
 
     async def stats(self, http: HttpRequest) -> Response:
         service = self.service
-        models = {u.name: {"model": u.settings.model, "available": u.available} for u in (service.small, service.teacher)}
-        killed = await service.accounts.killed()
-        found = {**service.meters.stats(), "mode": service.settings.route.mode, "killed": killed, "models": models}
+        models = {u.name: {"model": u.settings.model, "available": u.available} for u in (service.slm, service.teacher)}
+        killed = await service.sessions.killed()
+        found = {**service.metrics.stats(), "mode": service.settings.route.mode, "killed": killed, "models": models}
         return json_response(found)
 
     async def kill(self, http: HttpRequest) -> Response:
-        """The kill switch: {"on": true} gives every step to the small model."""
+        """The kill switch: {"on": true} gives every step to the SLM."""
         on = json_object(await self._body(http)).get("on")
         if not isinstance(on, bool):
             raise BadRequest("`on` must be true or false")
-        await self.service.accounts.kill(on)
+        await self.service.sessions.kill(on)
         return json_response({"on": on})
 
     async def health(self, http: HttpRequest) -> Response:
         return json_response({"status": "ok"})
 
     async def ready(self, http: HttpRequest) -> Response:
-        up = {"small": self.service.small.available, "teacher": self.service.teacher.available}
+        up = {"small": self.service.slm.available, "teacher": self.service.teacher.available}
         return json_response({"ready": any(up.values()), "models": up}, 200 if any(up.values()) else 503)
 
     async def metrics(self, http: HttpRequest) -> Response:
-        text = self.service.meters.prometheus((self.service.small, self.service.teacher))
+        text = self.service.metrics.prometheus()
         return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
 
     async def page(self, http: HttpRequest) -> Response:

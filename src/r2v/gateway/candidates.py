@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from r2v.clients.base import Client, Draw, Tokens
 from r2v.core.types import Action, Candidate, Context
-from r2v.gateway.ledger import Amount
+from r2v.gateway.budgets import Amount
 from r2v.messages.conversation import Json, Request, action_of
 
 
@@ -68,3 +68,15 @@ class CandidateSource:
     def spent(self) -> Amount:
         calls = int(self._teacher and self.drawn > 0)
         return Amount(calls, self.tokens.total, self.usd) + self.lost
+
+
+class Known:
+    """A policy that proposes the candidates that it was given, whatever it is asked."""
+
+    name = "known"
+
+    def __init__(self, candidates: tuple[Candidate, ...]) -> None:
+        self._candidates = candidates
+
+    async def propose(self, context: Context, k: int, *, seed: int) -> tuple[Candidate, ...]:
+        return self._candidates

@@ -15,27 +15,27 @@ from r2v.gateway.routing import load_configured
 from r2v.gateway.settings import GatewaySettings
 
 
-def problems(settings: GatewaySettings, tell: Callable[[str], None]) -> list[str]:
-    """What would not work, in words; tells what does."""
+def problems(settings: GatewaySettings, show: Callable[[str], None]) -> list[str]:
+    """What would not work, a line each; shows what does."""
     found = []
     if settings.server.require_key and not os.environ.get(settings.server.key_env):
         found.append(f"{settings.server.key_env} is not set: it must hold the key clients send")
     try:
         router = load_configured(settings.route)
-        seen = f"verifier {router.route.verifier}, k {router.route.k}, horizon {router.route.horizon}"
-        tell(f"router    {router.name}, threshold {router.threshold:.4g}; {seen}")
+        conditions = f"verifier {router.route.verifier}, k {router.route.k}, horizon {router.route.horizon}"
+        show(f"router    {router.name}, threshold {router.threshold:.4g}; {conditions}")
     except R2VError as error:
         found.append(str(error))
     try:
         Ledger(Path(settings.store.path)).close()
-        tell(f"ledger    {settings.store.path}")
+        show(f"ledger    {settings.store.path}")
     except R2VError as error:
         found.append(str(error))
     for role, model in settings.models.items():
         try:
             make_client(model, role)
             httpx.get(model.base_url, timeout=model.connect_timeout_s)
-            tell(f"{role:<9} {model.model} at {model.base_url} is reachable")
+            show(f"{role:<9} {model.model} at {model.base_url} is reachable")
         except R2VError as error:
             found.append(str(error))
         except httpx.HTTPError as error:

@@ -17,54 +17,49 @@ from typing import Any
 import msgspec
 
 from r2v.core.errors import ArtifactError
-from r2v.core.types import Decision, Step
-from r2v.gateway.settings import LimitSettings
+from r2v.core.types import Decision, ScoreKind, Step
+from r2v.gateway.budgets import Amount
 from r2v.runtime.upgrade import upgraded_step
 
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS steps (
-  id TEXT PRIMARY KEY, session TEXT NOT NULL, t INTEGER NOT NULL, time REAL NOT NULL, key TEXT NOT NULL,
-  arm TEXT NOT NULL, reason TEXT NOT NULL, model TEXT NOT NULL, risk REAL, threshold REAL, propensity REAL NOT NULL,
-  slm_usd REAL NOT NULL, teacher_usd REAL NOT NULL, saved_usd REAL NOT NULL, tokens INTEGER NOT NULL,
-  teacher_calls INTEGER NOT NULL, candidates INTEGER NOT NULL,
-  overhead_ms REAL NOT NULL, would TEXT NOT NULL, goal TEXT NOT NULL, record BLOB NOT NULL
-);
-CREATE INDEX IF NOT EXISTS steps_of_session ON steps (session, t);
-CREATE INDEX IF NOT EXISTS steps_by_time ON steps (time);
-CREATE TABLE IF NOT EXISTS outcomes (session TEXT NOT NULL, t INTEGER, reward REAL NOT NULL, time REAL NOT NULL);
-CREATE INDEX IF NOT EXISTS outcomes_of_session ON outcomes (session);
-CREATE TABLE IF NOT EXISTS lost (
-  session TEXT NOT NULL, key TEXT NOT NULL, time REAL NOT NULL, calls INTEGER NOT NULL, tokens INTEGER NOT NULL,
-  usd REAL NOT NULL
-);
-CREATE INDEX IF NOT EXISTS lost_of_session ON lost (session);
-PRAGMA user_version = 2;
+VERSION = 3
+SCHEMA = (
+    "CREATE TABLE steps (id TEXT PRIMARY KEY, session TEXT NOT NULL, t INTEGER NOT NULL, time REAL NOT NULL, "
+    "key TEXT NOT NULL, source TEXT NOT NULL, code TEXT NOT NULL, model TEXT NOT NULL, score REAL, threshold REAL, "
+    "propensity REAL NOT NULL, slm_usd REAL NOT NULL, teacher_usd REAL NOT NULL, saved_usd REAL NOT NULL, "
+    "tokens INTEGER NOT NULL, teacher_calls INTEGER NOT NULL, candidates INTEGER NOT NULL, overhead_ms REAL NOT NULL, "
+    "route TEXT NOT NULL, goal TEXT NOT NULL, record BLOB NOT NULL, score_kind TEXT)",
+    "CREATE INDEX steps_of_session ON steps (session, t)",
+    "CREATE INDEX steps_by_time ON steps (time)",
+    "CREATE TABLE outcomes (session TEXT NOT NULL, t INTEGER, reward REAL NOT NULL, time REAL NOT NULL)",
+    "CREATE INDEX outcomes_of_session ON outcomes (session)",
+    "CREATE TABLE abandoned (session TEXT NOT NULL, key TEXT NOT NULL, time REAL NOT NULL, calls INTEGER NOT NULL, "
+    "tokens INTEGER NOT NULL, usd REAL NOT NULL)",
+    "CREATE INDEX abandoned_of_session ON abandoned (session)",
+)
+MIGRATIONS = {
+    2: (
+        "ALTER TABLE steps RENAME COLUMN arm TO source",
+        "ALTER TABLE steps RENAME COLUMN reason TO code",
+        "ALTER TABLE steps RENAME COLUMN risk TO score",
+        "ALTER TABLE steps RENAME COLUMN would TO route",
+        "ALTER TABLE steps ADD COLUMN score_kind TEXT",
+        "UPDATE steps SET route = 'escalate' WHERE route = 'teacher_step'",
+        "UPDATE steps SET route = 'takeover' WHERE route = 'teacher_latch'",
+        "ALTER TABLE lost RENAME TO abandoned",
+        "DROP INDEX IF EXISTS lost_of_session",
+        "CREATE INDEX abandoned_of_session ON abandoned (session)",
+    ),
+}
+"""Schema version -> the statements that make it the next one. Renaming touches no row, so a large ledger opens at once; for
+the same reason records stay as they were written, and `_entry` reads those of version 2.
 """
 COLUMNS = (
-    "id", "session", "t", "time", "key", "arm", "reason", "model", "risk", "threshold", "propensity", "slm_usd",
-    "teacher_usd", "saved_usd", "tokens", "teacher_calls", "candidates", "overhead_ms", "would", "goal", "record",
+    "id", "session", "t", "time", "key", "source", "code", "model", "score", "score_kind", "threshold", "propensity",
+    "slm_usd", "teacher_usd", "saved_usd", "tokens", "teacher_calls", "candidates", "overhead_ms", "route", "goal", "record",
 )  # fmt: skip
+FAILED_BELOW = 0.5
+"""A session whose reward is lower has failed."""
 _encoder, _decoder = msgspec.json.Encoder(), msgspec.json.Decoder(Step)
-
-
-@dataclass(frozen=True, slots=True)
-class Amount:
-    """What was or may be spent."""
-
-    calls: int = 0
-    """Of the teacher."""
-    tokens: int = 0
-    usd: float = 0.0
-
-    def __add__(self, other: Amount) -> Amount:
-        return Amount(self.calls + other.calls, self.tokens + other.tokens, self.usd + other.usd)
-
-    def __sub__(self, other: Amount) -> Amount:
-        return Amount(self.calls - other.calls, self.tokens - other.tokens, self.usd - other.usd)
-
-    def within(self, limit: LimitSettings) -> bool:
-        pairs = ((self.calls, limit.teacher_calls), (self.tokens, limit.tokens), (self.usd, limit.usd))
-        return all(most is None or amount <= most for amount, most in pairs)
 
 
 @dataclass(frozen=True)
@@ -77,43 +72,70 @@ class Entry:
     time: float
     key: str
     """Hash of the inbound key."""
-    arm: str
+    source: str
     """Who answered: slm or teacher."""
-    reason: str
+    code: str
+    """Why: of `r2v.core.types.Code`."""
     model: str
-    risk: float | None
+    score: float | None
+    score_kind: ScoreKind | None
+    """What the score estimates; None without a score, and in rows that older versions wrote."""
     threshold: float | None
     propensity: float
     slm_usd: float
     teacher_usd: float
     saved_usd: float
-    """Against a teacher that answers every step from a warm cache; an estimate (`r2v.gateway.prices`), and often below 0."""
+    """Against a teacher that answers every step from a warm cache; an estimate, and often below 0."""
     tokens: int
     """Of all calls, drafts included."""
     teacher_calls: int
     candidates: int
     overhead_ms: float
     """Time the gateway took, models excluded."""
-    would: str
-    """The route that the router decided, whatever was done."""
+    route: str
+    """What the router decided, whatever was done."""
     goal: str
     step: Step
 
 
 class Ledger:
     def __init__(self, path: Path) -> None:
-        """Raises ArtifactError for a file that is not a ledger."""
+        """Opens or makes the ledger; one of an older version is migrated in place, in one transaction.
+
+        Raises:
+            ArtifactError: the file is not a ledger, or a newer r2v wrote it.
+        """
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = NORMAL")  # survives kill -9; the last steps may be lost with the power
-            version = self._db.execute("PRAGMA user_version").fetchone()[0]
-            if version not in (0, 2):
-                raise ArtifactError(f"{path} was written by another version of r2v (schema {version})")
-            self._db.executescript(SCHEMA)
+            if self._version() != VERSION:
+                self._migrate(path)
         except sqlite3.DatabaseError as error:
             raise ArtifactError(f"{path} is not a ledger ({error}); choose another store.path") from None
+
+    def _version(self) -> int:
+        return int(self._db.execute("PRAGMA user_version").fetchone()[0])
+
+    def _migrate(self, path: Path) -> None:
+        """All or nothing: until the last statement the file is one that the older version reads."""
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            version = self._version()  # read again: another process may have migrated it meanwhile
+            if version > VERSION or (version and version < min(MIGRATIONS)):
+                raise ArtifactError(
+                    f"{path} was written by another version of r2v (schema {version}, this one has {VERSION}); "
+                    f"{'upgrade r2v' if version > VERSION else 'open it with r2v 0.1'} or choose another store.path"
+                )
+            for statement in SCHEMA if version == 0 else [one for v in range(version, VERSION) for one in MIGRATIONS[v]]:
+                self._db.execute(statement)
+            self._db.execute(f"PRAGMA user_version = {VERSION}")
+            self._db.execute("COMMIT")
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            self._db.close()
+            raise
 
     def close(self) -> None:
         self._db.close()
@@ -126,11 +148,11 @@ class Ledger:
             f"INSERT INTO steps ({', '.join(COLUMNS)}) VALUES ({marks})", (*values, _encoder.encode(entry.step))
         )
 
-    def lose(self, session: str, key: str, amount: Amount) -> None:
-        """Note what a step that was given up can have cost. What cannot be written is forgotten with this process."""
+    def abandon(self, session: str, key: str, amount: Amount) -> None:
+        """Note what a step that was abandoned can have cost. What cannot be written is forgotten with this process."""
         values = (session, key, time.time(), amount.calls, amount.tokens, amount.usd)
         with suppress(sqlite3.Error):
-            self._db.execute("INSERT INTO lost VALUES (?, ?, ?, ?, ?, ?)", values)
+            self._db.execute("INSERT INTO abandoned VALUES (?, ?, ?, ?, ?, ?)", values)
 
     def outcome(self, session: str, t: int | None, reward: float) -> None:
         self._db.execute("INSERT INTO outcomes VALUES (?, ?, ?, ?)", (session, t, reward, time.time()))
@@ -147,29 +169,37 @@ class Ledger:
 
     def spent(self, *, session: str | None = None, since: float | None = None, key: str | None = None) -> Amount:
         """By a session, or since a time, or both; of one key or of all."""
-        asked = {"session =": session, "time >=": since, "key =": key}
-        known = {column: value for column, value in asked.items() if value is not None}
+        conditions = {"session =": session, "time >=": since, "key =": key}
+        known = {column: value for column, value in conditions.items() if value is not None}
         where = " AND ".join(f"{column} ?" for column in known) or "1"
-        found = Amount()
-        for calls, usd, table in (("teacher_calls", "slm_usd + teacher_usd", "steps"), ("calls", "usd", "lost")):
+        total = Amount()
+        for calls, usd, table in (("teacher_calls", "slm_usd + teacher_usd", "steps"), ("calls", "usd", "abandoned")):
             sums = f"COALESCE(SUM({calls}), 0), COALESCE(SUM(tokens), 0), COALESCE(SUM({usd}), 0.0)"
             row = self._db.execute(f"SELECT {sums} FROM {table} WHERE {where}", tuple(known.values())).fetchone()
-            found += Amount(*row)
-        return found
+            total += Amount(*row)
+        return total
 
-    def told_apart(self, sessions: int) -> tuple[list[tuple[float, float]], int]:
-        """([(risk, 1.0 for failure) of each step], sessions) of the latest sessions with an outcome that the small model
-        played alone.
+    def scores_and_failures(self, sessions: int, kind: ScoreKind | None) -> tuple[list[tuple[float, float]], int]:
+        """Scores against outcomes, where the SLM alone played: only there is it known how continuing ended.
+
+        Args:
+            sessions: how many of the latest sessions with an outcome to look at.
+            kind: leave out scores that are known to be of another kind; None: leave out none.
+
+        Returns:
+            [(score, 1.0 for failure) of each step], and of how many sessions they are.
         """
         ended = (
             "SELECT session, reward FROM outcomes WHERE rowid IN (SELECT MAX(rowid) FROM outcomes WHERE t IS NULL GROUP BY "
-            "session ORDER BY MAX(rowid) DESC LIMIT ?) AND session NOT IN (SELECT session FROM steps WHERE arm = 'teacher')"
+            "session ORDER BY MAX(rowid) DESC LIMIT :sessions) "
+            "AND session NOT IN (SELECT session FROM steps WHERE source = 'teacher')"
         )
         rows = self._db.execute(
-            f"SELECT s.session, s.risk, e.reward < 0.5 FROM ({ended}) e JOIN steps s ON s.session = e.session "
-            "WHERE s.risk IS NOT NULL", (sessions,),
-        ).fetchall()  # fmt: skip
-        return [(risk, float(failed)) for _, risk, failed in rows], len({session for session, _, _ in rows})
+            f"SELECT s.session, s.score, e.reward < :bound FROM ({ended}) e JOIN steps s ON s.session = e.session "
+            "WHERE s.score IS NOT NULL AND (:kind IS NULL OR COALESCE(s.score_kind, :kind) = :kind)",
+            {"sessions": sessions, "bound": FAILED_BELOW, "kind": kind},
+        ).fetchall()
+        return [(score, float(failed)) for _, score, failed in rows], len({session for session, _, _ in rows})
 
     def sessions(self, limit: int) -> list[dict[str, Any]]:
         """The latest sessions, the newest first."""
@@ -191,7 +221,7 @@ class Ledger:
 def _entry(row: tuple[Any, ...]) -> Entry:
     try:
         step = _decoder.decode(row[-1])
-    except msgspec.ValidationError:  # of r2v 0.1
+    except msgspec.ValidationError:  # written by r2v 0.1
         step = msgspec.convert(upgraded_step(msgspec.json.decode(row[-1])), Step)
     values: list[Any] = [*row[:-1], step]
     return Entry(*values)

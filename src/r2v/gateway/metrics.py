@@ -1,8 +1,14 @@
-"""What was served, in numbers: counters for Prometheus, and what the live page says above its sessions."""
+"""What was served, in numbers: metrics for Prometheus, and from the same source the figures on the live page."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+
 import numpy as np
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import generate_latest
+from prometheus_client.registry import Collector
 
 from r2v.clients.base import Client
 from r2v.core.types import Features
@@ -15,32 +21,49 @@ RECENT = 500
 """Steps that drift is averaged over."""
 OUTCOMES = 2_000
 """Sessions with an outcome that calibration looks back on."""
+OVERHEAD_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5)
+MODEL_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0)
 
 
-class Meters:
-    def __init__(self, router: Configured, ledger: Ledger) -> None:
-        self._router, self._ledger = router, ledger
-        self._counts: dict[tuple[str, str], float] = {}
+class Metrics(Collector):
+    """Metrics of one gateway, in a registry of its own. Labels are from closed lists."""
+
+    def __init__(self, router: Configured, ledger: Ledger, upstreams: Sequence[Client]) -> None:
+        self._router, self._ledger, self._upstreams = router, ledger, upstreams
         self._shift_F, self._seen = np.zeros(0), 0
         self._calibration: Json | None = None
+        self._registry = registry = CollectorRegistry()
+        self._requests = Counter("r2v_requests", "Steps by the model that answered.", ["arm"], registry=registry)
+        self._decisions = Counter("r2v_decisions", "Steps by model and code.", ["arm", "reason"], registry=registry)
+        self._usd = Counter("r2v_cost_usd", "USD paid for each model, drafts included.", ["model"], registry=registry)
+        self._tokens = Counter("r2v_tokens", "Tokens of all calls, drafts included.", registry=registry)
+        self._candidates = Counter("r2v_candidates", "Candidates drawn from the SLM.", registry=registry)
+        self._implicit = Counter("r2v_implicit_sessions", "Steps whose client named no session.", registry=registry)
+        self._saved = Gauge("r2v_saved_usd", "USD saved against the teacher alone; may be below 0.", registry=registry)
+        self._overhead = Histogram(
+            "r2v_overhead_seconds", "Time of a step without the models'.", buckets=OVERHEAD_S, registry=registry
+        )
+        self._model_s = Histogram(
+            "r2v_model_seconds", "Time a step waited for a model.", ["model"], buckets=MODEL_S, registry=registry
+        )
+        registry.register(self)
 
-    def note(self, entry: Entry) -> None:
-        self.add("r2v_requests_total", f'arm="{entry.arm}"', 1)
-        self.add("r2v_decisions_total", f'arm="{entry.arm}",reason="{entry.reason}"', 1)
-        self.add("r2v_cost_usd_total", 'model="small"', entry.slm_usd)
-        self.add("r2v_cost_usd_total", 'model="teacher"', entry.teacher_usd)
-        self.add("r2v_saved_usd", "", entry.saved_usd)
-        self.add("r2v_tokens_total", "", entry.tokens)
-        self.add("r2v_candidates_total", "", entry.candidates)
-        self.add("r2v_overhead_seconds_sum", "", entry.overhead_ms / 1000)
-        self.add("r2v_overhead_seconds_count", "", 1)
+    def note(self, entry: Entry, model_s: Mapping[str, float]) -> None:
+        """Count a step; `model_s`: seconds that it waited for each model it called."""
+        self._requests.labels(entry.source).inc()
+        self._decisions.labels(entry.source, entry.code).inc()
+        self._usd.labels("small").inc(entry.slm_usd)
+        self._usd.labels("teacher").inc(entry.teacher_usd)
+        self._saved.inc(entry.saved_usd)
+        self._tokens.inc(entry.tokens)
+        self._candidates.inc(entry.candidates)
+        self._overhead.observe(max(0.0, entry.overhead_ms / 1000))
+        for model, seconds in model_s.items():
+            self._model_s.labels(model).observe(seconds)
         if entry.session.startswith("auto-"):
-            self.add("r2v_implicit_sessions_total", "", 1)
+            self._implicit.inc()
         if entry.step.choice.features is not None:
             self._drift(entry.step.choice.features)
-
-    def add(self, name: str, labels: str, value: float) -> None:
-        self._counts[name, labels] = self._counts.get((name, labels), 0.0) + value
 
     def outcome(self) -> None:
         """An outcome arrived: what is known of calibration is out of date."""
@@ -64,13 +87,14 @@ class Meters:
         return {"score": score, "feature": name, "steps": self._seen}
 
     def calibration(self) -> Json:
-        """Risks against outcomes, over the steps of sessions that the small model played alone: only there is it known how
-        going on ended. A baseline's score is no probability: then only the counts are told.
+        """Scores against outcomes, over the steps of sessions that the SLM played alone. Where the router's score is no
+        probability there are only the counts.
         """
         if self._calibration is None:
-            pairs, sessions = self._ledger.told_apart(OUTCOMES)
+            calibrated = self._router.calibrated
+            pairs, sessions = self._ledger.scores_and_failures(OUTCOMES, "risk" if calibrated else None)
             self._calibration = {"sessions": sessions, "steps": len(pairs)}
-            if pairs and self._router.calibrated:
+            if pairs and calibrated:
                 risk_N, failed_N = np.array(pairs).T
                 self._calibration |= {
                     "ece": ece(risk_N, failed_N),
@@ -79,35 +103,44 @@ class Meters:
                 }
         return self._calibration
 
-    def prometheus(self, upstreams: tuple[Client, ...]) -> str:
-        """Prometheus text. Labels are from closed lists."""
-        lines = [f"{name}{{{labels}}} {value:.10g}" if labels else f"{name} {value:.10g}" for (name, labels), value in
-                 sorted(self._counts.items())]  # fmt: skip
-        for upstream in upstreams:
-            lines += [
-                f'r2v_upstream_attempts_total{{model="{upstream.name}",code="{code}"}} {count}'
-                for code, count in sorted(upstream.attempts.items())
-            ]
-            lines.append(f'r2v_upstream_available{{model="{upstream.name}"}} {int(upstream.available)}')
+    def collect(self) -> Iterator[Metric]:
+        """What is computed when it is asked for (`prometheus_client.registry.Collector`)."""
+        attempts = CounterMetricFamily("r2v_upstream_attempts", "HTTP calls by outcome.", labels=["model", "code"])
+        available = GaugeMetricFamily("r2v_upstream_available", "0 while a model is not called.", labels=["model"])
+        for upstream in self._upstreams:
+            available.add_metric([upstream.name], upstream.available)
+            for code, count in sorted(upstream.attempts.items()):
+                attempts.add_metric([upstream.name, code], count)
+        yield attempts
+        yield available
         if drift := self.drift():
-            lines.append(f"r2v_drift_score {drift['score']:.6g}")
+            yield GaugeMetricFamily("r2v_drift_score", "Largest mean shift of a feature.", drift["score"])
         if "ece" in (calibration := self.calibration()):
-            lines.append(f"r2v_calibration_ece {calibration['ece']:.6g}")
-        lines.append(f"r2v_certificate_valid {int(self._router.certificate is not None)}")
-        return "\n".join(lines) + "\n"
+            yield GaugeMetricFamily("r2v_calibration_ece", "Expected calibration error.", calibration["ece"])
+        valid = self._router.certificate is not None
+        yield GaugeMetricFamily("r2v_certificate_valid", "Whether a certificate is configured.", valid)
+
+    def describe(self) -> list[Metric]:
+        """Nothing: registering must not compute a calibration."""
+        return []
+
+    def prometheus(self) -> str:
+        """The text that Prometheus scrapes."""
+        return generate_latest(self._registry).decode()
 
     def stats(self) -> Json:
-        got = self._counts.get
-        steps = got(("r2v_overhead_seconds_count", ""), 0)
+        samples = [sample for metric in self._registry.collect() for sample in metric.samples]
+        value = {(sample.name, *sample.labels.values()): sample.value for sample in samples}
+        steps = value["r2v_overhead_seconds_count",]
         certificate = self._router.certificate
         return {
             "router": self._router.name,
             "threshold": self._router.threshold,
-            "arms": {arm: int(got(("r2v_requests_total", f'arm="{arm}"'), 0)) for arm in ("slm", "teacher")},
-            "usd": {m: got(("r2v_cost_usd_total", f'model="{m}"'), 0.0) for m in ("small", "teacher")},
-            "saved_usd": got(("r2v_saved_usd", ""), 0.0),
-            "candidates_per_step": got(("r2v_candidates_total", ""), 0) / steps if steps else None,
-            "overhead_ms": 1000 * got(("r2v_overhead_seconds_sum", ""), 0.0) / steps if steps else None,
+            "arms": {source: int(value.get(("r2v_requests_total", source), 0)) for source in ("slm", "teacher")},
+            "usd": {model: value.get(("r2v_cost_usd_total", model), 0.0) for model in ("small", "teacher")},
+            "saved_usd": value["r2v_saved_usd",],
+            "candidates_per_step": value["r2v_candidates_total",] / steps if steps else None,
+            "overhead_ms": 1000 * value["r2v_overhead_seconds_sum",] / steps if steps else None,
             "drift": self.drift(),
             "calibration": self.calibration(),
             "certificate": None

@@ -1,8 +1,8 @@
-"""`Accounts` in Redis: replicas behind any load balancer share sessions, budgets and the kill switch.
+"""Sessions and budgets in Redis: replicas behind any load balancer share them, and the kill switch.
 
-Budgets are looked at and taken in one script, which Redis runs alone, so that no two replicas can take the last of one.
-What is held back for a step expires when the step can no longer be running: a replica that died gives its part back. Redis
-is the truth: run it with `appendonly yes`; without it no step is served (503). Each replica writes a ledger of its own.
+Budgets are checked and taken in one script, which Redis runs alone, so that no two replicas can take the last of one. A
+reservation expires when its step can no longer be running: a replica that died gives its part back. Redis is the truth: run
+it with `appendonly yes`; without it no step is served (503). Each replica writes a ledger of its own.
 """
 
 from __future__ import annotations
@@ -15,20 +15,21 @@ import redis.asyncio as redis
 
 from r2v.core.seeds import derive_seed
 from r2v.core.types import Decision, Memory
-from r2v.gateway.accounts import DECISIONS, Exhausted, Limits, Reservation, Session
-from r2v.gateway.ledger import Amount
+from r2v.gateway.budgets import Amount, Exhausted, Limits, Reservation
+from r2v.gateway.sessions import DECISIONS, Session
+from r2v.runtime.upgrade import upgraded_decision
 
 KEPT_S = 14 * 86_400
 """Sessions and budgets nobody used for so long are forgotten."""
-_encoder, _decoder = msgspec.json.Encoder(), msgspec.json.Decoder(Decision)
+_encoder = msgspec.json.Encoder()
 
-# KEYS: (spent, held) of each scope. ARGV: name, seconds until it expires, tokens and USD of the small model's part, then of
-# the teacher's, then the limits (calls, tokens, USD; -1 = none) of each scope. Answers {0 for nothing, 1 for the small
-# model, 2 for both; teacher calls left or -1}.
+# KEYS: (spent, held) of each scope; a member of `held` is a reservation. ARGV: its name, seconds until it expires, tokens
+# and USD of the SLM's part, then of the teacher's, then the limits (calls, tokens, USD; -1 = none) of each scope. Answers
+# {0 for nothing, 1 for the SLM, 2 for both; teacher calls left or -1}.
 RESERVE = """
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1e6
-local small, both, left = true, true, -1
+local slm, both, left = true, true, -1
 for i = 1, #KEYS / 2 do
   local used = {0, 0, 0}
   for j, unit in ipairs({'calls', 'tokens', 'usd'}) do
@@ -44,13 +45,13 @@ for i = 1, #KEYS / 2 do
   for j = 1, 3 do
     local limit = tonumber(ARGV[6 + 3 * (i - 1) + j])
     if limit >= 0 then
-      if used[j] + first[j] > limit then small = false end
+      if used[j] + first[j] > limit then slm = false end
       if used[j] + first[j] + second[j] > limit then both = false end
       if j == 1 and (left < 0 or limit - used[1] < left) then left = math.max(0, limit - used[1]) end
     end
   end
 end
-if not small then return {0, left} end
+if not slm then return {0, left} end
 local member = ARGV[1] .. ' 0 ' .. ARGV[3] .. ' ' .. ARGV[4]
 if both then member = ARGV[1] .. ' 1 ' .. (ARGV[3] + ARGV[5]) .. ' ' .. (ARGV[4] + ARGV[6]) end
 for i = 1, #KEYS / 2 do
@@ -74,16 +75,15 @@ end
 """
 
 
-class RedisAccounts:
-    """See `r2v.gateway.accounts.Accounts`; every method raises OSError where Redis does not answer or refuses."""
+class Connection:
+    """Commands to one Redis; every method raises OSError where it does not answer or refuses."""
 
-    def __init__(self, url: str, *, cache_ttl_s: float, longest_step_s: float, prefix: str = "r2v") -> None:
-        """`longest_step_s`: after that nothing of a step is running any more."""
+    def __init__(self, url: str, prefix: str = "r2v") -> None:
         self._redis = redis.Redis.from_url(url, socket_timeout=5, socket_connect_timeout=5)
-        self._ttl_s, self._longest_s, self._prefix = cache_ttl_s, longest_step_s, prefix
+        self._prefix = prefix
 
-    async def _do(self, *commands: Sequence[Any]) -> list[Any]:
-        """The answers to commands that Redis runs in one go."""
+    async def run(self, *commands: Sequence[Any]) -> list[Any]:
+        """The answers to commands that Redis runs in one transaction."""
         try:
             async with self._redis.pipeline(transaction=True) as pipe:
                 for command in commands:
@@ -92,14 +92,24 @@ class RedisAccounts:
         except redis.RedisError as error:
             raise OSError(f"Redis: {error}") from error
 
-    def _key(self, kind: str, name: str = "") -> str:
+    def key(self, kind: str, name: str = "") -> str:
         return f"{self._prefix}:{kind}:{name}"
+
+    async def close(self) -> None:
+        await self._redis.aclose()
+
+
+class RedisSessions:
+    """See `r2v.gateway.sessions.Sessions`; raises OSError."""
+
+    def __init__(self, connection: Connection, cache_ttl_s: float) -> None:
+        self._redis, self._ttl_s = connection, cache_ttl_s
 
     async def enter(self, identity: str, *, dry: bool) -> Session:
         session, decisions, warm, signatures = (
-            self._key(kind, identity) for kind in ("session", "decisions", "warm", "signatures")
+            self._redis.key(kind, identity) for kind in ("session", "decisions", "warm", "signatures")
         )
-        steps, tokens, told, is_warm, signed, *_ = await self._do(
+        steps, tokens, decided, is_warm, signed, *_ = await self._redis.run(
             ("HINCRBY", session, "steps", 0 if dry else 1),
             ("HGET", session, "prompt_tokens"),
             ("LRANGE", decisions, 0, -1),
@@ -107,50 +117,64 @@ class RedisAccounts:
             ("HGETALL", signatures),
             *(("EXPIRE", key, KEPT_S) for key in (session, decisions, signatures)),
         )
-        memory = Memory(seed=derive_seed(identity, "episode"), decisions=tuple(_decoder.decode(raw) for raw in told))
-        known = {name.decode(): model.decode() for name, model in signed.items()}
-        return Session(identity, int(steps) - (not dry), memory, not is_warm, int(tokens or 0), known)
+        memory = Memory(seed=derive_seed(identity, "episode"), decisions=tuple(_decision(raw) for raw in decided))
+        authors = {name.decode(): model.decode() for name, model in signed.items()}
+        return Session(identity, int(steps) - (not dry), memory, not is_warm, int(tokens or 0), authors)
 
     async def remember(self, session: Session, decision: Decision, *, teacher: bool, tokens: int) -> None:
-        warm = ("SET", self._key("warm", session.id), 1, "PX", max(1, int(1000 * self._ttl_s)))
-        await self._do(
-            ("RPUSH", self._key("decisions", session.id), _encoder.encode(decision)),
-            ("LTRIM", self._key("decisions", session.id), -DECISIONS, -1),
-            ("HSET", self._key("session", session.id), "prompt_tokens", tokens),
+        warm = ("SET", self._redis.key("warm", session.id), 1, "PX", max(1, int(1000 * self._ttl_s)))
+        await self._redis.run(
+            ("RPUSH", self._redis.key("decisions", session.id), _encoder.encode(decision)),
+            ("LTRIM", self._redis.key("decisions", session.id), -DECISIONS, -1),
+            ("HSET", self._redis.key("session", session.id), "prompt_tokens", tokens),
             *([warm] if teacher else []),
         )
 
     async def sign(self, session: Session, signature: str, model: str) -> None:
-        await self._do(("HSET", self._key("signatures", session.id), signature, model))
+        await self._redis.run(("HSET", self._redis.key("signatures", session.id), signature, model))
 
-    async def hold(self, name: str, limits: Limits, small: Amount, teacher: Amount) -> Reservation:
+    async def kill(self, on: bool) -> None:
+        await self._redis.run(("SET", self._redis.key("killed"), 1) if on else ("DEL", self._redis.key("killed")))
+
+    async def killed(self) -> bool:
+        return bool((await self._redis.run(("EXISTS", self._redis.key("killed"))))[0])
+
+    async def close(self) -> None:
+        await self._redis.close()
+
+
+class RedisBudgets:
+    """See `r2v.gateway.budgets.Budgets`; raises OSError."""
+
+    def __init__(self, connection: Connection, longest_step_s: float) -> None:
+        """`longest_step_s`: after that nothing of a step is running any more, and its reservation expires."""
+        self._redis, self._longest_s = connection, longest_step_s
+
+    async def reserve(self, name: str, limits: Limits, slm: Amount, teacher: Amount) -> Reservation:
         if not limits:
-            return Reservation(name, limits, small + teacher, True, None)
+            return Reservation(name, limits, slm + teacher, True, None)
         bounds = [-1 if x is None else x for _, limit in limits for x in (limit.teacher_calls, limit.tokens, limit.usd)]
-        amounts = (small.tokens, small.usd, teacher.tokens, teacher.usd)
-        scopes = self._scopes(limits)
-        ((granted, left),) = await self._do(
-            ("EVAL", RESERVE, len(scopes), *scopes, name, self._longest_s, *amounts, *bounds)
+        amounts = (slm.tokens, slm.usd, teacher.tokens, teacher.usd)
+        keys = self._keys(limits)
+        ((granted, left),) = await self._redis.run(
+            ("EVAL", RESERVE, len(keys), *keys, name, self._longest_s, *amounts, *bounds)
         )
         if granted == 0:
             raise Exhausted
-        amount = small + teacher if granted == 2 else small
+        amount = slm + teacher if granted == 2 else slm
         return Reservation(name, limits, amount, granted == 2, None if left < 0 else int(left))
 
-    async def settle(self, hold: Reservation, spent: Amount) -> None:
-        if hold.limits:
-            scopes = self._scopes(hold.limits)
-            amounts = (spent.calls, spent.tokens, spent.usd)
-            await self._do(("EVAL", SETTLE, len(scopes), *scopes, hold.id, *amounts, KEPT_S))
+    async def settle(self, reservation: Reservation, spent: Amount) -> None:
+        if reservation.limits:
+            keys, amounts = self._keys(reservation.limits), (spent.calls, spent.tokens, spent.usd)
+            await self._redis.run(("EVAL", SETTLE, len(keys), *keys, reservation.id, *amounts, KEPT_S))
 
-    def _scopes(self, limits: Limits) -> list[str]:
-        return [self._key(kind, scope) for scope, _ in limits for kind in ("spent", "held")]
-
-    async def kill(self, on: bool) -> None:
-        await self._do(("SET", self._key("killed"), 1) if on else ("DEL", self._key("killed")))
-
-    async def killed(self) -> bool:
-        return bool((await self._do(("EXISTS", self._key("killed"))))[0])
+    def _keys(self, limits: Limits) -> list[str]:
+        return [self._redis.key(kind, scope) for scope, _ in limits for kind in ("spent", "held")]
 
     async def close(self) -> None:
-        await self._redis.aclose()
+        await self._redis.close()
+
+
+def _decision(raw: bytes) -> Decision:
+    return msgspec.convert(upgraded_decision(msgspec.json.decode(raw)), Decision)

@@ -6,31 +6,25 @@ around it adds upstream_fallback, verifier_failed and early.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from r2v.core.errors import ArtifactError, SettingsError
+from r2v.core.mlp import RiskMLP
 from r2v.core.protocols import Router
 from r2v.core.seeds import derive_uniform
 from r2v.core.types import Code, Context, Decision, Features, Memory, Route
-from r2v.evaluation.certificate import Certificate, read_certificate
 from r2v.gateway.settings import RouteSettings
-from r2v.pipeline.parts import make_router
-from r2v.routers import baselines
-from r2v.routers.mlp import RiskMLP, load_router
-from r2v.routers.threshold import ThresholdRouter
-from r2v.runtime.store import read_json, sha256
+from r2v.routers import BUILT_IN, load_router, router_class
+from r2v.routers.base import RouterBase
+from r2v.runtime.store import sha256
 
-PAPERS = {
-    "entropy": (baselines.entropy, 2.0),
-    "heuristic": (baselines.heuristic, 1.0),
-    "verifier": (baselines.verifier, 0.5),
-}
-"""Baselines with the thresholds of the paper's script; they are no calibrated risks."""
-THRESHOLDS = "thresholds.json"
-"""Beside the routers of a run: what was chosen for each on validation tasks."""
+if TYPE_CHECKING:
+    from r2v.evaluation.certificate import Certificate
+
+PROBABILITIES = ("risk", "benefit")
+"""Kinds of scores that are probabilities of success or failure: only with them a price of failure means something."""
 
 
 @dataclass(frozen=True)
@@ -111,65 +105,81 @@ class Configured:
     """The configured router, as far as all requests share it."""
 
     name: str
-    make: Callable[[float], Router]
-    """At a threshold."""
-    threshold: float
-    model: RiskMLP | None
-    """What tells where it was fitted; None: a baseline, which was fitted on nothing."""
-    calibrated: bool
-    """Whether its score is a probability of failure."""
+    router: RouterBase
     route: RouteSettings
     """With what the router was fitted with, where the settings leave it open."""
     certificate: Certificate | None
 
+    @property
+    def threshold(self) -> float:
+        return self.router.point
+
+    @property
+    def model(self) -> RiskMLP | None:
+        """What says where it was fitted; None: a rule, which was fitted on nothing."""
+        return self.router.model
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether its score is a probability of failure."""
+        return self.router.kind == "risk"
+
+    def make(self, threshold: float) -> Router:
+        """The router at the threshold of one request."""
+        return self.router.at(threshold)
+
 
 def load_configured(route: RouteSettings) -> Configured:
-    """A baseline, a router of a run (the same object that the evaluation played), or one of `r2v fit`. Raises SettingsError,
+    """A rule by its name, or the folder of a fitted router: the object that the evaluation played. Raises SettingsError,
     ArtifactError.
     """
-    if route.router in PAPERS:
-        score, threshold = PAPERS[route.router]
-        if route.certificate is not None:
-            raise SettingsError(f"{route.certificate} cannot be for {route.router}: baselines have no certificates")
-        threshold = threshold if route.threshold is None else route.threshold
-        return Configured(
-            route.router, lambda t: ThresholdRouter(route.router, score, t), threshold, None, False, route, None
+    folder = None if route.router in BUILT_IN or ":" in route.router else Path(route.router)
+    router = _rule(route.router) if folder is None else load_router(folder)
+    name = route.router if folder is None else folder.resolve().name
+    if "restart" in router.routes:
+        raise SettingsError(f"{route.router} goes back to the start of an episode, which a conversation cannot")
+    if route.switch_usd and router.kind not in PROBABILITIES:
+        raise SettingsError(
+            f"route.switch_usd is weighed against the price of a failure, but the score of {name} is no probability "
+            f"({router.kind}); set it to 0, or configure a router that was fitted for risk or benefit"
         )
-    folder = Path(route.router)
-    name, beside = folder.name, folder.parent / THRESHOLDS
-    run = read_json(beside) if beside.exists() else {}
-    chosen_in_run = run.get("routers", {}).get(name)
-    if chosen_in_run is None:
-        model = load_router(folder)
-        chosen, calibrated = model.threshold, True
-        fitted_with = {"verifier": model.facts["verifier"]} if "verifier" in model.facts else {}
-        make: Callable[[float], Router] = lambda t: model.router(name, t)  # noqa: E731
-    else:
-        if name == "restart":
-            raise SettingsError(f"{folder} goes back to the start of an episode, which a conversation cannot")
-        model = load_router(folder if (folder / "router.json").exists() else folder.parent / "r2v")
-        chosen, fitted_with = float(chosen_in_run["threshold"]), run.get("fitted_with", {})
-        calibrated = name in ("r2v", "r2v_paper")
-        make = lambda t: make_router(name, t, folder.parent)  # noqa: E731
-    if (at := chosen if route.threshold is None else route.threshold) is None:
+    if route.threshold is not None:
+        router = router.at(route.threshold)
+    if router.threshold is None:
         raise SettingsError(f"the router in {route.router} has no threshold; set route.threshold")
-    certificate = None if route.certificate is None else _certificate(Path(route.certificate), folder, at)
-    make(at)  # what is missing is said now, not at the first request
-    return Configured(name, make, at, model, calibrated, _as_fitted(route, fitted_with), certificate)
+    certificate = None
+    if route.certificate is not None:
+        if folder is None:
+            raise SettingsError(f"{route.certificate} cannot be for {name}: rules have no certificates")
+        certificate = _certificate(Path(route.certificate), folder, router.threshold)
+    return Configured(name, router, _as_fitted(route, router), certificate)
 
 
-def _as_fitted(route: RouteSettings, fitted_with: Mapping[str, Any]) -> RouteSettings:
+def _rule(name: str) -> RouterBase:
+    """A router that is fitted on nothing, at the threshold of the paper."""
+    try:
+        return router_class(name)()
+    except TypeError:
+        raise SettingsError(f"router {name} has to be fitted: set route.router to its folder (of `r2v run`)") from None
+
+
+def _as_fitted(route: RouteSettings, router: RouterBase) -> RouteSettings:
     """Raises SettingsError where the settings ask for something else: the risk would not be the one that was measured."""
-    for key, value in fitted_with.items():
+    if (fitted := router.fitted_with) is None:
+        return route
+    conditions = {"k": fitted.k, "horizon": fitted.horizon, "verifier": fitted.verifier}
+    for key, value in conditions.items():
         if key in route.model_fields_set and getattr(route, key) != value:
             raise SettingsError(f"{route.router} was fitted with {key} {value}: leave out route.{key}")
-    return route.model_copy(update=dict(fitted_with))
+    return route.model_copy(update=conditions)
 
 
 def _certificate(path: Path, router: Path, threshold: float) -> Certificate:
     """Raises ArtifactError when it was made for another router or another threshold."""
+    from r2v.evaluation.certificate import read_certificate
+
     certificate = read_certificate(path)
-    if certificate.router != router.name or certificate.identity.get("router") != sha256(router.parent):
+    if certificate.router != router.name or certificate.identity.get("router") != sha256(router):
         raise ArtifactError(f"{path} was made for another router than {router}; run `r2v certify` again")
     if certificate.threshold != threshold:
         proven = "nothing" if certificate.threshold is None else f"the threshold {certificate.threshold:.6g}"

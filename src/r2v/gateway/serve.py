@@ -1,4 +1,4 @@
-"""Runs the gateway, alone or with made-up models beside it."""
+"""Runs the gateway, alone or with mock models beside it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import os
 import socket
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Literal
 
+import prometheus_client
 import uvicorn
 
 try:
@@ -15,7 +17,6 @@ try:
 except ModuleNotFoundError:  # Windows
     from asyncio import run  # type: ignore[assignment]
 
-from r2v.clients.mock import SMALL, TEACHER, MockModel, mock_app
 from r2v.core.errors import SettingsError
 from r2v.gateway.app import build_app
 from r2v.gateway.service import Service
@@ -28,6 +29,8 @@ def serve(settings: GatewaySettings, *, mock: bool, announce: Callable[[str], No
     """Serve until a signal. Raises SettingsError when the port is taken or a key is missing."""
     if mock and not os.environ.get(settings.server.key_env):
         os.environ[settings.server.key_env] = MOCK_KEY
+    # The start of each counter would be a series of its own.
+    prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
     run(_serve(settings, mock, announce))
 
 
@@ -39,11 +42,13 @@ def serve_app(app: object, host: str, port: int, announce: Callable[[str], None]
 
 
 def mock_settings(port: int) -> GatewaySettings:
-    """Settings for made-up models; their ports are filled in when they listen."""
+    """Settings for the mock models; their ports are filled in when they listen."""
+    from r2v.clients.mock import SLM, TEACHER
+
     raw = {
         "version": 1,
         "models": {
-            "small": {"base_url": "http://mock", "model": SMALL.name, "price": {"input": 0.1, "output": 0.4}},
+            "slm": {"base_url": "http://mock", "model": SLM.name, "price": {"input": 0.1, "output": 0.4}},
             "teacher": {"base_url": "http://mock", "model": TEACHER.name, "price": {"input": 3.0, "output": 15.0}},
         },
         "store": {"path": f"r2v-mock-{port}.db"},
@@ -55,15 +60,17 @@ async def _serve(settings: GatewaySettings, mock: bool, announce: Callable[[str]
     servers: list[uvicorn.Server] = []
     running: list[asyncio.Task[None]] = []
     if mock:
+        from r2v.clients.mock import SLM, TEACHER, MockModel, mock_app
+
         models = dict(settings.models)
-        characters: tuple[tuple[str, MockModel], ...] = (("small", SMALL), ("teacher", TEACHER))
-        for name, mock_model in characters:
+        mock_models: tuple[tuple[Literal["slm", "teacher"], MockModel], ...] = (("slm", SLM), ("teacher", TEACHER))
+        for name, mock_model in mock_models:
             listener = _listen("127.0.0.1", 0)
             server = uvicorn.Server(_config(mock_app(mock_model)))
             servers.append(server)
             running.append(asyncio.create_task(server.serve([listener])))
             url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
-            models[name] = models[name].model_copy(update={"base_url": url, "model": mock_model.name})  # type: ignore[index]
+            models[name] = models[name].model_copy(update={"base_url": url, "model": mock_model.name})
         settings = settings.model_copy(update={"models": models})
     service = Service(settings)
     app = build_app(service)
@@ -88,13 +95,15 @@ def _config(app: object) -> uvicorn.Config:
         server_header=False,
         timeout_graceful_shutdown=10,
         lifespan="on",
+        ws="none",
     )
 
 
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if os.name == "posix":  # on Windows this would let a second gateway take the port
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     # asyncio does this only for sockets whose protocol is named; without it every answer waits 40 ms for an ACK.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     try:

@@ -21,22 +21,22 @@ from typing import Any
 
 from r2v.clients import make_client
 from r2v.clients.base import ModelError, Tokens
-from r2v.clients.scripted import Known
 from r2v.core.agent import MAX_RETRIES, NO_USAGE, AgentModels, Routed, StepContext
 from r2v.core.errors import BoundaryError, SettingsError
 from r2v.core.features import best
 from r2v.core.protocols import Verifier
 from r2v.core.seeds import derive_seed, derive_uniform
 from r2v.core.types import Action, Candidate, Choice, Code, Context, Decision, Memory, Observation, Step
-from r2v.gateway.accounts import DAY, Accounts, Exhausted, LocalAccounts, Reservation, Session, limits_of
-from r2v.gateway.candidates import CandidateSource, most
-from r2v.gateway.ledger import Amount, Entry, Ledger
-from r2v.gateway.metrics import Meters
+from r2v.gateway.budgets import DAY, Amount, Budgets, Exhausted, LocalBudgets, Reservation, limits_of
+from r2v.gateway.candidates import CandidateSource, Known, most
+from r2v.gateway.ledger import Entry, Ledger
+from r2v.gateway.metrics import Metrics
 from r2v.gateway.routing import GatewayRouter, load_configured
+from r2v.gateway.sessions import LocalSessions, Session, Sessions
 from r2v.gateway.settings import GatewaySettings
 from r2v.messages.conversation import Json, Request, context_of, tools_of
 from r2v.messages.openai_chat import StreamAccumulator, completion
-from r2v.verifiers import VerifierName, verifier_named
+from r2v.verifiers import verifier_named
 
 
 class Refused(Exception):
@@ -66,7 +66,7 @@ class RequestOptions:
     """slm or teacher: the model that must answer."""
     threshold: float | None = None
     shadow: bool = False
-    """Decide, but let the small model answer."""
+    """Decide, but let the SLM answer."""
     session_usd: float | None = None
     """What the whole session may cost."""
     dry: bool = False
@@ -81,7 +81,7 @@ class ServedStep:
     options: RequestOptions
     session: Session
     reservation: Reservation
-    small: CandidateSource
+    slm: CandidateSource
     teacher: CandidateSource
     facts: Json
     start: float
@@ -89,7 +89,7 @@ class ServedStep:
     def describe(self, choice: Choice, model: str) -> None:
         """Put the choice into the facts for the client and the ledger; the overhead is the time without the models'."""
         assert choice.decision is not None
-        waited = self.small.seconds + self.teacher.seconds
+        waited = self.slm.seconds + self.teacher.seconds
         self.facts |= {
             "arm": choice.source,
             "reason": choice.decision.code,
@@ -104,24 +104,25 @@ class ServedStep:
     @property
     def usage(self) -> Json:
         """Tokens of all calls of the step: the client sees all that was spent for it."""
-        return (self.small.tokens + self.teacher.tokens).usage
+        return (self.slm.tokens + self.teacher.tokens).usage
 
 
 class Service:
     def __init__(self, settings: GatewaySettings) -> None:
         """Raises SettingsError, ArtifactError."""
-        self.small = make_client(settings.models["small"], "small")
+        self.slm = make_client(settings.models["slm"], "small")
         self.teacher = make_client(settings.models["teacher"], "teacher")
         self.router = load_configured(settings.route)
         self.settings = settings.model_copy(update={"route": self.router.route})
         self.ledger = Ledger(Path(settings.store.path))
-        self.accounts = _accounts(settings, self.ledger)
-        self.meters = Meters(self.router, self.ledger)
+        self.sessions, self.budgets = _state(settings, self.ledger)
+        self.metrics = Metrics(self.router, self.ledger, (self.slm, self.teacher))
 
     async def close(self) -> None:
-        await self.small.close()
+        await self.slm.close()
         await self.teacher.close()
-        await self.accounts.close()
+        await self.sessions.close()
+        await self.budgets.close()
         self.ledger.close()
 
     # -- the step -------------------------------------------------------------------------------------------------
@@ -130,27 +131,27 @@ class Service:
         """Raises Refused."""
         async with self._serve(request, options, drafts=self.settings.route.k) as served:
             choice, context = await self._choose(served)
-            answered = served.teacher if choice.source == "teacher" else served.small
+            answered = served.teacher if choice.source == "teacher" else served.slm
             model = answered.client.settings.model
             served.describe(choice, model)
             chosen = answered.choice(choice.action)
             if not options.dry:
                 await self._record(served, choice, context)
                 for block in chosen["message"].get("thinking_blocks") or []:
-                    await self.accounts.sign(served.session, str(block.get("signature")), model)
+                    await self.sessions.sign(served.session, str(block.get("signature")), model)
         answer = completion(
             chosen, served.usage, model=model, identity=served.facts["decision-id"], created=int(time.time())
         )
         return Answer(answer, served.facts)
 
     async def may_stream_early(self, options: RequestOptions) -> bool:
-        """Whether what is known before this step says that the small model will do. After the first visible byte nothing
+        """Whether what is known before this step says that the SLM will do. After the first visible byte nothing
         can be taken back, so the risk is that of the step before.
         """
         route = self.settings.route
-        if route.stream == "hold" or options.forced == "teacher" or not self.small.streams:
+        if route.stream == "hold" or options.forced == "teacher" or not self.slm.streams:
             return False
-        decisions = (await self.accounts.enter(options.session, dry=True)).memory.decisions
+        decisions = (await self.sessions.enter(options.session, dry=True)).memory.decisions
         if not decisions:
             return route.stream == "early"
         last, threshold = decisions[-1], self.router.threshold if options.threshold is None else options.threshold
@@ -158,14 +159,14 @@ class Service:
         return last.route == "continue" and last.score is not None and last.score < bar
 
     async def stream_early(self, request: Request, options: RequestOptions) -> AsyncGenerator[Json, None]:
-        """The small model's first draft, chunk by chunk; the row is in the ledger before the last chunk leaves. Raises
+        """The SLM's first draft, chunk by chunk; the row is in the ledger before the last chunk leaves. Raises
         Refused, before the first chunk or in the middle.
         """
         async with self._serve(request, options, drafts=1) as served:
             answer, last, usage = StreamAccumulator(), Json(), Json()
             start = time.perf_counter()
             try:
-                async with aclosing(self.small.stream(request)) as chunks:
+                async with aclosing(self.slm.stream(request)) as chunks:
                     async for chunk in chunks:
                         usage = chunk.get("usage") or usage
                         if not chunk.get("choices"):
@@ -179,10 +180,10 @@ class Service:
             except ModelError as error:
                 raise Refused(str(error), error.status, {**served.facts, "reason": "upstream_fallback"}) from None
             except (GeneratorExit, asyncio.CancelledError):
-                served.small.cancelled(1)
+                served.slm.cancelled(1)
                 raise
-            served.small.seconds = time.perf_counter() - start
-            candidates = served.small.take(self.small.priced([([answer.choice], usage)]))
+            served.slm.seconds = time.perf_counter() - start
+            candidates = served.slm.take(self.slm.priced([([answer.choice], usage)]))
             await self._record_early(served, candidates)
             yield {**last, "r2v": served.facts, "usage": served.usage}
 
@@ -193,7 +194,7 @@ class Service:
         models = AgentModels(Known(candidates), served.teacher, verifier, 1)
         step_context = StepContext(models, context, seed=derive_seed(served.session.id, served.session.t))
         choice = await _slm_alone(step_context, self._router(served), "early", "streamed as it came")
-        served.describe(choice, self.small.settings.model)
+        served.describe(choice, self.slm.settings.model)
         await self._record(served, choice, context)
 
     @asynccontextmanager
@@ -203,25 +204,25 @@ class Service:
         facts: Json = {"decision-id": secrets.token_hex(8), "session-id": options.session.split("/", 1)[-1]}
         limits = limits_of(budget, options.session, options.key, int(time.time() // DAY), options.session_usd)
         try:
-            session = await self.accounts.enter(options.session, dry=options.dry)
+            session = await self.sessions.enter(options.session, dry=options.dry)
             facts["step"] = session.t
-            amounts = most(self.small, request, drafts), most(self.teacher, request, 1) + Amount(calls=1)
-            reservation = await self.accounts.hold(facts["decision-id"], limits, *amounts)
+            amounts = most(self.slm, request, drafts), most(self.teacher, request, 1) + Amount(calls=1)
+            reservation = await self.budgets.reserve(facts["decision-id"], limits, *amounts)
         except Exhausted:
             raise Refused("the budget is exhausted", 402, {**facts, "reason": "budget_exhausted"}) from None
         except OSError as error:
             raise _unreachable(error, facts) from None
-        small = CandidateSource(self.small, request, session.signatures, teacher=False)
+        slm = CandidateSource(self.slm, request, session.signatures, teacher=False)
         teacher = CandidateSource(self.teacher, request, session.signatures, teacher=True)
         try:
             if not reservation.teacher and budget.on_exhaustion == "stop":
                 raise Refused("the budget for the teacher is exhausted", 402, {**facts, "reason": "budget_exhausted"})
-            yield ServedStep(request, options, session, reservation, small, teacher, facts, start)
+            yield ServedStep(request, options, session, reservation, slm, teacher, facts, start)
         finally:
-            if (lost := small.lost + teacher.lost) != Amount():
-                self.ledger.lose(session.id, options.key, lost)
+            if (lost := slm.lost + teacher.lost) != Amount():
+                self.ledger.abandon(session.id, options.key, lost)
             try:
-                await self.accounts.settle(reservation, small.spent + teacher.spent)
+                await self.budgets.settle(reservation, slm.spent + teacher.spent)
             except OSError as error:  # what is reserved stays so until it expires: never more is spent than allowed
                 raise _unreachable(error, facts) from None
 
@@ -240,9 +241,9 @@ class Service:
         route, session = self.settings.route, served.session
         context = context_of(served.request, route.horizon)
         first = None if route.clear is None or route.k == 1 else 1
-        models = AgentModels(served.small, served.teacher, _verifier(route.verifier, served.request.tools), route.k, first)
+        models = AgentModels(served.slm, served.teacher, _verifier(route.verifier, served.request.tools), route.k, first)
         router, memory = self._router(served), session.memory
-        if await self.accounts.killed():
+        if await self.sessions.killed():
             router = replace(router, forced="slm")
         if router.forced == "slm":
             memory = replace(memory, decisions=())  # ends a takeover by the teacher
@@ -259,7 +260,7 @@ class Service:
     async def _fallback(
         self, step_context: StepContext, router: GatewayRouter, error: BoundaryError, calls_left: int | None, facts: Json
     ) -> Choice:
-        """The small model is down: the teacher serves. The teacher is down: the best candidate. The verifier or the router
+        """The SLM is down: the teacher serves. The teacher is down: the best candidate. The verifier or the router
         broke: the teacher, because nobody knows the risk. Both down: 502.
         """
         cause = error.cause
@@ -281,14 +282,15 @@ class Service:
 
     async def _record(self, served: ServedStep, choice: Choice, context: Context) -> None:
         """The row of the step. Raises Refused when it cannot be written: then the answer must not leave."""
-        decision, facts, small, teacher = choice.decision, served.facts, served.small, served.teacher
+        decision, facts, slm, teacher = choice.decision, served.facts, served.slm, served.teacher
         assert decision is not None
         redact = self.settings.store.redact
         step = Step(served.session.t, 0, Observation(context.observations[-1], False, None, None, "", ()), choice)
         entry = Entry(
             facts["decision-id"], served.session.id, served.session.t, time.time(), served.options.key, choice.source,
-            facts["reason"], facts["model"], decision.score, decision.threshold, decision.propensity, small.usd, teacher.usd,
-            self._saved(served), small.spent.tokens + teacher.spent.tokens, int(teacher.drawn > 0), small.drawn,
+            facts["reason"], facts["model"], decision.score, decision.score_kind, decision.threshold, decision.propensity,
+            slm.usd, teacher.usd, self._saved(served), slm.spent.tokens + teacher.spent.tokens,
+            int(teacher.drawn > 0), slm.drawn,
             facts["overhead-ms"], decision.route, _hash(context.goal) if redact else context.goal,
             _redacted(step) if redact else step,
         )  # fmt: skip
@@ -298,24 +300,24 @@ class Service:
             reason = f"the ledger cannot be written ({error}); no answer was given"
             raise Refused(reason, 503, {**facts, "reason": "ledger"}) from None
         try:
-            await self.accounts.remember(
+            await self.sessions.remember(
                 served.session, decision, teacher=choice.source == "teacher",
-                tokens=teacher.tokens.prompt or small.tokens.prompt,
+                tokens=teacher.tokens.prompt or slm.tokens.prompt,
             )  # fmt: skip
         except OSError as error:
             raise _unreachable(error, facts) from None
-        self.meters.note(entry)
-        facts["cost-usd"] = round(small.usd + teacher.usd, 8)
+        self.metrics.note(entry, {source.name: source.seconds for source in (slm, teacher) if source.drawn})
+        facts["cost-usd"] = round(slm.usd + teacher.usd, 8)
 
     def _saved(self, served: ServedStep) -> float:
         """USD saved against a teacher that answers every step, the prompt of the step before still in its cache. Its answer
         is taken to be as long as the one that was written. Unused candidates, lost caches and double prompts all count.
         """
-        small, teacher = served.small, served.teacher
-        writer = teacher if teacher.drawn else small
-        prompt, output = teacher.tokens.prompt or small.tokens.prompt, writer.tokens.output // max(1, writer.drawn)
+        slm, teacher = served.slm, served.teacher
+        writer = teacher if teacher.drawn else slm
+        prompt, output = teacher.tokens.prompt or slm.tokens.prompt, writer.tokens.output // max(1, writer.drawn)
         alone = self.teacher.usd(Tokens(prompt, output, cached=min(prompt, served.session.prompt_tokens)))
-        return alone - small.usd - teacher.usd
+        return alone - slm.usd - teacher.usd
 
 
 async def _teacher_alone(step_context: StepContext, code: Code, reason: str) -> Choice:
@@ -333,23 +335,25 @@ async def _slm_alone(step_context: StepContext, router: GatewayRouter, code: Cod
 
 
 @lru_cache(maxsize=256)
-def _verifier(name: VerifierName, tools: bytes) -> Verifier:
+def _verifier(name: str, tools: bytes) -> Verifier:
     return verifier_named(name, tools_of(tools))
 
 
-def _accounts(settings: GatewaySettings, ledger: Ledger) -> Accounts:
+def _state(settings: GatewaySettings, ledger: Ledger) -> tuple[Sessions, Budgets]:
+    """Of this process, or in the Redis that replicas share. Raises SettingsError."""
     name, ttl_s = settings.store.redis_env, settings.route.cache_ttl_s
     if name is None:
-        return LocalAccounts(ledger, ttl_s)
+        return LocalSessions(ledger, ttl_s), LocalBudgets(ledger)
     if not (url := os.environ.get(name, "").strip()):
         raise SettingsError(f"environment variable {name} of store.redis_env is not set; it must hold the URL of a Redis")
     try:
-        from r2v.gateway.redis_state import RedisAccounts
+        from r2v.gateway.redis_state import Connection, RedisBudgets, RedisSessions
     except ModuleNotFoundError:
         raise SettingsError("store.redis_env needs the extra redis: pip install 'r2v[redis]'") from None
     models = settings.models.values()
     longest = sum((m.retries + 1) * (m.timeout_s + m.connect_timeout_s + m.longest_wait_s) for m in models)
-    return RedisAccounts(url, cache_ttl_s=ttl_s, longest_step_s=2 * longest)
+    connection = Connection(url)
+    return RedisSessions(connection, ttl_s), RedisBudgets(connection, 2 * longest)
 
 
 def _unreachable(error: OSError, facts: Json) -> Refused:

@@ -2,20 +2,20 @@
 
 version: 1
 models:
-  small:   {base_url: http://localhost:8000/v1, model: qwen3-8b, price: {input: 0.1, output: 0.4}}
+  slm:     {base_url: http://localhost:8000/v1, model: qwen3-8b, price: {input: 0.1, output: 0.4}}
   teacher: {provider: anthropic, base_url: https://api.anthropic.com, model: claude-opus, api_key_env: ANTHROPIC_API_KEY,
             price: {input: 5, output: 25}}
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
 from r2v.clients.settings import ClientSettings, PriceSettings
 from r2v.runtime.settings import Settings
-from r2v.verifiers import VerifierName
+from r2v.verifiers import verifier_named
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -31,7 +31,7 @@ class RouteSettings(Settings):
     """What is left out of k, horizon and verifier is what the router was fitted with, where its folder says so."""
 
     k: Annotated[int, Field(ge=1, le=32)] = 4
-    """Candidates drawn from the small model at each step."""
+    """Candidates drawn from the SLM at each step."""
     clear: tuple[Fraction, Fraction] | None = None
     """Adaptive K: draw one candidate first; where its risk is below the first or at least the second of these, decide on
     it alone, else draw the other k - 1. Fit the router on logs of the same setting: fewer candidates look more alike."""
@@ -41,25 +41,33 @@ class RouteSettings(Settings):
     """Folder of a fitted router (`r2v run`, `r2v fit`), or a baseline: entropy, heuristic, verifier."""
     threshold: float | None = None
     """None: the one in the router's folder; the paper's rule for a baseline."""
-    verifier: VerifierName = "tool_calls"
+    verifier: str = "tool_calls"
     """What scores the candidates; `tool_calls` knows nothing of the agent. A router fitted on a ledger does not say what it
     wants: set this to what the gateway had when it wrote that ledger."""
     stream: Literal["hold", "early", "auto"] = "hold"
-    """hold: tell an answer when it is chosen. early: where the step before was below the threshold (or there was none), pass
-    the small model's first draft through as it comes, without drawing others. auto: only where it was below half of it."""
+    """hold: send an answer when it is chosen. early: where the step before was below the threshold (or there was none), pass
+    the SLM's first draft through as it comes, without drawing others. auto: only where it was below half of it."""
     mode: Literal["active", "shadow", "canary"] = "active"
-    """shadow: decide, but let the small model answer. canary: a share of the sessions is active."""
+    """shadow: decide, but let the SLM answer. canary: a share of the sessions is active."""
     canary_share: Fraction = 0.1
     explore: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of steps on which the decision is drawn at random, half and half, with its probability logged."""
     hold_steps: PositiveInt = 1
-    """Steps the teacher keeps after it was asked: adjacent calls keep its cache warm."""
+    """Steps the teacher answers from an escalation on, that one included: adjacent calls keep its cache warm."""
     switch_usd: NonNegativeFloat = 0.0
-    """Price of a lost prompt cache: the threshold rises by switch_usd / failure_usd when the teacher's cache is cold."""
+    """Price of a lost prompt cache: the threshold rises by switch_usd / failure_usd when the teacher's cache is cold. Only
+    for routers whose score is a probability."""
     failure_usd: PositiveFloat = 1.0
+    """Price of a failed episode."""
     cache_ttl_s: PositiveFloat = 300.0
     certificate: str | None = None
     """File of `r2v certify`, made for this router at this threshold; the gateway does not start with another."""
+
+    @field_validator("verifier")
+    @classmethod
+    def _there(cls, name: str) -> str:
+        verifier_named(name)
+        return name
 
 
 class LimitSettings(Settings):
@@ -78,7 +86,7 @@ class BudgetSettings(Settings):
     """Of each inbound key; days are those of UTC."""
     per_day: LimitSettings = LimitSettings()
     on_exhaustion: Literal["slm", "stop"] = "slm"
-    """slm: the small model answers alone, with reason budget_exhausted, while its own answers fit. stop: HTTP 402."""
+    """slm: the SLM answers alone, with code budget_exhausted, while its own answers fit. stop: HTTP 402."""
 
 
 class ServerSettings(Settings):
@@ -89,7 +97,7 @@ class ServerSettings(Settings):
     require_key: bool = True
     max_body_bytes: PositiveInt = 20_000_000
     keep_alive_s: PositiveFloat = 5.0
-    """Streams that are held back send a comment this often; headers wait that long for the decision."""
+    """Streams that wait for the decision send a comment this often; headers wait that long for it."""
 
 
 class StoreSettings(Settings):
@@ -102,8 +110,21 @@ class StoreSettings(Settings):
 
 class GatewaySettings(Settings):
     version: Literal[1]
-    models: dict[Literal["small", "teacher"], ModelSettings]
+    models: dict[Literal["slm", "teacher"], ModelSettings]
     route: RouteSettings = RouteSettings()
     budget: BudgetSettings = BudgetSettings()
     server: ServerSettings = ServerSettings()
     store: StoreSettings = StoreSettings()
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _models(cls, raw: Any) -> Any:
+        """Both models, the SLM also by its old name `small`."""
+        if not isinstance(raw, dict):
+            return raw
+        if "small" in raw and "slm" in raw:
+            raise ValueError("`small` is the old name of `slm`: write one of them")
+        named = {"slm" if name == "small" else name: model for name, model in raw.items()}
+        if missing := {"slm", "teacher"} - named.keys():
+            raise ValueError(f"{missing.pop()} is missing; a gateway needs slm and teacher")
+        return named

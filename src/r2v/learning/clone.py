@@ -50,6 +50,8 @@ def clone(
     checkpoints: Path,
     seed: int,
     progress: Progress,
+    pieces: str = r"\S+",
+    dropped: str | None = None,
 ) -> CloneReport:
     """Train on the successful episodes and write a model folder to `out`.
 
@@ -63,7 +65,7 @@ def clone(
         model, tokenizer = load_model(model_settings.path, device=model_settings.device)
         model = with_lora(model, model_settings)
     else:
-        tokenizer = train_tokenizer(_texts(good))
+        tokenizer = train_tokenizer(_texts(good), pieces=pieces, dropped=dropped)
         model = new_model(model_settings, tokenizer, seed=seed).to(chosen_device(model_settings.device))
     data = encode_episodes(good, tokenizer, settings.observation_weight)
     optimizer = torch.optim.AdamW(

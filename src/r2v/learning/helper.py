@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from r2v.core.features import FEATURES, batch
+from r2v.core.mlp import RiskMLP
 from r2v.core.protocols import Floats
 from r2v.core.types import Episode
 from r2v.learning.router import fit_values
 from r2v.learning.settings import RouterSettings
 from r2v.maths.mdp import Mdp, meet_budget
-from r2v.routers.mlp import RiskMLP
 
 DIFFERS_EDGES = (0.6, 0.75, 0.85, 0.92, 0.96, 0.98)
 RISK_EDGES = (0.33, 0.67)
@@ -152,8 +152,7 @@ def _read(episodes: Sequence[Episode], differs: RiskMLP, risk: RiskMLP) -> _Step
 
 
 def _columns(x_NF: Floats, present_NF: NDArray[np.bool_], model: RiskMLP) -> tuple[Floats, NDArray[np.bool_]]:
-    columns = [FEATURES.index(name) for name in model.names]
-    return x_NF[:, columns], present_NF[:, columns]
+    return x_NF[:, model.columns], present_NF[:, model.columns]
 
 
 def _binned(p_N: Floats, quantiles: Sequence[float]) -> NDArray[np.int64]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from r2v.core.mlp import RiskMLP, linear
 from r2v.core.protocols import Bools, Floats
-from r2v.routers.mlp import Calibration, RiskMLP
 
 PENALTIES = (10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0)
 FOLDS = 5
@@ -50,7 +50,7 @@ def fit_ridge(
         "penalty": penalty,
         "explained variance, tasks left out": round(explained, 4),
     }
-    return RiskMLP(names, mean_F, std_F, ((w[:, None], np.array([b])),), Calibration(), None, facts)
+    return linear(names, mean_F, std_F, w, b, facts=facts)
 
 
 def standardisation(x_NF: Floats, present_NF: Bools) -> tuple[Floats, Floats]:

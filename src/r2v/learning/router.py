@@ -16,18 +16,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from r2v.core.errors import StageError
+from r2v.core.mlp import Calibration, RiskMLP
 from r2v.core.protocols import Bools, Floats
 from r2v.learning.labels import Rows
 from r2v.learning.linear import standardisation
 from r2v.learning.settings import RouterSettings
 from r2v.maths.calibration import fit_isotonic, fit_scaling, nll
-from r2v.routers.mlp import Calibration, RiskMLP
 
 Objective = Literal["decoupled", "paper"]
 Progress = Callable[..., None]
 
 
-def fit_router(
+def fit_mlp(
     train: Rows,
     validation: Rows,
     names: tuple[str, ...],
@@ -92,7 +92,7 @@ def fit_router(
         net.load_state_dict(best_state)
     calibration = _calibrate(_logits(net, x_val), validation.y_N, settings.calibration)
     described = {"objective": objective, "rows": len(train), "epoch": best_epoch or settings.epochs, **(facts or {})}
-    return RiskMLP(names, mean_F, std_F, _folded(net), calibration, None, described)
+    return RiskMLP(names, mean_F, std_F, _folded(net), calibration, described)
 
 
 def fit_values(
@@ -127,8 +127,7 @@ def fit_values(
             schedule.step()
     *hidden, (w, b) = _folded(net)
     return [
-        RiskMLP(names, mean_F, std_F, (*hidden, (w[:, [p]], b[[p]])), Calibration(), None, facts)
-        for p in range(target.shape[1])
+        RiskMLP(names, mean_F, std_F, (*hidden, (w[:, [p]], b[[p]])), Calibration(), facts) for p in range(target.shape[1])
     ]
 
 

@@ -36,7 +36,7 @@ from r2v.logs.files import json_of, objects, text_of
 from r2v.logs.formats import Recorded
 from r2v.messages.conversation import BadRequest, Request, context_of, parse, tools_of
 from r2v.runtime.store import read_episodes
-from r2v.verifiers import VerifierName, verifier_named
+from r2v.verifiers import verifier_named
 
 HORIZON = 50
 RECORDED = Decision("continue", "recorded", None, None, None, 1.0, (), "recorded")
@@ -44,7 +44,7 @@ Source = Callable[[Path], Iterator[tuple[str, Any]]]
 """(where, raw trajectory) of all that a path holds."""
 Reader = Callable[[Any, str], Recorded]
 
-_READ: Mapping[str, tuple[Source, Reader, VerifierName]] = {
+_READ: Mapping[str, tuple[Source, Reader, str]] = {
     "openai-jsonl": (objects, formats.openai, "tool_calls"),
     "anthropic-jsonl": (objects, formats.anthropic, "tool_calls"),
     "mini-swe-agent": (objects, formats.mini_swe_agent, "tool_calls"),
@@ -58,7 +58,7 @@ _READ: Mapping[str, tuple[Source, Reader, VerifierName]] = {
 FORMATS = ("ledger", *_READ)
 
 
-def verifier_of(kind: str) -> VerifierName | None:
+def verifier_of(kind: str) -> str | None:
     """What scores the actions of logs of a format; None for a ledger, which holds the scores of its gateway."""
     return _READ[kind][2] if kind in _READ else None
 
@@ -93,7 +93,7 @@ def import_logs(path: Path, kind: str, outcomes: Path | None = None) -> tuple[li
     return asyncio.run(_episodes(found, verifier)), unknown
 
 
-async def _episodes(found: Sequence[tuple[Recorded, Request, bool]], name: VerifierName) -> list[Episode]:
+async def _episodes(found: Sequence[tuple[Recorded, Request, bool]], name: str) -> list[Episode]:
     return [
         await _episode(recorded, request, success, verifier_named(name, tools_of(request.tools)))
         for recorded, request, success in found

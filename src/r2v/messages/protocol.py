@@ -1,4 +1,6 @@
-"""What a protocol that clients speak consists of. A new one is one file with a `ProtocolAdapter`, listed in `.adapters`."""
+"""What a protocol that clients speak consists of. A new one is one file with a `ProtocolAdapter`, listed
+in `r2v.messages.BUILT_IN` or as an entry point of `r2v.protocols`.
+"""
 
 from __future__ import annotations
 

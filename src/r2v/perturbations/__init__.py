@@ -13,8 +13,9 @@ CLEAN = "none"
 def family_of(task_id: str, z: int, families: Sequence[str] = FAMILIES) -> str:
     """The family of episode (task, perturbation seed z): consecutive seeds give each task each family in turn.
 
-    So every seed group holds all families in equal shares, and groups differ by chance only. z = 0 is clean.
+    So every seed group holds all families in equal shares, and groups differ by chance only. z = 0 is clean, and so is all
+    where there are no families.
     """
-    if z == 0:
+    if z == 0 or not families:
         return CLEAN
     return families[(derive_seed("family", task_id) + z) % len(families)]

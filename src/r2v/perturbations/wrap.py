@@ -51,3 +51,10 @@ class PerturbedBranching(Perturbed):
         copy.__dict__.update(self.__dict__)
         copy._inner = self._inner.clone()
         return copy
+
+
+def perturbed(environment: Environment, perturbation: Perturbation, *, seed: int, salt: str) -> Perturbed:
+    """The environment as the perturbation shows it; it can be cloned if `environment` can."""
+    if isinstance(environment, Branching):
+        return PerturbedBranching(environment, perturbation, seed=seed, salt=salt)
+    return Perturbed(environment, perturbation, seed=seed, salt=salt)

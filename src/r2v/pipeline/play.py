@@ -1,23 +1,22 @@
-"""The work of one worker process: agents on some cases, together; what came out lies in a folder.
-
-The folder is the resume point: a job whose `rows.json` exists is done. Full episodes are written for the agents that are
-kept; of the others (the points of a curve) only numbers.
-"""
+"""Playing agents on tasks, spread over the executor. Full episodes are kept of some agents; of the others only numbers."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from r2v.core.types import Episode, Task
 from r2v.evaluation.closed_loop import cases, play_all
-from r2v.evaluation.outcomes import Row, row
-from r2v.pipeline.parts import AgentSpec, make_agents, make_environment
+from r2v.evaluation.outcomes import Outcomes, Row, gather, row
+from r2v.pipeline.agents import AgentSpec, make_agents, make_environment
 from r2v.pipeline.runner import StageContext
 from r2v.pipeline.settings import RunSettings
-from r2v.runtime.store import read_episodes, read_json, write_episodes, write_json
+from r2v.runtime.store import read_episodes, write_episodes
 
 JOB_EPISODES = 6000
 JOB_TASKS = 40
@@ -34,9 +33,7 @@ class Job:
     folder: Path
 
 
-def run_job(job: Job) -> None:
-    if (job.folder / "rows.json").exists():
-        return
+def _play(job: Job) -> dict[str, Any]:
     played = asyncio.run(
         play_all(
             make_agents(job.settings, job.agents.values()),
@@ -48,11 +45,10 @@ def run_job(job: Job) -> None:
     episodes_of = dict(zip(job.agents, played, strict=True))
     for name in job.kept:
         write_episodes(job.folder / f"{name}.parquet", episodes_of[name])
-    rows = {name: [asdict(row(episode)) for episode in episodes] for name, episodes in episodes_of.items()}
-    write_json(job.folder / "rows.json", rows)
+    return {name: [asdict(row(episode)) for episode in episodes] for name, episodes in episodes_of.items()}
 
 
-def play_agents(
+def play(
     ctx: StageContext,
     agents: Mapping[str, AgentSpec],
     tasks: Sequence[Task],
@@ -61,7 +57,7 @@ def play_agents(
     *,
     keep: Collection[str] = (),
 ) -> tuple[dict[str, list[Row]], dict[str, list[Episode]]]:
-    """Every named agent on every task under every seed, spread over the workers: (rows of all, episodes of those kept).
+    """Every named agent on every task under every seed: (rows of all, episodes of those kept).
 
     Episodes are ordered by task, then seed. `label` names the work on the disk and in the progress bar.
     """
@@ -70,13 +66,10 @@ def play_agents(
         Job(ctx.settings, agents, keep, cases(tasks[i : i + size], seeds), ctx.partial / f"{label}-{i}")
         for i in range(0, len(tasks), size)
     ]
-    ctx.workers.map(run_job, jobs, ctx.report, label)
     rows: dict[str, list[Row]] = {name: [] for name in agents}
-    for job in jobs:
-        for name, raw in read_json(job.folder / "rows.json").items():
-            rows[name] += [
-                Row(**{**fields, "asked": tuple(fields["asked"]), "answers": tuple(fields["answers"])}) for fields in raw
-            ]
+    for found in ctx.map(_play, jobs, label):
+        for name, raw in found.items():
+            rows[name] += msgspec.convert(raw, list[Row])
     episodes = {}
     for name in keep:
         by_case = {(e.task.id, e.seed): e for job in jobs for e in read_episodes(job.folder / f"{name}.parquet")}
@@ -88,13 +81,13 @@ def play_episodes(
     ctx: StageContext, agent: AgentSpec, tasks: Sequence[Task], seeds: Sequence[int], label: str
 ) -> list[Episode]:
     """The episodes of one agent, ordered by task, then seed."""
-    return play_agents(ctx, {label: agent}, tasks, seeds, label, keep=[label])[1][label]
+    return play(ctx, {label: agent}, tasks, seeds, label, keep=[label])[1][label]
 
 
-def operating_points_of(grid: Mapping[str, Sequence[float]], slm: Path, fitted: Path) -> dict[str, AgentSpec]:
-    """A agent for every threshold of every router with a threshold, by the name that `at` gives it."""
+def routed_at(grid: Mapping[str, Sequence[float]], routers: Path, slm: Path) -> dict[str, AgentSpec]:
+    """An agent for every threshold of every router, whose folder lies in `routers`, by the name that `at` gives it."""
     return {
-        at(name, threshold): AgentSpec("routed", slm, name, threshold, fitted)
+        at(name, threshold): AgentSpec("routed", slm, routers / name, threshold)
         for name, thresholds in grid.items()
         for threshold in thresholds
     }
@@ -103,3 +96,8 @@ def operating_points_of(grid: Mapping[str, Sequence[float]], slm: Path, fitted: 
 def at(name: str, threshold: float) -> str:
     """Name of a router at one threshold."""
     return f"{name}@{threshold!r}"
+
+
+def outcomes(ctx: StageContext, rows: Iterable[Row], tasks: Sequence[Task], seeds: Sequence[int]) -> Outcomes:
+    """Rows of one agent on these tasks and seeds, as arrays."""
+    return gather(rows, [task.id for task in tasks], seeds, ctx.settings.environment.horizon)

@@ -16,43 +16,59 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 
 from r2v import __version__
-from r2v.core.errors import ArtifactError, StageError
+from r2v.core.errors import StageError
+from r2v.pipeline.run_folder import MANIFEST, RunFolder, check_hashes
 from r2v.pipeline.settings import RunSettings
-from r2v.pipeline.worlds import file_of_tasks
-from r2v.runtime.executor import Workers
+from r2v.runtime.executor import Executor, LocalProcesses
 from r2v.runtime.progress import Report, progress
 from r2v.runtime.settings import dump
 from r2v.runtime.store import read_json, sha256, write_json, write_text
 
-MANIFEST = "manifest.json"
 PARTIAL = "partial"
+Job = TypeVar("Job")
 
 
 @dataclass(frozen=True)
 class StageContext:
-    """What a stage gets to work with."""
+    """What a stage or a study works with."""
 
     settings: RunSettings
-    root: Path
-    """The run's folder."""
+    run: RunFolder
     out: Path
-    """The stage's own folder."""
-    workers: Workers
+    """The folder that it writes to."""
+    executor: Executor
     report: Report
-
-    def read(self, stage: str) -> Path:
-        """Folder of an earlier stage's outputs."""
-        return self.root / folder_of(stage)
 
     @property
     def partial(self) -> Path:
-        """Where finished chunks survive a kill; removed when the stage is complete."""
+        """Where finished pieces survive a kill; removed when the stage is complete."""
         return self.out / PARTIAL
+
+    def map(self, function: Callable[[Job], Any], jobs: Sequence[Job], label: str) -> list[Any]:
+        """`function(job)` of every job, in their order, spread over the executor.
+
+        Each result is written as JSON to `partial/`: a resumed stage does not compute it again.
+        """
+        pieces = [_Piece(function, job, self.partial / f"{label}-{i}.json") for i, job in enumerate(jobs)]
+        self.executor.map(_run_piece, pieces, self.report, label)
+        return [read_json(piece.path) for piece in pieces]
+
+
+@dataclass(frozen=True)
+class _Piece:
+    function: Callable[[Any], Any]
+    job: Any
+    path: Path
+
+
+def _run_piece(piece: _Piece) -> None:
+    if not piece.path.exists():
+        write_json(piece.path, piece.function(piece.job))
 
 
 @dataclass(frozen=True)
@@ -69,21 +85,15 @@ class Stage:
     """Whether it only serves to train the SLM: skipped, and said to be, where that is a chat endpoint."""
 
 
-def folder_of(stage: str) -> str:
-    """`fit` -> `7-fit`."""
-    from r2v.pipeline.stages import STAGES
-
-    return f"{[s.name for s in STAGES].index(stage) + 1}-{stage}"
-
-
 def run_stages(stages: Sequence[Stage], settings: RunSettings, root: Path, console: Console) -> None:
     """Run all `stages` into `root`. Raises StageError or ArtifactError with one line; work done so far is kept."""
     root.mkdir(parents=True, exist_ok=True)
-    with locked(root), Workers(settings.workers) as workers:
+    with locked(root), LocalProcesses(settings.workers) as executor:
         write_text(root / "settings.yaml", dump(settings))
+        run = RunFolder(root)
         for stage in stages:
-            out = root / folder_of(stage.name)
-            fingerprint = stage_fingerprint(stage, settings, root)
+            out = run.of(stage.name)
+            fingerprint = stage_fingerprint(stage, settings, run)
             if _is_complete(out, fingerprint):
                 console.print(f"[dim]{out.name:<11} up to date[/dim]", highlight=False)
                 continue
@@ -94,35 +104,36 @@ def run_stages(stages: Sequence[Stage], settings: RunSettings, root: Path, conso
                 does = "skipped: the SLM is a chat endpoint, nothing is trained"
             else:
                 with progress(console, out.name) as report:
-                    stage.run(StageContext(settings, root, out, workers, report))
+                    stage.run(StageContext(settings, run, out, executor, report))
             seconds = time.monotonic() - start
             shutil.rmtree(out / PARTIAL)
             outputs = {str(p.relative_to(out)): sha256(p) for p in sorted(out.rglob("*")) if p.is_file()}
-            write_json(
-                out / MANIFEST,
-                {
-                    "stage": stage.name,
-                    "fingerprint": fingerprint,
-                    "outputs": outputs,
-                    "seconds": round(seconds, 1),
-                    "r2v": __version__,
-                },
-            )
+            facts = {"stage": stage.name, "fingerprint": fingerprint, "outputs": outputs, "seconds": round(seconds, 1)}
+            write_json(out / MANIFEST, {**facts, "r2v": __version__})
             console.print(f"{out.name:<11} {does} [dim]({seconds:.0f} s)[/dim]", highlight=False)
 
 
-def check_outputs(root: Path, stage: str) -> Path:
-    """The folder of a finished stage, its files compared with their recorded hashes. Raises StageError, ArtifactError."""
-    out = root / folder_of(stage)
-    if not (out / MANIFEST).exists():
-        raise StageError(f"{out} is not finished; run `r2v run` on it first")
-    _check_hashes(out, read_json(out / MANIFEST))
-    return out
+@contextmanager
+def study(root: Path, out: Path, label: str, console: Console, *, fingerprint: str | None = None) -> Iterator[StageContext]:
+    """A context for work on a finished run, in the folder `out`, which is locked; without error its pieces are removed.
+
+    With a fingerprint, the pieces of a killed try with the same one are used again.
+    """
+    run = RunFolder(root)
+    settings = run.settings
+    out.mkdir(parents=True, exist_ok=True)
+    with locked(out), LocalProcesses(settings.workers) as executor, progress(console, label) as report:
+        if fingerprint is None:
+            shutil.rmtree(out / PARTIAL, ignore_errors=True)
+        else:
+            prepare(out, fingerprint)
+        yield StageContext(settings, run, out, executor, report)
+        shutil.rmtree(out / PARTIAL, ignore_errors=True)
 
 
 @contextmanager
 def locked(root: Path) -> Iterator[None]:
-    """Reservation the run's folder. Raises StageError when another process holds it (the lock dies with its process)."""
+    """Hold the run's folder. Raises StageError when another process holds it (the lock dies with its process)."""
     with (root / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -131,27 +142,18 @@ def locked(root: Path) -> Iterator[None]:
         yield
 
 
-def stage_fingerprint(stage: Stage, settings: RunSettings, root: Path) -> str:
+def stage_fingerprint(stage: Stage, settings: RunSettings, run: RunFolder) -> str:
     """Hash of everything the stage depends on: its settings, its inputs' hashes, the tasks, the program's version."""
     dump = settings.model_dump(mode="json")
-    inputs = {name: read_json(root / folder_of(name) / MANIFEST)["outputs"] for name in stage.reads}
-    parts = {"stage": stage.name, "r2v": __version__, "seed": settings.seed, "inputs": inputs}
-    parts["settings"] = {group: dump[group] for group in stage.uses}
-    if "environment" in stage.uses and (tasks := file_of_tasks(settings)):
-        parts["tasks file"] = sha256(tasks)
+    inputs = {name: run.manifest(name)["outputs"] for name in stage.reads}
+    facts = {"stage": stage.name, "r2v": __version__, "seed": settings.seed, "inputs": inputs}
+    facts["settings"] = {group: dump[group] for group in stage.uses}
+    task_file = settings.domain.task_file(settings.environment)
+    if "environment" in stage.uses and task_file:
+        facts["tasks file"] = sha256(task_file)
     if stage.trains and not settings.trains:
-        parts["skipped"] = True
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def fingerprint_of(root: Path, settings: RunSettings) -> str:
-    """Hash of a finished run: its settings and the outputs of all its stages, up to the fit."""
-    from r2v.pipeline.stages import STAGES
-
-    stages = [s for s in STAGES if s.name not in ("evaluate", "report")]
-    manifests = {s.name: read_json(root / folder_of(s.name) / MANIFEST)["outputs"] for s in stages}
-    parts = {"settings": settings.model_dump(mode="json"), "outputs": manifests, "r2v": __version__}
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        facts["skipped"] = True
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def _is_complete(out: Path, fingerprint: str) -> bool:
@@ -160,21 +162,15 @@ def _is_complete(out: Path, fingerprint: str) -> bool:
     manifest = read_json(out / MANIFEST)
     if manifest.get("fingerprint") != fingerprint:
         return False
-    _check_hashes(out, manifest)
+    check_hashes(out, manifest)
     return True
-
-
-def _check_hashes(out: Path, manifest: Any) -> None:
-    for name, expected in manifest["outputs"].items():
-        if not (out / name).is_file():
-            raise ArtifactError(f"{out / name} is missing; delete {out} and run again to make it anew")
-        if sha256(out / name) != expected:
-            raise ArtifactError(f"{out / name} is damaged or was edited; delete {out} and run again to make it anew")
 
 
 def prepare(out: Path, fingerprint: str) -> None:
     """Keep the chunks of a killed try with the same fingerprint; clear everything else."""
     mark = out / PARTIAL / "fingerprint"
     if not (mark.exists() and mark.read_text() == fingerprint):
-        shutil.rmtree(out, ignore_errors=True)
+        for path in out.iterdir() if out.exists() else ():
+            if path.name != ".lock":
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
         write_text(mark, fingerprint)

@@ -8,7 +8,8 @@ slm: {model: {hidden_size: 64}}
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, get_args
+from functools import cached_property
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     Discriminator,
@@ -16,75 +17,24 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    SerializeAsAny,
     Tag,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
 
 from r2v.clients.chat import ChatSettings
+from r2v.core.errors import SettingsError
 from r2v.core.features import View
-from r2v.domains.household.games import FAMILIES as TASK_FAMILIES
+from r2v.domains import load_domain
+from r2v.domains.base import Domain, EnvironmentSettings
 from r2v.learning.settings import CloneSettings, ModelSettings, PreferSettings, RouterSettings
-from r2v.perturbations import FAMILIES as PERTURBATION_FAMILIES
-from r2v.runtime.settings import Settings
+from r2v.routers import BUILT_IN, router_class
+from r2v.routers.base import RouterBase, own_settings
+from r2v.runtime.settings import Settings, validated
 
-RouterName = Literal[
-    "random", "entropy", "heuristic", "verifier", "r2v", "r2v_paper",
-    "benefit", "helper", "query", "cascade", "cascade_routing", "judge_latch", "conformal", "bandit", "restart",
-]  # fmt: skip
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Range = tuple[PositiveInt, PositiveInt]
-
-
-class EnvironmentSettings(Settings):
-    """The household: its generated tasks, or recorded games."""
-
-    kind: Literal["household"] = "household"
-    horizon: PositiveInt = 40
-    """Steps after which an episode counts as failed."""
-    families: tuple[str, ...] = TASK_FAMILIES
-    """Task families."""
-    house: Literal["small", "full"] = "full"
-    """Object types of generated rooms: 24 or 48."""
-    receptacles: Range = (6, 9)
-    """Fewest and most receptacles in a generated room."""
-    objects: Range = (8, 14)
-    """Fewest and most objects in a generated room."""
-    adapter: Literal["move", "put"] = "move"
-    """`move O to R` as ALFWorld data since 0.4.0, or `put O in/on R` as before."""
-    data: str | None = None
-    """Folder of real ALFWorld games to use instead of generated ones, e.g. $ALFWORLD_DATA/json_2.1.1/train."""
-
-
-class HumanEvalSettings(Settings):
-    """Python functions, run in the sandbox. There is no scripted expert: the teacher is a chat endpoint."""
-
-    kind: Literal["humaneval"]
-    horizon: PositiveInt = 8
-    """Steps after which an episode counts as failed."""
-    problems: str | None = None
-    """HumanEval or HumanEval+ file; else $HUMANEVAL_OVERRIDE_PATH, else the ten problems that come with r2v."""
-
-
-class TerminalSettings(Settings):
-    """Small tasks in a shell, run in the sandbox. There is no scripted expert: the teacher is a chat endpoint."""
-
-    kind: Literal["terminal"]
-    horizon: PositiveInt = 25
-    """Commands after which an episode counts as failed."""
-
-
-def _kind(value: Any) -> str:
-    """The environment that a settings group is of; `kind: household` may be left out."""
-    return str(value.get("kind", "household") if isinstance(value, dict) else value.kind)
-
-
-AnyEnvironment = Annotated[
-    Annotated[EnvironmentSettings, Tag("household")]
-    | Annotated[HumanEvalSettings, Tag("humaneval")]
-    | Annotated[TerminalSettings, Tag("terminal")],
-    Discriminator(_kind),
-]
 
 
 class TaskSettings(Settings):
@@ -105,7 +55,8 @@ Seeds = Annotated[tuple[PositiveInt, ...], Field(min_length=2)]
 
 
 class PerturbationSettings(Settings):
-    families: tuple[str, ...] = PERTURBATION_FAMILIES
+    families: tuple[str, ...] = ()
+    """Those of the domain, of an installed package, or by dotted path; none named: all of the domain."""
     strength: Annotated[float, Field(ge=0)] = 1.0
     """Factor on every operator's probability; 0 = clean."""
     collect: tuple[PositiveInt, ...] = (1, 2, 3)
@@ -126,13 +77,6 @@ class PerturbationSettings(Settings):
                     raise ValueError(f"seed {z} is in `{used[z]}` and in `{name}`; each use needs seeds of its own")
         return self
 
-    @field_validator("families")
-    @classmethod
-    def _known(cls, families: tuple[str, ...]) -> tuple[str, ...]:
-        if unknown := set(families) - set(PERTURBATION_FAMILIES):
-            raise ValueError(f"unknown {sorted(unknown)}; known: {', '.join(PERTURBATION_FAMILIES)}")
-        return families
-
 
 FRESH_SEEDS_FROM = 1_000_000
 """Perturbation seeds from here on are used by `--fresh-tasks` only."""
@@ -141,7 +85,7 @@ CERTIFY_SEEDS_FROM = 1_000_000_000_000
 
 
 class ExpertSettings(Settings):
-    """The scripted expert of the environment; it sees only what the SLM sees."""
+    """The scripted expert of the domain; it sees only what the SLM sees."""
 
     kind: Literal["expert"] = "expert"
 
@@ -172,8 +116,8 @@ class SlmSettings(Settings):
 class CollectSettings(Settings):
     noise: Fraction = 0.2
     """Share of actions replaced by random ones (no loss on them) in noisy episodes."""
-    noisy_episodes: Fraction = 0.7
-    """Share of episodes with such noise."""
+    noisy_episodes: Fraction | None = None
+    """Share of episodes with such noise; by default 0.7 where the domain has random actions, else 0."""
 
 
 class ProposeSettings(Settings):
@@ -233,14 +177,16 @@ class RunSettings(Settings):
     """Processes that play episodes, one thread each."""
     threads: PositiveInt = 2
     """Threads of training."""
-    environment: AnyEnvironment = EnvironmentSettings()
+    environment: SerializeAsAny[EnvironmentSettings] = Field({}, validate_default=True)
+    """`kind` names the domain (household by default), whose own keys the others are."""
     tasks: TaskSettings = TaskSettings()
-    perturbations: PerturbationSettings = PerturbationSettings()
+    perturbations: PerturbationSettings = Field(PerturbationSettings(), validate_default=True)
     teacher: Annotated[ExpertSettings | ChatSettings, Field(discriminator="kind")] = ExpertSettings()
     slm: SlmSettings = SlmSettings()
-    routers: tuple[RouterName, ...] = get_args(RouterName)[:6]
-    """Routers that are fitted and evaluated, besides the SLM and the teacher alone; `all` for every one there is."""
-    collect: CollectSettings = CollectSettings()
+    routers: tuple[str | dict[str, Any], ...] = ("random", "entropy", "heuristic", "verifier", "r2v", "r2v_paper")
+    """Routers that are fitted and evaluated, besides the SLM and the teacher alone; `all` for every built-in one. Your own:
+    `package.module:Class`, or the name of its entry point; `{kind: ..., key: value}` for one with settings of its own."""
+    collect: CollectSettings = Field(CollectSettings(), validate_default=True)
     clone: CloneSettings = CloneSettings()
     propose: ProposeSettings = ProposeSettings()
     prefer: PreferSettings = PreferSettings()
@@ -254,28 +200,77 @@ class RunSettings(Settings):
         """Whether the SLM is trained in the run."""
         return not isinstance(self.slm.model, ChatSettings)
 
+    @property
+    def domain(self) -> Domain[Any]:
+        return load_domain(self.environment.kind)
+
+    @field_validator("environment", mode="before")
+    @classmethod
+    def _of_the_domain(cls, value: object) -> object:
+        if not isinstance(value, dict):
+            return value
+        given = {"kind": "household", **value}
+        return validated(load_domain(str(given["kind"])).settings, given, "environment")
+
+    @field_validator("perturbations")
+    @classmethod
+    def _families(cls, value: PerturbationSettings, info: ValidationInfo) -> PerturbationSettings:
+        domain = load_domain(info.data["environment"].kind)
+        for family in value.families:
+            domain.perturbation(family, value.strength, "")
+        return value if value.families else value.model_copy(update={"families": domain.families})
+
+    @field_validator("collect")
+    @classmethod
+    def _noise(cls, value: CollectSettings, info: ValidationInfo) -> CollectSettings:
+        if value.noisy_episodes is not None:
+            return value
+        domain = load_domain(info.data["environment"].kind)
+        return value.model_copy(update={"noisy_episodes": 0.0 if domain.random_action is None else 0.7})
+
     @model_validator(mode="after")
     def _fits_together(self) -> RunSettings:
-        kind = self.environment.kind
-        if kind != "household" and isinstance(self.teacher, ExpertSettings):
+        domain, kind = self.domain, self.environment.kind
+        if isinstance(self.teacher, ExpertSettings) and domain.expert() is None:
             raise ValueError(f"the {kind} environment has no scripted expert; set teacher: {{kind: chat, ...}}")
-        if kind == "terminal" and set(self.perturbations.families) - {"flaky", "partial"}:
-            raise ValueError("terminal tasks have the perturbation families flaky and partial; name them in `perturbations`")
+        if not isinstance(self.slm.model, ChatSettings):
+            if self.slm.model.path is None and not domain.scratch:
+                raise ValueError(
+                    f"no model can be trained from scratch in the {kind} environment; "
+                    "set slm: {model: {path: FOLDER-OR-HUB-ID}} or slm: {model: {kind: chat, ...}}"
+                )
+            if self.collect.noisy_episodes and domain.random_action is None:
+                raise ValueError(f"the {kind} environment has no random actions; set collect: {{noisy_episodes: 0}}")
         if self.trains and not self.tasks.policy:
             raise ValueError("tasks.policy is 0, but the SLM is trained on these tasks")
         return self
 
+    @cached_property
+    def chosen_routers(self) -> dict[str, tuple[type[RouterBase], dict[str, Any]]]:
+        """name -> (class, own settings) of each of `routers`, in their order."""
+        found = {}
+        for entry in self.routers:
+            options = {} if isinstance(entry, str) else {key: value for key, value in entry.items() if key != "kind"}
+            router = router_class(entry if isinstance(entry, str) else str(entry.get("kind")))
+            found[router.name] = (router, options)
+        return found
+
     @field_validator("routers", mode="before")
     @classmethod
     def _all(cls, routers: object) -> object:
-        return get_args(RouterName) if routers == "all" else routers
+        return tuple(BUILT_IN) if routers == "all" else routers
 
-    @field_validator("routers")
-    @classmethod
-    def _with_reference(cls, routers: tuple[RouterName, ...]) -> tuple[RouterName, ...]:
-        if "r2v" not in routers or len(set(routers)) != len(routers):
-            raise ValueError("name each router once, and r2v among them: the others are compared with it")
-        return routers
+    @model_validator(mode="after")
+    def _known_routers(self) -> RunSettings:
+        try:
+            chosen = self.chosen_routers
+            for router, options in chosen.values():
+                own_settings(router, options)
+        except SettingsError as error:
+            raise ValueError(str(error)) from None
+        if "r2v" not in chosen or len(chosen) != len(self.routers):
+            raise ValueError("routers: name each router once, and r2v among them: the others are compared with it")
+        return self
 
 
 class LogSourceSettings(Settings):

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from r2v.report.figures import colour, svg
 from r2v.report.page import page_template
+from r2v.routers.r2v import R2V
 
 Tables = dict[str, Any]
 Printed = dict[str, tuple[float, float]]
@@ -109,9 +110,7 @@ def feature_groups(tables: dict[str, list[dict[str, Any]]]) -> Figure:
     rows = sorted(tables["features"], key=lambda row: float(row["area"]))
     for y, row in enumerate(rows):
         low, high = row["area_ci95"]
-        axes.errorbar(
-            row["area"], y, xerr=[[row["area"] - low], [high - row["area"]]], fmt="o", color=colour("r2v"), capsize=3
-        )
+        axes.errorbar(row["area"], y, xerr=[[row["area"] - low], [high - row["area"]]], fmt="o", color=R2V.colour, capsize=3)
     axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
     axes.set_xlabel("area under success against call rate (95 % interval)")
     axes.spines[["top", "right"]].set_visible(False)
@@ -124,8 +123,8 @@ def consistency(tables: dict[str, list[dict[str, Any]]]) -> Figure:
     axes = figure.subplots()
     rows = tables["consistency"]
     x = [float(row["name"]) for row in rows]
-    for key, label, name in (("slm_only", "SLM alone", "slm_only"), ("success_rate", "routed", "r2v")):
-        axes.plot(x, [row[key] for row in rows], marker="o", color=colour(name), label=label)
+    for key, label, shade in (("slm_only", "SLM alone", colour("slm_only")), ("success_rate", "routed", R2V.colour)):
+        axes.plot(x, [row[key] for row in rows], marker="o", color=shade, label=label)
     axes.set_xlabel("weight of the consistency loss")
     axes.set_ylabel("success rate")
     axes.spines[["top", "right"]].set_visible(False)

@@ -3,41 +3,23 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-COLOURS = {
-    "slm_only": "#7f7f7f",
-    "llm_only": "#222222",
-    "random": "#b0a090",
-    "entropy": "#e69f00",
-    "heuristic": "#cc79a7",
-    "verifier": "#56b4e9",
-    "r2v": "#0072b2",
-    "r2v_paper": "#009e73",
-    "oracle": "#d55e00",
-    "benefit": "#d55e00",
-    "helper": "#9467bd",
-    "cascade": "#117733",
-    "cascade_routing": "#44aa99",
-    "bandit": "#aa4499",
-    "query": "#999933",
-    "judge_latch": "#882255",
-    "conformal": "#bb8866",
-    "restart": "#332288",
-}
-"""One colour a router in every figure (Okabe-Ito and Tol, safe for colour-blind readers)."""
+COLOURS = {"slm_only": "#7f7f7f", "llm_only": "#222222", "oracle": "#d55e00"}
+"""Of what is no router; a router's colour stands in its file, and from there in results.json."""
 _OTHER = "#666666"
 _STRONG = ("r2v", "benefit", "helper")
 Results = dict[str, Any]
 
 
-def colour(router: str) -> str:
-    return COLOURS.get(router, _OTHER)
+def colour(name: str, of: Mapping[str, Any] | None = None) -> str:
+    """The colour of a router; `of` is its entry in results.json."""
+    return COLOURS.get(name) or (of or {}).get("colour") or _OTHER
 
 
 def frontier(results: Results) -> Figure:
@@ -48,14 +30,15 @@ def frontier(results: Results) -> Figure:
             x, y = zip(*r["curve"], strict=True)
             strong = name in _STRONG
             axes.plot(
-                x, y, color=colour(name), lw=2.4 if strong else 1.2, marker="o", ms=3, label=name, zorder=5 if strong else 3
+                x, y, color=colour(name, r), lw=2.4 if strong else 1.2, marker="o", ms=3, label=name,
+                zorder=5 if strong else 3,
             )  # fmt: skip
     for name, r in results["routers"].items():
         low, high = r["ci95"]
         error = [[max(0.0, r["success_rate"] - low)], [max(0.0, high - r["success_rate"])]]
         anchor = not r["curve"]
         axes.errorbar(
-            r["llm_call_rate"], r["success_rate"], yerr=error, color=colour(name), fmt="s" if anchor else "D", ms=6,
+            r["llm_call_rate"], r["success_rate"], yerr=error, color=colour(name, r), fmt="s" if anchor else "D", ms=6,
             mec="white", capsize=3, lw=1.0, zorder=6, label=name if anchor else None,
         )  # fmt: skip
     axes.set_xlabel("teacher-call rate (share of steps)")
@@ -74,7 +57,7 @@ def equal_calls(results: Results) -> Figure:
             strong = name in _STRONG
             x, y = zip(*((float(calls), success) for calls, success in r["at_calls"].items()), strict=True)
             axes.plot(
-                (0, *x), (alone, *y), color=colour(name), lw=2.4 if strong else 1.2, marker="o", ms=3, label=name,
+                (0, *x), (alone, *y), color=colour(name, r), lw=2.4 if strong else 1.2, marker="o", ms=3, label=name,
                 zorder=5 if strong else 3,
             )  # fmt: skip
     teacher = results["routers"]["llm_only"]
@@ -103,10 +86,10 @@ def reliability(results: Results) -> Figure:
     bins = results["calibration"]["bins"]
     p, share, count = zip(*bins, strict=True) if bins else ((), (), ())
     top.plot([0, 1], [0, 1], color="#999999", lw=1, ls="--")
-    top.plot(p, share, color=colour("r2v"), marker="o", lw=2)
+    top.plot(p, share, color=colour("r2v", results["routers"].get("r2v")), marker="o", lw=2)
     top.set_ylabel("share of steps in failed episodes")
     top.set_ylim(-0.02, 1.02)
-    bottom.bar(p, count, width=0.05, color=colour("r2v"))
+    bottom.bar(p, count, width=0.05, color=colour("r2v", results["routers"].get("r2v")))
     bottom.set_ylabel("steps")
     bottom.set_xlabel("predicted risk")
     bottom.set_xlim(-0.02, 1.02)
@@ -133,7 +116,7 @@ def positions(results: Results) -> Figure:
             strong = name in _STRONG
             x = [(i + 0.5) / 10 for i, share in enumerate(shares) if share is not None]
             y = [s for s in shares if s is not None]
-            axes.plot(x, y, color=colour(name), lw=2.2 if strong else 1.0, marker="o", ms=3, label=name)
+            axes.plot(x, y, color=colour(name, r), lw=2.2 if strong else 1.0, marker="o", ms=3, label=name)
     axes.set_xlabel("position in the episode (share of the horizon)")
     axes.set_ylabel("share of steps asked")
     axes.set_ylim(bottom=0)
@@ -167,7 +150,7 @@ def _bars(results: Results, key: str, label: str) -> Figure:
     width = 0.84 / len(routers)
     for i, (name, r) in enumerate(routers):
         x = [g - 0.42 + (i + 0.5) * width for g in range(len(groups))]
-        axes.bar(x, [r[key][group] for group in groups], width=width * 0.92, color=colour(name), label=name)
+        axes.bar(x, [r[key][group] for group in groups], width=width * 0.92, color=colour(name, r), label=name)
     axes.set_xticks(range(len(groups)), groups)
     axes.set_xlabel(label)
     axes.set_ylabel("success rate")

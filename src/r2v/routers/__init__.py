@@ -1,0 +1,87 @@
+"""Routers: one file each. `BUILT_IN` lists those that come with r2v; see `r2v.routers.base` for how to write one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from r2v.core.arrays import from_file
+from r2v.core.errors import ArtifactError, SettingsError
+from r2v.core.mlp import RiskMLP
+from r2v.routers.base import FORMAT, FittedWith, RouterBase
+from r2v.runtime.plugins import load
+
+BUILT_IN = {
+    "random": "r2v.routers.random:Random",
+    "entropy": "r2v.routers.entropy:Entropy",
+    "heuristic": "r2v.routers.heuristic:Heuristic",
+    "verifier": "r2v.routers.verifier:VerifierRouter",
+    "r2v": "r2v.routers.r2v:R2V",
+    "r2v_paper": "r2v.routers.r2v_paper:R2VPaper",
+    "benefit": "r2v.routers.benefit:Benefit",
+    "helper": "r2v.routers.helper:Helper",
+    "query": "r2v.routers.query:Query",
+    "cascade": "r2v.routers.cascade:Cascade",
+    "cascade_routing": "r2v.routers.cascade_routing:CascadeRouting",
+    "judge_latch": "r2v.routers.judge_latch:JudgeLatch",
+    "conformal": "r2v.routers.conformal:Conformal",
+    "bandit": "r2v.routers.bandit:Bandit",
+    "restart": "r2v.routers.restart:Restart",
+}
+"""In the order of tables and figures."""
+
+
+def router_class(name: str) -> type[RouterBase]:
+    """The router of that name: built in, of an installed package, or `package.module:Class`. Raises SettingsError."""
+    found = load("routers", name, BUILT_IN)
+    if not (isinstance(found, type) and issubclass(found, RouterBase)):
+        raise SettingsError(f"{name} is not a router: it must be a class derived from r2v.routers.base.RouterBase")
+    return found
+
+
+def load_router(folder: Path | str) -> RouterBase:
+    """The router in a folder, at its operating point; it decides as it did where it was fitted.
+
+    Raises:
+        ArtifactError: the folder is incomplete, damaged or of another version.
+        SettingsError: it holds a router whose code is not installed.
+    """
+    path = Path(folder) / "router.json"
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        arrays = from_file(Path(folder) / "weights.safetensors")
+        if raw["format"] == 1:
+            return _of_format_1(raw, arrays, Path(folder))
+        if raw["format"] != FORMAT:
+            raise ArtifactError(f"{path} has format {raw['format']}, this r2v reads {FORMAT}; fit the router again")
+        cls = router_class(raw["kind"])
+        state = {key: value for key, value in raw.items() if key not in ("format", "kind")}
+        return msgspec.convert(state, cls, dec_hook=lambda kind, name: arrays[name])
+    except FileNotFoundError:
+        raise ArtifactError(f"{path} does not exist; is {folder} a router folder?") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{path} is corrupt ({error}); fit the router again") from None
+
+
+def _of_format_1(raw: Mapping[str, Any], arrays: Mapping[str, Any], folder: Path) -> RouterBase:
+    """A risk that r2v 0.1 fitted. What it fitted as one part of a router cannot decide alone."""
+    facts = raw["facts"]
+    if "objective" not in facts or facts.get("estimates"):
+        raise ArtifactError(f"{folder} is one part of a router of r2v 0.1; make its run again: `r2v run SETTINGS --out RUN`")
+    layers = [[arrays[f"w{i}"], arrays[f"b{i}"]] for i in range(len(raw["layers"]))]
+    model = {"names": raw["features"], "mean_F": arrays["mean"], "std_F": arrays["std"], "layers": layers,
+             "calibration": raw["calibration"], "facts": facts}  # fmt: skip
+    beside = folder.parent / "thresholds.json"
+    conditions = json.loads(beside.read_text("utf-8")).get("fitted_with") if beside.exists() else None
+    if conditions is None and "verifier" in facts:
+        conditions = {"k": 1, "horizon": 50, "verifier": facts["verifier"]}  # those of imported logs
+    return router_class("r2v")(
+        name=folder.resolve().name,
+        threshold=raw["threshold"],
+        fitted_with=None if conditions is None else msgspec.convert(conditions, FittedWith),
+        risk=msgspec.convert(model, RiskMLP, dec_hook=lambda kind, value: value),  # type: ignore[call-arg]
+    )

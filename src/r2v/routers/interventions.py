@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from r2v.core.mlp import RiskMLP
 from r2v.core.types import Context, Decision, Features, Memory, Route
-from r2v.routers.threshold import Score, compare
+from r2v.routers.base import RouterBase
+from r2v.routers.threshold import compare
 
 How = Literal["retry", "escalate", "escalate_3", "takeover", "restart", "rewind"]
 HOW: tuple[How, ...] = get_args(How)
@@ -15,38 +17,39 @@ again; the teacher from the start."""
 BURST = 3
 
 
-@dataclass(frozen=True)
-class Intervention:
-    """Does `how` where the score reaches the threshold. Restarts and rewinds happen once an episode; after a restart the
-    teacher takes the step at an alarm, after a rewind it keeps the episode.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Intervention(RouterBase):
+    """Answers an alarm of the risk in one of several ways.
+
+    Restarts and rewinds happen once an episode; after a restart the teacher takes the step at an alarm, after a rewind it
+    keeps the episode.
     """
 
-    score: Score
-    threshold: float
+    risk: RiskMLP
     how: How
-    name: str
+    routes = frozenset(get_args(Route))
+
+    def score(self, features: Features) -> float:
+        return self.risk.score(features)
 
     def decide(self, context: Context, features: Features, memory: Memory, *, seed: int) -> Decision:
-        routes = [decision.route for decision in memory.decisions]
-        if self.how == "rewind" and routes and routes[-1] == "restart":
-            return Decision(
-                "takeover", "latch", None, None, self.threshold, 1.0, (), "went back to the start for the teacher"
-            )
+        threshold, before = self.point, [decision.route for decision in memory.decisions]
+        if self.how == "rewind" and before and before[-1] == "restart":
+            return Decision("takeover", "latch", None, None, threshold, 1.0, (), "the teacher plays from the start")
         if self.how == "escalate_3" and 0 < self._burst(memory) < BURST:
-            return Decision("escalate", "hold", None, None, self.threshold, 1.0, (), f"one of {BURST} steps of the teacher")
+            reason = f"one of {BURST} steps of the teacher"
+            return Decision("escalate", "hold", None, None, threshold, 1.0, (), reason)
         risk = self.score(features)
-        alarm = risk >= self.threshold
-        if not alarm or (self.how == "retry" and memory.retries):
-            reason = f"risk {risk:.3f}, threshold {self.threshold:.3f}"
-            return Decision("continue", "risk_below", risk, "risk", self.threshold, 1.0, (), reason)
+        if self.how == "retry" and memory.retries:
+            return Decision("continue", "risk_below", risk, "risk", threshold, 1.0, (), "drew again")
         route: Route = "escalate"
         if self.how in ("retry", "takeover"):
             route = self.how
-        elif self.how in ("restart", "rewind") and "restart" not in routes and context.t:
+        elif self.how in ("restart", "rewind") and "restart" not in before and context.t:
             route = "restart"
         elif self.how == "rewind":
             route = "takeover"
-        return compare("risk", "risk", risk, self.threshold, above=route)
+        return compare("risk", "risk", risk, threshold, above=route)
 
     @staticmethod
     def _burst(memory: Memory) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from r2v.core.protocols import Router
-from r2v.core.types import Context, Decision, Features, Memory, Route, ScoreKind
+from r2v.core.types import Code, Context, Decision, Features, Memory, Route, ScoreKind
 
 Score = Callable[[Features], float]
 
@@ -33,7 +33,8 @@ def compare(
     reason = f"{name} {score:.3f} {'>=' if reached else '<'} {threshold:.3f}{why}"
     if not reached:
         return Decision("continue", "risk_below", score, kind, threshold, 1.0, state, reason)
-    return Decision(above, "risk_above", score, kind, threshold, 1.0, state, reason)
+    code: Code = "retry" if above == "retry" else "risk_above"
+    return Decision(above, code, score, kind, threshold, 1.0, state, reason)
 
 
 @dataclass(frozen=True)

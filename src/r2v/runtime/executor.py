@@ -1,4 +1,4 @@
-"""Worker processes for playing episodes, one thread each."""
+"""Where the pieces of a stage run: an executor takes a function and jobs. Here: worker processes of this machine."""
 
 from __future__ import annotations
 
@@ -10,31 +10,29 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from r2v.core.errors import StageError
 from r2v.runtime.progress import Report
 
 
-def _end_with(parent: int) -> None:
-    """Stop this process soon after `parent` is gone: a killed run must not go on writing beside the one that resumes it."""
+class Executor(Protocol):
+    def map(self, function: Callable[[Any], None], jobs: Sequence[Any], report: Report, note: str = "") -> None:
+        """Run `function(job)` for every job, in any order, and return when all are done; progress counts jobs.
 
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1.0)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+        `function` is importable by name and jobs can be pickled. Jobs are idempotent: a lost one may be run again.
+        """
+        ...
 
 
-class Workers:
+class LocalProcesses:
     """A fixed number of processes, started when first used and stopped at once when the work fails."""
 
     def __init__(self, count: int) -> None:
         self._count = count
         self._pool: ProcessPoolExecutor | None = None
 
-    def __enter__(self) -> Workers:
+    def __enter__(self) -> LocalProcesses:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -46,7 +44,7 @@ class Workers:
         self._pool.shutdown(wait=error is None, cancel_futures=True)
 
     def map(self, function: Callable[[Any], None], jobs: Sequence[Any], report: Report, note: str = "") -> None:
-        """Run `function(job)` for every job. Progress counts jobs."""
+        """See `Executor`. Raises StageError where a process was killed."""
         if self._pool is None:
             self._pool = ProcessPoolExecutor(
                 self._count, mp_context=get_context("spawn"), initializer=_end_with, initargs=(os.getpid(),)
@@ -61,3 +59,14 @@ class Workers:
         finally:
             for future in futures:
                 future.cancel()
+
+
+def _end_with(parent: int) -> None:
+    """Stop this process soon after `parent` is gone: a killed run must not go on writing beside the one that resumes it."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -20,6 +20,7 @@ class Settings(BaseModel):
 
 
 S = TypeVar("S", bound=BaseModel)
+RUN_HINT = "examples/household.yaml is a file to start from"
 
 
 def keys(path: Path) -> set[str]:
@@ -27,25 +28,37 @@ def keys(path: Path) -> set[str]:
     return set(_read(path))
 
 
-def load(path: Path, kind: type[S], overrides: Sequence[str] = ()) -> S:
-    """Read `path` as `kind`; each override is `dotted.key=value` with a YAML value. Raises SettingsError."""
-    raw = _read(path)
+def load(path: Path, kind: type[S], overrides: Sequence[str] = (), *, hint: str = RUN_HINT) -> S:
+    """Read `path` as `kind`; each override is `dotted.key=value` with a YAML value.
+
+    Raises:
+        SettingsError: the file is not there (then with `hint`, how to get one), or what is in it is wrong.
+    """
+    raw = _read(path, hint)
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals:
             raise SettingsError(f"--set {override}: write it as dotted.key=value")
         _put(raw, key, yaml.safe_load(value))
     try:
+        return validated(kind, raw)
+    except SettingsError as error:
+        raise SettingsError(f"{path}: {error}") from None
+
+
+def validated(kind: type[S], raw: object, at: str = "") -> S:
+    """`raw` as `kind`. Raises SettingsError with the first problem in one line; `at` is the key that `raw` stands under."""
+    try:
         return kind.model_validate(raw)
     except ValidationError as error:
-        raise SettingsError(f"{path}: {_explain(error, kind)}") from None
+        raise SettingsError(_explain(error, kind, at)) from None
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, hint: str = RUN_HINT) -> dict[str, Any]:
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise SettingsError(f"{path} does not exist; examples/household.yaml is a file to start from") from None
+        raise SettingsError(f"{path} does not exist; {hint}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
@@ -67,10 +80,10 @@ def _put(raw: dict[str, Any], key: str, value: Any) -> None:
     raw[last] = value
 
 
-def _explain(error: ValidationError, kind: type[BaseModel]) -> str:
+def _explain(error: ValidationError, kind: type[BaseModel], at: str) -> str:
     """The first problem in one line, with the nearest known key where a key is unknown."""
     problem = error.errors()[0]
-    key = ".".join(str(part) for part in problem["loc"])
+    key = ".".join(str(part) for part in ((at,) if at else ()) + problem["loc"])
     if problem["type"] == "extra_forbidden":
         known = _keys_at(kind, problem["loc"][:-1])
         near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)

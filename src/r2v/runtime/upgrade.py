@@ -21,12 +21,17 @@ def upgraded_step(raw: dict[str, Any]) -> dict[str, Any]:
         return raw
     choice["source"] = choice.pop("actor")
     if choice["decision"] is not None:
-        choice["decision"] = _decision(choice["decision"])
+        choice["decision"] = upgraded_decision(choice["decision"])
     return {**raw, "choice": choice}
 
 
-def _decision(raw: dict[str, Any]) -> dict[str, Any]:
-    """The code was the beginning of the gateway's reasons; what a score estimates was not written."""
+def upgraded_decision(raw: dict[str, Any]) -> dict[str, Any]:
+    """A decision of r2v 0.1 in the form of `r2v.core.types.Decision`; one of today stays as it is.
+
+    The code was the beginning of the gateway's reasons; what a score estimates was not written.
+    """
+    if "rung" not in raw:
+        return raw
     code = raw["reason"].split(":", 1)[0]
     if code not in get_args(Code):
         code = "risk_below" if raw["rung"] == "continue" else "risk_above"

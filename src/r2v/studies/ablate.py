@@ -6,6 +6,8 @@ Only the consistency sweep and K need new rollouts, on fewer tasks, because ther
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -14,7 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from r2v import __version__
 from r2v.core.features import PAPER, batch, with_pseudo_entropy
+from r2v.core.mlp import Calibration, RiskMLP
 from r2v.core.protocols import Floats
 from r2v.core.types import Episode, Task
 from r2v.evaluation.curves import area_B, interval, resample_BT
@@ -24,16 +28,15 @@ from r2v.learning.labels import Rows, failure_rows
 from r2v.learning.settings import RouterSettings
 from r2v.maths.calibration import brier, ece, fit_scaling
 from r2v.maths.stats import auroc_or_none
-from r2v.pipeline.parts import ROUTE_PREFIX, AgentSpec, make_router
-from r2v.pipeline.play import at, operating_points_of, play_agents
+from r2v.pipeline.agents import AgentSpec
+from r2v.pipeline.play import at, play, routed_at
+from r2v.pipeline.preference import train_preferences
+from r2v.pipeline.run_folder import ORDER, RunFolder
 from r2v.pipeline.runner import StageContext
-from r2v.pipeline.splits import read_split
-from r2v.pipeline.stages.collect import teacher_episodes
-from r2v.pipeline.stages.fit import read_operating_points
-from r2v.pipeline.stages.prefer import chosen_slm, validation_episodes
-from r2v.routers.interventions import HOW
-from r2v.routers.mlp import Calibration, RiskMLP, load_router
-from r2v.runtime.store import read_episodes, read_json, whole_file
+from r2v.routers import load_router
+from r2v.routers.interventions import HOW, Intervention
+from r2v.routers.r2v import R2V
+from r2v.runtime.store import whole_file
 from r2v.studies.ablation_plan import CANDIDATES, EPOCHS, LAMBDAS, Variant, masked, variants
 
 RECALIBRATION = 50
@@ -106,54 +109,63 @@ class FitJob:
     seed: int
 
 
-def run_fit(job: FitJob) -> None:
-    """Fit one variant; in a worker process with one thread."""
+def fit_variant(job: FitJob) -> str:
+    """Fit one variant and write its folder; in a worker process with one thread."""
     import torch
 
-    from r2v.learning.router import fit_router
+    from r2v.learning.router import fit_mlp
 
-    if (job.out / "router.json").exists():
-        return
     torch.set_num_threads(1)
     v, train, held = job.variant, load_table(job.train), load_table(job.held)
     without = [None if v.without_family is None else t.family_N != v.without_family for t in (train, held)]
-    fit_router(
-        train.of(v, without[0]), held.of(v, without[1]), masked(v.names, v.view), v.settings, v.objective, seed=job.seed
-    ).save(job.out)
+    rows, check = train.of(v, without[0]), held.of(v, without[1])
+    risk = fit_mlp(rows, check, masked(v.names, v.view), v.settings, v.objective, seed=job.seed)
+    R2V(name=v.key, risk=risk).save(job.out)
+    return str(job.out)
+
+
+def _risk_in(folder: Path) -> RiskMLP:
+    router = load_router(folder)
+    assert isinstance(router, R2V)
+    return router.risk
+
+
+def fingerprint(run: RunFolder) -> str:
+    """Hash of a finished run: its settings and the outputs of all its stages, up to the fit."""
+    outputs = {stage: run.manifest(stage)["outputs"] for stage in ORDER if stage not in ("evaluate", "report")}
+    facts = {"settings": run.settings.model_dump(mode="json"), "outputs": outputs, "r2v": __version__}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def ablate(ctx: StageContext) -> dict[str, Any]:
     """All tables; `ctx.out` is a scratch folder, whose finished jobs are kept if this is killed."""
-    settings = ctx.settings
-    rollout, slm = ctx.read("rollout"), chosen_slm(ctx)
-    help_path = rollout / "help.json"
-    help = read_json(help_path) if help_path.exists() else None
-    recorded = read_episodes(rollout / "router.parquet")
-    held = validation_episodes(ctx)
+    settings, run = ctx.settings, ctx.run
+    slm, tried = run.slm, run.interventions()
+    recorded, held = run.rollouts(), run.validation_episodes()
     paths = {"train": ctx.partial / "train.npz", "held": ctx.partial / "held.npz"}
-    save_table(paths["train"], table(*_scored(recorded, None if help is None else help["differs"])))
-    save_table(paths["held"], table(*_scored(held, None if help is None else help["differs_validation"])))
-    plan = variants(settings.router, with_answers=help is not None)
+    save_table(paths["train"], table(*_scored(recorded, None if tried is None else tried.differs)))
+    save_table(paths["held"], table(*_scored(held, None if tried is None else tried.differs_validation)))
+    plan = variants(settings.router, with_answers=tried is not None)
     fitted = ctx.partial / "routers"
     distinct = {v.key: v for v in plan}.values()
-    jobs = [FitJob(v, paths["train"], paths["held"], fitted / v.key, settings.seed) for v in distinct]
-    ctx.workers.map(run_fit, jobs, ctx.report, "fits")
+    ctx.map(fit_variant, [FitJob(v, paths["train"], paths["held"], fitted / v.key, settings.seed) for v in distinct], "fits")
     held_table = load_table(paths["held"])
-    share, risk = _asked_share(ctx, held_table), load_router(ctx.read("fit") / "r2v")
-    tasks, seeds = read_split(ctx.read("collect") / "tasks.json", "test")[:TEST_TASKS], settings.perturbations.test
-    positions = {v.key: _positions(ctx, v, load_router(fitted / v.key), held_table, share) for v in distinct}
+    share, risk = _asked_share(ctx, held_table), _risk_in(run.router_folder("r2v"))
+    tasks, seeds = run.split("test")[:TEST_TASKS], settings.perturbations.test
+    positions = {v.key: _positions(v, _risk_in(fitted / v.key), held_table, share) for v in distinct}
     agents = {"slm_only": AgentSpec("routed", slm), "llm_only": AgentSpec("teacher")}
-    routes = [ROUTE_PREFIX + how for how in HOW]
-    alarms = _positions(ctx, Variant("", "", settings.router, names=risk.names), risk, held_table, share)
-    agents |= operating_points_of(dict.fromkeys(routes, alarms), slm, ctx.read("fit"))
+    alarms = _positions(Variant("", "", settings.router, names=risk.names), risk, held_table, share)
+    for how in HOW:
+        Intervention(name=f"route {how}", risk=risk, how=how).save(fitted / f"route {how}")
+    agents |= routed_at({f"route {how}": alarms for how in HOW}, fitted, slm)
     for v in distinct:
-        agents |= {at(v.key, t): AgentSpec("routed", slm, v.key, t, fitted, v.view) for t in positions[v.key]}
-    rows, episodes = play_agents(ctx, agents, tasks, seeds, "test", keep=["slm_only"])
+        agents |= {at(v.key, t): AgentSpec("routed", slm, fitted / v.key, t, v.view) for t in positions[v.key]}
+    rows, episodes = play(ctx, agents, tasks, seeds, "test", keep=["slm_only"])
     test = Test(ctx, tasks, {name: _gather(ctx, tasks, r) for name, r in rows.items()}, episodes["slm_only"])
     tables: dict[str, list[dict[str, Any]]] = {}
     for v in plan:
         tables.setdefault(v.table, []).append(test.measure(v, fitted, positions[v.key], held_table))
-    tables["routes"] = [{"name": name.removeprefix(ROUTE_PREFIX), **test.curve(name, alarms)} for name in routes]
+    tables["routes"] = [{"name": how, **test.curve(f"route {how}", alarms)} for how in HOW]
     tables["consistency"] = [
         _remade(ctx, f"consistency {weight:g}", f"{weight:g}", _preferred(ctx, weight), settings.slm.k) for weight in LAMBDAS
     ]
@@ -167,8 +179,8 @@ def ablate(ctx: StageContext) -> dict[str, Any]:
         "llm_only": float(test.outcomes["llm_only"].success_TZ.mean()),
         "tables": tables,
         "verifier": _verifier(episodes["slm_only"]),
-        "times": {stage: read_json(ctx.read(stage) / "manifest.json")["seconds"] for stage in ("collect", "perturb",
-                  "clone", "propose", "prefer", "rollout", "fit", "evaluate")},
+        "times": {stage: run.manifest(stage)["seconds"] for stage in ("collect", "perturb", "clone", "propose", "prefer",
+                  "rollout", "fit", "evaluate")},
     }  # fmt: skip
 
 
@@ -190,11 +202,11 @@ class Test:
         """The first of `positions` is the operating point, the others are the curve's."""
         family = v.without_family
         numbers = self.curve(v.key, positions, family)
-        router = make_router(v.key, positions[0], fitted)
+        risk = _risk_in(fitted / v.key)
         if v.view == "full":
-            replayed = replay(self.alone, asks_of(router, self.ctx.settings.environment.horizon))
-            numbers["replay"] = _numbers(_gather(self.ctx, self.tasks, replayed), family)
-        return {"name": v.name, **numbers, **self._calibration(v, load_router(fitted / v.key), held)}
+            asks = asks_of(R2V(risk=risk, threshold=positions[0]), self.ctx.settings.environment.horizon)
+            numbers["replay"] = _numbers(_gather(self.ctx, self.tasks, replay(self.alone, asks)), family)
+        return {"name": v.name, **numbers, **self._calibration(v, risk, held)}
 
     def curve(self, name: str, positions: Sequence[float], family: str | None = None) -> dict[str, Any]:
         """The operating point, and the area of the curve where all families count and there is one."""
@@ -243,13 +255,12 @@ def _numbers(o: Outcomes, family: str | None) -> dict[str, Any]:
 
 def _asked_share(ctx: StageContext, held: Table) -> float:
     """Share of the SLM's own validation steps on which the run's r2v would ask."""
-    model = load_router(ctx.read("fit") / "r2v")
-    variant = Variant("", "", RouterSettings(), names=model.names)
-    rows = held.of(variant)
-    return float((model.risk(rows.x_NF, rows.present_NF) >= read_operating_points(ctx.read("fit"))["r2v"].threshold).mean())
+    model = _risk_in(ctx.run.router_folder("r2v"))
+    rows = held.of(Variant("", "", RouterSettings(), names=model.names))
+    return float((model.risk(rows.x_NF, rows.present_NF) >= ctx.run.operating_points()["r2v"].threshold).mean())
 
 
-def _positions(ctx: StageContext, v: Variant, model: RiskMLP, held: Table, share: float) -> list[float]:
+def _positions(v: Variant, model: RiskMLP, held: Table, share: float) -> list[float]:
     if v.threshold is not None:
         return [v.threshold]
     rows = held.of(v)
@@ -272,29 +283,11 @@ def _gather(ctx: StageContext, tasks: Sequence[Task], rows: Sequence[Any]) -> Ou
 
 def _preferred(ctx: StageContext, weight: float) -> Path:
     """The SLM after preference training with this weight of the consistency loss."""
-    import torch
-
-    from r2v.learning.pairs import read_pairs
-    from r2v.learning.prefer import prefer
-
-    settings = ctx.settings
-    if weight == settings.prefer.lambda_cons:
-        return ctx.read("prefer") / "model"
-    out, proposals = ctx.partial / f"prefer {weight:g}", ctx.read("propose")
+    if weight == ctx.settings.prefer.lambda_cons:
+        return ctx.run.preferred
+    out = ctx.partial / f"prefer {weight:g}"
     if not (out / "config.json").exists():
-        torch.set_num_threads(settings.threads)
-        prefer(
-            ctx.read("clone") / "model",
-            settings.slm.trained,
-            teacher_episodes(ctx),
-            read_episodes(proposals / "episodes.parquet"),
-            read_pairs(proposals / "pairs.json"),
-            read_episodes(proposals / "views.parquet"),
-            settings.prefer.model_copy(update={"lambda_cons": weight}),
-            out,
-            seed=settings.seed,
-            progress=ctx.report,
-        )
+        train_preferences(ctx, ctx.settings.prefer.model_copy(update={"lambda_cons": weight}), out)
     return out
 
 
@@ -302,14 +295,13 @@ def _remade(ctx: StageContext, label: str, name: str, slm: Path, k: int) -> dict
     """Another small model, or another number of candidates: new rollouts, a router fitted on them, played on test tasks."""
     settings = ctx.settings.model_copy(update={"slm": ctx.settings.slm.model_copy(update={"k": k})})
     there = replace(ctx, settings=settings)
-    splits = ctx.read("collect") / "tasks.json"
-    tasks, seeds = read_split(splits, "router")[:REMADE_TASKS], settings.perturbations.rollout[:REMADE_SEEDS]
+    tasks, seeds = ctx.run.split("router")[:REMADE_TASKS], settings.perturbations.rollout[:REMADE_SEEDS]
     me = AgentSpec("routed", slm)
-    if slm == chosen_slm(ctx) and k == ctx.settings.slm.k:  # the run itself played these
+    if slm == ctx.run.slm and k == ctx.settings.slm.k:  # the run itself played these
         ids = {task.id for task in tasks}
-        played = [e for e in read_episodes(ctx.read("rollout") / "router.parquet") if e.task.id in ids and e.seed in seeds]
+        played = [e for e in ctx.run.rollouts() if e.task.id in ids and e.seed in seeds]
     else:
-        _, by_name = play_agents(there, {"slm_only": me}, tasks, seeds, f"rollout {label}", keep=["slm_only"])
+        _, by_name = play(there, {"slm_only": me}, tasks, seeds, f"rollout {label}", keep=["slm_only"])
         played = by_name["slm_only"]
     episodes = [e for e in played if e.success is not None]
     train, held, out = ctx.partial / f"{label} train.npz", ctx.partial / f"{label} held.npz", ctx.partial / "routers"
@@ -317,13 +309,13 @@ def _remade(ctx: StageContext, label: str, name: str, slm: Path, k: int) -> dict
     save_table(train, table([e for e in episodes if e.task.id not in validation], None))
     save_table(held, table([e for e in episodes if e.task.id in validation], None))
     v = Variant(label, name, settings.router.model_copy(update={"epochs": EPOCHS}), names=PAPER)
-    ctx.workers.map(run_fit, [FitJob(v, train, held, out / v.key, settings.seed)], ctx.report, label)
+    ctx.map(fit_variant, [FitJob(v, train, held, out / v.key, settings.seed)], f"fit {label}")
     held_table = load_table(held)
-    positions = _positions(ctx, v, load_router(out / v.key), held_table, _asked_share(ctx, held_table))
+    positions = _positions(v, _risk_in(out / v.key), held_table, _asked_share(ctx, held_table))
     agents = {"slm_only": me, "llm_only": AgentSpec("teacher")}
-    agents |= {at(v.key, t): AgentSpec("routed", slm, v.key, t, out) for t in positions}
-    test = read_split(splits, "test")[:TEST_TASKS]
-    rows, alone = play_agents(there, agents, test, settings.perturbations.test, f"test {label}", keep=["slm_only"])
+    agents |= {at(v.key, t): AgentSpec("routed", slm, out / v.key, t) for t in positions}
+    test = ctx.run.split("test")[:TEST_TASKS]
+    rows, alone = play(there, agents, test, settings.perturbations.test, f"test {label}", keep=["slm_only"])
     measured = Test(there, test, {n: _gather(there, test, r) for n, r in rows.items()}, alone["slm_only"])
     slm_only = float(measured.outcomes["slm_only"].success_TZ.mean())
     return {"slm_only": slm_only, **measured.measure(v, out, positions, held_table)}

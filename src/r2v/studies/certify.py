@@ -8,15 +8,11 @@ from datetime import UTC, datetime
 
 from r2v import __version__
 from r2v.core.errors import SettingsError, StageError
+from r2v.core.seeds import derive_seed
 from r2v.evaluation.certificate import Certificate, Target, certified
-from r2v.evaluation.outcomes import gather
-from r2v.pipeline.play import at, operating_points_of, play_agents
+from r2v.pipeline.play import at, outcomes, play, routed_at
 from r2v.pipeline.runner import StageContext
 from r2v.pipeline.settings import CERTIFY_SEEDS_FROM
-from r2v.pipeline.splits import read_all
-from r2v.pipeline.stages.fit import read_operating_points
-from r2v.pipeline.stages.prefer import chosen_slm
-from r2v.pipeline.worlds import make_tasks
 from r2v.runtime.store import sha256
 
 SUBJECT = ("environment", "perturbations", "teacher", "slm")
@@ -27,33 +23,31 @@ def certify(ctx: StageContext, router: str, target: Target, *, tasks: int, seed:
     """Fresh tasks and perturbation seeds that no evaluation uses. The thresholds are tested from the one with the most calls
     on validation to the one with the fewest.
     """
-    settings = ctx.settings
-    operating_points = read_operating_points(ctx.read("fit"))
-    if router not in operating_points:
-        raise SettingsError(f"no router {router} with a threshold in this run; there are {', '.join(operating_points)}")
-    fresh = make_tasks(settings, count=tasks, fresh=CERTIFY_SEEDS_FROM + seed)
-    if known := {task.id for task in read_all(ctx.read("collect") / "tasks.json")} & {task.id for task in fresh}:
+    settings, points = ctx.settings, ctx.run.operating_points()
+    if router not in points:
+        raise SettingsError(f"no router {router} with a threshold in this run; there are {', '.join(points)}")
+    fresh = settings.domain.fresh_tasks(
+        settings.environment, tasks, derive_seed("fresh tasks", settings.seed, CERTIFY_SEEDS_FROM + seed)
+    )
+    own = {task.id for split in ctx.run.splits().values() for task in split}
+    if known := own & {task.id for task in fresh}:
         raise StageError(f"{len(known)} of the new tasks are tasks of the run; choose another --seed")
     zs = [CERTIFY_SEEDS_FROM + seed * 1000 + i for i in range(len(settings.perturbations.test))]
-    operating_point = operating_points[router]
-    order = [t for _, t in sorted(zip(operating_point.calls, operating_point.grid, strict=True), reverse=True)]
-    agents = operating_points_of({router: order}, chosen_slm(ctx), ctx.read("fit"))
-    rows, _ = play_agents(ctx, agents, fresh, zs, "certify")
-    ids = [task.id for task in fresh]
-    points = [(t, gather(rows[at(router, t)], ids, zs, settings.environment.horizon)) for t in order]
-    threshold, tried = certified(points, target)
-    return Certificate(
-        router, target, threshold, tasks, tuple(zs), tried, identity(ctx), datetime.now(UTC).date().isoformat()
-    )
+    order = [t for _, t in sorted(zip(points[router].calls, points[router].grid, strict=True), reverse=True)]
+    rows, _ = play(ctx, routed_at({router: order}, ctx.run.of("fit"), ctx.run.slm), fresh, zs, "certify")
+    tried_points = [(t, outcomes(ctx, rows[at(router, t)], fresh, zs)) for t in order]
+    threshold, tried = certified(tried_points, target)
+    date = datetime.now(UTC).date().isoformat()
+    return Certificate(router, target, threshold, tasks, tuple(zs), tried, identity(ctx, router), date)
 
 
-def identity(ctx: StageContext) -> dict[str, str]:
-    """Hashes of the models, the routers, and the settings that decide what is played."""
+def identity(ctx: StageContext, router: str) -> dict[str, str]:
+    """Hashes of the small model, the router's folder, and the settings that decide what is played."""
     dump = ctx.settings.model_dump(mode="json")
     subject = json.dumps({group: dump[group] for group in SUBJECT}, sort_keys=True)
     return {
-        "small model": sha256(chosen_slm(ctx)),
-        "router": sha256(ctx.read("fit")),
+        "small model": sha256(ctx.run.slm),
+        "router": sha256(ctx.run.router_folder(router)),
         "settings": hashlib.sha256(subject.encode()).hexdigest(),
         "r2v version": __version__,
     }

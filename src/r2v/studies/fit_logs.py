@@ -15,16 +15,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from r2v.core.features import FEATURES, batch
+from r2v.core.mlp import RiskMLP
 from r2v.core.protocols import Floats
 from r2v.core.types import Episode
 from r2v.evaluation.prefixes import auroc_over_tasks
 from r2v.learning.labels import Rows
 from r2v.learning.settings import RouterSettings
 from r2v.maths.calibration import brier, ece
-from r2v.routers.mlp import RiskMLP
-from r2v.verifiers import VerifierName
+from r2v.routers.base import FittedWith
+from r2v.routers.r2v import R2V
 
 FOLDS = 5
+HORIZON = 50
+"""What imported steps were scaled by (`r2v.logs`)."""
 LEAST_FAILED = 20
 LEAST_TASKS = 50
 """Of each kind of outcome, and of tasks: below that the interval of the AUROC spans everything from chance to perfect."""
@@ -80,7 +83,7 @@ def own_steps(episodes: Sequence[Episode]) -> tuple[Rows, list[str]]:
 
 
 def fit_logs(
-    episodes: Sequence[Episode], out: Path, *, verifier: VerifierName | None, seed: int = 0, asked_share: float = 0.15
+    episodes: Sequence[Episode], out: Path, *, verifier: str | None, seed: int = 0, asked_share: float = 0.15
 ) -> LogFit:
     """Fit and write a router folder to `out`, if the logs allow it.
 
@@ -90,7 +93,7 @@ def fit_logs(
     """
     import torch
 
-    from r2v.learning.router import fit_router
+    from r2v.learning.router import fit_mlp
 
     torch.set_num_threads(2)
     scored = [episode for episode in episodes if episode.success is not None]
@@ -125,11 +128,11 @@ def fit_logs(
     last = fold_N == 0
     known = _known(rows)
     every = rows.columns(known)
-    facts = counts if verifier is None else {**counts, "verifier": verifier}
-    router = fit_router(every.where(~last), every.where(last), known, SETTINGS, "decoupled", seed=seed, facts=facts)
+    router = fit_mlp(every.where(~last), every.where(last), known, SETTINGS, "decoupled", seed=seed, facts=counts)
     risk_N = router.risk(every.x_NF, every.present_NF)
     threshold = float(np.quantile(risk_N, 1 - asked_share, method="higher"))
-    router.with_threshold(threshold).save(out)
+    conditions = None if verifier is None else FittedWith(1, HORIZON, verifier)
+    R2V(name=out.resolve().name, risk=router, threshold=threshold, fitted_with=conditions).save(out)
     base = float(rows.y_N.mean())
     return LogFit(
         **counts,
@@ -153,13 +156,13 @@ def folds(task_N: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
 
 def fold_models(rows: Rows, fold_N: NDArray[np.int64], seed: int) -> list[RiskMLP]:
     """For each fold, a risk fitted and calibrated on the others."""
-    from r2v.learning.router import fit_router
+    from r2v.learning.router import fit_mlp
 
     models = []
     for fold in range(FOLDS):
         held, inner = fold_N == fold, fold_N == (fold + 1) % FOLDS
         train, check = rows.where(~held & ~inner), rows.where(inner)
-        models.append(fit_router(train, check, FEATURES, SETTINGS, "decoupled", seed=seed))
+        models.append(fit_mlp(train, check, FEATURES, SETTINGS, "decoupled", seed=seed))
     return models
 
 

@@ -2,28 +2,45 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
+import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
+from r2v.core.errors import SettingsError
 from r2v.core.protocols import Verifier
+from r2v.runtime import plugins
 
-VerifierName = Literal["tool_calls", "household", "code", "terminal"]
+BUILT_IN = {
+    "tool_calls": "r2v.verifiers.tool_calls:ToolCallVerifier",
+    "household": "r2v.domains.household.verifier:HouseholdVerifier",
+    "code": "r2v.domains.humaneval.verifier:CodeVerifier",
+    "terminal": "r2v.domains.terminal.verifier:TerminalVerifier",
+}
+"""`tool_calls` is for agents that we know nothing about; the others are those of the domains."""
 
 
-def verifier_named(name: VerifierName, tools: Sequence[Mapping[str, Any]] = ()) -> Verifier:
-    """`tools`: OpenAI function definitions, for `tool_calls`, which is for agents that we know nothing about."""
-    if name == "household":
-        from r2v.domains.household.verifier import HouseholdVerifier
+def verifier_named(name: str, tools: Sequence[Mapping[str, Any]] = ()) -> Verifier:
+    """The verifier of that name, entry point or dotted path: an object, or a class of which one is made.
 
-        return HouseholdVerifier()
-    if name == "code":
-        from r2v.domains.humaneval.verifier import CodeVerifier
+    Args:
+        name: e.g. `tool_calls`, or `my_package.my_module:MyVerifier`.
+        tools: OpenAI function definitions of the request, for a class whose constructor has the parameter `tools`.
 
-        return CodeVerifier()
-    if name == "terminal":
-        from r2v.domains.terminal.verifier import TerminalVerifier
+    Raises:
+        SettingsError: there is no such verifier.
+    """
+    found: Any = plugins.load("verifiers", name, BUILT_IN)
+    if not hasattr(found, "score"):
+        raise SettingsError(f"{name} is not a verifier: it has no method `score`")
+    if isinstance(found, type):
+        found = found(tools=tools) if "tools" in inspect.signature(found).parameters else found()
+    verifier: Verifier = found
+    return verifier
 
-        return TerminalVerifier()
-    from r2v.verifiers.tool_calls import ToolCallVerifier
 
-    return ToolCallVerifier(tools)
+def source_sha256(name: str) -> str:
+    """Hash of the source of the named verifier: a router's risk was fitted on its scores."""
+    source = inspect.getsource(sys.modules[type(verifier_named(name)).__module__])
+    return hashlib.sha256(source.encode()).hexdigest()

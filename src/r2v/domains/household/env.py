@@ -49,7 +49,7 @@ class Household:
         return feedback(self.world, self._state, effect), int(self._done), self._done
 
     def clone(self) -> Household:
-        """An independent copy of the present step_context."""
+        """An independent copy of the present."""
         copy = Household.__new__(Household)
         copy.__dict__.update(self.__dict__)
         copy._state = self._state.copy()

@@ -18,16 +18,9 @@ from pathlib import Path
 
 from r2v.core.errors import ArtifactError
 from r2v.core.types import Task
+from r2v.domains.household import FAMILIES
 from r2v.domains.household.rules import CLEAN, COOL, HOT, Dialect, Fact, Goal, World, build_world
 
-FAMILIES = (
-    "pick_and_place_simple",
-    "look_at_obj_in_light",
-    "pick_clean_then_place_in_recep",
-    "pick_heat_then_place_in_recep",
-    "pick_cool_then_place_in_recep",
-    "pick_two_obj_and_place",
-)
 GAME_FILE = "game.tw-pddl"
 
 _FACT = re.compile(r"\((\w+) ([^()]*?)\s*\)")

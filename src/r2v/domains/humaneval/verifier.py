@@ -18,8 +18,9 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from r2v.core.types import Action, Context
+from r2v.domains.humaneval.chat_format import PROGRAM
 from r2v.runtime.sandbox.examples import Example, examples
-from r2v.runtime.sandbox.trial import PROGRAM, attempt
+from r2v.runtime.sandbox.trial import attempt
 from r2v.verifiers.evidence import INJECTED, gives_orders
 
 SMOKE_LIMIT_S = 5.0

@@ -9,9 +9,8 @@ from __future__ import annotations
 import random
 import re
 
-from r2v.perturbations.operators import Materials, Operator, Operators, weighted
+from r2v.perturbations.operators import Materials, Operator, Weighted, family, weighted
 
-FAMILIES = ("flaky", "partial")
 CUT = "... output cut ..."
 _TRACE = re.compile(r"^(?:Traceback \(most recent call last\):|  File \".*|    .*|.*:\d+:.*|make(?:\[\d+\])?: .*)$")
 _DETAIL = re.compile(r"(?:[\w.-]*/)+[\w.-]+|\b[\w-]+\.\w{1,4}\b|\b\d+\b")
@@ -106,25 +105,13 @@ def file_truncation(text: str, rng: random.Random, materials: Materials) -> str 
     return _text(ending, [*lines[: round(len(lines) * rng.uniform(0.3, 0.7))], CUT])
 
 
-def make(family: str, strength: float, topic: str) -> Operators:
-    """The named family. Raises ValueError for others."""
-    if family not in FAMILIES:
-        raise ValueError(f"terminal tasks have no perturbation family {family!r}; known: {', '.join(FAMILIES)}")
-    flaky = weighted(shuffle=shuffle, drop=drop, partial_response=partial_response, failure=failure, timeout=timeout)
-    partial: tuple[tuple[str, float, Operator], ...] = (
-        ("line drop", 0.12, line_drop),
-        ("reorder", 0.10, reorder),
-        ("stack-trace truncation", 0.12, trace_truncation),
-        ("file truncation", 0.12, file_truncation),
-        ("information mask", 0.05, information_mask),
-        ("truncation", 0.20, truncation),
-    )
-    chosen = flaky if family == "flaky" else partial
-    return Operators(family, strength, topic, tuple((name, p, _after_the_opening(operator)) for name, p, operator in chosen))
+def _after_the_opening(*weighted_operators: tuple[str, float, Operator]) -> Weighted:
+    """The same operators, which leave the first observation alone."""
 
+    def later(operator: Operator) -> Operator:
+        return lambda text, rng, materials: operator(text, rng, materials) if materials.previous else None
 
-def _after_the_opening(operator: Operator) -> Operator:
-    return lambda text, rng, materials: operator(text, rng, materials) if materials.previous else None
+    return tuple((name, probability, later(operator)) for name, probability, operator in weighted_operators)
 
 
 def _lines(text: str) -> tuple[str, list[str]]:
@@ -135,3 +122,22 @@ def _lines(text: str) -> tuple[str, list[str]]:
 
 def _text(ending: str, lines: list[str]) -> str:
     return "\n".join([ending, *lines])
+
+
+flaky = family(
+    "flaky",
+    _after_the_opening(
+        *weighted(shuffle=shuffle, drop=drop, partial_response=partial_response, failure=failure, timeout=timeout)
+    ),
+)
+partial = family(
+    "partial",
+    _after_the_opening(
+        ("line drop", 0.12, line_drop),
+        ("reorder", 0.10, reorder),
+        ("stack-trace truncation", 0.12, trace_truncation),
+        ("file truncation", 0.12, file_truncation),
+        ("information mask", 0.05, information_mask),
+        ("truncation", 0.20, truncation),
+    ),
+)

@@ -5,23 +5,25 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from r2v.pipeline.runner import StageContext
-from r2v.pipeline.stages.collect import teacher_episodes
 from r2v.runtime.store import write_json
 
 
-def clone_stage(ctx: StageContext) -> None:
+def clone(ctx: StageContext) -> None:
     import torch
 
-    from r2v.learning.clone import clone
+    from r2v.learning.clone import clone as fit
 
-    torch.set_num_threads(ctx.settings.threads)
-    report = clone(
-        teacher_episodes(ctx),
-        ctx.settings.slm.trained,
-        ctx.settings.clone,
+    settings = ctx.settings
+    torch.set_num_threads(settings.threads)
+    report = fit(
+        ctx.run.teacher_episodes(),
+        settings.slm.trained,
+        settings.clone,
         ctx.out / "model",
         checkpoints=ctx.partial,
-        seed=ctx.settings.seed,
+        seed=settings.seed,
         progress=ctx.report,
+        pieces=settings.domain.pieces,
+        dropped=settings.domain.dropped,
     )
     write_json(ctx.out / "report.json", asdict(report))

@@ -2,146 +2,76 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Sequence
-from importlib.metadata import version
-from typing import Any
 
-import numpy as np
-
-from r2v import __version__
-from r2v.core.types import Episode, Task
-from r2v.evaluation.outcomes import Outcomes, Row, gather
-from r2v.evaluation.replay import always, asks_of, oracle, replay
-from r2v.evaluation.results import Played, Prices, summarise
-from r2v.learning.labels import failure_rows
-from r2v.maths.calibration import brier, ece, reliability_bins
-from r2v.maths.stats import auroc_or_none
-from r2v.pipeline.parts import WITHOUT_KNOB, AgentSpec, make_router
-from r2v.pipeline.play import at, operating_points_of, play_agents
+from r2v.core.types import Task
+from r2v.evaluation.replay import replayable, replayed
+from r2v.evaluation.results import Played, Prices, calibration, summarise
+from r2v.pipeline.agents import AgentSpec
+from r2v.pipeline.oracle_bound import oracle_bound
+from r2v.pipeline.play import at, outcomes, play, routed_at
+from r2v.pipeline.provenance import provenance
 from r2v.pipeline.runner import StageContext
-from r2v.pipeline.splits import read_split
-from r2v.pipeline.stages.fit import OperatingPoint, read_operating_points
-from r2v.pipeline.stages.prefer import chosen_slm
-from r2v.pipeline.worlds import confined_by
-from r2v.routers.mlp import load_router
-from r2v.runtime.store import read_json, sha256, write_episodes, write_json
-from r2v.studies.oracle_bound import clairvoyant
+from r2v.routers.r2v import R2V
+from r2v.runtime.store import read_json, write_episodes, write_json
 
-CANNOT_REPLAY = ("cascade_routing", "restart")
+ENDS = ("slm_only", "llm_only")
+"""The ends of every curve, which have no threshold."""
 
 
 def evaluate(ctx: StageContext) -> None:
-    tasks = read_split(ctx.read("collect") / "tasks.json", "test")
-    evaluate_on(ctx, tasks, ctx.settings.perturbations.test, "test tasks of the run")
+    evaluate_on(ctx, ctx.run.split("test"), ctx.settings.perturbations.test, "test tasks of the run")
 
 
 def evaluate_on(ctx: StageContext, tasks: Sequence[Task], seeds: Sequence[int], split: str) -> None:
     """Play every router on every task under every seed; write `results.json` and `episodes.parquet` to `ctx.out`."""
-    fitted, slm = ctx.read("fit"), chosen_slm(ctx)
-    operating_points = read_operating_points(fitted)
-    label_of = {name: at(name, operating_point.threshold) for name, operating_point in operating_points.items()}
-    label_of |= {name: name for name in WITHOUT_KNOB}
+    s, run = ctx.settings, ctx.run
+    points = run.operating_points()
+    routers = {name: run.router(name) for name in points}
+    label_of = {name: at(name, point.threshold) for name, point in points.items()} | {name: name for name in ENDS}
+    grid = {name: (*point.grid, point.threshold) for name, point in points.items()}
     agents = {
-        "slm_only": AgentSpec("routed", slm),
+        "slm_only": AgentSpec("routed", run.slm),
         "llm_only": AgentSpec("teacher"),
-        **operating_points_of(
-            {name: (*operating_point.grid, operating_point.threshold) for name, operating_point in operating_points.items()},
-            slm,
-            fitted,
-        ),
+        **routed_at(grid, run.of("fit"), run.slm),
     }
-    rows, episodes = play_agents(ctx, agents, tasks, seeds, "routers", keep=list(label_of.values()))
-    chosen = {name: episodes[label_of[name]] for name in (*WITHOUT_KNOB, *operating_points)}
+    rows, episodes = play(ctx, agents, tasks, seeds, "routers", keep=list(label_of.values()))
+    chosen = {name: episodes[label_of[name]] for name in (*ENDS, *points)}
     write_episodes(ctx.out / "episodes.parquet", [episode for name in chosen for episode in chosen[name]])
 
-    def outcomes(rows: Sequence[Row]) -> Outcomes:
-        return gather(rows, [task.id for task in tasks], seeds, ctx.settings.environment.horizon)
-
-    played = {name: Played(outcomes(rows[name]), None) for name in WITHOUT_KNOB}
-    for name, operating_point in operating_points.items():
-        points = tuple(outcomes(rows[at(name, threshold)]) for threshold in operating_point.grid)
-        played[name] = Played(outcomes(rows[label_of[name]]), operating_point.threshold, operating_point.grid, points)
-    s = ctx.settings
-    prices = Prices(s.prices.slm, s.prices.teacher)
-    common = (seeds, prices, s.router.alpha, s.evaluate.resamples, s.seed)
-    routers, differences = summarise(played, *common)
-    replayed = _replay(ctx, operating_points, chosen["slm_only"], outcomes)
-    write_json(
-        ctx.out / "results.json",
+    outcome = {name: outcomes(ctx, found, tasks, seeds) for name, found in rows.items()}
+    played = {name: Played(outcome[name], None) for name in ENDS}
+    for name, point in points.items():
+        tried = tuple(outcome[at(name, threshold)] for threshold in point.grid)
+        played[name] = Played(outcome[label_of[name]], point.threshold, point.grid, tried)
+    common = (seeds, Prices(s.prices.slm, s.prices.teacher), s.router.alpha, s.evaluate.resamples, s.seed)
+    summary, differences = summarise(played, *common)
+    for name, router in routers.items():
+        summary[name] |= {"colour": router.colour, "cites": router.cites}
+    again = replayed(
+        chosen["slm_only"],
         {
-            "protocol": "closed_loop",
-            "tasks": len(tasks),
-            "perturbation_seeds": list(seeds),
-            "routers": routers,
-            "differences": differences,
-            "clairvoyant": clairvoyant(ctx, slm, chosen["slm_only"], routers["llm_only"]["success_rate"]),
-            "calibration": _calibration(ctx, chosen["slm_only"]),
-            "replay": {
-                "protocol": "replay",
-                "tasks": len(tasks),
-                "perturbation_seeds": list(seeds),
-                "routers": summarise(replayed, *common)[0],
-            },
-            "preference": read_json(ctx.read("prefer") / "choice.json") if s.trains else None,
-            "selection": {k: v for k, v in read_json(ctx.read("fit") / "thresholds.json").items() if k != "routers"},
-            "provenance": _provenance(ctx, split),
+            name: (router, points[name].threshold, points[name].grid)
+            for name, router in routers.items()
+            if replayable(router)
         },
+        [task.id for task in tasks],
+        seeds,
+        s.environment.horizon,
     )
-
-
-def _replay(
-    ctx: StageContext, operating_points: dict[str, OperatingPoint], alone: Sequence[Episode], outcomes: Any
-) -> dict[str, Played]:
-    """The paper's optimistic protocol on the SLM-only episodes; not for routers that draw anew what was not recorded."""
-    result = {
-        "slm_only": Played(outcomes(replay(alone, lambda episode: ())), None),
-        "llm_only": Played(outcomes(replay(alone, always)), None),
-        "oracle": Played(outcomes(replay(alone, oracle)), None),
+    reference = routers["r2v"]
+    assert isinstance(reference, R2V)
+    counts = {"tasks": len(tasks), "perturbation_seeds": list(seeds)}
+    results = {
+        "protocol": "closed_loop",
+        **counts,
+        "routers": summary,
+        "differences": differences,
+        "clairvoyant": oracle_bound(ctx, chosen["slm_only"], summary["llm_only"]["success_rate"]),
+        "calibration": calibration(reference.risk, chosen["slm_only"], s.environment.horizon),
+        "replay": {"protocol": "replay", **counts, "routers": summarise(again, *common)[0]},
+        "preference": read_json(run.of("prefer") / "choice.json") if s.trains else None,
+        "selection": {key: value for key, value in run.selection().items() if key != "routers"},
+        "provenance": provenance(ctx, split),
     }
-    for name, operating_point in operating_points.items():
-        if name in CANNOT_REPLAY:
-            continue
-        points = {}
-        for threshold in dict.fromkeys((operating_point.threshold, *operating_point.grid)):
-            router = make_router(name, threshold, ctx.read("fit"))
-            points[threshold] = outcomes(replay(alone, asks_of(router, ctx.settings.environment.horizon)))
-        result[name] = Played(
-            points[operating_point.threshold],
-            operating_point.threshold,
-            operating_point.grid,
-            tuple(points[t] for t in operating_point.grid),
-        )
-    return result
-
-
-def _calibration(ctx: StageContext, alone: Sequence[Episode]) -> dict[str, Any]:
-    router = load_router(ctx.read("fit") / "r2v")
-    scored = [episode for episode in alone if episode.success is not None]
-    rows = failure_rows(scored, router.names)
-    p_N = router.risk(rows.x_NF, rows.present_NF)
-    third_N = np.array([step.t * 3 // ctx.settings.environment.horizon for e in scored for step in e.steps])
-    return {
-        "ece": ece(p_N, rows.y_N),
-        "brier": brier(p_N, rows.y_N),
-        "auroc": auroc_or_none(p_N, rows.y_N),
-        "auroc_by_third": [auroc_or_none(p_N[third_N == third], rows.y_N[third_N == third]) for third in range(3)],
-        "steps": len(rows),
-        "bins": [list(entry) for entry in reliability_bins(p_N, rows.y_N)],
-    }
-
-
-def _provenance(ctx: StageContext, split: str) -> dict[str, Any]:
-    stages = ("collect", "perturb", "clone", "propose", "prefer", "rollout", "fit")
-    return {
-        "r2v": __version__,
-        "split": split,
-        "seed": ctx.settings.seed,
-        "settings_sha256": sha256(ctx.root / "settings.yaml"),
-        "slm_sha256": sha256(chosen_slm(ctx)),
-        "router_sha256": sha256(ctx.read("fit") / "r2v"),
-        "python": platform.python_version(),
-        "libraries": {name: version(name) for name in ("numpy", "torch", "transformers")},
-        "sandbox": confined_by(ctx.settings),
-        "times": {stage: read_json(ctx.read(stage) / "manifest.json")["seconds"] for stage in stages},
-    }
+    write_json(ctx.out / "results.json", results)

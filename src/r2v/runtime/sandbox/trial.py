@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,9 +9,6 @@ from typing import Any
 from r2v.runtime.sandbox.calls import call
 from r2v.runtime.sandbox.examples import Example
 from r2v.runtime.sandbox.harness import UNREADABLE, decode
-
-PROGRAM = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:\n```|\Z)", re.DOTALL)
-"""A program in a message; its text is group 1."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The work of one worker process on recorded SLM episodes: what the teacher would have done, and what came of it."""
+"""What the teacher would have done on recorded SLM episodes, and what came of it, spread over the executor."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from r2v.core.seeds import derive_seed
-from r2v.core.types import Episode, Task
+from r2v.core.types import Episode
 from r2v.evaluation.branches import Branch, branch, differs
-from r2v.pipeline.parts import make_environment, make_models, make_teacher
+from r2v.pipeline.agents import make_environment, make_models, make_teacher
 from r2v.pipeline.runner import StageContext
 from r2v.pipeline.settings import RunSettings
-from r2v.runtime.store import read_json, write_json
 
 JOB_EPISODES = 100
 
 
 @dataclass(frozen=True)
-class HelpJob:
+class Job:
     settings: RunSettings
     slm: Path
     first: int
@@ -28,31 +28,24 @@ class HelpJob:
     episodes: list[Episode]
     branches: int
     """Steps branched in each episode."""
-    path: Path
 
 
-def run_job(job: HelpJob) -> None:
-    if not job.path.exists():
-        differ, branches = asyncio.run(_help(job))
-        write_json(job.path, {"differs": differ, "branches": [asdict(b) for b in branches]})
+def _answer(job: Job) -> dict[str, Any]:
+    return asyncio.run(_answers(job))
 
 
-async def _help(job: HelpJob) -> tuple[list[list[bool]], list[Branch]]:
+async def _answers(job: Job) -> dict[str, Any]:
     horizon = job.settings.environment.horizon
     teacher = make_teacher(job.settings)
     differ = [await differs(episode, teacher, horizon) for episode in job.episodes]
     if not job.branches:
-        return differ, []
-    parts = make_models(job.settings, job.slm)
-
-    def environment(task: Task, z: int):  # type: ignore[no-untyped-def]
-        return make_environment(job.settings, task, z)
-
+        return {"differs": differ, "branches": []}
+    models = make_models(job.settings, job.slm)
     played = await asyncio.gather(
         *(
             branch(
-                parts,
-                environment,
+                models,
+                lambda task, z: make_environment(job.settings, task, z),
                 job.first + i,
                 episode,
                 _sample(episode, differ[i], job.branches),
@@ -63,7 +56,7 @@ async def _help(job: HelpJob) -> tuple[list[list[bool]], list[Branch]]:
             if any(differ[i])
         )
     )
-    return differ, [b for branches in played for b in branches]
+    return {"differs": differ, "branches": [asdict(b) for branches in played for b in branches]}
 
 
 def _sample(episode: Episode, differ: Sequence[bool], count: int) -> list[int]:
@@ -72,14 +65,14 @@ def _sample(episode: Episode, differ: Sequence[bool], count: int) -> list[int]:
     return sorted(draw.sample(steps, min(count, len(steps))))
 
 
-def help_on(
-    ctx: StageContext, slm: Path, episodes: Sequence[Episode], label: str, *, branches: int = 0
+def teacher_answers(
+    ctx: StageContext, episodes: Sequence[Episode], label: str, *, branches: int = 0
 ) -> tuple[list[list[bool]], list[Branch]]:
     """(whether the teacher differs at each step of each episode, `branches` branched steps of each where it does)."""
+    slm = ctx.run.slm
     jobs = [
-        HelpJob(ctx.settings, slm, i, list(episodes[i : i + JOB_EPISODES]), branches, ctx.partial / f"{label}-{i}.json")
+        Job(ctx.settings, slm, i, list(episodes[i : i + JOB_EPISODES]), branches)
         for i in range(0, len(episodes), JOB_EPISODES)
     ]
-    ctx.workers.map(run_job, jobs, ctx.report, label)
-    done = [read_json(job.path) for job in jobs]
+    done = ctx.map(_answer, jobs, label)
     return [row for raw in done for row in raw["differs"]], [Branch(**b) for raw in done for b in raw["branches"]]

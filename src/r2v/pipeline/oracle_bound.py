@@ -1,4 +1,4 @@
-"""The work of one worker process on failed episodes: the fewest teacher calls that would have saved them."""
+"""The fewest teacher calls that would have saved failed episodes, spread over the executor."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from typing import Any
 
 from r2v.core.types import Episode
 from r2v.evaluation.oracle_bound import Fewest, bound, fewest_calls
-from r2v.pipeline.parts import make_environment, make_models
+from r2v.pipeline.agents import make_environment, make_models
 from r2v.pipeline.runner import StageContext
 from r2v.pipeline.settings import RunSettings
-from r2v.runtime.store import read_json, write_json
 
 JOB_EPISODES = 15
 
@@ -24,36 +23,31 @@ class Job:
     settings: RunSettings
     slm: Path
     episodes: list[Episode]
-    path: Path
 
 
-def run_job(job: Job) -> None:
-    if not job.path.exists():
-        write_json(job.path, [asdict(found) for found in asyncio.run(_search(job))])
+def _search(job: Job) -> list[dict[str, Any]]:
+    return [asdict(found) for found in asyncio.run(_fewest(job))]
 
 
-async def _search(job: Job) -> list[Fewest]:
-    parts, horizon = make_models(job.settings, job.slm), job.settings.environment.horizon
+async def _fewest(job: Job) -> list[Fewest]:
+    models, horizon = make_models(job.settings, job.slm), job.settings.environment.horizon
     return await asyncio.gather(
         *(
-            fewest_calls(parts, lambda task, z: make_environment(job.settings, task, z), episode, horizon=horizon)
+            fewest_calls(models, lambda task, z: make_environment(job.settings, task, z), episode, horizon=horizon)
             for episode in job.episodes
         )
     )
 
 
-def clairvoyant(ctx: StageContext, slm: Path, alone: Sequence[Episode], teacher_success: float) -> dict[str, Any] | None:
+def oracle_bound(ctx: StageContext, alone: Sequence[Episode], teacher_success: float) -> dict[str, Any] | None:
     """The `clairvoyant` entry of `results.json`, from a sample of the failed ones of `alone` (every SLM-only episode)."""
     wanted = ctx.settings.evaluate.clairvoyant
     if not wanted:
         return None
     failed = [episode for episode in alone if not episode.success]
     sampled = Random(ctx.settings.seed).sample(failed, min(wanted, len(failed)))
-    jobs = [
-        Job(ctx.settings, slm, sampled[i : i + JOB_EPISODES], ctx.partial / f"clairvoyant-{i}.json")
-        for i in range(0, len(sampled), JOB_EPISODES)
-    ]
-    ctx.workers.map(run_job, jobs, ctx.report, "clairvoyant")
-    fewest = [Fewest(**raw) for job in jobs for raw in read_json(job.path)]
+    slm = ctx.run.slm
+    jobs = [Job(ctx.settings, slm, sampled[i : i + JOB_EPISODES]) for i in range(0, len(sampled), JOB_EPISODES)]
+    fewest = [Fewest(**raw) for found in ctx.map(_search, jobs, "oracle bound") for raw in found]
     target = ctx.settings.evaluate.clairvoyant_target * teacher_success
     return {"target": target, **asdict(bound(1 - len(failed) / len(alone), fewest, target))}

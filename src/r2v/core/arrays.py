@@ -1,6 +1,6 @@
-"""Reads and writes `weights.safetensors` with NumPy alone: 8 bytes of header length, a JSON header, raw numbers.
+"""Reads and writes `.safetensors` files with NumPy alone: 8 bytes of header length, a JSON header, raw numbers.
 
-{"w0": {"dtype": "F32", "shape": [15, 128], "data_offsets": [0, 7680]}, ...}
+{"risk.layers.0.0": {"dtype": "F32", "shape": [15, 128], "data_offsets": [0, 7680]}, ...}
 """
 
 from __future__ import annotations
@@ -15,12 +15,16 @@ import numpy as np
 from r2v.core.errors import ArtifactError
 from r2v.core.protocols import Floats
 
+DTYPES = {"F32": "<f4", "F64": "<f8"}
+
 
 def to_bytes(arrays: Mapping[str, Floats]) -> bytes:
+    """Numbers that single precision holds exactly are written in it, others in double precision: nothing is rounded."""
     header, blobs, at = {}, [], 0
     for name, array in arrays.items():
-        blob = np.ascontiguousarray(array, dtype="<f4").tobytes()
-        header[name] = {"dtype": "F32", "shape": list(array.shape), "data_offsets": [at, at + len(blob)]}
+        kind = "F32" if np.array_equal(array, np.asarray(array, dtype="<f4")) else "F64"
+        blob = np.ascontiguousarray(array, dtype=DTYPES[kind]).tobytes()
+        header[name] = {"dtype": kind, "shape": list(np.shape(array)), "data_offsets": [at, at + len(blob)]}
         blobs.append(blob)
         at += len(blob)
     text = json.dumps(header).encode()
@@ -29,7 +33,7 @@ def to_bytes(arrays: Mapping[str, Floats]) -> bytes:
 
 
 def from_file(path: Path) -> dict[str, Floats]:
-    """Raises ArtifactError when the file is missing or is not exactly such a file of finite F32 arrays."""
+    """Raises ArtifactError when the file is missing or is not exactly such a file of finite arrays."""
     try:
         data = path.read_bytes()
         size = int.from_bytes(data[:8], "little")
@@ -39,9 +43,10 @@ def from_file(path: Path) -> dict[str, Floats]:
             if name == "__metadata__":
                 continue
             low, high = entry["data_offsets"]
-            if entry["dtype"] != "F32" or high - low != 4 * math.prod(entry["shape"]) or high > len(body) or low < 0:
+            dtype = np.dtype(DTYPES[entry["dtype"]])
+            if high - low != dtype.itemsize * math.prod(entry["shape"]) or high > len(body) or low < 0:
                 raise ValueError(f"array {name} does not fit its description")
-            arrays[name] = np.frombuffer(body[low:high], dtype="<f4").astype(np.float64).reshape(entry["shape"])
+            arrays[name] = np.frombuffer(body[low:high], dtype=dtype).astype(np.float64).reshape(entry["shape"])
             if not np.isfinite(arrays[name]).all():
                 raise ValueError(f"array {name} holds NaN or infinite numbers")
             used += high - low

@@ -1,0 +1,53 @@
+"""Routers that are fitted on nothing: the two ends of every curve, and what rollouts and branches are played with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from r2v.core.types import Code, Context, Decision, Features, Memory, Route
+
+
+def _fixed(route: Route, code: Code, reason: str) -> Decision:
+    return Decision(route, code, None, None, None, 1.0, (), reason)
+
+
+@dataclass(frozen=True)
+class Never:
+    """The small model alone."""
+
+    name: str = "slm_only"
+
+    def decide(self, context: Context, features: Features, memory: Memory, *, seed: int) -> Decision:
+        return _fixed("continue", "never", "never escalates")
+
+
+@dataclass(frozen=True)
+class Always:
+    """The teacher at every step, beside the small model's candidates."""
+
+    name: str = "llm_only"
+
+    def decide(self, context: Context, features: Features, memory: Memory, *, seed: int) -> Decision:
+        return _fixed("escalate", "always", "always escalates")
+
+
+@dataclass(frozen=True)
+class Redraw:
+    """The small model alone, with a second draw of candidates at every step."""
+
+    name: str = "redraw"
+
+    def decide(self, context: Context, features: Features, memory: Memory, *, seed: int) -> Decision:
+        return _fixed("continue", "scheduled", "drew twice") if memory.retries else _fixed("retry", "retry", "draws twice")
+
+
+@dataclass(frozen=True)
+class AtSteps:
+    """Escalates exactly at these steps: one arm of a branched episode."""
+
+    steps: frozenset[int]
+    name: str = "at_steps"
+
+    def decide(self, context: Context, features: Features, memory: Memory, *, seed: int) -> Decision:
+        route: Route = "escalate" if context.t in self.steps else "continue"
+        return _fixed(route, "scheduled", "this branch escalates at fixed steps")

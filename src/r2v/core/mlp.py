@@ -1,0 +1,122 @@
+"""The fitted number behind most routers: standardise, a small MLP, calibration; NumPy alone (method, section 7).
+
+Batch norm is folded into the linear layers, so inference is two matrix products and two GELUs (tanh form, as trained).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from typing import Any
+
+import numpy as np
+
+from r2v.core.features import FEATURES
+from r2v.core.protocols import Bools, Floats
+from r2v.core.types import Features
+
+_GELU = math.sqrt(2 / math.pi)
+REMEMBERED = 4096
+"""Steps whose score is kept: the thresholds of one router decide on the same steps."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """logit -> probability: sigmoid(slope x logit + bias), then a monotone table where `x` is given (isotonic)."""
+
+    slope: float = 1.0
+    bias: float = 0.0
+    x: tuple[float, ...] = ()
+    y: tuple[float, ...] = ()
+
+    def __call__(self, logit_N: Floats) -> Floats:
+        p_N = 1 / (1 + np.exp(-np.minimum(np.maximum(self.slope * logit_N + self.bias, -40), 40)))
+        return np.asarray(np.interp(p_N, self.x, self.y) if self.x else p_N)
+
+
+@dataclass(frozen=True, eq=False)
+class RiskMLP:
+    """`r2v.core.protocols.RiskModel`. Missing features enter as 0 after standardising, the training mean."""
+
+    names: tuple[str, ...]
+    """Features that it reads, of `r2v.core.features.FEATURES`."""
+    mean_F: Floats
+    std_F: Floats
+    layers: tuple[tuple[Floats, Floats], ...]
+    """(weights [in, out], bias [out]) with batch norm folded in; the last has one output."""
+    calibration: Calibration = Calibration()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """Where it comes from: objective, data, what it estimates."""
+
+    def __post_init__(self) -> None:
+        shapes = [w.shape for w, _ in self.layers]
+        inputs = [len(self.names), *(shape[1] for shape in shapes)]
+        if unknown := set(self.names) - set(FEATURES):
+            raise ValueError(f"unknown features {sorted(unknown)}")
+        if self.mean_F.shape != (len(self.names),) or self.std_F.shape != self.mean_F.shape:
+            raise ValueError("mean and spread do not fit the features")
+        if [shape[0] for shape in shapes] != inputs[:-1] or inputs[-1] != 1:
+            raise ValueError(f"layers of the shapes {shapes} do not fit together")
+
+    def logit(self, x_NF: Floats, present_NF: Bools) -> Floats:
+        return self._propagate(np.where(present_NF, (x_NF - self.mean_F) / self.std_F, 0.0))
+
+    def _propagate(self, h: Floats) -> Floats:
+        for w, b in self.layers[:-1]:
+            h = h @ w
+            h += b
+            inner = h * h
+            inner *= 0.044715 * _GELU
+            inner += _GELU
+            inner *= h
+            np.tanh(inner, out=inner)
+            inner += 1.0
+            h *= inner
+            h *= 0.5
+        w, b = self.layers[-1]
+        return np.asarray((h @ w + b)[:, 0])
+
+    def risk(self, x_NF: Floats, present_NF: Bools) -> Floats:
+        return self.calibration(self.logit(x_NF, present_NF))
+
+    def score(self, features: Features) -> float:
+        """Risk of one step, from all `FEATURES`. The same arithmetic as `risk`, without arrays where a list is quicker."""
+        return float(self._score(features))
+
+    def value(self, features: Features) -> float:
+        """The last layer's number as it is: for regressions, which have no calibration."""
+        return float(self._value(features))
+
+    @cached_property
+    def _score(self) -> Any:
+        return lru_cache(REMEMBERED)(lambda f: float(self.calibration(self._propagate(self.standardised(f)[None]))[0]))
+
+    @cached_property
+    def _value(self) -> Any:
+        return lru_cache(REMEMBERED)(lambda f: float(self._propagate(self.standardised(f)[None])[0]))
+
+    def standardised(self, features: Features) -> Floats:
+        values, present = features.values, features.present
+        return np.array([(values[i] - mean) / std if present[i] else 0.0 for i, mean, std in self._row])
+
+    @cached_property
+    def _row(self) -> tuple[tuple[int, float, float], ...]:
+        """(position in `FEATURES`, mean, std) of each input."""
+        columns = [FEATURES.index(name) for name in self.names]
+        return tuple(zip(columns, self.mean_F.tolist(), self.std_F.tolist(), strict=True))
+
+    @property
+    def columns(self) -> list[int]:
+        """Positions of its inputs in `FEATURES`."""
+        return [i for i, _, _ in self._row]
+
+
+def linear(
+    names: tuple[str, ...], mean_F: Floats, std_F: Floats, w_F: Floats, b: float, calibration: Calibration = Calibration(),
+    facts: Mapping[str, Any] | None = None,
+) -> RiskMLP:  # fmt: skip
+    """A linear model: one layer. Its numbers are rounded to single precision, as a folder holds them."""
+    w = np.asarray(w_F, dtype=np.float32).astype(np.float64)[:, None]
+    return RiskMLP(names, mean_F, std_F, ((w, np.array([float(np.float32(b))])),), calibration, facts or {})

@@ -1,0 +1,115 @@
+"""Sessions: what one step leaves for the next, and the kill switch, which holds for all of them.
+
+`LocalSessions` is the state of one process, rebuilt from the ledger; `r2v.gateway.redis_state.RedisSessions` keeps the same
+in Redis, for replicas.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from r2v.core.seeds import derive_seed
+from r2v.core.types import Decision, Memory
+from r2v.gateway.ledger import Ledger, decisions_of
+
+DECISIONS = 200
+"""The latest of a session, kept for its router."""
+SESSIONS = 5_000
+"""Sessions kept in memory; older ones are read from the ledger again."""
+SIGNATURES = 500
+"""Authors of thinking blocks kept of a session."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """A session as it is when a step of it begins."""
+
+    id: str
+    t: int
+    """Number of this step."""
+    memory: Memory
+    cold: bool
+    """Whether the teacher's prompt cache has expired."""
+    prompt_tokens: int
+    """Of the step before: what a teacher that answered every step would have in its cache."""
+    signatures: Mapping[str, str]
+    """Signature of a thinking block -> the model that wrote it; others cannot read it."""
+
+
+class Sessions(Protocol):
+    async def enter(self, identity: str, *, dry: bool) -> Session:
+        """The session, with a new step begun unless `dry`."""
+
+    async def remember(self, session: Session, decision: Decision, *, teacher: bool, tokens: int) -> None:
+        """Keep what the next step needs of this one; `teacher`: who answered; `tokens`: length of its prompt."""
+
+    async def sign(self, session: Session, signature: str, model: str) -> None:
+        """Keep who wrote a thinking block."""
+
+    async def kill(self, on: bool) -> None:
+        """The kill switch: while it is on, the SLM answers every step."""
+
+    async def killed(self) -> bool: ...
+
+    async def close(self) -> None: ...
+
+
+@dataclass
+class _Record:
+    steps: int
+    memory: Memory
+    teacher_at: float = -math.inf
+    prompt_tokens: int = 0
+    signatures: dict[str, str] = field(default_factory=dict)
+
+
+class LocalSessions:
+    """`Sessions` of one process."""
+
+    def __init__(self, ledger: Ledger, cache_ttl_s: float) -> None:
+        self._ledger, self._cache_ttl_s = ledger, cache_ttl_s
+        self._records: OrderedDict[str, _Record] = OrderedDict()
+        self._killed = False
+
+    async def enter(self, identity: str, *, dry: bool) -> Session:
+        record = self._records.get(identity)
+        if record is None:
+            entries = self._ledger.steps(identity)
+            memory = Memory(seed=derive_seed(identity, "episode"), decisions=decisions_of(entries)[-DECISIONS:])
+            record = self._records[identity] = _Record(entries[-1].t + 1 if entries else 0, memory)
+            if len(self._records) > SESSIONS:
+                self._records.popitem(last=False)
+        self._records.move_to_end(identity)
+        cold = time.monotonic() - record.teacher_at > self._cache_ttl_s
+        session = Session(identity, record.steps, record.memory, cold, record.prompt_tokens, record.signatures)
+        record.steps += not dry
+        return session
+
+    async def remember(self, session: Session, decision: Decision, *, teacher: bool, tokens: int) -> None:
+        record = self._records.get(session.id)
+        if record is None:  # so many sessions since then that it has been forgotten; the ledger has it
+            return
+        record.memory = replace(record.memory, decisions=(*record.memory.decisions, decision)[-DECISIONS:])
+        record.prompt_tokens = tokens
+        if teacher:
+            record.teacher_at = time.monotonic()
+
+    async def sign(self, session: Session, signature: str, model: str) -> None:
+        if record := self._records.get(session.id):
+            record.signatures[signature] = model
+            if len(record.signatures) > SIGNATURES:
+                del record.signatures[next(iter(record.signatures))]
+
+    async def kill(self, on: bool) -> None:
+        self._killed = on
+
+    async def killed(self) -> bool:
+        return self._killed
+
+    async def close(self) -> None:
+        pass

@@ -1,0 +1,124 @@
+"""The composition root of a run: settings and folders become agents and environments, in the process that plays them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from r2v.clients.chat import ChatPolicy, ChatSettings
+from r2v.core.agent import AgentModels, Noisy, Routed, Solo
+from r2v.core.features import View
+from r2v.core.fixed import Never, Redraw
+from r2v.core.protocols import Agent, Environment, Policy, Router
+from r2v.core.types import Task
+from r2v.perturbations import family_of
+from r2v.perturbations.wrap import perturbed
+from r2v.pipeline.settings import RunSettings, SlmSettings
+from r2v.routers import load_router, router_class
+from r2v.routers.base import RouterBase
+from r2v.verifiers import verifier_named
+
+if TYPE_CHECKING:
+    from r2v.clients.local.policy import LocalPolicy
+
+CLEAN = 0
+"""Perturbation seed of unperturbed episodes."""
+ALONE = "slm_only"
+FIXED: dict[str, Callable[[], Router]] = {ALONE: Never, "redraw": Redraw}
+
+
+@dataclass(frozen=True)
+class AgentSpec:
+    """Who plays, in words that travel to a worker process."""
+
+    kind: Literal["teacher", "noisy_teacher", "routed"]
+    slm: Path | None = None
+    """Model folder."""
+    router: Path | str = ALONE
+    """Folder of a router, or the name of one that is fitted on nothing."""
+    threshold: float | None = None
+    """Operating point; None: the one in the folder."""
+    view: View = "full"
+
+
+def make_environment(settings: RunSettings, task: Task, z: int) -> tuple[Environment, str]:
+    """The task's environment under perturbation seed z (0 = clean), and the perturbation family."""
+    domain = settings.domain
+    environment = domain.environment(settings.environment, task)
+    family = family_of(task.id, z, settings.perturbations.families)
+    if z == CLEAN:
+        return environment, family
+    perturbation = domain.perturbation(family, settings.perturbations.strength, environment.goal)
+    return perturbed(environment, perturbation, seed=z, salt=task.id), family
+
+
+def make_teacher(settings: RunSettings) -> Policy:
+    domain = settings.domain
+    if isinstance(settings.teacher, ChatSettings):
+        return ChatPolicy(settings.teacher, name="teacher", chat_format=domain.chat_format, logprobs=False)
+    expert = domain.expert()
+    assert expert is not None  # the settings were refused otherwise
+    return expert
+
+
+def make_slm(settings: SlmSettings, folder: Path) -> LocalPolicy:
+    """The trained SLM in `folder` with an empty cache, on the CPU sampled with one thread."""
+    import torch
+
+    from r2v.clients.local.policy import LocalPolicy
+
+    torch.set_num_threads(1)
+    trained = settings.trained
+    return LocalPolicy.load(
+        folder,
+        device=trained.device,
+        precision=trained.precision,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        max_new_tokens=settings.max_new_tokens,
+    )
+
+
+def make_models(settings: RunSettings, slm: Path, view: View = "full") -> AgentModels:
+    """What a routed agent with this SLM is made of besides its router."""
+    domain, model = settings.domain, settings.slm.model
+    if isinstance(model, ChatSettings):
+        small: Policy = ChatPolicy(model, name="slm", chat_format=domain.chat_format)
+    else:
+        small = make_slm(settings.slm, slm)
+    return AgentModels(small, make_teacher(settings), verifier_named(domain.verifier), settings.slm.k, view=view)
+
+
+def make_agents(settings: RunSettings, specs: Iterable[AgentSpec]) -> list[Agent]:
+    """Agents that play together: those with the same SLM share their models, those with the same folder what was fitted."""
+    models: dict[tuple[Path, View], AgentModels] = {}
+    fitted: dict[Path, RouterBase] = {}
+
+    def router(spec: AgentSpec) -> Router:
+        if isinstance(spec.router, str):
+            if spec.router in FIXED:
+                return FIXED[spec.router]()
+            base = router_class(spec.router)()
+        else:
+            if spec.router not in fitted:
+                fitted[spec.router] = load_router(spec.router)
+            base = fitted[spec.router]
+        return base if spec.threshold is None else base.at(spec.threshold)
+
+    def agent(spec: AgentSpec) -> Agent:
+        if spec.kind == "teacher":
+            return Solo(make_teacher(settings), "teacher")
+        if spec.kind == "noisy_teacher":
+            random_action = settings.domain.random_action
+            assert random_action is not None  # the settings were refused otherwise
+            return Noisy(Solo(make_teacher(settings), "teacher"), settings.collect.noise, random_action)
+        if spec.slm is None:
+            raise ValueError("a routed agent needs the folder of its SLM")
+        key = spec.slm, spec.view
+        if key not in models:
+            models[key] = make_models(settings, *key)
+        return Routed(models[key], router(spec))
+
+    return [agent(spec) for spec in specs]

@@ -1,0 +1,268 @@
+"""What a router is: settings, the data it needs, `fit`, `decide`, and a folder that holds all of it.
+
+A router is one file of this package (or of yours): a frozen dataclass whose fields are all that it was fitted with. Its
+folder is `router.json` (which class, and its fields), `weights.safetensors` (its arrays) and `README.md` (a card for
+people). Copied anywhere the folder decides the same.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+import msgspec
+import numpy as np
+
+from r2v.core.arrays import to_bytes
+from r2v.core.errors import SettingsError, StageError
+from r2v.core.features import EXTENDED, PAPER, View
+from r2v.core.mlp import RiskMLP
+from r2v.core.types import Context, Decision, Episode, Features, Memory, Route, ScoreKind
+from r2v.routers.threshold import compare
+from r2v.runtime.store import whole_file, write_text
+
+if TYPE_CHECKING:
+    from r2v.evaluation.branches import Branch
+    from r2v.learning.labels import Rows
+    from r2v.learning.settings import RouterSettings
+
+FORMAT = 2
+Need = Literal["answers", "branches", "exploration", "redraws"]
+"""What a fit may need beside the small model's rollouts: what the teacher would have done at each step; both futures of some
+steps; episodes with random escalation; episodes with a second draw of candidates at each step."""
+Play = Callable[[Mapping[str, "RouterBase"]], Mapping[str, Sequence[int]]]
+"""Plays routers in closed loop on validation tasks, and on the router tasks under one seed; teacher calls an episode."""
+
+
+@dataclass(frozen=True)
+class FittedWith:
+    """The conditions of a fit; a router decides on the features that it knows under the same ones alone."""
+
+    k: int
+    """Candidates a step."""
+    horizon: int
+    """Steps of an episode."""
+    verifier: str
+    view: View = "full"
+    verifier_sha256: str | None = None
+    """Of the verifier's source, where it is known."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RouterBase:
+    """Base of fitted routers; `decide` escalates where `score` reaches the threshold unless a router says otherwise."""
+
+    name: str = "router"
+    threshold: float | None = None
+    """The operating point: chosen on validation, or given."""
+    fitted_with: FittedWith | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """Where it comes from: data, seed, versions."""
+
+    kind: ClassVar[ScoreKind | None] = "risk"
+    """What its score estimates; None: it has none."""
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    routes: ClassVar[frozenset[Route]] = frozenset({"continue", "escalate"})
+    """The routes that it may take."""
+    cites: ClassVar[str] = ""
+    colour: ClassVar[str] = "#666666"
+    """In figures (Okabe-Ito and Tol: safe for colour-blind readers)."""
+    Settings: ClassVar[type[msgspec.Struct] | None] = None
+    """A `msgspec.Struct` of the settings that its entry under `routers` may have; None: it has none."""
+
+    @classmethod
+    def fit(cls, data: FitData) -> Self:
+        """Fit on the router tasks; `cls.needs` says which parts of `data` are there."""
+        return cls(fitted_with=data.fitted_with)
+
+    def at(self, threshold: float) -> Self:
+        """The same router at another operating point."""
+        return replace(self, threshold=threshold)
+
+    def tuned(self, play: Play, data: FitData) -> Self:
+        """What is left to do once the router can be played; for most nothing."""
+        return self
+
+    def thresholds(self, validation: Sequence[Episode], shares: Sequence[float]) -> list[float]:
+        """Operating points to try, the strictest first: thresholds that escalate these shares of the SLM's own steps."""
+        return quantiles([self.score(f) for episode in validation for f in features_of(episode)], shares)
+
+    def score(self, features: Features) -> float:
+        """What `decide` compares with the threshold."""
+        raise NotImplementedError(f"router {self.name} has no score of a step")
+
+    def decide(self, context: Context, features: Features, memory: Memory, *, seed: int) -> Decision:
+        assert self.kind is not None
+        return compare(self.name, self.kind, self.score(features), self.point)
+
+    @property
+    def point(self) -> float:
+        """The threshold. Raises ValueError where none was chosen."""
+        if self.threshold is None:
+            raise ValueError(f"router {self.name} has no threshold yet; choose one with `.at(threshold)`")
+        return self.threshold
+
+    @property
+    def model(self) -> RiskMLP | None:
+        """The fitted model that says on which features it was fitted (for drift); None for a rule."""
+        return next((value for value in vars(self).values() if isinstance(value, RiskMLP)), None)
+
+    def save(self, folder: Path) -> None:
+        """Write the folder; each file appears whole."""
+        arrays: dict[str, np.ndarray] = {}
+
+        def array(value: Any) -> Any:
+            if not isinstance(value, np.ndarray):
+                raise TypeError(f"a router cannot hold a {type(value).__name__}")
+            arrays[str(len(arrays))] = value
+            return str(len(arrays) - 1)
+
+        state = msgspec.to_builtins(self, enc_hook=array)
+        description = {"format": FORMAT, "kind": kind_of(type(self)), **state}
+        with whole_file(folder / "weights.safetensors") as aside:
+            aside.write_bytes(to_bytes(arrays))
+        write_text(folder / "README.md", _card(self))
+        write_text(folder / "router.json", json.dumps(description, indent=2, allow_nan=False) + "\n")
+
+
+def kind_of(router: type[RouterBase]) -> str:
+    """The import path of a router's class."""
+    return f"{router.__module__}:{router.__qualname__}"
+
+
+def own_settings(router: type[RouterBase], options: Mapping[str, Any]) -> Any:
+    """A router's own settings as its `Settings`. Raises SettingsError for an unknown key or a wrong value."""
+    known: tuple[str, ...] = getattr(router.Settings, "__struct_fields__", ())
+    if unknown := sorted(set(options) - set(known)):
+        raise SettingsError(f"router {router.name} has no setting {unknown[0]}; known: {', '.join(known) or 'none'}")
+    if router.Settings is None:
+        return None
+    try:
+        return msgspec.convert(dict(options), router.Settings)
+    except msgspec.ValidationError as error:
+        raise SettingsError(f"router {router.name}: {error}") from None
+
+
+def features_of(episode: Episode) -> list[Features]:
+    """The features of each step that has some."""
+    return [step.choice.features for step in episode.steps if step.choice.features is not None]
+
+
+def quantiles(scores: Sequence[float], shares: Sequence[float]) -> list[float]:
+    """Thresholds that these shares of the scores reach, each once."""
+    found = np.quantile(scores, [1 - share for share in shares], method="higher")
+    return [float(q) for q in dict.fromkeys(found.tolist())]
+
+
+def _card(router: RouterBase) -> str:
+    facts = {**router.facts, **(router.model.facts if router.model else {})}
+    told = "\n".join(f"- {key.replace('_', ' ')}: {value}" for key, value in facts.items())
+    point = "not chosen yet" if router.threshold is None else f"{router.threshold:.4f}"
+    conditions = router.fitted_with
+    valid = (
+        "It was fitted on nothing."
+        if conditions is None
+        else f"It was fitted with {conditions.k} candidates a step, a horizon of {conditions.horizon} steps and the "
+        f"verifier {conditions.verifier}: it is valid for these, for its small model and for tasks like those it saw."
+    )
+    return f"""# Router {router.name}
+
+{(type(router).__doc__ or "").strip().splitlines()[0]}
+{router.cites}
+
+Operating point: {point}. {valid}
+
+{told}
+
+`r2v.load_router(folder).decide(context, features, memory, seed=0)` needs NumPy alone.
+"""
+
+
+@dataclass(frozen=True, eq=False)
+class FitData:
+    """What routers are fitted on: the small model's own episodes, and what was tried on them.
+
+    Models that several routers need (`risk`, `disagreement`) are fitted once.
+    """
+
+    recorded: Sequence[Episode]
+    """The small model alone on the router tasks; broken episodes have no outcome."""
+    validation: Sequence[Episode]
+    """The same on the validation tasks: for early stopping and calibration."""
+    fitted_with: FittedWith
+    settings: RouterSettings
+    seed: int
+    budgets: Sequence[float] = ()
+    """Teacher calls an episode, for routers that meet budgets."""
+    differs: Sequence[Sequence[bool]] = ()
+    """Of each recorded episode's steps: would the teacher act otherwise? (need: answers)"""
+    differs_validation: Sequence[Sequence[bool]] = ()
+    branches: Sequence[Branch] = ()
+    explored: Sequence[Episode] = ()
+    redrawn: Sequence[Episode] = ()
+    differs_redrawn: Sequence[Sequence[bool]] = ()
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Router name -> its own settings, as they stand in the settings file."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    progress: Callable[..., None] = lambda *_: None
+    quality: dict[str, dict[str, float]] = field(default_factory=dict)
+    """ECE, Brier score and AUROC on validation steps, of each probability that was fitted."""
+
+    def settings_of(self, router: type[RouterBase]) -> Any:
+        """The own settings of a router, as its `Settings`."""
+        return own_settings(router, self.options.get(router.name, {}))
+
+    @cached_property
+    def rollouts(self) -> list[Episode]:
+        """The recorded episodes that have an outcome."""
+        return [episode for episode in self.recorded if episode.success is not None]
+
+    @cached_property
+    def held(self) -> list[Episode]:
+        return [episode for episode in self.validation if episode.success is not None]
+
+    @cached_property
+    def risk(self) -> RiskMLP:
+        """P(the small model fails the episode), calibrated."""
+        from r2v.learning.labels import failure_rows
+
+        names = PAPER if self.settings.features == "paper" else EXTENDED
+        return self.probability("r2v", failure_rows(self.rollouts, names), failure_rows(self.held, names), names)
+
+    @cached_property
+    def disagreement(self) -> RiskMLP:
+        """P(the teacher would act otherwise), calibrated. Raises StageError without the teacher's answers."""
+        from r2v.learning.labels import labelled_rows
+
+        if not self.differs:
+            raise StageError("this fit needs the teacher's answers on the recorded steps")
+        train = labelled_rows(self.recorded, self.differs, EXTENDED)
+        held = labelled_rows(self.validation, self.differs_validation, EXTENDED)
+        return self.probability(
+            "cascade", train, held, EXTENDED, estimates="the chance that the teacher would act differently"
+        )
+
+    def probability(
+        self,
+        name: str,
+        train: Rows,
+        held: Rows,
+        names: tuple[str, ...],
+        *,
+        objective: Literal["decoupled", "paper"] = "decoupled",
+        estimates: str = "the risk that going on with the small model will fail the episode",
+    ) -> RiskMLP:
+        """Fit a calibrated probability, and note under `name` how good it is on the held-out rows."""
+        from r2v.learning.router import fit_mlp
+        from r2v.maths.calibration import brier, ece
+        from r2v.maths.stats import auroc
+
+        facts = {**self.facts, "seed": self.seed, "estimates": estimates}
+        model = fit_mlp(train, held, names, self.settings, objective, seed=self.seed, progress=self.progress, facts=facts)
+        p_N = model.risk(held.x_NF, held.present_NF)
+        self.quality[name] = {"ece": ece(p_N, held.y_N), "brier": brier(p_N, held.y_N), "auroc": auroc(p_N, held.y_N)}
+        return model
