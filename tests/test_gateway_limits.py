@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sqlite3
 import subprocess
 import sys
@@ -444,15 +445,14 @@ app()
 
 
 def test_the_gateway_starts_without_the_modules_of_unix(tmp_path):
-    command = [sys.executable, "-c", WINDOWS]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path) as server:
+    command, environment = [sys.executable, "-c", WINDOWS], {**os.environ, "R2V_API_KEY": KEY}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path, env=environment) as server:
         try:
             assert server.stdout is not None
             url = next(line for line in server.stdout if line.startswith("gateway")).split()[1]
             answer = httpx.post(
-                f"{url}/v1/chat/completions", json={"model": "r2v", "messages": ASK}, timeout=60,
-                headers={"authorization": "Bearer r2v-mock"},
-            )  # fmt: skip
+                f"{url}/v1/chat/completions", json={"model": "r2v", "messages": ASK}, headers=AUTH, timeout=60
+            )
             assert answer.status_code == 200 and answer.headers["x-r2v-arm"] in ("slm", "teacher")
         finally:
             server.kill()

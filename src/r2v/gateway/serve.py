@@ -21,6 +21,7 @@ from r2v.core.errors import SettingsError
 from r2v.gateway.app import build_app
 from r2v.gateway.service import Service
 from r2v.gateway.settings import GatewaySettings
+from r2v.verifiers import verifier_named
 
 MOCK_KEY = "r2v-mock"
 
@@ -77,6 +78,7 @@ async def _serve(settings: GatewaySettings, mock: bool, announce: Callable[[str]
     listener = _listen(settings.server.host, settings.server.port)
     host, port = listener.getsockname()[:2]
     announce(f"http://{host}:{port}")
+    verifier_named(service.settings.route.verifier)  # its imports are not the first request's to wait for
     main = uvicorn.Server(_config(app))
     try:
         await main.serve([listener])
