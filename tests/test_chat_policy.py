@@ -17,8 +17,10 @@ from typing import Any
 
 import pytest
 
+from r2v.clients import make_client
 from r2v.clients.base import ModelError
 from r2v.clients.chat import ChatPolicy, ChatSettings
+from r2v.clients.settings import ClientSettings
 from r2v.core.agent import Solo
 from r2v.core.errors import SettingsError
 from r2v.core.loop import run_episode
@@ -387,6 +389,16 @@ def test_connection_refused_is_a_clear_error():
         with pytest.raises(ModelError) as caught:
             propose(chat(url, retries=1))
     assert str(caught.value) == f"teacher at {url}: connection failed (ClientConnectorError) after 2 tries"
+
+
+def test_any_http_answer_is_a_server_that_can_be_reached():
+    with serving(lambda body, number: completion("look")) as server:  # it refuses GET
+        asyncio.run(make_client(ClientSettings(base_url=server.url, model="m"), "small").probe())
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
+        with pytest.raises(ModelError, match=f"small at {url} is not reachable"):
+            asyncio.run(make_client(ClientSettings(base_url=url, model="m"), "small").probe())
 
 
 def test_the_key_is_sent_and_shown_nowhere(monkeypatch):

@@ -217,6 +217,16 @@ class Client(ABC):
         dearest = max(self.usd(Tokens(size, output)), self.usd(Tokens(size, output, cache_written=size)))
         return answers * (size + output), answers * dearest
 
+    async def probe(self) -> None:
+        """Raises ModelError when nothing answers at the base URL; any HTTP answer will do."""
+        pool, url, s = await self._connected(), self.settings.base_url, self.settings
+        timeout = aiohttp.ClientTimeout(sock_connect=s.connect_timeout_s, sock_read=s.connect_timeout_s)
+        try:
+            async with pool.session.get(url, proxy=self._proxy, allow_redirects=False, timeout=timeout):
+                pass
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise ModelError(f"{self.name} at {url} is not reachable ({type(error).__name__})") from None
+
     @property
     def available(self) -> bool:
         """Whether the breaker lets requests through."""
