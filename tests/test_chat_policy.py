@@ -20,7 +20,7 @@ import pytest
 from r2v.clients import make_client
 from r2v.clients.base import ModelError
 from r2v.clients.chat import ChatPolicy, ChatSettings
-from r2v.clients.settings import ClientSettings
+from r2v.clients.settings import ClientSettings, PriceSettings
 from r2v.core.agent import Solo
 from r2v.core.errors import SettingsError
 from r2v.core.loop import run_episode
@@ -318,6 +318,22 @@ def test_usage_is_what_the_server_says_and_none_where_it_is_silent(usage, prices
     got = candidate.usage
     assert (got.calls, got.prompt_tokens, got.completion_tokens) == (1, expected.prompt_tokens, expected.completion_tokens)
     assert got.usd == (None if expected.usd is None else pytest.approx(expected.usd))
+
+
+def test_settings_of_runs_of_before_load():
+    """What r2v 0.1 wrote beside its runs; a price of which one part is unknown is unknown."""
+    both, one, none = (
+        ChatSettings.model_validate(
+            {
+                "kind": "chat", "base_url": "http://x/v1", "model": "m", "api_key_env": None, "temperature": 0.0,
+                "max_tokens": 64, "timeout_s": 60.0, "retries": 4, "usd_per_million_prompt_tokens": prompt,
+                "usd_per_million_completion_tokens": completion, "concurrency": 16,
+            }
+        )
+        for prompt, completion in ((2.0, 10.0), (2.0, None), (None, None))
+    )  # fmt: skip
+    assert both.price == PriceSettings(input=2.0, output=10.0) and one.price is None and none.price is None
+    assert ChatSettings.model_validate(both.model_dump()) == both
 
 
 def test_429_waits_as_long_as_the_server_says_and_then_succeeds():

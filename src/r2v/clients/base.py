@@ -137,7 +137,7 @@ class Client(ABC):
         self._headers = {"content-type": "application/json", **self.headers(_key(settings, name))}
         self._proxy = _proxy_of(self._url)
         self._pool: _Pool | None = None
-        self._failures, self._closed_until = 0, 0.0
+        self._failures, self._open_until = 0, 0.0  # of the circuit breaker
 
     # -- what a provider is ---------------------------------------------------------------------------------------
 
@@ -181,7 +181,10 @@ class Client(ABC):
         self.check_length(request)
         parts = await self.answers(request, k, seed=seed, logprobs=logprobs, authors=authors or {})
         self.succeeded()
-        return self.priced(parts, k)
+        draw = self.priced(parts, k)
+        if len(draw.choices) < k:
+            raise ModelError(f"{self.name} answered with {len(draw.choices)} of {k} choices")
+        return draw
 
     def priced(self, parts: Sequence[Part], k: int = 1) -> Draw:
         """The first k choices of HTTP answers, with what all of the answers cost."""
@@ -230,7 +233,7 @@ class Client(ABC):
     @property
     def available(self) -> bool:
         """Whether the breaker lets requests through."""
-        return time.monotonic() >= self._closed_until
+        return time.monotonic() >= self._open_until
 
     def check_length(self, request: Request) -> None:
         """Raises ModelError for a request that does not fit the model's context."""
@@ -332,7 +335,7 @@ class Client(ABC):
     def failed(self) -> None:
         self._failures += 1
         if self.settings.breaker_failures is not None and self._failures >= self.settings.breaker_failures:
-            self._closed_until = time.monotonic() + self.settings.breaker_s
+            self._open_until = time.monotonic() + self.settings.breaker_s
 
     def count(self, outcome: str) -> None:
         self.attempts[outcome] = self.attempts.get(outcome, 0) + 1
