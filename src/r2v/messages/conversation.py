@@ -16,9 +16,11 @@ from r2v.core.types import Action, Context, ToolCall
 
 Json = dict[str, Any]
 IMAGE = 20_000
+"""Bytes that an image counts which is named by its address, so that no image has more tokens than bytes."""
 CLIP = 600
 """Characters kept of each observation of a long context: features read all of them at every step."""
 CLIP_TOTAL = 30_000
+"""Characters of all observations together from which on a context is long."""
 KEPT = 2_000
 """Characters of a call's arguments up to which its canonical form is remembered."""
 
@@ -257,10 +259,10 @@ def context_of(request: Request, horizon: int) -> Context:
                 goal = text
             pending.append(text)
     observations.append("\n".join(pending))
-    total = sum(map(len, observations))
-    limit = max(CLIP, CLIP_TOTAL // len(observations)) if total > CLIP_TOTAL else total
-    seen = [clip(text, limit) for text in observations] if total > CLIP_TOTAL else observations
-    return Context(clip(goal, CLIP_TOTAL // 10), tuple(seen), tuple(actions), horizon)
+    if sum(map(len, observations)) > CLIP_TOTAL:
+        limit = max(CLIP, CLIP_TOTAL // len(observations))
+        observations = [clip(text, limit) for text in observations]
+    return Context(clip(goal, CLIP_TOTAL // 10), tuple(observations), tuple(actions), horizon)
 
 
 def clip(text: str, limit: int) -> str:
