@@ -113,6 +113,7 @@ def pass_through(port: int, to: int) -> None:
 
 
 def gateway(port: int, to: int, folder: str) -> None:
+
     from r2v.core.features import EXTENDED
     from r2v.core.mlp import RiskMLP
     from r2v.gateway.serve import serve

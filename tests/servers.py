@@ -21,7 +21,7 @@ from r2v.clients.mock import MockModel, complete
 from r2v.gateway.app import build_app
 from r2v.gateway.service import Service
 from r2v.gateway.settings import GatewaySettings
-from r2v.messages.chat import chunks
+from r2v.messages.openai_chat import chunks
 
 KEY = "test-key-1"
 
@@ -65,6 +65,8 @@ class Model:
         self.started = self.finished = 0
         self.pace = 0.0
         """Seconds between the chunks of a stream."""
+        self.may_go_on: threading.Event | None = None
+        """Awaited before the last chunk of a stream, if set."""
         self.cut: int | None = None
         """Chunk before which a stream ends."""
 
@@ -110,10 +112,12 @@ class Model:
         return JSONResponse(complete(self.mock_model, body if self.knows_n else {**body, "n": 1}))
 
     async def _streamed(self, body: dict[str, Any]) -> AsyncIterator[bytes]:
-        told = chunks(complete(self.mock_model, body), True, {}, 5)
-        for i, chunk in enumerate(told):
+        answer = chunks(complete(self.mock_model, body), True, {}, 5)
+        for i, chunk in enumerate(answer):
             if self.cut is not None and i == self.cut:
                 return
+            if self.may_go_on is not None and i + 1 == len(answer):
+                await asyncio.to_thread(self.may_go_on.wait, 20)
             yield f"data: {json.dumps(chunk)}\n\n".encode()
             await asyncio.sleep(self.pace)
         yield b"data: [DONE]\n\n"

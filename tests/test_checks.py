@@ -6,7 +6,6 @@ import asyncio
 from dataclasses import replace
 
 import pytest
-from r2v.routers.baselines import Always, Never
 
 from r2v.core.checks import (
     CheckFailed,

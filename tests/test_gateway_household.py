@@ -30,7 +30,7 @@ from r2v.gateway.ledger import Ledger
 from r2v.gateway.model_server import model_app
 from r2v.gateway.routing import GatewayRouter, load_configured
 from r2v.gateway.settings import RouteSettings
-from r2v.messages import chat
+from r2v.messages import conversation as chat
 from r2v.messages.chat_format import context_of, messages
 from r2v.perturbations.wrap import Perturbed
 from r2v.verifiers import verifier_named

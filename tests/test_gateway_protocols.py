@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given, settings
@@ -11,7 +13,8 @@ from hypothesis import strategies as st
 
 from r2v.core.features import featurise
 from r2v.core.types import Candidate, Usage
-from r2v.messages import anthropic, chat, responses
+from r2v.messages import anthropic, responses
+from r2v.messages import conversation as chat
 from r2v.verifiers.tool_calls import ToolCallVerifier
 from servers import refused_by_anthropic
 
@@ -83,6 +86,43 @@ def test_long_contexts_are_clipped_to_a_bound(steps, length):
     context = chat.context_of(chat.parse(json.dumps({"messages": messages}).encode()), 50)
     assert sum(map(len, context.observations)) <= max(chat.CLIP_TOTAL, 61 * chat.CLIP) + 100
     assert all(text.endswith("END") for text in context.observations[1:])
+
+
+def long_context(length: int, steps: int = 3):
+    """A goal, then so many observations of this length, each with its own beginning and end."""
+    messages = [{"role": "user", "content": "g" * 10_000}]
+    for i in range(steps):
+        text = f"<{i}" + "x" * (length - 4) + f"{i}>"
+        messages += [{"role": "assistant", "content": str(i)}, {"role": "user", "content": text}]
+    return chat.context_of(chat.parse(json.dumps({"messages": messages}).encode()), 50)
+
+
+def test_clipping_keeps_the_first_third_and_the_last_two_thirds():
+    assert chat.clip("0123456789", 6) == "016789" and chat.clip("0123456789", 10) == "0123456789"
+    assert chat.clip("0123456789", 9) == "012456789"
+
+
+def test_only_contexts_over_the_total_are_clipped_each_observation_to_its_share():
+    assert chat.CLIP == 600 and chat.CLIP_TOTAL == 30_000
+    kept = long_context((30_000 - 10_000) // 3)
+    assert [len(text) for text in kept.observations] == [10_000, 6666, 6666, 6666]
+    cut = long_context((30_000 - 10_000) // 3 + 1)  # one character too much in all
+    assert [len(text) for text in cut.observations] == [7500, 6667, 6667, 6667]
+    longer = long_context(20_000)
+    assert [len(text) for text in longer.observations] == [7500] * 4
+    assert all(text.startswith(f"<{i}") and text.endswith(f"{i}>") for i, text in enumerate(longer.observations[1:]))
+    assert longer.goal == "g" * 3000
+    many = long_context(1000, steps=99)  # a share of 300 would be too little
+    assert [len(text) for text in many.observations] == [600] * 100
+
+
+def test_the_room_of_messages_needs_no_web_server_and_no_client():
+    code = (
+        "import sys, r2v.messages.responses, r2v.messages.anthropic, r2v.messages.chat_format; "
+        "print(sorted({'starlette', 'uvicorn', 'aiohttp', 'pydantic', 'r2v.gateway', 'r2v.clients'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 ANTHROPIC = {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from r2v.routers.baselines import Always, Never, Random
 
 from r2v.clients.scripted import ScriptedPolicy
 from r2v.core.agent import AgentModels, Routed, Solo

@@ -8,7 +8,6 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from r2v.routers.baselines import Always, Never
 
 from r2v.clients.chat import ChatPolicy, ChatSettings
 from r2v.clients.scripted import ScriptedPolicy

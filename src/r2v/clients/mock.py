@@ -20,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from r2v.messages.chat import chunks
+from r2v.messages.openai_chat import chunks
 
 Json = dict[str, Any]
 

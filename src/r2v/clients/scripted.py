@@ -1,4 +1,4 @@
-"""Policies that need no model: `ScriptedPolicy` for tests and examples, `Known` for what was drawn elsewhere."""
+"""A policy that needs no model, for tests and examples."""
 
 from __future__ import annotations
 
@@ -18,15 +18,3 @@ class ScriptedPolicy:
         """Raises IndexError when the list is too short."""
         text = self._script(context) if callable(self._script) else self._script[context.t]
         return (Candidate(Action(text), None, None, Usage(calls=1)),) * k
-
-
-class Known:
-    """Proposes the candidates that it was given, whatever it is asked."""
-
-    name = "known"
-
-    def __init__(self, candidates: tuple[Candidate, ...]) -> None:
-        self._candidates = candidates
-
-    async def propose(self, context: Context, k: int, *, seed: int) -> tuple[Candidate, ...]:
-        return self._candidates

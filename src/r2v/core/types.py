@@ -8,7 +8,7 @@ silent 0 (that is how CVaR was switched off in the paper's released code).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Route = Literal["continue", "retry", "escalate", "takeover", "restart"]
@@ -198,6 +198,13 @@ class Memory:
     """What the router decided so far, a step each (of a step with retries, its last)."""
     retries: int = 0
     """How often further candidates were drawn at this step."""
+
+    def after(self, decision: Decision) -> Memory:
+        """What the next step has to know."""
+        left = self.calls_left
+        if left is not None and decision.route in ("escalate", "takeover"):
+            left -= 1
+        return replace(self, calls_left=left, decisions=(*self.decisions, decision), retries=0)
 
 
 @dataclass(frozen=True, slots=True)

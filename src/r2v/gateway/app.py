@@ -1,4 +1,4 @@
-"""The HTTP surface: who may ask, and how much. Protocols are in `r2v.gateway.adapters`, the step in `.service`."""
+"""The HTTP surface: who may ask, and how much. Protocols are in `r2v.messages`, the step in `.service`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import math
 import os
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -21,10 +21,14 @@ from starlette.responses import HTMLResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 
 from r2v.core.errors import SettingsError
-from r2v.gateway.adapters import ADAPTERS, CHAT, MESSAGES, ProtocolAdapter, headers_of, json_object, json_response
+from r2v.gateway.http import headers_of, json_response
 from r2v.gateway.service import Answer, Refused, RequestOptions, Service
-from r2v.messages import chat
-from r2v.messages.chat import BadRequest, Json
+from r2v.messages import BUILT_IN
+from r2v.messages.anthropic import MESSAGES
+from r2v.messages.conversation import BadRequest, Json, Request, fingerprint
+from r2v.messages.openai_chat import CHAT
+from r2v.messages.protocol import ProtocolAdapter, StreamEncoder, json_object
+from r2v.runtime import plugins
 
 SESSION_HEADERS = ("x-r2v-session-id", "x-session-id", "x-claude-code-session-id", "x-switchyard-session-id", "session_id")
 IDENTITY = re.compile(r"[\w.:@/-]{1,200}")
@@ -60,8 +64,9 @@ class _Gateway:
             yield
             await self.service.close()
 
+        adapters = [plugins.load("protocols", name, BUILT_IN) for name in plugins.names("protocols", BUILT_IN)]
         known: list[tuple[str, Endpoint, str, ProtocolAdapter]] = [
-            *((adapter.path, self._served(adapter), "POST", adapter) for adapter in ADAPTERS),
+            *((adapter.path, self._served(adapter), "POST", adapter) for adapter in adapters),
             ("/messages/count_tokens", self.count_tokens, "POST", MESSAGES),
             ("/models", self.models, "GET", CHAT),
             ("/decision", self.decision, "POST", CHAT),
@@ -102,16 +107,16 @@ class _Gateway:
                 http.state.key = self._key_of(http)
                 return await endpoint(http)
             except Unauthorized:
-                told, status = "the key is missing or wrong", 401
+                reason, status = "the key is missing or wrong", 401
             except BadRequest as error:
-                told, status = str(error), 400
+                reason, status = str(error), 400
             except TooLarge as error:
-                told, status = str(error), 413
+                reason, status = str(error), 413
             except ClientDisconnect:
-                told, status = "the client went away", 499
+                reason, status = "the client went away", 499
             except Refused as error:
-                told, status, facts = str(error), error.status, dict(error.facts)
-            return json_response(adapter.error(told, status), status, facts)
+                reason, status, facts = str(error), error.status, dict(error.facts)
+            return json_response(adapter.error(reason, status), status, facts)
 
         return guarded
 
@@ -126,21 +131,9 @@ class _Gateway:
                 raise TooLarge(f"the request is larger than {limit} bytes")
         return bytes(seen)
 
-    def _wish(self, http: HttpRequest, request: chat.Request, *, dry: bool = False) -> RequestOptions:
-        """Overrides by header or by model name: r2v:slm, r2v:teacher, r2v@tau=0.3."""
+    def _options(self, http: HttpRequest, request: Request, *, dry: bool = False) -> RequestOptions:
+        """Overrides by header or by model name: r2v:slm, r2v:teacher, r2v@tau=0.3. Raises BadRequest."""
         model = request.wanted_model
-        if not model.startswith("r2v") and model not in ("", "auto"):
-            known = {m.model for m in self.service.settings.models.values()}
-            if model not in known:
-                raise BadRequest(
-                    f"model {model[:80]!r} is not served here; ask for r2v, r2v:slm, r2v:teacher or r2v@tau=0.3"
-                )
-        arm = http.headers.get("x-r2v-arm") or (model.rsplit(":", 1)[1] if ":" in model else None)
-        for name, settings in self.service.settings.models.items():
-            if model == settings.model:
-                arm = name
-        if arm not in (None, "slm", "teacher"):
-            raise BadRequest(f"arm {arm[:40]!r} is neither slm nor teacher")
         threshold = _number(model.split("@tau=", 1)[1].split(":")[0], "r2v@tau=0.3") if "@tau=" in model else None
         usd = http.headers.get("x-r2v-budget-usd")
         mode = http.headers.get("x-r2v-mode", "")
@@ -148,15 +141,26 @@ class _Gateway:
             raise BadRequest("`x-r2v-mode` may be shadow; what is active is the gateway's to say")
         return RequestOptions(
             http.state.key,
-            _session_of(http, request.metadata) or chat.fingerprint(request, http.state.key),
-            arm,
+            _session_of(http, request.metadata) or fingerprint(request, http.state.key),
+            self._forced(http, model),
             threshold,
             shadow=mode == "shadow",
             session_usd=None if usd is None else max(0.0, _number(usd, "x-r2v-budget-usd: 0.25")),
             dry=dry,
         )
 
-    async def _step(self, http: HttpRequest, request: chat.Request, options: RequestOptions) -> Answer:
+    def _forced(self, http: HttpRequest, model: str) -> str | None:
+        """The model that the client insists on: slm, teacher, or None. Raises BadRequest."""
+        served = {settings.model: name for name, settings in self.service.settings.models.items()}
+        if not model.startswith("r2v") and model not in ("", "auto") and model not in served:
+            raise BadRequest(f"model {model[:80]!r} is not served here; ask for r2v, r2v:slm, r2v:teacher or r2v@tau=0.3")
+        named = http.headers.get("x-r2v-arm") or (model.rsplit(":", 1)[1] if ":" in model else None)
+        forced = served.get(model, named)
+        if forced not in (None, "slm", "teacher"):
+            raise BadRequest(f"arm {forced[:40]!r} is neither slm nor teacher")
+        return forced
+
+    async def _step(self, http: HttpRequest, request: Request, options: RequestOptions) -> Answer:
         """The step, given up (and with it what was asked of the models) when the client goes away."""
         here = asyncio.current_task()
         assert here is not None
@@ -176,21 +180,22 @@ class _Gateway:
 
         async def endpoint(http: HttpRequest) -> Response:
             request = adapter.parse(await self._body(http))
-            options = self._wish(http, request)
+            options = self._options(http, request)
             if not request.stream:
                 answer = await self._step(http, request, options)
-                return json_response(adapter.whole(answer, request), 200, answer.facts)
-            if adapter.telling is not None and await self.service.may_stream_early(options):
-                return await self._stream_early(request, options, adapter.telling(), adapter.broken)
-            return await self._stream(http, request, options, adapter)
+                return json_response(adapter.whole(answer.completion, request), 200, answer.facts)
+            encoder = adapter.encoder()
+            if encoder is not None and await self.service.may_stream_early(options):
+                return await self._stream_early(request, options, encoder, adapter)
+            return await self._stream_held(http, request, options, adapter)
 
         return endpoint
 
-    async def _stream(
-        self, http: HttpRequest, request: chat.Request, options: RequestOptions, adapter: ProtocolAdapter
+    async def _stream_held(
+        self, http: HttpRequest, request: Request, options: RequestOptions, adapter: ProtocolAdapter
     ) -> Response:
-        """`hold`: the draft that was chosen is told when it is chosen. A decision that comes soon is in the headers, too;
-        until a later one comes, comments keep the connection alive.
+        """The answer as a stream once it is chosen. A decision that comes soon is in the headers, too; until a later one
+        comes, comments keep the connection alive.
         """
         pause = self.service.settings.server.keep_alive_s
         work = asyncio.ensure_future(self._step(http, request, options))
@@ -202,28 +207,26 @@ class _Gateway:
         if done:
             answer = work.result()
             headers = {**STREAM, **headers_of(answer.facts)}
-            return StreamingResponse(adapter.stream(answer, request), 200, headers, "text/event-stream")
+            events = adapter.held(answer.completion, request, answer.facts)
+            return StreamingResponse(events, 200, headers, "text/event-stream")
 
         async def later() -> AsyncIterator[bytes]:
             try:
                 while not work.done():
                     yield b": r2v is deciding\n\n"
                     await asyncio.wait({work}, timeout=pause)
-                for event in adapter.stream(work.result(), request):
+                answer = work.result()
+                for event in adapter.held(answer.completion, request, answer.facts):
                     yield event
             except Refused as error:
-                yield adapter.broken(error)
+                yield _broken(adapter, error)
             finally:
                 work.cancel()
 
         return StreamingResponse(later(), 200, STREAM, "text/event-stream")
 
     async def _stream_early(
-        self,
-        request: chat.Request,
-        options: RequestOptions,
-        told: Callable[[Json], Iterator[bytes]],
-        broken: Callable[[Refused], bytes],
+        self, request: Request, options: RequestOptions, encoder: StreamEncoder, adapter: ProtocolAdapter
     ) -> Response:
         """Headers leave with the first chunk, so that a model that is down is still an HTTP error."""
         chunks = self.service.stream_early(request, options)
@@ -231,13 +234,13 @@ class _Gateway:
 
         async def passed() -> AsyncIterator[bytes]:
             try:
-                for event in told(first):
+                for event in encoder.add(first):
                     yield event
                 async for chunk in chunks:
-                    for event in told(chunk):
+                    for event in encoder.add(chunk):
                         yield event
             except Refused as error:
-                yield broken(error)
+                yield _broken(adapter, error)
             finally:
                 await chunks.aclose()
 
@@ -245,14 +248,14 @@ class _Gateway:
 
     async def decision(self, http: HttpRequest) -> Response:
         request = CHAT.parse(await self._body(http))
-        answer = await self.service.step(request, self._wish(http, request, dry=True))
+        answer = await self.service.step(request, self._options(http, request, dry=True))
         return json_response({key.replace("-", "_"): value for key, value in answer.facts.items()})
 
     async def count_tokens(self, http: HttpRequest) -> Response:
         """An estimate, four characters a token: no model is asked."""
         fields = MESSAGES.parse(await self._body(http)).fields
-        told = sum(len(bytes(fields[key])) for key in ("messages", "tools") if key in fields)
-        return json_response({"input_tokens": max(1, told // 4)})
+        size = sum(len(bytes(fields[key])) for key in ("messages", "tools") if key in fields)
+        return json_response({"input_tokens": max(1, size // 4)})
 
     # -- what is known --------------------------------------------------------------------------------------------
 
@@ -300,13 +303,13 @@ class _Gateway:
 
     async def stats(self, http: HttpRequest) -> Response:
         service = self.service
-        models = {u.name: {"model": u.settings.model, "available": u.available} for u in (service.small, service.teacher)}
+        models = {u.name: {"model": u.settings.model, "available": u.available} for u in (service.slm, service.teacher)}
         killed = await service.sessions.killed()
         found = {**service.metrics.stats(), "mode": service.settings.route.mode, "killed": killed, "models": models}
         return json_response(found)
 
     async def kill(self, http: HttpRequest) -> Response:
-        """The kill switch: {"on": true} gives every step to the small model."""
+        """The kill switch: {"on": true} gives every step to the SLM."""
         on = json_object(await self._body(http)).get("on")
         if not isinstance(on, bool):
             raise BadRequest("`on` must be true or false")
@@ -317,7 +320,7 @@ class _Gateway:
         return json_response({"status": "ok"})
 
     async def ready(self, http: HttpRequest) -> Response:
-        up = {"small": self.service.small.available, "teacher": self.service.teacher.available}
+        up = {"small": self.service.slm.available, "teacher": self.service.teacher.available}
         return json_response({"ready": any(up.values()), "models": up}, 200 if any(up.values()) else 503)
 
     async def metrics(self, http: HttpRequest) -> Response:
@@ -331,6 +334,10 @@ class _Gateway:
             "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; base-uri 'none'"
         )
         return HTMLResponse(text, headers={"content-security-policy": policy, "x-content-type-options": "nosniff"})
+
+
+def _broken(adapter: ProtocolAdapter, error: Refused) -> bytes:
+    return adapter.broken(str(error), error.status, error.facts.get("reason"))
 
 
 async def _disconnected(http: HttpRequest) -> None:

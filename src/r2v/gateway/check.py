@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable
 from pathlib import Path
 
-import httpx
-
+from r2v.clients import make_client
+from r2v.clients.base import ModelError
 from r2v.core.errors import R2VError
 from r2v.gateway.ledger import Ledger
 from r2v.gateway.routing import load_configured
 from r2v.gateway.settings import GatewaySettings
-from r2v.gateway.upstream import Upstream
 
 
 def problems(settings: GatewaySettings, show: Callable[[str], None]) -> list[str]:
@@ -33,11 +33,8 @@ def problems(settings: GatewaySettings, show: Callable[[str], None]) -> list[str
         found.append(str(error))
     for role, model in settings.models.items():
         try:
-            Upstream(model, role)
-            httpx.get(model.base_url, timeout=model.connect_timeout_s)
+            asyncio.run(make_client(model, role).probe())
             show(f"{role:<9} {model.model} at {model.base_url} is reachable")
-        except R2VError as error:
+        except (R2VError, ModelError) as error:
             found.append(str(error))
-        except httpx.HTTPError as error:
-            found.append(f"{role} at {model.base_url} is not reachable ({type(error).__name__})")
     return found

@@ -10,12 +10,12 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
+from r2v.clients.base import Client
 from r2v.core.types import Features
 from r2v.gateway.ledger import Entry, Ledger
 from r2v.gateway.routing import Configured
-from r2v.gateway.upstream import Upstream
 from r2v.maths.calibration import brier, ece, reliability_bins
-from r2v.messages.chat import Json
+from r2v.messages.conversation import Json
 
 RECENT = 500
 """Steps that drift is averaged over."""
@@ -28,7 +28,7 @@ MODEL_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0)
 class Metrics(Collector):
     """Metrics of one gateway, in a registry of its own. Labels are from closed lists."""
 
-    def __init__(self, router: Configured, ledger: Ledger, upstreams: Sequence[Upstream]) -> None:
+    def __init__(self, router: Configured, ledger: Ledger, upstreams: Sequence[Client]) -> None:
         self._router, self._ledger, self._upstreams = router, ledger, upstreams
         self._shift_F, self._seen = np.zeros(0), 0
         self._calibration: Json | None = None

@@ -18,10 +18,11 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from r2v.core.types import Candidate, Context
-from r2v.gateway.adapters import DONE, data, json_response, openai_error
-from r2v.messages import chat
-from r2v.messages.chat import BadRequest, Json, Message
+from r2v.gateway.http import json_response
 from r2v.messages.chat_format import context_of
+from r2v.messages.conversation import BadRequest, Json, Message
+from r2v.messages.openai_chat import chunks, openai_error
+from r2v.messages.protocol import DONE, data
 
 TOP = 20
 """Most alternatives of the first token in an answer."""
@@ -72,7 +73,7 @@ def model_app(model: Model, name: str) -> Starlette:
         answer = _completion(drawn, ask, name)
         if not ask.stream:
             return json_response(answer)
-        stream = b"".join(data(chunk) for chunk in chat.chunks(answer, True, {})) + DONE
+        stream = b"".join(data(chunk) for chunk in chunks(answer, True, {})) + DONE
         return StreamingResponse(iter([stream]), media_type="text/event-stream")
 
     async def models(request: Request) -> Response:

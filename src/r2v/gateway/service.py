@@ -19,7 +19,8 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-from r2v.clients.scripted import Known
+from r2v.clients import make_client
+from r2v.clients.base import ModelError, Tokens
 from r2v.core.agent import MAX_RETRIES, NO_USAGE, AgentModels, Routed, StepContext
 from r2v.core.errors import BoundaryError, SettingsError
 from r2v.core.features import best
@@ -27,15 +28,14 @@ from r2v.core.protocols import Verifier
 from r2v.core.seeds import derive_seed, derive_uniform
 from r2v.core.types import Action, Candidate, Choice, Code, Context, Decision, Memory, Observation, Step
 from r2v.gateway.budgets import DAY, Amount, Budgets, Exhausted, LocalBudgets, Reservation, limits_of
-from r2v.gateway.candidates import CandidateSource, added
+from r2v.gateway.candidates import CandidateSource, Known, most
 from r2v.gateway.ledger import Entry, Ledger
 from r2v.gateway.metrics import Metrics
 from r2v.gateway.routing import GatewayRouter, load_configured
 from r2v.gateway.sessions import LocalSessions, Session, Sessions
 from r2v.gateway.settings import GatewaySettings
-from r2v.gateway.upstream import Upstream, UpstreamError
-from r2v.messages import chat
-from r2v.messages.chat import Json, Request
+from r2v.messages.conversation import Json, Request, context_of, tools_of
+from r2v.messages.openai_chat import StreamAccumulator, completion
 from r2v.verifiers import verifier_named
 
 
@@ -56,16 +56,17 @@ class Answer:
 
 @dataclass(frozen=True)
 class RequestOptions:
-    """What the client said about this step besides the request."""
+    """What the client wants of this step besides the request."""
 
     key: str
     """Hash of its key."""
     session: str
-    """Its own name for the session within its key, or `chat.fingerprint`."""
-    arm: str | None = None
+    """Its own name for the session within its key, or the request's `fingerprint`."""
+    forced: str | None = None
+    """slm or teacher: the model that must answer."""
     threshold: float | None = None
     shadow: bool = False
-    """Decide, but let the small model answer."""
+    """Decide, but let the SLM answer."""
     session_usd: float | None = None
     """What the whole session may cost."""
     dry: bool = False
@@ -79,16 +80,16 @@ class ServedStep:
     request: Request
     options: RequestOptions
     session: Session
-    hold: Reservation
-    small: CandidateSource
+    reservation: Reservation
+    slm: CandidateSource
     teacher: CandidateSource
     facts: Json
     start: float
 
-    def tell(self, choice: Choice, model: str) -> None:
-        """What the client and the ledger are told of the choice; the time since the start is without the models'."""
+    def describe(self, choice: Choice, model: str) -> None:
+        """Put the choice into the facts for the client and the ledger; the overhead is the time without the models'."""
         assert choice.decision is not None
-        waited = self.small.seconds + self.teacher.seconds
+        waited = self.slm.seconds + self.teacher.seconds
         self.facts |= {
             "arm": choice.source,
             "reason": choice.decision.code,
@@ -97,23 +98,28 @@ class ServedStep:
             "threshold": choice.decision.threshold,
             "overhead-ms": round(1000 * (time.perf_counter() - self.start - waited), 3),
         }
-        if self.hold.calls_left is not None:
-            self.facts["budget-left"] = max(0, self.hold.calls_left - (choice.source == "teacher"))
+        if self.reservation.calls_left is not None:
+            self.facts["budget-left"] = max(0, self.reservation.calls_left - (choice.source == "teacher"))
+
+    @property
+    def usage(self) -> Json:
+        """Tokens of all calls of the step: the client sees all that was spent for it."""
+        return (self.slm.tokens + self.teacher.tokens).usage
 
 
 class Service:
     def __init__(self, settings: GatewaySettings) -> None:
         """Raises SettingsError, ArtifactError."""
-        self.small = Upstream(settings.models["slm"], "small")
-        self.teacher = Upstream(settings.models["teacher"], "teacher")
+        self.slm = make_client(settings.models["slm"], "small")
+        self.teacher = make_client(settings.models["teacher"], "teacher")
         self.router = load_configured(settings.route)
         self.settings = settings.model_copy(update={"route": self.router.route})
         self.ledger = Ledger(Path(settings.store.path))
         self.sessions, self.budgets = _state(settings, self.ledger)
-        self.metrics = Metrics(self.router, self.ledger, (self.small, self.teacher))
+        self.metrics = Metrics(self.router, self.ledger, (self.slm, self.teacher))
 
     async def close(self) -> None:
-        await self.small.close()
+        await self.slm.close()
         await self.teacher.close()
         await self.sessions.close()
         await self.budgets.close()
@@ -125,24 +131,25 @@ class Service:
         """Raises Refused."""
         async with self._serve(request, options, drafts=self.settings.route.k) as served:
             choice, context = await self._choose(served)
-            answered = served.teacher if choice.source == "teacher" else served.small
-            model = answered.upstream.settings.model
-            served.tell(choice, model)
+            answered = served.teacher if choice.source == "teacher" else served.slm
+            model = answered.client.settings.model
+            served.describe(choice, model)
             chosen = answered.choice(choice.action)
             if not options.dry:
                 await self._record(served, choice, context)
                 for block in chosen["message"].get("thinking_blocks") or []:
                     await self.sessions.sign(served.session, str(block.get("signature")), model)
-        usage, identity = _usage(served), served.facts["decision-id"]
-        completion = chat.completion(chosen, usage, model=model, identity=identity, created=int(time.time()))
-        return Answer(completion, served.facts)
+        answer = completion(
+            chosen, served.usage, model=model, identity=served.facts["decision-id"], created=int(time.time())
+        )
+        return Answer(answer, served.facts)
 
     async def may_stream_early(self, options: RequestOptions) -> bool:
-        """Whether what is known before this step says that the small model will do. After the first visible byte nothing
+        """Whether what is known before this step says that the SLM will do. After the first visible byte nothing
         can be taken back, so the risk is that of the step before.
         """
-        route, small = self.settings.route, self.settings.models["slm"]
-        if route.stream == "hold" or options.arm == "teacher" or small.provider != "openai":
+        route = self.settings.route
+        if route.stream == "hold" or options.forced == "teacher" or not self.slm.streams:
             return False
         decisions = (await self.sessions.enter(options.session, dry=True)).memory.decisions
         if not decisions:
@@ -152,70 +159,71 @@ class Service:
         return last.route == "continue" and last.score is not None and last.score < bar
 
     async def stream_early(self, request: Request, options: RequestOptions) -> AsyncGenerator[Json, None]:
-        """The small model's first draft, chunk by chunk; the row is in the ledger before the last chunk leaves. Raises
+        """The SLM's first draft, chunk by chunk; the row is in the ledger before the last chunk leaves. Raises
         Refused, before the first chunk or in the middle.
         """
         async with self._serve(request, options, drafts=1) as served:
-            told, last, usage = chat.StreamAccumulator(), None, Json()
-            waited = time.perf_counter()
+            answer, last, usage = StreamAccumulator(), Json(), Json()
+            start = time.perf_counter()
             try:
-                async with aclosing(self.small.stream(request)) as chunks:
+                async with aclosing(self.slm.stream(request)) as chunks:
                     async for chunk in chunks:
                         usage = chunk.get("usage") or usage
                         if not chunk.get("choices"):
                             continue
-                        told.add(chunk["choices"][0])
+                        answer.add(chunk["choices"][0])
                         chunk = {**chunk, "id": f"chatcmpl-{served.facts['decision-id']}"}
                         if chunk["choices"][0].get("finish_reason"):
                             last = chunk
                         else:
                             yield chunk
-            except UpstreamError as error:
+            except ModelError as error:
                 raise Refused(str(error), error.status, {**served.facts, "reason": "upstream_fallback"}) from None
             except (GeneratorExit, asyncio.CancelledError):
-                served.small.give_up(1)
+                served.slm.cancelled(1)
                 raise
-            served.small.seconds = time.perf_counter() - waited
-            candidates = served.small.take(self.small.priced(told.choice, usage))
-            context = chat.context_of(request, self.settings.route.horizon)
-            models = AgentModels(
-                Known(candidates), served.teacher, _verifier(self.settings.route.verifier, request.tools), 1
-            )
-            step_context = StepContext(models, context, seed=derive_seed(served.session.id, served.session.t))
-            choice = await _slm_alone(step_context, self._router(served), "early", "streamed as it came")
-            assert last is not None
-            served.tell(choice, self.small.settings.model)
-            await self._record(served, choice, context)
-            yield {**last, "r2v": served.facts, "usage": _usage(served)}
+            served.slm.seconds = time.perf_counter() - start
+            candidates = served.slm.take(self.slm.priced([([answer.choice], usage)]))
+            await self._record_early(served, candidates)
+            yield {**last, "r2v": served.facts, "usage": served.usage}
+
+    async def _record_early(self, served: ServedStep, candidates: tuple[Candidate, ...]) -> None:
+        """The row of a step whose only candidate has been streamed: its risk decides how the next step is served."""
+        context = context_of(served.request, self.settings.route.horizon)
+        verifier = _verifier(self.settings.route.verifier, served.request.tools)
+        models = AgentModels(Known(candidates), served.teacher, verifier, 1)
+        step_context = StepContext(models, context, seed=derive_seed(served.session.id, served.session.t))
+        choice = await _slm_alone(step_context, self._router(served), "early", "streamed as it came")
+        served.describe(choice, self.slm.settings.model)
+        await self._record(served, choice, context)
 
     @asynccontextmanager
     async def _serve(self, request: Request, options: RequestOptions, *, drafts: int) -> AsyncIterator[ServedStep]:
-        """A step of the session, with what it can cost at most held back. Raises Refused where the budget has no room."""
+        """A step of the session, with what it can cost at most reserved. Raises Refused where the budget has no room."""
         start, budget = time.perf_counter(), self.settings.budget
         facts: Json = {"decision-id": secrets.token_hex(8), "session-id": options.session.split("/", 1)[-1]}
         limits = limits_of(budget, options.session, options.key, int(time.time() // DAY), options.session_usd)
         try:
             session = await self.sessions.enter(options.session, dry=options.dry)
             facts["step"] = session.t
-            most = self.small.most(request, drafts), self.teacher.most(request, 1) + Amount(calls=1)
-            hold = await self.budgets.reserve(facts["decision-id"], limits, *most)
+            amounts = most(self.slm, request, drafts), most(self.teacher, request, 1) + Amount(calls=1)
+            reservation = await self.budgets.reserve(facts["decision-id"], limits, *amounts)
         except Exhausted:
             raise Refused("the budget is exhausted", 402, {**facts, "reason": "budget_exhausted"}) from None
         except OSError as error:
             raise _unreachable(error, facts) from None
-        small = CandidateSource(self.small, request, session.signatures, teacher=False)
+        slm = CandidateSource(self.slm, request, session.signatures, teacher=False)
         teacher = CandidateSource(self.teacher, request, session.signatures, teacher=True)
         try:
-            if not hold.teacher and budget.on_exhaustion == "stop":
-                told = "the budget for the teacher is exhausted"
-                raise Refused(told, 402, {**facts, "reason": "budget_exhausted"})
-            yield ServedStep(request, options, session, hold, small, teacher, facts, start)
+            if not reservation.teacher and budget.on_exhaustion == "stop":
+                raise Refused("the budget for the teacher is exhausted", 402, {**facts, "reason": "budget_exhausted"})
+            yield ServedStep(request, options, session, reservation, slm, teacher, facts, start)
         finally:
-            if (lost := small.lost + teacher.lost) != Amount():
+            if (lost := slm.lost + teacher.lost) != Amount():
                 self.ledger.abandon(session.id, options.key, lost)
             try:
-                await self.budgets.settle(hold, small.spent + teacher.spent)
-            except OSError as error:  # what is held back stays so until it expires: never more is spent than allowed
+                await self.budgets.settle(reservation, slm.spent + teacher.spent)
+            except OSError as error:  # what is reserved stays so until it expires: never more is spent than allowed
                 raise _unreachable(error, facts) from None
 
     def _router(self, served: ServedStep) -> GatewayRouter:
@@ -225,21 +233,21 @@ class Service:
             self.router.make(self.router.threshold if options.threshold is None else options.threshold),
             route,
             active=not options.shadow and (route.mode == "active" or (route.mode == "canary" and canary)),
-            forced=options.arm,
+            forced=options.forced,
             cold=served.session.cold,
         )
 
     async def _choose(self, served: ServedStep) -> tuple[Choice, Context]:
         route, session = self.settings.route, served.session
-        context = chat.context_of(served.request, route.horizon)
+        context = context_of(served.request, route.horizon)
         first = None if route.clear is None or route.k == 1 else 1
-        models = AgentModels(served.small, served.teacher, _verifier(route.verifier, served.request.tools), route.k, first)
+        models = AgentModels(served.slm, served.teacher, _verifier(route.verifier, served.request.tools), route.k, first)
         router, memory = self._router(served), session.memory
         if await self.sessions.killed():
             router = replace(router, forced="slm")
         if router.forced == "slm":
-            memory = replace(memory, decisions=())  # the teacher that had latched on lets go
-        calls_left = served.hold.calls_left if served.hold.teacher else 0
+            memory = replace(memory, decisions=())  # ends a takeover by the teacher
+        calls_left = served.reservation.calls_left if served.reservation.teacher else 0
         step_context = StepContext(models, context, seed=derive_seed(session.id, session.t))
         try:
             if router.forced == "teacher" and calls_left != 0:
@@ -252,11 +260,11 @@ class Service:
     async def _fallback(
         self, step_context: StepContext, router: GatewayRouter, error: BoundaryError, calls_left: int | None, facts: Json
     ) -> Choice:
-        """The small model is down: the teacher serves. The teacher is down: the best candidate. The verifier or the router
+        """The SLM is down: the teacher serves. The teacher is down: the best candidate. The verifier or the router
         broke: the teacher, because nobody knows the risk. Both down: 502.
         """
         cause = error.cause
-        if isinstance(cause, UpstreamError) and cause.clients_fault:
+        if isinstance(cause, ModelError) and cause.clients_fault:
             raise Refused(str(cause), cause.status, {**facts, "reason": "upstream_refused"}) from None
         if error.boundary == "teacher":
             try:
@@ -269,48 +277,47 @@ class Service:
         try:
             return await _teacher_alone(step_context, code, str(cause))
         except BoundaryError as second:
-            told = f"no model answered: {cause}; {second.cause}"
-            raise Refused(told, 502, {**facts, "reason": "upstream_fallback"}) from None
+            reason = f"no model answered: {cause}; {second.cause}"
+            raise Refused(reason, 502, {**facts, "reason": "upstream_fallback"}) from None
 
     async def _record(self, served: ServedStep, choice: Choice, context: Context) -> None:
         """The row of the step. Raises Refused when it cannot be written: then the answer must not leave."""
-        decision, facts, small, teacher = choice.decision, served.facts, served.small, served.teacher
+        decision, facts, slm, teacher = choice.decision, served.facts, served.slm, served.teacher
         assert decision is not None
         redact = self.settings.store.redact
         step = Step(served.session.t, 0, Observation(context.observations[-1], False, None, None, "", ()), choice)
         entry = Entry(
             facts["decision-id"], served.session.id, served.session.t, time.time(), served.options.key, choice.source,
             facts["reason"], facts["model"], decision.score, decision.score_kind, decision.threshold, decision.propensity,
-            small.usd, teacher.usd, self._saved(served), small.spent.tokens + teacher.spent.tokens,
-            int(teacher.drawn > 0), small.drawn,
+            slm.usd, teacher.usd, self._saved(served), slm.spent.tokens + teacher.spent.tokens,
+            int(teacher.drawn > 0), slm.drawn,
             facts["overhead-ms"], decision.route, _hash(context.goal) if redact else context.goal,
             _redacted(step) if redact else step,
         )  # fmt: skip
         try:
             self.ledger.write(entry)
         except Exception as error:  # disk full, locked, corrupt
-            told = f"the ledger cannot be written ({error}); no answer was given"
-            raise Refused(told, 503, {**facts, "reason": "ledger"}) from None
+            reason = f"the ledger cannot be written ({error}); no answer was given"
+            raise Refused(reason, 503, {**facts, "reason": "ledger"}) from None
         try:
             await self.sessions.remember(
                 served.session, decision, teacher=choice.source == "teacher",
-                tokens=teacher.prompt_tokens or small.prompt_tokens,
+                tokens=teacher.tokens.prompt or slm.tokens.prompt,
             )  # fmt: skip
         except OSError as error:
             raise _unreachable(error, facts) from None
-        self.metrics.note(entry, {source.name: source.seconds for source in (small, teacher) if source.drawn})
-        facts["cost-usd"] = round(small.usd + teacher.usd, 8)
+        self.metrics.note(entry, {source.name: source.seconds for source in (slm, teacher) if source.drawn})
+        facts["cost-usd"] = round(slm.usd + teacher.usd, 8)
 
     def _saved(self, served: ServedStep) -> float:
-        """USD saved against a teacher that answers every step, the prompt of the step before still in its cache. What it
-        would have written is taken to be as long as what was written. Drafts, lost caches and double prompts are all in it.
+        """USD saved against a teacher that answers every step, the prompt of the step before still in its cache. Its answer
+        is taken to be as long as the one that was written. Unused candidates, lost caches and double prompts all count.
         """
-        small, teacher = served.small, served.teacher
-        written = teacher.usage or small.usage
-        output = written.get("completion_tokens", 0) // max(1, (teacher if teacher.usage else small).drawn)
-        prompt = teacher.prompt_tokens or small.prompt_tokens
-        alone = self.teacher.usd(prompt, min(prompt, served.session.prompt_tokens), output)
-        return alone - small.usd - teacher.usd
+        slm, teacher = served.slm, served.teacher
+        writer = teacher if teacher.drawn else slm
+        prompt, output = teacher.tokens.prompt or slm.tokens.prompt, writer.tokens.output // max(1, writer.drawn)
+        alone = self.teacher.usd(Tokens(prompt, output, cached=min(prompt, served.session.prompt_tokens)))
+        return alone - slm.usd - teacher.usd
 
 
 async def _teacher_alone(step_context: StepContext, code: Code, reason: str) -> Choice:
@@ -329,7 +336,7 @@ async def _slm_alone(step_context: StepContext, router: GatewayRouter, code: Cod
 
 @lru_cache(maxsize=256)
 def _verifier(name: str, tools: bytes) -> Verifier:
-    return verifier_named(name, chat.tools_of(tools))
+    return verifier_named(name, tools_of(tools))
 
 
 def _state(settings: GatewaySettings, ledger: Ledger) -> tuple[Sessions, Budgets]:
@@ -344,18 +351,13 @@ def _state(settings: GatewaySettings, ledger: Ledger) -> tuple[Sessions, Budgets
     except ModuleNotFoundError:
         raise SettingsError("store.redis_env needs the extra redis: pip install 'r2v[redis]'") from None
     models = settings.models.values()
-    longest = sum((model.retries + 1) * (model.timeout_s + model.connect_timeout_s + 20) for model in models)
+    longest = sum((m.retries + 1) * (m.timeout_s + m.connect_timeout_s + m.longest_wait_s) for m in models)
     connection = Connection(url)
     return RedisSessions(connection, ttl_s), RedisBudgets(connection, 2 * longest)
 
 
 def _unreachable(error: OSError, facts: Json) -> Refused:
     return Refused(f"the shared state is out of reach ({error}); no answer was given", 503, {**facts, "reason": "store"})
-
-
-def _usage(served: ServedStep) -> Json:
-    """Tokens of all calls of the step: the client sees all that was spent for it."""
-    return added(served.small.usage, served.teacher.usage)
 
 
 def _hash(text: str) -> str:

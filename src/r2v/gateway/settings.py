@@ -13,50 +13,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
+from r2v.clients.settings import ClientSettings, PriceSettings
 from r2v.runtime.settings import Settings
 from r2v.verifiers import verifier_named
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
-class PriceSettings(Settings):
-    """USD per million tokens. There is no default: an unknown price must not count as nothing."""
-
-    input: NonNegativeFloat
-    output: NonNegativeFloat
-    cached: NonNegativeFloat | None = None
-    """Of input read from the provider's cache; None: as other input."""
-    cache_write: NonNegativeFloat | None = None
-    """Of input written into the provider's cache (Anthropic); None: as other input."""
-
-
-class ModelSettings(Settings):
-    provider: Literal["openai", "anthropic"] = "openai"
-    """The protocol it speaks: any OpenAI-style `/chat/completions`, or Anthropic's `/v1/messages`."""
-    base_url: str
-    """OpenAI style: up to and without /chat/completions. Anthropic: up to and without /v1/messages."""
-    model: str
-    api_key_env: str | None = None
+class ModelSettings(ClientSettings):
     price: PriceSettings
-    context_tokens: PositiveInt = 131_072
+    context_tokens: PositiveInt | None = 131_072
     """Requests that are longer, at four characters a token, are not sent to it: the other model serves them."""
-    connect_timeout_s: PositiveFloat = 5.0
-    timeout_s: PositiveFloat = 120.0
-    retries: NonNegativeInt = 2
-    concurrency: PositiveInt = 256
-    offers_n: bool = True
-    """Whether one request may ask for several candidates; otherwise they are parallel requests."""
-    offers_logprobs: bool = True
-    top_logprobs: Annotated[int, Field(ge=0)] = 5
-    """Alternatives of each token to ask for: the entropy is computed from them."""
-    vocabulary: PositiveInt | None = None
-    """Its number of tokens: what the alternatives leave out is then spread evenly over the others, as where routers are
-    trained; None: it counts as one token."""
-    breaker_failures: PositiveInt = 5
-    """Failures in a row after which it is not called for `breaker_s`."""
-    breaker_s: PositiveFloat = 15.0
-    max_output_tokens: PositiveInt = 4096
-    """Where a request names no limit: Anthropic's API needs one, and a budget in money reserves that much."""
+    breaker_failures: PositiveInt | None = 5
 
 
 class RouteSettings(Settings):

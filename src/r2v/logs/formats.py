@@ -14,7 +14,7 @@ from r2v.gateway.export import SOLVED
 from r2v.logs.files import objects
 from r2v.logs.terminal import from_text, from_trial
 from r2v.messages.anthropic import from_messages
-from r2v.messages.chat import Json
+from r2v.messages.conversation import Json
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from r2v.logs.files import json_of, objects, text_of
-from r2v.messages.chat import Json
+from r2v.messages.conversation import Json
 
 WHOLE = "agent/trajectory.json"
 

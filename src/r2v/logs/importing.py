@@ -34,7 +34,7 @@ from r2v.gateway.ledger import Ledger
 from r2v.logs import formats, harbor, terminal
 from r2v.logs.files import json_of, objects, text_of
 from r2v.logs.formats import Recorded
-from r2v.messages.chat import BadRequest, Request, context_of, parse, tools_of
+from r2v.messages.conversation import BadRequest, Request, context_of, parse, tools_of
 from r2v.runtime.store import read_episodes
 from r2v.verifiers import verifier_named
 

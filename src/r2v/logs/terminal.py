@@ -38,7 +38,7 @@ import pyarrow.parquet as pq
 
 from r2v.core.errors import ArtifactError, SettingsError
 from r2v.logs.files import objects, text_of
-from r2v.messages.chat import Json
+from r2v.messages.conversation import Json
 
 TRIALS = "yoonholee/terminalbench-trajectories"
 COLUMNS = ["task_name", "agent", "model", "reward", "steps"]

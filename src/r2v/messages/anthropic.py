@@ -11,7 +11,8 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from r2v.messages.chat import BadRequest, Json, pieces, text_of
+from r2v.messages.conversation import BadRequest, Json, Request, text_of
+from r2v.messages.protocol import ProtocolAdapter, event, pieces
 
 STOP = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use", "content_filter": "refusal"}
 FINISH = {
@@ -227,7 +228,7 @@ def _paired(messages: list[Json]) -> list[Json]:
             kept = []
             for b in blocks:
                 lost = b["type"] == "tool_use" and b["id"] not in open_calls
-                kept.append(_told(b) if lost else b)
+                kept.append(_as_text(b) if lost else b)
                 if b["type"] == "tool_use":
                     open_calls.discard(b["id"])  # a second call of the same name tag has no result of its own
             blocks = kept
@@ -239,13 +240,13 @@ def _paired(messages: list[Json]) -> list[Json]:
                     seen.add(b["tool_use_id"])
                     results.append(b)
                 else:
-                    rest.append(_told(b) if b["type"] == "tool_result" else b)
+                    rest.append(_as_text(b) if b["type"] == "tool_result" else b)
             blocks = [*results, *rest]
         found.append({**message, "content": blocks})
     return found
 
 
-def _told(block: Json) -> Json:
+def _as_text(block: Json) -> Json:
     """A call or a result that has lost its other half, in words."""
     if block["type"] == "tool_use":
         return {"type": "text", "text": f"[called {block['name']} with {json.dumps(block['input'], ensure_ascii=False)}]"}
@@ -259,13 +260,14 @@ def choice_of(answer: Json, model: str) -> tuple[Json, Json]:
     (message,) = _assistant(answer["content"])
     message["r2v_model"] = model
     raw = answer.get("usage") or {}
-    fresh, cached = raw.get("input_tokens", 0), raw.get("cache_read_input_tokens") or 0
-    prompt = fresh + cached + (raw.get("cache_creation_input_tokens") or 0)
+    fresh, output = raw.get("input_tokens") or 0, raw.get("output_tokens") or 0
+    cached, written = raw.get("cache_read_input_tokens") or 0, raw.get("cache_creation_input_tokens") or 0
+    prompt = fresh + cached + written  # Anthropic counts the three apart
     usage = {
         "prompt_tokens": prompt,
-        "completion_tokens": raw.get("output_tokens", 0),
-        "total_tokens": prompt + raw.get("output_tokens", 0),
-        "prompt_tokens_details": {"cached_tokens": cached},
+        "completion_tokens": output,
+        "total_tokens": prompt + output,
+        "prompt_tokens_details": {"cached_tokens": cached, "cache_creation_tokens": written},
     }
     return {"message": message, "finish_reason": FINISH.get(str(answer.get("stop_reason")), "stop")}, usage
 
@@ -278,7 +280,8 @@ def message_of(answer: Json) -> Json:
     if message.get("content"):
         blocks.append({"type": "text", "text": text_of(message["content"])})
     blocks += _tool_uses(message)
-    cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+    details = usage.get("prompt_tokens_details") or {}
+    cached, written = details.get("cached_tokens") or 0, details.get("cache_creation_tokens") or 0
     return {
         "id": answer["id"].replace("chatcmpl-", "msg_"),
         "type": "message",
@@ -288,15 +291,15 @@ def message_of(answer: Json) -> Json:
         "stop_reason": STOP.get(str(choice.get("finish_reason")), "end_turn"),
         "stop_sequence": None,
         "usage": {
-            "input_tokens": (usage.get("prompt_tokens") or 0) - cached,
+            "input_tokens": (usage.get("prompt_tokens") or 0) - cached - written,
             "output_tokens": usage.get("completion_tokens") or 0,
             "cache_read_input_tokens": cached,
-            "cache_creation_input_tokens": 0,
+            "cache_creation_input_tokens": written,
         },
     }
 
 
-def events(message: Json, extra: Json) -> Iterator[tuple[str, Json]]:
+def _events(message: Json, extra: Json) -> Iterator[tuple[str, Json]]:
     """The same answer as stream events."""
     empty = {**message, "content": [], "stop_reason": None, "usage": {**message["usage"], "output_tokens": 0}}
     yield "message_start", {"type": "message_start", "message": empty}
@@ -308,8 +311,8 @@ def events(message: Json, extra: Json) -> Iterator[tuple[str, Json]]:
             start, deltas = {"type": "text", "text": ""}, [{"type": "text_delta", "text": t} for t in pieces(block["text"])]
         elif kind == "tool_use":
             start = {**block, "input": {}}
-            told = json.dumps(block["input"], ensure_ascii=False)
-            deltas = [{"type": "input_json_delta", "partial_json": t} for t in pieces(told)]
+            arguments = json.dumps(block["input"], ensure_ascii=False)
+            deltas = [{"type": "input_json_delta", "partial_json": t} for t in pieces(arguments)]
         elif kind == "thinking":
             start = {"type": "thinking", "thinking": "", "signature": ""}
             deltas = [{"type": "thinking_delta", "thinking": t} for t in pieces(block.get("thinking", ""))]
@@ -326,16 +329,19 @@ def events(message: Json, extra: Json) -> Iterator[tuple[str, Json]]:
     yield "message_stop", {"type": "message_stop"}
 
 
-class StreamEncoder:
-    """Chat-completion chunks as stream events, as they come."""
+class _Encoder:
+    """See `StreamEncoder`."""
 
     def __init__(self) -> None:
         self._begun, self._block = False, -1
         self._kind: str | int | None = None
         """Of the block that is open: text, or the number of a call."""
 
-    def add(self, chunk: Json) -> Iterator[tuple[str, Json]]:
-        """The events of one chunk; the last has a finish reason, the usage, and what r2v says of the step."""
+    def add(self, chunk: Json) -> Iterator[bytes]:
+        for name, content in self._events(chunk):
+            yield event(name, content)
+
+    def _events(self, chunk: Json) -> Iterator[tuple[str, Json]]:
         if not self._begun:
             self._begun = True
             usage = {"input_tokens": 0, "output_tokens": 0}
@@ -377,5 +383,32 @@ class StreamEncoder:
         return "content_block_delta", {"type": "content_block_delta", "index": self._block, "delta": delta}
 
 
-def error_of(kind: str, message: str) -> Json:
+class Messages(ProtocolAdapter):
+    path = "/messages"
+
+    def body(self, source: Json) -> Json:
+        return from_messages(source)
+
+    def whole(self, completion: Json, request: Request) -> Json:
+        return message_of(completion)
+
+    def held(self, completion: Json, request: Request, facts: Json) -> Iterator[bytes]:
+        for name, content in _events(message_of(completion), facts):
+            yield event(name, content)
+
+    def encoder(self) -> _Encoder:
+        return _Encoder()
+
+    def error(self, message: str, status: int) -> Json:
+        kinds = {401: "authentication_error", 400: "invalid_request_error", 413: "request_too_large"}
+        return _error(kinds.get(status, "api_error"), message)
+
+    def broken(self, message: str, status: int, code: str | None) -> bytes:
+        return event("error", _error("api_error", message))
+
+
+def _error(kind: str, message: str) -> Json:
     return {"type": "error", "error": {"type": kind, "message": message}}
+
+
+MESSAGES = Messages()

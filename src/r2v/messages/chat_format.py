@@ -15,7 +15,7 @@ _BLOCK = re.compile(r"^[ \t]*```\w*[ \t]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | 
 
 @dataclass(frozen=True)
 class ChatFormat:
-    """How a model is told to act, and how its reply becomes an action's text."""
+    """What a domain's models are instructed to do, and how a reply becomes an action's text."""
 
     system: str
     read: Callable[[str], str]
@@ -32,11 +32,11 @@ def messages(context: Context, system: str) -> list[dict[str, str]]:
     return result
 
 
-def context_of(told: Sequence[tuple[str, str]]) -> Context:
+def context_of(chat: Sequence[tuple[str, str]]) -> Context:
     """The episode of such a chat, from the (role, text) of each message; what the system says is left out. Raises ValueError
     for a chat of another form.
     """
-    turns = [(role, text) for role, text in told if role not in ("system", "developer")]
+    turns = [(role, text) for role, text in chat if role not in ("system", "developer")]
     roles = ["user" if t % 2 == 0 else "assistant" for t in range(len(turns))]
     if len(turns) % 2 == 0 or [role for role, _ in turns] != roles:
         raise ValueError("user and assistant must take turns, and the user has the last word")

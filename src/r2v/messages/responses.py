@@ -6,7 +6,9 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from r2v.messages.chat import BadRequest, Json, pieces, text_of
+from r2v.messages.conversation import BadRequest, Json, Request, text_of
+from r2v.messages.openai_chat import openai_error
+from r2v.messages.protocol import ProtocolAdapter, event, pieces
 
 
 def from_responses(raw: Json) -> Json:
@@ -60,9 +62,7 @@ def _add(messages: list[Json], item: Json) -> None:
         else:
             messages.append({"role": "assistant", "content": None, "tool_calls": [call]})
     elif kind == "function_call_output":
-        output = item.get("output")
-        told = output if isinstance(output, str) else text_of(output)
-        messages.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": told})
+        messages.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": text_of(item.get("output"))})
     elif kind == "message":
         role = item.get("role")
         if role not in ("user", "assistant", "system", "developer"):
@@ -134,36 +134,61 @@ def response_of(completion: Json, raw: Json) -> Json:
     }
 
 
-def events(response: Json, extra: Json) -> Iterator[Json]:
+def _events(response: Json, extra: Json) -> Iterator[Json]:
     """The same answer as stream events, numbered."""
     number = 0
 
-    def event(kind: str, **fields: Any) -> Json:
+    def numbered(kind: str, **fields: Any) -> Json:
         nonlocal number
         number += 1
         return {"type": kind, "sequence_number": number - 1, **fields}
 
     begun = {**response, "status": "in_progress", "output": [], "usage": None, "completed_at": None}
-    yield event("response.created", response=begun)
-    yield event("response.in_progress", response=begun)
+    yield numbered("response.created", response=begun)
+    yield numbered("response.in_progress", response=begun)
     for i, item in enumerate(response["output"]):
         where = {"item_id": item["id"], "output_index": i}
         if item["type"] == "message":
             part = item["content"][0]
-            yield event("response.output_item.added", output_index=i, item={**item, "status": "in_progress", "content": []})
+            yield numbered(
+                "response.output_item.added", output_index=i, item={**item, "status": "in_progress", "content": []}
+            )
             inside = {**where, "content_index": 0}
-            yield event("response.content_part.added", **inside, part={**part, "text": ""})
+            yield numbered("response.content_part.added", **inside, part={**part, "text": ""})
             for text in pieces(part["text"]):
-                yield event("response.output_text.delta", **inside, delta=text, logprobs=[])
-            yield event("response.output_text.done", **inside, text=part["text"], logprobs=[])
-            yield event("response.content_part.done", **inside, part=part)
+                yield numbered("response.output_text.delta", **inside, delta=text, logprobs=[])
+            yield numbered("response.output_text.done", **inside, text=part["text"], logprobs=[])
+            yield numbered("response.content_part.done", **inside, part=part)
         else:
-            yield event(
+            yield numbered(
                 "response.output_item.added", output_index=i, item={**item, "status": "in_progress", "arguments": ""}
             )
             for text in pieces(item["arguments"]):
-                yield event("response.function_call_arguments.delta", **where, delta=text)
-            yield event("response.function_call_arguments.done", **where, arguments=item["arguments"], name=item["name"])
-        yield event("response.output_item.done", output_index=i, item=item)
+                yield numbered("response.function_call_arguments.delta", **where, delta=text)
+            yield numbered("response.function_call_arguments.done", **where, arguments=item["arguments"], name=item["name"])
+        yield numbered("response.output_item.done", output_index=i, item=item)
     kind = "response.completed" if response["status"] == "completed" else "response.incomplete"
-    yield event(kind, response=response, r2v=extra)
+    yield numbered(kind, response=response, r2v=extra)
+
+
+class Responses(ProtocolAdapter):
+    path = "/responses"
+
+    def body(self, source: Json) -> Json:
+        return from_responses(source)
+
+    def whole(self, completion: Json, request: Request) -> Json:
+        return response_of(completion, request.source)
+
+    def held(self, completion: Json, request: Request, facts: Json) -> Iterator[bytes]:
+        for content in _events(response_of(completion, request.source), facts):
+            yield event(content["type"], content)
+
+    def error(self, message: str, status: int) -> Json:
+        return openai_error(message, status)
+
+    def broken(self, message: str, status: int, code: str | None) -> bytes:
+        return event("error", {"type": "error", "message": message, "code": code, "sequence_number": 0})
+
+
+RESPONSES = Responses()

@@ -57,7 +57,7 @@ def make_environment(settings: RunSettings, task: Task, z: int) -> tuple[Environ
 def make_teacher(settings: RunSettings) -> Policy:
     domain = settings.domain
     if isinstance(settings.teacher, ChatSettings):
-        return ChatPolicy(settings.teacher, name="teacher", chat_format=domain.chat_format)
+        return ChatPolicy(settings.teacher, name="teacher", chat_format=domain.chat_format, logprobs=False)
     expert = domain.expert()
     assert expert is not None  # the settings were refused otherwise
     return expert

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from r2v.core.errors import SettingsError
 
-Group = Literal["routers", "domains", "verifiers", "perturbations", "log_formats", "clients"]
+Group = Literal["routers", "domains", "verifiers", "perturbations", "log_formats", "clients", "protocols"]
 
 
 def names(group: Group, built_in: Mapping[str, str]) -> tuple[str, ...]:

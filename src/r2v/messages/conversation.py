@@ -1,8 +1,9 @@
-"""The gateway's one neutral form: an OpenAI chat request. What the other protocols say is converted from and to it."""
+"""The neutral form of a conversation: an OpenAI chat request, typed. The other protocols are converted from and to it."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,9 +16,11 @@ from r2v.core.types import Action, Context, ToolCall
 
 Json = dict[str, Any]
 IMAGE = 20_000
+"""Bytes that an image counts which is named by its address, so that no image has more tokens than bytes."""
 CLIP = 600
 """Characters kept of each observation of a long context: features read all of them at every step."""
 CLIP_TOTAL = 30_000
+"""Characters of all observations together from which on a context is long."""
 KEPT = 2_000
 """Characters of a call's arguments up to which its canonical form is remembered."""
 
@@ -127,29 +130,29 @@ def parse(body: bytes, source: Json | None = None, size: int | None = None) -> R
     BadRequest for anything else.
     """
     try:
-        told, fields = _bodies.decode(body), _raw.decode(body)
+        read, fields = _bodies.decode(body), _raw.decode(body)
     except msgspec.ValidationError as error:
         raise BadRequest(str(error)) from None
     except (ValueError, RecursionError):
         raise BadRequest("the body is not JSON") from None
     tools = bytes(fields.get("tools", b"null"))
     tools_of(tools)
-    if told.n not in (None, 1):
+    if read.n not in (None, 1):
         raise BadRequest("n > 1 is not offered: r2v draws candidates itself and answers with one")
     length, images, plain = len(tools) if "tools" in fields else 0, 0, True
-    for message in told.messages:
+    for message in read.messages:
         length += len(message.text)
         if isinstance(message.content, list):
             images += sum(map(_is_named, message.content))
         plain = plain and message.thinking_blocks is None and message.reasoning_content is None
     return Request(
-        told.messages,
+        read.messages,
         {key: value for key, value in fields.items() if key not in ("model", "stream", "stream_options", "n")},
-        told.model or "r2v",
-        bool(told.stream),
-        bool(told.stream_options and told.stream_options.include_usage),
-        told.max_completion_tokens or told.max_tokens,
-        told.metadata if source is None else source.get("metadata"),
+        read.model or "r2v",
+        bool(read.stream),
+        bool(read.stream_options and read.stream_options.include_usage),
+        read.max_completion_tokens or read.max_tokens,
+        read.metadata if source is None else source.get("metadata"),
         source or {},
         (len(body) if size is None else size) + IMAGE * images,
         length // 4,
@@ -185,9 +188,9 @@ def text_of(content: Any) -> str:
 
 def action_of(message: Mapping[str, Any]) -> Action:
     """An assistant message of a model as an action."""
-    calls = [call.get("function") or {} for call in message.get("tool_calls") or []]
-    told = [(str(function.get("name", "")), str(function.get("arguments", ""))) for function in calls]
-    return _action(text_of(message.get("content")), told)
+    functions = [call.get("function") or {} for call in message.get("tool_calls") or []]
+    calls = [(str(function.get("name", "")), str(function.get("arguments", ""))) for function in functions]
+    return _action(text_of(message.get("content")), calls)
 
 
 def _action(words: str, calls: Sequence[tuple[str, str]]) -> Action:
@@ -203,13 +206,39 @@ def _action(words: str, calls: Sequence[tuple[str, str]]) -> Action:
 
 def _call(name: str, arguments: str) -> Action:
     try:
-        told = msgspec.json.encode(msgspec.json.decode(arguments), order="sorted").decode()
+        canonical = msgspec.json.encode(msgspec.json.decode(arguments), order="sorted").decode()
     except (ValueError, RecursionError):
-        told = arguments
-    return Action(f"{name} {told}", (ToolCall(name, arguments),))
+        canonical = arguments
+    return Action(f"{name} {canonical}", (ToolCall(name, arguments),))
 
 
 _known_call = lru_cache(maxsize=8192)(_call)
+
+
+def logprobs_of(choice: Json, vocabulary: int | None) -> tuple[float | None, float | None]:
+    """Log-probability and entropy of a choice, in nats; None where the server does not tell them.
+
+    Args:
+        choice: of a chat completion, with `logprobs` or without.
+        vocabulary: number of tokens. What the listed alternatives leave out is spread evenly over the rest of it, or taken
+            as one token where the number is not known.
+
+    Returns:
+        (sum over the answer's tokens, entropy of its first token).
+    """
+    content = (choice.get("logprobs") or {}).get("content")
+    if not content:
+        return None, None
+    try:
+        logp = float(sum(token["logprob"] for token in content))
+        top = [math.exp(entry["logprob"]) for entry in content[0].get("top_logprobs") or []]
+    except (KeyError, TypeError, OverflowError):
+        return None, None
+    if not top or not math.isfinite(logp):
+        return (logp if math.isfinite(logp) else None), None
+    entropy, rest = -sum(p * math.log(p) for p in top if p > 0), 1 - sum(top)
+    others = 1 if vocabulary is None else vocabulary - len(top)
+    return logp, entropy - (rest * math.log(rest / others) if rest > 1e-9 and others > 0 else 0.0)
 
 
 def context_of(request: Request, horizon: int) -> Context:
@@ -222,19 +251,18 @@ def context_of(request: Request, horizon: int) -> Context:
         text = message.text
         if message.role == "assistant":
             observations.append(pending[0] if len(pending) == 1 else "\n".join(pending))
-            calls = message.tool_calls
-            told = [(call.function.name, call.function.arguments or "") for call in calls] if calls else []
-            actions.append(_action(text, told))
+            calls = [(call.function.name, call.function.arguments or "") for call in message.tool_calls or ()]
+            actions.append(_action(text, calls))
             pending = []
         else:
             if not goal and message.role == "user":
                 goal = text
             pending.append(text)
     observations.append("\n".join(pending))
-    total = sum(map(len, observations))
-    limit = max(CLIP, CLIP_TOTAL // len(observations)) if total > CLIP_TOTAL else total
-    seen = [clip(text, limit) for text in observations] if total > CLIP_TOTAL else observations
-    return Context(clip(goal, CLIP_TOTAL // 10), tuple(seen), tuple(actions), horizon)
+    if sum(map(len, observations)) > CLIP_TOTAL:
+        limit = max(CLIP, CLIP_TOTAL // len(observations))
+        observations = [clip(text, limit) for text in observations]
+    return Context(clip(goal, CLIP_TOTAL // 10), tuple(observations), tuple(actions), horizon)
 
 
 def clip(text: str, limit: int) -> str:
@@ -246,82 +274,5 @@ def fingerprint(request: Request, key: str) -> str:
     """A session id for clients that send none: the system prompt, the tools and the first user message, for one key."""
     first = next((i for i, message in enumerate(request.messages) if message.role == "user"), 0)
     head = [[message.role, message.content] for message in request.messages[: first + 1]]
-    told = msgspec.json.encode([key, head, request.fields.get("tools")])
-    return "auto-" + hashlib.sha256(told).hexdigest()[:24]
-
-
-def completion(choice: Json, usage: Json | None, *, model: str, identity: str, created: int) -> Json:
-    """A chat completion with one choice."""
-    return {
-        "id": f"chatcmpl-{identity}",
-        "object": "chat.completion",
-        "created": created,
-        "model": model,
-        "choices": [{**choice, "index": 0}],
-        "usage": usage or {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0},
-    }
-
-
-def chunks(answer: Json, include_usage: bool, extra: Json, size: int = 400) -> list[Json]:
-    """The same answer as stream chunks: role, text, calls, the end; `extra` goes into the last one."""
-    choice = answer["choices"][0]
-    message = choice["message"]
-    head = {"id": answer["id"], "object": "chat.completion.chunk", "created": answer["created"], "model": answer["model"]}
-
-    def chunk(delta: Json, finish: str | None = None) -> Json:
-        return {**head, "choices": [{"index": 0, "delta": delta, "finish_reason": finish}]}
-
-    found = [chunk({"role": "assistant", "content": ""})]
-    for text in pieces(message.get("content") or "", size):
-        found.append(chunk({"content": text}))
-    for key in ("reasoning_content", "refusal"):
-        if message.get(key):
-            found.append(chunk({key: message[key]}))
-    for i, call in enumerate(message.get("tool_calls") or []):
-        function = call.get("function") or {}
-        begin = {
-            "index": i,
-            "id": call.get("id"),
-            "type": "function",
-            "function": {"name": function.get("name"), "arguments": ""},
-        }
-        found.append(chunk({"tool_calls": [begin]}))
-        for text in pieces(function.get("arguments") or "", size):
-            found.append(chunk({"tool_calls": [{"index": i, "function": {"arguments": text}}]}))
-    found.append({**chunk({}, choice.get("finish_reason") or "stop"), "r2v": extra})
-    if include_usage:
-        found.append({**head, "choices": [], "usage": answer["usage"], "r2v": extra})
-    return found
-
-
-class StreamAccumulator:
-    """Puts a streamed answer together again."""
-
-    def __init__(self) -> None:
-        self._text, self._finish = "", None
-        self._calls: dict[int, Json] = {}
-
-    def add(self, choice: Json) -> None:
-        delta = choice.get("delta") or {}
-        self._text += delta.get("content") or ""
-        self._finish = choice.get("finish_reason") or self._finish
-        for part in delta.get("tool_calls") or []:
-            call = self._calls.setdefault(
-                part.get("index", 0), {"type": "function", "function": {"name": "", "arguments": ""}}
-            )
-            if part.get("id"):
-                call["id"] = part["id"]
-            function = part.get("function") or {}
-            call["function"]["name"] += function.get("name") or ""
-            call["function"]["arguments"] += function.get("arguments") or ""
-
-    @property
-    def choice(self) -> Json:
-        message: Json = {"role": "assistant", "content": self._text or None}
-        if self._calls:
-            message["tool_calls"] = [self._calls[i] for i in sorted(self._calls)]
-        return {"index": 0, "message": message, "finish_reason": self._finish or "stop"}
-
-
-def pieces(text: str, size: int = 400) -> Sequence[str]:
-    return [text[i : i + size] for i in range(0, len(text), size)]
+    identity = msgspec.json.encode([key, head, request.fields.get("tools")])
+    return "auto-" + hashlib.sha256(identity).hexdigest()[:24]

@@ -1,0 +1,418 @@
+"""A model behind HTTP, with what real servers need; `openai` and `anthropic` beside this file speak their protocols.
+
+Retries honour Retry-After; after failures in a row a model is not called for a while (circuit breaker); requests in flight
+and connections are limited for all calls of a client together. Cancelling a call cancels its requests. Keys are read from
+the environment and sent to their own server alone.
+
+A provider is a subclass of `Client` in a file of its own, listed in `r2v.clients.BUILT_IN` or as an entry point of
+`r2v.clients`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import math
+import os
+import re
+import time
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, TypeVar
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+import aiohttp
+import msgspec
+
+from r2v.clients.settings import ClientSettings
+from r2v.core.errors import SettingsError
+from r2v.core.types import Action, Candidate, Usage
+from r2v.messages.conversation import Json, Request, logprobs_of
+
+TOO_LONG = re.compile(r"context.{0,20}(length|window|size)|maximum context|too (long|many tokens)|exceed.{0,40}tokens", re.I)
+"""How servers say that a request does not fit: there is no common code for it."""
+RETRIED = (408, 409, 425, 429, 500, 502, 503, 504, 529)
+NO_USAGE = Usage()
+T = TypeVar("T")
+Part = tuple[list[Json], Json]
+"""(choices, usage) of one HTTP answer, in the neutral form."""
+
+
+class ModelError(RuntimeError):
+    """A model did not answer. `status` is what the gateway's client should see: that of a bad request, else 502."""
+
+    def __init__(self, reason: str, *, status: int = 502, clients_fault: bool = False) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.clients_fault = clients_fault
+        """The request itself was refused (HTTP 4xx): another model would refuse it, too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Numbers of tokens that a server counted; 0 where it did not say."""
+
+    prompt: int = 0
+    """The whole prompt."""
+    output: int = 0
+    cached: int = 0
+    """Of the prompt, read from the provider's cache."""
+    cache_written: int = 0
+    """Of the prompt, written to the provider's cache."""
+
+    def __add__(self, other: Tokens) -> Tokens:
+        return Tokens(
+            self.prompt + other.prompt,
+            self.output + other.output,
+            self.cached + other.cached,
+            self.cache_written + other.cache_written,
+        )
+
+    @property
+    def total(self) -> int:
+        return self.prompt + self.output
+
+    @classmethod
+    def of(cls, usage: Json) -> Tokens:
+        """From `usage` of a chat completion. Raises TypeError or ValueError where a count is none."""
+        details = usage.get("prompt_tokens_details") or {}
+        counts = (usage.get("prompt_tokens"), usage.get("completion_tokens"))
+        caches = (details.get("cached_tokens"), details.get("cache_creation_tokens"))
+        return cls(*(int(count or 0) for count in (*counts, *caches)))
+
+    @property
+    def usage(self) -> Json:
+        """`usage` of a chat completion."""
+        details = {"cached_tokens": self.cached}
+        if self.cache_written:
+            details["cache_creation_tokens"] = self.cache_written
+        return {
+            "prompt_tokens": self.prompt,
+            "completion_tokens": self.output,
+            "total_tokens": self.total,
+            "prompt_tokens_details": details,
+        }
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What one draw of candidates gave."""
+
+    choices: list[Json]
+    """In the neutral form: `message`, `finish_reason`, and `logprobs` where the server tells them."""
+    tokens: Tokens
+    usage: Usage
+    """One call, whatever the number of requests; counts that a server did not tell are None."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Pool:
+    """What belongs to one event loop."""
+
+    loop: asyncio.AbstractEventLoop
+    session: aiohttp.ClientSession
+    slots: asyncio.Semaphore
+    owner: AsyncGenerator[aiohttp.ClientSession, None]
+    dropped: weakref.finalize[..., Client]
+
+
+class Client(ABC):
+    path: ClassVar[str]
+    """Of its endpoint, below `base_url`."""
+    streams: ClassVar[bool] = False
+    """Whether `stream` is offered."""
+
+    def __init__(self, settings: ClientSettings, name: str) -> None:
+        """Raises SettingsError when the environment variable of the key is not set."""
+        self.settings, self.name = settings, name
+        self.attempts: dict[str, int] = {}
+        """Requests so far by outcome: an HTTP status, timeout, connection, garbage or stream."""
+        self.in_flight = 0
+        """Requests that are being answered now."""
+        self._url = settings.base_url.rstrip("/") + self.path
+        self._headers = {"content-type": "application/json", **self.headers(_key(settings, name))}
+        self._proxy = _proxy_of(self._url)
+        self._pool: _Pool | None = None
+        self._failures, self._open_until = 0, 0.0  # of the circuit breaker
+
+    # -- what a provider is ---------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def headers(self, key: str | None) -> dict[str, str]:
+        """HTTP headers besides the content type."""
+
+    @abstractmethod
+    async def answers(
+        self, request: Request, k: int, *, seed: int | None, logprobs: bool, authors: Mapping[str, str]
+    ) -> list[Part]:
+        """At least k choices, in as few requests (`post`) as the server allows; see `draw`. Raises ModelError."""
+
+    def stream(self, request: Request) -> AsyncGenerator[Json, None]:
+        """Chat-completion chunks of one answer as they come, the last with the usage. Raises ModelError, even midway."""
+        raise NotImplementedError(f"{type(self).__name__} does not stream")
+
+    # -- what callers use -----------------------------------------------------------------------------------------
+
+    async def draw(
+        self,
+        request: Request,
+        k: int,
+        *,
+        seed: int | None = None,
+        logprobs: bool = False,
+        authors: Mapping[str, str] | None = None,
+    ) -> Draw:
+        """k answers to one request.
+
+        Args:
+            request: in the neutral form.
+            k: number of answers.
+            seed: sent where the provider takes one; None: none is sent.
+            logprobs: whether to ask for log-probabilities and alternatives, where the server offers them.
+            authors: signature of a thinking block -> the model that wrote it; only that model is sent the block.
+
+        Raises:
+            ModelError: the model refused, keeps failing, or answered with something else than a completion.
+        """
+        self.check_length(request)
+        parts = await self.answers(request, k, seed=seed, logprobs=logprobs, authors=authors or {})
+        self.succeeded()
+        draw = self.priced(parts, k)
+        if len(draw.choices) < k:
+            raise ModelError(f"{self.name} answered with {len(draw.choices)} of {k} choices")
+        return draw
+
+    def priced(self, parts: Sequence[Part], k: int = 1) -> Draw:
+        """The first k choices of HTTP answers, with what all of the answers cost."""
+        choices = [choice for drawn, _ in parts for choice in drawn][:k]
+        tokens = self.read(lambda: sum((Tokens.of(usage) for _, usage in parts), Tokens()))
+        usage = sum((self._usage(raw) for _, raw in parts), NO_USAGE)
+        return Draw(choices, tokens, replace(usage, calls=1))
+
+    def candidates(self, draw: Draw, action: Callable[[Json], Action]) -> tuple[Candidate, ...]:
+        """The choices of a draw as candidates; `action` reads an assistant message."""
+        found = []
+        for i, choice in enumerate(draw.choices):
+            logp, entropy = logprobs_of(choice, self.settings.vocabulary)
+            found.append(Candidate(action(choice["message"]), logp, entropy, NO_USAGE if i else draw.usage))
+        return tuple(found)
+
+    def usd(self, tokens: Tokens) -> float:
+        """Price of so many tokens; 0.0 without a price."""
+        price = self.settings.price
+        if price is None:
+            return 0.0
+        cached = price.input if price.cached is None else price.cached
+        write = price.input if price.cache_write is None else price.cache_write
+        fresh = tokens.prompt - tokens.cached - tokens.cache_written
+        rates = ((fresh, price.input), (tokens.cached, cached), (tokens.cache_written, write), (tokens.output, price.output))
+        return sum(count * rate for count, rate in rates) / 1e6
+
+    def bound(self, request: Request, answers: int) -> tuple[int, float]:
+        """(tokens, USD) that so many answers can cost at most: every byte of the request a token, each answer the longest.
+        Servers without `n` read the request for each answer.
+        """
+        size, output = request.size, request.max_tokens or self.settings.max_output_tokens
+        dearest = max(self.usd(Tokens(size, output)), self.usd(Tokens(size, output, cache_written=size)))
+        return answers * (size + output), answers * dearest
+
+    async def probe(self) -> None:
+        """Raises ModelError when nothing answers at the base URL; any HTTP answer will do."""
+        pool, url, s = await self._connected(), self.settings.base_url, self.settings
+        timeout = aiohttp.ClientTimeout(sock_connect=s.connect_timeout_s, sock_read=s.connect_timeout_s)
+        try:
+            async with pool.session.get(url, proxy=self._proxy, allow_redirects=False, timeout=timeout):
+                pass
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise ModelError(f"{self.name} at {url} is not reachable ({type(error).__name__})") from None
+
+    @property
+    def available(self) -> bool:
+        """Whether the breaker lets requests through."""
+        return time.monotonic() >= self._open_until
+
+    def check_length(self, request: Request) -> None:
+        """Raises ModelError for a request that does not fit the model's context."""
+        most = self.settings.context_tokens
+        if most is not None and request.tokens > most:
+            raise ModelError(f"{self.name}: about {request.tokens} tokens do not fit its context of {most}")
+
+    async def close(self) -> None:
+        """Close the connections. Without it they are closed with the client, or when the event loop shuts down."""
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.dropped.detach()
+            if pool.loop is asyncio.get_running_loop():
+                await pool.owner.aclose()
+
+    # -- HTTP -----------------------------------------------------------------------------------------------------
+
+    async def post(self, body: Json) -> Any:
+        """The JSON that the server answers with, after as many tries as the settings allow. Raises ModelError."""
+        problem, status = "", 502
+        for attempt in range(self.settings.retries + 1):
+            self.check_available()
+            wait = self.settings.backoff_s * min(16, 2**attempt)
+            try:
+                async with self.sent(body) as response:
+                    status, content = response.status, await response.read()
+                self.count(str(status))
+                if status == 200:
+                    return msgspec.json.decode(content)
+                if status not in RETRIED:
+                    raise self.refusal(status, content)
+                problem = f"HTTP {status}"
+                wait = retry_after(response.headers.get("retry-after"), wait, self.settings.longest_wait_s)
+            except TimeoutError as error:
+                problem, status = f"no answer in time ({type(error).__name__})", 504
+                self.count("timeout")
+            except aiohttp.ClientError as error:
+                problem, status = f"connection failed ({type(error).__name__})", 502
+                self.count("connection")
+            except ValueError:
+                problem, status = "an answer that is not JSON", 502
+                self.count("garbage")
+            self.failed()
+            if attempt < self.settings.retries:
+                await asyncio.sleep(wait)
+        tries = "1 try" if attempt == 0 else f"{attempt + 1} tries"
+        raise ModelError(f"{self.name}: {problem} after {tries}", status=429 if status == 429 else 502)
+
+    @asynccontextmanager
+    async def sent(self, body: Json) -> AsyncIterator[aiohttp.ClientResponse]:
+        """The response to one request, within the limit of requests in flight."""
+        pool, encoded = await self._connected(), msgspec.json.encode(body)
+        async with pool.slots:
+            self.in_flight += 1
+            try:
+                # Of large bodies aiohttp wants a file, which it sends in pieces: the loop goes on in between.
+                data = encoded if len(encoded) < 2**20 else io.BytesIO(encoded)
+                async with pool.session.post(self._url, data=data, proxy=self._proxy, allow_redirects=False) as response:
+                    yield response
+            finally:
+                self.in_flight -= 1
+
+    async def _connected(self) -> _Pool:
+        """The connections of the event loop that runs: a process may run several loops, one after the other."""
+        loop = asyncio.get_running_loop()
+        if self._pool is None or self._pool.loop is not loop:
+            if self._pool is not None:
+                self._pool.dropped.detach()
+            owner = _sessions(self.settings, self._headers)
+            session = await anext(owner)
+            slots = asyncio.Semaphore(self.settings.concurrency)
+            self._pool = _Pool(loop, session, slots, owner, weakref.finalize(self, _close_soon, loop, owner))
+        return self._pool
+
+    def read(self, convert: Callable[[], T]) -> T:
+        """What `convert` makes of an answer. Raises ModelError where it cannot."""
+        try:
+            return convert()
+        except (KeyError, TypeError, ValueError, AttributeError):
+            self.count("garbage")
+            self.failed()
+            raise ModelError(f"{self.name} answered with something that is not a completion") from None
+
+    def refusal(self, status: int, content: bytes) -> ModelError:
+        """The error for an answer that no further try will change. What is too long for this model may fit another."""
+        explanation = _error_of(content)
+        fault = status in (400, 404, 413, 422) and not TOO_LONG.search(explanation)
+        reason = f"{self.name}: HTTP {status} {explanation}".rstrip()
+        return ModelError(reason, status=status if fault else 502, clients_fault=fault)
+
+    def check_available(self) -> None:
+        """Raises ModelError while the breaker is open."""
+        if not self.available:
+            raise ModelError(f"{self.name} is not called for a while after {self._failures} failures in a row")
+
+    def succeeded(self) -> None:
+        self._failures = 0
+
+    def failed(self) -> None:
+        self._failures += 1
+        if self.settings.breaker_failures is not None and self._failures >= self.settings.breaker_failures:
+            self._open_until = time.monotonic() + self.settings.breaker_s
+
+    def count(self, outcome: str) -> None:
+        self.attempts[outcome] = self.attempts.get(outcome, 0) + 1
+
+    def _usage(self, raw: Json) -> Usage:
+        tokens = Tokens.of(raw)
+        prompt = None if raw.get("prompt_tokens") is None else tokens.prompt
+        output = None if raw.get("completion_tokens") is None else tokens.output
+        known = prompt is not None and output is not None and self.settings.price is not None
+        return Usage(1, prompt, output, self.usd(tokens) if known else None)
+
+
+async def _sessions(settings: ClientSettings, headers: Mapping[str, str]) -> AsyncGenerator[aiohttp.ClientSession, None]:
+    """One session. It closes with its loop: what ends a loop (`asyncio.run`) closes the generators that have begun in it."""
+    session = aiohttp.ClientSession(
+        headers=headers,
+        connector=aiohttp.TCPConnector(limit=settings.concurrency),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        timeout=aiohttp.ClientTimeout(sock_connect=settings.connect_timeout_s, sock_read=settings.timeout_s),
+    )
+    try:
+        yield session
+    finally:
+        await session.close()
+        await asyncio.sleep(0.01)  # the transports close in the next rounds of the loop
+
+
+def _close_soon(loop: asyncio.AbstractEventLoop, owner: AsyncGenerator[aiohttp.ClientSession, None]) -> None:
+    """Of a client that nobody uses any more, perhaps in another thread."""
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(lambda: loop.create_task(_closed(owner)))
+
+
+async def _closed(owner: AsyncGenerator[aiohttp.ClientSession, None]) -> None:
+    await owner.aclose()
+
+
+async def all_of(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """The results of calls that run at once; one failure cancels the others."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(call) for call in calls]
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]
+
+
+def retry_after(value: str | None, otherwise: float, longest: float) -> float:
+    """Seconds to wait as a server's Retry-After header says, up to `longest`; `otherwise` where it says nothing."""
+    try:
+        seconds = float(value) if value else otherwise
+    except ValueError:
+        return otherwise  # an HTTP date: not worth a parser
+    return min(longest, max(0.0, seconds)) if math.isfinite(seconds) else otherwise
+
+
+def _key(settings: ClientSettings, name: str) -> str | None:
+    if settings.api_key_env is None:
+        return None
+    key = os.environ.get(settings.api_key_env, "").strip()
+    if not key:
+        raise SettingsError(f"environment variable {settings.api_key_env} is not set; it must hold the API key of {name}")
+    if not (key.isascii() and key.isprintable()):
+        raise SettingsError(f"environment variable {settings.api_key_env} holds characters that no API key has")
+    return key
+
+
+def _error_of(content: bytes) -> str:
+    """What the server said, short; it may be shown to the client who asked."""
+    try:
+        error = msgspec.json.decode(content)["error"]
+        return str(error["message"] if isinstance(error, dict) else error)[:300]
+    except (ValueError, KeyError, TypeError):
+        return ""
+
+
+def _proxy_of(url: str) -> str | None:
+    """The proxy that the environment names for this address (HTTPS_PROXY, NO_PROXY)."""
+    parts = urlsplit(url)
+    return None if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme)

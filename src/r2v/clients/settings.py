@@ -1,0 +1,56 @@
+"""Settings of a model behind HTTP, the same for the pipeline and the gateway."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from r2v.runtime.settings import Settings
+
+
+class PriceSettings(Settings):
+    """USD per million tokens. There is no default: an unknown price must not count as nothing."""
+
+    input: NonNegativeFloat
+    output: NonNegativeFloat
+    cached: NonNegativeFloat | None = None
+    """Of input read from the provider's cache; None: as other input."""
+    cache_write: NonNegativeFloat | None = None
+    """Of input written to the provider's cache, which Anthropic counts apart; None: as other input."""
+
+
+class ClientSettings(Settings):
+    provider: str = "openai"
+    """The protocol it speaks: openai (any `/chat/completions`), anthropic (`/v1/messages`), or a plug-in (`r2v.clients`)."""
+    base_url: str
+    """OpenAI style: up to and without /chat/completions, e.g. http://localhost:8000/v1. Anthropic: up to and without
+    /v1/messages."""
+    model: str
+    api_key_env: str | None = None
+    """Environment variable that holds the key; the key itself never stands in a file."""
+    price: PriceSettings | None = None
+    context_tokens: PositiveInt | None = None
+    """Requests that are longer, at four characters a token, are not sent; None: every request is."""
+    max_output_tokens: PositiveInt = 4096
+    """Where a request names no limit: Anthropic's API needs one, and a budget in money reserves that much."""
+    connect_timeout_s: PositiveFloat = 5.0
+    timeout_s: PositiveFloat = 120.0
+    retries: NonNegativeInt = 2
+    """Further tries after failures that may pass. A server's Retry-After is honoured up to `longest_wait_s`."""
+    backoff_s: PositiveFloat = 0.25
+    """Wait before the first further try where the server names none; it doubles each time, up to 16 times this."""
+    longest_wait_s: PositiveFloat = 20.0
+    concurrency: PositiveInt = 256
+    """Requests in flight at once, and connections, of one client."""
+    breaker_failures: PositiveInt | None = None
+    """Failures in a row after which it is not called for `breaker_s`; None: it always is."""
+    breaker_s: PositiveFloat = 15.0
+    offers_n: bool = True
+    """Whether one request may ask for several candidates; otherwise they are parallel requests."""
+    offers_logprobs: bool = True
+    top_logprobs: Annotated[int, Field(ge=0)] = 5
+    """Alternatives of each token to ask for: the entropy is computed from them."""
+    vocabulary: PositiveInt | None = None
+    """Its number of tokens: what the alternatives leave out is then spread evenly over the others, as where routers are
+    trained; None: it counts as one token."""
