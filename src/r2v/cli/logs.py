@@ -119,11 +119,11 @@ def _title(logs: Path) -> str:
 
 def _fit(read: tuple[list[Episode], int], kind: str, out: Path, *, seed: int, asked_share: float, as_json: bool) -> bool:
     """Whether there was enough to fit on."""
-    from r2v.logs.importing import verifier_of
+    from r2v.logs.importing import log_format
     from r2v.studies.fit_logs import fit_logs
 
     episodes, unknown = read
-    found = fit_logs(episodes, out, verifier=verifier_of(kind), seed=seed, asked_share=asked_share)
+    found = fit_logs(episodes, out, verifier=log_format(kind).verifier, seed=seed, asked_share=asked_share)
     typer.echo(f"{found.episodes} episodes with an outcome ({unknown} without one left out), {found.helped} of them helped")
     if found.refused is not None:
         typer.echo(f"no router: {found.refused}; about {found.episodes_needed} episodes would do")

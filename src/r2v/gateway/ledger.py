@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from r2v.core.errors import ArtifactError
-from r2v.core.types import Decision, Step
+from r2v.core.types import SOLVED, Decision, Step
 from r2v.gateway.settings import LimitSettings
 from r2v.runtime.upgrade import upgraded_step
 
@@ -38,6 +38,7 @@ CREATE TABLE IF NOT EXISTS lost (
   usd REAL NOT NULL
 );
 CREATE INDEX IF NOT EXISTS lost_of_session ON lost (session);
+CREATE TABLE IF NOT EXISTS tools (session TEXT PRIMARY KEY, text TEXT NOT NULL);
 PRAGMA user_version = 2;
 """
 COLUMNS = (
@@ -118,13 +119,17 @@ class Ledger:
     def close(self) -> None:
         self._db.close()
 
-    def write(self, entry: Entry) -> None:
-        """Raises sqlite3.Error when it cannot be written; then the answer must not leave."""
+    def write(self, entry: Entry, tools: bytes | None = None) -> None:
+        """`tools`: JSON of what the session may call, kept once. Raises sqlite3.Error when it cannot be written; then the
+        answer must not leave.
+        """
         values = [getattr(entry, name) for name in COLUMNS[:-1]]
         marks = ", ".join("?" * len(COLUMNS))
         self._db.execute(
             f"INSERT INTO steps ({', '.join(COLUMNS)}) VALUES ({marks})", (*values, _encoder.encode(entry.step))
         )
+        if tools is not None and tools != b"null":
+            self._db.execute("INSERT OR IGNORE INTO tools VALUES (?, ?)", (entry.session, tools.decode()))
 
     def lose(self, session: str, key: str, amount: Amount) -> None:
         """Note what a step that was given up can have cost. What cannot be written is forgotten with this process."""
@@ -138,6 +143,11 @@ class Ledger:
     def steps(self, session: str) -> list[Entry]:
         rows = self._db.execute(f"SELECT {', '.join(COLUMNS)} FROM steps WHERE session = ? ORDER BY t, time", (session,))
         return [_entry(row) for row in rows]
+
+    def tools(self, session: str) -> str:
+        """JSON of what the session was offered when it began; empty where nothing was, or the ledger is redacted."""
+        row = self._db.execute("SELECT text FROM tools WHERE session = ?", (session,)).fetchone()
+        return row[0] if row else ""
 
     def has(self, session: str) -> bool:
         return self._db.execute("SELECT 1 FROM steps WHERE session = ? LIMIT 1", (session,)).fetchone() is not None
@@ -166,7 +176,7 @@ class Ledger:
             "session ORDER BY MAX(rowid) DESC LIMIT ?) AND session NOT IN (SELECT session FROM steps WHERE arm = 'teacher')"
         )
         rows = self._db.execute(
-            f"SELECT s.session, s.risk, e.reward < 0.5 FROM ({ended}) e JOIN steps s ON s.session = e.session "
+            f"SELECT s.session, s.risk, e.reward < {SOLVED} FROM ({ended}) e JOIN steps s ON s.session = e.session "
             "WHERE s.risk IS NOT NULL", (sessions,),
         ).fetchall()  # fmt: skip
         return [(risk, float(failed)) for _, risk, failed in rows], len({session for session, _, _ in rows})

@@ -142,7 +142,7 @@ def load_configured(route: RouteSettings) -> Configured:
     if chosen_in_run is None:
         model = load_router(folder)
         chosen, calibrated = model.threshold, True
-        fitted_with = {"verifier": model.facts["verifier"]} if "verifier" in model.facts else {}
+        fitted_with = model.facts.get("fitted_with") or {k: v for k, v in model.facts.items() if k == "verifier"}
         make: Callable[[float], Router] = lambda t: model.router(name, t)  # noqa: E731
     else:
         if name == "restart":

@@ -35,6 +35,7 @@ from r2v.gateway.settings import GatewaySettings
 from r2v.gateway.upstream import Upstream, UpstreamError
 from r2v.messages import chat
 from r2v.messages.chat import Json, Request
+from r2v.messages.transcript import incoming, message_of
 from r2v.verifiers import VerifierName, verifier_named
 
 
@@ -281,10 +282,10 @@ class Service:
             facts["reason"], facts["model"], decision.score, decision.threshold, decision.propensity, small.usd, teacher.usd,
             self._saved(served), small.spent.tokens + teacher.spent.tokens, int(teacher.drawn > 0), small.drawn,
             facts["overhead-ms"], decision.route, _hash(context.goal) if redact else context.goal,
-            _redacted(step) if redact else step,
+            _redacted(step) if redact else _with_messages(step, served),
         )  # fmt: skip
         try:
-            self.ledger.write(entry)
+            self.ledger.write(entry, None if redact or served.session.t else served.request.tools)
         except Exception as error:  # disk full, locked, corrupt
             told = f"the ledger cannot be written ({error}); no answer was given"
             raise Refused(told, 503, {**facts, "reason": "ledger"}) from None
@@ -355,6 +356,13 @@ def _usage(served: ServedStep) -> Json:
 
 def _hash(text: str) -> str:
     return "sha256:" + hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16]
+
+
+def _with_messages(step: Step, served: ServedStep) -> Step:
+    answered = served.teacher if step.choice.source == "teacher" else served.small
+    reply = message_of(answered.choice(step.choice.action)["message"])
+    messages = incoming(served.request, first=not served.session.t)
+    return replace(step, choice=replace(step.choice, reply=reply), messages=messages)
 
 
 def _redacted(step: Step) -> Step:

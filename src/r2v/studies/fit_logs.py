@@ -19,17 +19,14 @@ from r2v.core.protocols import Floats
 from r2v.core.types import Episode
 from r2v.evaluation.prefixes import auroc_over_tasks
 from r2v.learning.labels import Rows
-from r2v.learning.settings import RouterSettings
 from r2v.maths.calibration import brier, ece
 from r2v.routers.mlp import RiskMLP
-from r2v.verifiers import VerifierName
 
 FOLDS = 5
 LEAST_FAILED = 20
 LEAST_TASKS = 50
 """Of each kind of outcome, and of tasks: below that the interval of the AUROC spans everything from chance to perfect."""
 WANTED_WIDTH = 0.1
-SETTINGS = RouterSettings(epochs=30, batch_size=1024)
 
 
 @dataclass(frozen=True)
@@ -58,6 +55,21 @@ class LogFit:
     refused: str | None
 
 
+def fitted_with(episodes: Sequence[Episode], verifier: str | None) -> dict[str, Any]:
+    """How the steps were seen, in the words of the gateway's `route`: served otherwise, the risk would be another one.
+
+    What the steps do not say, or do not agree on, is left out.
+    """
+    step_index, fraction = FEATURES.index("step_index"), FEATURES.index("horizon_fraction")
+    choices = [step.choice for episode in episodes for step in episode.steps if step.choice.features is not None]
+    counts = {len(choice.candidates) for choice in choices}
+    rows = [choice.features.values for choice in choices if choice.features is not None]
+    horizons = {round(row[step_index] / row[fraction]) for row in rows if row[fraction]}
+    found = {"verifier": verifier, **({"k": counts.pop()} if len(counts) == 1 else {})}
+    found |= {"horizon": horizons.pop()} if len(horizons) == 1 else {}
+    return {key: value for key, value in found.items() if value is not None}
+
+
 def own_steps(episodes: Sequence[Episode]) -> tuple[Rows, list[str]]:
     """Steps of the episodes that the small model played alone, labelled with the outcome; and the task of each.
 
@@ -80,7 +92,7 @@ def own_steps(episodes: Sequence[Episode]) -> tuple[Rows, list[str]]:
 
 
 def fit_logs(
-    episodes: Sequence[Episode], out: Path, *, verifier: VerifierName | None, seed: int = 0, asked_share: float = 0.15
+    episodes: Sequence[Episode], out: Path, *, verifier: str | None, seed: int = 0, asked_share: float = 0.15
 ) -> LogFit:
     """Fit and write a router folder to `out`, if the logs allow it.
 
@@ -88,11 +100,8 @@ def fit_logs(
     the threshold: without a teacher's outcomes no log can say which threshold reaches a target, so it is the share of steps
     that one is willing to ask on.
     """
-    import torch
+    from r2v.learning.tabular import fit_risk
 
-    from r2v.learning.router import fit_router
-
-    torch.set_num_threads(2)
     scored = [episode for episode in episodes if episode.success is not None]
     rows, tasks = own_steps(episodes)
     names, task_N = np.unique(tasks, return_inverse=True)
@@ -125,8 +134,8 @@ def fit_logs(
     last = fold_N == 0
     known = _known(rows)
     every = rows.columns(known)
-    facts = counts if verifier is None else {**counts, "verifier": verifier}
-    router = fit_router(every.where(~last), every.where(last), known, SETTINGS, "decoupled", seed=seed, facts=facts)
+    facts = {**counts, "fitted_with": fitted_with(scored, verifier)}
+    router = fit_risk(every.where(~last), every.where(last), known, seed=seed, facts=facts)
     risk_N = router.risk(every.x_NF, every.present_NF)
     threshold = float(np.quantile(risk_N, 1 - asked_share, method="higher"))
     router.with_threshold(threshold).save(out)
@@ -153,13 +162,13 @@ def folds(task_N: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
 
 def fold_models(rows: Rows, fold_N: NDArray[np.int64], seed: int) -> list[RiskMLP]:
     """For each fold, a risk fitted and calibrated on the others."""
-    from r2v.learning.router import fit_router
+    from r2v.learning.tabular import fit_risk
 
     models = []
     for fold in range(FOLDS):
         held, inner = fold_N == fold, fold_N == (fold + 1) % FOLDS
         train, check = rows.where(~held & ~inner), rows.where(inner)
-        models.append(fit_router(train, check, FEATURES, SETTINGS, "decoupled", seed=seed))
+        models.append(fit_risk(train, check, FEATURES, seed=seed))
     return models
 
 
