@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -18,7 +19,9 @@ from r2v.core.types import Action, ToolCall
 from r2v.gateway.ledger import Ledger
 from r2v.logs import BUILT_IN
 from r2v.logs.importing import import_logs, log_format
+from r2v.maths.stats import auroc
 from r2v.messages.transcript import conversation_of, message_of
+from r2v.routers.mlp import load_router
 from r2v.runtime.store import decode, encode, read_episodes, write_episodes
 from servers import KEY, Model, gateway, running, settings
 
@@ -174,6 +177,36 @@ def test_a_session_without_an_outcome_is_left_out_and_counted(tmp_path):
     opened._db.execute("DELETE FROM outcomes")
     opened.close()
     assert import_logs(ledger, "ledger") == ([], 1)
+
+
+def test_the_saved_network_is_the_mean_of_those_that_were_fitted(monkeypatch, tmp_path):
+    """ReLU written as GELU, three networks as one: scikit-learn's own logits, also after the folder is read again."""
+    from r2v.core.features import FEATURES
+    from r2v.learning import tabular
+    from r2v.learning.labels import Rows
+    from r2v.learning.linear import standardisation
+
+    rng = np.random.default_rng(0)
+    names, n = FEATURES[:6], 600
+    x, present = rng.normal(size=(n, 6)), rng.random((n, 6)) < 0.9
+    y = (rng.random(n) < 1 / (1 + np.exp(-3 * x[:, 0] * x[:, 1]))).astype(float)
+    rows = Rows(x, present, y, np.zeros(n, dtype=int), np.arange(n))
+    logits = []
+    mean, std = standardisation(x, present)
+    z = np.where(present, (x - mean) / std, 0.0)
+    whole = tabular._network
+
+    def kept(*args):
+        (w0, b0), (w1, b1) = layers = whole(*args)
+        logits.append((np.maximum(z @ w0 + b0, 0) @ w1 + b1)[:, 0])
+        return layers
+
+    monkeypatch.setattr(tabular, "_network", kept)
+    model = tabular.fit_risk(rows, rows, names, seed=1)
+    model.save(tmp_path)
+    assert np.abs(model.logit(x, present) - np.mean(logits, axis=0)).max() < 1e-3
+    assert (load_router(tmp_path).risk(x, present) == model.risk(x, present)).all()
+    assert auroc(model.risk(x, present), y) > 0.75  # the product of two features: no linear model could
 
 
 # -- plug-ins -----------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ def fit(
     kind: Format = "ledger",
     outcomes: Outcomes = None,
     asked_share: Annotated[
-        float, typer.Option(min=0.001, max=0.999, help="Share of the steps to ask on: places the threshold.")
+        float, typer.Option(min=0.001, max=0.999, help="Share of the steps to escalate: places the threshold.")
     ] = 0.15,
     seed: Annotated[int, typer.Option(help="Seed of the folds and of the fit.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="End with one JSON line.")] = False,
@@ -136,7 +136,7 @@ def _fit(read: tuple[list[Episode], int], kind: str, out: Path, *, seed: int, as
         assert found.brier is not None and found.base_brier is not None
         if low <= 0.5 or found.brier >= found.base_brier:
             typer.echo("nothing shows that these risks are better than the base rate: do not route on them")
-        typer.echo(f"router    {out}  (asks on {found.asked_share:.0%} of these steps)")
+        typer.echo(f"router    {out}  (escalates {found.asked_share:.0%} of these steps)")
         typer.echo(f"next      route: {{router: {out}, mode: shadow}} in the gateway's settings")
     if as_json:
         typer.echo(json.dumps({**asdict(found), "unknown_outcome": unknown, "format": kind}))

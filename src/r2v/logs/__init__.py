@@ -1,6 +1,6 @@
 """Recorded trajectories of other programs, and the gateway's ledger, as episodes. One module a format.
 
-A package adds its own by an entry point of the group `r2v.log_formats`, or is asked for as `package.module:Thing`: an
+A package adds its own by an entry point of the group `r2v.log_formats`, or is named as `package.module:Thing`: an
 object (or a class without arguments) like `r2v.logs.records.LogFormat`. `r2v.logs.importing.import_logs` reads with it.
 """
 

@@ -76,8 +76,8 @@ def _local_trials(path: Path) -> Iterator[tuple[str, Json]]:
 def convert(row: Mapping[str, Any], where: str) -> Recorded:
     """One trial; without an outcome where its steps, or a command among them, were not recorded."""
     steps = json.loads(row["steps"]) if isinstance(row["steps"], str) else row["steps"]
-    asked = [step["msg"] for step in steps or [] if step["src"] == "user" and not _is_pointer(step["msg"])]
-    goal = asked[0] if asked and asked[0] else row["task_name"]
+    goals = [step["msg"] for step in steps or [] if step["src"] == "user" and not _is_pointer(step["msg"])]
+    goal = goals[0] if goals and goals[0] else row["task_name"]
     commands = [
         (_command(step["tools"]), _seen(step["obs"])) for step in steps or [] if step["src"] == "agent" and step["tools"]
     ]

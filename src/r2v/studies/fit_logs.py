@@ -49,7 +49,7 @@ class LogFit:
     """For an interval of the AUROC of +-.05, by the width found here; or for a first fit."""
     threshold: float | None
     asked_share: float | None
-    """Share of the steps at or above the threshold."""
+    """Share of the steps that are escalated: at or above the threshold."""
     router: str | None
     """Folder, or None with `refused`."""
     refused: str | None
@@ -94,11 +94,15 @@ def own_steps(episodes: Sequence[Episode]) -> tuple[Rows, list[str]]:
 def fit_logs(
     episodes: Sequence[Episode], out: Path, *, verifier: str | None, seed: int = 0, asked_share: float = 0.15
 ) -> LogFit:
-    """Fit and write a router folder to `out`, if the logs allow it.
+    """Fit and write a router folder, if the logs allow it.
 
-    `verifier`: what scored the steps, where that is known; the folder says so, and the gateway uses it. `asked_share` places
-    the threshold: without a teacher's outcomes no log can say which threshold reaches a target, so it is the share of steps
-    that one is willing to ask on.
+    Args:
+        episodes: recorded ones with features, e.g. of `r2v.logs.importing.import_logs`.
+        out: the folder; nothing is written where the fit is refused.
+        verifier: what scored the steps, where that is known; the gateway then scores with the same.
+        seed: of the folds and of the fits.
+        asked_share: the share of steps that one is willing to escalate, which places the threshold: without a teacher's
+            outcomes no log can say which threshold reaches a target.
     """
     from r2v.learning.tabular import fit_risk
 
@@ -116,7 +120,7 @@ def fit_logs(
         "steps": len(rows),
     }
     if min(failed, solved) < LEAST_FAILED or len(names) < LEAST_TASKS:
-        told = (
+        refused = (
             f"{len(scored)} episodes of {len(names)} tasks, {failed} failed and {solved} solved by the small model alone: a "
             f"router needs at least {LEAST_TASKS} tasks and {LEAST_FAILED} episodes of each kind"
         )
@@ -125,7 +129,7 @@ def fit_logs(
         unknown: dict[str, Any] = dict.fromkeys(
             ("auroc", "auroc_ci95", "ece", "brier", "base_brier", "threshold", "asked_share", "router")
         )
-        return LogFit(**counts, **unknown, episodes_needed=needed, refused=told)
+        return LogFit(**counts, **unknown, episodes_needed=needed, refused=refused)
     fold_N = folds(task_N, seed)
     p_N = held_out_risk(rows, fold_N, seed)
     area, area_ci95 = auroc_over_tasks(p_N, rows.y_N, task_N, seed=seed)
