@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.neural_network import MLPClassifier
+from threadpoolctl import threadpool_limits
 
 from r2v.core.protocols import Floats
 from r2v.learning.labels import Rows
@@ -44,7 +45,8 @@ def fit_risk(
     z_NF, z_val_NF = (
         np.where(rows.present_NF, (rows.x_NF - mean_F) / std_F, 0.0).astype(np.float32) for rows in (train, validation)
     )
-    networks = [_network(z_NF, train.y_N, z_val_NF, validation.y_N, seed + i) for i in range(NETWORKS)]
+    with threadpool_limits(1):  # the products are small: a second thread costs more than it gives on a busy machine
+        networks = [_network(z_NF, train.y_N, z_val_NF, validation.y_N, seed + i) for i in range(NETWORKS)]
     hidden, out = zip(*networks, strict=True)
     layers = (
         (np.hstack([w for w, _ in hidden]) * SHARPNESS, np.hstack([b for _, b in hidden]) * SHARPNESS),
