@@ -278,7 +278,7 @@ class RunSettings(Settings):
 class LogSourceSettings(Settings):
     path: str
     format: str = "ledger"
-    """One of `r2v.logs.importing.FORMATS`."""
+    """See `r2v.logs.BUILT_IN`."""
     outcomes: str | None = None
     """JSON with outcomes by task, for logs that hold none."""
 

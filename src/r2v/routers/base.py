@@ -40,13 +40,13 @@ Play = Callable[[Mapping[str, "RouterBase"]], Mapping[str, Sequence[int]]]
 
 @dataclass(frozen=True)
 class FittedWith:
-    """The conditions of a fit; a router decides on the features that it knows under the same ones alone."""
+    """The conditions of a fit; a router decides on the features that it knows under the same ones alone. None: not known."""
 
-    k: int
+    k: int | None
     """Candidates a step."""
-    horizon: int
+    horizon: int | None
     """Steps of an episode."""
-    verifier: str
+    verifier: str | None
     view: View = "full"
     verifier_sha256: str | None = None
     """Of the verifier's source, where it is known."""
@@ -166,8 +166,9 @@ def _card(router: RouterBase) -> str:
     valid = (
         "It was fitted on nothing."
         if conditions is None
-        else f"It was fitted with {conditions.k} candidates a step, a horizon of {conditions.horizon} steps and the "
-        f"verifier {conditions.verifier}: it is valid for these, for its small model and for tasks like those it saw."
+        else f"It was fitted with {conditions.k or 'varying'} candidates a step, a horizon of {conditions.horizon or 'varying'}"
+        f" steps and the verifier {conditions.verifier or 'of its gateway'}: it is valid for these, for its small model and "
+        "for tasks like those it saw."
     )
     return f"""# Router {router.name}
 
@@ -215,6 +216,18 @@ class FitData:
     def settings_of(self, router: type[RouterBase]) -> Any:
         """The own settings of a router, as its `Settings`."""
         return own_settings(router, self.options.get(router.name, {}))
+
+    @property
+    def k(self) -> int:
+        """Candidates a step."""
+        assert self.fitted_with.k is not None
+        return self.fitted_with.k
+
+    @property
+    def horizon(self) -> int:
+        """Steps of an episode."""
+        assert self.fitted_with.horizon is not None
+        return self.fitted_with.horizon
 
     @cached_property
     def rollouts(self) -> list[Episode]:
