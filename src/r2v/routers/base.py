@@ -162,14 +162,12 @@ def _card(router: RouterBase) -> str:
     facts = {**router.facts, **(router.model.facts if router.model else {})}
     told = "\n".join(f"- {key.replace('_', ' ')}: {value}" for key, value in facts.items())
     point = "not chosen yet" if router.threshold is None else f"{router.threshold:.4f}"
-    conditions = router.fitted_with
-    valid = (
-        "It was fitted on nothing."
-        if conditions is None
-        else f"It was fitted with {conditions.k or 'varying'} candidates a step, a horizon of {conditions.horizon or 'varying'}"
-        f" steps and the verifier {conditions.verifier or 'of its gateway'}: it is valid for these, for its small model and "
-        "for tasks like those it saw."
-    )
+    valid = "It was fitted on nothing."
+    if (c := router.fitted_with) is not None:
+        valid = (
+            f"It was fitted with {c.k or 'varying'} candidates a step, a horizon of {c.horizon or 'varying'} steps and the "
+            f"verifier {c.verifier or 'of its gateway'}: it is valid for these, for its small model and for such tasks."
+        )
     return f"""# Router {router.name}
 
 {(type(router).__doc__ or "").strip().splitlines()[0]}
