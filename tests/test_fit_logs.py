@@ -14,7 +14,7 @@ from r2v.cli import cli
 from r2v.core.errors import ArtifactError, SettingsError
 from r2v.logs.importing import import_logs
 from r2v.pipeline.settings import LogsSettings
-from r2v.routers.mlp import load_router
+from r2v.routers import load_router
 from r2v.runtime.settings import load
 from r2v.runtime.store import read_episodes
 from r2v.studies.fit_logs import fit_logs, own_steps

@@ -11,9 +11,7 @@ import typer
 from r2v.core.errors import SettingsError
 from r2v.core.types import Episode
 
-cli = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Learn when to ask the teacher."
-)
+cli = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Step-level routing for LLM agents.")
 
 MAX_SEED = 999_999
 """So that the perturbation seeds of evaluations and of certificates never meet."""
