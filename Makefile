@@ -1,8 +1,13 @@
-# quickstart: learn when to ask, and prove it in closed loop (minutes on two cores).  test: run the tests.
+# quickstart: learn when to escalate, and play the result in closed loop (minutes on two cores).
+# quick: the tests of the inner loop (under two minutes).  test: all tests.  check: what CI runs.
 # science: every router, and the ablation tables, on top of the quickstart (some 15 minutes more).
-.PHONY: quickstart science test check lint types package clean
+# mutants: how many small faults the tests notice, by room (hours; ROOMS=core SAMPLE=100 makes it shorter).
+.PHONY: quickstart science quick test check lint types package mutants clean
 
 EXTRAS ?= train,serve,dev
+PYTEST = .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+ROOMS ?= core routers gateway evaluation
+SAMPLE ?= 1000000
 
 quickstart:
 	@scripts/setup.sh train
@@ -12,10 +17,13 @@ science: quickstart
 	.venv/bin/r2v run examples/household.yaml --out runs/quickstart --set routers=all --set evaluate.clairvoyant=400
 	.venv/bin/r2v ablate runs/quickstart
 
-# On two cores, a file each. What fails there, because a busy machine answered late, has to pass alone.
+quick:
+	@scripts/setup.sh $(EXTRAS)
+	$(PYTEST) -m quick --durations=10 --durations-min=2
+
 test:
 	@scripts/setup.sh $(EXTRAS)
-	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder || .venv/bin/python -m pytest --last-failed
+	$(PYTEST)
 
 # What CI runs, in its order.
 check: lint types package test
@@ -31,7 +39,11 @@ types:
 
 package:
 	@scripts/setup.sh $(EXTRAS)
-	scripts/package.sh
+	.venv/bin/python scripts/package.py
+
+mutants:
+	@scripts/setup.sh $(EXTRAS)
+	.venv/bin/python scripts/mutate.py $(ROOMS) --sample $(SAMPLE)
 
 clean:
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -50,9 +50,9 @@ def answer() -> bytes:
             "function": {"name": "look", "arguments": f'{{"where": "place {i % 2}"}}'},
         }
         top = [{"token": "x", "logprob": -0.2, "bytes": None}, {"token": "y", "logprob": -2.0, "bytes": None}]
-        told = [{"token": "x", "logprob": -0.2, "bytes": None, "top_logprobs": top}] * 12
+        content = [{"token": "x", "logprob": -0.2, "bytes": None, "top_logprobs": top}] * 12
         message = {"role": "assistant", "content": None, "tool_calls": [call]}
-        choices.append({"index": i, "message": message, "finish_reason": "tool_calls", "logprobs": {"content": told}})
+        choices.append({"index": i, "message": message, "finish_reason": "tool_calls", "logprobs": {"content": content}})
     usage = {"prompt_tokens": 3000, "completion_tokens": 48, "total_tokens": 3048}
     head = {"id": "x", "object": "chat.completion", "created": 0, "model": "instant"}
     return json.dumps({**head, "choices": choices, "usage": usage}).encode()
@@ -61,8 +61,8 @@ def answer() -> bytes:
 def upstream(port: int) -> None:
     import uvicorn
 
-    told = answer()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(told)).encode())]
+    completion = answer()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(completion)).encode())]
 
     delta = {"id": "x", "object": "chat.completion.chunk", "created": 0, "model": "instant"}
     pieces = [{"content": "first"}, {"content": " second"}, {}]
@@ -71,22 +71,22 @@ def upstream(port: int) -> None:
     async def app(scope, receive, send) -> None:
         if scope["type"] == "http":
             message = await receive()
-            asked, more = message.get("body", b""), message.get("more_body", False)
+            received, more = message.get("body", b""), message.get("more_body", False)
             while more:
                 message = await receive()
-                asked, more = asked + message.get("body", b""), message.get("more_body", False)
-            if b'"stream":true' in asked:
+                received, more = received + message.get("body", b""), message.get("more_body", False)
+            if b'"stream":true' in received:
                 await send(
                     {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]}
                 )
                 for event in events:
-                    told_event = b"data: " + json.dumps(event).encode() + b"\n\n"
-                    await send({"type": "http.response.body", "body": told_event, "more_body": True})
+                    event_line = b"data: " + json.dumps(event).encode() + b"\n\n"
+                    await send({"type": "http.response.body", "body": event_line, "more_body": True})
                     await asyncio.sleep(0.02)
                 await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
                 return
             await send({"type": "http.response.start", "status": 200, "headers": headers})
-            await send({"type": "http.response.body", "body": told})
+            await send({"type": "http.response.body", "body": completion})
 
     uvicorn.run(app, port=port, log_level="warning", access_log=False, lifespan="off")
 
@@ -113,17 +113,18 @@ def pass_through(port: int, to: int) -> None:
 
 
 def gateway(port: int, to: int, folder: str) -> None:
-    from r2v.routers.mlp import Calibration, RiskMLP
 
     from r2v.core.features import EXTENDED
+    from r2v.core.mlp import RiskMLP
     from r2v.gateway.serve import serve
     from r2v.gateway.settings import GatewaySettings
+    from r2v.routers.r2v import R2V
 
     os.environ["R2V_API_KEY"] = KEY
     draw, sizes = np.random.default_rng(0), (len(EXTENDED), 128, 64, 1)  # the size of a fitted one
     layers = [(draw.normal(size=(a, b)) / a, np.zeros(b)) for a, b in pairwise(sizes)]
     ones = np.ones(len(EXTENDED))
-    RiskMLP(EXTENDED, 0 * ones, ones, tuple(layers), Calibration(), 2.0, {}).save(Path(folder, "router"))
+    R2V(threshold=2.0, risk=RiskMLP(EXTENDED, 0 * ones, ones, tuple(layers))).save(Path(folder, "router"))
     model = {"base_url": f"http://127.0.0.1:{to}/v1", "model": "instant", "price": {"input": 1, "output": 1}}
     route = {
         "k": 4,
@@ -131,7 +132,7 @@ def gateway(port: int, to: int, folder: str) -> None:
         "stream": "early",
     }  # its threshold is above all risks: all streams are early
     raw = {
-        "version": 1, "models": {"small": model, "teacher": model}, "route": route,
+        "version": 1, "models": {"slm": model, "teacher": model}, "route": route,
         "server": {"port": port}, "store": {"path": f"{folder}/ledger.db"}, "budget": {"session": {"usd": 1e9}},
     }  # fmt: skip
     serve(GatewaySettings.model_validate(raw), mock=False, announce=lambda url: None)

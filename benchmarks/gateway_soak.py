@@ -72,7 +72,7 @@ def gateway(port: int, folder: str) -> None:
             "base_url": f"http://127.0.0.1:{port - 2 + i}/v1", "model": name, "price": {"input": 1 + 9 * i, "output": 4},
             "timeout_s": 5, "breaker_failures": 50, "max_output_tokens": 200,
         }
-        for i, name in enumerate(("small", "teacher"))
+        for i, name in enumerate(("slm", "teacher"))
     }  # fmt: skip
     raw = {
         "version": 1, "models": models, "route": {"k": 4, "router": "entropy", "threshold": 0.7},
@@ -170,7 +170,7 @@ def main() -> None:
         counted = f"{folder}/teacher.txt"
         context = multiprocessing.get_context("spawn")
         processes = [
-            context.Process(target=model, args=(port, "small", None)),
+            context.Process(target=model, args=(port, "slm", None)),
             context.Process(target=model, args=(port + 1, "teacher", counted)),
             context.Process(target=gateway, args=(port + 2, folder)),
         ]

@@ -86,9 +86,9 @@ class Mutate(ast.NodeTransformer):
 
 def mutants(problem: Problem, count: int) -> list[str]:
     counter = Mutate(0)
-    counter.served(ast.parse(problem.prompt + problem.canonical))
+    counter.visit(ast.parse(problem.prompt + problem.canonical))
     places = random.Random(problem.id).sample(range(1, counter.seen + 1), min(count, counter.seen))
-    trees = [Mutate(place).served(ast.parse(problem.prompt + problem.canonical)) for place in places]
+    trees = [Mutate(place).visit(ast.parse(problem.prompt + problem.canonical)) for place in places]
     return [ast.unparse(ast.fix_missing_locations(tree)) for tree in trees]
 
 

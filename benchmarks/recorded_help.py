@@ -4,7 +4,7 @@ weak and a strong model's answers to the same questions.  `python benchmarks/rec
 MINT. One row is a (model, task) pair that was recorded both ways. From the first step of the episode without help (what the
 model did, what came back) the estimators predict P(fails alone), the gain of help, and P(fails alone) x P(solved | failed
 alone, helped). Each helps the same share of pairs on tasks that it was not fitted on; random help is the yardstick.
-The helper's decision process is fitted on the turns of both kinds of episodes and asked what never and always helping do.
+The helper's decision process is fitted on the turns of both kinds of episodes; it predicts what never and always helping do.
 RouteLLM. The query router (bag of words) against chance: area of recovered performance over the share of strong calls.
 """
 
@@ -99,8 +99,8 @@ def predictions(d: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def gained(d: dict[str, np.ndarray], score: np.ndarray, share: float, weights_BT: np.ndarray) -> np.ndarray:
     """Success gained by helping this share of the pairs, for each resample of tasks."""
-    ask = score >= np.quantile(score, 1 - share)
-    gain_T = np.bincount(d["task"], ask * (d["helped"] - d["alone"]), minlength=weights_BT.shape[1])
+    helped = score >= np.quantile(score, 1 - share)
+    gain_T = np.bincount(d["task"], helped * (d["helped"] - d["alone"]), minlength=weights_BT.shape[1])
     count_T = np.bincount(d["task"], minlength=weights_BT.shape[1])
     return np.asarray((weights_BT @ gain_T) / (weights_BT @ count_T))
 
@@ -128,7 +128,7 @@ def mint(path: Path) -> dict[str, Any]:
 
 
 def helper(episodes: list[dict[str, Any]]) -> dict[str, Any]:
-    """The decision process of the turns, fitted on half of the tasks; what it says and what the other half shows."""
+    """The decision process of the turns, fitted on half of the tasks; what it predicts and what the other half shows."""
     half = defaultdict(list)
     both_ways = {e["model"] for e in episodes if (e["teacher"], e["feedback_kind"]) == FEEDBACK}
     for e in episodes:
@@ -150,8 +150,8 @@ def helper(episodes: list[dict[str, Any]]) -> dict[str, Any]:
     }
     forced = Mdp(mdp.p_HASS[:, 1:], mdp.win_HAS[:, 1:], mdp.start_S, np.zeros(1))
     budgets = {str(c): meet_budget(mdp, c).success for c in (0.5, 1.0, 2.0)}
-    said = {"never": plan(mdp, 2.0).success, "always": plan(forced, 0.0).success, "best": plan(mdp, 0.0).success}
-    return {"said": said, "seen": seen, "said at a budget of turns": budgets}
+    predicted = {"never": plan(mdp, 2.0).success, "always": plan(forced, 0.0).success, "best": plan(mdp, 0.0).success}
+    return {"predicted": predicted, "seen": seen, "predicted at a budget of turns": budgets}
 
 
 def key_of(task: str, step: dict[str, Any]) -> int:

@@ -1,8 +1,9 @@
-"""Shared fixtures: small real parts, made once."""
+"""Shared fixtures: small real parts, made once. Which tests are slow, and which may be skipped in CI."""
 
 from __future__ import annotations
 
 import os
+import re
 import tarfile
 from pathlib import Path
 
@@ -11,6 +12,49 @@ import pytest
 from r2v.domains.household.scenes import SceneSettings, make_tasks
 
 SMALL = SceneSettings(house="small", receptacles=(5, 8), objects=(6, 11))
+
+SLOW = {
+    # whole runs of the pipeline, and training
+    "test_pipeline.py",
+    "test_humaneval_run.py",
+    "test_terminal_run.py",
+    "test_household_real.py",
+    "test_slm.py",
+    "test_gateway_household.py",
+    "test_fit_logs.py::test_a_run_on_own_logs_inspects_and_fits",
+    # other engines, recorded games
+    "test_household_textworld.py",
+    "test_traces.py::test_our_engine_answers_a_real_model_as_alfworld_did",
+    "test_traces.py::test_where_the_game_is_at_hand_every_step_is_compared",
+    "test_traces.py::test_real_traces_are_inspected",
+    "test_traces.py::test_the_expert_rescues_a_real_model_and_gaps_are_counted",
+    "test_traces.py::test_alfworld_example_finds_real_games_and_collects",
+    # other people's programs: browsers, Redis and nginx, agent frameworks
+    "test_gateway_replicas.py",
+    "test_gateway.py::test_the_frameworks_people_use",
+    "test_gateway.py::test_the_page_shows_sessions_in_a_browser_and_no_markup_of_models",
+    "test_gateway.py::test_a_killed_server_has_every_answered_step_in_its_ledger",
+    "test_gateway.py::test_fuzzed_requests_never_break_it",
+    "test_report.py::test_a_browser_shows_the_episodes",
+    # programs that only end when their limit does; all terminal tasks, solved and cheated
+    "test_sandbox.py::test_what_takes_too_much_is_stopped",
+    "test_sandbox.py::test_it_is_stopped_without_namespaces_too",
+    "test_terminal.py::test_the_reference_passes_and_an_empty_attempt_fails",
+    "test_terminal.py::test_a_task_starts_from_the_same_bytes_and_times",
+    "test_terminal.py::test_cheats_fail",
+    "test_terminal.py::test_half_right_attempts_fail",
+}
+"""Files, or `file::test`, that are not quick; every other test is. `make quick` stays under two minutes on two cores."""
+
+MAY_BE_SKIPPED = (
+    r"no real data at .*",  # the recorded data do not come with the repository
+    r".*/shared/data/.* is not here",
+    r"this host allows no namespaces, only .*",
+    r"not root: without namespaces .*",
+    r"no /dev/full on this system",
+    r"no /proc on this system",
+)
+"""Why a test may be skipped where CI is set: what the machine or the clone cannot have, never a package or a program."""
 
 
 @pytest.fixture(scope="session")
@@ -41,6 +85,46 @@ def games(shared_data, tmp_path_factory) -> Path:
     return folder
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "quick: the inner loop, `make quick`; set here for all tests that are not in SLOW")
+    config.addinivalue_line("markers", "slow: the rest")
+    if os.environ.get("CI") and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(NoSilentSkips(), "no-silent-skips")
+
+
 def pytest_collection_modifyitems(items):
-    """The longest file first: where files are shared out to two processes, one would wait for it at the end."""
+    """Marks; and the longest file first: where files are shared out to two processes, one would wait for it at the end."""
+    for item in items:
+        name = f"{item.path.name}::{getattr(item, 'originalname', item.name)}"
+        item.add_marker("slow" if item.path.name in SLOW or name in SLOW else "quick")
     items.sort(key=lambda item: item.path.name != "test_pipeline.py")
+
+
+class NoSilentSkips:
+    """Fails the run if a test was skipped for a reason that is not in MAY_BE_SKIPPED."""
+
+    def __init__(self) -> None:
+        self.wrong: list[str] = []
+
+    def pytest_runtest_logreport(self, report):
+        self._look(report)
+
+    def pytest_collectreport(self, report):
+        self._look(report)
+
+    def _look(self, report) -> None:
+        if not report.skipped or hasattr(report, "wasxfail"):
+            return
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        reason = reason.removeprefix("Skipped: ")
+        if not any(re.fullmatch(allowed, reason, re.DOTALL) for allowed in MAY_BE_SKIPPED):
+            self.wrong.append(f"{report.nodeid}: {reason}")
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self, session):
+        if self.wrong:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter):
+        for line in self.wrong:
+            terminalreporter.write_line(f"SKIPPED, and not on the list in tests/conftest.py: {line}", red=True)

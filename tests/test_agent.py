@@ -9,8 +9,9 @@ import pytest
 from r2v.clients.scripted import ScriptedPolicy
 from r2v.core.agent import AgentModels, Forked, Noisy, Routed, Solo
 from r2v.core.features import best
+from r2v.core.fixed import Always, Never
 from r2v.core.types import Action, Candidate, Decision, Memory, Usage
-from r2v.routers.baselines import Always, Never, Random
+from r2v.routers.random import Random
 from r2v.routers.threshold import Budgeted, ThresholdRouter
 from toy import Flat, Toy, routed, run
 
@@ -69,7 +70,7 @@ def test_a_budget_is_never_exceeded():
 def test_random_asks_at_its_rate_and_logs_the_propensity():
     asked = []
     for z in range(200):
-        for step in run(routed(router=Random(0.3)), seed=z, horizon=5).steps:
+        for step in run(routed(router=Random(threshold=0.3)), seed=z, horizon=5).steps:
             decision = step.choice.decision
             asked.append(decision.route == "escalate")
             assert decision.propensity == pytest.approx(0.3 if asked[-1] else 0.7)
@@ -83,7 +84,7 @@ def test_step_seeds_do_not_depend_on_the_agent():
             return await super().propose(context, k, seed=seed)
 
     first, second = Recorder(lambda c: "press blue"), Recorder(lambda c: "press blue")
-    for policy, router in ((first, Always()), (second, Random(0.5))):
+    for policy, router in ((first, Always()), (second, Random(threshold=0.5))):
         models = AgentModels(policy, ScriptedPolicy(lambda c: "press red"), Flat(), 3)
         run(Routed(models, router), horizon=3)
     assert first.seeds == second.seeds

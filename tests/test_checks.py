@@ -6,7 +6,6 @@ import asyncio
 from dataclasses import replace
 
 import pytest
-from r2v.routers.baselines import Always, Never, Random, entropy, heuristic, verifier
 
 from r2v.core.checks import (
     CheckFailed,
@@ -17,6 +16,7 @@ from r2v.core.checks import (
     check_verifier,
 )
 from r2v.core.features import FEATURES
+from r2v.core.fixed import Always, Never
 from r2v.core.types import Action, Candidate, Context, Features, Usage
 from r2v.domains.household import DOMAIN
 from r2v.domains.household.env import Household
@@ -25,7 +25,7 @@ from r2v.domains.household.scenes import generate
 from r2v.domains.household.verifier import HouseholdVerifier
 from r2v.perturbations import FAMILIES
 from r2v.perturbations.wrap import Perturbed
-from r2v.routers.threshold import ThresholdRouter
+from r2v.routers import router_class
 from toy import Flat, Toy
 
 ROOM = "You are in the middle of a room. Looking quickly around you, you see a drawer 2, a drawer 1, and a shelf 1."
@@ -55,12 +55,8 @@ def test_our_own_implementations_conform(small_tasks, small_scenes):
         check_perturbation(
             lambda s, family=family: DOMAIN.perturbation(family, s, CONTEXT.goal), [ROOM, SHELF, "Nothing happens."]
         )
-    for router in (
-        Never(),
-        Always(),
-        Random(0.5),
-        *(ThresholdRouter("t", f, 0.5) for f in (entropy, heuristic, verifier)),
-    ):
+    rules = [router_class(name)().at(0.5) for name in ("random", "entropy", "heuristic", "verifier", "judge_latch")]
+    for router in (Never(), Always(), *rules):
         check_router(router, ROWS, CONTEXT)
 
 

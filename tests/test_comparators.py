@@ -13,25 +13,21 @@ from hypothesis import strategies as st
 from r2v.clients.scripted import ScriptedPolicy
 from r2v.core.agent import AgentModels, Routed
 from r2v.core.features import FEATURES
+from r2v.core.fixed import Always, Never, Redraw
+from r2v.core.mlp import linear
 from r2v.core.types import RESTART, Action, Context, Features, Memory
-from r2v.learning.comparators import fit_band, fit_goal, fit_linucb, renewal_at, running_means
 from r2v.learning.linear import fit_logistic, fit_ridge
-from r2v.routers.baselines import Always, Never, Redraw
-from r2v.routers.comparators import (
-    CascadeRouting,
-    Conformal,
-    GoalModel,
-    JudgeLatch,
-    LinUCB,
-    Mixture,
-    Query,
-    Renewal,
-    Restart,
-)
+from r2v.routers.bandit import Bandit, fit_linucb
+from r2v.routers.cascade_routing import CascadeRouting
+from r2v.routers.conformal import Conformal, fit_band, running_means
+from r2v.routers.helper import Helper, Mixture
 from r2v.routers.interventions import Intervention
+from r2v.routers.judge_latch import JudgeLatch
+from r2v.routers.query import Query, fit_goal
+from r2v.routers.restart import Renewal, Restart, renewal_at
 from r2v.routers.threshold import ThresholdRouter
 from test_help import Copyable
-from toy import Flat, Toy, played_episode, routed, run
+from toy import Flat, Scored, Toy, played_episode, routed, run
 
 
 def features(**values: float) -> Features:
@@ -44,7 +40,7 @@ def context(t: int = 0, goal: str = "press red.", horizon: int = 20) -> Context:
 
 
 def test_a_query_router_decides_once_on_the_goal_alone():
-    router = Query(GoalModel(-1.0, {"red": 3.0}), 0.5)
+    router = Query(bias=-1.0, weights={"red": 3.0}, threshold=0.5)
     hard, easy = context(goal="press red."), context(goal="press blue.")
     assert router.decide(hard, features(), Memory(), seed=1).route == "takeover"
     assert router.decide(easy, features(first_token_entropy=9), Memory(), seed=1).route == "continue"
@@ -54,7 +50,8 @@ def test_a_query_router_decides_once_on_the_goal_alone():
 
 
 def test_the_goal_model_learns_which_words_are_hard():
-    fitted = fit_goal(["find a cup", "heat a cup"] * 40, [False, True] * 40)
+    bias, weights = fit_goal(["find a cup", "heat a cup"] * 40, [False, True] * 40)
+    fitted = Query(bias=bias, weights=weights)
     assert fitted.risk("heat an egg") > 0.7 > 0.3 > fitted.risk("find an egg")
 
 
@@ -80,14 +77,14 @@ def test_ridge_predicts_and_shrinks_noise_to_its_mean():
 
 
 def test_a_judge_needs_two_objections_in_a_row_and_then_latches():
-    router = JudgeLatch(0.5)
+    router = JudgeLatch(threshold=0.5)
     memory, routes = Memory(), []
     for best in (0.2, 0.9, 0.2, 0.2):  # an objection, none, two in a row
         decision = router.decide(context(), features(verifier_best=best), memory, seed=0)
         routes.append(decision.route)
         memory = replace(memory, decisions=(*memory.decisions, decision))
     assert routes == ["continue", "continue", "continue", "takeover"]
-    episode = run(routed(router=JudgeLatch(0.4)), horizon=8)  # Flat scores everything .5: it objects each time
+    episode = run(routed(router=JudgeLatch(threshold=0.4)), horizon=8)  # Flat scores everything .5: it objects each time
     assert [step.choice.source for step in episode.steps] == ["slm", "teacher", "teacher", "teacher"]
 
 
@@ -119,7 +116,7 @@ def test_too_few_episodes_for_an_alpha_give_no_alarms():
 
 def test_the_monitor_latches_when_the_mean_risk_leaves_the_band():
     quiet = [np.full(10, 0.1) + 0.01 * i for i in range(20)]
-    router = Conformal(lambda f: f.values[0], fit_band(quiet, quiet, 10), 0.1)
+    router = Conformal(risk=Scored(lambda f: f.values[0]), band=fit_band(quiet, quiet, 10), threshold=0.1)
     memory, routes = Memory(), []
     for risk in (0.1, 0.1, 0.9):
         decision = router.decide(context(), features(first_token_entropy=risk), memory, seed=0)
@@ -139,13 +136,15 @@ def test_running_means_are_those_of_the_recorded_scores():
 def test_the_bandit_prefers_the_better_arm_and_what_was_tried_little():
     slm, teacher = played_episode(), run(routed(router=Always()))
     bad = replace(slm, success=False)
-    learned = fit_linucb([bad] * 20 + [teacher] * 20, bonus=0.0)
+    gain, inverse = fit_linucb([bad] * 20 + [teacher] * 20)
+    learned = Bandit(gain=gain, inverse_AFF=inverse, bonus=0.0)
     row = teacher.steps[0].choice.features
     assert learned.score(row) > 0.5
     n = len(FEATURES) + 1
     often, rarely = np.eye(n) / 100, np.eye(n)  # inverse of what each arm has seen
-    bold = LinUCB(learned.scale, np.stack([often, rarely]), 1.0)
-    assert bold.score(row) > learned.score(row) > LinUCB(learned.scale, np.stack([rarely, often]), 1.0).score(row)
+    bold = Bandit(gain=gain, inverse_AFF=np.stack([often, rarely]), bonus=1.0)
+    shy = Bandit(gain=gain, inverse_AFF=np.stack([rarely, often]), bonus=1.0)
+    assert bold.score(row) > learned.score(row) > shy.score(row)
 
 
 def test_the_bandits_choice_is_nearly_as_good_as_the_best_arm():
@@ -158,7 +157,8 @@ def test_the_bandits_choice_is_nearly_as_good_as_the_best_arm():
         p = 0.6 if helped else 0.5 + 0.2 * np.clip(x, -2, 2)
         choice = replace((asked if helped else base).choice, features=features(first_token_entropy=x))
         episodes.append(replace(template, steps=(replace(base, choice=choice),), success=bool(rng.random() < p)))
-    model = fit_linucb(episodes, bonus=0.0)
+    gain, inverse = fit_linucb(episodes)
+    model = Bandit(gain=gain, inverse_AFF=inverse, bonus=0.0)
     x_N = rng.normal(size=2000)
     gain_N = 0.6 - (0.5 + 0.2 * np.clip(x_N, -2, 2))
     ask_N = np.array([model.score(features(first_token_entropy=x)) >= 0 for x in x_N])
@@ -168,7 +168,9 @@ def test_the_bandits_choice_is_nearly_as_good_as_the_best_arm():
 
 @given(st.floats(0, 1), st.floats(0, 1), st.floats(0.01, 0.6))
 def test_cascade_routing_takes_the_largest_quality_minus_price(now, later, price):
-    router = CascadeRouting(lambda f: now, lambda f: later, price, 0.1)
+    router = CascadeRouting(
+        disagreement=Scored(lambda f: now), disagreement_later=Scored(lambda f: later), threshold=price, retry_price=0.1
+    )
     worth = {"continue": 1 - now, "escalate": 1 - price, "retry": 1 - later - 0.1 * price}
     first = router.decide(context(), features(), Memory(), seed=0)
     assert worth[first.route] == max(worth.values())
@@ -217,13 +219,17 @@ def test_what_stopping_would_have_done_is_read_from_recorded_scores():
     assert (renewal.solved, renewal.failed, renewal.alarm_failed, renewal.alarm_solved) == (2.0, 3.0, 1.0, 1.0)
 
 
+def restarting(risk, threshold: float, renewal: Renewal) -> Restart:
+    return Restart(risk=Scored(risk), measured=((threshold, renewal),), threshold=threshold)
+
+
 GOOD = Renewal(p=0.9, solved=3.0, failed=20.0, tpr=1.0, fpr=0.0, alarm_failed=2.0, alarm_solved=2.0)
 
 
 def test_a_restart_begins_again_within_the_same_horizon():
     """The small model walks into a trap first; the attempt after the restart, with other draws, does not."""
     slm = ScriptedPolicy(lambda c: "press trap" if c.t == 0 and c.horizon == 12 else "press red")
-    router = Restart(lambda f: float(f.values[FEATURES.index("step_index")] >= 1), 1.0, GOOD)
+    router = restarting(lambda f: float(f.values[FEATURES.index("step_index")] >= 1), 1.0, GOOD)
     episode = run(
         Routed(AgentModels(slm, ScriptedPolicy(lambda c: "press blue"), Flat(), 2), router),
         environment=Copyable(),
@@ -256,21 +262,23 @@ def test_a_restarted_episode_still_ends_at_the_horizon():
 
 @pytest.mark.parametrize(("renewal", "horizon", "t"), [(replace(GOOD, tpr=0.0), 20, 2), (GOOD, 6, 3), (GOOD, 20, 0)])
 def test_no_restart_where_it_does_not_pay_does_not_fit_or_has_nothing_to_gain(renewal, horizon, t):
-    router = Restart(lambda f: 1.0, 0.5, renewal)
+    router = restarting(lambda f: 1.0, 0.5, renewal)
     assert router.decide(context(t, horizon=horizon), features(), Memory(), seed=0).route == "escalate"
 
 
 def test_a_mixture_draws_once_an_episode():
-    router = Mixture(Never(), Always(), 0.3, "mixed")
+    value = linear(FEATURES[:1], np.zeros(1), np.ones(1), np.zeros(1), 1.0)  # help is always worth 1
+    mixture = Mixture(budget=2.0, value=0, first=None, second=0.5, weight=0.3)
+    router = Helper(budgets=(2.0,), prices=(0.5,), values=(value,), mixtures=(mixture,), threshold=2.0)
     routes = [{router.decide(context(t), features(), Memory(seed=z), seed=t).route for t in range(5)} for z in range(2000)]
     assert all(len(of_episode) == 1 for of_episode in routes)
     assert np.mean([of_episode == {"escalate"} for of_episode in routes]) == pytest.approx(0.3, abs=0.04)
 
 
-def rungs_of(how: str, alarms: set[int], horizon: int = 10) -> list[str]:
+def routes_of(how: str, alarms: set[int], horizon: int = 10) -> list[str]:
     """The routes of an episode in which the alarm rings at these steps of an attempt."""
     step = FEATURES.index("step_index")
-    router = Intervention(lambda f: float(f.values[step] in alarms), 1.0, how, how)
+    router = Intervention(risk=Scored(lambda f: float(f.values[step] in alarms)), threshold=1.0, how=how)
     slm = ScriptedPolicy(lambda c: "press blue")
     models = AgentModels(slm, ScriptedPolicy(lambda c: "press green"), Flat(), 2)
     return [s.choice.decision.route for s in run(Routed(models, router), environment=Copyable(), horizon=horizon).steps]
@@ -290,19 +298,19 @@ GO, ASK = "continue", "escalate"
         ("rewind", [GO, GO, "restart", *["takeover"] * 4]),
     ],
 )
-def test_each_rung_answers_the_alarm_in_its_own_way(how, routes):
-    assert rungs_of(how, {2}, horizon=7) == routes
+def test_each_intervention_answers_the_alarm_in_its_own_way(how, routes):
+    assert routes_of(how, {2}, horizon=7) == routes
 
 
 def test_a_second_alarm_after_a_burst_begins_another():
-    assert rungs_of("escalate_3", {1, 4}, horizon=8) == [GO, ASK, ASK, ASK, ASK, ASK, ASK, GO]
+    assert routes_of("escalate_3", {1, 4}, horizon=8) == [GO, ASK, ASK, ASK, ASK, ASK, ASK, GO]
 
 
 def test_a_retry_is_paid_for():
     from r2v.evaluation.outcomes import row
 
     step = FEATURES.index("step_index")
-    router = Intervention(lambda f: float(f.values[step] == 1), 1.0, "retry", "retry")
+    router = Intervention(risk=Scored(lambda f: float(f.values[step] == 1)), threshold=1.0, how="retry")
     episode = run(routed(router=router), horizon=3)
     assert [len(s.choice.candidates) for s in episode.steps] == [3, 6, 3]
     assert row(episode).slm_calls == 4
@@ -315,7 +323,7 @@ def test_agents_that_restart_play_together_as_they_would_alone():
     slm = ScriptedPolicy(lambda c: "press trap" if c.t == 0 and c.horizon == 12 else "press red")
     models = AgentModels(slm, ScriptedPolicy(lambda c: "press red"), Flat(), 2)
     step = FEATURES.index("step_index")
-    agents = [Routed(models, Restart(lambda f, at=at: float(f.values[step] >= at), 1.0, GOOD)) for at in (1, 2)]
+    agents = [Routed(models, restarting(lambda f, at=at: float(f.values[step] >= at), 1.0, GOOD)) for at in (1, 2)]
     agents += [Routed(models, Never()), Routed(models, Always())]
 
     def make(task, z):

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 from r2v.core.errors import StageError
+from r2v.core.fixed import Always, Never
 from r2v.evaluation.curves import area_B, curve, interval, resample_BT
 from r2v.evaluation.operating_point import Point, by_budget, by_cost, by_target
 from r2v.evaluation.outcomes import Row, gather, row
 from r2v.evaluation.replay import always, asks_of, oracle, replay
 from r2v.evaluation.results import Played, Prices, summarise
-from r2v.routers.baselines import Always, Never, Random
+from r2v.routers.random import Random
 from toy import routed, run
 
 TASKS, SEEDS = ("a", "b"), (1, 2)
@@ -87,7 +88,7 @@ def test_replay_is_optimistic_and_decides_as_play_did():
     assert not any(r.success for r in replay(episodes, asks_of(Never(), 5)))
     assert [r.asked for r in replay(episodes, asks_of(Always(), 5))] == [(0, 1, 2, 3, 4)] * 6
     # Up to its first question a routed episode is the SLM's own, so replay must ask there too.
-    router = Random(0.3)
+    router = Random(threshold=0.3)
     for episode, replayed in zip(episodes, replay(episodes, asks_of(router, 5)), strict=True):
         played = row(run(routed(router=router), seed=episode.seed, horizon=5))
         assert played.asked[:1] == replayed.asked[:1]

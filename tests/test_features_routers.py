@@ -10,16 +10,20 @@ import numpy as np
 import pytest
 import torch
 
+from r2v.core import arrays
 from r2v.core.errors import ArtifactError
 from r2v.core.features import EXTENDED, FEATURES, PAPER, batch, featurise, with_pseudo_entropy, without_logprobs
 from r2v.core.types import Action, Candidate, Context, Features, Memory, Usage
 from r2v.learning.labels import Rows
-from r2v.learning.router import _network, fit_router
+from r2v.learning.router import _network, fit_mlp
 from r2v.learning.settings import RouterSettings
 from r2v.maths.calibration import ece
-from r2v.routers import baselines, weights
-from r2v.routers.mlp import load_router
-from r2v.routers.threshold import ThresholdRouter
+from r2v.routers import load_router
+from r2v.routers.base import FittedWith
+from r2v.routers.entropy import Entropy
+from r2v.routers.heuristic import Heuristic
+from r2v.routers.r2v import R2V
+from r2v.routers.verifier import VerifierRouter
 
 
 def candidate(text: str, logp: float | None = -1.0, entropy: float | None = 0.7) -> Candidate:
@@ -90,14 +94,14 @@ def step(**known: float) -> Features:
     [(2.6, 0.9, True), (2.4, 0.9, False), (0.0, 0.39, True), (0.0, 0.41, False), (2.6, 0.1, True)],
 )
 def test_the_heuristic_at_threshold_one_is_the_papers_rule(entropy, mean, asks):
-    router = ThresholdRouter("heuristic", baselines.heuristic, 1.0)
+    router = Heuristic()
     decision = router.decide(CONTEXT, step(first_token_entropy=entropy, verifier_mean=mean), Memory(), seed=0)
     assert (decision.route == "escalate") is asks
 
 
 def test_entropy_and_verifier_routers():
-    assert baselines.entropy(step(first_token_entropy=1.5)) == 1.5
-    assert baselines.verifier(step(verifier_best=0.2)) == pytest.approx(0.8)
+    assert Entropy().score(step(first_token_entropy=1.5)) == 1.5
+    assert VerifierRouter().score(step(verifier_best=0.2)) == pytest.approx(0.8)
 
 
 def data(n: int, seed: int) -> Rows:
@@ -112,7 +116,7 @@ def data(n: int, seed: int) -> Rows:
 @pytest.fixture(scope="module")
 def fitted():
     settings = RouterSettings(epochs=12, batch_size=500)
-    return fit_router(data(4000, 0), data(2000, 1), PAPER, settings, "decoupled", seed=0, facts={"slm": "clone"})
+    return fit_mlp(data(4000, 0), data(2000, 1), PAPER, settings, "decoupled", seed=0, facts={"slm": "clone"})
 
 
 def test_ten_thousand_seven_hundred_and_fifty_five_weights():
@@ -145,11 +149,12 @@ def test_numpy_decides_as_torch_trained(fitted):
 
 
 def test_a_router_folder_comes_back_and_says_what_it_is(fitted, tmp_path):
-    fitted.with_threshold(0.25).save(tmp_path)
-    back = load_router(tmp_path)
+    R2V(risk=fitted, threshold=0.25, fitted_with=FittedWith(5, 40, "household")).save(tmp_path)
+    router = load_router(tmp_path)
+    back = router.risk
     held = data(100, 5)
     assert np.array_equal(back.risk(held.x_NF, held.present_NF), fitted.risk(held.x_NF, held.present_NF))
-    assert (back.threshold, back.names) == (0.25, PAPER)
+    assert (router.threshold, back.names) == (0.25, PAPER) and router.fitted_with.k == 5
     assert "0.25" in (tmp_path / "README.md").read_text()
     rows = [Features((*x, *([0.0] * (len(FEATURES) - 15))), (True,) * len(FEATURES)) for x in held.x_NF[:5].tolist()]
     x_NF, present_NF = batch(rows, PAPER)
@@ -159,15 +164,15 @@ def test_a_router_folder_comes_back_and_says_what_it_is(fitted, tmp_path):
 def test_the_weights_are_real_safetensors(fitted, tmp_path):
     from safetensors.numpy import load_file
 
-    fitted.save(tmp_path)
-    theirs, ours = load_file(tmp_path / "weights.safetensors"), weights.from_file(tmp_path / "weights.safetensors")
+    R2V(risk=fitted).save(tmp_path)
+    theirs, ours = load_file(tmp_path / "weights.safetensors"), arrays.from_file(tmp_path / "weights.safetensors")
     assert theirs.keys() == ours.keys()
     assert all(np.array_equal(theirs[name], ours[name]) for name in ours)
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "nan", "json", "missing", "format", "feature", "shape"])
 def test_damaged_folders_are_one_line_errors(fitted, tmp_path, damage):
-    fitted.save(tmp_path)
+    R2V(risk=fitted).save(tmp_path)
     path, described = tmp_path / "weights.safetensors", json.loads((tmp_path / "router.json").read_text())
     if damage == "cut":
         path.write_bytes(path.read_bytes()[:-10])
@@ -180,7 +185,8 @@ def test_damaged_folders_are_one_line_errors(fitted, tmp_path, damage):
     elif damage == "missing":
         path.unlink()
     else:
-        changes = {"format": {"format": 99}, "feature": {"features": ["luck"] * 15}, "shape": {"layers": [[1, 2]] * 3}}
+        changes = {"format": {"format": 99}, "feature": {"risk": {**described["risk"], "names": ["luck"] * 15}},
+                   "shape": {"risk": {**described["risk"], "layers": described["risk"]["layers"][1:]}}}  # fmt: skip
         (tmp_path / "router.json").write_text(json.dumps({**described, **changes[damage]}))
     with pytest.raises(ArtifactError) as error:
         load_router(tmp_path)

@@ -14,7 +14,7 @@ from r2v.cli import cli
 from r2v.core.errors import ArtifactError, SettingsError
 from r2v.logs.importing import import_logs
 from r2v.pipeline.settings import LogsSettings
-from r2v.routers.mlp import load_router
+from r2v.routers import load_router
 from r2v.runtime.settings import load
 from r2v.runtime.store import read_episodes
 from r2v.studies.fit_logs import fit_logs, own_steps
@@ -51,7 +51,7 @@ RECORDS = {
     "openai-jsonl": ("log.jsonl", json.dumps({"messages": LOOP, "success": False, "task": "t1"})),
     "anthropic-jsonl": ("log.jsonl", json.dumps({"messages": BLOCKS, "system": "s", "reward": 0, "task": "t1"})),
     "mini-swe-agent": ("t1.traj.json", json.dumps({"messages": LOOP, "info": {"resolved": False}, "instance_id": "t1"})),
-    "tau-ctx": ("runs.json", json.dumps([{"task_id": "t1", "reward": 0.0, "traj": LOOP}])),
+    "tau-bench": ("runs.json", json.dumps([{"task_id": "t1", "reward": 0.0, "traj": LOOP}])),
     "atif": ("t1.json", json.dumps(ATIF)),
 }
 
@@ -74,7 +74,7 @@ def test_tau2_and_lines_of_steps_are_read_too(tmp_path):
     flat[2] = {**flat[2], "tool_calls": [{"id": "a", "name": "search", "arguments": {"to": "SEA"}}]}
     runs = {"simulations": [{"task_id": "t1", "reward_info": {"reward": 1.0}, "messages": flat}]}
     (tmp_path / "tau2.json").write_text(json.dumps(runs))
-    (episode,), _ = import_logs(tmp_path / "tau2.json", "tau-ctx")
+    (episode,), _ = import_logs(tmp_path / "tau2.json", "tau-bench")
     assert episode.success and len(episode.steps) == 2
 
 
@@ -126,7 +126,7 @@ def test_a_router_from_enough_logs_finds_the_signal_and_loads(tmp_path):
     assert told["episodes"] == told["tasks"] == 240
     assert told["auroc_ci95"][0] > 0.6 and told["auroc_ci95"][0] < told["auroc"] < told["auroc_ci95"][1]
     router = load_router(tmp_path / "router")
-    assert router.facts["verifier"] == "tool_calls"
+    assert router.facts["fitted_with"] == {"verifier": "tool_calls", "k": 1, "horizon": 50}
     assert router.threshold is not None and "first_token_entropy" not in router.names
     episodes, _ = import_logs(tmp_path / "log.jsonl", "openai-jsonl")
     assert 0 <= router.score(episodes[0].steps[-1].choice.features) <= 1
@@ -170,7 +170,7 @@ def test_helped_episodes_do_not_speak_for_the_small_model(tmp_path):
 
 @pytest.mark.skipif(not TAU.exists(), reason=f"{TAU} is not here")
 def test_real_tau_bench_runs_are_read(tmp_path):
-    episodes, unknown = import_logs(TAU, "tau-ctx")
+    episodes, unknown = import_logs(TAU, "tau-bench")
     assert (len(episodes), unknown) == (594, 0)
     assert sum(len(e.steps) for e in episodes) == 7519
     assert np.mean([e.success for e in episodes]) == pytest.approx(0.673, abs=0.003)
@@ -183,11 +183,11 @@ def test_a_run_on_own_logs_inspects_and_fits(tmp_path, shared_data):
     few = tmp_path / "few.jsonl"
     with lzma.open(recorded, "rt") as stream:
         few.write_text("".join(line for _, line in zip(range(150), stream, strict=False)))
-    written = CliRunner().invoke(cli, ["import", str(few), str(tmp_path / "few.parquet"), "--format", "tau-ctx"])
+    written = CliRunner().invoke(cli, ["import", str(few), str(tmp_path / "few.parquet"), "--format", "tau-bench"])
     assert written.exit_code == 0, written.output
-    assert read_episodes(tmp_path / "few.parquet") == import_logs(few, "tau-ctx")[0]
+    assert read_episodes(tmp_path / "few.parquet") == import_logs(few, "tau-bench")[0]
     config = tmp_path / "logs.yaml"
-    config.write_text(f"version: 1\nlogs: {{path: {few}, format: tau-ctx}}\n")
+    config.write_text(f"version: 1\nlogs: {{path: {few}, format: tau-bench}}\n")
     done = CliRunner().invoke(cli, ["run", str(config), "--out", str(tmp_path / "out")], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     assert (tmp_path / "out/inspect/inspect.html").exists() and "AUROC" in done.output

@@ -88,7 +88,7 @@ def make(tmp_path):
 
 def test_the_openai_sdk_with_tools_streaming_and_not(make):
     world = make(small__offers_n=True)
-    client = openai.OpenAI(base_url=f"{world.url}/v1", api_key=KEY, max_retries=0)
+    client = world.stack.enter_context(openai.OpenAI(base_url=f"{world.url}/v1", api_key=KEY, max_retries=0))
     raw = client.chat.completions.with_raw_response.create(model="r2v", messages=ASK, tools=TOOLS)
     whole = raw.parse()
     assert raw.headers["x-r2v-arm"] in ("slm", "teacher") and float(raw.headers["x-r2v-risk"]) >= 0
@@ -118,7 +118,7 @@ def test_the_openai_sdk_with_tools_streaming_and_not(make):
 @pytest.mark.parametrize("provider", ["openai", "anthropic"])
 def test_the_anthropic_sdk_in_a_tool_loop_with_either_kind_of_teacher(make, provider):
     world = make(teacher_provider=provider)
-    client = anthropic.Anthropic(base_url=world.url, api_key=KEY, max_retries=0)
+    client = world.stack.enter_context(anthropic.Anthropic(base_url=world.url, api_key=KEY, max_retries=0))
     tools = [{"name": "look", "description": "look", "input_schema": LOOK["parameters"]}]
     messages = [{"role": "user", "content": "look for the red value"}]
     for step in range(4):
@@ -135,15 +135,16 @@ def test_the_anthropic_sdk_in_a_tool_loop_with_either_kind_of_teacher(make, prov
         messages.append({"role": "user", "content": results or "go on"})
     assert world.small.seen and world.teacher.seen
     assert client.messages.count_tokens(model="r2v", messages=messages).input_tokens > 10
-    with pytest.raises(anthropic.AuthenticationError):
-        anthropic.Anthropic(base_url=world.url, api_key="wrong").messages.create(
-            model="r2v", max_tokens=9, messages=messages[:1]
-        )
+    with (
+        anthropic.Anthropic(base_url=world.url, api_key="wrong") as stranger,
+        pytest.raises(anthropic.AuthenticationError),
+    ):
+        stranger.messages.create(model="r2v", max_tokens=9, messages=messages[:1])
 
 
 def test_the_responses_protocol_through_the_openai_sdk(make):
     world = make()
-    client = openai.OpenAI(base_url=f"{world.url}/v1", api_key=KEY, max_retries=0)
+    client = world.stack.enter_context(openai.OpenAI(base_url=f"{world.url}/v1", api_key=KEY, max_retries=0))
     tools = [{"type": "function", "name": "look", "parameters": LOOK["parameters"], "strict": False}]
     first = client.responses.create(
         model="r2v:teacher", instructions="be brief", input="look for it", tools=tools, store=False
@@ -487,7 +488,7 @@ def test_early_streaming_passes_the_first_draft_through_as_it_comes(make):
     assert world.rows("code, candidates, source") == [("early", 1, "slm")]
     assert world.rows("slm_usd")[0][0] > 0
     assert world.small.seen[0]["stream"] is True and "n" not in world.small.seen[0]
-    client = openai.OpenAI(base_url=f"{world.url}/v1", api_key=KEY, max_retries=0)
+    client = world.stack.enter_context(openai.OpenAI(base_url=f"{world.url}/v1", api_key=KEY, max_retries=0))
     calls = ""
     for chunk in client.chat.completions.create(model="r2v", messages=ASK, tools=TOOLS, stream=True):
         for part in chunk.choices[0].delta.tool_calls or []:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 import socket
 import subprocess
@@ -153,6 +154,20 @@ def test_a_session_is_one_for_all_replicas(redis_url):
         assert not await a.killed()
         await a.close()
         await b.close()
+
+    asyncio.run(play())
+
+
+def test_decisions_that_an_older_replica_wrote_are_read(redis_url):
+    """Replicas are replaced one after another while their Redis stays."""
+    old = {"rung": "teacher_latch", "risk": 0.7, "threshold": 0.4, "propensity": 1.0, "reason": "latch: 2 before"}
+
+    async def play() -> None:
+        sessions = shared_sessions(redis_url, "old")
+        await sessions._redis.run(("RPUSH", "old:decisions:k/s", json.dumps(old)))
+        (decision,) = (await sessions.enter("k/s", dry=True)).memory.decisions
+        assert (decision.route, decision.code, decision.score, decision.score_kind) == ("takeover", "latch", 0.7, "custom")
+        await sessions.close()
 
     asyncio.run(play())
 

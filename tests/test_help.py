@@ -14,6 +14,7 @@ from scipy.optimize import linprog
 
 from r2v.clients.scripted import ScriptedPolicy
 from r2v.core.agent import AgentModels, Routed
+from r2v.core.fixed import AtSteps, Never
 from r2v.core.types import Observation
 from r2v.domains.household.expert import HouseholdExpert
 from r2v.domains.household.verifier import HouseholdVerifier
@@ -23,7 +24,6 @@ from r2v.evaluation.oracle_bound import Fewest, bound, fewest_calls
 from r2v.learning.helper import model
 from r2v.maths.mdp import Mdp, Plan, meet_budget, plan, plan_hard
 from r2v.maths.offpolicy import doubly_robust_N, ips_N
-from r2v.routers.baselines import AskAt, Never
 from test_loop import Clumsy, household
 from toy import TASK, Flat, Toy, routed, run
 
@@ -264,5 +264,5 @@ def test_the_bound_spends_calls_on_the_cheapest_episodes_first():
 
 
 def test_asking_at_given_steps_asks_there_alone():
-    episode = run(routed(slm="press blue", router=AskAt(frozenset([1, 3]))), horizon=6)
+    episode = run(routed(slm="press blue", router=AtSteps(frozenset([1, 3]))), horizon=6)
     assert [step.t for step in episode.steps if step.choice.source == "teacher"] == [1, 3]

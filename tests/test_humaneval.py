@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from r2v.core.checks import check_environment, check_perturbation, check_verifier
-from r2v.core.errors import ArtifactError
+from r2v.core.errors import ArtifactError, SettingsError
 from r2v.core.types import Action, Context
 from r2v.domains.humaneval import DOMAIN
 from r2v.domains.humaneval import check as checking
@@ -25,8 +25,10 @@ from r2v.domains.humaneval.problems import load_problems, problem_file, shipped
 from r2v.domains.humaneval.verifier import CodeVerifier, smoke
 from r2v.perturbations import FAMILIES
 from r2v.perturbations.wrap import PerturbedBranching
+from r2v.runtime import sandbox
+from r2v.runtime.sandbox import calls
 from r2v.runtime.sandbox.examples import examples
-from r2v.runtime.sandbox.trial import Trial, attempt
+from r2v.runtime.sandbox.try_solution import Attempt, attempt
 
 EVERY = 12
 """Of each real file every so many problems are checked here, without the few that take seconds; CI checks all of them."""
@@ -145,13 +147,21 @@ def longest_run(word):
 }
 
 
+@pytest.mark.parametrize("backend", ["bubblewrap", "namespaces"])
 @pytest.mark.parametrize("name", CHEATS)
-def test_cheats_fail(name, problems, monkeypatch):
+def test_cheats_fail(name, backend, problems, monkeypatch):
+    monkeypatch.setenv("R2V_SANDBOX", backend)
+    try:
+        calls.close_idle()
+        sandbox.layers()
+    except SettingsError as error:
+        pytest.skip(str(error))
     monkeypatch.setattr("r2v.runtime.sandbox.calls.LONGEST_S", 1.0)
     monkeypatch.setattr("r2v.runtime.sandbox.calls.SLACK_S", 1.0)
     verdict = check(problems["longest_run"], CHEATS[name])
     assert not verdict.passed and not verdict.base, verdict
     assert not Path("/tmp/made-by-pickle").exists()
+    calls.close_idle()
 
 
 @pytest.mark.parametrize(
@@ -346,7 +356,7 @@ def test_the_verifier_conforms_and_prefers_what_works(problems):
 
 
 def test_without_examples_it_counts_that_the_code_loads():
-    assert attempt("def f(x): return x", "f", (), limit_s=1) == Trial(0, 0, ())
+    assert attempt("def f(x): return x", "f", (), limit_s=1) == Attempt(0, 0, ())
     assert attempt("def g(x): return x", "f", (), limit_s=1).failures == ("NameError: name 'f' is not defined",)
     assert attempt("f = 1", "f", (), limit_s=1).failures == ("f is not a function",)
     assert smoke("def f(x):", "f", "def f(x): return x") == 0.5 and smoke("def f(x):", "f", "1 / 0") == 0

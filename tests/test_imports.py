@@ -13,8 +13,9 @@ ROOT = Path(r2v.__file__).parent
 LEVELS = (
     ("core", "maths"),
     ("runtime", "messages"),
-    ("perturbations", "verifiers", "routers"),
+    ("perturbations", "verifiers"),
     ("clients", "learning", "evaluation", "domains"),
+    ("routers",),
     ("report",),
     ("pipeline", "gateway"),
     ("studies", "logs"),
@@ -83,7 +84,7 @@ def test_torch_stays_where_it_belongs():
 
 def test_deciding_and_the_command_line_start_without_torch():
     code = (
-        "import sys, r2v, r2v.core.features, r2v.routers.mlp, r2v.routers.baselines, r2v.domains.household.verifier, "
+        "import sys, r2v, r2v.core.features, r2v.core.fixed, r2v.routers.r2v, r2v.domains.household.verifier, "
         "r2v.cli, "
         "r2v.pipeline.settings, r2v.pipeline.runner, r2v.report.page; assert 'torch' not in sys.modules"
     )
@@ -93,7 +94,7 @@ def test_deciding_and_the_command_line_start_without_torch():
 def test_deciding_needs_numpy_alone():
     allowed = {"numpy", "r2v"}
     code = (
-        "import sys; before = set(sys.modules); import r2v, r2v.routers.mlp, r2v.routers.baselines; "
+        "import sys; before = set(sys.modules); import r2v, r2v.core.fixed, r2v.routers.r2v, r2v.routers.helper; "
         "print('\\n'.join(sorted({m.split('.')[0] for m in set(sys.modules) - before} - set(sys.stdlib_module_names))))"
     )
     out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout

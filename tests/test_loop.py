@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from r2v.routers.baselines import Always, Never, Random
 
 from r2v.clients.scripted import ScriptedPolicy
 from r2v.core.agent import AgentModels, Routed, Solo
 from r2v.core.features import FEATURES
+from r2v.core.fixed import Always, Never
 from r2v.core.types import Candidate, Memory, Usage
 from r2v.domains.household import DOMAIN
 from r2v.domains.household.env import Household
@@ -20,6 +20,7 @@ from r2v.domains.household.verifier import HouseholdVerifier
 from r2v.evaluation.closed_loop import cases, play, play_all
 from r2v.perturbations import family_of
 from r2v.perturbations.wrap import PerturbedBranching
+from r2v.routers.random import Random
 from r2v.routers.threshold import Budgeted, ThresholdRouter
 from toy import TASK, Flat, Toy, routed
 
@@ -55,7 +56,7 @@ def household(small_scenes):
 def agents(slm):
     models = AgentModels(slm, HouseholdExpert(), HouseholdVerifier(), 4)
     stuck = [ThresholdRouter("stuck", lambda features: features.values[STUCK], at) for at in (0.2, 0.6)]
-    routers = [Never(), Always(), Random(0.1), Random(0.5), *stuck, Budgeted(Always())]
+    routers = [Never(), Always(), Random(threshold=0.1), Random(threshold=0.5), *stuck, Budgeted(Always())]
     return [*(Routed(models, router) for router in routers), Solo(HouseholdExpert(), "teacher")]
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from r2v.gateway.routing import load_configured
 from r2v.gateway.settings import RouteSettings
-from r2v.pipeline.runner import folder_of
+from r2v.pipeline.run_folder import folder_of
 from r2v.pipeline.stages import STAGES
 
 SETTINGS = """\

@@ -30,7 +30,7 @@ def test_benefit_finds_whom_help_helps_and_risk_does_not(recorded):
         assert gain["risk"][1] < 0 < gain["benefit"][0] - gain["random"]
     helper = found["helper"]
     for policy in ("never", "always"):
-        assert helper["said"][policy] == pytest.approx(helper["seen"][policy], abs=0.05)
+        assert helper["predicted"][policy] == pytest.approx(helper["seen"][policy], abs=0.05)
 
 
 @pytest.mark.skipif(not QUERIES.exists(), reason=f"{QUERIES} is not here")

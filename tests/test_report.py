@@ -11,11 +11,12 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from r2v.core.fixed import Always, Never
 from r2v.core.types import Change
 from r2v.report.explain import explanation, listing
 from r2v.report.page import headline, write_report
 from r2v.report.tables import summary
-from r2v.routers.baselines import Always, Never, Random
+from r2v.routers.random import Random
 from r2v.routers.threshold import ThresholdRouter
 from toy import routed, run
 
@@ -81,7 +82,7 @@ def episodes():
     for name, chooser in (
         ("slm_only", Never()),
         ("r2v", ThresholdRouter("r2v", lambda f: 0.7, 0.5)),
-        ("random", Random(0.5)),
+        ("random", Random(threshold=0.5)),
     ):
         for z in (41, 42):
             episode = replace(run(routed(router=chooser), seed=z, horizon=4), agent=name)

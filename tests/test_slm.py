@@ -11,7 +11,7 @@ import torch
 
 from r2v.clients.local.loading import load_model
 from r2v.clients.local.policy import LocalPolicy
-from r2v.clients.local.sampling import cumulative_NV, draw_NK, entropy_N, uniforms_KL
+from r2v.clients.local.sampling import cumulative_NV, draw_NK, entropy_N
 from r2v.clients.local.transcript import Encoder, segments
 from r2v.core.agent import Noisy, Solo
 from r2v.core.errors import ArtifactError, SettingsError, StageError
@@ -24,7 +24,7 @@ from r2v.domains.household.scenes import generate
 from r2v.evaluation.closed_loop import cases, play
 from r2v.learning import clone as cloning
 from r2v.learning import prefer as preferring
-from r2v.learning.clone import clone
+from r2v.learning.clone import clone, descend
 from r2v.learning.losses import bc_loss, dpo_loss, jsd_loss
 from r2v.learning.models import new_model, save_model
 from r2v.learning.packing import branch_logp, forward, pack
@@ -35,6 +35,7 @@ from r2v.learning.settings import CloneSettings, LoraSettings, ModelSettings, Pr
 from r2v.learning.tokenizer import train_tokenizer
 from r2v.perturbations import family_of
 from r2v.perturbations.wrap import Perturbed
+from tiny_models import naive
 
 MODEL = ModelSettings(hidden_size=32, layers=2, heads=2, intermediate_size=64)
 QUICK = CloneSettings(steps=30, batch_tokens=512, warmup_steps=5, checkpoint_every=10)
@@ -98,32 +99,6 @@ def test_a_longer_context_extends_its_prefix(episodes):
     for t in range(1, len(texts)):
         shorter = segments(e.goal, texts[:t], actions[: t - 1])
         assert segments(e.goal, texts, actions)[: len(shorter)] == shorter
-
-
-def naive(model, tokenizer, context, k, seed, *, temperature=0.7, top_p=0.95, length=16):
-    """The same candidates by encoding everything again for every token."""
-    encoder = Encoder(tokenizer)
-    prefix = list(encoder.bos)
-    for text, is_action in segments(context.goal, context.observations, [a.text for a in context.actions]):
-        prefix += encoder(text, action=is_action)
-    uniforms = uniforms_KL(seed, k, length)
-    result = []
-    for i in range(k):
-        tokens, logp = [], 0.0
-        for depth in range(length):
-            with torch.inference_mode():
-                logits = model(input_ids=torch.tensor([prefix + tokens])).logits[:, -1]
-            token = int(draw_NK(cumulative_NV(logits, temperature, top_p), torch.tensor([[uniforms[i, depth]]]))[0, 0])
-            scores = torch.log_softmax(logits, -1)
-            if depth == 0:
-                entropy = float(entropy_N(scores.topk(20).values, scores.shape[-1])[0])
-            logp += float(scores[0, token])
-            tokens.append(token)
-            if token == tokenizer.eos_token_id:
-                break
-        text = tokenizer.decode([t for t in tokens if t != tokenizer.eos_token_id], skip_special_tokens=True).strip()
-        result.append((text, logp, entropy))
-    return result
 
 
 def test_cached_tree_sampling_equals_plain_re_encoding(episodes, folder):
@@ -310,9 +285,11 @@ def test_playing_forgets_nothing_on_the_cpu(episodes, tokenizer, elsewhere, prec
 
 
 def test_training_forgets_nothing_on_the_cpu(episodes, tokenizer, elsewhere, monkeypatch, tmp_path):
-    model, adam = new_model(MODEL, tokenizer, seed=0).to(elsewhere), torch.optim.AdamW
+    adam = torch.optim.AdamW
     for module in (cloning, preferring):
-        monkeypatch.setattr(module, "load_model", lambda *_, **__: (model, tokenizer))
+        monkeypatch.setattr(
+            module, "load_model", lambda *_, **__: (new_model(MODEL, tokenizer, seed=0).to(elsewhere), tokenizer)
+        )
         monkeypatch.setattr(module, "save_model", lambda *_: None)
     monkeypatch.setattr(cloning, "chosen_device", lambda name: elsewhere)
     monkeypatch.setattr(torch.optim, "AdamW", lambda *given, fused, **options: adam(*given, **options))
@@ -375,6 +352,33 @@ def test_preference_training_moves_towards_the_chosen(episodes, folder, tmp_path
     assert load_model(tmp_path / "model")
     with pytest.raises(StageError, match="no preference pair"):
         prefer(folder, model, episodes, episodes, [], episodes, settings, tmp_path / "m", seed=1, progress=lambda *_: None)
+
+
+def test_preference_training_with_lora_trains_adapters_alone(episodes, folder, tmp_path, monkeypatch):
+    """Of the weights only low-rank changes come out, and nothing else had a gradient or a place in the optimiser."""
+    trained = set()
+
+    def recorded(loss, model, optimizer, schedule):
+        descend(loss, model, optimizer, schedule)
+        trained.update(name for name, p in model.named_parameters() if p.grad is not None)
+        assert len(optimizer.param_groups[0]["params"]) == len(trained)
+
+    monkeypatch.setattr(preferring, "descend", recorded)
+    pairs = [PreferencePair(i, 1, "look", "inventory") for i in range(8)]
+    settings = ModelSettings(path=str(folder), lora=LoraSettings(r=2, alpha=4, dropout=0.0))
+    fast, out = PreferSettings(epochs=4, learning_rate=3e-2), tmp_path / "model"
+    report = prefer(folder, settings, episodes, episodes, pairs, episodes, fast, out, seed=1, progress=lambda *_: None)
+    assert report.dpo_first == pytest.approx(math.log(2), abs=1e-5)
+    assert report.dpo_last < report.dpo_first
+    assert trained
+    assert all("lora_" in name for name in trained)
+    before, after = load_model(folder)[0].state_dict(), load_model(out)[0].state_dict()
+    assert before.keys() == after.keys()
+    assert not (out / "adapter_config.json").exists()
+    changes = {key: after[key] - before[key] for key in before}
+    changed = {key for key, change in changes.items() if change.any()}
+    assert changed == {key for key in before if "proj" in key}
+    assert all(torch.linalg.matrix_rank(changes[key], atol=1e-5) <= 2 for key in changed)
 
 
 def test_pairs_come_back(tmp_path):

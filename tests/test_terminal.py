@@ -8,13 +8,13 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from r2v.routers.baselines import Always, Never
 
 from r2v.clients.chat import ChatPolicy, ChatSettings
 from r2v.clients.scripted import ScriptedPolicy
 from r2v.core.agent import AgentModels, Routed, Solo
 from r2v.core.checks import check_environment, check_perturbation, check_verifier
 from r2v.core.errors import SettingsError
+from r2v.core.fixed import Always, Never
 from r2v.core.loop import run_episode, run_together
 from r2v.core.protocols import Branching
 from r2v.core.types import Action, Context, Memory

@@ -16,7 +16,7 @@ from r2v.core.features import FEATURES
 from r2v.core.types import Action
 from r2v.domains.terminal.verifier import score
 from r2v.logs.importing import import_logs
-from r2v.logs.terminal import NOT_RECORDED, hub_trials
+from r2v.logs.terminalbench import NOT_RECORDED, hub_trials
 
 LOG = """\
 # task: broken-build

@@ -9,13 +9,19 @@ from pathlib import Path
 
 import pytest
 import yaml
+from rich.console import Console
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from r2v.domains.terminal.tasks import all_tasks, make_tasks
+from r2v.pipeline.runner import run_stages
+from r2v.pipeline.settings import RunSettings
+from r2v.pipeline.stages import STAGES
 from r2v.runtime import sandbox
+from r2v.runtime.settings import load
+from r2v.runtime.store import read_episodes, read_json
 from servers import running
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "terminal.yaml"
@@ -60,3 +66,22 @@ def test_the_example_runs_with_chat_endpoints(tmp_path):
     routers = json.loads((tmp_path / "run/8-evaluate/results.json").read_text())["routers"]
     assert routers["slm_only"]["success_rate"] < routers["llm_only"]["success_rate"] == 1.0
     assert all(router["broken"] == 0 for router in routers.values())
+
+
+def test_collect_calls_no_teacher_whose_episodes_nobody_reads(tmp_path):
+    asked = []
+
+    async def complete(request: Request) -> JSONResponse:
+        asked.append(await request.json())
+        return JSONResponse({"choices": [{"message": {"role": "assistant", "content": "submit"}}]})
+
+    settings = yaml.safe_load(EXAMPLE.read_text()) | {"tasks": {"policy": 2, "router": 2, "validation": 2, "test": 2}}
+    with running(Starlette(routes=[Route("/v1/chat/completions", complete, methods=["POST"])])) as url:
+        settings["teacher"]["base_url"] = settings["slm"]["model"]["base_url"] = f"{url}/v1"
+        path = tmp_path / "settings.yaml"
+        path.write_text(yaml.safe_dump(settings))
+        run_stages(STAGES[:1], load(path, RunSettings), tmp_path / "run", Console(quiet=True))
+    assert asked == [] and read_episodes(tmp_path / "run/1-collect/episodes.parquet") == []
+    assert {name: len(tasks) for name, tasks in read_json(tmp_path / "run/1-collect/tasks.json").items()} == settings[
+        "tasks"
+    ]

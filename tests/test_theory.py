@@ -8,7 +8,7 @@ import torch
 
 from r2v.learning.labels import Rows
 from r2v.learning.losses import dpo_loss, jsd_loss
-from r2v.learning.router import fit_router
+from r2v.learning.router import fit_mlp
 from r2v.learning.settings import RouterSettings
 from r2v.maths.calibration import brier
 from r2v.maths.risk import excess_cost_bound, tau_star
@@ -102,7 +102,7 @@ def test_decoupled_fits_q_and_the_joint_objective_leaves_it():
     held, q = rows(4000, 7)
     error = {}
     for objective in ("decoupled", "paper"):
-        router = fit_router(train, held, NAMES, SETTINGS, objective, seed=0)
+        router = fit_mlp(train, held, NAMES, SETTINGS, objective, seed=0)
         raw = 1 / (1 + np.exp(-router.logit(held.x_NF, held.present_NF)))
         error[objective] = float(np.abs(raw - q).mean())
     assert error["decoupled"] < 0.1
@@ -115,7 +115,7 @@ def test_alpha_changes_the_router():
     asked = {}
     for alpha in (0.2, 1.0):
         settings = SETTINGS.model_copy(update={"alpha": alpha, "epsilon": 0.02, "kappa": 0.1, "epochs": 30})
-        router = fit_router(train, train, NAMES, settings, "paper", seed=0)
+        router = fit_mlp(train, train, NAMES, settings, "paper", seed=0)
         asked[alpha] = float((1 / (1 + np.exp(-router.logit(train.x_NF, train.present_NF)))).mean())
     assert asked[0.2] > asked[1.0] + 0.02
 
@@ -124,4 +124,4 @@ def test_cvar_with_one_seed_group_is_an_error():
     train, _ = rows(200, 9)
     alone = Rows(train.x_NF, train.present_NF, train.y_N, np.zeros(200, dtype=np.int64), train.episode_N)
     with pytest.raises(ValueError, match="two perturbation seeds"):
-        fit_router(alone, alone, NAMES, SETTINGS, "paper", seed=0)
+        fit_mlp(alone, alone, NAMES, SETTINGS, "paper", seed=0)

@@ -6,9 +6,9 @@ import asyncio
 
 from r2v.clients.scripted import ScriptedPolicy
 from r2v.core.agent import AgentModels, Routed, Solo
+from r2v.core.fixed import Never
 from r2v.core.loop import run_episode
 from r2v.core.types import Action, Context, Episode, Memory, Observation, Task
-from r2v.routers.baselines import Never
 
 TASK = Task("toy/press/1", "press", "toy", "press red.")
 
@@ -66,3 +66,10 @@ def played_episode() -> Episode:
 
 
 __all__ = ["TASK", "Flat", "Solo", "Toy", "played_episode", "routed", "run"]
+
+
+class Scored:
+    """A model (see `r2v.core.mlp.RiskMLP`) whose score and value are a function of the features."""
+
+    def __init__(self, score):
+        self.score = self.value = score

@@ -5,12 +5,31 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from typing import Annotated
+
+import typer
+
+from r2v import __version__
 
 # Each adds its commands; help lists them in this order.
 from r2v.cli import runs  # noqa: F401  # isort: skip
 from r2v.cli import gateway, logs  # noqa: F401
 from r2v.cli.common import cli
+from r2v.cli.extras import missing
 from r2v.core.errors import R2VError
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"r2v {__version__}")
+        raise typer.Exit
+
+
+@cli.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    pass
 
 
 def app() -> None:
@@ -19,6 +38,10 @@ def app() -> None:
         cli()
     except R2VError as error:
         _fail(str(error))
+    except ModuleNotFoundError as error:
+        if (line := missing(error.name or "", sys.argv[1:])) is None:
+            raise
+        _fail(line)
     except KeyboardInterrupt:
         _fail("stopped; run the same command again to resume", status=130)
     except OSError as error:

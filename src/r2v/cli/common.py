@@ -10,10 +10,10 @@ import typer
 
 from r2v.core.errors import SettingsError
 from r2v.core.types import Episode
+from r2v.logs import BUILT_IN
+from r2v.runtime import plugins
 
-cli = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Learn when to ask the teacher."
-)
+cli = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Step-level routing for LLM agents.")
 
 MAX_SEED = 999_999
 """So that the perturbation seeds of evaluations and of certificates never meet."""
@@ -23,22 +23,26 @@ Format = Annotated[
     str,
     typer.Option(
         "--format",
-        help="ledger, openai-jsonl, anthropic-jsonl, mini-swe-agent, tau-ctx, atif, terminal-log, terminalbench, "
-        "knowagent-alfworld, mint.",
+        help=f"{', '.join(BUILT_IN)}; or your own, package.module:Thing.",
+        autocompletion=lambda: _described(),
     ),
 ]
 Outcomes = Annotated[
-    Path | None, typer.Option(help="JSON with outcomes by task, or a SWE-ctx report, for logs that hold none.")
+    Path | None, typer.Option(help="JSON with outcomes by task, or a SWE-bench report, for logs that hold none.")
 ]
+
+
+def _described() -> list[tuple[str, str]]:
+    """(name, what it is) of every log format, for the shell's completion."""
+    from r2v.logs.importing import log_format
+
+    return [(name, log_format(name).description) for name in plugins.names("log_formats", BUILT_IN)]
 
 
 def imported(logs: Path, kind: str, outcomes: Path | None) -> tuple[list[Episode], int]:
     """(episodes, trajectories left out because their outcome is unknown)."""
-    gateway_module()
-    from r2v.logs.importing import FORMATS, import_logs
+    from r2v.logs.importing import import_logs
 
-    if kind not in FORMATS:
-        raise SettingsError(f"--format {kind}: the formats are {', '.join(FORMATS)}")
     return import_logs(logs, kind, outcomes)
 
 

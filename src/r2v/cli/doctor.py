@@ -10,22 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from r2v import __version__
+from r2v.cli.extras import EXTRAS
 from r2v.core.errors import R2VError
 from r2v.runtime import sandbox
 
-EXTRAS = {
-    "train": ("torch", "transformers", "tokenizers", "safetensors", "peft"),
-    "serve": ("starlette", "uvicorn", "aiohttp", "jsonschema"),
-    "redis": ("redis",),
-    "alfworld": ("textworld", "alfworld"),
-}
-"""The modules that make each extra of pyproject.toml."""
 PROGRAMS = {
     "chromium": "tests of the pages",
     "redis-server": "replicas of the gateway",
     "git": "terminal tasks",
     "gcc": "terminal tasks",
     "make": "terminal tasks",
+    "bwrap": "the sandbox (Debian's package is bubblewrap)",
 }
 
 
@@ -40,7 +35,7 @@ def examine() -> dict[str, Any]:
         "free_disk_gb": round(disk.free / 1e9, 1),
         "extras": {extra: all(find_spec(name) for name in modules) for extra, modules in EXTRAS.items()},
         "programs": {name: shutil.which(name) for name in PROGRAMS},
-        "sandbox": _sandbox(),
+        **_sandbox(),
         "keys": {name: name in os.environ for name in ("R2V_API_KEY", "OPENAI_API_KEY", "ANTHROPIC_API_KEY")},
         "data": {name: os.environ.get(name) for name in ("ALFWORLD_DATA", "HUMANEVAL_OVERRIDE_PATH", "HF_HOME")},
     }
@@ -55,12 +50,13 @@ def _gpus() -> int | None:
     return torch.cuda.device_count()
 
 
-def _sandbox() -> list[str] | str:
-    """Its active layers, or why no program can be confined here."""
+def _sandbox() -> dict[str, Any]:
+    """Its active layers, or why no program can be confined here; and why stronger backends do not work."""
     try:
-        return list(sandbox.layers())
+        support = sandbox.support()
     except R2VError as error:
-        return str(error)
+        return {"sandbox": str(error)}
+    return {"sandbox": list(support.layers)} | ({"sandbox_refused": list(support.refused)} if support.refused else {})
 
 
 def advice(found: dict[str, Any]) -> list[str]:
@@ -71,10 +67,13 @@ def advice(found: dict[str, Any]) -> list[str]:
         if not there
     ]
     lines += [f"{name} is not installed; it is for {PROGRAMS[name]}" for name, path in found["programs"].items() if not path]
-    if "namespaces" not in found["sandbox"]:
+    if isinstance(found["sandbox"], str):
+        lines.append(f"HumanEval+ and terminal tasks cannot run: {found['sandbox']}")
+    elif "namespaces" not in found["sandbox"]:
         lines.append(
             "the sandbox has no namespaces here: model-written code is limited, but sees what you see; no terminal tasks"
         )
+    lines += [f"the sandbox does without {reason}" for reason in found.get("sandbox_refused", ())]
     if found["free_disk_gb"] < 2:
         lines.append(f"{found['free_disk_gb']} GB of disk are free here; a run of the quickstart needs about 1")
     return lines

@@ -26,7 +26,7 @@ def fit(
     kind: Format = "ledger",
     outcomes: Outcomes = None,
     asked_share: Annotated[
-        float, typer.Option(min=0.001, max=0.999, help="Share of the steps to ask on: places the threshold.")
+        float, typer.Option(min=0.001, max=0.999, help="Share of the steps to escalate: places the threshold.")
     ] = 0.15,
     seed: Annotated[int, typer.Option(help="Seed of the folds and of the fit.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="End with one JSON line.")] = False,
@@ -122,11 +122,11 @@ def _title(logs: Path) -> str:
 
 def _fit(read: tuple[list[Episode], int], kind: str, out: Path, *, seed: int, asked_share: float, as_json: bool) -> bool:
     """Whether there was enough to fit on."""
-    from r2v.logs.importing import verifier_of
+    from r2v.logs.importing import log_format
     from r2v.studies.fit_logs import fit_logs
 
     episodes, unknown = read
-    found = fit_logs(episodes, out, verifier=verifier_of(kind), seed=seed, asked_share=asked_share)
+    found = fit_logs(episodes, out, verifier=log_format(kind).verifier, seed=seed, asked_share=asked_share)
     typer.echo(f"{found.episodes} episodes with an outcome ({unknown} without one left out), {found.helped} of them helped")
     if found.refused is not None:
         typer.echo(f"no router: {found.refused}; about {found.episodes_needed} episodes would do")
@@ -139,7 +139,7 @@ def _fit(read: tuple[list[Episode], int], kind: str, out: Path, *, seed: int, as
         assert found.brier is not None and found.base_brier is not None
         if low <= 0.5 or found.brier >= found.base_brier:
             typer.echo("nothing shows that these risks are better than the base rate: do not route on them")
-        typer.echo(f"router    {out}  (asks on {found.asked_share:.0%} of these steps)")
+        typer.echo(f"router    {out}  (escalates {found.asked_share:.0%} of these steps)")
         typer.echo(f"next      route: {{router: {out}, mode: shadow}} in the gateway's settings")
     if as_json:
         typer.echo(json.dumps({**asdict(found), "unknown_outcome": unknown, "format": kind}))

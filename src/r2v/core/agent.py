@@ -143,7 +143,7 @@ class Routed:
         if memory.decisions and memory.decisions[-1].route == "takeover" and memory.calls_left != 0:
             kept = Decision("takeover", "latch", None, None, None, 1.0, (), "the teacher keeps the episode")
             answer = await step_context.ask_teacher()
-            return Choice(answer.action, "teacher", (), (), None, kept, NO_USAGE, answer.usage), _after(memory, kept)
+            return Choice(answer.action, "teacher", (), (), None, kept, NO_USAGE, answer.usage), memory.after(kept)
         for retries in range(MAX_RETRIES + 1):
             candidates, scores, features = await step_context.look(retries)
             with boundary("router"):
@@ -164,14 +164,7 @@ class Routed:
         else:
             answer = await step_context.ask_teacher()
             choice = Choice(answer.action, "teacher", candidates, scores, features, decision, slm, answer.usage)
-        return choice, _after(memory, decision)
-
-
-def _after(memory: Memory, decision: Decision) -> Memory:
-    left = memory.calls_left
-    if left is not None and decision.route in ("escalate", "takeover"):
-        left -= 1
-    return replace(memory, calls_left=left, decisions=(*memory.decisions, decision))
+        return choice, memory.after(decision)
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,24 @@
 """Conformance checks of the protocols, for your own implementations and ours. Each raises CheckFailed with one line.
 
 asyncio.run(check_environment(lambda: MyEnvironment(task), ["look", "open door"]))
+check(MY_DOMAIN)
 """
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
-from typing import get_args
+from pathlib import Path
+from typing import Any, get_args
 
-from r2v.core.errors import R2VError
-from r2v.core.protocols import Environment, Perturbation, Policy, Router, Verifier
-from r2v.core.types import Action, Code, Context, Features, Memory, Observation
+from r2v.core.errors import ArtifactError, R2VError, SettingsError
+from r2v.core.features import FEATURES
+from r2v.core.protocols import Branching, Environment, Perturbation, Policy, Router, Verifier
+from r2v.core.seeds import derive_seed
+from r2v.core.types import Action, Code, Context, Features, Memory, Observation, Task
 
 
 class CheckFailed(R2VError):
@@ -24,14 +31,21 @@ def _require(holds: bool, message: str) -> None:
 
 
 async def check_environment(make: Callable[[], Environment], actions: Sequence[str]) -> None:
-    """Two environments answer equal actions equally; done and success agree; nothing goes on after the end."""
+    """Two environments answer equal actions equally, and so does a clone, which leaves its original as it is. Done and
+    success agree, and nothing goes on after the end.
+    """
     first, second = make(), make()
     _require(first.goal == second.goal, "two environments of one task have different goals")
     pairs = [(await first.start(), await second.start())]
     for text in actions:
         if pairs[-1][0].done:
             break
-        pairs.append((await first.step(Action(text)), await second.step(Action(text))))
+        answer = await first.step(Action(text))
+        if isinstance(second, Branching):
+            clone = second.clone()
+            _require(await clone.step(Action(text)) == answer, "a clone answers differently from its original")
+            await clone.close()
+        pairs.append((answer, await second.step(Action(text))))
     for t, (one, two) in enumerate(pairs):
         _require(one == two, f"equal actions led to different observations at step {t}")
         _check_observation(one, t)
@@ -96,3 +110,168 @@ def check_router(router: Router, rows: Sequence[Features], context: Context) -> 
             decision.code in get_args(Code), f"{router.name} gave the code {decision.code!r}, which is none of the list"
         )
         _require((decision.score is None) == (decision.score_kind is None), f"{router.name} gave a score without its kind")
+
+
+def check_log_format(log_format: Any) -> None:
+    """It says in one line what it reads; a path that does not exist is an ArtifactError (`r2v.logs.records.LogFormat`)."""
+    for word in ("name", "description"):
+        text = getattr(log_format, word, None)
+        _require(isinstance(text, str) and bool(text) and "\n" not in text, f"the log format has no {word} of one line")
+    try:
+        list(log_format.read(Path("no-such-folder/no-such-file")))
+    except ArtifactError:
+        return
+    raise CheckFailed(f"{log_format.name} reads a file that does not exist; it must raise ArtifactError")
+
+
+CHECKED_TASKS = 3
+CONTEXT = Context(
+    "put some pen on drawer.",
+    ("You are in a room. You see a drawer 1, and a shelf 1.", "On the shelf 1, you see a pen 1, and a pen 2."),
+    (Action("go to shelf 1"),),
+    20,
+)
+COMMANDS = ("look", "take pen 1 from shelf 1", "go to drawer 1", "help", "look", "submit")
+"""What things are checked on that come without a domain, and domains that have neither expert nor random actions."""
+
+
+async def check_domain(domain: Any) -> None:
+    """A domain (`r2v.domains.base.Domain`) and all its parts, on some of its tasks.
+
+    Its tasks are repeatable; what its expert does there (else random actions) is played on its environments; the expert
+    solves one task at least; perturbations, verifier and chat format are checked on the texts that this gives.
+    """
+    env = domain.settings(kind=domain.name)
+    tasks = domain.tasks(env, CHECKED_TASKS, 1)
+    _require(bool(tasks), f"{domain.name} has no tasks")
+    _require(tasks == domain.tasks(env, CHECKED_TASKS, 1), f"{domain.name} makes other tasks from the same seed")
+    _require(len({task.id for task in tasks}) == len(tasks), f"two tasks of {domain.name} have the same id")
+    try:
+        fresh = domain.fresh_tasks(env, CHECKED_TASKS, 2)
+    except SettingsError:
+        fresh = []
+    _require(not {task.id for task in tasks} & {task.id for task in fresh}, f"fresh tasks of {domain.name} are not new")
+    solved, verifier = False, domain.make_verifier()
+    for task in tasks[:CHECKED_TASKS]:
+        contexts, success = await _played(domain, env, task)
+        solved |= bool(success)
+        *_, last = contexts
+        actions = [action.text for action in last.actions]
+        await check_environment(partial(domain.environment, env, task), [*actions, "nonsense"])
+        await check_verifier(verifier, last, list(dict.fromkeys([*actions, "nonsense", ""])))
+        for family in domain.families:
+            made = domain.perturbation(family, 1.0, task.goal)
+            _require(made.family == family, f"the perturbation {family} calls itself {made.family}")
+            check_perturbation(partial(_of_strength, domain, family, task.goal), last.observations, seeds=10)
+        for text in actions:
+            read = domain.chat_format.read(text)
+            _require(read == text, f"the chat format reads the action {text!r} as {read!r}")
+        if (expert := domain.expert()) is not None:
+            await check_policy(expert, contexts[len(contexts) // 2])
+        if domain.random_action is not None:
+            one, two = (domain.random_action(last, 5) for _ in range(2))
+            _require(one == two, "one seed gives two random actions")
+    _require(solved or domain.expert() is None, f"the expert solves none of {len(tasks[:CHECKED_TASKS])} tasks")
+
+
+def _of_strength(domain: Any, family: str, topic: str, strength: float) -> Perturbation:
+    made: Perturbation = domain.perturbation(family, strength, topic)
+    return made
+
+
+async def _played(domain: Any, env: Any, task: Task) -> tuple[list[Context], bool | None]:
+    """The contexts of one episode of the expert, else of random actions, and how it ended."""
+    environment, expert = domain.environment(env, task), domain.expert()
+    observation = await environment.start()
+    contexts = [Context(environment.goal, (observation.text,), (), env.horizon)]
+    while not observation.done and contexts[-1].t < env.horizon:
+        context, seed = contexts[-1], derive_seed(task.id, contexts[-1].t)
+        if expert is not None:
+            action = (await expert.propose(context, 1, seed=seed))[0].action
+        elif domain.random_action is not None:
+            action = domain.random_action(context, seed)
+        elif context.t < len(COMMANDS):
+            action = Action(COMMANDS[context.t])
+        else:
+            break
+        observation = await environment.step(action)
+        seen = (*context.observations, observation.text)
+        contexts.append(Context(environment.goal, seen, (*context.actions, action), env.horizon))
+    await environment.close()
+    return contexts, observation.success
+
+
+def check(thing: Any) -> str:
+    """Find out what a thing is and run the checks of that.
+
+    Args:
+        thing: a domain, router, verifier, policy, log format or environment, or what makes one without arguments, or what
+            makes a perturbation of (strength, topic).
+
+    Returns:
+        What it was checked as.
+
+    Raises:
+        CheckFailed: a promise does not hold, or it is none of these.
+    """
+    if _has(thing, "tasks", "environment", "perturbation") and not isinstance(thing, type):
+        asyncio.run(check_domain(thing))
+        return "domain"
+    if _has(thing, "start", "step") and isinstance(thing, type):
+        asyncio.run(check_environment(thing, COMMANDS))
+        return "environment"
+    parameters = _parameters(thing)
+    if callable(thing) and len(parameters) == 2 and not _has(thing, "apply"):
+        check_perturbation(lambda strength: thing(strength, CONTEXT.goal), CONTEXT.observations)
+        return "perturbation"
+    if isinstance(thing, type) or (callable(thing) and not parameters and not _has(thing, "decide")):
+        if parameters == ["tools"]:
+            made = thing(tools=())
+        elif parameters:
+            raise CheckFailed(
+                f"{_name(thing)} cannot be made without {', '.join(parameters)}; check an object, or what makes one"
+            )
+        else:
+            made = thing()
+        if _has(made, "start", "step"):
+            asyncio.run(check_environment(thing, COMMANDS))
+            return "environment"
+        return check(made)
+    if _has(thing, "decide"):
+        unplaced = _has(thing, "at") and getattr(thing, "threshold", 0.0) is None
+        check_router(thing.at(0.5) if unplaced else thing, [_row(i) for i in range(5)], CONTEXT)
+        return "router"
+    if _has(thing, "propose"):
+        asyncio.run(check_policy(thing, CONTEXT))
+        return "policy"
+    if _has(thing, "score"):
+        asyncio.run(check_verifier(thing, CONTEXT, COMMANDS))
+        return "verifier"
+    if _has(thing, "read") and hasattr(thing, "description"):
+        check_log_format(thing)
+        return "log format"
+    raise CheckFailed(f"{_name(thing)} is no domain, router, verifier, policy, perturbation, log format or environment")
+
+
+def _has(thing: Any, *methods: str) -> bool:
+    return all(callable(getattr(thing, method, None)) for method in methods)
+
+
+def _parameters(thing: Any) -> list[str]:
+    """Names of what must be given to call it."""
+    if not callable(thing):
+        return []
+    kinds = inspect.Parameter
+    return [
+        name
+        for name, p in inspect.signature(thing).parameters.items()
+        if p.default is kinds.empty and p.kind not in (kinds.VAR_POSITIONAL, kinds.VAR_KEYWORD)
+    ]
+
+
+def _name(thing: Any) -> str:
+    return str(getattr(thing, "__name__", type(thing).__name__))
+
+
+def _row(i: int) -> Features:
+    return Features((float(i),) * len(FEATURES), (True,) * len(FEATURES))

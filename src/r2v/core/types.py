@@ -2,13 +2,14 @@
 
 Every stage reads episodes and writes episodes, or something fitted on them. All types are frozen. Units: log-probabilities
 and entropies in nats, money in USD, time in seconds; probabilities, scores and rewards in [0, 1]. `None` means "not known",
-never 0 and never False. No field of `Episode`, `Step` or `Decision` has a default: a forgotten seed must not become a
-silent 0 (that is how CVaR was switched off in the paper's released code).
+never 0 and never False. No number in `Episode`, `Step` or `Decision` has a default: a forgotten seed must not become a
+silent 0 (that is how CVaR was switched off in the paper's released code). Only the messages have one: most domains are no
+chats, and files of before they were kept still load.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 Route = Literal["continue", "retry", "escalate", "takeover", "restart"]
@@ -36,6 +37,9 @@ Source = Literal["slm", "teacher", "noise"]
 
 Stop = Literal["done", "horizon", "error"]
 
+SOLVED = 0.5
+"""Reward of a whole episode from which on it counts as solved."""
+
 
 @dataclass(frozen=True, slots=True)
 class Task:
@@ -52,6 +56,20 @@ class ToolCall:
     name: str
     arguments: str
     """JSON text, exactly as the model wrote it."""
+    id: str = field(default="", compare=False)
+    """What its result refers to; only in a `Message`. Equal calls are equal actions, whatever their ids."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message of a chat, in OpenAI's roles. Parts that are not text are named, not kept."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: str | None
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+    """Of a tool's result: the id of the call that it answers."""
+    name: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +202,8 @@ class Choice:
     decision: Decision | None
     slm: Usage
     teacher: Usage
+    reply: Message | None = None
+    """The executed action as the model's whole message, words beside tool calls included; None where no chat is kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +219,13 @@ class Memory:
     retries: int = 0
     """How often further candidates were drawn at this step."""
 
+    def after(self, decision: Decision) -> Memory:
+        """What the next step has to know."""
+        left = self.calls_left
+        if left is not None and decision.route in ("escalate", "takeover"):
+            left -= 1
+        return replace(self, calls_left=left, decisions=(*self.decisions, decision), retries=0)
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -208,6 +235,8 @@ class Step:
     seed: int
     observation: Observation
     choice: Choice
+    messages: tuple[Message, ...] = ()
+    """What came into the chat since the step before: system, user, tool results. Empty where no chat is kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +267,10 @@ class Episode:
     success: bool | None
     stop: Stop
     failure: Failure | None
+    tools: str = ""
+    """JSON text of the tools that were offered, in OpenAI's form."""
+    closing: tuple[Message, ...] = ()
+    """What came into the chat after the last step."""
 
     def contexts(self, horizon: int) -> list[Context]:
         """What the agent knew at each step: nothing of before a restart, but that it took steps."""

@@ -15,7 +15,7 @@ from pydantic import PositiveInt
 from r2v.core.errors import SettingsError
 from r2v.core.protocols import Environment, Perturbation, Policy, Verifier
 from r2v.core.types import Action, Context, Task
-from r2v.messages.chat_format import ChatFormat
+from r2v.messages.chat_format import ChatFormat, command_of
 from r2v.runtime import plugins
 from r2v.runtime.settings import Settings
 from r2v.verifiers import verifier_named
@@ -42,13 +42,15 @@ class Domain(Generic[E]):
     """One kind of task. What a subclass leaves out it does not have."""
 
     name: ClassVar[str]
-    settings: type[E]
+    settings: type[E] = EnvironmentSettings  # type: ignore[assignment]
     verifier: ClassVar[str] = "tool_calls"
     """Name or dotted path of the verifier (`r2v.verifiers`). It sees neither environment nor expert."""
     perturbations: ClassVar[Mapping[str, str]] = {}
     """Perturbation family -> dotted path of what makes it from (strength, topic). They see texts, never a state."""
-    chat_format: ClassVar[ChatFormat]
-    """How chat models are told to act, and how their replies are read."""
+    chat_format: ClassVar[ChatFormat] = ChatFormat(
+        "You act by text commands, one at a time. Answer with exactly one command and nothing else.", command_of
+    )
+    """The system prompt of chat models, and how their replies become actions."""
     random_action: Callable[[Context, int], Action] | None = None
     """A random action from what the agent has read and a seed, for noisy episodes; None: there are none."""
     scratch: ClassVar[bool] = False

@@ -17,11 +17,12 @@ from typing import Any
 import msgspec
 
 from r2v.core.errors import ArtifactError
-from r2v.core.types import Decision, ScoreKind, Step
+from r2v.core.types import SOLVED, Decision, ScoreKind, Step
 from r2v.gateway.budgets import Amount
-from r2v.runtime.upgrade import upgraded_step
+from r2v.runtime.upgrade import ROUTES, upgraded_step
 
 VERSION = 3
+TOOLS = "CREATE TABLE IF NOT EXISTS tools (session TEXT PRIMARY KEY, text TEXT NOT NULL)"
 SCHEMA = (
     "CREATE TABLE steps (id TEXT PRIMARY KEY, session TEXT NOT NULL, t INTEGER NOT NULL, time REAL NOT NULL, "
     "key TEXT NOT NULL, source TEXT NOT NULL, code TEXT NOT NULL, model TEXT NOT NULL, score REAL, threshold REAL, "
@@ -35,6 +36,7 @@ SCHEMA = (
     "CREATE TABLE abandoned (session TEXT NOT NULL, key TEXT NOT NULL, time REAL NOT NULL, calls INTEGER NOT NULL, "
     "tokens INTEGER NOT NULL, usd REAL NOT NULL)",
     "CREATE INDEX abandoned_of_session ON abandoned (session)",
+    TOOLS,
 )
 MIGRATIONS = {
     2: (
@@ -43,22 +45,19 @@ MIGRATIONS = {
         "ALTER TABLE steps RENAME COLUMN risk TO score",
         "ALTER TABLE steps RENAME COLUMN would TO route",
         "ALTER TABLE steps ADD COLUMN score_kind TEXT",
-        "UPDATE steps SET route = 'escalate' WHERE route = 'teacher_step'",
-        "UPDATE steps SET route = 'takeover' WHERE route = 'teacher_latch'",
         "ALTER TABLE lost RENAME TO abandoned",
         "DROP INDEX IF EXISTS lost_of_session",
         "CREATE INDEX abandoned_of_session ON abandoned (session)",
+        TOOLS,
     ),
 }
-"""Schema version -> the statements that make it the next one. Renaming touches no row, so a large ledger opens at once; for
-the same reason records stay as they were written, and `_entry` reads those of version 2.
+"""Schema version -> the statements that make it the next one. They touch no row, so that a large ledger opens at once:
+routes and records stay as r2v 0.1 wrote them, and `_entry` reads them as today's.
 """
 COLUMNS = (
     "id", "session", "t", "time", "key", "source", "code", "model", "score", "score_kind", "threshold", "propensity",
     "slm_usd", "teacher_usd", "saved_usd", "tokens", "teacher_calls", "candidates", "overhead_ms", "route", "goal", "record",
 )  # fmt: skip
-FAILED_BELOW = 0.5
-"""A session whose reward is lower has failed."""
 _encoder, _decoder = msgspec.json.Encoder(), msgspec.json.Decoder(Step)
 
 
@@ -140,13 +139,17 @@ class Ledger:
     def close(self) -> None:
         self._db.close()
 
-    def write(self, entry: Entry) -> None:
-        """Raises sqlite3.Error when it cannot be written; then the answer must not leave."""
+    def write(self, entry: Entry, tools: bytes | None = None) -> None:
+        """`tools`: JSON of what the session may call, kept once. Raises sqlite3.Error when it cannot be written; then the
+        answer must not leave.
+        """
         values = [getattr(entry, name) for name in COLUMNS[:-1]]
         marks = ", ".join("?" * len(COLUMNS))
         self._db.execute(
             f"INSERT INTO steps ({', '.join(COLUMNS)}) VALUES ({marks})", (*values, _encoder.encode(entry.step))
         )
+        if tools is not None and tools != b"null":
+            self._db.execute("INSERT OR IGNORE INTO tools VALUES (?, ?)", (entry.session, tools.decode()))
 
     def abandon(self, session: str, key: str, amount: Amount) -> None:
         """Note what a step that was abandoned can have cost. What cannot be written is forgotten with this process."""
@@ -160,6 +163,11 @@ class Ledger:
     def steps(self, session: str) -> list[Entry]:
         rows = self._db.execute(f"SELECT {', '.join(COLUMNS)} FROM steps WHERE session = ? ORDER BY t, time", (session,))
         return [_entry(row) for row in rows]
+
+    def tools(self, session: str) -> str:
+        """JSON of what the session was offered when it began; empty where nothing was, or the ledger is redacted."""
+        row = self._db.execute("SELECT text FROM tools WHERE session = ?", (session,)).fetchone()
+        return row[0] if row else ""
 
     def has(self, session: str) -> bool:
         return self._db.execute("SELECT 1 FROM steps WHERE session = ? LIMIT 1", (session,)).fetchone() is not None
@@ -197,7 +205,7 @@ class Ledger:
         rows = self._db.execute(
             f"SELECT s.session, s.score, e.reward < :bound FROM ({ended}) e JOIN steps s ON s.session = e.session "
             "WHERE s.score IS NOT NULL AND (:kind IS NULL OR COALESCE(s.score_kind, :kind) = :kind)",
-            {"sessions": sessions, "bound": FAILED_BELOW, "kind": kind},
+            {"sessions": sessions, "bound": SOLVED, "kind": kind},
         ).fetchall()
         return [(score, float(failed)) for _, score, failed in rows], len({session for session, _, _ in rows})
 
@@ -223,8 +231,8 @@ def _entry(row: tuple[Any, ...]) -> Entry:
         step = _decoder.decode(row[-1])
     except msgspec.ValidationError:  # written by r2v 0.1
         step = msgspec.convert(upgraded_step(msgspec.json.decode(row[-1])), Step)
-    values: list[Any] = [*row[:-1], step]
-    return Entry(*values)
+    values: dict[str, Any] = dict(zip(COLUMNS[:-1], row, strict=False))
+    return Entry(**values | {"route": ROUTES.get(values["route"], values["route"])}, step=step)
 
 
 def decisions_of(entries: list[Entry]) -> tuple[Decision, ...]:

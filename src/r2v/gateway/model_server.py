@@ -25,7 +25,7 @@ from r2v.messages.openai_chat import chunks, openai_error
 from r2v.messages.protocol import DONE, data
 
 TOP = 20
-"""Alternatives of the first token that are told at most."""
+"""Most alternatives of the first token in an answer."""
 
 
 class Drawn(Protocol):
@@ -73,8 +73,8 @@ def model_app(model: Model, name: str) -> Starlette:
         answer = _completion(drawn, ask, name)
         if not ask.stream:
             return json_response(answer)
-        told = b"".join(data(chunk) for chunk in chunks(answer, True, {})) + DONE
-        return StreamingResponse(iter([told]), media_type="text/event-stream")
+        stream = b"".join(data(chunk) for chunk in chunks(answer, True, {})) + DONE
+        return StreamingResponse(iter([stream]), media_type="text/event-stream")
 
     async def models(request: Request) -> Response:
         return json_response({"object": "list", "data": [{"id": name, "object": "model"}]})

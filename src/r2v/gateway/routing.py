@@ -167,7 +167,8 @@ def _as_fitted(route: RouteSettings, router: RouterBase) -> RouteSettings:
     """Raises SettingsError where the settings ask for something else: the risk would not be the one that was measured."""
     if (fitted := router.fitted_with) is None:
         return route
-    conditions = {"k": fitted.k, "horizon": fitted.horizon, "verifier": fitted.verifier}
+    known = {"k": fitted.k, "horizon": fitted.horizon, "verifier": fitted.verifier}
+    conditions = {key: value for key, value in known.items() if value is not None}
     for key, value in conditions.items():
         if key in route.model_fields_set and getattr(route, key) != value:
             raise SettingsError(f"{route.router} was fitted with {key} {value}: leave out route.{key}")

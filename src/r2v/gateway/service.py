@@ -36,6 +36,7 @@ from r2v.gateway.sessions import LocalSessions, Session, Sessions
 from r2v.gateway.settings import GatewaySettings
 from r2v.messages.conversation import Json, Request, context_of, tools_of
 from r2v.messages.openai_chat import StreamAccumulator, completion
+from r2v.messages.transcript import incoming, message_of
 from r2v.verifiers import verifier_named
 
 
@@ -292,10 +293,10 @@ class Service:
             slm.usd, teacher.usd, self._saved(served), slm.spent.tokens + teacher.spent.tokens,
             int(teacher.drawn > 0), slm.drawn,
             facts["overhead-ms"], decision.route, _hash(context.goal) if redact else context.goal,
-            _redacted(step) if redact else step,
+            _redacted(step) if redact else _with_messages(step, served),
         )  # fmt: skip
         try:
-            self.ledger.write(entry)
+            self.ledger.write(entry, None if redact or served.session.t else served.request.tools)
         except Exception as error:  # disk full, locked, corrupt
             reason = f"the ledger cannot be written ({error}); no answer was given"
             raise Refused(reason, 503, {**facts, "reason": "ledger"}) from None
@@ -362,6 +363,13 @@ def _unreachable(error: OSError, facts: Json) -> Refused:
 
 def _hash(text: str) -> str:
     return "sha256:" + hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16]
+
+
+def _with_messages(step: Step, served: ServedStep) -> Step:
+    answered = served.teacher if step.choice.source == "teacher" else served.slm
+    reply = message_of(answered.choice(step.choice.action)["message"])
+    messages = incoming(served.request, first=not served.session.t)
+    return replace(step, choice=replace(step.choice, reply=reply), messages=messages)
 
 
 def _redacted(step: Step) -> Step:

@@ -16,7 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from r2v.clients.local.attention import attention_masks, layer_kinds, turning_point
 from r2v.clients.local.transcript import Encoder, segments
+from r2v.core.errors import ArtifactError
 from r2v.core.types import Episode
 from r2v.learning.pairs import PreferencePair
 
@@ -63,7 +65,15 @@ def pack(episode: Episode, pairs: Sequence[PreferencePair], encoder: Encoder) ->
 
 
 def forward(model: Any, rows: Sequence[Packed], pad: int) -> Tensor:
-    """Log-probabilities are the caller's business: logits [B, L, V] of padded rows."""
+    """Logits [B, L, V] of rows, padded with token `pad` on the right.
+
+    Raises ArtifactError when a text is so long that the model would encode all positions of the batch anew (LongRoPE).
+    """
+    longest, turn = max(int(row.positions.max()) + 1 for row in rows), turning_point(model.config)
+    if turn is not None and longest > turn:
+        raise ArtifactError(
+            f"the model reads texts of at most {turn} tokens (its position code changes there); one has {longest}"
+        )
     width = max(len(row.tokens) for row in rows)
     tokens_BL = np.full((len(rows), width), pad, dtype=np.int64)
     positions_BL = np.zeros((len(rows), width), dtype=np.int64)
@@ -71,12 +81,10 @@ def forward(model: Any, rows: Sequence[Packed], pad: int) -> Tensor:
     for b, row in enumerate(rows):
         n = len(row.tokens)
         tokens_BL[b, :n], positions_BL[b, :n], mask_BLL[b, :n, :n] = row.tokens, row.positions, row.mask
-    hidden = torch.from_numpy(~mask_BLL[:, None]).to(model.device)
-    mask = torch.zeros(hidden.shape, device=model.device).masked_fill_(hidden, float("-inf"))
     out: Tensor = model(
         input_ids=torch.from_numpy(tokens_BL).to(model.device),
         position_ids=torch.from_numpy(positions_BL).to(model.device),
-        attention_mask=mask,
+        attention_mask=attention_masks(model, layer_kinds(model.config), mask_BLL, positions_BL, positions_BL),
         use_cache=False,
     ).logits
     return out

@@ -19,7 +19,7 @@ from r2v.core.errors import StageError
 from r2v.core.types import Episode
 from r2v.learning.clone import cosine, descend
 from r2v.learning.losses import bc_loss, dpo_loss, jsd_loss
-from r2v.learning.models import half_products, save_model
+from r2v.learning.models import half_products, save_model, with_lora
 from r2v.learning.packing import Packed, branch_logp, forward, pack
 from r2v.learning.pairs import PreferencePair
 from r2v.learning.sequences import batches, encode_episodes
@@ -54,7 +54,23 @@ def prefer(
     seed: int,
     progress: Callable[..., None],
 ) -> PreferReport:
-    """Train from the model in `model_folder` and write a model folder to `out`. Raises StageError without pairs."""
+    """Train from the model in `model_folder` and write a model folder to `out`.
+
+    The reference is that model, computed before anything is trained; with LoRA only adapters are, and are merged in `out`.
+
+    Args:
+        model_folder: the cloned model.
+        model_settings: its device, precision and LoRA.
+        experts: episodes for the cloning loss; only the successful ones are used.
+        episodes: what `pairs` and `views` belong to.
+        pairs: at step t of episode i, a better and a worse action.
+        views: of each episode, the same tasks and actions under another perturbation.
+        settings: weights of the losses, steps and batches.
+        out: the new folder.
+
+    Raises:
+        StageError: without pairs.
+    """
     if not pairs:
         raise StageError("no preference pair was found; lower propose.min_gap or raise perturbations.strength")
     model, tokenizer = load_model(model_folder, device=model_settings.device)
@@ -75,8 +91,10 @@ def prefer(
             for at in range(0, len(owners), size)
             for i, logp in _reference(model, owners[at : at + size], rows, pad)
         }
-    model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=0.0, fused=True)
+    model = with_lora(model, model_settings).train()
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], lr=settings.learning_rate, weight_decay=0.0, fused=True
+    )
     steps = settings.epochs * -(-len(owners) // size)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine(max(1, steps // 10), steps))
     expert = encode_episodes([e for e in experts if e.success], tokenizer, OBSERVATION_WEIGHT)

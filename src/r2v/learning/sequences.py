@@ -1,20 +1,24 @@
-"""Episodes as token sequences with loss weights, and batches of them.
+"""Episodes and conversations as token sequences with loss weights, and batches of them.
 
 Example (weights in brackets): Task: ... you see a shelf 1. > [.3 each]  go to shelf 1 <eos> [1 each]  You arrive ... [.3]
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from jinja2 import TemplateError
 from numpy.typing import NDArray
 from torch import Tensor
 
 from r2v.clients.local.transcript import Encoder, segments
+from r2v.core.errors import ArtifactError
 from r2v.core.types import Episode
 
 
@@ -25,13 +29,16 @@ class Sequences:
 
 
 def encode_episodes(episodes: Sequence[Episode], tokenizer: Any, observation_weight: float) -> Sequences:
-    """No weight on the actions of source "noise"; the final observation is not learned."""
+    """Episodes in the household's transcript form: weight 1 on actions, `observation_weight` on what is read.
+
+    No weight on the actions of source "noise"; the final observation is not learned.
+    """
     encoder, all_tokens, all_weights = Encoder(tokenizer), [], []
-    told = [
+    transcripts = [
         segments(e.goal, [s.observation.text for s in e.steps], [s.choice.action.text for s in e.steps]) for e in episodes
     ]
-    encoder.learn(text for texts in told for text, _ in texts)
-    for episode, texts in zip(episodes, told, strict=True):
+    encoder.learn(text for texts in transcripts for text, _ in texts)
+    for episode, texts in zip(episodes, transcripts, strict=True):
         actors = iter(step.choice.source for step in episode.steps)
         tokens, weights = list(encoder.bos), [0.0] * len(encoder.bos)
         for text, is_action in texts:
@@ -42,6 +49,77 @@ def encode_episodes(episodes: Sequence[Episode], tokenizer: Any, observation_wei
         all_tokens.append(np.array(tokens, dtype=np.int64))
         all_weights.append(np.array(weights, dtype=np.float32))
     return Sequences(tuple(all_tokens), tuple(all_weights))
+
+
+def encode_conversation(
+    messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None, tokenizer: Any
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """A conversation in the tokenizer's chat template: weight 1 on what the assistant wrote, 0 on all else.
+
+    A turn is what follows the template's generation prompt, up to and including the end-of-sequence token if it writes one.
+
+    Args:
+        messages: in OpenAI's form (role, content, tool_calls, tool_call_id, name).
+        tools: JSON schemas of the tools, or None.
+        tokenizer: a fast Hugging Face tokenizer with a chat template.
+
+    Returns:
+        Token ids [L] and loss weights [L].
+
+    Raises:
+        ArtifactError: without a chat template, or when the template cannot show the conversation turn by turn.
+    """
+    if not tokenizer.chat_template:
+        raise ArtifactError(
+            f"the tokenizer of {tokenizer.name_or_path or 'the model'} has no chat template; take an instruct model"
+        )
+    shown = [_for_template(message) for message in messages]
+    tools = list(tools) if tools else None
+    try:
+        if re.search(r"\{%-?\s*generation\s*-?%\}", tokenizer.get_chat_template(None, tools)):
+            out = tokenizer.apply_chat_template(shown, tools=tools, return_dict=True, return_assistant_tokens_mask=True)
+            return np.array(out["input_ids"], dtype=np.int64), np.array(out["assistant_masks"], dtype=np.float32)
+        whole = tokenizer.apply_chat_template(shown, tools=tools, tokenize=False)
+        turns = []
+        for i, message in enumerate(shown):
+            if message["role"] == "assistant":
+                before, after = (
+                    tokenizer.apply_chat_template(shown[:n], tools=tools, tokenize=False, add_generation_prompt=n == i)
+                    for n in (i, i + 1)
+                )
+                if not (whole.startswith(after) and after.startswith(before)):
+                    raise ArtifactError(
+                        f"the chat template shows turn {i} otherwise once more turns follow; end the "
+                        "conversation there, or mark the assistant's words with {% generation %} in the template"
+                    )
+                end = after.rfind(tokenizer.eos_token, len(before)) if tokenizer.eos_token else -1
+                turns.append((len(before), len(after) if end < 0 else end + len(tokenizer.eos_token)))
+    except (TemplateError, ValueError) as error:  # a template refuses what it cannot show (roles, their order)
+        raise ArtifactError(f"the chat template cannot show the conversation ({str(error).splitlines()[0]})") from None
+    encoded = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
+    begins_L = np.array([begin for begin, _ in encoded["offset_mapping"]], dtype=np.int64)
+    weights_L = np.zeros(len(begins_L), dtype=np.float32)
+    for begin, end in turns:
+        weights_L[(begins_L >= begin) & (begins_L < end)] = 1.0
+    return np.array(encoded["input_ids"], dtype=np.int64), weights_L
+
+
+def _for_template(message: Mapping[str, Any]) -> dict[str, Any]:
+    """The message as chat templates expect it: content is a text, and the arguments of a tool call are an object."""
+    shown = {**message, "content": message.get("content") or ""}
+    if message.get("tool_calls"):
+        shown["tool_calls"] = [
+            {**call, "function": {**call["function"], "arguments": _object(call["function"]["arguments"])}}
+            for call in message["tool_calls"]
+        ]
+    return shown
+
+
+def _object(arguments: Any) -> Any:
+    try:
+        return json.loads(arguments)
+    except (TypeError, ValueError):  # an object already, or what a model wrote in place of JSON
+        return arguments
 
 
 def batches(data: Sequences, batch_tokens: int, pad: int, *, seed: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -14,10 +14,7 @@ from r2v.core.errors import ArtifactError
 
 def objects(path: Path) -> Iterator[tuple[str, Any]]:
     """(where, object) of every JSON object: lines of a file, elements of a list, files of a folder. Raises ArtifactError."""
-    files = sorted(p for p in path.rglob("*") if p.is_file() and ".json" in p.name) if path.is_dir() else [path]
-    if not files:
-        raise ArtifactError(f"{path} holds no JSON files")
-    for file in files:
+    for file in files_of(path, ".json", ".jsonl"):
         text = text_of(file)
         if ".jsonl" in file.name:
             for number, line in enumerate(text.splitlines(), start=1):
@@ -28,6 +25,18 @@ def objects(path: Path) -> Iterator[tuple[str, Any]]:
         listed = value.get("simulations") if isinstance(value, dict) and "simulations" in value else value
         for number, entry in enumerate(listed if isinstance(listed, list) else [listed], start=1):
             yield f"{file}:{number}", entry
+
+
+def files_of(path: Path, *endings: str) -> list[Path]:
+    """The path itself, or the files with such endings (`.gz` and `.xz` may follow) below a folder. Raises ArtifactError."""
+    if not path.exists():
+        raise ArtifactError(f"{path} does not exist")
+    if not path.is_dir():
+        return [path]
+    files = sorted(p for p in path.rglob("*") if p.is_file() and not set(endings).isdisjoint(p.suffixes))
+    if not files:
+        raise ArtifactError(f"{path} holds no {' or '.join(endings)} files")
+    return files
 
 
 def text_of(file: Path) -> str:

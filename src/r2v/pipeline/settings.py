@@ -215,6 +215,8 @@ class RunSettings(Settings):
     @field_validator("perturbations")
     @classmethod
     def _families(cls, value: PerturbationSettings, info: ValidationInfo) -> PerturbationSettings:
+        if "environment" not in info.data:
+            return value  # it is wrong itself
         domain = load_domain(info.data["environment"].kind)
         for family in value.families:
             domain.perturbation(family, value.strength, "")
@@ -223,7 +225,7 @@ class RunSettings(Settings):
     @field_validator("collect")
     @classmethod
     def _noise(cls, value: CollectSettings, info: ValidationInfo) -> CollectSettings:
-        if value.noisy_episodes is not None:
+        if value.noisy_episodes is not None or "environment" not in info.data:
             return value
         domain = load_domain(info.data["environment"].kind)
         return value.model_copy(update={"noisy_episodes": 0.0 if domain.random_action is None else 0.7})
@@ -276,7 +278,7 @@ class RunSettings(Settings):
 class LogSourceSettings(Settings):
     path: str
     format: str = "ledger"
-    """One of `r2v.logs.importing.FORMATS`."""
+    """See `r2v.logs.BUILT_IN`."""
     outcomes: str | None = None
     """JSON with outcomes by task, for logs that hold none."""
 

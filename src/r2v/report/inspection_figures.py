@@ -81,7 +81,7 @@ FIGURES: tuple[tuple[str, Callable[[Results], Figure]], ...] = (
         risk_curves,
     ),
     ("What the risk is worth among episodes of the same age (dashed: chance)", auroc_by_prefix),
-    ("Is the risk honest? (all steps, tasks left out of the fit)", calibration),
+    ("Is the risk calibrated? (all steps, tasks left out of the fit)", calibration),
 )
 
 

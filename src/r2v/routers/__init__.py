@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,10 @@ import msgspec
 
 from r2v.core.arrays import from_file
 from r2v.core.errors import ArtifactError, SettingsError
+from r2v.core.features import featurise
 from r2v.core.mlp import RiskMLP
+from r2v.core.protocols import Router
+from r2v.core.types import Candidate, Context, Decision, Memory
 from r2v.routers.base import FORMAT, FittedWith, RouterBase
 from r2v.runtime.plugins import load
 
@@ -85,3 +88,25 @@ def _of_format_1(raw: Mapping[str, Any], arrays: Mapping[str, Any], folder: Path
         fitted_with=None if conditions is None else msgspec.convert(conditions, FittedWith),
         risk=msgspec.convert(model, RiskMLP, dec_hook=lambda kind, value: value),  # type: ignore[call-arg]
     )
+
+
+def decide(
+    router: Router,
+    context: Context,
+    candidates: Sequence[Candidate],
+    scores: Sequence[float],
+    *,
+    memory: Memory | None = None,
+    seed: int = 0,
+) -> Decision:
+    """What a router decides about one step of your own agent: you draw, score and act, r2v decides.
+
+    Args:
+        router: any router, e.g. from `load_router`.
+        context: the goal, the observations so far and the actions between them.
+        candidates: the small model's proposals, K of them as where the router was fitted.
+        scores: the verifier's score of each, in [0, 1].
+        memory: what was decided at earlier steps; keep it up with `memory.after(decision)`.
+        seed: of this step; the same one gives the same decision.
+    """
+    return router.decide(context, featurise(context, candidates, scores), memory or Memory(), seed=seed)

@@ -40,13 +40,13 @@ Play = Callable[[Mapping[str, "RouterBase"]], Mapping[str, Sequence[int]]]
 
 @dataclass(frozen=True)
 class FittedWith:
-    """The conditions of a fit; a router decides on the features that it knows under the same ones alone."""
+    """The conditions of a fit; a router decides on the features that it knows under the same ones alone. None: not known."""
 
-    k: int
+    k: int | None
     """Candidates a step."""
-    horizon: int
+    horizon: int | None
     """Steps of an episode."""
-    verifier: str
+    verifier: str | None
     view: View = "full"
     verifier_sha256: str | None = None
     """Of the verifier's source, where it is known."""
@@ -162,13 +162,12 @@ def _card(router: RouterBase) -> str:
     facts = {**router.facts, **(router.model.facts if router.model else {})}
     told = "\n".join(f"- {key.replace('_', ' ')}: {value}" for key, value in facts.items())
     point = "not chosen yet" if router.threshold is None else f"{router.threshold:.4f}"
-    conditions = router.fitted_with
-    valid = (
-        "It was fitted on nothing."
-        if conditions is None
-        else f"It was fitted with {conditions.k} candidates a step, a horizon of {conditions.horizon} steps and the "
-        f"verifier {conditions.verifier}: it is valid for these, for its small model and for tasks like those it saw."
-    )
+    valid = "It was fitted on nothing."
+    if (c := router.fitted_with) is not None:
+        valid = (
+            f"It was fitted with {c.k or 'varying'} candidates a step, a horizon of {c.horizon or 'varying'} steps and the "
+            f"verifier {c.verifier or 'of its gateway'}: it is valid for these, for its small model and for such tasks."
+        )
     return f"""# Router {router.name}
 
 {(type(router).__doc__ or "").strip().splitlines()[0]}
@@ -215,6 +214,18 @@ class FitData:
     def settings_of(self, router: type[RouterBase]) -> Any:
         """The own settings of a router, as its `Settings`."""
         return own_settings(router, self.options.get(router.name, {}))
+
+    @property
+    def k(self) -> int:
+        """Candidates a step."""
+        assert self.fitted_with.k is not None
+        return self.fitted_with.k
+
+    @property
+    def horizon(self) -> int:
+        """Steps of an episode."""
+        assert self.fitted_with.horizon is not None
+        return self.fitted_with.horizon
 
     @cached_property
     def rollouts(self) -> list[Episode]:

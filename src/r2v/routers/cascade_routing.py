@@ -59,9 +59,9 @@ def _fit_later(data: FitData, episodes: Sequence[Episode], differs: Sequence[Seq
     """P(the best of two draws differs from the teacher), foreseen from the features of the first."""
     from r2v.learning.labels import Rows
 
-    k, rows, y, seeds, owners = data.fitted_with.k, [], [], [], []
+    k, rows, y, seeds, owners = data.k, [], [], [], []
     for i, (episode, of_steps) in enumerate(zip(episodes, differs, strict=True)):
-        contexts = episode.contexts(data.fitted_with.horizon)
+        contexts = episode.contexts(data.horizon)
         for step, context, label in zip(episode.steps, contexts, of_steps, strict=True):
             rows.append(featurise(context, step.choice.candidates[:k], step.choice.scores[:k]))
             y.append(float(label))

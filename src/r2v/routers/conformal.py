@@ -53,7 +53,7 @@ class Conformal(RouterBase):
         shape, width = (
             running_means([e for e in episodes if e.success], data.risk.score) for episodes in (data.rollouts, data.held)
         )
-        band = fit_band(shape, width, data.fitted_with.horizon)
+        band = fit_band(shape, width, data.horizon)
         return cls(risk=data.risk, band=band, fitted_with=data.fitted_with)
 
     def score(self, features: Features) -> float:

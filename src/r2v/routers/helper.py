@@ -69,7 +69,7 @@ class Helper(RouterBase):
         disagreement, risk = data.disagreement, data.risk
         explored = [episode for episode in data.explored if episode.success is not None]
         found = fit_helper(
-            [*data.rollouts, *explored], disagreement, risk, data.budgets, data.fitted_with.horizon, data.settings,
+            [*data.rollouts, *explored], disagreement, risk, data.budgets, data.horizon, data.settings,
             seed=data.seed,
         )  # fmt: skip
         values = tuple(found.values)

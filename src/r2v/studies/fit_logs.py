@@ -20,19 +20,15 @@ from r2v.core.protocols import Floats
 from r2v.core.types import Episode
 from r2v.evaluation.prefixes import auroc_over_tasks
 from r2v.learning.labels import Rows
-from r2v.learning.settings import RouterSettings
 from r2v.maths.calibration import brier, ece
 from r2v.routers.base import FittedWith
 from r2v.routers.r2v import R2V
 
 FOLDS = 5
-HORIZON = 50
-"""What imported steps were scaled by (`r2v.logs`)."""
 LEAST_FAILED = 20
 LEAST_TASKS = 50
 """Of each kind of outcome, and of tasks: below that the interval of the AUROC spans everything from chance to perfect."""
 WANTED_WIDTH = 0.1
-SETTINGS = RouterSettings(epochs=30, batch_size=1024)
 
 
 @dataclass(frozen=True)
@@ -55,10 +51,21 @@ class LogFit:
     """For an interval of the AUROC of +-.05, by the width found here; or for a first fit."""
     threshold: float | None
     asked_share: float | None
-    """Share of the steps at or above the threshold."""
+    """Share of the steps that are escalated: at or above the threshold."""
     router: str | None
     """Folder, or None with `refused`."""
     refused: str | None
+
+
+def fitted_with(episodes: Sequence[Episode], verifier: str | None) -> FittedWith:
+    """How the steps were seen: served otherwise, the risk would be another one. What they do not agree on is None."""
+    step_index, fraction = FEATURES.index("step_index"), FEATURES.index("horizon_fraction")
+    choices = [step.choice for episode in episodes for step in episode.steps if step.choice.features is not None]
+    counts = {len(choice.candidates) for choice in choices}
+    rows = [choice.features.values for choice in choices if choice.features is not None]
+    horizons = {round(row[step_index] / row[fraction]) for row in rows if row[fraction]}
+    k, horizon = (found.pop() if len(found) == 1 else None for found in (counts, horizons))
+    return FittedWith(k, horizon, verifier)
 
 
 def own_steps(episodes: Sequence[Episode]) -> tuple[Rows, list[str]]:
@@ -85,17 +92,18 @@ def own_steps(episodes: Sequence[Episode]) -> tuple[Rows, list[str]]:
 def fit_logs(
     episodes: Sequence[Episode], out: Path, *, verifier: str | None, seed: int = 0, asked_share: float = 0.15
 ) -> LogFit:
-    """Fit and write a router folder to `out`, if the logs allow it.
+    """Fit and write a router folder, if the logs allow it.
 
-    `verifier`: what scored the steps, where that is known; the folder says so, and the gateway uses it. `asked_share` places
-    the threshold: without a teacher's outcomes no log can say which threshold reaches a target, so it is the share of steps
-    that one is willing to ask on.
+    Args:
+        episodes: recorded ones with features, e.g. of `r2v.logs.importing.import_logs`.
+        out: the folder; nothing is written where the fit is refused.
+        verifier: what scored the steps, where that is known; the gateway then scores with the same.
+        seed: of the folds and of the fits.
+        asked_share: the share of steps that one is willing to escalate, which places the threshold: without a teacher's
+            outcomes no log can say which threshold reaches a target.
     """
-    import torch
+    from r2v.learning.tabular import fit_risk
 
-    from r2v.learning.router import fit_mlp
-
-    torch.set_num_threads(2)
     scored = [episode for episode in episodes if episode.success is not None]
     rows, tasks = own_steps(episodes)
     names, task_N = np.unique(tasks, return_inverse=True)
@@ -110,7 +118,7 @@ def fit_logs(
         "steps": len(rows),
     }
     if min(failed, solved) < LEAST_FAILED or len(names) < LEAST_TASKS:
-        told = (
+        refused = (
             f"{len(scored)} episodes of {len(names)} tasks, {failed} failed and {solved} solved by the small model alone: a "
             f"router needs at least {LEAST_TASKS} tasks and {LEAST_FAILED} episodes of each kind"
         )
@@ -119,7 +127,7 @@ def fit_logs(
         unknown: dict[str, Any] = dict.fromkeys(
             ("auroc", "auroc_ci95", "ece", "brier", "base_brier", "threshold", "asked_share", "router")
         )
-        return LogFit(**counts, **unknown, episodes_needed=needed, refused=told)
+        return LogFit(**counts, **unknown, episodes_needed=needed, refused=refused)
     fold_N = folds(task_N, seed)
     p_N = held_out_risk(rows, fold_N, seed)
     area, area_ci95 = auroc_over_tasks(p_N, rows.y_N, task_N, seed=seed)
@@ -128,10 +136,10 @@ def fit_logs(
     last = fold_N == 0
     known = _known(rows)
     every = rows.columns(known)
-    router = fit_mlp(every.where(~last), every.where(last), known, SETTINGS, "decoupled", seed=seed, facts=counts)
+    router = fit_risk(every.where(~last), every.where(last), known, seed=seed, facts=counts)
     risk_N = router.risk(every.x_NF, every.present_NF)
     threshold = float(np.quantile(risk_N, 1 - asked_share, method="higher"))
-    conditions = None if verifier is None else FittedWith(1, HORIZON, verifier)
+    conditions = fitted_with(scored, verifier)
     R2V(name=out.resolve().name, risk=router, threshold=threshold, fitted_with=conditions).save(out)
     base = float(rows.y_N.mean())
     return LogFit(
@@ -156,13 +164,13 @@ def folds(task_N: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
 
 def fold_models(rows: Rows, fold_N: NDArray[np.int64], seed: int) -> list[RiskMLP]:
     """For each fold, a risk fitted and calibrated on the others."""
-    from r2v.learning.router import fit_mlp
+    from r2v.learning.tabular import fit_risk
 
     models = []
     for fold in range(FOLDS):
         held, inner = fold_N == fold, fold_N == (fold + 1) % FOLDS
         train, check = rows.where(~held & ~inner), rows.where(inner)
-        models.append(fit_mlp(train, check, FEATURES, SETTINGS, "decoupled", seed=seed))
+        models.append(fit_risk(train, check, FEATURES, seed=seed))
     return models
 
 

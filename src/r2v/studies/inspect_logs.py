@@ -1,7 +1,7 @@
 """`r2v inspect LOGS`: where recorded episodes go wrong, by a risk that never saw their tasks.
 
-Every risk is from task-wise cross-validation, as in `r2v fit`; what it is worth is told overall, after each number of steps
-and for each model of the log, beside what needs no look at the steps: how long the episode is, and which model it is.
+Every risk is from task-wise cross-validation, as in `r2v fit`; what it is worth is measured overall, after each number of
+steps and for each model of the log, beside what needs no look at the steps: how long the episode is, and which model it is.
 """
 
 from __future__ import annotations
@@ -32,9 +32,6 @@ class Inspection:
 
 def inspect_logs(episodes: Sequence[Episode], *, view: View = "full", seed: int = 0) -> Inspection:
     """Raises StageError where the logs are too few to say anything."""
-    import torch
-
-    torch.set_num_threads(1)  # the network is small: a second thread costs more than it gives on a busy machine
     seen = [_seen_as(view, episode) for episode in episodes]
     rows, tasks = own_steps(seen)
     names, task_N = np.unique(np.array(tasks, dtype=str), return_inverse=True)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from r2v.clients.local.attention import attention_masks, layer_kinds, longest_text
 from r2v.clients.local.loading import load_model
 from r2v.clients.local.sampling import ENTROPY_TOP, cumulative_NV, draw_NK, entropy_N, uniforms_KL
 from r2v.clients.local.slots import SlotCache
@@ -65,6 +66,17 @@ class _Branch:
 
 
 class LocalPolicy:
+    """A policy over a causal LM in this process.
+
+    Args:
+        model: a Hugging Face causal LM whose layers are full, sliding-window or chunked attention (`load_model` checks it).
+        tokenizer: its tokenizer, with an end-of-sequence token.
+        name: of the policy, in records.
+        temperature: divides the logits before a token is drawn; log-probabilities are those at temperature 1.
+        top_p: only the likeliest tokens that together have this probability are drawn.
+        max_new_tokens: of a candidate, the end-of-sequence token included.
+    """
+
     def __init__(
         self,
         model: Any,
@@ -82,9 +94,11 @@ class LocalPolicy:
         self._eos = tokenizer.eos_token_id
         self._encode = Encoder(tokenizer)
         self._temperature, self._top_p, self._max_new = temperature, top_p, max_new_tokens
-        self._limit = getattr(model.config, "max_position_embeddings", 1 << 30) - max_new_tokens
+        self._kinds = layer_kinds(model.config)
+        self._windows = any(self._kinds.values())
+        self._limit = longest_text(model.config) - max_new_tokens
         self._pending: list[_Request] = []
-        self._cache = SlotCache(model.config.num_hidden_layers)
+        self._cache = SlotCache(model.config.get_text_config().num_hidden_layers)
         self._lengths = np.zeros(0, dtype=np.int64)
         self._held: dict[History, tuple[int, int]] = {}
         """Of each history read so far: the row that begins with it, and its length there."""
@@ -98,12 +112,13 @@ class LocalPolicy:
         return cls(*load_model(path, device=device, precision=precision), **options)
 
     async def propose(self, context: Context, k: int, *, seed: int) -> tuple[Candidate, ...]:
+        """K candidates for the next action. Raises ValueError when the context is longer than the model reads."""
         request, branches = await self._ask(context, k, seed)
         distinct = {id(branch): self._candidate(branch, request.entropy) for branch in branches}
         return tuple(distinct[id(branch)] for branch in branches)
 
     async def draw(self, context: Context, k: int, *, seed: int) -> tuple[Drawn, ...]:
-        """What `propose` gives, with its tokens: for servers, which tell them."""
+        """What `propose` gives, with its tokens, which servers return too."""
         request, branches = await self._ask(context, k, seed)
         top = tuple((self._token(token), logp) for logp, token in zip(*request.top, strict=True))
         return tuple(
@@ -224,16 +239,17 @@ class LocalPolicy:
             width = int(sizes[group].max())
             tokens_RQ = np.zeros((len(group), width), dtype=np.int64)
             at_RQ = np.zeros((len(group), width), dtype=np.int64)
+            positions_RQ = np.zeros((len(group), width), dtype=np.int64)
             here = np.array([rows[i] for i in group])
             for r, i in enumerate(group):
                 n, start = sizes[i], self._lengths[rows[i]]
                 tokens_RQ[r, width - n :] = missing[i]
                 # Padding goes to the left, its keys behind the row's end, where nobody looks and the next text lands.
-                at_RQ[r, width - n :] = start + np.arange(n)
+                at_RQ[r, width - n :] = positions_RQ[r, width - n :] = start + np.arange(n)
                 at_RQ[r, : width - n] = start + n + np.arange(width - n)
-            span = int(at_RQ.max()) + 1
-            visible_RQS = np.arange(span)[None, None, :] <= at_RQ[:, :, None]
-            out = self._forward(here, tokens_RQ, at_RQ, at_RQ, visible_RQS, keep=1)
+            keys_RS = np.arange(int(at_RQ.max()) + 1)[None]  # all rows alike
+            visible_RQS = keys_RS[:, None] <= at_RQ[:, :, None]
+            out = self._forward(here, tokens_RQ, at_RQ, positions_RQ, keys_RS, visible_RQS, keep=1)
             for r, i in enumerate(group):
                 logits[i] = out[r, -1]
                 self._lengths[rows[i]] += sizes[i]
@@ -248,36 +264,38 @@ class LocalPolicy:
         tokens_RQ: np.ndarray,
         at_RQ: np.ndarray,
         positions_RQ: np.ndarray,
+        keys_RS: np.ndarray,
         visible_RQS: np.ndarray,
         keep: int,
     ) -> torch.Tensor:
-        """Logits [R, Q, V] of queries whose keys go to cache positions `at`; `keep` = 1: [R, 1, V], the last query's."""
-        rows_in_use = len(self._lengths)
-        if len(rows) < rows_in_use and 2 * len(rows) > rows_in_use:
-            # Reading a few idle rows in place is cheaper than copying all the busy ones.
-            spread = [np.zeros((rows_in_use, *a.shape[1:]), dtype=a.dtype) for a in (tokens_RQ, at_RQ, positions_RQ)]
-            spread[1] += self._lengths[:, None]
-            seen = np.ones((rows_in_use, *visible_RQS.shape[1:]), dtype=bool)
-            for full, part in zip((*spread, seen), (tokens_RQ, at_RQ, positions_RQ, visible_RQS), strict=True):
-                full[rows] = part
-            width = max(visible_RQS.shape[2], int(spread[1].max()) + 1)
-            seen = np.pad(seen, ((0, 0), (0, 0), (0, width - seen.shape[2])))
-            return self._forward(np.arange(rows_in_use), spread[0], spread[1], spread[2], seen, keep)[rows]
-        self._cache.aim(
-            torch.from_numpy(rows),
-            torch.from_numpy(at_RQ),
-            visible_RQS.shape[2],
-            subset=len(rows) < rows_in_use,
-        )
+        """Logits [R, Q, V] of queries whose keys go to cache positions `at`; `keep` = 1: [R, 1, V], the last query's.
+
+        `positions`, `keys`: where the queries, and what is at each cache position, are in their texts.
+        """
+        in_use = len(self._lengths)
+        wanted: np.ndarray | slice = slice(None)
+        if len(rows) < in_use < 2 * len(rows):
+            # Reading a few idle rows in place is cheaper than copying all the busy ones. They write behind their ends.
+            idle = np.setdiff1d(np.arange(in_use), rows)
+            if (grown := int(self._lengths[idle].max()) + 1 - keys_RS.shape[1]) > 0:
+                keys_RS = np.pad(keys_RS, ((0, 0), (0, grown)))
+                visible_RQS = np.pad(visible_RQS, ((0, 0), (0, 0), (0, grown)))
+            like = np.zeros(in_use, dtype=np.int64)  # an idle row is fed what the first one is
+            like[rows] = np.arange(len(rows))
+            tokens_RQ, at_RQ, positions_RQ, visible_RQS = tokens_RQ[like], at_RQ[like], positions_RQ[like], visible_RQS[like]
+            keys_RS = keys_RS[like] if len(keys_RS) > 1 else keys_RS
+            at_RQ[idle] = self._lengths[idle, None]
+            wanted, rows = rows, np.arange(in_use)
+        self._cache.aim(torch.from_numpy(rows), torch.from_numpy(at_RQ), keys_RS.shape[1], subset=len(rows) < in_use)
         logits: torch.Tensor = self._model(
             input_ids=torch.from_numpy(tokens_RQ).to(self._device),
             position_ids=torch.from_numpy(positions_RQ).to(self._device),
-            attention_mask=_additive(torch.from_numpy(visible_RQS).to(self._device), self._model.dtype),
+            attention_mask=attention_masks(self._model, self._kinds, visible_RQS, positions_RQ, keys_RS),
             past_key_values=self._cache,
             use_cache=True,
             logits_to_keep=keep,
         ).logits
-        return logits
+        return logits[wanted]
 
     def _grow(self, requests: Sequence[_Request], rows: list[int], logits_NV: torch.Tensor) -> list[list[_Branch]]:
         """Grow every request's candidates token by token; branches split where the draws differ."""
@@ -336,6 +354,7 @@ class LocalPolicy:
         # Unused queries write behind all branches, where nobody looks and the next text will land.
         at_RQ = np.repeat(self._lengths[rows][:, None] + beyond, width, axis=1)
         span = int(at_RQ.max()) + 1
+        keys_RS = np.tile(np.arange(span), (len(rows), 1)) if self._windows else np.arange(span)[None]
         visible_RQS = np.repeat((np.arange(span) < self._lengths[rows][:, None])[:, None], width, axis=1)
         where = np.zeros((2, len(live)), dtype=np.int64)
         for r, row in enumerate(rows):
@@ -344,9 +363,11 @@ class LocalPolicy:
                 tokens_RQ[r, q] = branch.tokens[-1]
                 at_RQ[r, q] = branch.path[-1]
                 visible_RQS[r, q, branch.path] = True
+                if self._windows:
+                    keys_RS[r, branch.path] = self._lengths[row] + np.arange(len(branch.path))
                 where[:, b] = r, q
         positions_RQ = np.repeat(self._lengths[rows][:, None] + depth, width, axis=1)
-        logits = self._forward(rows, tokens_RQ, at_RQ, positions_RQ, visible_RQS, keep=0)
+        logits = self._forward(rows, tokens_RQ, at_RQ, positions_RQ, keys_RS, visible_RQS, keep=0)
         return logits[where[0], where[1]].float()
 
     def _candidate(self, branch: _Branch, entropy: float) -> Candidate:
@@ -372,9 +393,3 @@ def _alike(sizes: np.ndarray) -> list[np.ndarray]:
             cuts.append(i)
             first = i
     return np.split(order, cuts)
-
-
-def _additive(visible_RQS: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """What is added to the attention scores: made once here, not anew in each layer from a boolean mask."""
-    mask_RQS = torch.zeros(visible_RQS.shape, dtype=dtype, device=visible_RQS.device)
-    return mask_RQS.masked_fill_(~visible_RQS, torch.finfo(dtype).min)[:, None]

@@ -19,7 +19,7 @@ from r2v.domains.humaneval.chat_format import PROGRAM
 from r2v.domains.humaneval.check import check
 from r2v.domains.humaneval.problems import Problem
 from r2v.runtime.sandbox.examples import examples
-from r2v.runtime.sandbox.trial import attempt
+from r2v.runtime.sandbox.try_solution import attempt
 
 TEST_LIMIT_S = 5.0
 USAGE = "Unknown command. Use write_code with a ```python block, test, or submit."

@@ -20,7 +20,7 @@ from functools import lru_cache
 from r2v.core.types import Action, Context
 from r2v.domains.humaneval.chat_format import PROGRAM
 from r2v.runtime.sandbox.examples import Example, examples
-from r2v.runtime.sandbox.trial import attempt
+from r2v.runtime.sandbox.try_solution import attempt
 from r2v.verifiers.evidence import INJECTED, gives_orders
 
 SMOKE_LIMIT_S = 5.0
@@ -71,7 +71,7 @@ def code_of(text: str) -> str | None:
 
 
 def score_code(goal: str, code: str) -> float:
-    """What the program itself tells; `goal` holds the signature and docstring."""
+    """Score of the program by itself; `goal` has the signature and docstring."""
     names = SIGNATURE.findall(goal)
     wanted = names[-1] if names else ""
     try:

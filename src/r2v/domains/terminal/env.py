@@ -69,7 +69,7 @@ class Terminal:
             self._folder = None
 
     def clone(self) -> Terminal:
-        """An independent copy of the present moment, folder included."""
+        """An independent copy of the present, folder included."""
         copy = Terminal(self.task)
         copy._state, copy._done, copy.problem = self._state, self._done, self.problem
         if self._folder is not None:

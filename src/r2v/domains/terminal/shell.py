@@ -91,9 +91,9 @@ def execute(command: str, folder: Path, state: State, *, command_s: float, stdin
     return Output(ran.code, ran.stdout, None), _read_state(ran.stderr) or state
 
 
-def _read_state(told: str) -> State | None:
-    directory, *entries = told.split("\0")
-    if not directory.startswith("/") or len(told.encode()) > MOST_STATE:
+def _read_state(written: str) -> State | None:
+    directory, *entries = written.split("\0")
+    if not directory.startswith("/") or len(written.encode()) > MOST_STATE:
         return None
     variables = dict(entry.split("=", 1) for entry in entries if _VARIABLE.match(entry))
     for name in ("_", "SHLVL", "PWD"):

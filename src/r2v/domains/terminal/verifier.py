@@ -77,9 +77,9 @@ def score(command: str, newest: str, done: Sequence[str]) -> float:
 
 def evidence(output: str) -> float | None:
     """How well an output speaks of what was done, in `FAILURES` or `SUCCESSES`; None where it says nothing."""
-    told = _NO_FAILURES.sub("", output)
+    text = _NO_FAILURES.sub("", output)
     for value in SURE_FAILURES if output.startswith("exit code 0") else FAILURES:
-        if _EVIDENCE[value].search(told):
+        if _EVIDENCE[value].search(text):
             return value
     return next((value for value in SUCCESSES if _EVIDENCE[value].search(output)), None)
 

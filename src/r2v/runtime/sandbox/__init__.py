@@ -1,7 +1,7 @@
-"""Runs programs that nobody vouches for. `layers()` says what this host allows, `Ran.layers` what was active in a run."""
+"""Runs untrusted programs. `support()` says what this host allows, `RunResult.layers` what was active in a run."""
 
 from __future__ import annotations
 
-from r2v.runtime.sandbox.launch import Limits, Ran, layers, run
+from r2v.runtime.sandbox.launch import Limits, RunResult, Support, layers, run, support
 
-__all__ = ["Limits", "Ran", "layers", "run"]
+__all__ = ["Limits", "RunResult", "Support", "layers", "run", "support"]

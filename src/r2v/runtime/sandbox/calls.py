@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from r2v.runtime.sandbox import harness
-from r2v.runtime.sandbox.launch import Limits, Room
+from r2v.runtime.sandbox.launch import Limits, WarmSandbox
 
 PRELOAD = (
     "json", "math", "re", "collections", "itertools", "functools", "typing", "string", "heapq", "bisect", "copy", "random",
     "statistics", "operator", "datetime", "hashlib", "decimal", "fractions", "cmath", "dataclasses", "enum", "ast",
 )  # fmt: skip
-"""What solutions import most; loaded once in the warden."""
+"""What solutions import most; loaded once in each warm sandbox."""
 LONGEST_S = 60.0
 SLACK_S = 2.0
 """For everything but the calls themselves."""
@@ -48,12 +48,12 @@ def call(
     """`entry_point(*arguments)` for each of `inputs`, which are plain data, up to the first problem.
 
     `limits_s`: of CPU time, for each call; altogether there is a minute. Long values come as digests, unless `whole`.
-    `stop`: told the number of the first of some values and these as they arrive, may say that no more are wanted.
+    `stop`: called with values as they arrive and the number of the first of them; if it returns True no more are wanted.
     """
     job = {"code": code, "entry_point": entry_point, "inputs": inputs, "limits_s": limits_s, "whole": whole, "timed": timed}
     reading = _Reading(stop)
-    with _room() as room:
-        done = room.run(
+    with _warm_sandbox() as warm:
+        done = warm.run(
             marshal.dumps(job), wall_s=harness.BUSY * min(LONGEST_S, sum(limits_s)) + SLACK_S, enough=reading.more
         )
     problem = reading.problem
@@ -66,27 +66,28 @@ def call(
     return Answers(tuple(reading.values), problem, tuple(reading.seconds))
 
 
-_idle: list[Room] = []
-"""Rooms between two calls; taking and giving back are atomic."""
+_idle: list[WarmSandbox] = []
+"""Those between two calls; taking and giving back are atomic."""
 
 
 @contextmanager
-def _room() -> Iterator[Room]:
+def _warm_sandbox() -> Iterator[WarmSandbox]:
     try:
-        room = _idle.pop()
+        warm = _idle.pop()
     except IndexError:
-        room = Room(Path(harness.__file__), LIMITS, PRELOAD)
+        warm = WarmSandbox(Path(harness.__file__), LIMITS, PRELOAD)
     try:
-        yield room
+        yield warm
     finally:
-        if room.is_open:
-            _idle.append(room)
+        if warm.is_open:
+            _idle.append(warm)
         else:
-            room.close()
+            warm.close()
 
 
 @atexit.register
-def _close_rooms() -> None:
+def close_idle() -> None:
+    """End the warm sandboxes that no call uses."""
     while _idle:
         _idle.pop().close()
 

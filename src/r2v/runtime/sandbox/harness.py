@@ -28,7 +28,7 @@ from typing import Any
 
 LONG = 2000
 """Characters from which on a digest is sent."""
-LOOK_S, AGAIN_S = 0.005, 0.1
+CHECK_S, AGAIN_S = 0.005, 0.1
 BUSY = 3.0
 PLAIN = frozenset((type(None), bool, float, str))
 SAFE_INT = 1 << 63
@@ -126,9 +126,9 @@ class TooLong(BaseException):
     """Not an Exception, so that code which swallows those is stopped all the same."""
 
 
-class Lookout:
+class Watcher:
     """Interrupts the calls every few milliseconds: sends what they returned so far, and raises TooLong in one that takes too
-    long, again and again until it ends. So the calls themselves are made without a look at the clock between two of them.
+    long, again and again until it ends. So the calls themselves are made without a check of the clock between two of them.
 
     Limits are of work (CPU time), so that verdicts do not depend on what else the machine does; a call that waits may take
     `BUSY` times as long.
@@ -139,20 +139,20 @@ class Lookout:
         self._out, self._texts, self._limits = out, texts, limits_s
         self._sent = 0
         self._call = -1
-        """Number of the call that was under way at the last look."""
+        """Number of the call that was under way at the last check."""
         self._is_over = False
         self._reader = select.poll()
         self._reader.register(out, 0)
-        signal.signal(signal.SIGALRM, self._look)
-        signal.setitimer(signal.ITIMER_REAL, LOOK_S)
+        signal.signal(signal.SIGALRM, self._check)
+        signal.setitimer(signal.ITIMER_REAL, CHECK_S)
 
-    def _look(self, *_: object) -> None:
+    def _check(self, *_: object) -> None:
         if self._is_over:
             return
         if self._reader.poll(0):  # nobody reads any more
             os._exit(0)
         self._send()
-        wait_s = LOOK_S
+        wait_s = CHECK_S
         try:
             work, now = time.process_time(), time.perf_counter()
             if self._call != self._sent:
@@ -215,12 +215,12 @@ def answer(job: dict[str, Any], out: int) -> None:
         exec(job["code"], namespace)
         function = namespace[job["entry_point"]]
     except BaseException as error:
-        write(out, f"! {_told(error)}\n")
+        write(out, f"! {_error_line(error)}\n")
         return
     whole, timed = job["whole"], job["timed"]
     texts: list[str] = []
     seconds: list[float] = []
-    lookout = Lookout(out, texts, job["limits_s"])
+    watcher = Watcher(out, texts, job["limits_s"])
     try:
         for arguments in job["inputs"]:
             start = time.process_time() if timed else 0.0
@@ -229,11 +229,11 @@ def answer(job: dict[str, Any], out: int) -> None:
                 seconds.append(time.process_time() - start)
         last = f". {json.dumps(seconds)}\n"
     except BaseException as error:
-        last = f"! {_told(error)}\n"
-    lookout.end(last)
+        last = f"! {_error_line(error)}\n"
+    watcher.end(last)
 
 
-def _told(error: BaseException) -> str:
+def _error_line(error: BaseException) -> str:
     try:
         lines = f"{type(error).__name__}: {error}".splitlines()
     except BaseException:

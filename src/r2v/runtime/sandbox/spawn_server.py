@@ -9,21 +9,20 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
-
-from r2v.runtime.sandbox import stage
+from pathlib import Path
 
 _lock = threading.Lock()
-_warden: Warden | None = None
+_server: SpawnServer | None = None
 
 
-class Warden:
+class SpawnServer:
     def __init__(self) -> None:
         # Whole messages, so that threads and forked children may share the socket.
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        python = os.path.realpath(sys.executable)
+        script = Path(__file__).with_name("supervisor.py")
         with theirs:
             self._process = subprocess.Popen(
-                [python, "-I", "-S", stage.__file__, str(theirs.fileno())],
+                [os.path.realpath(sys.executable), "-I", "-S", script, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -43,15 +42,15 @@ class Warden:
 
 
 def send(descriptors: Sequence[int]) -> None:
-    """Hand a request to the warden. One that was killed is replaced once."""
-    global _warden
+    """Hand a request to the server. One that was killed is replaced once."""
+    global _server
     with _lock:
-        if _warden is None:
-            _warden = Warden()
-            atexit.register(lambda: _warden.close() if _warden else None)
+        if _server is None:
+            _server = SpawnServer()
+            atexit.register(lambda: _server.close() if _server else None)
         try:
-            _warden.send(descriptors)
+            _server.send(descriptors)
         except (BrokenPipeError, ConnectionResetError):
-            _warden.close()
-            _warden = Warden()
-            _warden.send(descriptors)
+            _server.close()
+            _server = SpawnServer()
+            _server.send(descriptors)

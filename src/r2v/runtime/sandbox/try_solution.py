@@ -12,7 +12,7 @@ from r2v.runtime.sandbox.harness import UNREADABLE, decode
 
 
 @dataclass(frozen=True)
-class Trial:
+class Attempt:
     passed: int
     total: int
     failures: tuple[str, ...]
@@ -24,14 +24,14 @@ class Trial:
         return not self.failures
 
 
-def attempt(code: str, entry_point: str, examples: Sequence[Example], *, limit_s: float) -> Trial:
+def attempt(code: str, entry_point: str, examples: Sequence[Example], *, limit_s: float) -> Attempt:
     """Run `code` on every example in one sandboxed process. Each call may take `limit_s` seconds."""
     if not examples:
         answers = call(
             f"{code}\n\ndef _r2v_is_there():\n    return callable({entry_point})\n", "_r2v_is_there", [[]], [limit_s]
         )
         failures = () if answers.values == (True,) else (answers.problem or f"{entry_point} is not a function",)
-        return Trial(0, 0, failures)
+        return Attempt(0, 0, failures)
     inputs = [example.arguments for example in examples]
     answers = call(code, entry_point, inputs, [limit_s] * len(examples), whole=True)
     passed, failed = 0, []
@@ -43,7 +43,7 @@ def attempt(code: str, entry_point: str, examples: Sequence[Example], *, limit_s
     if answers.problem is not None:
         where = examples[len(answers.values)].call if len(answers.values) < len(examples) else entry_point
         failed.append(f"{where} raised {answers.problem}")
-    return Trial(passed, len(examples), tuple(failed))
+    return Attempt(passed, len(examples), tuple(failed))
 
 
 def _equals(value: Any, expected: Any) -> bool:

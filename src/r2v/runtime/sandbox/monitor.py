@@ -1,4 +1,4 @@
-"""Watching a sandboxed program from outside: what it writes is collected until its end, or until it goes too far."""
+"""Watching a sandboxed program from outside: what it writes is collected until its end, or until it exceeds a limit."""
 
 from __future__ import annotations
 
@@ -10,39 +10,39 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
-MOMENT_S = 0.2
+CLOSE_S = 0.2
 """For a program to notice that nobody reads any more."""
 GRACE_S = 10.0
-"""For the supervisor to end everything after it was told to; far more than it needs."""
-DISK_WATCH_S = 0.1
+"""For the supervisor to end everything once the lifeline is closed; far more than it needs."""
+DISK_CHECK_S = 0.1
 SMALLEST_FILE = 4096
 """What a file counts at least, so that a million empty ones are too many."""
 
 
-class Leash:
-    """Holds a sandbox: when it is let go, or this process ends, everything inside is ended."""
+class Lifeline:
+    """A pipe that a sandbox lives as long as: when `close` is called, or this process ends, everything inside is ended."""
 
     def __init__(self) -> None:
-        self.theirs, self._pull = os.pipe()
-        self.is_let_go = False
+        self.theirs, self._ours = os.pipe()
+        self.is_closed = False
 
-    def let_go(self) -> None:
-        if not self.is_let_go:
-            os.close(self._pull)
-            self.is_let_go = True
+    def close(self) -> None:
+        if not self.is_closed:
+            os.close(self._ours)
+            self.is_closed = True
 
 
-class Watch:
+class Monitor:
     """The pipes of one program: `theirs` are stdout, stderr and the status, to be handed over."""
 
-    def __init__(self, leash: Leash) -> None:
-        out, err, told = os.pipe(), os.pipe(), os.pipe()
-        self.theirs = [out[1], err[1], told[1]]
-        self._leash = leash
-        self._ours = {"stdout": out[0], "stderr": err[0], "told": told[0]}
+    def __init__(self, lifeline: Lifeline) -> None:
+        out, err, status = os.pipe(), os.pipe(), os.pipe()
+        self.theirs = [out[1], err[1], status[1]]
+        self._lifeline = lifeline
+        self._ours = {"stdout": out[0], "stderr": err[0], "status": status[0]}
         self.texts = {name: bytearray() for name in self._ours}
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> Monitor:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -55,41 +55,46 @@ class Watch:
             os.close(descriptor)
         self.theirs = []
 
-    def to_the_end(
+    def wait(
         self, folder: Path, *, end: float, output_bytes: int, disk_bytes: int, enough: Callable[[bytes], bool]
     ) -> Literal["timeout", "output", "disk"] | None:
         """Wait until nothing is left of the program. Returns why it was stopped, or None if it was not.
 
-        `end`: the time on the monotonic clock at which it has had its time. `enough`: told each piece of standard output,
-        may say that no more is wanted: then the pipe is closed, and who writes on to it is ended.
+        Args:
+            folder: whose size is limited.
+            end: when the program is stopped, in seconds of the monotonic clock.
+            output_bytes: of standard output and error together.
+            disk_bytes: of all files in the folder.
+            enough: called with each piece of standard output; if it returns True the pipe is closed, and a program that
+                writes to it after that is ended.
         """
         why: Literal["timeout", "output", "disk"] | None = None
-        looked = time.monotonic()
+        checked = time.monotonic()
         with selectors.DefaultSelector() as pipes:
             for name, descriptor in self._ours.items():
                 pipes.register(descriptor, selectors.EVENT_READ, name)
             while pipes.get_map():
                 now = time.monotonic()
                 if now >= end:
-                    if self._leash.is_let_go:
+                    if self._lifeline.is_closed:
                         break
-                    why, end = None if "stdout" not in self._ours else "timeout", self._let_go(now)
-                piece = self._read(pipes, min(DISK_WATCH_S, max(0.0, end - now)))
+                    why, end = None if "stdout" not in self._ours else "timeout", self._stop(now)
+                piece = self._read(pipes, min(DISK_CHECK_S, max(0.0, end - now)))
                 if piece and "stdout" in self._ours and enough(piece):
                     pipes.unregister(self._ours["stdout"])
                     os.close(self._ours.pop("stdout"))
-                    end = min(end, now + MOMENT_S)
+                    end = min(end, now + CLOSE_S)
                 if why is None and len(self.texts["stdout"]) + len(self.texts["stderr"]) > output_bytes:
-                    why, end = "output", self._let_go(now)
-                if why is None and now - looked >= DISK_WATCH_S:
-                    looked = now
+                    why, end = "output", self._stop(now)
+                if why is None and now - checked >= DISK_CHECK_S:
+                    checked = now
                     if used(folder) > disk_bytes:
-                        why, end = "disk", self._let_go(now)
+                        why, end = "disk", self._stop(now)
         return why or ("disk" if used(folder) > disk_bytes else None)
 
-    def _let_go(self, now: float) -> float:
-        """Tell the supervisor to end everything; returns until when to wait for it."""
-        self._leash.let_go()
+    def _stop(self, now: float) -> float:
+        """Have the supervisor end everything; returns until when to wait for it."""
+        self._lifeline.close()
         return now + GRACE_S
 
     def _read(self, pipes: selectors.BaseSelector, timeout_s: float) -> bytes:
@@ -97,7 +102,7 @@ class Watch:
         new = b""
         for key, _ in pipes.select(timeout_s):
             data = os.read(key.fd, 1 << 16)
-            if key.data == "told" or not self._leash.is_let_go:  # what is written while it is being ended is not kept
+            if key.data == "status" or not self._lifeline.is_closed:  # what is written while it is being ended is not kept
                 self.texts[key.data] += data
             if key.data == "stdout":
                 new = data

@@ -1,0 +1,36 @@
+"""The extras of pyproject.toml: which modules each brings, and which a command needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+_REPORT = ("sklearn", "pyarrow", "matplotlib", "jinja2")
+EXTRAS = {
+    "fit": ("sklearn", "pyarrow"),
+    "serve": ("starlette", "uvicorn", "aiohttp", "httpx", "jsonschema", "prometheus_client"),
+    "report": _REPORT,
+    "train": (*_REPORT, "torch", "transformers", "tokenizers", "safetensors", "peft", "aiohttp", "httpx", "jsonschema"),
+    "redis": ("redis",),
+    "alfworld": ("textworld", "alfworld"),
+    "datasets": ("datasets",),
+}
+"""Extra -> modules that it brings."""
+_COMMANDS = {
+    **dict.fromkeys(("run", "evaluate", "certify", "ablate"), "train"),
+    **dict.fromkeys(("serve", "check", "serve-model"), "serve"),
+    **dict.fromkeys(("fit", "export", "import"), "fit"),
+    **dict.fromkeys(("inspect", "explain"), "report"),
+}
+
+
+def missing(module: str, arguments: Sequence[str]) -> str | None:
+    """The line that says how to install a module which a command lacks; None if no extra brings it.
+
+    Several extras bring pyarrow, say: the one named is the command's own where that brings it.
+    """
+    top = module.split(".")[0]
+    extras = [extra for extra, modules in EXTRAS.items() if top in modules]
+    if not extras:
+        return None
+    own = _COMMANDS.get(next((word for word in arguments if not word.startswith("-")), ""))
+    return f"{top} is not installed; pip install 'r2v[{own if own in extras else extras[0]}]'"
