@@ -115,7 +115,6 @@ class _Pool:
 
     loop: asyncio.AbstractEventLoop
     session: aiohttp.ClientSession
-    slots: asyncio.Semaphore
     owner: AsyncGenerator[aiohttp.ClientSession, None]
     dropped: weakref.finalize[..., Client]
 
@@ -132,7 +131,7 @@ class Client(ABC):
         self.attempts: dict[str, int] = {}
         """Requests so far by outcome: an HTTP status, timeout, connection, garbage or stream."""
         self.in_flight = 0
-        """Requests that are being answered now."""
+        """Requests without an answer yet, those that wait for a connection among them."""
         self._url = settings.base_url.rstrip("/") + self.path
         self._headers = {"content-type": "application/json", **self.headers(_key(settings, name))}
         self._proxy = _proxy_of(self._url)
@@ -284,17 +283,16 @@ class Client(ABC):
 
     @asynccontextmanager
     async def sent(self, body: Json) -> AsyncIterator[aiohttp.ClientResponse]:
-        """The response to one request, within the limit of requests in flight."""
+        """The response to one request. Those over the limit wait for a connection: each has one request at a time."""
         pool, encoded = await self._connected(), msgspec.json.encode(body)
-        async with pool.slots:
-            self.in_flight += 1
-            try:
-                # Of large bodies aiohttp wants a file, which it sends in pieces: the loop goes on in between.
-                data = encoded if len(encoded) < 2**20 else io.BytesIO(encoded)
-                async with pool.session.post(self._url, data=data, proxy=self._proxy, allow_redirects=False) as response:
-                    yield response
-            finally:
-                self.in_flight -= 1
+        # Of large bodies aiohttp wants a file, which it sends in pieces: the loop goes on in between.
+        data = encoded if len(encoded) < 2**20 else io.BytesIO(encoded)
+        self.in_flight += 1
+        try:
+            async with pool.session.post(self._url, data=data, proxy=self._proxy, allow_redirects=False) as response:
+                yield response
+        finally:
+            self.in_flight -= 1
 
     async def _connected(self) -> _Pool:
         """The connections of the event loop that runs: a process may run several loops, one after the other."""
@@ -304,8 +302,7 @@ class Client(ABC):
                 self._pool.dropped.detach()
             owner = _sessions(self.settings, self._headers)
             session = await anext(owner)
-            slots = asyncio.Semaphore(self.settings.concurrency)
-            self._pool = _Pool(loop, session, slots, owner, weakref.finalize(self, _close_soon, loop, owner))
+            self._pool = _Pool(loop, session, owner, weakref.finalize(self, _close_soon, loop, owner))
         return self._pool
 
     def read(self, convert: Callable[[], T]) -> T:
