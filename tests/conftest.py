@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import tarfile
@@ -98,6 +99,15 @@ def pytest_collection_modifyitems(items):
         name = f"{item.path.name}::{getattr(item, 'originalname', item.name)}"
         item.add_marker("slow" if item.path.name in SLOW or name in SLOW else "quick")
     items.sort(key=lambda item: item.path.name != "test_pipeline.py")
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_runtest_call(item):
+    """With R2V_COLLECT set, what a test leaves open (a socket, say) is found at once: the warning names that test."""
+    result = yield
+    if os.environ.get("R2V_COLLECT"):
+        gc.collect()
+    return result
 
 
 class NoSilentSkips:
