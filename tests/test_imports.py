@@ -91,8 +91,8 @@ def test_deciding_and_the_command_line_start_without_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_deciding_needs_numpy_alone():
-    allowed = {"numpy", "r2v"}
+def test_deciding_needs_numpy_and_msgspec_alone():
+    allowed = {"numpy", "msgspec", "typing_extensions", "r2v"}
     code = (
         "import sys; before = set(sys.modules); import r2v, r2v.core.fixed, r2v.routers.r2v, r2v.routers.helper; "
         "print('\\n'.join(sorted({m.split('.')[0] for m in set(sys.modules) - before} - set(sys.stdlib_module_names))))"
