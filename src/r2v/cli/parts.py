@@ -38,7 +38,7 @@ PASSED = {
     "perturbation": "strength 0 changes nothing, equal seeds change equally, changes are logged",
     "policy": "as many candidates as asked for, the same for the same seed",
     "verifier": "a score in [0, 1] for each action, whatever stands beside it",
-    "router": "decisions are repeatable and say their route, code, score and reason",
+    "router": "decisions are repeatable and complete",
     "log format": "says what it reads, and misses a file that is not there",
 }
 """What held, in words."""
@@ -85,14 +85,14 @@ def _checked(name: str, thing: Any) -> str:
     try:
         if isinstance(thing, type) and issubclass(thing, RouterBase):
             check_fit(thing)
-            return f"router    {name}: fitted on made-up episodes; {PASSED['router']}; saved and loaded it decides the same"
+            return f"router     {name}: fitted on made-up episodes; {PASSED['router']}, and the same once saved and loaded"
         kind = check(thing)
     except (R2VError, ModuleNotFoundError):
         raise
     except Exception as error:
         at = traceback.extract_tb(error.__traceback__)[-1]
         raise CheckFailed(f"{name} broke: {type(error).__name__}: {error} ({at.filename}:{at.lineno})") from error
-    return f"{kind:<9} {name}: {PASSED[kind]}"
+    return f"{kind:<10} {name}: {PASSED[kind]}"
 
 
 def check_fit(cls: type[RouterBase]) -> None:
@@ -117,9 +117,7 @@ def check_fit(cls: type[RouterBase]) -> None:
         pair = (router, memories[0]), (loaded, memories[1])
         one, two = (r.decide(context, row, memory, seed=seed) for r, memory in pair)
         if one != two:
-            raise CheckFailed(
-                f"{router.name} decides otherwise once it is saved and loaded: all that it knows must be a field"
-            )
+            raise CheckFailed(f"{router.name} decides otherwise once saved and loaded: all that it knows must be a field")
         memories = [memory.after(one) for memory in memories]
 
 
