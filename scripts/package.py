@@ -178,6 +178,10 @@ def base(env: Installed) -> None:
         raise Failed("`r2v stages` does not list the stages")
     env.run("r2v", "doctor")
     env.run("r2v", "init", "gateway.yaml")
+    for part in ("router", "domain", "verifier"):
+        env.run("r2v", "new", part, f"my-{part}")
+    env.run("r2v", "check", "my_domain:DOMAIN")
+    env.run("r2v", "check", "my_verifier:MyVerifier")
     env.misses("serve", "serve", "--mock")
     env.misses("serve", "check", "gateway.yaml")
     env.misses("fit", "fit", _log(env), "--format", "openai-jsonl", "--out", "router")

@@ -22,6 +22,7 @@ SLOW = {
     "test_household_real.py",
     "test_slm.py",
     "test_gateway_household.py",
+    "test_plugins.py::test_own_domain_verifier_and_router_go_through_the_pipeline_to_the_report",
     "test_fit_logs.py::test_a_run_on_own_logs_inspects_and_fits",
     # other engines, recorded games
     "test_household_textworld.py",

@@ -1,0 +1,248 @@
+"""Parts of one's own: the examples through the pipeline, `r2v new`, `r2v check THING`; and a run that lacks torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from examples.own_router import OwnRouter
+from r2v.cli import cli
+from r2v.cli.parts import PARTS, check_thing, made_up_data, new_part
+from r2v.core.checks import CheckFailed, check_router
+from r2v.core.errors import SettingsError
+from r2v.pipeline.runner import run_stages
+from r2v.pipeline.settings import RunSettings
+from r2v.pipeline.stages import STAGES
+from r2v.routers import load_router
+from r2v.runtime.settings import load
+from test_routers_folders import decisions
+
+ROOT = Path(__file__).parents[1]
+TINY = (
+    "tasks={policy: 30, router: 12, validation: 8, test: 8}", "clone={steps: 40, warmup_steps: 5}", "propose.tasks=4",
+    "router.epochs=2", "evaluate={clairvoyant: 0, resamples: 50, asked_shares: [0.3]}",
+    'routers=[r2v, {kind: "examples.own_router:OwnRouter", penalty: 3}]',
+)  # fmt: skip
+
+
+def r2v(*arguments: str, cwd: Path = ROOT, hide: str = "") -> subprocess.CompletedProcess[str]:
+    """The command line in a process of its own; `hide`: a module that is not installed there."""
+    hidden = f"import sys; sys.modules['{hide}'] = None; " if hide else ""
+    return subprocess.run(
+        [sys.executable, "-c", f"{hidden}from r2v.cli import app; app()", *arguments],
+        capture_output=True, text=True, cwd=cwd, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def test_own_domain_verifier_and_router_go_through_the_pipeline_to_the_report(tmp_path):
+    out = tmp_path / "run"
+    done = r2v(
+        "run", "examples/own-domain.yaml", "--out", str(out), *(word for change in TINY for word in ("--set", change))
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = json.loads((out / "8-evaluate" / "results.json").read_text())
+    mine = results["routers"]["own_router"]
+    assert (mine["curve"][0][0], mine["curve"][-1][0]) == (0.0, 1.0) and len(mine["curve"]) >= 3
+    assert (mine["colour"], mine["cites"], mine["broken"]) == (OwnRouter.colour, OwnRouter.cites, 0)
+    assert set(results["differences"]) == {"own_router"}
+    page = (out / "9-report" / "report.html").read_text()
+    assert "own_router" in page and f"background: {OwnRouter.colour}" in page
+    loaded = load_router(out / "7-fit" / "own_router")
+    assert isinstance(loaded, OwnRouter)
+    assert loaded.fitted_with.verifier == "examples.own_verifier:GuessVerifier"
+    settings = load(out / "settings.yaml", RunSettings)
+    assert settings.chosen_routers["own_router"] == (OwnRouter, {"penalty": 3})
+
+
+def test_the_own_router_is_fitted_with_its_settings_and_saved(tmp_path):
+    data = made_up_data()
+    router = OwnRouter.fit(data).at(0.5)
+    router.save(tmp_path)
+    assert decisions(load_router(tmp_path)) == decisions(router)
+    strict = OwnRouter.fit(replace(data, options={"own_router": {"penalty": 1e6}}))
+    assert abs(strict.risk.layers[0][0]).max() < 0.01 < abs(router.risk.layers[0][0]).max()
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_new_part_passes_its_check(part, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    done = CliRunner().invoke(cli, ["new", part, f"own-{part}-made-new"])
+    assert done.exit_code == 0, done.output
+    file = tmp_path / f"own_{part}_made_new.py"
+    text = file.read_text()
+    assert len(text.splitlines()) < 50 and "examples" not in text
+    thing = f"own_{part}_made_new:" + ("DOMAIN" if part == "domain" else f"Own{part.capitalize()}MadeNew")
+    assert f"next     r2v check {thing}" in done.output
+    (line,) = check_thing(thing)
+    assert line.startswith(f"{part:<10} {thing}: ")
+    with pytest.raises(SettingsError, match="exists"):
+        new_part(part, f"own-{part}-made-new", None)
+    assert file.read_text() == text
+
+
+def test_a_new_router_can_be_fitted_and_loaded(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    path, thing = new_part("router", "PatienceOfMine", Path("mine_of_tests/patience.py"))
+    assert (path, thing) == (Path("mine_of_tests/patience.py"), "mine_of_tests.patience:PatienceOfMine")
+    from mine_of_tests.patience import PatienceOfMine
+
+    router = PatienceOfMine.fit(made_up_data()).at(0.5)
+    assert router.name == "patience_of_mine"
+    router.save(tmp_path / "folder")
+    loaded = load_router(tmp_path / "folder")
+    assert type(loaded) is PatienceOfMine and decisions(loaded) == decisions(router)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("thing", "x"), "there are router, domain, verifier"),
+        (("router", "r2v"), "called r2v already"),
+        (("router", "json"), "called json already"),
+        (("domain", "3 keys"), "cannot name"),
+        (("domain", "class"), "cannot name"),
+        (("verifier", "sense", "--out", "sense.txt"), "is not the name of a Python file"),
+    ],
+)
+def test_a_name_that_cannot_be_is_refused_in_one_line(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    refused = CliRunner().invoke(cli, ["new", *arguments])
+    assert isinstance(refused.exception, SettingsError) and message in str(refused.exception)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_wheel_holds_what_new_parts_are_made_from():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    shipped = project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
+    assert shipped == {f"examples/{name}.py": f"r2v/cli/templates/{name}.py" for name, _, _ in PARTS.values()}
+    assert all((ROOT / source).is_file() for source in shipped)
+
+
+def test_the_examples_stay_short():
+    assert all(len((ROOT / f"examples/{name}.py").read_text().splitlines()) < 50 for name, _, _ in PARTS.values())
+
+
+@pytest.mark.parametrize(
+    ("thing", "kinds"),
+    [
+        ("household", ["domain", "verifier"]),
+        ("atif", ["log format"]),
+        ("query", ["router"]),
+        ("bandit", ["router"]),
+        ("r2v.domains.household.expert:HouseholdExpert", ["policy"]),
+        ("examples.own_verifier:GuessVerifier", ["verifier"]),
+        ("examples.own_domain:static", ["perturbation"]),
+        ("examples.own_router:OwnRouter", ["router"]),
+    ],
+)
+def test_things_are_found_and_checked(thing, kinds):
+    assert [line[:10].strip() for line in check_thing(thing)] == kinds
+
+
+def test_a_router_folder_is_checked(tmp_path):
+    OwnRouter.fit(made_up_data()).at(0.5).save(tmp_path)
+    assert CliRunner().invoke(cli, ["check", str(tmp_path)]).output.startswith(f"router     {tmp_path}: ")
+
+
+@pytest.mark.parametrize(
+    ("thing", "message"),
+    [
+        ("missing.yaml", "missing.yaml does not exist; `r2v init FILE` writes gateway settings"),
+        ("nothing", "nothing is no settings file, router folder .* your own part is package.module:Thing"),
+        ("no.such:Thing", "there is no module no"),
+        ("examples.own_domain:NOTHING", "has no NOTHING"),
+        ("examples", "router.json does not exist"),
+    ],
+)
+def test_what_is_not_there_is_said_with_the_mend(thing, message, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(Exception, match=message) as raised:
+        check_thing(thing)
+    assert "\n" not in str(raised.value)
+
+
+BROKEN = """\
+from dataclasses import dataclass
+from typing import ClassVar
+from r2v.routers.base import RouterBase
+
+class Loud:
+    async def score(self, context, actions): return [2.0] * len(actions)
+
+class Fails:
+    async def score(self, context, actions): return [1 / 0]
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Forgets(RouterBase):
+    '''Holds what it learned outside its fields.'''
+    name: str = "forgets"
+    learned: ClassVar[list] = []
+    @classmethod
+    def fit(cls, data):
+        made = cls()
+        object.__setattr__(made, "level", 0.7)
+        return made
+    def score(self, features): return getattr(self, "level", 0.0) + features.values[4]
+    def at(self, threshold):
+        made = super().at(threshold)
+        object.__setattr__(made, "level", self.level)
+        return made
+"""
+
+
+def test_a_broken_promise_is_one_line_and_a_failure(tmp_path):
+    (tmp_path / "broken_parts.py").write_text(BROKEN)
+    for thing, message in (
+        ("Loud", "outside [0, 1]"),
+        ("Fails", "broke: ZeroDivisionError"),
+        ("Forgets", "decides otherwise once saved and loaded"),
+    ):
+        done = r2v("check", f"broken_parts:{thing}", cwd=tmp_path)
+        assert done.returncode == 1 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
+        assert not done.stdout
+
+
+def test_a_router_keeps_to_its_routes():
+    class Strays(OwnRouter):
+        routes = frozenset({"continue"})
+
+    data = made_up_data()
+    rows = [step.choice.features for step in data.recorded[0].steps]
+    context = data.recorded[0].contexts(8)[0]
+    with pytest.raises(CheckFailed, match="took the route escalate"):
+        check_router(Strays(risk=OwnRouter.fit(data).risk, threshold=0.0), rows, context)
+
+
+def test_a_run_without_torch_stops_before_it_plays(tmp_path):
+    out = tmp_path / "run"
+    done = r2v("run", "examples/own-domain.yaml", "--out", str(out), hide="torch")
+    assert (done.returncode, done.stderr) == (1, "r2v: torch is not installed; pip install 'r2v[train]'\n")
+    assert not out.exists()
+    collected = r2v(
+        "run", "examples/own-domain.yaml", "--out", str(out), "--until", "collect", "--set", "tasks.policy=4", hide="torch"
+    )
+    assert collected.returncode == 0, collected.stderr
+
+
+def test_collect_does_not_claim_what_the_teacher_did_not_play(tmp_path, monkeypatch):
+    monkeypatch.setenv("R2V_API_KEY", "x")
+    (tmp_path / "chat.yaml").write_text(
+        "version: 1\nenvironment: {kind: 'examples.own_domain:DOMAIN', horizon: 7}\n"
+        "tasks: {policy: 0, router: 4, validation: 4, test: 4}\n"
+        "slm: {model: {kind: chat, base_url: 'http://127.0.0.1:9/v1', model: m}}\n"
+    )
+    console = Console(record=True, width=200)
+    run_stages(STAGES[:2], load(tmp_path / "chat.yaml", RunSettings), tmp_path / "run", console)
+    collect, perturb = console.export_text().splitlines()[-2:]
+    assert "the teacher played none" in collect and "skipped" in perturb
