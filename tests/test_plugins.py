@@ -11,10 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from examples.own_router import OwnRouter
 from rich.console import Console
 from typer.testing import CliRunner
 
-from examples.own_router import OwnRouter
 from r2v.cli import cli
 from r2v.cli.parts import PARTS, check_thing, made_up_data, new_part
 from r2v.core.checks import CheckFailed, check_router
@@ -84,7 +84,7 @@ def test_a_new_part_passes_its_check(part, tmp_path, monkeypatch):
     thing = f"own_{part}_made_new:" + ("DOMAIN" if part == "domain" else f"Own{part.capitalize()}MadeNew")
     assert f"next     r2v check {thing}" in done.output
     (line,) = check_thing(thing)
-    assert line.startswith(f"{part:<10} {thing}: ")
+    assert line.startswith(f"{part:<12} {thing}: ")
     with pytest.raises(SettingsError, match="exists"):
         new_part(part, f"own-{part}-made-new", None)
     assert file.read_text() == text
@@ -147,12 +147,12 @@ def test_the_examples_stay_short():
     ],
 )
 def test_things_are_found_and_checked(thing, kinds):
-    assert [line[:10].strip() for line in check_thing(thing)] == kinds
+    assert [line[:12].strip() for line in check_thing(thing)] == kinds
 
 
 def test_a_router_folder_is_checked(tmp_path):
     OwnRouter.fit(made_up_data()).at(0.5).save(tmp_path)
-    assert CliRunner().invoke(cli, ["check", str(tmp_path)]).output.startswith(f"router     {tmp_path}: ")
+    assert CliRunner().invoke(cli, ["check", str(tmp_path)]).output.startswith(f"router       {tmp_path}: ")
 
 
 @pytest.mark.parametrize(

@@ -85,14 +85,14 @@ def _checked(name: str, thing: Any) -> str:
     try:
         if isinstance(thing, type) and issubclass(thing, RouterBase):
             check_fit(thing)
-            return f"router     {name}: fitted on made-up episodes; {PASSED['router']}, and the same once saved and loaded"
+            return f"router       {name}: fitted on made-up episodes; {PASSED['router']}, and the same once saved and loaded"
         kind = check(thing)
     except (R2VError, ModuleNotFoundError):
         raise
     except Exception as error:
         at = traceback.extract_tb(error.__traceback__)[-1]
         raise CheckFailed(f"{name} broke: {type(error).__name__}: {error} ({at.filename}:{at.lineno})") from error
-    return f"{kind:<10} {name}: {PASSED[kind]}"
+    return f"{kind:<12} {name}: {PASSED[kind]}"
 
 
 def check_fit(cls: type[RouterBase]) -> None:
@@ -197,10 +197,9 @@ def new_part(part: str, name: str, out: Path | None) -> tuple[Path, str]:
         raise SettingsError(f"something is called {path.stem} already; give the {part} another name")
     module = path.stem if path.is_absolute() or ".." in path.parts else ".".join(path.with_suffix("").parts)
     example, thing, names = PARTS[part]
-    text = _template(example).replace(f"examples.{example}", module)
-    for old, new in names.items():
-        text = text.replace(old, new.format(snake=snake, camel=camel))
-    write_text(path, text)
+    renamed = {f"examples.{example}": module} | {old: new.format(snake=snake, camel=camel) for old, new in names.items()}
+    # In one pass: a new name may hold an old one.
+    write_text(path, re.sub("|".join(map(re.escape, renamed)), lambda found: renamed[found[0]], _template(example)))
     return path, f"{module}:{thing.format(camel=camel)}"
 
 
