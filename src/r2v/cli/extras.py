@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 _REPORT = ("sklearn", "pyarrow", "matplotlib", "jinja2")
 EXTRAS = {
-    "fit": ("sklearn", "pyarrow"),
+    "fit": ("sklearn", "pyarrow", "jsonschema"),
     "serve": ("starlette", "uvicorn", "aiohttp", "httpx", "jsonschema", "prometheus_client"),
     "report": _REPORT,
     "train": (*_REPORT, "torch", "transformers", "tokenizers", "safetensors", "peft", "aiohttp", "httpx", "jsonschema"),
