@@ -34,7 +34,7 @@ from r2v.core.types import Action, Candidate, Usage
 from r2v.messages.conversation import Json, Request, logprobs_of
 
 TOO_LONG = re.compile(r"context.{0,20}(length|window|size)|maximum context|too (long|many tokens)|exceed.{0,40}tokens", re.I)
-"""How servers say that a request does not fit: there is no common code for it."""
+"""How servers report that a request does not fit: there is no common code for it."""
 RETRIED = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 NO_USAGE = Usage()
 T = TypeVar("T")
@@ -54,7 +54,7 @@ class ModelError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Numbers of tokens that a server counted; 0 where it did not say."""
+    """Numbers of tokens that a server counted; 0 where it did not report them."""
 
     prompt: int = 0
     """The whole prompt."""
@@ -103,10 +103,10 @@ class Draw:
     """What one draw of candidates gave."""
 
     choices: list[Json]
-    """In the neutral form: `message`, `finish_reason`, and `logprobs` where the server tells them."""
+    """In the neutral form: `message`, `finish_reason`, and `logprobs` where the server returns them."""
     tokens: Tokens
     usage: Usage
-    """One call, whatever the number of requests; counts that a server did not tell are None."""
+    """One call, whatever the number of requests; counts that a server did not report are None."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -381,7 +381,7 @@ async def all_of(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
 
 
 def retry_after(value: str | None, otherwise: float, longest: float) -> float:
-    """Seconds to wait as a server's Retry-After header says, up to `longest`; `otherwise` where it says nothing."""
+    """Seconds to wait of a server's Retry-After header, up to `longest`; `otherwise` without one."""
     try:
         seconds = float(value) if value else otherwise
     except ValueError:
@@ -401,7 +401,7 @@ def _key(settings: ClientSettings, name: str) -> str | None:
 
 
 def _error_of(content: bytes) -> str:
-    """What the server said, short; it may be shown to the client who asked."""
+    """The server's message, short; it may be shown to the client."""
     try:
         error = msgspec.json.decode(content)["error"]
         return str(error["message"] if isinstance(error, dict) else error)[:300]

@@ -20,9 +20,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from r2v.messages.conversation import Json
 from r2v.messages.openai_chat import chunks
-
-Json = dict[str, Any]
 
 
 @dataclass(frozen=True)

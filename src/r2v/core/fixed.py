@@ -23,7 +23,7 @@ class Never:
 
 @dataclass(frozen=True)
 class Always:
-    """The teacher at every step, beside the small model's candidates."""
+    """The teacher at every step, beside the SLM's candidates."""
 
     name: str = "llm_only"
 
@@ -43,7 +43,7 @@ class Redraw:
 
 @dataclass(frozen=True)
 class AtSteps:
-    """Escalates exactly at these steps: one arm of a branched episode."""
+    """Escalates exactly at these steps: one future of a branched episode."""
 
     steps: frozenset[int]
     name: str = "at_steps"

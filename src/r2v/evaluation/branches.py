@@ -25,7 +25,7 @@ class Branch:
     episode: int
     t: int
     draw: int
-    """0: the recorded future of the SLM. The same draw of both arms uses the same random numbers."""
+    """0: the recorded future of the SLM. The same draw of both futures uses the same random numbers."""
     helped: bool
     """Success when the teacher acted at t."""
     alone: bool
@@ -53,29 +53,29 @@ async def branch(
     draws: int,
     horizon: int,
 ) -> list[Branch]:
-    """Play both arms of each step `draws` times. `episode` must be one that these models played alone.
+    """Play both futures of each step `draws` times. `episode` must be one that these models played alone.
 
-    Needs an environment with `clone()`. An arm that breaks counts as failed, as in every evaluation.
+    Needs an environment with `clone()`. A future that breaks counts as failed, as in every evaluation.
     """
     never = Routed(models, Never())
-    arms: dict[tuple[int, int, bool], Agent] = {}
+    futures: dict[tuple[int, int, bool], Agent] = {}
     for draw in range(draws):
         after = Routed(models if draw == 0 else replace(models, draw=draw), never.router)
         for t in steps:
-            arms[t, draw, True] = Forked(Routed(models, AtSteps(frozenset([t]))), after, t)
+            futures[t, draw, True] = Forked(Routed(models, AtSteps(frozenset([t]))), after, t)
             if draw:
-                arms[t, draw, False] = Forked(never, after, t)
+                futures[t, draw, False] = Forked(never, after, t)
     environment, perturbation = make_environment(episode.task, episode.seed)
     played = await run_together(
         environment,
-        list(arms.values()),
+        list(futures.values()),
         episode.task,
         seed=episode.seed,
         perturbation=perturbation,
         horizon=horizon,
         memory=Memory(),
     )
-    success = {key: bool(e.success) for key, e in zip(arms, played, strict=True)}
+    success = {key: bool(e.success) for key, e in zip(futures, played, strict=True)}
     recorded = bool(episode.success)
     return [
         Branch(number, t, draw, success[t, draw, True], success[t, draw, False] if draw else recorded)

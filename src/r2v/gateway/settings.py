@@ -28,7 +28,7 @@ class ModelSettings(ClientSettings):
 
 
 class RouteSettings(Settings):
-    """What is left out of k, horizon and verifier is what the router was fitted with, where its folder says so."""
+    """What is left out of k, horizon and verifier is what the router was fitted with, where its folder records it."""
 
     k: Annotated[int, Field(ge=1, le=32)] = 4
     """Candidates drawn from the SLM at each step."""
@@ -42,8 +42,8 @@ class RouteSettings(Settings):
     threshold: float | None = None
     """None: the one in the router's folder; the paper's rule for a baseline."""
     verifier: str = "tool_calls"
-    """What scores the candidates; `tool_calls` knows nothing of the agent. A router fitted on a ledger does not say what it
-    wants: set this to what the gateway had when it wrote that ledger."""
+    """What scores the candidates; `tool_calls` knows nothing of the agent. A router fitted on a ledger does not record
+    it: set this to what the gateway had when it wrote that ledger."""
     stream: Literal["hold", "early", "auto"] = "hold"
     """hold: send an answer when it is chosen. early: where the step before was below the threshold (or there was none), pass
     the SLM's first draft through as it comes, without drawing others. auto: only where it was below half of it."""
@@ -103,7 +103,7 @@ class ServerSettings(Settings):
 class StoreSettings(Settings):
     path: str = "r2v-ledger.db"
     redact: bool = True
-    """Keep hashes and numbers of what was said, not the words."""
+    """Keep hashes and numbers of messages, not their text."""
     redis_env: str | None = None
     """Environment variable with the URL of a Redis in which replicas share sessions, budgets and the kill switch."""
 

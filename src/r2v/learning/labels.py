@@ -40,7 +40,7 @@ class Rows:
 
 
 def failure_rows(episodes: Sequence[Episode], names: Sequence[str] = FEATURES) -> Rows:
-    """`failure` labels. Raises ValueError for episodes that were not scored, had help, or lack features."""
+    """`failure` labels. Raises ValueError for episodes that were not scored, have an intervention, or lack features."""
     for episode in episodes:
         if episode.success is None:
             raise ValueError(f"{episode.task.id} seed {episode.seed} was not scored ({episode.failure})")

@@ -40,7 +40,7 @@ def new_model(settings: ModelSettings, tokenizer: Any, *, seed: int) -> Any:
 def _relate_entities(model: Any, tokenizer: Any) -> None:
     """Start "apple 1" and "apple 2" near "apple", and all "... 1" a little alike.
 
-    A goal says "apple", a list says "apple 1": without this the model must first learn, type by type, that they belong
+    A goal has "apple", a list has "apple 1": without this the model must first learn, type by type, that they belong
     together.
     """
     vocabulary = tokenizer.get_vocab()
@@ -72,7 +72,7 @@ def with_lora(model: Any, settings: ModelSettings) -> Any:
 
 
 def half_products(model: Any, settings: ModelSettings) -> AbstractContextManager[object]:
-    """A context in which the model's matrix products are in bfloat16, if the settings say so."""
+    """A context in which the model's matrix products are in bfloat16, where the settings want it."""
     if settings.precision == "float32":
         return nullcontext()
     return torch.autocast(model.device.type, torch.bfloat16)

@@ -1,4 +1,4 @@
-"""Finite-horizon decision processes in which help has a price (helper paper; method, section 8). Pure functions.
+"""Finite-horizon decision processes in which an intervention has a price (helper paper; method, section 8). Pure functions.
 
 Axes: H steps, A actions (0 goes on alone), S states. All that a plan promises is about the given model, so with estimated
 transitions its usage must be checked on episodes that were played.
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from r2v.core.protocols import Floats
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +40,7 @@ class Plan:
 
 
 def plan(mdp: Mdp, price: float) -> Plan:
-    """Backward induction; ties go to the action with the lower number, so to no help."""
+    """Backward induction; ties go to the action with the lower number, so to no intervention."""
     H, A, S, _ = mdp.p_HASS.shape
     action_HS, q_HAS = np.zeros((H, S), dtype=np.int64), np.zeros((H, A, S))
     value_S, calls_S, success_S = np.zeros(S), np.zeros(S), np.zeros(S)
@@ -77,12 +77,12 @@ def meet_budget(mdp: Mdp, calls: float) -> Mix:
     """The best policy with `calls` expected teacher calls an episode: usage falls as the price rises, so bisect the price,
     then mix the plans on both sides of the jump. Equals the optimum of the linear program over occupancies.
 
-    A budget beyond what help is ever worth gives the free plan alone.
+    A budget beyond what interventions are ever worth gives the free plan alone.
     """
     free = plan(mdp, 0.0)
     if free.calls <= calls:
         return Mix(free, free, 1.0)
-    low, high = free, plan(mdp, 1.0 + 1e-9)  # a call cannot gain more than one success: at this price nobody asks
+    low, high = free, plan(mdp, 1.0 + 1e-9)  # a call cannot gain more than one success: at this price no policy escalates
     for _ in range(60):
         middle = plan(mdp, (low.price + high.price) / 2)
         if middle.calls > calls:

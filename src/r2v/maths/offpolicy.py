@@ -1,4 +1,4 @@
-"""The value of one intervention from logs in which help was drawn at random with a logged probability. Pure functions.
+"""The value of one intervention from logs in which it was drawn at random with a logged probability. Pure functions.
 
 A step's benefit is P(success | help now, then none) - P(success | no help from now on). One row a step: was help drawn
 (a_N), with which probability (e_N), what became of the episode (success_N), and the probability that the rest of the
@@ -8,9 +8,8 @@ episode got no help by chance where it got none (rest_N; 0 where it did get some
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from r2v.core.protocols import Floats
 
 
 def ips_N(a_N: Floats, e_N: Floats, success_N: Floats, rest_N: Floats) -> Floats:

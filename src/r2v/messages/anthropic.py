@@ -173,7 +173,7 @@ def _tool_uses(message: Json) -> list[Json]:
 
 
 def _object(arguments: Any) -> Json:
-    """Tool input must be an object; what a small model wrote instead is kept as text."""
+    """Tool input must be an object; what a model wrote instead is kept as text."""
     try:
         value = json.loads(arguments or "{}")
     except (ValueError, TypeError):

@@ -85,10 +85,10 @@ def make_models(settings: RunSettings, slm: Path, view: View = "full") -> AgentM
     """What a routed agent with this SLM is made of besides its router."""
     domain, model = settings.domain, settings.slm.model
     if isinstance(model, ChatSettings):
-        small: Policy = ChatPolicy(model, name="slm", chat_format=domain.chat_format)
+        policy: Policy = ChatPolicy(model, name="slm", chat_format=domain.chat_format)
     else:
-        small = make_slm(settings.slm, slm)
-    return AgentModels(small, make_teacher(settings), verifier_named(domain.verifier), settings.slm.k, view=view)
+        policy = make_slm(settings.slm, slm)
+    return AgentModels(policy, make_teacher(settings), verifier_named(domain.verifier), settings.slm.k, view=view)
 
 
 def make_agents(settings: RunSettings, specs: Iterable[AgentSpec]) -> list[Agent]:

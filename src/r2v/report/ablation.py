@@ -22,7 +22,7 @@ Printed = dict[str, tuple[float, float]]
 
 
 CVAR_NOTE = (
-    "The paper's objective, asking at p >= 0.5 as its script does. CVaR is the mean of the worst ceil(alpha Z) of Z "
+    "The paper's objective, escalating at p >= 0.5 as its script does. CVaR is the mean of the worst ceil(alpha Z) of Z "
     "perturbation seeds, so alphas that pick the same number of seeds are the same objective."
 )
 
@@ -63,14 +63,14 @@ def _sections(paper: dict[str, Any]) -> list[Section]:
     grid = {f"{row[0]:g}, {row[1]:g}": (row[2], row[3]) for row in paper["cvar_sweep_combined"]["rows"]}
     sweep = {f"{row[0]:g}": (row[3], row[4]) for row in paper["consistency_sweep_qwen7b"]["rows"]}
     return [
-        Section("consistency", "Weight of the consistency loss", "A small model trained anew for each weight.", sweep),
+        Section("consistency", "Weight of the consistency loss", "An SLM trained anew for each weight.", sweep),
         Section("cvar", "CVaR: alpha, epsilon", CVAR_NOTE, grid),
         Section("features", "Feature groups", "The paper's 15 features by group, and all of ours.", groups),
         Section("closed", "Closed models", "Without log-probabilities, and with a stand-in for the entropy.", closed),
         Section("objective", "Objective", "Proper score and separate threshold, or the joint Lagrangian.", {}),
         Section("labels", "Labels", "What the router is taught: the SLM will fail; or the teacher would act otherwise.", {}),
         Section("routes", "Rungs", "The alarm of the run's own r2v, answered in six ways.", {}),
-        Section("k", "Candidates K", "With another K the small model acts differently, too.", {}),
+        Section("k", "Candidates K", "With another K the SLM acts differently, too.", {}),
         Section(
             "unseen",
             "Unseen perturbation family",

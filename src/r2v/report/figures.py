@@ -69,9 +69,8 @@ def equal_calls(results: Results) -> Figure:
         label=f"llm_only, {teacher['calls_per_episode']:.1f}",
     )
     if bound := results["clairvoyant"]:
-        axes.plot(
-            bound["calls_per_episode"], bound["success_rate"], marker="*", ms=14, color="#e69f00", ls="", label="clairvoyant"
-        )
+        at = bound["calls_per_episode"], bound["success_rate"]
+        axes.plot(*at, marker="*", ms=14, color="#e69f00", ls="", label="oracle bound")
     axes.set_xlabel("teacher calls an episode")
     axes.set_ylabel("success rate")
     figure.legend(loc="outside right center", frameon=False)
@@ -108,7 +107,7 @@ def by_seed(results: Results) -> Figure:
 
 
 def positions(results: Results) -> Figure:
-    """Where along the episode the teacher is asked."""
+    """Where along the episode the router escalates."""
     figure, axes = _new(6.6, 3.4)
     for name, r in results["routers"].items():
         shares = r["asked_by_position"]
@@ -118,7 +117,7 @@ def positions(results: Results) -> Figure:
             y = [s for s in shares if s is not None]
             axes.plot(x, y, color=colour(name, r), lw=2.2 if strong else 1.0, marker="o", ms=3, label=name)
     axes.set_xlabel("position in the episode (share of the horizon)")
-    axes.set_ylabel("share of steps asked")
+    axes.set_ylabel("share of steps escalated")
     axes.set_ylim(bottom=0)
     if axes.lines:
         figure.legend(loc="outside right center", frameon=False, fontsize=8)
@@ -131,7 +130,7 @@ FIGURES: tuple[tuple[str, str, Callable[[Results], Figure]], ...] = (
     ("reliability", "Is the risk honest? (r2v, steps of SLM-only test episodes)", reliability),
     ("by_family", "Success by perturbation family", by_family),
     ("by_seed", "Success by perturbation seed", by_seed),
-    ("positions", "Where along the episode the teacher is asked", positions),
+    ("positions", "Where along the episode the router escalates", positions),
 )
 
 

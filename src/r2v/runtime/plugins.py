@@ -23,7 +23,7 @@ Group = Literal["routers", "domains", "verifiers", "perturbations", "log_formats
 
 
 def names(group: Group, built_in: Mapping[str, str]) -> tuple[str, ...]:
-    """All that may be asked for by a short name, the built-in ones first."""
+    """All that have a short name, the built-in ones first."""
     return tuple(dict.fromkeys([*built_in, *_installed(group)]))
 
 

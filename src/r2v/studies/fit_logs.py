@@ -1,4 +1,4 @@
-"""`r2v fit LOGS`: a router from recorded episodes alone, no environment, no training of the small model.
+"""`r2v fit LOGS`: a router from recorded episodes alone, no environment, no training of the SLM.
 
 Every number is from task-wise cross-validation: a task's episodes are never on both sides. With too few episodes for a
 threshold that means something, it says how many are there and how many it takes, and writes no router.
@@ -37,7 +37,7 @@ class LogFit:
 
     episodes: int
     helped: int
-    """Of them, with help: left out."""
+    """Of them, with a step of the teacher: left out."""
     tasks: int
     failed: int
     steps: int
@@ -69,10 +69,10 @@ def fitted_with(episodes: Sequence[Episode], verifier: str | None) -> FittedWith
 
 
 def own_steps(episodes: Sequence[Episode]) -> tuple[Rows, list[str]]:
-    """Steps of the episodes that the small model played alone, labelled with the outcome; and the task of each.
+    """Steps of the episodes that the SLM played alone, labelled with the outcome; and the task of each.
 
-    An episode that was helped does not say how the small model would have ended, and leaving out only its helped part would
-    keep the outcome of the help. So logs should come from shadow mode, or hold sessions outside the canary.
+    An episode with a step of the teacher does not show how the SLM would have ended, and leaving out only that step would
+    keep its outcome. So logs should come from shadow mode, or hold sessions outside the canary.
     """
     features, y, owners, tasks = [], [], [], []
     for i, episode in enumerate(episodes):
@@ -119,7 +119,7 @@ def fit_logs(
     }
     if min(failed, solved) < LEAST_FAILED or len(names) < LEAST_TASKS:
         refused = (
-            f"{len(scored)} episodes of {len(names)} tasks, {failed} failed and {solved} solved by the small model alone: a "
+            f"{len(scored)} episodes of {len(names)} tasks, {failed} failed and {solved} solved by the SLM alone: a "
             f"router needs at least {LEAST_TASKS} tasks and {LEAST_FAILED} episodes of each kind"
         )
         rare = max(min(failed, solved) / max(1, len(scored)), 0.02)

@@ -1,7 +1,7 @@
 """The household's teacher: a scripted expert that reads what the SLM reads and nothing else.
 
 It keeps a belief, searches the room in the order in which the receptacles were named, checks by looking when an answer
-is missing, and repeats what flaked. Its habits are few and regular on purpose: a small model has to learn them.
+is missing, and repeats what flaked. Its habits are few and regular on purpose: a SLM has to learn them.
 """
 
 from __future__ import annotations

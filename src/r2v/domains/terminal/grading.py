@@ -41,7 +41,7 @@ def grade(task: TerminalTask, folder: Path) -> str | None:
         copied = Path(place) / "folder"
 
         def run(command: str, stdin: str = "") -> Answer:
-            output, _ = execute(command, copied, State(), command_s=PATIENCE * task.says.command_s, stdin=stdin)
+            output, _ = execute(command, copied, State(), command_s=PATIENCE * task.definition.command_s, stdin=stdin)
             return Answer(output.code, output.text)
 
         try:
