@@ -32,7 +32,7 @@ class ArtifactError(R2VError):
 
 
 class BoundaryError(R2VError):
-    """Something plugged in raised; `boundary` says what."""
+    """Something plugged in raised; `boundary` names it."""
 
     def __init__(self, boundary: str, cause: Exception) -> None:
         super().__init__(f"{boundary}: {type(cause).__name__}: {cause}")

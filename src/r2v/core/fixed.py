@@ -13,7 +13,7 @@ def _fixed(route: Route, code: Code, reason: str) -> Decision:
 
 @dataclass(frozen=True)
 class Never:
-    """The small model alone."""
+    """The SLM alone."""
 
     name: str = "slm_only"
 
@@ -33,7 +33,7 @@ class Always:
 
 @dataclass(frozen=True)
 class Redraw:
-    """The small model alone, with a second draw of candidates at every step."""
+    """The SLM alone, with a second draw of candidates at every step."""
 
     name: str = "redraw"
 

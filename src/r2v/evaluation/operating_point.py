@@ -54,7 +54,7 @@ def choose(points: Sequence[Point], rule: Rule, teacher_success: float) -> Point
 
 
 def in_words(rule: Rule) -> str:
-    """What the rule asks for."""
+    """What the rule requires."""
     return {
         "target": f"fewest teacher calls with at least {rule.target:.0%} of the teacher's success",
         "cost": f"least cost, a failed episode priced at {rule.kappa:g} teacher calls",

@@ -242,7 +242,7 @@ def logprobs_of(choice: Json, vocabulary: int | None) -> tuple[float | None, flo
 
 
 def context_of(request: Request, horizon: int) -> Context:
-    """What the router sees: the first thing the user asked for, what came back since, what the assistant did."""
+    """What the router sees: the first request of the user, what came back since, what the assistant did."""
     goal = ""
     observations: list[str] = []
     actions: list[Action] = []

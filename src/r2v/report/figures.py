@@ -49,7 +49,7 @@ def frontier(results: Results) -> Figure:
 
 
 def equal_calls(results: Results) -> Figure:
-    """Success with the same number of teacher calls an episode, and what someone who knows the future would need."""
+    """Success with the same number of teacher calls an episode, and the oracle bound."""
     figure, axes = _new(7.6, 4.6)
     alone = results["routers"]["slm_only"]["success_rate"]
     for name, r in results["routers"].items():

@@ -54,7 +54,7 @@ class FittedWith:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RouterBase:
-    """Base of fitted routers; `decide` escalates where `score` reaches the threshold unless a router says otherwise."""
+    """Base of fitted routers; `decide` escalates where `score` reaches the threshold unless a router overrides it."""
 
     name: str = "router"
     threshold: float | None = None
@@ -76,7 +76,7 @@ class RouterBase:
 
     @classmethod
     def fit(cls, data: FitData) -> Self:
-        """Fit on the router tasks; `cls.needs` says which parts of `data` are there."""
+        """Fit on the router tasks; `data` holds the parts that `cls.needs` names."""
         return cls(fitted_with=data.fitted_with)
 
     def at(self, threshold: float) -> Self:
@@ -108,7 +108,7 @@ class RouterBase:
 
     @property
     def model(self) -> RiskMLP | None:
-        """The fitted model that says on which features it was fitted (for drift); None for a rule."""
+        """The fitted model, which records the features of its fit (for drift); None for a rule."""
         return next((value for value in vars(self).values() if isinstance(value, RiskMLP)), None)
 
     def save(self, folder: Path) -> None:
@@ -189,7 +189,7 @@ class FitData:
     """
 
     recorded: Sequence[Episode]
-    """The small model alone on the router tasks; broken episodes have no outcome."""
+    """The SLM alone on the router tasks; broken episodes have no outcome."""
     validation: Sequence[Episode]
     """The same on the validation tasks: for early stopping and calibration."""
     fitted_with: FittedWith

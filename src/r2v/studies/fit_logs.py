@@ -1,7 +1,7 @@
 """`r2v fit LOGS`: a router from recorded episodes alone, no environment, no training of the SLM.
 
 Every number is from task-wise cross-validation: a task's episodes are never on both sides. With too few episodes for a
-threshold that means something, it says how many are there and how many it takes, and writes no router.
+threshold that means something, it reports how many there are and how many it takes, and writes no router.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def fit_logs(
         verifier: what scored the steps, where that is known; the gateway then scores with the same.
         seed: of the folds and of the fits.
         asked_share: the share of steps that one is willing to escalate, which places the threshold: without a teacher's
-            outcomes no log can say which threshold reaches a target.
+            outcomes no log shows which threshold reaches a target.
     """
     from r2v.learning.tabular import fit_risk
 

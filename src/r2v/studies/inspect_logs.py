@@ -31,7 +31,7 @@ class Inspection:
 
 
 def inspect_logs(episodes: Sequence[Episode], *, view: View = "full", seed: int = 0) -> Inspection:
-    """Raises StageError where the logs are too few to say anything."""
+    """Raises StageError where the logs are too few for any estimate."""
     seen = [_seen_as(view, episode) for episode in episodes]
     rows, tasks = own_steps(seen)
     names, task_N = np.unique(np.array(tasks, dtype=str), return_inverse=True)

@@ -1,4 +1,4 @@
-"""What a careful reader may believe after each observation: only sentences the household itself would say count.
+"""Belief state of a careful reader after each observation: only sentences that the household itself writes count.
 
 Injected sentences, hints and missing answers change nothing here, except that an action without its answer leaves a
 doubt (`unsure`) that has to be cleared by looking.

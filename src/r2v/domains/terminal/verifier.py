@@ -76,7 +76,7 @@ def score(command: str, newest: str, done: Sequence[str]) -> float:
 
 
 def evidence(output: str) -> float | None:
-    """How well an output reflects what was done, in `FAILURES` or `SUCCESSES`; None where it says nothing."""
+    """How well an output reflects what was done, in `FAILURES` or `SUCCESSES`; None without either."""
     text = _NO_FAILURES.sub("", output)
     for value in SURE_FAILURES if output.startswith("exit code 0") else FAILURES:
         if _EVIDENCE[value].search(text):
