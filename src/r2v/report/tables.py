@@ -11,7 +11,7 @@ def summary(results: dict[str, Any]) -> Table:
     seeds = len(results["perturbation_seeds"])
     table = Table(title=f"closed loop: {results['tasks']} held-out tasks x {seeds} perturbation seeds")
     table.add_column("router", no_wrap=True)
-    for heading in ("success", "95 %", "asked", "calls", "steps", "area"):
+    for heading in ("success", "95 %", "escalated", "calls", "steps", "area"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, r in results["routers"].items():
         low, high = r["ci95"]
