@@ -40,17 +40,11 @@ def row(episode: Episode) -> Row:
     """A broken episode (`success` None) counts as not solved."""
     escalated = tuple(step.t for step in episode.steps if step.choice.teacher.calls > 0)
     return Row(
-        task=episode.task.id,
-        seed=episode.seed,
-        perturbation=episode.perturbation,
-        success=bool(episode.success),
-        broken=episode.stop == "error",
-        steps=len(episode.steps),
-        slm_calls=sum(step.choice.slm.calls for step in episode.steps),
-        teacher_calls=len(escalated),
-        escalated=escalated,
+        task=episode.task.id, seed=episode.seed, perturbation=episode.perturbation, success=bool(episode.success),
+        broken=episode.stop == "error", steps=len(episode.steps),
+        slm_calls=sum(step.choice.slm.calls for step in episode.steps), teacher_calls=len(escalated), escalated=escalated,
         answers=_answers(episode),
-    )
+    )  # fmt: skip
 
 
 def _answers(episode: Episode) -> tuple[int, int, int]:

@@ -140,14 +140,10 @@ class _Gateway:
         if mode not in ("", "active", "shadow"):
             raise BadRequest("`x-r2v-mode` may be shadow; only the gateway's settings make a step active")
         return RequestOptions(
-            http.state.key,
-            _session_of(http, request.metadata) or fingerprint(request, http.state.key),
-            self._forced(http, model),
-            threshold,
-            shadow=mode == "shadow",
-            session_usd=None if usd is None else max(0.0, _number(usd, "x-r2v-budget-usd: 0.25")),
-            dry=dry,
-        )
+            http.state.key, _session_of(http, request.metadata) or fingerprint(request, http.state.key),
+            self._forced(http, model), threshold, shadow=mode == "shadow",
+            session_usd=None if usd is None else max(0.0, _number(usd, "x-r2v-budget-usd: 0.25")), dry=dry,
+        )  # fmt: skip
 
     def _forced(self, http: HttpRequest, model: str) -> str | None:
         """The model that the client insists on: slm, teacher, or None. Raises BadRequest."""

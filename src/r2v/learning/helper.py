@@ -85,15 +85,9 @@ def fit_helper(
         prices.append(price)
         targets.append(gain_HS[steps.t_N, steps.key_N] * steps.share_N)
     values = fit_values(
-        steps.x_NF,
-        steps.present_NF,
-        np.stack(targets, axis=1),
-        FEATURES,
-        settings,
-        seed=seed,
-        epochs=EPOCHS,
+        steps.x_NF, steps.present_NF, np.stack(targets, axis=1), FEATURES, settings, seed=seed, epochs=EPOCHS,
         facts={"estimates": "what the teacher's step adds to the chance of success", "rows": len(steps.t_N)},
-    )
+    )  # fmt: skip
     return Helper(tuple(budgets), tuple(prices), values, mdp)
 
 

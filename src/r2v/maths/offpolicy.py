@@ -2,7 +2,8 @@
 
 A step's benefit is P(success | intervention now, then none) - P(success | none from now on). One row a step: was an
 intervention drawn (a_N), with which probability (e_N), what became of the episode (success_N), and the probability that the
-rest of the episode drew no intervention where it had none (rest_N; 0 where it had some: such rows carry no information on the benefit).
+rest of the episode drew no intervention where it had none (rest_N; 0 where it had some: such rows carry no information on
+the benefit).
 """
 
 from __future__ import annotations

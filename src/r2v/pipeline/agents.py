@@ -72,13 +72,9 @@ def make_slm(settings: SlmSettings, folder: Path) -> LocalPolicy:
     torch.set_num_threads(1)
     trained = settings.trained
     return LocalPolicy.load(
-        folder,
-        device=trained.device,
-        precision=trained.precision,
-        temperature=settings.temperature,
-        top_p=settings.top_p,
+        folder, device=trained.device, precision=trained.precision, temperature=settings.temperature, top_p=settings.top_p,
         max_new_tokens=settings.max_new_tokens,
-    )
+    )  # fmt: skip
 
 
 def make_models(settings: RunSettings, slm: Path, view: View = "full") -> AgentModels:

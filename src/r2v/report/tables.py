@@ -16,13 +16,8 @@ def summary(results: dict[str, Any]) -> Table:
     for name, r in results["routers"].items():
         low, high = r["ci95"]
         table.add_row(
-            name,
-            f"{r['success_rate']:.1%}",
-            f"{100 * low:.1f}-{100 * high:.1f}",
-            f"{r['llm_call_rate']:.1%}",
-            f"{r['calls_per_episode']:.2f}",
-            f"{r['steps_per_episode']:.1f}",
-            "" if r["area"] is None else f"{r['area']:.3f}",
-            style="bold" if name == "r2v" else "",
-        )
+            name, f"{r['success_rate']:.1%}", f"{100 * low:.1f}-{100 * high:.1f}", f"{r['llm_call_rate']:.1%}",
+            f"{r['calls_per_episode']:.2f}", f"{r['steps_per_episode']:.1f}",
+            "" if r["area"] is None else f"{r['area']:.3f}", style="bold" if name == "r2v" else "",
+        )  # fmt: skip
     return table

@@ -79,16 +79,12 @@ def variants(settings: RouterSettings, *, with_answers: bool) -> list[Variant]:
     found += [replace(base, table="unseen", name=family, names=EXTENDED, without_family=family) for family in FAMILIES]
     found += [
         replace(
-            base,
-            table="cvar",
-            name=f"{alpha:g}, {epsilon:g}",
-            objective="paper",
-            settings=s.model_copy(update={"alpha": alpha, "epsilon": epsilon}),
-            threshold=0.5,
+            base, table="cvar", name=f"{alpha:g}, {epsilon:g}", objective="paper",
+            settings=s.model_copy(update={"alpha": alpha, "epsilon": epsilon}), threshold=0.5,
         )
         for alpha in ALPHAS
         for epsilon in EPSILONS
-    ]
+    ]  # fmt: skip
     first: dict[Variant, str] = {}
     return [replace(v, same_as=first.setdefault(replace(v, table="", name=""), v.key)) for v in found]
 

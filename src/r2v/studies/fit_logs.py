@@ -111,12 +111,8 @@ def fit_logs(
     solved = len(set(rows.episode_N.tolist())) - failed
     helped = sum(any(step.choice.source != "slm" for step in episode.steps) for episode in scored)
     counts: dict[str, Any] = {
-        "episodes": len(scored),
-        "helped": helped,
-        "tasks": len(names),
-        "failed": failed,
-        "steps": len(rows),
-    }
+        "episodes": len(scored), "helped": helped, "tasks": len(names), "failed": failed, "steps": len(rows),
+    }  # fmt: skip
     if min(failed, solved) < LEAST_FAILED or len(names) < LEAST_TASKS:
         refused = (
             f"{len(scored)} episodes of {len(names)} tasks, {failed} failed and {solved} solved by the SLM alone: a "
@@ -143,18 +139,10 @@ def fit_logs(
     R2V(name=out.resolve().name, risk=router, threshold=threshold, fitted_with=conditions).save(out)
     base = float(rows.y_N.mean())
     return LogFit(
-        **counts,
-        auroc=area,
-        auroc_ci95=(low, high),
-        ece=ece(p_N, rows.y_N),
-        brier=brier(p_N, rows.y_N),
-        base_brier=base * (1 - base),
-        episodes_needed=int(np.ceil(len(scored) * ((high - low) / WANTED_WIDTH) ** 2)),
-        threshold=threshold,
-        asked_share=float((risk_N >= threshold).mean()),
-        router=str(out),
-        refused=None,
-    )
+        **counts, auroc=area, auroc_ci95=(low, high), ece=ece(p_N, rows.y_N), brier=brier(p_N, rows.y_N),
+        base_brier=base * (1 - base), episodes_needed=int(np.ceil(len(scored) * ((high - low) / WANTED_WIDTH) ** 2)),
+        threshold=threshold, asked_share=float((risk_N >= threshold).mean()), router=str(out), refused=None,
+    )  # fmt: skip
 
 
 def folds(task_N: NDArray[np.int64], seed: int) -> NDArray[np.int64]:

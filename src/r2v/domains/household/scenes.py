@@ -172,13 +172,9 @@ class _Builder:
         name = self._id(kind)
         self.facts += [("objectType", name, f"{kind}Type".lower()), ("inReceptacle", name, receptacle)]
         traits = (
-            ("toggleable", lamp),
-            ("pickupable", not lamp),
-            ("heatable", kind in c.HEATABLE),
-            ("coolable", kind in c.COOLABLE),
-            ("cleanable", kind in c.CLEANABLE),
-            ("sliceable", kind in c.SLICEABLE),
-        )
+            ("toggleable", lamp), ("pickupable", not lamp), ("heatable", kind in c.HEATABLE),
+            ("coolable", kind in c.COOLABLE), ("cleanable", kind in c.CLEANABLE), ("sliceable", kind in c.SLICEABLE),
+        )  # fmt: skip
         self.facts += [(trait, name) for trait, holds in traits if holds]
 
     def _id(self, kind: str) -> str:

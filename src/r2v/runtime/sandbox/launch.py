@@ -254,12 +254,8 @@ def _finish(
     monitor: Monitor, folder: Path, limits: Limits, start: float, enough: Callable[[bytes], bool] = lambda piece: False
 ) -> RunResult:
     why = monitor.wait(
-        folder,
-        end=start + limits.wall_s,
-        output_bytes=limits.output_bytes,
-        disk_bytes=limits.disk_mb * MB,
-        enough=enough,
-    )
+        folder, end=start + limits.wall_s, output_bytes=limits.output_bytes, disk_bytes=limits.disk_mb * MB, enough=enough,
+    )  # fmt: skip
     events = [line.partition(" ") for line in monitor.texts["status"].decode(errors="replace").splitlines()]
     stdout, stderr = (monitor.texts[name].decode(errors="replace") for name in ("stdout", "stderr"))
     active = tuple(what for word, _, what in events if word == "layer")
