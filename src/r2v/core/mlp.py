@@ -38,7 +38,7 @@ class Calibration:
 
 @dataclass(frozen=True, eq=False)
 class RiskMLP:
-    """`r2v.core.protocols.RiskModel`. Missing features enter as 0 after standardising, the training mean."""
+    """Missing features enter as 0 after standardising, the training mean."""
 
     names: tuple[str, ...]
     """Features that it reads, of `r2v.core.features.FEATURES`."""

@@ -74,12 +74,6 @@ class Perturbation(Protocol):
         ...
 
 
-class RiskModel(Protocol):
-    def risk(self, x_NF: Floats, present_NF: Bools) -> Floats:
-        """Calibrated P(going on with the SLM fails the episode) of N feature rows."""
-        ...
-
-
 class Router(Protocol):
     """Decides at one step who acts: a pure function of its arguments. What it needs of the past is in `memory`."""
 

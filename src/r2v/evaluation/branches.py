@@ -11,11 +11,10 @@ from dataclasses import dataclass, replace
 from r2v.core.agent import AgentModels, Forked, Routed
 from r2v.core.features import best
 from r2v.core.fixed import AtSteps, Never
-from r2v.core.loop import run_together
 from r2v.core.protocols import Agent, Policy
 from r2v.core.seeds import derive_seed
-from r2v.core.types import Episode, Memory
-from r2v.evaluation.closed_loop import MakeEnvironment
+from r2v.core.types import Episode
+from r2v.evaluation.closed_loop import MakeEnvironment, play_all
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ async def branch(
 ) -> list[Branch]:
     """Play both futures of each step `draws` times. `episode` must be one that these models played alone.
 
-    Needs an environment with `clone()`. A future that breaks counts as failed, as in every evaluation.
+    A future that breaks counts as failed, as in every evaluation.
     """
     never = Routed(models, Never())
     futures: dict[tuple[int, int, bool], Agent] = {}
@@ -65,17 +64,8 @@ async def branch(
             futures[t, draw, True] = Forked(Routed(models, AtSteps(frozenset([t]))), after, t)
             if draw:
                 futures[t, draw, False] = Forked(never, after, t)
-    environment, perturbation = make_environment(episode.task, episode.seed)
-    played = await run_together(
-        environment,
-        list(futures.values()),
-        episode.task,
-        seed=episode.seed,
-        perturbation=perturbation,
-        horizon=horizon,
-        memory=Memory(),
-    )
-    success = {key: bool(e.success) for key, e in zip(futures, played, strict=True)}
+    played = await play_all(list(futures.values()), [(episode.task, episode.seed)], make_environment, horizon=horizon)
+    success = {key: bool(e.success) for key, (e,) in zip(futures, played, strict=True)}
     recorded = bool(episode.success)
     return [
         Branch(number, t, draw, success[t, draw, True], success[t, draw, False] if draw else recorded)

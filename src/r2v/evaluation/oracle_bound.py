@@ -18,10 +18,9 @@ import numpy as np
 
 from r2v.core.agent import AgentModels, Routed
 from r2v.core.fixed import AtSteps
-from r2v.core.loop import run_together
 from r2v.core.seeds import derive_seed
-from r2v.core.types import Episode, Memory
-from r2v.evaluation.closed_loop import MakeEnvironment
+from r2v.core.types import Episode
+from r2v.evaluation.closed_loop import MakeEnvironment, play_all
 
 PAIRS = 24
 """Pairs of calls tried in an episode."""
@@ -48,16 +47,8 @@ async def fewest_calls(models: AgentModels, make_environment: MakeEnvironment, e
 
     async def saving(sets: Sequence[Sequence[int]]) -> int | None:
         """The fewest calls really made in a solved one of these."""
-        environment, perturbation = make_environment(episode.task, episode.seed)
-        played = await run_together(
-            environment,
-            [Routed(models, AtSteps(frozenset(s))) for s in sets],
-            episode.task,
-            seed=episode.seed,
-            perturbation=perturbation,
-            horizon=horizon,
-            memory=Memory(),
-        )
+        agents = [Routed(models, AtSteps(frozenset(s))) for s in sets]
+        played = [e for (e,) in await play_all(agents, [(episode.task, episode.seed)], make_environment, horizon=horizon)]
         if broken := [e.failure for e in played if e.success is None]:
             raise RuntimeError(f"a branch of {episode.task.id} broke: {broken[0]}")
         solved = [sum(step.choice.teacher.calls > 0 for step in e.steps) for e in played if e.success]

@@ -93,19 +93,3 @@ def meet_budget(mdp: Mdp, calls: float) -> Mix:
             break
     gap = low.calls - high.calls
     return Mix(high, low, 0.0 if gap <= 0 else (calls - high.calls) / gap)
-
-
-def plan_hard(mdp: Mdp, calls: int) -> tuple[NDArray[np.int64], float]:
-    """(action by step, calls left and state; success) under a limit that no episode may exceed. Actions cost whole calls."""
-    H, A, S, _ = mdp.p_HASS.shape
-    cost_A = mdp.calls_A.astype(int)
-    action_HBS = np.zeros((H, calls + 1, S), dtype=np.int64)
-    value_BS = np.zeros((calls + 1, S))
-    for t in reversed(range(H)):
-        q_ABS = np.full((A, calls + 1, S), -np.inf)
-        for a in range(A):
-            for b in range(cost_A[a], calls + 1):
-                q_ABS[a, b] = mdp.win_HAS[t, a] + mdp.p_HASS[t, a] @ value_BS[b - cost_A[a]]
-        action_HBS[t] = np.argmax(q_ABS - 1e-12 * mdp.calls_A[:, None, None], axis=0)
-        value_BS = np.take_along_axis(q_ABS, action_HBS[t][None], axis=0)[0]
-    return action_HBS, float(mdp.start_S @ value_BS[calls])
