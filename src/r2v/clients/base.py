@@ -30,13 +30,12 @@ import msgspec
 
 from r2v.clients.settings import ClientSettings
 from r2v.core.errors import SettingsError
-from r2v.core.types import Action, Candidate, Usage
+from r2v.core.types import NO_USAGE, Action, Candidate, Usage
 from r2v.messages.conversation import Json, Request, logprobs_of
 
 TOO_LONG = re.compile(r"context.{0,20}(length|window|size)|maximum context|too (long|many tokens)|exceed.{0,40}tokens", re.I)
 """How servers report that a request does not fit: there is no common code for it."""
 RETRIED = (408, 409, 425, 429, 500, 502, 503, 504, 529)
-NO_USAGE = Usage()
 T = TypeVar("T")
 Part = tuple[list[Json], Json]
 """(choices, usage) of one HTTP answer, in the neutral form."""
@@ -66,11 +65,9 @@ class Tokens:
 
     def __add__(self, other: Tokens) -> Tokens:
         return Tokens(
-            self.prompt + other.prompt,
-            self.output + other.output,
-            self.cached + other.cached,
+            self.prompt + other.prompt, self.output + other.output, self.cached + other.cached,
             self.cache_written + other.cache_written,
-        )
+        )  # fmt: skip
 
     @property
     def total(self) -> int:

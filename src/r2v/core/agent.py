@@ -20,9 +20,8 @@ from r2v.core.errors import boundary
 from r2v.core.features import View, best, featurise, seen_as
 from r2v.core.protocols import Agent, Policy, Router, Verifier
 from r2v.core.seeds import derive_seed, derive_uniform
-from r2v.core.types import RESTART, Action, Candidate, Choice, Context, Decision, Features, Memory, Usage
+from r2v.core.types import NO_USAGE, RESTART, Action, Candidate, Choice, Context, Decision, Features, Memory
 
-NO_USAGE = Usage()
 MAX_RETRIES = 3
 """A router that still wants further candidates after so many is an error: it would never act."""
 

@@ -150,6 +150,9 @@ class Usage:
         return Usage(self.calls + other.calls, prompt, completion, usd)  # type: ignore[arg-type]
 
 
+NO_USAGE = Usage()
+
+
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """One proposed action. `logp` sums over the action's tokens; `entropy` is that of the first action token. Of candidates

@@ -19,7 +19,7 @@ from starlette.routing import Route
 
 from r2v.core.types import Candidate, Context
 from r2v.gateway.http import json_response
-from r2v.messages.chat_format import context_of
+from r2v.messages.chat_format import context_of_chat
 from r2v.messages.conversation import BadRequest, Json, Message
 from r2v.messages.openai_chat import chunks, openai_error
 from r2v.messages.protocol import DONE, data
@@ -66,7 +66,7 @@ def model_app(model: Model, name: str) -> Starlette:
             query = _decoder.decode(await request.body())
             if query.tools:
                 raise BadRequest("this model calls no tools")
-            context = context_of([(message.role, message.text) for message in query.messages])
+            context = context_of_chat([(message.role, message.text) for message in query.messages])
         except (msgspec.DecodeError, BadRequest, ValueError) as error:
             return json_response(openai_error(str(error), 400), 400)
         drawn = await model.draw(context, query.n or 1, seed=query.seed or 0)

@@ -21,12 +21,12 @@ from typing import Any
 
 from r2v.clients import make_client
 from r2v.clients.base import ModelError, Tokens
-from r2v.core.agent import MAX_RETRIES, NO_USAGE, AgentModels, Routed, StepContext
+from r2v.core.agent import MAX_RETRIES, AgentModels, Routed, StepContext
 from r2v.core.errors import BoundaryError, SettingsError
 from r2v.core.features import best
 from r2v.core.protocols import Verifier
 from r2v.core.seeds import derive_seed, derive_uniform
-from r2v.core.types import Action, Candidate, Choice, Code, Context, Decision, Memory, Observation, Step
+from r2v.core.types import NO_USAGE, Action, Candidate, Choice, Code, Context, Decision, Memory, Observation, Step
 from r2v.gateway.budgets import DAY, Amount, Budgets, Exhausted, LocalBudgets, Reservation, limits_of
 from r2v.gateway.candidates import CandidateSource, Known, most
 from r2v.gateway.ledger import Entry, Ledger

@@ -14,13 +14,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
 from r2v.clients.settings import ClientSettings, PriceSettings
-from r2v.runtime.settings import Settings
+from r2v.runtime.settings import Fraction, Settings
 from r2v.verifiers import verifier_named
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
 
-
-class ModelSettings(ClientSettings):
+class ServedModelSettings(ClientSettings):
     price: PriceSettings
     context_tokens: PositiveInt | None = 131_072
     """Requests that are longer, at four characters a token, are not sent to it: the other model serves them."""
@@ -110,7 +108,7 @@ class StoreSettings(Settings):
 
 class GatewaySettings(Settings):
     version: Literal[1]
-    models: dict[Literal["slm", "teacher"], ModelSettings]
+    models: dict[Literal["slm", "teacher"], ServedModelSettings]
     route: RouteSettings = RouteSettings()
     budget: BudgetSettings = BudgetSettings()
     server: ServerSettings = ServerSettings()

@@ -50,7 +50,7 @@ WON, LOST = KEYS, KEYS + 1
 
 
 @dataclass(frozen=True, eq=False)
-class Helper:
+class HelperFit:
     """The value of intervening for each budget, and the price it has to exceed."""
 
     budgets: tuple[float, ...]
@@ -68,7 +68,7 @@ def fit_helper(
     settings: RouterSettings,
     *,
     seed: int,
-) -> Helper:
+) -> HelperFit:
     """`episodes`: routed, with random escalations (also none). Raises ValueError where no step was escalated."""
     steps = _read(episodes, differs, risk)
     if not steps.escalated_N.any():
@@ -88,7 +88,7 @@ def fit_helper(
         steps.x_NF, steps.present_NF, np.stack(targets, axis=1), FEATURES, settings, seed=seed, epochs=EPOCHS,
         facts={"estimates": "what the teacher's step adds to the chance of success", "rows": len(steps.t_N)},
     )  # fmt: skip
-    return Helper(tuple(budgets), tuple(prices), values, mdp)
+    return HelperFit(tuple(budgets), tuple(prices), values, mdp)
 
 
 def model(

@@ -269,7 +269,7 @@ def choice_of(answer: Json, model: str) -> tuple[Json, Json]:
     return {"message": message, "finish_reason": FINISH.get(str(answer.get("stop_reason")), "stop")}, usage
 
 
-def message_of(answer: Json) -> Json:
+def answer_of(answer: Json) -> Json:
     """A Messages answer for a client, from a chat completion."""
     choice = answer["choices"][0]
     message, usage = choice["message"], answer["usage"]
@@ -387,10 +387,10 @@ class Messages(ProtocolAdapter):
         return from_messages(source)
 
     def whole(self, completion: Json, request: Request) -> Json:
-        return message_of(completion)
+        return answer_of(completion)
 
     def held(self, completion: Json, request: Request, facts: Json) -> Iterator[bytes]:
-        for name, content in _events(message_of(completion), facts):
+        for name, content in _events(answer_of(completion), facts):
             yield event(name, content)
 
     def encoder(self) -> _Encoder:

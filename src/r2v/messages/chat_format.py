@@ -32,7 +32,7 @@ def messages(context: Context, system: str) -> list[dict[str, str]]:
     return result
 
 
-def context_of(chat: Sequence[tuple[str, str]]) -> Context:
+def context_of_chat(chat: Sequence[tuple[str, str]]) -> Context:
     """The episode of such a chat, from the (role, text) of each message; system messages are left out. Raises ValueError
     for a chat of another form.
     """

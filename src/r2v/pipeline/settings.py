@@ -32,9 +32,7 @@ from r2v.domains.base import Domain, EnvironmentSettings
 from r2v.learning.settings import CloneSettings, ModelSettings, PreferSettings, RouterSettings
 from r2v.routers import BUILT_IN, router_class
 from r2v.routers.base import RouterBase, own_settings
-from r2v.runtime.settings import Settings, validated
-
-Fraction = Annotated[float, Field(ge=0, le=1)]
+from r2v.runtime.settings import Fraction, Settings, validated
 
 
 class TaskSettings(Settings):
@@ -163,7 +161,7 @@ class EvaluateSettings(Settings):
     """Bootstrap resamples over tasks."""
 
 
-class PriceSettings(Settings):
+class StepPriceSettings(Settings):
     """What a step costs, in any unit."""
 
     slm: PositiveFloat = 1.0
@@ -193,7 +191,7 @@ class RunSettings(Settings):
     router: RouterSettings = RouterSettings()
     help: HelpSettings = HelpSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
-    prices: PriceSettings = PriceSettings()
+    prices: StepPriceSettings = StepPriceSettings()
 
     @property
     def trains(self) -> bool:
