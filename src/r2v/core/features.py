@@ -15,8 +15,8 @@ from typing import Literal
 
 import numpy as np
 
-from r2v.core.protocols import Bools, Floats
 from r2v.core.types import Candidate, Context, Features
+from r2v.maths import Bools, Floats
 
 PAPER = (
     "first_token_entropy", "verifier_spread", "verifier_mean", "verifier_std", "verifier_best", "verifier_worst",

@@ -9,13 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, Protocol, runtime_checkable
 
-import numpy as np
-from numpy.typing import NDArray
-
 from r2v.core.types import Action, Candidate, Change, Choice, Context, Decision, Features, Memory, Observation
-
-Floats = NDArray[np.float64]
-Bools = NDArray[np.bool_]
 
 
 class Environment(Protocol):

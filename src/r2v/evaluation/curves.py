@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from r2v.core.protocols import Floats
 from r2v.evaluation.outcomes import Outcomes
+from r2v.maths import Floats
 
 
 def resample_BT(tasks: int, resamples: int, seed: int) -> Floats:

@@ -9,9 +9,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from r2v.core.errors import StageError
-from r2v.core.protocols import Floats
 from r2v.evaluation.curves import interval, resample_BT
 from r2v.evaluation.outcomes import Outcomes
+from r2v.maths import Floats
 
 RESAMPLES = 2000
 

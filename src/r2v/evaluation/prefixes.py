@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from r2v.core.protocols import Bools, Floats
 from r2v.evaluation.curves import interval, resample_BT
+from r2v.maths import Bools, Floats
 from r2v.maths.calibration import BINS
 from r2v.maths.stats import auroc_B
 

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from r2v.core.features import FEATURES, batch
 from r2v.core.mlp import RiskMLP
-from r2v.core.protocols import Floats
 from r2v.core.types import Episode
 from r2v.learning.router import fit_values
 from r2v.learning.settings import RouterSettings
+from r2v.maths import Floats
 from r2v.maths.mdp import Mdp, meet_budget
 
 DIFFERS_EDGES = (0.6, 0.75, 0.85, 0.92, 0.96, 0.98)

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from r2v.core.features import FEATURES, batch
-from r2v.core.protocols import Bools, Floats
 from r2v.core.types import Episode
+from r2v.maths import Bools, Floats
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from r2v.core.protocols import Floats
+from r2v.maths import Floats
 
 BINS = 15
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from r2v.core.protocols import Floats
+from r2v.maths import Floats
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from r2v.core.protocols import Floats
+from r2v.maths import Floats
 
 
 def ips_N(a_N: Floats, e_N: Floats, success_N: Floats, rest_N: Floats) -> Floats:

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from r2v.core.protocols import Floats
+from r2v.maths import Floats
 
 
 def cvar(risk_Z: Floats, alpha: float) -> float:

@@ -7,7 +7,7 @@ from itertools import combinations
 
 import numpy as np
 
-from r2v.core.protocols import Floats
+from r2v.maths import Floats
 
 
 def betting_p(x_N: Floats, bound: float, delta: float) -> float:

@@ -11,8 +11,8 @@ import numpy as np
 
 from r2v.core.features import FEATURES, batch
 from r2v.core.mlp import REMEMBERED, RiskMLP, linear
-from r2v.core.protocols import Floats
 from r2v.core.types import Episode, Features
+from r2v.maths import Floats
 from r2v.routers.base import FitData, RouterBase, features_of
 
 BONUS = 0.5

@@ -19,13 +19,13 @@ import numpy as np
 from r2v import __version__
 from r2v.core.features import PAPER, batch, with_pseudo_entropy
 from r2v.core.mlp import Calibration, RiskMLP
-from r2v.core.protocols import Floats
 from r2v.core.types import Episode, Task
 from r2v.evaluation.curves import area_B, interval, resample_BT
 from r2v.evaluation.outcomes import Outcomes, gather
 from r2v.evaluation.replay import escalated_steps, replay
 from r2v.learning.labels import Rows, failure_rows
 from r2v.learning.settings import RouterSettings
+from r2v.maths import Floats
 from r2v.maths.calibration import brier, ece, fit_scaling
 from r2v.maths.stats import auroc_or_none
 from r2v.pipeline.agents import AgentSpec

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from r2v.core.features import FEATURES, batch
 from r2v.core.mlp import RiskMLP
-from r2v.core.protocols import Floats
 from r2v.core.types import Episode
 from r2v.evaluation.prefixes import auroc_over_tasks
 from r2v.learning.labels import Rows
+from r2v.maths import Floats
 from r2v.maths.calibration import brier, ece
 from r2v.routers.base import FittedWith
 from r2v.routers.r2v import R2V

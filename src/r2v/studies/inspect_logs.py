@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from r2v.core.errors import StageError
 from r2v.core.features import FEATURES, View, seen_as
-from r2v.core.protocols import Floats
 from r2v.core.types import Episode, Step
 from r2v.evaluation.prefixes import Scored, auroc_over_tasks, by_prefix, curves, measures
+from r2v.maths import Floats
 from r2v.maths.calibration import reliability_bins
 from r2v.studies.fit_logs import FOLDS, LEAST_FAILED, LEAST_TASKS, folds, held_out_risk, own_steps
 
