@@ -94,15 +94,15 @@ def _numbers(o: Outcomes, seeds: Sequence[int], prices: Prices, alpha: float, we
         "cvar_failure": cvar(1 - by_seed, alpha),
         "by_family": o.success_of_family(),
         "by_seed": {str(z): float(s) for z, s in zip(seeds, by_seed, strict=True)},
-        "asked_by_position": [None if np.isnan(share) else float(share) for share in o.asked_10],
+        "asked_by_position": [None if np.isnan(share) else float(share) for share in o.escalated_10],
         "broken": int(o.broken_TZ.sum()),
     }
 
 
 def _comparison(name: str, o: Outcomes, played: Mapping[str, Played]) -> dict[str, Any]:
     alone, reference = played["slm_only"].chosen.success_TZ, played.get(REFERENCE)
-    asked = o.teacher_calls_TZ > 0
-    change = (o.success_TZ - alone)[asked]
+    escalated = o.teacher_calls_TZ > 0
+    change = (o.success_TZ - alone)[escalated]
     solved = o.success_TZ.ravel() > 0
     return {
         "interventions": {

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from r2v.core.errors import StageError
 from r2v.core.mlp import Calibration, RiskMLP
-from r2v.core.protocols import Bools, Floats
 from r2v.learning.labels import Rows
 from r2v.learning.linear import standardisation
 from r2v.learning.settings import RouterSettings
+from r2v.maths import Bools, Floats
 from r2v.maths.calibration import fit_isotonic, fit_scaling, nll
 
 Objective = Literal["decoupled", "paper"]

@@ -15,9 +15,9 @@ from sklearn.neural_network import MLPClassifier
 from threadpoolctl import threadpool_limits
 
 from r2v.core.mlp import Calibration, RiskMLP
-from r2v.core.protocols import Floats
 from r2v.learning.labels import Rows
 from r2v.learning.linear import standardisation
+from r2v.maths import Floats
 from r2v.maths.calibration import fit_scaling, nll
 
 NETWORKS = 3
