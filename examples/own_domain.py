@@ -1,8 +1,7 @@
-"""A domain of your own: guess a number. `r2v run examples/own-domain.yaml --out DIR` plays it."""
+"""A domain of your own: guess a number. `environment: {kind: "examples.own_domain:DOMAIN"}` plays it."""
 
 import random
-
-from examples.own_verifier import GUESS
+import re
 
 from r2v.clients.scripted import ScriptedPolicy
 from r2v.core.types import Action, Task
@@ -10,6 +9,7 @@ from r2v.domains.base import Domain, made_in
 from r2v.domains.text_game import TextGame
 from r2v.perturbations.operators import family
 
+GUESS = re.compile(r"guess (\d+)")
 static = family("static", (("answer lost", 0.3, lambda text, rng, seen: "crackle" if seen.previous else None),))
 
 
@@ -35,10 +35,10 @@ def halve(context):  # the expert: half of what is possible; after a lost answer
 
 class GuessDomain(Domain):
     name, verifier, scratch = "guess", "examples.own_verifier:GuessVerifier", True
-    perturbations = made_in("examples.own_domain", "static")
+    perturbations = made_in(__name__, "static")
 
     def tasks(self, env, count, seed):
-        return [Task(f"guess/{seed}-{i}", str(n := 8 << i % 3), "guess", f"find a number up to {n}") for i in range(count)]
+        return [Task(f"{self.name}/{seed}-{i}", str(n := 8 << i % 3), self.name, f"guess up to {n}") for i in range(count)]
 
     fresh_tasks = tasks
     environment = staticmethod(lambda env, task: Guess(task))

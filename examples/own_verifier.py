@@ -1,7 +1,7 @@
-"""A verifier of your own, for the game of own_domain.py: is this guess sensible after the last answer?
+"""A verifier of your own, for a game of guesses: is this guess sensible after the last answer?
 
-The domain names it; a gateway would with `route: {verifier: "examples.own_verifier:GuessVerifier"}`. It scores in [0, 1], on
-nothing but what the agent has read.
+A domain names it, `verifier = "examples.own_verifier:GuessVerifier"`; so does a gateway, under `route`. It scores in [0, 1],
+on nothing but what the agent has read.
 """
 
 from __future__ import annotations

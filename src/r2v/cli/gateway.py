@@ -91,8 +91,19 @@ def init(
 
 
 @cli.command(rich_help_panel="Gateway")
-def check(config: Annotated[Path, typer.Argument(help="Gateway settings.")]) -> None:
-    """Read gateway settings, keys and router, open the ledger, and ask each model whether it is there."""
+def check(
+    thing: Annotated[
+        str, typer.Argument(help="Gateway settings; a router folder; package.module:Thing; or a built-in part's short name.")
+    ],
+) -> None:
+    """Check gateway settings (keys, router, ledger, models), or that a part of your own keeps the promises of its kind."""
+    config = Path(thing)
+    if not config.is_file():
+        from r2v.cli.parts import check_thing
+
+        for line in check_thing(thing):
+            typer.echo(line)
+        return
     gateway_module()
     from r2v.gateway.check import problems
 
@@ -100,6 +111,25 @@ def check(config: Annotated[Path, typer.Argument(help="Gateway settings.")]) -> 
     if found:
         raise SettingsError("; ".join(found))
     typer.echo(f"next      r2v serve {config}")
+
+
+@cli.command(rich_help_panel="Parts of your own")
+def new(
+    part: Annotated[str, typer.Argument(metavar="router|domain|verifier", help="What to write.")],
+    name: Annotated[str, typer.Argument(help="Its name, e.g. patience.")],
+    out: Annotated[Path | None, typer.Option(help="File to write; NAME.py if not given.")] = None,
+) -> None:
+    """Write a router, domain or verifier that works, to start from."""
+    from r2v.cli.parts import new_part
+
+    path, thing = new_part(part, name, out)
+    typer.echo(f"written  {path}\nnext     r2v check {thing}")
+    uses = {
+        "router": f'routers: [r2v, {{kind: "{thing}"}}]',
+        "domain": f'environment: {{kind: "{thing}"}}',
+        "verifier": f'verifier = "{thing}" in a domain, or route: {{verifier: "{thing}"}}',
+    }
+    typer.echo(f"then     {uses[part]} in settings")
 
 
 @cli.command(rich_help_panel="Gateway")

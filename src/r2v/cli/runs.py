@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -26,7 +27,7 @@ def run(
     from rich.console import Console
 
     from r2v.cli.logs import run_logs
-    from r2v.pipeline.run_folder import RunFolder
+    from r2v.pipeline.run_folder import MANIFEST, RunFolder
     from r2v.pipeline.runner import run_stages
     from r2v.pipeline.settings import LogsSettings, RunSettings
     from r2v.pipeline.stages import STAGES
@@ -45,6 +46,10 @@ def run(
     if (layers := effective.domain.confinement()) is not None:
         console.print(f"sandbox  {', '.join(layers)}", highlight=False)
     wanted = STAGES[: names.index(until) + 1] if until else STAGES
+    needing = {"fit"} if not effective.trains else set(names) - {"collect", "perturb", "report"}
+    pending = {stage.name for stage in wanted if not (RunFolder(out).of(stage.name) / MANIFEST).exists()}
+    if needing & pending and find_spec("torch") is None:  # said now, not after hours of collecting
+        raise ModuleNotFoundError("this run trains or fits", name="torch")
     run_stages(wanted, effective, out, console)
     if until is None:
         finished = RunFolder(out)

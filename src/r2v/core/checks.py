@@ -100,12 +100,14 @@ def check_perturbation(make: Callable[[float], Perturbation], texts: Sequence[st
 
 
 def check_router(router: Router, rows: Sequence[Features], context: Context) -> None:
-    """Decisions are repeatable, carry a propensity in (0, 1] and a reason."""
+    """Decisions are repeatable, take a route of the router's `routes`, carry a propensity in (0, 1], a code and a reason."""
     for seed, features in enumerate(rows):
         decision, again = (router.decide(context, features, Memory(), seed=seed) for _ in range(2))
         _require(decision == again, f"{router.name} decides one case in two ways")
         _require(0 < decision.propensity <= 1, f"{router.name} logged the propensity {decision.propensity}")
         _require(bool(decision.reason), f"{router.name} gave no reason")
+        routes = getattr(router, "routes", (decision.route,))
+        _require(decision.route in routes, f"{router.name} took the route {decision.route}, which its `routes` leave out")
         _require(
             decision.code in get_args(Code), f"{router.name} gave the code {decision.code!r}, which is none of the list"
         )

@@ -59,6 +59,9 @@ class RiskMLP:
             raise ValueError("mean and spread do not fit the features")
         if [shape[0] for shape in shapes] != inputs[:-1] or inputs[-1] != 1:
             raise ValueError(f"layers of the shapes {shapes} do not fit together")
+        # A transposed array gives other last bits in a product; from a folder come contiguous ones.
+        layers = tuple((np.ascontiguousarray(w), np.ascontiguousarray(b)) for w, b in self.layers)
+        object.__setattr__(self, "layers", layers)
 
     def logit(self, x_NF: Floats, present_NF: Bools) -> Floats:
         return self._propagate(np.where(present_NF, (x_NF - self.mean_F) / self.std_F, 0.0))

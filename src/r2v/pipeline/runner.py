@@ -83,6 +83,8 @@ class Stage:
     run: Callable[[StageContext], None]
     trains: bool = False
     """Whether it only serves to train the SLM: skipped, with a line in the log, where that is a chat endpoint."""
+    untrained: str | None = None
+    """The line where nothing is trained, if it does something else then."""
 
 
 def run_stages(stages: Sequence[Stage], settings: RunSettings, root: Path, console: Console) -> None:
@@ -99,7 +101,7 @@ def run_stages(stages: Sequence[Stage], settings: RunSettings, root: Path, conso
                 continue
             prepare(out, fingerprint)
             start = time.monotonic()
-            does = stage.does
+            does = stage.does if settings.trains or stage.untrained is None else stage.untrained
             if stage.trains and not settings.trains:
                 does = "skipped: the SLM is a chat endpoint, nothing is trained"
             else:

@@ -20,7 +20,8 @@ _PLAY = ("environment", "perturbations", "teacher")
 _ALL = (*_PLAY, "slm", "routers")
 
 STAGES: tuple[Stage, ...] = (
-    Stage("collect", "the teacher played the policy tasks", (), (*_PLAY, "tasks", "collect"), collect),
+    Stage("collect", "the teacher played the policy tasks", (), (*_PLAY, "tasks", "collect"), collect,
+          untrained="tasks made and split; the teacher played none, for the SLM is a chat endpoint"),
     Stage("perturb", "the teacher played them under perturbations", ("collect",), (*_PLAY, "collect"), perturb, trains=True),
     Stage("clone", "the SLM learned from the successful episodes", ("collect", "perturb"), ("slm", "clone"), clone,
           trains=True),

@@ -1,0 +1,225 @@
+"""A router's folder is the router: copied anywhere it decides the same, bit for bit; what is damaged is one line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from r2v.core.arrays import to_bytes
+from r2v.core.errors import ArtifactError
+from r2v.core.features import EXTENDED, FEATURES, PAPER
+from r2v.core.mlp import Calibration, RiskMLP, linear
+from r2v.core.types import Action, Context, Features, Memory
+from r2v.routers import BUILT_IN, load_router, router_class
+from r2v.routers.base import FittedWith
+from r2v.routers.conformal import Band
+from r2v.routers.helper import Mixture
+from r2v.routers.r2v import R2V
+from r2v.routers.restart import Renewal
+
+HORIZON, EPISODES = 12, 30
+RNG = np.random.default_rng(7)
+
+
+def logistic(names=EXTENDED, seed=1) -> RiskMLP:
+    rng = np.random.default_rng(seed)
+    mean, std, weights = rng.normal(size=len(names)), rng.uniform(0.5, 2, len(names)), rng.normal(size=len(names))
+    return linear(names, mean, std, weights / 4, 0.1, Calibration(1.5, 0.25))
+
+
+def network(names=EXTENDED, seed=2) -> RiskMLP:
+    """Two layers, the first one transposed in memory as it comes from torch."""
+    rng = np.random.default_rng(seed)
+    inputs = len(names)
+    layers = ((rng.normal(size=(16, inputs)).T / 4, rng.normal(size=16)), (rng.normal(size=(16, 1)) / 2, np.array([0.1])))
+    table = Calibration(0.8, 0.1, (0.0, 0.3, 1.0), (0.1, 1 / 3, 0.9))
+    return RiskMLP(names, rng.normal(size=inputs), rng.uniform(0.5, 2, inputs), layers, table, {"objective": "decoupled"})
+
+
+def square(seed: int) -> np.ndarray:
+    made = np.random.default_rng(seed).normal(size=(len(FEATURES) + 1, len(FEATURES) + 1)) / 10
+    return made @ made.T
+
+
+def renewal(share: float) -> Renewal:
+    return Renewal(share, 4.0, 9.0, 0.9, 0.1, 3.0, 1 / 3)
+
+
+PARTS = {
+    "random": {"threshold": 0.3},
+    "entropy": {"threshold": 0.4},
+    "heuristic": {},
+    "verifier": {"threshold": 0.6},
+    "r2v": {"risk": network(), "threshold": 0.5},
+    "r2v_paper": {"risk": network(PAPER, 3), "threshold": 0.5},
+    "benefit": {"disagreement": network(seed=4), "worth": logistic(seed=5), "threshold": 0.01},
+    "helper": {
+        "budgets": (0.5, 2.0), "prices": (0.2, 0.1), "values": (logistic(seed=6), network(seed=7)), "threshold": 2.0,
+        "mixtures": (Mixture(0.5, 0, None, 0.3, 0.25), Mixture(2.0, 1, 0.2, -0.1, 1 / 3)),
+    },
+    "query": {"bias": -0.1, "weights": {"red": 1 / 3, "key": -0.7, "box": 0.2}, "threshold": 0.5},
+    "cascade": {"disagreement": network(seed=8), "threshold": 0.5},
+    "cascade_routing": {
+        "disagreement": network(seed=9), "disagreement_later": logistic(seed=10), "threshold": 0.4, "retry_price": 0.03,
+    },
+    "judge_latch": {"threshold": 0.4},
+    "conformal": {
+        "risk": network(seed=11), "threshold": 0.2,
+        "band": Band(np.linspace(0.3, 0.5, HORIZON), np.full(HORIZON, 1 / 7), np.sort(RNG.normal(size=20))),
+    },
+    "bandit": {"gain": logistic(seed=12), "inverse_AFF": np.stack([square(1), square(2)]), "bonus": 0.7, "threshold": 0.1},
+    "restart": {"risk": network(seed=13), "measured": ((0.2, renewal(0.9)), (0.5, renewal(0.4))), "threshold": 0.5},
+}  # fmt: skip
+"""Of each built-in router: what it was fitted with, made by hand."""
+FITTED_WITH = FittedWith(3, HORIZON, "tool_calls", "no_entropy", "ab" * 32)
+
+
+def make(name: str):
+    facts = {"slm": "3-clone", "seed": 1}
+    return router_class(name)(name=f"my {name}", fitted_with=FITTED_WITH, facts=facts, **PARTS[name])
+
+
+def steps(seed: int = 5):
+    """(context, features) of the steps of some episodes, values missing here and there."""
+    rng = np.random.default_rng(seed)
+    for _ in range(EPISODES):
+        goal = f"find the {rng.choice(['red', 'green'])} {rng.choice(['key', 'box'])}"
+        seen, done = ["a room"], []
+        for t in range(HORIZON):
+            present = rng.random(len(FEATURES)) < 0.9
+            values = np.where(present, rng.normal(0.4, 0.5, len(FEATURES)), 0.0)
+            row = Features(tuple(values.tolist()), tuple(present.tolist()))
+            yield Context(goal, tuple(seen), tuple(done), HORIZON), row
+            seen.append(f"box {t}")
+            done.append(Action(f"open box {t}"))
+
+
+def decisions(router, seed: int = 5) -> list:
+    """Of all steps, with memory carried along and a second try where more candidates are wanted."""
+    found, memory = [], Memory()
+    for i, (context, row) in enumerate(steps(seed)):
+        if context.t == 0:
+            memory = Memory(calls_left=5, seed=i)
+        decision = router.decide(context, row, memory, seed=i)
+        found.append(decision)
+        if decision.route == "retry":
+            decision = router.decide(context, row, replace(memory, retries=1), seed=i + 1_000_000)
+            found.append(decision)
+        memory = memory.after(decision)
+    return found
+
+
+def test_every_built_in_router_is_here():
+    assert set(PARTS) == set(BUILT_IN)
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_a_copied_folder_decides_the_same_bit_for_bit(name, tmp_path):
+    router = make(name)
+    router.save(tmp_path / "run" / name)
+    shutil.copytree(tmp_path / "run" / name, tmp_path / "elsewhere")
+    shutil.rmtree(tmp_path / "run")
+    loaded = load_router(tmp_path / "elsewhere")
+    made = decisions(router)
+    assert decisions(loaded) == made
+    assert len(made) >= 300 and len({decision.route for decision in made}) > 1, "these steps try too little"
+    assert type(loaded) is type(router)
+    assert (loaded.name, loaded.threshold, loaded.fitted_with, loaded.facts) == (
+        f"my {name}", router.threshold, FITTED_WITH, router.facts,
+    )  # fmt: skip
+    assert sorted(path.name for path in (tmp_path / "elsewhere").iterdir()) == [
+        "README.md", "router.json", "weights.safetensors",
+    ]  # fmt: skip
+    loaded.save(tmp_path / "again")
+    for file in ("router.json", "weights.safetensors"):
+        assert (tmp_path / "again" / file).read_bytes() == (tmp_path / "elsewhere" / file).read_bytes()
+
+
+def test_a_refit_into_the_same_folder_is_seen_by_the_next_load(tmp_path):
+    first, second = (R2V(risk=network(seed=seed), threshold=0.5) for seed in (20, 21))
+    first.save(tmp_path)
+    assert decisions(load_router(tmp_path)) == decisions(first)
+    second.save(tmp_path)
+    assert decisions(load_router(tmp_path)) == decisions(second) != decisions(first)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def edit(change):
+    def edited(path):
+        described = json.loads(path.read_text())
+        change(described)
+        path.write_text(json.dumps(described))
+
+    return edited
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "message"),
+    [
+        ("router.json", lambda path: path.unlink(), "router.json does not exist"),
+        ("weights.safetensors", lambda path: path.unlink(), "weights.safetensors does not exist"),
+        ("weights.safetensors", cut, "corrupt"),
+        ("router.json", cut, "corrupt"),
+        ("router.json", lambda path: path.write_text("[]"), "corrupt"),
+        ("router.json", edit(lambda d: d.update(format=3)), "format 3"),
+        ("router.json", edit(lambda d: d.pop("format")), "corrupt"),
+        ("router.json", edit(lambda d: d.pop("risk")), "corrupt"),
+        ("router.json", edit(lambda d: d["risk"].update(mean_F="99")), "corrupt"),
+        ("router.json", edit(lambda d: d["risk"].update(names=["luck"])), "corrupt"),
+        ("router.json", edit(lambda d: d.update(threshold="high")), "corrupt"),
+        ("router.json", edit(lambda d: d["fitted_with"].update(k="three")), "corrupt"),
+    ],
+)
+def test_a_damaged_or_half_folder_is_one_line(tmp_path, file, damage, message):
+    make("r2v").save(tmp_path)
+    damage(tmp_path / file)
+    with pytest.raises(ArtifactError, match=message) as raised:
+        load_router(tmp_path)
+    assert "\n" not in str(raised.value) and str(tmp_path) in str(raised.value)
+
+
+def test_no_folder_is_one_line(tmp_path):
+    with pytest.raises(ArtifactError, match=r"is .*nothing a router folder"):
+        load_router(tmp_path / "nothing")
+
+
+def old_folder(folder, facts) -> RiskMLP:
+    """A folder as r2v 0.1 wrote it (format 1), and its model."""
+    model = logistic(PAPER, seed=30)
+    ((w, b),) = model.layers
+    described = {
+        "format": 1, "features": list(PAPER), "layers": [[15, 1]], "threshold": 0.45, "facts": facts,
+        "calibration": {"slope": 1.5, "bias": 0.25, "x": [], "y": []},
+    }  # fmt: skip
+    folder.mkdir(parents=True)
+    (folder / "router.json").write_text(json.dumps(described))
+    arrays = {"mean": model.mean_F, "std": model.std_F, "w0": w, "b0": b}
+    (folder / "weights.safetensors").write_bytes(to_bytes(arrays))
+    return model
+
+
+def test_a_router_of_r2v_0_1_loads_with_the_conditions_beside_it(tmp_path):
+    model = old_folder(tmp_path / "7-fit" / "r2v", {"objective": "decoupled", "rows": 10})
+    conditions = {"k": 5, "horizon": 40, "verifier": "household"}
+    (tmp_path / "7-fit" / "thresholds.json").write_text(json.dumps({"fitted_with": conditions}))
+    loaded = load_router(tmp_path / "7-fit" / "r2v")
+    assert isinstance(loaded, R2V)
+    assert loaded.fitted_with == FittedWith(5, 40, "household")
+    assert decisions(loaded) == decisions(R2V(name="r2v", risk=model, threshold=0.45))
+    (tmp_path / "7-fit" / "thresholds.json").unlink()
+    assert load_router(tmp_path / "7-fit" / "r2v").fitted_with is None
+
+
+@pytest.mark.parametrize("facts", [{"penalty": 10.0}, {"objective": "decoupled", "estimates": "the teacher differs"}])
+def test_a_part_of_a_router_of_r2v_0_1_is_refused_with_what_to_do(tmp_path, facts):
+    old_folder(tmp_path / "benefit", facts)
+    with pytest.raises(ArtifactError, match=r"is one part of a router of r2v 0\.1; make its run again: `r2v run") as raised:
+        load_router(tmp_path / "benefit")
+    assert "\n" not in str(raised.value)
