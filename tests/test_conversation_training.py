@@ -100,8 +100,8 @@ def ledger(path, *, redact: bool):
             step = Step(t, 0, Observation("seen", False, None, None, "", ()), choice)
             kept = replace(step, choice=replace(choice, reply=messages[at]), messages=tuple(messages[begin:at]))
             entry = Entry(
-                f"{thing}-{t}", thing, t, float(t), "key", choice.source, "risk_below", "m", 0.1, "risk", 0.5, 1.0, 0.0, 0.0,
-                0.0, 10, t, 1, 1.0, "continue", thing, _redacted(step) if redact else kept,
+                f"{thing}-{t}", thing, t, t + 2.0 * (thing == "cup"), "key", choice.source, "risk_below", "m", 0.1, "risk",
+                0.5, 1.0, 0.0, 0.0, 0.0, 10, t, 1, 1.0, "continue", thing, _redacted(step) if redact else kept,
             )  # fmt: skip
             found.write(entry, None if redact or t else json.dumps(TOOLS).encode())
         found.outcome(thing, None, 1.0)
@@ -202,6 +202,20 @@ def test_noise_and_what_an_assistant_said_before_teach_nothing(template, logs):
     final = "The mug is on bed 1.<|im_end|>"
     assert learned == [CALLS + final, final, CALLS + final] and not unusable
     assert "Hello." in made.decode(data.tokens[2])
+
+
+def test_turns_that_the_template_shows_otherwise_later_are_learned_one_by_one(logs):
+    """As Qwen3's does: only the last turn has its place for thinking."""
+    (episode, *_), _ = import_logs(logs, "openai-jsonl")
+    made = chat_tokenizer(CHATML.replace("[G]", "{% if loop.last %}(t)\n{% endif %}").replace("[/G]", ""))
+    first = replace(episode.steps[0], choice=replace(episode.steps[0].choice, source="noise"))
+    played = [episode, replace(episode, steps=(first, episode.steps[1]))]
+    data, unusable = encode_chats(played, made, 10_000)
+    learned = [made.decode(t[w == 1]) for t, w in zip(data.tokens, data.weights, strict=True)]
+    last = "(t)\nThe mug is on bed 1.<|im_end|>"
+    assert learned == ["(t)\n" + CALLS, last, last] and not unusable
+    assert made.decode(data.tokens[1]) == made.decode(data.tokens[2])
+    assert encode_chats(played, made, len(data.tokens[1]) - 1)[0].tokens == ()
 
 
 def test_a_conversation_that_the_template_cannot_show_is_left_out(logs):

@@ -96,10 +96,9 @@ def clone(
     else:
         tokenizer = train_tokenizer(_texts(good), pieces=pieces, dropped=dropped)
         model = new_model(model_settings, tokenizer, seed=seed).to(chosen_device(model_settings.device))
-    data, (spoken, unusable) = (
-        encode_episodes(others, tokenizer, settings.observation_weight),
-        encode_chats(chats, tokenizer, longest_text(model.config)),
-    )
+    data = encode_episodes(others, tokenizer, settings.observation_weight)
+    spoken, unusable = encode_chats(chats, tokenizer, longest_text(model.config))
+    conversations = len(chats) - sum(unusable.values())
     if not data.tokens and not spoken.tokens:
         why = "; ".join(f"{count} {reason}" for reason, count in unusable.items())
         raise StageError(f"no successful episode can be learned from: {why}")
@@ -131,8 +130,8 @@ def clone(
     save_model(model, tokenizer, out)
     tail = losses[-max(1, len(losses) // 10) :]
     return CloneReport(
-        episodes=len(data.tokens),
-        conversations=len(spoken.tokens),
+        episodes=len(others) + conversations,
+        conversations=conversations,
         left_out=len(episodes) - len(good),
         unusable=unusable,
         parameters=sum(p.numel() for p in model.parameters()),

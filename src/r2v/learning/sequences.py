@@ -27,6 +27,10 @@ from r2v.messages.transcript import conversation_of
 REDACTED = "keep no messages (a gateway's ledger does with `store.redact: false` alone)"
 
 
+class TurnChangesError(ArtifactError):
+    """A chat template shows a turn otherwise once more turns follow."""
+
+
 @dataclass(frozen=True)
 class Sequences:
     tokens: tuple[NDArray[np.int64], ...]
@@ -41,14 +45,17 @@ def is_chat(episode: Episode) -> bool:
 def encode_chats(episodes: Sequence[Episode], tokenizer: Any, longest: int) -> tuple[Sequences, dict[str, int]]:
     """Episodes that keep messages, by `encode_conversation`; nothing is cut off.
 
+    Some templates (Qwen3's) show a turn otherwise once more turns follow. Then each turn is a sequence of its own, with what
+    the model reads before it: as it will be served.
+
     Args:
         episodes: those of which `is_chat` holds.
         tokenizer: a fast Hugging Face tokenizer with a chat template.
         longest: tokens that the model reads.
 
     Returns:
-        What can be learned, in order, and how many episodes cannot be, by reason. No weight is on actions of source "noise"
-        and on turns of an assistant that were there when the episode began.
+        What can be learned, and how many episodes cannot be, by reason. No weight is on actions of source "noise" and on
+        turns of an assistant that were there when the episode began.
 
     Raises:
         ArtifactError: without a chat template.
@@ -69,18 +76,26 @@ def encode_chats(episodes: Sequence[Episode], tokenizer: Any, longest: int) -> t
             continue
         tools = json.loads(episode.tools) if episode.tools else None
         try:
-            tokens_L, weights_L = encode_conversation(messages, tools, tokenizer, learned)
+            try:
+                encoded = [encode_conversation(messages, tools, tokenizer, learned)]
+            except TurnChangesError:
+                ends = [i for i, message in enumerate(messages, start=1) if message["role"] == "assistant"]
+                encoded = [
+                    encode_conversation(messages[:end], tools, tokenizer, [False] * n + [True])
+                    for n, end in enumerate(ends)
+                    if learned[n]
+                ]
         except ArtifactError as error:
             if not tokenizer.chat_template:
                 raise
             unshown = unshown or f"cannot be encoded, e.g.: {error}"
             skipped[unshown] += 1
             continue
-        if len(tokens_L) > longest:
+        if any(len(tokens_L) > longest for tokens_L, _ in encoded):
             skipped[f"are longer than the {longest} tokens that the model reads"] += 1
             continue
-        tokens.append(tokens_L)
-        weights.append(weights_L)
+        tokens += [tokens_L for tokens_L, _ in encoded]
+        weights += [weights_L for _, weights_L in encoded]
     return Sequences(tuple(tokens), tuple(weights)), dict(skipped)
 
 
@@ -150,25 +165,25 @@ def encode_conversation(
             return np.array(out["input_ids"], dtype=np.int64), weights_L
         whole = tokenizer.apply_chat_template(shown, tools=tools, tokenize=False)
         turns = []
-        for i, message in enumerate(shown):
-            if message["role"] == "assistant":
-                before, after = (
-                    tokenizer.apply_chat_template(shown[:n], tools=tools, tokenize=False, add_generation_prompt=n == i)
-                    for n in (i, i + 1)
+        said = [i for i, message in enumerate(shown) if message["role"] == "assistant"]
+        for i in compress(said, learned):
+            before, after = (
+                tokenizer.apply_chat_template(shown[:n], tools=tools, tokenize=False, add_generation_prompt=n == i)
+                for n in (i, i + 1)
+            )
+            if not (whole.startswith(after) and after.startswith(before)):
+                raise TurnChangesError(
+                    f"the chat template shows turn {i} otherwise once more turns follow; end the "
+                    "conversation there, or mark the assistant's words with {% generation %} in the template"
                 )
-                if not (whole.startswith(after) and after.startswith(before)):
-                    raise ArtifactError(
-                        f"the chat template shows turn {i} otherwise once more turns follow; end the "
-                        "conversation there, or mark the assistant's words with {% generation %} in the template"
-                    )
-                end = after.rfind(tokenizer.eos_token, len(before)) if tokenizer.eos_token else -1
-                turns.append((len(before), len(after) if end < 0 else end + len(tokenizer.eos_token)))
+            end = after.rfind(tokenizer.eos_token, len(before)) if tokenizer.eos_token else -1
+            turns.append((len(before), len(after) if end < 0 else end + len(tokenizer.eos_token)))
     except (TemplateError, ValueError) as error:  # a template refuses what it cannot show (roles, their order)
         raise ArtifactError(f"the chat template cannot show the conversation ({str(error).splitlines()[0]})") from None
     encoded = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
     begins_L = np.array([begin for begin, _ in encoded["offset_mapping"]], dtype=np.int64)
     weights_L = np.zeros(len(begins_L), dtype=np.float32)
-    for begin, end in compress(turns, learned):
+    for begin, end in turns:
         weights_L[(begins_L >= begin) & (begins_L < end)] = 1.0
     return np.array(encoded["input_ids"], dtype=np.int64), weights_L
 
