@@ -85,7 +85,7 @@ def clone(
         raise StageError(f"{out} exists; remove it or choose another folder")
     good = [episode for episode in episodes if episode.success]
     if not good:
-        raise StageError("no episode to learn from was successful; in a run, check the teacher and the perturbation strength")
+        raise StageError("no episode to learn from was successful; check the teacher and, in a run, perturbations.strength")
     chats, others = [e for e in good if is_chat(e)], [e for e in good if not is_chat(e)]
     if model_settings.path:
         model, tokenizer = load_model(model_settings.path, device=model_settings.device)

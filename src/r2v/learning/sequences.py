@@ -24,7 +24,7 @@ from r2v.core.errors import ArtifactError
 from r2v.core.types import Episode
 from r2v.messages.transcript import conversation_of
 
-REDACTED = "keep no messages (a gateway's ledger does with `store.redact: false` alone)"
+REDACTED = "keep no messages (a gateway's ledger needs `store.redact: false` when they are served)"
 
 
 class TurnChangesError(ArtifactError):
