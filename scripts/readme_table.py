@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def calls_at(points: Sequence[tuple[float, float]], success: float) -> float | N
         hull.append((x, y))
     if hull[0][1] >= success:
         return hull[0][0]
-    for (x0, y0), (x1, y1) in zip(hull, hull[1:], strict=False):
+    for (x0, y0), (x1, y1) in pairwise(hull):
         if y1 >= success:
             return x0 + (x1 - x0) * (success - y0) / (y1 - y0)
     return None
@@ -74,23 +75,30 @@ def calls_of(results: Mapping[str, Any], name: str) -> float | None:
 
 def section(results: Mapping[str, Any], fresh: Mapping[str, Any] | None) -> str:
     """What stands between the markers."""
-    parts = [where(results), table(*whole(results))]
-    if (bound := results["clairvoyant"]) is not None and bound["calls_at_target"] is not None:
-        parts.append(f"The oracle bound (a policy that knows the future) reaches that with {bound['calls_at_target']:.2f} calls.")
+    parts = [f"{tasks(results)}. {machine(results)}.", table(*whole(results))]
+    bound = results["clairvoyant"]
+    if bound is not None and bound["calls_at_target"] is not None:
+        parts.append(f"The oracle bound (it knows the future) needs {bound['calls_at_target']:.2f} calls for that success.")
     if fresh is not None:
-        parts += [f"Success at equal teacher calls an episode, on fresh tasks. {where(fresh)}", table(*equal_calls(fresh))]
+        elsewhere = "" if machine(fresh) == machine(results) else f" {machine(fresh)}."
+        parts += [f"Success at equal teacher calls: {tasks(fresh)}.{elsewhere}", table(*equal_calls(fresh))]
     return "\n\n".join(parts)
 
 
-def where(results: Mapping[str, Any]) -> str:
-    """Tasks, seeds, versions and machine in one line."""
+def tasks(results: Mapping[str, Any]) -> str:
+    """On what was played."""
     p = results["provenance"]
-    machine = p.get("machine") or {"cpu": "machine not recorded", "cores": "?"}
+    return f"{results['tasks']} {p['split']} x {len(results['perturbation_seeds'])} perturbation seeds, seed {p['seed']}"
+
+
+def machine(results: Mapping[str, Any]) -> str:
+    """Where it was trained and played: another processor trains another small model."""
+    p = results["provenance"]
+    made = p.get("machine") or {"cpu": "machine not recorded", "cores": "?"}
     libraries = ", ".join(f"{name} {version}" for name, version in p["libraries"].items())
     return (
-        f"{results['tasks']} {p['split']}, {len(results['perturbation_seeds'])} perturbation seeds, seed {p['seed']}; "
-        f"{machine['cpu']}, {machine['cores']} cores, {p.get('threads', '?')} training threads; r2v {p['r2v']}, "
-        f"Python {p['python']}, {libraries}."
+        f"{made['cpu']}, {made['cores']} cores, {p.get('threads', '?')} training threads; r2v {p['r2v']}, "
+        f"Python {p['python']}, {libraries}"
     )
 
 
@@ -100,7 +108,8 @@ def table(head: Row, rows: Sequence[Row]) -> str:
 
 def whole(results: Mapping[str, Any]) -> tuple[Row, list[Row]]:
     """Every router at its operating point, and the calls it needs at equal success."""
-    head = ("router", "success (95 %)", "call rate", "calls / episode (95 %)", f"calls for {TARGET:.0%} of the teacher", "area")
+    equal = f"calls for {TARGET:.0%} of the teacher's success"
+    head = ("router", "success (95 %)", "call rate", "calls an episode (95 %)", equal, "area")
     rows = []
     for name, r in results["routers"].items():
         calls, area = calls_of(results, name), r["area"]
@@ -137,7 +146,8 @@ def _range(interval: Sequence[float] | None, form: str) -> str:
 def _ahead(behind: Mapping[str, Any]) -> str:
     """`differences` says r2v minus the other; the table says the other minus r2v, in points."""
     low, high = behind["ci95"]
-    return f"{-100 * behind['success']:+.1f} ({-100 * high:+.1f} to {-100 * low:+.1f})"
+    ahead, least, most = (round(-100 * value, 1) + 0.0 for value in (behind["success"], high, low))  # + 0.0: no -0.0
+    return f"{ahead:+.1f} ({least:+.1f} to {most:+.1f})"
 
 
 def replaced(text: str, new: str) -> str:
