@@ -110,7 +110,7 @@ def whole(results: Mapping[str, Any]) -> tuple[Row, list[Row]]:
     """Every router at its operating point, and the calls it needs at equal success."""
     equal = f"calls for {TARGET:.0%} of the teacher's success"
     head = ("router", "success (95 %)", "call rate", "calls an episode (95 %)", equal, "area")
-    rows = []
+    rows: list[Row] = []
     for name, r in results["routers"].items():
         calls, area = calls_of(results, name), r["area"]
         rows.append(
