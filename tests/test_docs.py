@@ -164,7 +164,7 @@ def made_results(cpu: str = "A CPU") -> dict:
     ahead = {"success": -0.19, "ci95": [-0.3, -0.1]}
     level = {"success": -0.0001, "ci95": [-0.02, 0.02]}
     return {
-        "tasks": 12, "perturbation_seeds": [1, 2], "routers": routers, "clairvoyant": {"calls_at_target": 0.25},
+        "tasks": 12, "perturbation_seeds": [1, 2], "routers": routers, "clairvoyant": {"calls_at_target": 0.25, "target": 0.98 * 0.9},
         "differences": {"benefit": {"at_calls": {"1": level, "2": ahead}}},
         "provenance": {
             "r2v": "9.9", "seed": 7, "split": "test tasks of the run", "python": "3.11", "libraries": {"numpy": "2.0"},
@@ -189,7 +189,7 @@ def test_the_table_has_machine_intervals_and_calls_at_equal_success(script):
     assert "| benefit | 90.0% (85.0% to 95.0%) | 10.0% | 2.00 (1.80 to 2.20) | 1.91 | 0.900 |" in text  # .5 + .382 / .4 x 2
     assert "| llm_only | 90.0% (85.0% to 95.0%) | 50.0% | 10.00 (9.00 to 11.00) |  |  |" in text
     assert "| benefit minus r2v (95 %) | +0.0 (-2.0 to +2.0) | +19.0 (+10.0 to +30.0) |" in text
-    assert "needs 0.25 calls" in text and "Another, 2 cores" in text
+    assert text.count("needs 0.25 calls an episode; `r2v` 8.74, `benefit` 1.91.") == 2 and "Another, 2 cores" in text
 
 
 def test_a_readme_that_differs_from_the_results_is_found(tmp_path, script, capsys):
