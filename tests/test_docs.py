@@ -164,7 +164,8 @@ def made_results(cpu: str = "A CPU") -> dict:
     ahead = {"success": -0.19, "ci95": [-0.3, -0.1]}
     level = {"success": -0.0001, "ci95": [-0.02, 0.02]}
     return {
-        "tasks": 12, "perturbation_seeds": [1, 2], "routers": routers, "clairvoyant": {"calls_at_target": 0.25, "target": 0.98 * 0.9},
+        "tasks": 12, "perturbation_seeds": [1, 2], "routers": routers,
+        "clairvoyant": {"calls_at_target": 0.25, "target": 0.98 * 0.9},
         "differences": {"benefit": {"at_calls": {"1": level, "2": ahead}}},
         "provenance": {
             "r2v": "9.9", "seed": 7, "split": "test tasks of the run", "python": "3.11", "libraries": {"numpy": "2.0"},
