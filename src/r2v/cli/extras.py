@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-_REPORT = ("sklearn", "pyarrow", "matplotlib", "jinja2")
+_REPORT = ("sklearn", "pyarrow", "matplotlib", "jinja2", "markupsafe")
 EXTRAS = {
-    "fit": ("sklearn", "pyarrow"),
-    "serve": ("starlette", "uvicorn", "aiohttp", "httpx", "jsonschema", "prometheus_client"),
+    "fit": ("sklearn", "pyarrow", "jsonschema"),
+    "serve": ("starlette", "uvicorn", "aiohttp", "jsonschema", "prometheus_client"),
     "report": _REPORT,
-    "train": (*_REPORT, "torch", "transformers", "tokenizers", "safetensors", "peft", "aiohttp", "httpx", "jsonschema"),
+    "train": (*_REPORT, "torch", "transformers", "tokenizers", "safetensors", "peft", "aiohttp", "jsonschema"),
     "redis": ("redis",),
     "alfworld": ("textworld", "alfworld"),
     "datasets": ("datasets",),

@@ -13,8 +13,8 @@ from typing import Literal
 
 from r2v.core.seeds import derive_seed
 from r2v.core.types import Task
-from r2v.domains.household import FAMILIES
 from r2v.domains.household import catalogue as c
+from r2v.domains.household.catalogue import FAMILIES
 from r2v.domains.household.rules import CLEAN, COOL, HOT, Dialect, Fact, Goal, World, build_world
 
 ENVIRONMENT = "household"
