@@ -111,6 +111,13 @@ def test_results_compare_with_the_slm_alone():
     assert differences == {}
 
 
+def test_calls_have_an_interval_over_tasks():
+    """One task with one call an episode, one with three: resamples hold either alone."""
+    few, many = rows((True,) * 4, asked=(1,))[:2], rows((True,) * 4, asked=(1, 2, 3))[2:]
+    played = {name: Played(gather([*few, *many], TASKS, SEEDS, horizon=10), None) for name in ("slm_only", "llm_only")}
+    assert summarise(played, SEEDS, Prices(1, 50), 0.2, 400, 0)[0]["slm_only"]["calls_ci95"] == [1.0, 3.0]
+
+
 def test_answers_of_the_teacher_are_told_apart():
     agreed = run(routed(slm="press red", teacher="press red", router=Always()))
     differed = run(routed(slm="press blue", teacher="press red", router=Always()))

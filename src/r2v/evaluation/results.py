@@ -88,6 +88,7 @@ def _numbers(o: Outcomes, seeds: Sequence[int], prices: Prices, alpha: float, we
         "ci95": interval(np.asarray(weights_BT @ o.success_T)),
         "llm_call_rate": float(o.call_rate_TZ.mean()),
         "calls_per_episode": float(o.teacher_calls_TZ.mean()),
+        "calls_ci95": interval(np.asarray(weights_BT @ o.calls_T)),
         "steps_per_episode": float(o.steps_TZ.mean()),
         "cost_per_episode": float(cost_TZ.mean()),
         "worst_seed_success": float(by_seed.min()),
