@@ -130,7 +130,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_numbers(finished, setti
     out = tmp_path / "killed"
     command = [sys.executable, "-c", "from r2v.cli import app; app()", "run", str(settings), "--out", str(out)]
     for wanted in (
-        "2-perturb/partial/plain-0/rows.json",
+        "2-perturb/partial/plain-0.json",
         "3-clone/partial/clone.pt",
         "7-fit/r2v/router.json",
         "8-evaluate/partial/routers-0",
@@ -346,9 +346,9 @@ def test_workers_end_with_the_run_that_was_killed(tmp_path):
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from test_pipeline import _sleep\n"
-        "from r2v.runtime.executor import Workers\n"
+        "from r2v.runtime.executor import LocalProcesses\n"
         "if __name__ == '__main__':\n"
-        "    with Workers(1) as workers: workers.map(_sleep, [sys.argv[2]], lambda *_: None)\n"
+        "    with LocalProcesses(1) as pool: pool.map(_sleep, [sys.argv[2]], lambda *_: None)\n"
     )
     script, mark = tmp_path / "main.py", tmp_path / "pid"
     script.write_text(code)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-_REPORT = ("sklearn", "pyarrow", "matplotlib", "jinja2", "markupsafe")
+_REPORT = ("sklearn", "pyarrow", "jsonschema", "matplotlib", "jinja2", "markupsafe")
 EXTRAS = {
     "fit": ("sklearn", "pyarrow", "jsonschema"),
     "serve": ("starlette", "uvicorn", "aiohttp", "jsonschema", "prometheus_client"),
     "report": _REPORT,
-    "train": (*_REPORT, "torch", "transformers", "tokenizers", "safetensors", "peft", "aiohttp", "jsonschema"),
+    "train": (*_REPORT, "torch", "transformers", "tokenizers", "safetensors", "peft", "aiohttp"),
     "redis": ("redis",),
     "alfworld": ("textworld", "alfworld"),
     "datasets": ("datasets",),
