@@ -377,3 +377,12 @@ def test_the_order_of_stages_cannot_lie():
 def test_help_names_every_command():
     text = r2v("--help").stdout
     assert all(command in text for command in ("run", "evaluate", "explain", "stages"))
+
+
+def test_a_run_of_r2v_0_1_is_refused_with_the_way_on(finished, tmp_path):
+    old = tmp_path / "old"
+    shutil.copytree(finished, old)
+    manifest = old / "7-fit" / "manifest.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "r2v": "0.1.0"}))
+    done = r2v("evaluate", str(old), "--fresh-tasks", "4", "--out", str(tmp_path / "fresh"), check=1)
+    assert "r2v run" in done.stderr and "0.1" in done.stderr and len(done.stderr.strip().splitlines()) == 1
