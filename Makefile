@@ -1,13 +1,16 @@
 # quickstart: learn when to escalate, and play the result in closed loop (minutes on two cores).
 # quick: the tests of the inner loop (under two minutes).  test: all tests.  check: what CI runs.
 # science: every router, and the ablation tables, on top of the quickstart (some 15 minutes more).
+# readme-table: README's results, from the files of RUN and (if given) FRESH, a folder of `r2v evaluate`.
 # mutants: how many small faults the tests notice, by room (hours; ROOMS=core SAMPLE=100 makes it shorter).
-.PHONY: quickstart science quick test check lint types package mutants clean
+.PHONY: quickstart science readme-table quick test check lint types package mutants clean
 
 EXTRAS ?= train,serve,dev
 PYTEST = .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 ROOMS ?= core routers gateway evaluation
 SAMPLE ?= 1000000
+RUN ?= runs/quickstart
+FRESH ?=
 
 quickstart:
 	@scripts/setup.sh train
@@ -16,6 +19,9 @@ quickstart:
 science: quickstart
 	.venv/bin/r2v run examples/household.yaml --out runs/quickstart --set routers=all --set evaluate.clairvoyant=400
 	.venv/bin/r2v ablate runs/quickstart
+
+readme-table:
+	.venv/bin/python scripts/readme_table.py $(RUN) $(if $(FRESH),--fresh $(FRESH))
 
 quick:
 	@scripts/setup.sh $(EXTRAS)

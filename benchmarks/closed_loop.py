@@ -15,25 +15,18 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-from r2v.pipeline.parts import AgentSpec, make_agents, make_environment
-from r2v.pipeline.splits import read_split
-
 from r2v.evaluation.closed_loop import cases, play
-from r2v.pipeline.settings import RunSettings
-from r2v.runtime.settings import load
-from r2v.runtime.store import read_json
+from r2v.pipeline.agents import AgentSpec, make_agents, make_environment
+from r2v.pipeline.run_folder import RunFolder
 
 FLOOR = 1000
 
 
 def measure(run: Path, shard: int, shards: int) -> tuple[int, float]:
     """(steps, seconds) of one process; loading is not counted."""
-    settings = load(run / "settings.yaml", RunSettings)
-    tasks = read_split(run / "1-collect" / "tasks.json", "test")[shard::shards]
-    kept = read_json(run / "5-prefer" / "choice.json")["kept"]
-    threshold = read_json(run / "7-fit" / "thresholds.json")["routers"]["r2v"]["threshold"]
-    model = run / ("3-clone" if kept == "clone" else "5-prefer") / "model"
-    (agent,) = make_agents(settings, [AgentSpec("routed", model, "r2v", threshold, run / "7-fit")])
+    folder = RunFolder(run)
+    settings, tasks = folder.settings, folder.split("test")[shard::shards]
+    (agent,) = make_agents(settings, [AgentSpec("routed", folder.slm, folder.router_folder("r2v"))])
     start = time.perf_counter()
     episodes = asyncio.run(
         play(

@@ -7,10 +7,11 @@ import time
 from itertools import pairwise
 
 import numpy as np
-from r2v.routers.mlp import Calibration, RiskMLP
 
 from r2v.core.features import FEATURES, featurise
+from r2v.core.mlp import RiskMLP
 from r2v.core.types import Action, Candidate, Context, Memory, Usage
+from r2v.routers.r2v import R2V
 
 FLOOR_US = 100
 
@@ -19,8 +20,8 @@ def main() -> None:
     rng = np.random.default_rng(0)
     widths = (len(FEATURES), 128, 64, 1)
     layers = tuple((rng.normal(size=(a, b)) / a**0.5, rng.normal(size=b)) for a, b in pairwise(widths))
-    model = RiskMLP(FEATURES, np.zeros(widths[0]), np.ones(widths[0]), layers, Calibration(), 0.5, {})
-    router = model.router("r2v", 0.5)
+    model = RiskMLP(FEATURES, np.zeros(widths[0]), np.ones(widths[0]), layers)
+    router = R2V(risk=model, threshold=0.5)
     seen = [
         f"You arrive at shelf {i % 9}. On the shelf {i % 9}, you see a book {i % 4}, a pen {i % 3}, and a mug 1."
         for i in range(31)

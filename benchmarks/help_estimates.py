@@ -14,8 +14,6 @@ from pathlib import Path
 from random import Random as Draw
 
 import numpy as np
-from r2v.pipeline.parts import make_environment, make_models, make_teacher
-from r2v.routers.baselines import Random
 
 from r2v.core.agent import Routed
 from r2v.core.features import FEATURES, batch
@@ -24,11 +22,10 @@ from r2v.core.types import Context, Decision, Episode, Features, Memory
 from r2v.evaluation.branches import differs
 from r2v.learning.linear import fit_ridge
 from r2v.maths.offpolicy import doubly_robust_N, ips_N
-from r2v.pipeline.runner import StageContext
+from r2v.pipeline.agents import make_environment, make_models, make_teacher
+from r2v.pipeline.run_folder import RunFolder
 from r2v.pipeline.settings import RunSettings
-from r2v.pipeline.stages.prefer import chosen_slm
-from r2v.runtime.settings import load
-from r2v.runtime.store import read_episodes
+from r2v.routers.random import Random
 
 STEPS = 4
 """Branched steps of an episode."""
@@ -37,7 +34,7 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Forced:
-    """Random help, but as told at step t."""
+    """Random escalation, but a fixed route at step t."""
 
     inner: Random
     t: int
@@ -46,14 +43,14 @@ class Forced:
 
     def decide(self, context: Context, features: Features, memory: Memory, *, seed: int) -> Decision:
         if context.t == self.t:
-            return Decision("escalate" if self.ask else "continue", None, None, 1.0, "as told")
+            return Decision("escalate" if self.ask else "continue", "scheduled", None, None, None, 1.0, (), "forced")
         return self.inner.decide(context, features, memory, seed=seed)
 
 
 async def branched(settings: RunSettings, slm: Path, episodes: list[Episode], rate: float) -> np.ndarray:
     """(episode, t, gain) of some steps of each."""
     parts = make_models(settings, slm)
-    inner, horizon = Random(rate), settings.environment.horizon
+    inner, horizon = Random(threshold=rate), settings.environment.horizon
 
     async def one(i: int, episode: Episode) -> list[tuple[int, int, float]]:
         steps = Draw(i).sample(range(len(episode.steps)), min(STEPS, len(episode.steps)))
@@ -86,9 +83,8 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=0.3, help="which of the run's exploration rates (default .3)")
     parser.add_argument("--episodes", type=int, default=800, help="at most so many episodes")
     arguments = parser.parse_args()
-    settings = load(arguments.run / "settings.yaml", RunSettings)
-    ctx = StageContext(settings, arguments.run, arguments.run, None, lambda *_: None)  # type: ignore[arg-type]
-    explored = read_episodes(ctx.read("rollout") / "explored.parquet")
+    run = RunFolder(arguments.run)
+    settings, explored = run.settings, run.explored()
     episodes = [
         e for e in explored if e.success is not None and e.steps and e.steps[0].choice.decision.threshold == arguments.rate
     ][: arguments.episodes]
@@ -114,7 +110,7 @@ def main() -> None:
             predicted[out] = [model.value(rows[i]) for i in np.flatnonzero(out)]
     ips = ips_N(a_N, e_N, success_N, ones_N)
     robust = doubly_robust_N(a_N, e_N, success_N, ones_N, helped_N, alone_N)
-    tried = asyncio.run(branched(settings, chosen_slm(ctx), episodes, arguments.rate))
+    tried = asyncio.run(branched(settings, run.slm, episodes, arguments.rate))
     start_E = np.cumsum([0, *(len(e.steps) for e in episodes)])
     length_B = np.array([len(episodes[int(i)].steps) for i in tried[:, 0]], dtype=float)  # a long episode has more steps
     row_B = start_E[tried[:, 0].astype(int)] + tried[:, 1].astype(int)

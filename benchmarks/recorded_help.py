@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from r2v.learning.comparators import fit_goal
 
 from r2v.learning.helper import KEYS, LOST, WON, model
 from r2v.learning.linear import fit_logistic
 from r2v.maths.mdp import Mdp, meet_budget, plan
+from r2v.routers.query import Query, fit_goal
 
 FEEDBACK = ("gpt-4-0613", "no_GT-textual")
 FAMILIES = ("alfworld", "math", "mmlu", "mbpp", "humaneval", "theoremqa", "gsm8k", "hotpotqa")
@@ -171,7 +171,10 @@ def routellm(path: Path) -> dict[str, float]:
     rows = lines(path)
     order = np.random.default_rng(SEED).permutation(len(rows))
     train, test = order[: len(rows) // 2], order[len(rows) // 2 :]
-    found = fit_goal([rows[i]["prompt"] for i in train], [not rows[i]["weak_correct"] for i in train], penalty=30, rare=40)
+    bias, weights = fit_goal(
+        [rows[i]["prompt"] for i in train], [not rows[i]["weak_correct"] for i in train], penalty=30, rare=40
+    )
+    found = Query(bias=bias, weights=weights)
     weak = np.array([rows[i]["weak_correct"] for i in test], dtype=float)
     strong = np.array([rows[i]["strong_correct"] for i in test], dtype=float)
     score = np.array([found.risk(rows[i]["prompt"]) for i in test])

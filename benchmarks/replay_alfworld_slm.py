@@ -95,7 +95,7 @@ def study(worlds: dict[str, World], episodes: Sequence[Episode]) -> dict[str, An
     for label, how in arms:
         for threshold in np.quantile(p_N, [1 - share for share in SHARES]).tolist():
             both = AgentModels(RecordedPolicy("llama-2-13b D1", slm), HouseholdExpert(), HouseholdVerifier(), 1)
-            agents = [Routed(both, Intervention(model.score, threshold, how, "risk")) for model in models]
+            agents = [Routed(both, Intervention(risk=model, threshold=threshold, how=how)) for model in models]
             done = [_ended(episode, length_of[episode.task.id]) for episode in played(agents)]
             found["routed"].append({"expert takes": label, "threshold": threshold, **table.against_chance(done)})
     return found

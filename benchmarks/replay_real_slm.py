@@ -21,13 +21,14 @@ import asyncio
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from r2v.routers.mlp import RiskMLP
 
 from r2v.clients.recorded import RecordedPolicy
 from r2v.core.agent import AgentModels, Routed
+from r2v.core.mlp import RiskMLP
 from r2v.core.types import Episode, Features
 from r2v.domains.recorded import RecordedTask
 from r2v.evaluation.closed_loop import play
@@ -79,8 +80,9 @@ def _played(
         def score(features: Features) -> float:
             return 0.0 if only_first and features.values[step_index] else model.score(features)
 
-        models = AgentModels(RecordedPolicy("slm", slm), RecordedPolicy("teacher", teacher), ToolCallVerifier([]), 1)
-        return Routed(models, Intervention(score, threshold, how, "risk"))
+        both = AgentModels(RecordedPolicy("slm", slm), RecordedPolicy("teacher", teacher), ToolCallVerifier([]), 1)
+        risk: Any = SimpleNamespace(score=score)
+        return Routed(both, Intervention(risk=risk, threshold=threshold, how=how))
 
     played: list[Episode] = []
     for fold in range(FOLDS):

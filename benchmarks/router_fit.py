@@ -10,7 +10,7 @@ import torch
 
 from r2v.core.features import PAPER
 from r2v.learning.labels import Rows
-from r2v.learning.router import fit_router
+from r2v.learning.router import fit_mlp
 from r2v.learning.settings import RouterSettings
 
 FLOOR_S = 5.0
@@ -29,7 +29,7 @@ def main() -> None:
     objectives: tuple[Literal["decoupled", "paper"], ...] = ("decoupled", "paper")
     for objective in objectives:
         start = time.perf_counter()
-        fit_router(train, validation, PAPER, RouterSettings(epochs=50), objective, seed=0)
+        fit_mlp(train, validation, PAPER, RouterSettings(epochs=50), objective, seed=0)
         seconds = time.perf_counter() - start
         print(f"{objective}: {seconds:.1f} s (floor {FLOOR_S:.0f} s): {'ok' if seconds < FLOOR_S else 'SHORT'}")
 

@@ -49,7 +49,7 @@ def main() -> None:
         passes, fails, one = solved == {None}, None not in empty, len(solved) == len(empty) == 1
         good += passes and fails and one
         print(
-            f"{task.name:<20}{task.says.family:<9}{task.says.difficulty:<8}{'passes' if passes else 'FAILS':<11}"
+            f"{task.name:<20}{task.definition.family:<9}{task.definition.difficulty:<8}{'passes' if passes else 'FAILS':<11}"
             f"{'fails' if fails else 'PASSES':<8}{'one' if one else 'SEVERAL':<10}{first_s:.2f} / {second_s:.2f}",
             flush=True,
         )

@@ -12,8 +12,7 @@ from r2v.core.features import best
 from r2v.core.fixed import Always, Never
 from r2v.core.types import Action, Candidate, Decision, Memory, Usage
 from r2v.routers.random import Random
-from r2v.routers.threshold import Budgeted, ThresholdRouter
-from toy import Flat, Toy, routed, run
+from toy import Budgeted, Flat, ThresholdRouter, Toy, routed, run
 
 
 def test_solo_and_routed_play_to_the_end():

@@ -25,9 +25,8 @@ from r2v.routers.interventions import Intervention
 from r2v.routers.judge_latch import JudgeLatch
 from r2v.routers.query import Query, fit_goal
 from r2v.routers.restart import Renewal, Restart, renewal_at
-from r2v.routers.threshold import ThresholdRouter
 from test_help import Copyable
-from toy import Flat, Scored, Toy, played_episode, routed, run
+from toy import Flat, Scored, ThresholdRouter, Toy, played_episode, routed, run
 
 
 def features(**values: float) -> Features:

@@ -10,7 +10,7 @@ from r2v.core.fixed import Always, Never
 from r2v.evaluation.curves import area_B, curve, interval, resample_BT
 from r2v.evaluation.operating_point import Point, by_budget, by_cost, by_target
 from r2v.evaluation.outcomes import Row, gather, row
-from r2v.evaluation.replay import always, asks_of, oracle, replay
+from r2v.evaluation.replay import always, escalated_steps, oracle, replay
 from r2v.evaluation.results import Played, Prices, summarise
 from r2v.routers.random import Random
 from toy import routed, run
@@ -35,8 +35,8 @@ def test_outcomes_are_arranged_and_counted():
     assert o.success_TZ.tolist() == [[1, 0], [1, 1]]
     assert o.call_rate_TZ.tolist() == [[0.5, 0.5], [0.5, 0.5]]
     assert o.success_of_family() == {"flaky": 1.0, "partial": 0.5}
-    assert o.asked_10[:4].tolist() == [1, 0, 0, 1]
-    assert np.isnan(o.asked_10[4:]).all()
+    assert o.escalated_10[:4].tolist() == [1, 0, 0, 1]
+    assert np.isnan(o.escalated_10[4:]).all()
     with pytest.raises(ValueError, match="exactly once"):
         gather(rows((True,) * 4)[:3], TASKS, SEEDS, 10)
 
@@ -85,13 +85,13 @@ def test_replay_is_optimistic_and_decides_as_play_did():
     assert not any(episode.success for episode in episodes)
     assert all(r.success for r in replay(episodes, always))
     assert all(r.success and r.teacher_calls == 5 for r in replay(episodes, oracle))
-    assert not any(r.success for r in replay(episodes, asks_of(Never(), 5)))
-    assert [r.asked for r in replay(episodes, asks_of(Always(), 5))] == [(0, 1, 2, 3, 4)] * 6
+    assert not any(r.success for r in replay(episodes, escalated_steps(Never(), 5)))
+    assert [r.escalated for r in replay(episodes, escalated_steps(Always(), 5))] == [(0, 1, 2, 3, 4)] * 6
     # Up to its first question a routed episode is the SLM's own, so replay must ask there too.
     router = Random(threshold=0.3)
-    for episode, replayed in zip(episodes, replay(episodes, asks_of(router, 5)), strict=True):
+    for episode, replayed in zip(episodes, replay(episodes, escalated_steps(router, 5)), strict=True):
         played = row(run(routed(router=router), seed=episode.seed, horizon=5))
-        assert played.asked[:1] == replayed.asked[:1]
+        assert played.escalated[:1] == replayed.escalated[:1]
 
 
 def test_results_compare_with_the_slm_alone():
@@ -109,6 +109,13 @@ def test_results_compare_with_the_slm_alone():
     assert routers["r2v"]["answers"] == {"same": 1.0, "among": 0.0, "new": 0.0}
     assert routers["slm_only"]["answers"] is None
     assert differences == {}
+
+
+def test_calls_have_an_interval_over_tasks():
+    """One task with one call an episode, one with three: resamples hold either alone."""
+    few, many = rows((True,) * 4, asked=(1,))[:2], rows((True,) * 4, asked=(1, 2, 3))[2:]
+    played = {name: Played(gather([*few, *many], TASKS, SEEDS, horizon=10), None) for name in ("slm_only", "llm_only")}
+    assert summarise(played, SEEDS, Prices(1, 50), 0.2, 400, 0)[0]["slm_only"]["calls_ci95"] == [1.0, 3.0]
 
 
 def test_answers_of_the_teacher_are_told_apart():

@@ -15,6 +15,7 @@ from r2v.core.errors import ArtifactError, SettingsError
 from r2v.logs.importing import import_logs
 from r2v.pipeline.settings import LogsSettings
 from r2v.routers import load_router
+from r2v.routers.base import FittedWith
 from r2v.runtime.settings import load
 from r2v.runtime.store import read_episodes
 from r2v.studies.fit_logs import fit_logs, own_steps
@@ -126,7 +127,7 @@ def test_a_router_from_enough_logs_finds_the_signal_and_loads(tmp_path):
     assert told["episodes"] == told["tasks"] == 240
     assert told["auroc_ci95"][0] > 0.6 and told["auroc_ci95"][0] < told["auroc"] < told["auroc_ci95"][1]
     router = load_router(tmp_path / "router")
-    assert router.facts["fitted_with"] == {"verifier": "tool_calls", "k": 1, "horizon": 50}
+    assert router.fitted_with == FittedWith(1, 50, "tool_calls")
     assert router.threshold is not None and "first_token_entropy" not in router.names
     episodes, _ = import_logs(tmp_path / "log.jsonl", "openai-jsonl")
     assert 0 <= router.score(episodes[0].steps[-1].choice.features) <= 1

@@ -31,7 +31,7 @@ from r2v.gateway.model_server import model_app
 from r2v.gateway.routing import GatewayRouter, load_configured
 from r2v.gateway.settings import RouteSettings
 from r2v.messages import conversation as chat
-from r2v.messages.chat_format import context_of, messages
+from r2v.messages.chat_format import context_of_chat, messages
 from r2v.perturbations.wrap import Perturbed
 from r2v.verifiers import verifier_named
 from servers import KEY, gateway, running, settings
@@ -153,7 +153,7 @@ def test_the_model_server_speaks_to_the_openai_sdk(folder, episodes):  # noqa: F
     context = Context(
         episodes[0].goal, tuple(s.observation.text for s in steps[:2]), tuple(s.choice.action for s in steps[:1]), 40
     )
-    assert context_of([(m["role"], m["content"]) for m in messages(context, HOUSEHOLD.system)]).history(
+    assert context_of_chat([(m["role"], m["content"]) for m in messages(context, HOUSEHOLD.system)]).history(
         1
     ) == context.history(1)
     here = asyncio.run(LocalPolicy.load(folder).propose(context, 3, seed=9))

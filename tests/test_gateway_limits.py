@@ -35,9 +35,9 @@ from r2v.gateway.settings import (
     BudgetSettings,
     GatewaySettings,
     LimitSettings,
-    ModelSettings,
     PriceSettings,
     RouteSettings,
+    ServedModelSettings,
     ServerSettings,
     StoreSettings,
 )  # fmt: skip
@@ -208,7 +208,15 @@ def test_every_setting_of_the_gateway_is_read():
     """A documented key that nothing reads would be a promise that nobody keeps."""
     rooms = (Path(r2v.gateway.__file__).parent, Path(r2v.clients.__file__).parent)
     source = "".join(path.read_text() for room in rooms for path in room.glob("*.py") if path.name != "settings.py")
-    for group in (ModelSettings, PriceSettings, RouteSettings, BudgetSettings, LimitSettings, ServerSettings, StoreSettings):
+    for group in (
+        ServedModelSettings,
+        PriceSettings,
+        RouteSettings,
+        BudgetSettings,
+        LimitSettings,
+        ServerSettings,
+        StoreSettings,
+    ):
         for name in group.model_fields:
             assert f".{name}" in source, f"{group.__name__}.{name}"
 

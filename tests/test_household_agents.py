@@ -10,7 +10,7 @@ from r2v.core.agent import Noisy, Solo
 from r2v.core.types import Action, Context
 from r2v.domains.household import DOMAIN
 from r2v.domains.household.env import Household
-from r2v.domains.household.expert import HouseholdExpert, parse_goal
+from r2v.domains.household.expert import HouseholdExpert, parse_sentence
 from r2v.domains.household.noise import random_action
 from r2v.domains.household.scenes import generate
 from r2v.domains.household.verifier import HouseholdVerifier
@@ -78,13 +78,13 @@ def test_the_expert_needs_the_context_alone(small_tasks, small_scenes):
     ],
 )
 def test_goals_are_read_from_the_first_task_stated(text, thing, place, verb, count, lamp):
-    goal = parse_goal(text)
+    goal = parse_sentence(text)
     assert (goal.thing, goal.place, goal.verb, goal.count, goal.lamp) == (thing, place, verb, count, lamp)
 
 
 def test_an_unknown_goal_is_an_error():
     with pytest.raises(ValueError, match="not a household goal"):
-        parse_goal("water the plants.")
+        parse_sentence("water the plants.")
 
 
 def score(command, *, goal="put some pen on drawer.", last=ROOM, commands=()):

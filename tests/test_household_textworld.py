@@ -16,7 +16,7 @@ import alfworld.info
 
 import textworld_reference as reference
 from r2v.domains.household.games import FAMILIES
-from r2v.domains.household.scenes import SceneSettings, generate, problem_text
+from r2v.domains.household.scenes import SceneSettings, generate
 
 GAMES, STEPS, LEAST = 144, 180, 20_000
 BEFORE_0_4 = (
@@ -47,7 +47,7 @@ def game_file(folder: Path, index: int) -> Path:
             {
                 "pddl_domain": domain,
                 "grammar": grammar.replace("UNKNOWN GOAL.", scene.sentence),
-                "pddl_problem": problem_text(scene),
+                "pddl_problem": reference.problem_text(scene),
                 "walkthrough": [],
                 "solvable": True,
             }

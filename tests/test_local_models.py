@@ -19,6 +19,7 @@ from r2v.clients.local.sampling import entropy_N
 from r2v.clients.local.transcript import Encoder
 from r2v.core.agent import Solo
 from r2v.core.errors import ArtifactError
+from r2v.domains.household import DOMAIN
 from r2v.domains.household.env import Household
 from r2v.domains.household.expert import HouseholdExpert
 from r2v.domains.household.scenes import generate
@@ -50,7 +51,9 @@ def episodes(small_tasks, small_scenes):
 @pytest.fixture(scope="module")
 def tokenizer(episodes):
     return train_tokenizer(
-        text for e in episodes for s in e.steps for text in (e.goal, s.observation.text, s.choice.action.text)
+        (text for e in episodes for s in e.steps for text in (e.goal, s.observation.text, s.choice.action.text)),
+        pieces=DOMAIN.pieces,
+        dropped=DOMAIN.dropped,
     )
 
 

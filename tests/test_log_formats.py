@@ -11,7 +11,6 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-from r2v.routers.mlp import load_router
 from typer.testing import CliRunner
 
 from r2v.cli import cli
@@ -22,6 +21,7 @@ from r2v.logs import BUILT_IN
 from r2v.logs.importing import import_logs, log_format
 from r2v.maths.stats import auroc
 from r2v.messages.transcript import conversation_of, message_of
+from r2v.routers import load_router
 from r2v.runtime.store import decode, encode, read_episodes, write_episodes
 from servers import KEY, Model, gateway, running, settings
 

@@ -21,8 +21,7 @@ from r2v.evaluation.closed_loop import cases, play, play_all
 from r2v.perturbations import family_of
 from r2v.perturbations.wrap import PerturbedBranching
 from r2v.routers.random import Random
-from r2v.routers.threshold import Budgeted, ThresholdRouter
-from toy import TASK, Flat, Toy, routed
+from toy import TASK, Budgeted, Flat, ThresholdRouter, Toy, routed
 
 STUCK = FEATURES.index("repeats_in_last_five")
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from r2v.maths.calibration import brier, ece, fit_isotonic, fit_scaling, nll, reliability_bins
-from r2v.maths.risk import cvar, tau_star
+from r2v.maths.risk import cvar
 from r2v.maths.stats import auroc, mcnemar
 
 probabilities = hnp.arrays(np.float64, st.integers(4, 60), elements=st.floats(0, 1))
@@ -32,11 +32,6 @@ def test_cvar_falls_as_alpha_grows_and_lies_between_mean_and_maximum(risks, a, b
     low, high = sorted((a, b))
     assert cvar(risks, low) >= cvar(risks, high) - 1e-12
     assert risks.mean() - 1e-12 <= cvar(risks, low) <= risks.max() + 1e-12
-
-
-def test_tau_star():
-    assert tau_star(1.0, 0.2, 2.0) == pytest.approx(0.4)
-    assert tau_star(5.0, 0.0, 1.0) == 1.0
 
 
 def test_scores_of_a_small_case():

@@ -69,7 +69,7 @@ def test_ranges_are_in_the_project_and_pins_in_the_constraints():
         ("pyarrow.parquet", "inspect", "report"),
         ("jinja2", "evaluate", "train"),
         ("uvicorn", "serve", "serve"),
-        ("jsonschema", "fit", "serve"),
+        ("jsonschema", "serve", "serve"),
         ("textworld", "run", "alfworld"),
     ],
 )

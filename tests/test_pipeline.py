@@ -130,7 +130,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_numbers(finished, setti
     out = tmp_path / "killed"
     command = [sys.executable, "-c", "from r2v.cli import app; app()", "run", str(settings), "--out", str(out)]
     for wanted in (
-        "2-perturb/partial/plain-0/rows.json",
+        "2-perturb/partial/plain-0.json",
         "3-clone/partial/clone.pt",
         "7-fit/r2v/router.json",
         "8-evaluate/partial/routers-0",
@@ -346,9 +346,9 @@ def test_workers_end_with_the_run_that_was_killed(tmp_path):
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from test_pipeline import _sleep\n"
-        "from r2v.runtime.executor import Workers\n"
+        "from r2v.runtime.executor import LocalProcesses\n"
         "if __name__ == '__main__':\n"
-        "    with Workers(1) as workers: workers.map(_sleep, [sys.argv[2]], lambda *_: None)\n"
+        "    with LocalProcesses(1) as pool: pool.map(_sleep, [sys.argv[2]], lambda *_: None)\n"
     )
     script, mark = tmp_path / "main.py", tmp_path / "pid"
     script.write_text(code)
@@ -377,3 +377,12 @@ def test_the_order_of_stages_cannot_lie():
 def test_help_names_every_command():
     text = r2v("--help").stdout
     assert all(command in text for command in ("run", "evaluate", "explain", "stages"))
+
+
+def test_a_run_of_r2v_0_1_is_refused_with_the_way_on(finished, tmp_path):
+    old = tmp_path / "old"
+    shutil.copytree(finished, old)
+    manifest = old / "7-fit" / "manifest.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "r2v": "0.1.0"}))
+    done = r2v("evaluate", str(old), "--fresh-tasks", "4", "--out", str(tmp_path / "fresh"), check=1)
+    assert "r2v run" in done.stderr and "0.1" in done.stderr and len(done.stderr.strip().splitlines()) == 1

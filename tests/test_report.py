@@ -17,8 +17,7 @@ from r2v.report.explain import explanation, listing
 from r2v.report.page import headline, write_report
 from r2v.report.tables import summary
 from r2v.routers.random import Random
-from r2v.routers.threshold import ThresholdRouter
-from toy import routed, run
+from toy import ThresholdRouter, routed, run
 
 HOSTILE = "</script><img src=x onerror=alert(1)> & 'quotes'"
 

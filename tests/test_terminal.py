@@ -88,9 +88,9 @@ def test_a_task_starts_from_the_same_bytes_and_times(name, tmp_path):
 
 
 def test_there_are_enough_tasks_of_many_kinds_and_their_goals_are_one_paragraph():
-    assert len(NAMES) >= 14 and len({task.says.family for task in all_tasks()}) >= 8
-    assert {task.says.difficulty for task in all_tasks()} == {"easy", "medium", "hard"}
-    assert all("\n" not in task.says.goal and len(task.says.goal) < 1000 for task in all_tasks())
+    assert len(NAMES) >= 14 and len({task.definition.family for task in all_tasks()}) >= 8
+    assert {task.definition.difficulty for task in all_tasks()} == {"easy", "medium", "hard"}
+    assert all("\n" not in task.definition.goal and len(task.definition.goal) < 1000 for task in all_tasks())
     assert [task.id for task in make_tasks(["redact"])] == ["terminal/redact"]
     with pytest.raises(SettingsError, match="no terminal task `nonsense`; there are backup-rotate"):
         make_tasks(["nonsense"])
@@ -229,7 +229,7 @@ def test_the_environment_conforms_with_and_without_perturbations():
     ]
     asyncio.run(check_environment(lambda: Terminal(task), commands))
     for family in DOMAIN.families:
-        perturbation = DOMAIN.perturbation(family, 2.0, task.says.goal)
+        perturbation = DOMAIN.perturbation(family, 2.0, task.definition.goal)
         asyncio.run(
             check_environment(lambda p=perturbation: PerturbedBranching(Terminal(task), p, seed=3, salt="x"), commands)
         )
@@ -307,7 +307,7 @@ def test_a_model_behind_a_chat_server_solves_a_task(monkeypatch):
             )
         )
     assert (episode.success, episode.failure, len(episode.steps)) == (True, None, 2)
-    assert played.says.goal in server.bodies[0]["messages"][1]["content"]
+    assert played.definition.goal in server.bodies[0]["messages"][1]["content"]
 
 
 def test_agents_that_part_get_folders_of_their_own():

@@ -29,7 +29,7 @@ EXAMPLE = Path(__file__).parents[1] / "examples" / "terminal.yaml"
 
 def app() -> Starlette:
     """TEACHER runs the reference solution and submits; SMALL does so in one of three tasks, else it only looks around."""
-    solutions = {task.says.goal.strip(): (task.folder / "solution.sh").read_text() for task in all_tasks()}
+    solutions = {task.definition.goal.strip(): (task.folder / "solution.sh").read_text() for task in all_tasks()}
 
     async def complete(request: Request) -> JSONResponse:
         body = await request.json()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
@@ -17,10 +18,13 @@ from alfworld.agents.environment.alfred_tw_env import AlfredDemangler
 from textworld.envs.pddl import logic, textgen
 from textworld.envs.pddl.pddl import PddlEnv
 
+from r2v.domains.household import catalogue as c
 from r2v.domains.household.env import Household
 from r2v.domains.household.games import parse_game
-from r2v.domains.household.rules import World
+from r2v.domains.household.rules import Fact, Goal, World
+from r2v.domains.household.scenes import CAN_CONTAIN, Scene
 
+CONSTANTS = ("SinkBasinType", "MicrowaveType", "FridgeType", "KnifeType", "ButterKnifeType")
 RARE = ("slice", "heat", "cool", "clean", "use", "put", "move", "take", "open", "close")
 
 
@@ -91,3 +95,48 @@ def _next_command(rng: random.Random, world: World, admissible: list[str], plan:
         verb = verbs[0] if draw < 0.55 or i < 20 else rng.choice(verbs)
         return rng.choice(by_verb[verb])
     return rng.choice(admissible)
+
+
+def problem_text(scene: Scene) -> str:
+    """The scene as a PDDL problem of ALFWorld's domain."""
+    kinds: dict[str, set[str]] = {"agent": {"agent1"}, "location": set(), "receptacle": set(), "object": set()}
+    kinds["rtype"] = {f"{kind}Type".lower() for kind in c.ACCEPTS}
+    kinds["otype"] = {f"{o}Type".lower() for objects in c.ACCEPTS.values() for o in objects}
+    for predicate, *arguments in scene.facts:
+        if predicate == "receptacleType":
+            kinds["receptacle"].add(arguments[0])
+        elif predicate == "objectType":
+            kinds["object"].add(arguments[0])
+            kinds["otype"].add(arguments[1])
+        elif predicate in ("receptacleAtLocation", "atLocation"):
+            kinds["location"].add(arguments[1])
+    constants = {name.lower() for name in CONSTANTS}
+    kinds["rtype"] |= {name for name in constants if "knife" not in name}
+    kinds["otype"] |= {name for name in constants if "knife" in name}
+    declared = "\n".join(f"    {name} - {kind}" for kind, names in kinds.items() for name in sorted(names))
+    facts: Iterable[Fact] = (*scene.facts, *CAN_CONTAIN)
+    init = "\n".join(f"    ({' '.join(fact)})" for fact in facts)
+    parts = ("(:domain alfred)", f"(:objects\n{declared}\n)", f"(:init\n{init}\n)", _goal_text(scene.goal))
+    return "(define (problem generated)\n" + "\n".join(parts) + ")\n"
+
+
+def _goal_text(goal: Goal) -> str:
+    o, r = f"{goal.object_type}type", f"{goal.receptacle_type}type"
+    if goal.kind == "light":
+        return (
+            "(:goal (and (exists (?ot - object ?r - receptacle ?a - agent ?l - location) (and "
+            f"(objectType ?ot {r}) (toggleable ?ot) (isToggled ?ot) (receptacleAtLocation ?r ?l) (atLocation ?a ?l) "
+            f"(inReceptacle ?ot ?r))) (exists (?o - object ?a - agent) (and (objectType ?o {o}) (holds ?a ?o)))))"
+        )
+    if goal.kind == "two":
+        return (
+            f"(:goal (and (exists (?r - receptacle) (exists (?o1 - object) (and (objectType ?o1 {o}) "
+            f"(receptacleType ?r {r}) "
+            "(inReceptacle ?o1 ?r) (exists (?o2 - object) (and (not (= ?o1 ?o2)) "
+            f"(objectType ?o2 {o}) (receptacleType ?r {r}) (inReceptacle ?o2 ?r))))))))"
+        )
+    state = f"({goal.state} ?o) " if goal.state else ""
+    return (
+        "(:goal (and (exists (?r - receptacle) (exists (?o - object) (and (inReceptacle ?o ?r) "
+        f"{state}(objectType ?o {o}) (receptacleType ?r {r}))))))"
+    )

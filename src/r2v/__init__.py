@@ -11,22 +11,6 @@ from r2v.routers import decide, load_router
 __version__ = "0.2.0"
 
 __all__ = [
-    "Action",
-    "AgentModels",
-    "Candidate",
-    "Context",
-    "Decision",
-    "Episode",
-    "Features",
-    "Memory",
-    "Observation",
-    "Routed",
-    "Solo",
-    "Step",
-    "Task",
-    "Usage",
-    "__version__",
-    "decide",
-    "load_router",
-    "run_episode",
-]
+    "Action", "AgentModels", "Candidate", "Context", "Decision", "Episode", "Features", "Memory", "Observation", "Routed",
+    "Solo", "Step", "Task", "Usage", "__version__", "decide", "load_router", "run_episode",
+]  # fmt: skip

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-_REPORT = ("sklearn", "pyarrow", "matplotlib", "jinja2")
+_REPORT = ("sklearn", "pyarrow", "jsonschema", "matplotlib", "jinja2", "markupsafe")
 EXTRAS = {
-    "fit": ("sklearn", "pyarrow"),
-    "serve": ("starlette", "uvicorn", "aiohttp", "httpx", "jsonschema", "prometheus_client"),
+    "fit": ("sklearn", "pyarrow", "jsonschema"),
+    "serve": ("starlette", "uvicorn", "aiohttp", "jsonschema", "prometheus_client"),
     "report": _REPORT,
-    "train": (*_REPORT, "torch", "transformers", "tokenizers", "safetensors", "peft", "aiohttp", "httpx", "jsonschema"),
+    "train": (*_REPORT, "torch", "transformers", "tokenizers", "safetensors", "peft", "aiohttp"),
     "redis": ("redis",),
     "alfworld": ("textworld", "alfworld"),
     "datasets": ("datasets",),
 }
 """Extra -> modules that it brings."""
 _COMMANDS = {
-    **dict.fromkeys(("run", "evaluate", "certify", "ablate"), "train"),
+    **dict.fromkeys(("run", "evaluate", "certify", "ablate", "clone"), "train"),
     **dict.fromkeys(("serve", "check", "serve-model"), "serve"),
     **dict.fromkeys(("fit", "export", "import"), "fit"),
     **dict.fromkeys(("inspect", "explain"), "report"),

@@ -59,6 +59,55 @@ def inspect(
     _inspect(imported(logs, kind, outcomes), kind, out, title=_title(logs), view=view, seed=seed, as_json=as_json)
 
 
+@cli.command(rich_help_panel="Logs and solutions")
+def clone(
+    logs: Logs,
+    model: Annotated[str, typer.Option(help="Folder or hub id of an instruct model to start from.")],
+    out: Annotated[Path, typer.Option(help="Folder for the model and its report.")],
+    kind: Format = "ledger",
+    outcomes: Outcomes = None,
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 300,
+    lora: Annotated[bool, typer.Option("--lora", help="Train low-rank adapters, merged at the end: less memory.")] = False,
+    learning_rate: Annotated[float | None, typer.Option(help="2e-5, or 2e-4 with --lora, if not given.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the adapters and of the order of the episodes.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="End with one JSON line.")] = False,
+) -> None:
+    """Train a model on the successful episodes of logs or of an unredacted ledger: what the assistant wrote, calls included.
+
+    A conversation is read in the model's chat template, whole: one that is longer than the model reads is left out.
+    """
+    from rich.console import Console
+
+    from r2v.learning.clone import clone as train
+    from r2v.learning.settings import CloneSettings, LoraSettings, ModelSettings
+    from r2v.runtime.progress import progress
+
+    episodes, unknown = imported(logs, kind, outcomes)
+    rate = learning_rate or (2e-4 if lora else 2e-5)
+    settings = CloneSettings(steps=steps, learning_rate=rate, warmup_steps=steps // 10)
+    with progress(Console(stderr=True), "clone") as report:
+        start = ModelSettings(path=model, lora=LoraSettings() if lora else None)
+        found = train(episodes, start, settings, out / "model", seed=seed, progress=report)
+    facts = {**asdict(found), "unknown_outcome": unknown, "format": kind, "model": model, "lora": lora, "seed": seed}
+    write_json(out / "report.json", {**facts, "settings": settings.model_dump()})
+    left_out = {"failed": found.left_out, "have no outcome": unknown, **found.unusable}
+    typer.echo(f"{found.episodes} successful episodes learned from, {found.conversations} of them conversations")
+    for reason, count in left_out.items():
+        if count:
+            typer.echo(f"left out  {count} {reason}")
+    typer.echo(
+        f"loss      {found.first_loss:.3f} at first, {found.final_loss:.3f} over the last tenth of {found.steps} steps"
+    )
+    typer.echo(f"model     {out / 'model'}\nreport    {out / 'report.json'}")
+    if found.conversations:
+        typer.echo(f"next      vllm serve {out / 'model'} --enable-auto-tool-choice --tool-call-parser PARSER-OF-THE-MODEL")
+        typer.echo("          (r2v serve-model applies no chat template), then it is `models: {slm: ...}` of the gateway")
+    else:
+        typer.echo(f"next      r2v serve-model {out / 'model'}")
+    if as_json:
+        typer.echo(json.dumps(facts))
+
+
 @cli.command("import", rich_help_panel="Logs and solutions")
 def import_episodes(
     logs: Annotated[Path, typer.Argument(help="JSON, JSONL (.gz, .xz) or a folder of files.")],

@@ -1,4 +1,4 @@
-"""Models that are asked: over HTTP (`base`, a class a provider), in this process (`local`), recorded, scripted, mock."""
+"""Models as policies: over HTTP (`base`, a class a provider), in this process (`local`), recorded, scripted, mock."""
 
 from __future__ import annotations
 

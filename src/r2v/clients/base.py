@@ -30,13 +30,12 @@ import msgspec
 
 from r2v.clients.settings import ClientSettings
 from r2v.core.errors import SettingsError
-from r2v.core.types import Action, Candidate, Usage
+from r2v.core.types import NO_USAGE, Action, Candidate, Usage
 from r2v.messages.conversation import Json, Request, logprobs_of
 
 TOO_LONG = re.compile(r"context.{0,20}(length|window|size)|maximum context|too (long|many tokens)|exceed.{0,40}tokens", re.I)
-"""How servers say that a request does not fit: there is no common code for it."""
+"""How servers report that a request does not fit: there is no common code for it."""
 RETRIED = (408, 409, 425, 429, 500, 502, 503, 504, 529)
-NO_USAGE = Usage()
 T = TypeVar("T")
 Part = tuple[list[Json], Json]
 """(choices, usage) of one HTTP answer, in the neutral form."""
@@ -54,7 +53,7 @@ class ModelError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Numbers of tokens that a server counted; 0 where it did not say."""
+    """Numbers of tokens that a server counted; 0 where it did not report them."""
 
     prompt: int = 0
     """The whole prompt."""
@@ -66,11 +65,9 @@ class Tokens:
 
     def __add__(self, other: Tokens) -> Tokens:
         return Tokens(
-            self.prompt + other.prompt,
-            self.output + other.output,
-            self.cached + other.cached,
+            self.prompt + other.prompt, self.output + other.output, self.cached + other.cached,
             self.cache_written + other.cache_written,
-        )
+        )  # fmt: skip
 
     @property
     def total(self) -> int:
@@ -103,10 +100,10 @@ class Draw:
     """What one draw of candidates gave."""
 
     choices: list[Json]
-    """In the neutral form: `message`, `finish_reason`, and `logprobs` where the server tells them."""
+    """In the neutral form: `message`, `finish_reason`, and `logprobs` where the server returns them."""
     tokens: Tokens
     usage: Usage
-    """One call, whatever the number of requests; counts that a server did not tell are None."""
+    """One call, whatever the number of requests; counts that a server did not report are None."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -381,7 +378,7 @@ async def all_of(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
 
 
 def retry_after(value: str | None, otherwise: float, longest: float) -> float:
-    """Seconds to wait as a server's Retry-After header says, up to `longest`; `otherwise` where it says nothing."""
+    """Seconds to wait of a server's Retry-After header, up to `longest`; `otherwise` without one."""
     try:
         seconds = float(value) if value else otherwise
     except ValueError:
@@ -401,7 +398,7 @@ def _key(settings: ClientSettings, name: str) -> str | None:
 
 
 def _error_of(content: bytes) -> str:
-    """What the server said, short; it may be shown to the client who asked."""
+    """The server's message, short; it may be shown to the client."""
     try:
         error = msgspec.json.decode(content)["error"]
         return str(error["message"] if isinstance(error, dict) else error)[:300]

@@ -52,7 +52,7 @@ class ChatPolicy:
         self._client = make_client(settings, f"{name} at {settings.base_url}")
 
     async def propose(self, context: Context, k: int, *, seed: int) -> tuple[Candidate, ...]:
-        """k candidates in one request where the server offers that, with log-probabilities where it tells them. A single
+        """k candidates in one request where the server offers that, with log-probabilities where it returns them. A single
         greedy answer needs none. Raises ModelError when the server keeps failing or answers with something else.
         """
         s = self._settings

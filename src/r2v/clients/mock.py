@@ -20,9 +20,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from r2v.messages.conversation import Json
 from r2v.messages.openai_chat import chunks
-
-Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -84,13 +83,10 @@ def complete(mock_model: MockModel, body: Json) -> Json:
     prompt = max(1, len(text) // 4)
     output = sum(max(4, len(json.dumps(choice["message"])) // 4) for choice in choices)
     return {
-        "id": f"chatcmpl-mock{seed:x}",
-        "object": "chat.completion",
-        "created": 0,
-        "model": mock_model.name,
+        "id": f"chatcmpl-mock{seed:x}", "object": "chat.completion", "created": 0, "model": mock_model.name,
         "choices": choices,
         "usage": {"prompt_tokens": prompt, "completion_tokens": output, "total_tokens": prompt + output},
-    }
+    }  # fmt: skip
 
 
 def _choice(body: Json, draw: Random, index: int, unsure: bool) -> Json:

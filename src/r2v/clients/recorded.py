@@ -1,4 +1,4 @@
-"""`RecordedPolicy`: what a real model did, asked again. Routing can be studied on real errors, without the model.
+"""`RecordedPolicy`: what a real model did, played back. Routing can be studied on real errors, without the model.
 
 A state is all that was known: the goal, the observations, the actions so far. Recordings of single questions are episodes
 of one step. Where the recording has no answer for a state, the policy raises `NotRecorded`; it never makes one up.
@@ -26,7 +26,7 @@ class RecordedPolicy:
                 self._actions.setdefault(context.history(context.t), []).append(step.choice.action)
 
     async def propose(self, context: Context, k: int, *, seed: int) -> tuple[Candidate, ...]:
-        """k draws, the same ones for the same seed; a recording tells no log-probabilities. Raises NotRecorded."""
+        """k draws, the same ones for the same seed; a recording has no log-probabilities. Raises NotRecorded."""
         goal, observations, commands = history = context.history(context.t)
         recorded = self._actions.get(history)
         if recorded is None:

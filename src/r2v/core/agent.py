@@ -20,9 +20,8 @@ from r2v.core.errors import boundary
 from r2v.core.features import View, best, featurise, seen_as
 from r2v.core.protocols import Agent, Policy, Router, Verifier
 from r2v.core.seeds import derive_seed, derive_uniform
-from r2v.core.types import RESTART, Action, Candidate, Choice, Context, Decision, Features, Memory, Usage
+from r2v.core.types import NO_USAGE, RESTART, Action, Candidate, Choice, Context, Decision, Features, Memory
 
-NO_USAGE = Usage()
 MAX_RETRIES = 3
 """A router that still wants further candidates after so many is an error: it would never act."""
 
@@ -72,7 +71,7 @@ class Noisy:
 
 @dataclass(frozen=True, eq=False)
 class AgentModels:
-    """What a routed agent is made of besides its router. Agents that hold the same object see and hear the same."""
+    """What a routed agent is made of besides its router. Agents that hold the same object share every draw."""
 
     slm: Policy
     teacher: Policy
@@ -94,7 +93,7 @@ class AgentModels:
 
 
 class StepContext:
-    """One context as one set of models sees it. Nothing is asked twice, however many routers decide on it."""
+    """One context as one set of models sees it. Each model is called once, however many routers decide on it."""
 
     def __init__(self, models: AgentModels, context: Context, *, seed: int) -> None:
         self._models, self.context, self.seed = models, context, seed
@@ -117,7 +116,7 @@ class StepContext:
                 self._seen.append((candidates, scores, features))
         return self._seen[retries]
 
-    async def ask_teacher(self) -> Candidate:
+    async def teacher_answer(self) -> Candidate:
         if self._answer is None:
             with boundary("teacher"):
                 (self._answer,) = await self._models.teacher.propose(self.context, 1, seed=derive_seed(self.seed, "teacher"))
@@ -142,7 +141,7 @@ class Routed:
         """Features -> risk -> decision -> action: the path that rollouts, evaluation and gateway share."""
         if memory.decisions and memory.decisions[-1].route == "takeover" and memory.calls_left != 0:
             kept = Decision("takeover", "latch", None, None, None, 1.0, (), "the teacher keeps the episode")
-            answer = await step_context.ask_teacher()
+            answer = await step_context.teacher_answer()
             return Choice(answer.action, "teacher", (), (), None, kept, NO_USAGE, answer.usage), memory.after(kept)
         for retries in range(MAX_RETRIES + 1):
             candidates, scores, features = await step_context.look(retries)
@@ -162,7 +161,7 @@ class Routed:
         elif decision.route == "restart":
             choice = Choice(RESTART, "slm", candidates, scores, features, decision, slm, NO_USAGE)
         else:
-            answer = await step_context.ask_teacher()
+            answer = await step_context.teacher_answer()
             choice = Choice(answer.action, "teacher", candidates, scores, features, decision, slm, answer.usage)
         return choice, memory.after(decision)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from r2v.core.errors import ArtifactError
-from r2v.core.protocols import Floats
+from r2v.maths import Floats
 
 DTYPES = {"F32": "<f4", "F64": "<f8"}
 

@@ -3,7 +3,7 @@
     R2VError
     |- SettingsError      a settings file or option is wrong
     |- StageError         a stage cannot run (an input is missing, another run holds the folder, the disk is full)
-    `- ArtifactError      a file we were asked to read is missing, corrupt or of another version
+    `- ArtifactError      a file to be read is missing, corrupt or of another version
 
 Plug-ins (policies, verifiers, environments) raise plain Python errors; `boundary` names the one that broke, and
 the loop records it as a `Failure` on the episode, so that its siblings go on.
@@ -32,7 +32,7 @@ class ArtifactError(R2VError):
 
 
 class BoundaryError(R2VError):
-    """Something plugged in raised; `boundary` says what."""
+    """Something plugged in raised; `boundary` names it."""
 
     def __init__(self, boundary: str, cause: Exception) -> None:
         super().__init__(f"{boundary}: {type(cause).__name__}: {cause}")
@@ -41,7 +41,7 @@ class BoundaryError(R2VError):
 
 
 class NotRecorded(LookupError):
-    """A replay was asked for what nobody recorded; raised by a plug-in, so that the loop records it as a `Failure`."""
+    """A replay needs what was not recorded; raised by a plug-in, so that the loop records it as a `Failure`."""
 
 
 @contextmanager

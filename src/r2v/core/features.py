@@ -15,43 +15,19 @@ from typing import Literal
 
 import numpy as np
 
-from r2v.core.protocols import Bools, Floats
 from r2v.core.types import Candidate, Context, Features
+from r2v.maths import Bools, Floats
 
 PAPER = (
-    "first_token_entropy",
-    "verifier_spread",
-    "verifier_mean",
-    "verifier_std",
-    "verifier_best",
-    "verifier_worst",
-    "logp_best",
-    "logp_mean",
-    "logp_std",
-    "candidate_consistency",
-    "semantic_entropy",
-    "horizon_fraction",
-    "step_index",
-    "context_length",
-    "goal_length",
-)
+    "first_token_entropy", "verifier_spread", "verifier_mean", "verifier_std", "verifier_best", "verifier_worst",
+    "logp_best", "logp_mean", "logp_std", "candidate_consistency", "semantic_entropy", "horizon_fraction", "step_index",
+    "context_length", "goal_length",
+)  # fmt: skip
 EXTENDED = (
-    *PAPER,
-    "best_repeats",
-    "last_observation_repeats",
-    "repeats_in_last_five",
-    "distinct_actions",
-    "steps_since_new",
-    "last_observation_length",
-    "unseen_words",
-    "chosen_logp",
-    "chosen_share",
-    "chosen_names_goal",
-    "goal_seen",
-    "goal_in_last",
-    "goal_in_actions",
-    "steps_since_goal",
-)
+    *PAPER, "best_repeats", "last_observation_repeats", "repeats_in_last_five", "distinct_actions", "steps_since_new",
+    "last_observation_length", "unseen_words", "chosen_logp", "chosen_share", "chosen_names_goal", "goal_seen",
+    "goal_in_last", "goal_in_actions", "steps_since_goal",
+)  # fmt: skip
 FEATURES = EXTENDED
 View = Literal["full", "no_entropy", "pseudo_entropy"]
 """Everything; without log-probabilities, as with a closed model; the same with a stand-in for the entropy."""

@@ -13,7 +13,7 @@ def _fixed(route: Route, code: Code, reason: str) -> Decision:
 
 @dataclass(frozen=True)
 class Never:
-    """The small model alone."""
+    """The SLM alone."""
 
     name: str = "slm_only"
 
@@ -23,7 +23,7 @@ class Never:
 
 @dataclass(frozen=True)
 class Always:
-    """The teacher at every step, beside the small model's candidates."""
+    """The teacher at every step, beside the SLM's candidates."""
 
     name: str = "llm_only"
 
@@ -33,7 +33,7 @@ class Always:
 
 @dataclass(frozen=True)
 class Redraw:
-    """The small model alone, with a second draw of candidates at every step."""
+    """The SLM alone, with a second draw of candidates at every step."""
 
     name: str = "redraw"
 
@@ -43,7 +43,7 @@ class Redraw:
 
 @dataclass(frozen=True)
 class AtSteps:
-    """Escalates exactly at these steps: one arm of a branched episode."""
+    """Escalates exactly at these steps: one future of a branched episode."""
 
     steps: frozenset[int]
     name: str = "at_steps"

@@ -44,15 +44,15 @@ async def run_together(
 ) -> list[Episode]:
     """What `run_episode` gives for each agent. Two agents or more, and restarts, need an environment with `clone()`."""
     memory = replace(memory, seed=derive_seed(task.id, seed, "episode"))
-    stories = [_Story(agent, memory) for agent in agents]
+    trajectories = [_Trajectory(agent, memory) for agent in agents]
     goal = environment.goal
     snapshot = environment.clone() if isinstance(environment, Branching) else None
-    await _Play(task, seed, horizon, snapshot).on(environment, stories, (), ())
-    return [story.told(task, seed, perturbation, goal) for story in stories]
+    await _Attempt(task, seed, horizon, snapshot).play(environment, trajectories, (), ())
+    return [trajectory.finished(task, seed, perturbation, goal) for trajectory in trajectories]
 
 
 @dataclass
-class _Story:
+class _Trajectory:
     """One agent's episode while it is being played."""
 
     agent: Agent
@@ -64,7 +64,7 @@ class _Story:
     def fail(self, error: BoundaryError) -> None:
         self.failure = Failure(error.boundary, type(error.cause).__name__, str(error.cause))
 
-    def told(self, task: Task, seed: int, perturbation: str, goal: str) -> Episode:
+    def finished(self, task: Task, seed: int, perturbation: str, goal: str) -> Episode:
         common = (task, seed, perturbation, self.agent.name, goal, tuple(self.steps), self.final)
         if self.failure is not None:
             return Episode(*common, None, "error", self.failure)
@@ -74,7 +74,7 @@ class _Story:
 
 
 @dataclass(frozen=True)
-class _Play:
+class _Attempt:
     task: Task
     seed: int
     horizon: int
@@ -84,42 +84,42 @@ class _Play:
     lost: int = 0
     """Steps of earlier attempts, the restart among them."""
 
-    async def on(
-        self, environment: Any, stories: list[_Story], observations: tuple[str, ...], actions: tuple[Action, ...]
+    async def play(
+        self, environment: Any, trajectories: list[_Trajectory], observations: tuple[str, ...], actions: tuple[Action, ...]
     ) -> None:
-        """Take the last of `actions`, which all `stories` have chosen, and play on to the end of each."""
+        """Take the last of `actions`, which all `trajectories` have chosen, and play on to the end of each."""
         try:
             while True:
                 with boundary("environment"):
                     observation = await (environment.step(actions[-1]) if actions else environment.start())
-                for story in stories:
-                    story.final = observation
+                for trajectory in trajectories:
+                    trajectory.final = observation
                 if observation.done or len(actions) == self.horizon:
                     return
                 observations += (observation.text,)
                 context = Context(environment.goal, observations, actions, self.horizon)
-                ways = await self._choose(stories, observation, context)
-                again = ways.pop(RESTART, [])
-                if len(ways) != 1 or again:
+                by_action = await self._choose(trajectories, observation, context)
+                restarting = by_action.pop(RESTART, [])
+                if len(by_action) != 1 or restarting:
                     break
-                ((action, stories),) = ways.items()
+                ((action, trajectories),) = by_action.items()
                 actions += (action,)
             with boundary("environment"):
-                places = [environment, *(environment.clone() for _ in range(len(ways) - 1))]
+                environments = [environment, *(environment.clone() for _ in range(len(by_action) - 1))]
             futures = [
-                self.on(place, group, observations, (*actions, action))
-                for place, (action, group) in zip(places, ways.items(), strict=False)
+                self.play(branch, group, observations, (*actions, action))
+                for branch, (action, group) in zip(environments, by_action.items(), strict=False)
             ]
-            if again:
-                futures.append(self._anew(again, context.t + 1))
+            if restarting:
+                futures.append(self._restart(restarting, context.t + 1))
             await asyncio.gather(*futures)
         except BoundaryError as error:
-            for story in stories:
-                story.fail(error)
+            for trajectory in trajectories:
+                trajectory.fail(error)
         finally:
             await environment.close()
 
-    async def _anew(self, stories: list[_Story], steps: int) -> None:
+    async def _restart(self, trajectories: list[_Trajectory], steps: int) -> None:
         """The next attempt, after one of so many steps."""
         try:
             with boundary("router"):
@@ -127,34 +127,36 @@ class _Play:
                     raise RuntimeError("a restart needs an environment with clone()")
                 environment = self.snapshot.clone()
         except BoundaryError as error:
-            for story in stories:
-                story.fail(error)
+            for trajectory in trajectories:
+                trajectory.fail(error)
             return
-        play = replace(self, horizon=self.horizon - steps, lost=self.lost + steps)
-        await play.on(environment, stories, (), ())
+        attempt = replace(self, horizon=self.horizon - steps, lost=self.lost + steps)
+        await attempt.play(environment, trajectories, (), ())
 
-    async def _choose(self, stories: list[_Story], observation: Observation, context: Context) -> dict[Action, list[_Story]]:
-        """The stories by the action they go on with; one whose agent broke is at its end."""
+    async def _choose(
+        self, trajectories: list[_Trajectory], observation: Observation, context: Context
+    ) -> dict[Action, list[_Trajectory]]:
+        """The trajectories by the action they go on with; one whose agent broke is at its end."""
         t = self.lost + context.t
         seed = derive_seed(self.task.id, self.seed, t)
         step_contexts: dict[AgentModels, StepContext] = {}
-        ways: dict[Action, list[_Story]] = {}
-        for story in stories:
+        by_action: dict[Action, list[_Trajectory]] = {}
+        for trajectory in trajectories:
             try:
-                choice, story.memory = await self._act(story, context, seed, step_contexts)
+                choice, trajectory.memory = await self._act(trajectory, context, seed, step_contexts)
             except BoundaryError as error:
-                story.fail(error)
+                trajectory.fail(error)
                 continue
-            story.steps.append(Step(t, self.seed, observation, choice))
-            ways.setdefault(choice.action, []).append(story)
-        return ways
+            trajectory.steps.append(Step(t, self.seed, observation, choice))
+            by_action.setdefault(choice.action, []).append(trajectory)
+        return by_action
 
     async def _act(
-        self, story: _Story, context: Context, seed: int, step_contexts: dict[AgentModels, StepContext]
+        self, trajectory: _Trajectory, context: Context, seed: int, step_contexts: dict[AgentModels, StepContext]
     ) -> tuple[Choice, Memory]:
-        agent = story.agent.at(context.t) if isinstance(story.agent, Forked) else story.agent
+        agent = trajectory.agent.at(context.t) if isinstance(trajectory.agent, Forked) else trajectory.agent
         if not isinstance(agent, Routed):
-            return await agent.act(context, story.memory, seed=seed)
+            return await agent.act(context, trajectory.memory, seed=seed)
         if agent.models not in step_contexts:
             step_contexts[agent.models] = StepContext(agent.models, context, seed=seed)
-        return await agent.choose(step_contexts[agent.models], story.memory)
+        return await agent.choose(step_contexts[agent.models], trajectory.memory)

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from r2v.core.features import FEATURES
-from r2v.core.protocols import Bools, Floats
 from r2v.core.types import Features
+from r2v.maths import Bools, Floats
 
 _GELU = math.sqrt(2 / math.pi)
 REMEMBERED = 4096
@@ -38,7 +38,7 @@ class Calibration:
 
 @dataclass(frozen=True, eq=False)
 class RiskMLP:
-    """`r2v.core.protocols.RiskModel`. Missing features enter as 0 after standardising, the training mean."""
+    """Missing features enter as 0 after standardising, the training mean."""
 
     names: tuple[str, ...]
     """Features that it reads, of `r2v.core.features.FEATURES`."""

@@ -9,13 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, Protocol, runtime_checkable
 
-import numpy as np
-from numpy.typing import NDArray
-
 from r2v.core.types import Action, Candidate, Change, Choice, Context, Decision, Features, Memory, Observation
-
-Floats = NDArray[np.float64]
-Bools = NDArray[np.bool_]
 
 
 class Environment(Protocol):
@@ -71,12 +65,6 @@ class Perturbation(Protocol):
         self, text: str, *, where: Literal["goal", "observation"], previous: str, seed: int, t: int
     ) -> tuple[str, tuple[Change, ...]]:
         """The disturbed text and what was done. `previous` is the agent's previous observation ("" at the start)."""
-        ...
-
-
-class RiskModel(Protocol):
-    def risk(self, x_NF: Floats, present_NF: Bools) -> Floats:
-        """Calibrated P(going on with the SLM fails the episode) of N feature rows."""
         ...
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 Route = Literal["continue", "retry", "escalate", "takeover", "restart"]
-"""What a router may decide: let the small model's best candidate act; draw further candidates and decide again; escalate
+"""What a router may decide: let the SLM's best candidate act; draw further candidates and decide again; escalate
 this step to the teacher; escalate this step and all that follow; go back to the start of the episode (this step is
 lost; only where the environment can be copied)."""
 
@@ -22,7 +22,7 @@ Code = Literal[
     "budget_exhausted", "forced", "switch_cost", "hold", "shadow", "explore", "upstream_fallback", "verifier_failed",
     "early",
 ]  # fmt: skip
-"""Why a route was taken, as a word that programs may compare. The first line is what routers say: the score is below or at
+"""Why a route was taken, as a word that programs may compare. The first line is of routers: the score is below or at
 least the threshold, more candidates are wanted, an earlier takeover goes on, or the route is fixed, drawn or recorded. The
 others are what the gateway adds."""
 
@@ -128,7 +128,7 @@ class Context:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a call cost. Token counts are None where the backend does not tell them (a scripted policy has no tokens)."""
+    """What a call cost. Token counts are None where the backend does not count them (a scripted policy has no tokens)."""
 
     calls: int = 0
     prompt_tokens: int | None = None
@@ -136,7 +136,7 @@ class Usage:
     usd: float | None = None
 
     def __add__(self, other: Usage) -> Usage:
-        """Both together; a quantity that one of two calls does not tell is unknown for both."""
+        """Both together; a quantity unknown for one of two calls is unknown for both."""
         if not self.calls or not other.calls:
             return self if self.calls else other
         prompt, completion, usd = (
@@ -148,6 +148,9 @@ class Usage:
             )
         )
         return Usage(self.calls + other.calls, prompt, completion, usd)  # type: ignore[arg-type]
+
+
+NO_USAGE = Usage()
 
 
 @dataclass(frozen=True, slots=True)

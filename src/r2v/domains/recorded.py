@@ -41,7 +41,7 @@ class RecordedTask:
         return self._told(Observation(self._first, False, None, None, "", ()))
 
     async def step(self, action: Action) -> Observation:
-        """Raises NotRecorded where nobody did this here."""
+        """Raises NotRecorded where no recording has this action here."""
         if self._done:
             raise RuntimeError("the episode is over; build a new environment")
         actions = (*self._actions, action.text)

@@ -1,4 +1,4 @@
-"""`TextGame`: the base of small environments that only compute; a subclass says in `play` what a command does."""
+"""`TextGame`: the base of small environments that only compute; a subclass implements commands in `play`."""
 
 from __future__ import annotations
 

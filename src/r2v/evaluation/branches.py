@@ -11,11 +11,10 @@ from dataclasses import dataclass, replace
 from r2v.core.agent import AgentModels, Forked, Routed
 from r2v.core.features import best
 from r2v.core.fixed import AtSteps, Never
-from r2v.core.loop import run_together
 from r2v.core.protocols import Agent, Policy
 from r2v.core.seeds import derive_seed
-from r2v.core.types import Episode, Memory
-from r2v.evaluation.closed_loop import MakeEnvironment
+from r2v.core.types import Episode
+from r2v.evaluation.closed_loop import MakeEnvironment, play_all
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class Branch:
     episode: int
     t: int
     draw: int
-    """0: the recorded future of the SLM. The same draw of both arms uses the same random numbers."""
+    """0: the recorded future of the SLM. The same draw of both futures uses the same random numbers."""
     helped: bool
     """Success when the teacher acted at t."""
     alone: bool
@@ -53,29 +52,20 @@ async def branch(
     draws: int,
     horizon: int,
 ) -> list[Branch]:
-    """Play both arms of each step `draws` times. `episode` must be one that these models played alone.
+    """Play both futures of each step `draws` times. `episode` must be one that these models played alone.
 
-    Needs an environment with `clone()`. An arm that breaks counts as failed, as in every evaluation.
+    A future that breaks counts as failed, as in every evaluation.
     """
     never = Routed(models, Never())
-    arms: dict[tuple[int, int, bool], Agent] = {}
+    futures: dict[tuple[int, int, bool], Agent] = {}
     for draw in range(draws):
         after = Routed(models if draw == 0 else replace(models, draw=draw), never.router)
         for t in steps:
-            arms[t, draw, True] = Forked(Routed(models, AtSteps(frozenset([t]))), after, t)
+            futures[t, draw, True] = Forked(Routed(models, AtSteps(frozenset([t]))), after, t)
             if draw:
-                arms[t, draw, False] = Forked(never, after, t)
-    environment, perturbation = make_environment(episode.task, episode.seed)
-    played = await run_together(
-        environment,
-        list(arms.values()),
-        episode.task,
-        seed=episode.seed,
-        perturbation=perturbation,
-        horizon=horizon,
-        memory=Memory(),
-    )
-    success = {key: bool(e.success) for key, e in zip(arms, played, strict=True)}
+                futures[t, draw, False] = Forked(never, after, t)
+    played = await play_all(list(futures.values()), [(episode.task, episode.seed)], make_environment, horizon=horizon)
+    success = {key: bool(e.success) for key, (e,) in zip(futures, played, strict=True)}
     recorded = bool(episode.success)
     return [
         Branch(number, t, draw, success[t, draw, True], success[t, draw, False] if draw else recorded)

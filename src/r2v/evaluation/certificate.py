@@ -91,15 +91,9 @@ def read_certificate(path: Path) -> Certificate:
         if raw["format"] != FORMAT:
             raise ValueError(f"format {raw['format']}, this r2v reads {FORMAT}")
         return Certificate(
-            raw["router"],
-            Target(**raw["target"]),
-            raw["threshold"],
-            raw["tasks"],
-            tuple(raw["perturbation_seeds"]),
-            tuple(Tried(**entry) for entry in raw["tried"]),
-            raw["identity"],
-            raw["date"],
-        )
+            raw["router"], Target(**raw["target"]), raw["threshold"], raw["tasks"], tuple(raw["perturbation_seeds"]),
+            tuple(Tried(**entry) for entry in raw["tried"]), raw["identity"], raw["date"],
+        )  # fmt: skip
     except (KeyError, TypeError, ValueError) as error:
         raise ArtifactError(f"{path} is not a certificate ({error}); make one with `r2v certify`") from None
 

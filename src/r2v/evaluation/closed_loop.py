@@ -1,4 +1,4 @@
-"""Closed-loop play: every router drives real episodes; success means that the environment said so (method, section 9)."""
+"""Closed-loop play: every router drives real episodes; success is what the environment reports (method, section 9)."""
 
 from __future__ import annotations
 

@@ -8,11 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from r2v.evaluation.outcomes import Outcomes
-
-Floats = NDArray[np.float64]
+from r2v.maths import Floats
 
 
 def resample_BT(tasks: int, resamples: int, seed: int) -> Floats:

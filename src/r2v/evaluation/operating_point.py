@@ -9,9 +9,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from r2v.core.errors import StageError
-from r2v.core.protocols import Floats
 from r2v.evaluation.curves import interval, resample_BT
 from r2v.evaluation.outcomes import Outcomes
+from r2v.maths import Floats
 
 RESAMPLES = 2000
 
@@ -54,7 +54,7 @@ def choose(points: Sequence[Point], rule: Rule, teacher_success: float) -> Point
 
 
 def in_words(rule: Rule) -> str:
-    """What the rule asks for."""
+    """What the rule requires."""
     return {
         "target": f"fewest teacher calls with at least {rule.target:.0%} of the teacher's success",
         "cost": f"least cost, a failed episode priced at {rule.kappa:g} teacher calls",

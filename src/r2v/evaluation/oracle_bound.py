@@ -1,7 +1,7 @@
-"""The clairvoyant bound: the fewest teacher calls with which each episode could have been solved.
+"""The oracle bound (clairvoyant policy): the fewest teacher calls with which each episode could have been solved.
 
-Found by playing call sets in the real environment, with the random numbers of the recorded episode: someone who knows the
-future could have asked exactly there. No router can know that much; the distance to it is what remains to be gained.
+Found by playing call sets in the real environment, with the random numbers of the recorded episode: a policy that
+knows the future would escalate exactly there. No router can know that much; the distance to it is what remains to be gained.
 
 0 calls and 1 call are searched exhaustively. For episodes that one call does not save, pairs of calls are tried up to a
 limit, then runs of consecutive calls: what those find is an upper bound of the fewest, and 2 is a lower one.
@@ -18,15 +18,14 @@ import numpy as np
 
 from r2v.core.agent import AgentModels, Routed
 from r2v.core.fixed import AtSteps
-from r2v.core.loop import run_together
 from r2v.core.seeds import derive_seed
-from r2v.core.types import Episode, Memory
-from r2v.evaluation.closed_loop import MakeEnvironment
+from r2v.core.types import Episode
+from r2v.evaluation.closed_loop import MakeEnvironment, play_all
 
 PAIRS = 24
 """Pairs of calls tried in an episode."""
 RUNS = (3, 8, 20)
-"""Lengths of the runs of consecutive calls, begun at every fourth step; the last resort asks from some step to the end."""
+"""Lengths of the runs of consecutive calls, begun at every fourth step; the last resort escalates from a step on."""
 STRIDE = 4
 
 
@@ -40,7 +39,7 @@ class Fewest:
 
 
 async def fewest_calls(models: AgentModels, make_environment: MakeEnvironment, episode: Episode, *, horizon: int) -> Fewest:
-    """Raises RuntimeError when an arm breaks: a bound with holes is none."""
+    """Raises RuntimeError when a played episode breaks: a bound with holes is none."""
     case = (episode.task.id, episode.seed)
     if episode.success:
         return Fewest(*case, 0)
@@ -48,19 +47,11 @@ async def fewest_calls(models: AgentModels, make_environment: MakeEnvironment, e
 
     async def saving(sets: Sequence[Sequence[int]]) -> int | None:
         """The fewest calls really made in a solved one of these."""
-        environment, perturbation = make_environment(episode.task, episode.seed)
-        played = await run_together(
-            environment,
-            [Routed(models, AtSteps(frozenset(s))) for s in sets],
-            episode.task,
-            seed=episode.seed,
-            perturbation=perturbation,
-            horizon=horizon,
-            memory=Memory(),
-        )
-        if broken := [arm.failure for arm in played if arm.success is None]:
-            raise RuntimeError(f"an arm of {episode.task.id} broke: {broken[0]}")
-        solved = [sum(step.choice.teacher.calls > 0 for step in arm.steps) for arm in played if arm.success]
+        agents = [Routed(models, AtSteps(frozenset(s))) for s in sets]
+        played = [e for (e,) in await play_all(agents, [(episode.task, episode.seed)], make_environment, horizon=horizon)]
+        if broken := [e.failure for e in played if e.success is None]:
+            raise RuntimeError(f"a branch of {episode.task.id} broke: {broken[0]}")
+        solved = [sum(step.choice.teacher.calls > 0 for step in e.steps) for e in played if e.success]
         return min(solved, default=None)
 
     if (one := await saving([[t] for t in range(steps)])) is not None:
@@ -80,10 +71,10 @@ class Bound:
     """Over a set of episodes, of which those the SLM failed may have been sampled."""
 
     success_rate: float
-    """Of someone who calls the teacher only where it saves the episode."""
+    """Of a policy that calls the teacher only where it saves the episode."""
     calls_per_episode: float
     calls_at_target: float | None
-    """Calls an episode with which the target success can be had; None where nobody reaches it."""
+    """Calls an episode with which the target success can be had; None where no policy reaches it."""
     saved_by: dict[str, float]
     """Share of all episodes by the calls that solve them: "0", "1", "2", "3+", "none"."""
     searched: int

@@ -30,27 +30,21 @@ class Row:
     slm_calls: int
     """Draws of candidates; a step with a retry has two."""
     teacher_calls: int
-    asked: tuple[int, ...]
+    escalated: tuple[int, ...]
     """Steps on which the teacher was called."""
     answers: tuple[int, int, int]
-    """Of the calls beside an SLM: the teacher said what the SLM would have done; another of its candidates; neither."""
+    """Of the calls beside an SLM: the teacher did what the SLM would have done; another of its candidates; neither."""
 
 
 def row(episode: Episode) -> Row:
     """A broken episode (`success` None) counts as not solved."""
-    asked = tuple(step.t for step in episode.steps if step.choice.teacher.calls > 0)
+    escalated = tuple(step.t for step in episode.steps if step.choice.teacher.calls > 0)
     return Row(
-        task=episode.task.id,
-        seed=episode.seed,
-        perturbation=episode.perturbation,
-        success=bool(episode.success),
-        broken=episode.stop == "error",
-        steps=len(episode.steps),
-        slm_calls=sum(step.choice.slm.calls for step in episode.steps),
-        teacher_calls=len(asked),
-        asked=asked,
+        task=episode.task.id, seed=episode.seed, perturbation=episode.perturbation, success=bool(episode.success),
+        broken=episode.stop == "error", steps=len(episode.steps),
+        slm_calls=sum(step.choice.slm.calls for step in episode.steps), teacher_calls=len(escalated), escalated=escalated,
         answers=_answers(episode),
-    )
+    )  # fmt: skip
 
 
 def _answers(episode: Episode) -> tuple[int, int, int]:
@@ -83,7 +77,7 @@ class Outcomes:
     answers_3: NDArray[np.float64]
     """`Row.answers`, summed."""
     family_TZ: NDArray[np.str_]
-    asked_10: NDArray[np.float64]
+    escalated_10: NDArray[np.float64]
     """Share of the steps in each tenth of the horizon on which the teacher was called; NaN where no step fell."""
 
     @property
@@ -117,9 +111,9 @@ def gather(rows: Iterable[Row], tasks: Sequence[str], seeds: Sequence[int], hori
         return np.array(list(values), dtype=np.float64).reshape(shape)
 
     tenth = [t * HORIZON_TENTHS // horizon for t in range(horizon)]
-    asked_10, steps_10 = np.zeros(HORIZON_TENTHS), np.zeros(HORIZON_TENTHS)
+    escalated_10, steps_10 = np.zeros(HORIZON_TENTHS), np.zeros(HORIZON_TENTHS)
     for r in grid:
-        np.add.at(asked_10, [tenth[t] for t in r.asked], 1)
+        np.add.at(escalated_10, [tenth[t] for t in r.escalated], 1)
         np.add.at(steps_10, tenth[: r.steps], 1)
     return Outcomes(
         success_TZ=array(r.success for r in grid),
@@ -128,8 +122,8 @@ def gather(rows: Iterable[Row], tasks: Sequence[str], seeds: Sequence[int], hori
         slm_calls_TZ=array(r.slm_calls for r in grid),
         steps_TZ=array(r.steps for r in grid),
         broken_TZ=array(r.broken for r in grid).astype(bool),
-        first_TZ=array(r.asked[0] * 4 // horizon if r.asked else np.nan for r in grid),
+        first_TZ=array(r.escalated[0] * 4 // horizon if r.escalated else np.nan for r in grid),
         answers_3=np.array([r.answers for r in grid], dtype=np.float64).sum(axis=0),
         family_TZ=np.array([r.perturbation for r in grid]).reshape(shape),
-        asked_10=np.divide(asked_10, steps_10, out=np.full(HORIZON_TENTHS, np.nan), where=steps_10 > 0),
+        escalated_10=np.divide(escalated_10, steps_10, out=np.full(HORIZON_TENTHS, np.nan), where=steps_10 > 0),
     )

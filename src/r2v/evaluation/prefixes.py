@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from r2v.core.protocols import Bools, Floats
 from r2v.evaluation.curves import interval, resample_BT
+from r2v.maths import Bools, Floats
 from r2v.maths.calibration import BINS
 from r2v.maths.stats import auroc_B
 
@@ -60,18 +60,10 @@ def measures(steps: Scored, *, seed: int) -> Measures:
     brier_B = _mean_B(weights_BT, steps.task_N, (steps.p_N - steps.y_N) ** 2)
     ece_B = _ece_B(weights_BT, steps)
     return {
-        "episodes": len(np.unique(steps.episode_N)),
-        "tasks": int(steps.task_N.max()) + 1,
-        "steps": len(steps.y_N),
-        "failed": base,
-        "auroc": area,
-        "auroc_ci95": area_ci95,
-        "brier": float(brier_B[0]),
-        "brier_ci95": interval(brier_B),
-        "base_brier": base * (1 - base),
-        "ece": float(ece_B[0]),
-        "ece_ci95": interval(ece_B),
-    }
+        "episodes": len(np.unique(steps.episode_N)), "tasks": int(steps.task_N.max()) + 1, "steps": len(steps.y_N),
+        "failed": base, "auroc": area, "auroc_ci95": area_ci95, "brier": float(brier_B[0]), "brier_ci95": interval(brier_B),
+        "base_brier": base * (1 - base), "ece": float(ece_B[0]), "ece_ci95": interval(ece_B),
+    }  # fmt: skip
 
 
 def auroc_over_tasks(p_N: Floats, y_N: Floats, task_N: Ints, *, seed: int) -> tuple[float | None, list[float] | None]:

@@ -17,26 +17,27 @@ from r2v.core.types import Episode, Memory, Route
 from r2v.evaluation.outcomes import Outcomes, Row, gather, row
 from r2v.evaluation.results import Played
 
-Asks = Callable[[Episode], tuple[int, ...]]
-"""Steps of a recorded SLM episode on which a router would have asked."""
+Escalations = Callable[[Episode], tuple[int, ...]]
+"""Steps of a recorded SLM episode on which a router would have escalated."""
 
 
-def replay(episodes: Sequence[Episode], asks: Asks) -> list[Row]:
+def replay(episodes: Sequence[Episode], escalations: Escalations) -> list[Row]:
     """Outcome of each SLM-only episode under the optimistic rule."""
     rows = []
     for episode in episodes:
-        asked = asks(episode)
-        base = row(episode)
-        rows.append(replace(base, success=base.success or bool(asked), teacher_calls=len(asked), asked=asked))
+        escalated = escalations(episode)
+        recorded = row(episode)
+        solved = recorded.success or bool(escalated)
+        rows.append(replace(recorded, success=solved, teacher_calls=len(escalated), escalated=escalated))
     return rows
 
 
-def asks_of(router: Router, horizon: int) -> Asks:
+def escalated_steps(router: Router, horizon: int) -> Escalations:
     """The recorded steps on which `router` escalates, decided by the code that decides in production."""
 
-    def asks(episode: Episode) -> tuple[int, ...]:
+    def escalations(episode: Episode) -> tuple[int, ...]:
         memory = Memory(seed=derive_seed(episode.task.id, episode.seed, "episode"))
-        asked: list[int] = []
+        escalated: list[int] = []
         for step, context in zip(episode.steps, episode.contexts(horizon), strict=True):
             if step.choice.features is None:
                 raise ValueError(f"step {step.t} of {episode.task.id} has no features; replay needs routed SLM episodes")
@@ -45,13 +46,13 @@ def asks_of(router: Router, horizon: int) -> Asks:
             if decision.route in ("retry", "restart"):
                 raise ValueError(f"{router.name} decides {decision.route}; a recorded episode has no more than was recorded")
             if decision.route == "takeover":
-                return (*asked, *range(step.t, len(episode.steps)))
+                return (*escalated, *range(step.t, len(episode.steps)))
             if decision.route == "escalate":
-                asked.append(step.t)
+                escalated.append(step.t)
             memory = replace(memory, decisions=(*memory.decisions, decision))
-        return tuple(asked)
+        return tuple(escalated)
 
-    return asks
+    return escalations
 
 
 @lru_cache(maxsize=1 << 16)
@@ -92,8 +93,8 @@ def replayed(
 ) -> dict[str, Played]:
     """The optimistic rule for each router (at its operating point, and at each of its thresholds) and for the oracle."""
 
-    def outcomes(asks: Asks) -> Outcomes:
-        return gather(replay(alone, asks), tasks, seeds, horizon)
+    def outcomes(escalations: Escalations) -> Outcomes:
+        return gather(replay(alone, escalations), tasks, seeds, horizon)
 
     found = {
         "slm_only": Played(outcomes(lambda episode: ()), None),
@@ -101,6 +102,6 @@ def replayed(
         "oracle": Played(outcomes(oracle), None),
     }
     for name, (router, threshold, grid) in routers.items():
-        points = {t: outcomes(asks_of(router.at(t), horizon)) for t in dict.fromkeys((threshold, *grid))}
+        points = {t: outcomes(escalated_steps(router.at(t), horizon)) for t in dict.fromkeys((threshold, *grid))}
         found[name] = Played(points[threshold], threshold, grid, tuple(points[t] for t in grid))
     return found

@@ -88,21 +88,22 @@ def _numbers(o: Outcomes, seeds: Sequence[int], prices: Prices, alpha: float, we
         "ci95": interval(np.asarray(weights_BT @ o.success_T)),
         "llm_call_rate": float(o.call_rate_TZ.mean()),
         "calls_per_episode": float(o.teacher_calls_TZ.mean()),
+        "calls_ci95": interval(np.asarray(weights_BT @ o.calls_T)),
         "steps_per_episode": float(o.steps_TZ.mean()),
         "cost_per_episode": float(cost_TZ.mean()),
         "worst_seed_success": float(by_seed.min()),
         "cvar_failure": cvar(1 - by_seed, alpha),
         "by_family": o.success_of_family(),
         "by_seed": {str(z): float(s) for z, s in zip(seeds, by_seed, strict=True)},
-        "asked_by_position": [None if np.isnan(share) else float(share) for share in o.asked_10],
+        "asked_by_position": [None if np.isnan(share) else float(share) for share in o.escalated_10],
         "broken": int(o.broken_TZ.sum()),
     }
 
 
 def _comparison(name: str, o: Outcomes, played: Mapping[str, Played]) -> dict[str, Any]:
     alone, reference = played["slm_only"].chosen.success_TZ, played.get(REFERENCE)
-    asked = o.teacher_calls_TZ > 0
-    change = (o.success_TZ - alone)[asked]
+    escalated = o.teacher_calls_TZ > 0
+    change = (o.success_TZ - alone)[escalated]
     solved = o.success_TZ.ravel() > 0
     return {
         "interventions": {

@@ -1,4 +1,4 @@
-"""The HTTP surface: who may ask, and how much. Protocols are in `r2v.messages`, the step in `.service`."""
+"""The HTTP surface: authentication, limits, endpoints. Protocols are in `r2v.messages`, the step in `.service`."""
 
 from __future__ import annotations
 
@@ -89,13 +89,13 @@ class _Gateway:
         ]
         return Starlette(routes=routes, lifespan=lifespan)
 
-    # -- who may ask ----------------------------------------------------------------------------------------------
+    # -- authentication ---------------------------------------------------------------------------------------------
 
     def _key_of(self, http: HttpRequest) -> str:
         """Hash of the inbound key. Raises Unauthorized."""
         given = http.headers.get("x-api-key") or http.headers.get("authorization", "").removeprefix("Bearer ").strip()
         digest = hashlib.sha256(given.encode("utf-8", "replace")).digest()
-        matches = [hmac.compare_digest(digest, key) for key in self._keys]  # all of them: time tells nothing
+        matches = [hmac.compare_digest(digest, key) for key in self._keys]  # all of them: the time reveals nothing
         if self.service.settings.server.require_key and not any(matches):
             raise Unauthorized
         return digest.hex()[:12] if any(matches) else "open"
@@ -138,16 +138,12 @@ class _Gateway:
         usd = http.headers.get("x-r2v-budget-usd")
         mode = http.headers.get("x-r2v-mode", "")
         if mode not in ("", "active", "shadow"):
-            raise BadRequest("`x-r2v-mode` may be shadow; what is active is the gateway's to say")
+            raise BadRequest("`x-r2v-mode` may be shadow; only the gateway's settings make a step active")
         return RequestOptions(
-            http.state.key,
-            _session_of(http, request.metadata) or fingerprint(request, http.state.key),
-            self._forced(http, model),
-            threshold,
-            shadow=mode == "shadow",
-            session_usd=None if usd is None else max(0.0, _number(usd, "x-r2v-budget-usd: 0.25")),
-            dry=dry,
-        )
+            http.state.key, _session_of(http, request.metadata) or fingerprint(request, http.state.key),
+            self._forced(http, model), threshold, shadow=mode == "shadow",
+            session_usd=None if usd is None else max(0.0, _number(usd, "x-r2v-budget-usd: 0.25")), dry=dry,
+        )  # fmt: skip
 
     def _forced(self, http: HttpRequest, model: str) -> str | None:
         """The model that the client insists on: slm, teacher, or None. Raises BadRequest."""
@@ -161,19 +157,19 @@ class _Gateway:
         return forced
 
     async def _step(self, http: HttpRequest, request: Request, options: RequestOptions) -> Answer:
-        """The step, given up (and with it what was asked of the models) when the client goes away."""
+        """The step, cancelled (and with it the calls to the models) when the client disconnects."""
         here = asyncio.current_task()
         assert here is not None
-        gone = asyncio.ensure_future(_disconnected(http))
-        gone.add_done_callback(lambda gone: None if gone.cancelled() else here.cancel())
+        disconnected = asyncio.ensure_future(_disconnected(http))
+        disconnected.add_done_callback(lambda disconnected: None if disconnected.cancelled() else here.cancel())
         try:
             return await self.service.step(request, options)
         except asyncio.CancelledError:
-            if gone.done():
+            if disconnected.done():
                 raise Refused("the client went away", 499, {}) from None
             raise
         finally:
-            gone.cancel()
+            disconnected.cancel()
 
     def _served(self, adapter: ProtocolAdapter) -> Endpoint:
         """The endpoint of one protocol."""
@@ -252,7 +248,7 @@ class _Gateway:
         return json_response({key.replace("-", "_"): value for key, value in answer.facts.items()})
 
     async def count_tokens(self, http: HttpRequest) -> Response:
-        """An estimate, four characters a token: no model is asked."""
+        """An estimate, four characters a token: no model is called."""
         fields = MESSAGES.parse(await self._body(http)).fields
         size = sum(len(bytes(fields[key])) for key in ("messages", "tools") if key in fields)
         return json_response({"input_tokens": max(1, size // 4)})

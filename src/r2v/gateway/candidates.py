@@ -1,4 +1,4 @@
-"""A chat request as a policy: proposing is asking a model for answers to it."""
+"""A chat request as a policy: proposing draws answers from a model."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def most(client: Client, request: Request, answers: int) -> Amount:
 
 
 class CandidateSource:
-    """What one model was asked at one step (`r2v.core.protocols.Policy`), and what it cost."""
+    """The candidates of one model at one step (`r2v.core.protocols.Policy`), and what they cost."""
 
     def __init__(self, client: Client, request: Request, authors: Mapping[str, str], *, teacher: bool) -> None:
-        """`authors`: signature of a thinking block -> the model that wrote it. Only the SLM tells log-probabilities."""
+        """`authors`: signature of a thinking block -> the model that wrote it. Only the SLM returns log-probabilities."""
         self.name, self.client = client.name, client
         self._request, self._authors, self._teacher = request, authors, teacher
         self._choices: dict[Action, Json] = {}
@@ -71,7 +71,7 @@ class CandidateSource:
 
 
 class Known:
-    """A policy that proposes the candidates that it was given, whatever it is asked."""
+    """A policy that proposes the candidates that it was given, in every context."""
 
     name = "known"
 

@@ -104,7 +104,7 @@ class Metrics(Collector):
         return self._calibration
 
     def collect(self) -> Iterator[Metric]:
-        """What is computed when it is asked for (`prometheus_client.registry.Collector`)."""
+        """Metrics computed at the time of collection (`prometheus_client.registry.Collector`)."""
         attempts = CounterMetricFamily("r2v_upstream_attempts", "HTTP calls by outcome.", labels=["model", "code"])
         available = GaugeMetricFamily("r2v_upstream_available", "0 while a model is not called.", labels=["model"])
         for upstream in self._upstreams:

@@ -19,7 +19,7 @@ from starlette.routing import Route
 
 from r2v.core.types import Candidate, Context
 from r2v.gateway.http import json_response
-from r2v.messages.chat_format import context_of
+from r2v.messages.chat_format import context_of_chat
 from r2v.messages.conversation import BadRequest, Json, Message
 from r2v.messages.openai_chat import chunks, openai_error
 from r2v.messages.protocol import DONE, data
@@ -47,7 +47,7 @@ class Model(Protocol):
     async def draw(self, context: Context, k: int, *, seed: int) -> Sequence[Drawn]: ...
 
 
-class _Ask(Struct):
+class _ChatRequest(Struct):
     messages: Annotated[list[Message], Meta(min_length=1)]
     n: Annotated[int, Meta(ge=1, le=64)] | None = None
     seed: Annotated[int, Meta(ge=0, lt=2**62)] | None = None
@@ -57,21 +57,21 @@ class _Ask(Struct):
     tools: list[Any] | None = None
 
 
-_asks = msgspec.json.Decoder(_Ask)
+_decoder = msgspec.json.Decoder(_ChatRequest)
 
 
 def model_app(model: Model, name: str) -> Starlette:
     async def completions(request: Request) -> Response:
         try:
-            ask = _asks.decode(await request.body())
-            if ask.tools:
+            query = _decoder.decode(await request.body())
+            if query.tools:
                 raise BadRequest("this model calls no tools")
-            context = context_of([(message.role, message.text) for message in ask.messages])
+            context = context_of_chat([(message.role, message.text) for message in query.messages])
         except (msgspec.DecodeError, BadRequest, ValueError) as error:
             return json_response(openai_error(str(error), 400), 400)
-        drawn = await model.draw(context, ask.n or 1, seed=ask.seed or 0)
-        answer = _completion(drawn, ask, name)
-        if not ask.stream:
+        drawn = await model.draw(context, query.n or 1, seed=query.seed or 0)
+        answer = _completion(drawn, query, name)
+        if not query.stream:
             return json_response(answer)
         stream = b"".join(data(chunk) for chunk in chunks(answer, True, {})) + DONE
         return StreamingResponse(iter([stream]), media_type="text/event-stream")
@@ -84,16 +84,16 @@ def model_app(model: Model, name: str) -> Starlette:
     )
 
 
-def _completion(drawn: Sequence[Drawn], ask: _Ask, name: str) -> Json:
+def _completion(drawn: Sequence[Drawn], query: _ChatRequest, name: str) -> Json:
     choices = []
     for i, one in enumerate(drawn):
         message = {"role": "assistant", "content": one.candidate.action.text}
         choice: Json = {"index": i, "message": message, "finish_reason": "stop"}
-        if ask.logprobs:
+        if query.logprobs:
             content: list[Json] = [
                 {"token": token, "logprob": logp, "bytes": None, "top_logprobs": []} for token, logp in one.tokens
             ]
-            top = one.top[: ask.top_logprobs or 0]
+            top = one.top[: query.top_logprobs or 0]
             content[0]["top_logprobs"] = [{"token": token, "logprob": logp, "bytes": None} for token, logp in top]
             choice["logprobs"] = {"content": content}
         choices.append(choice)

@@ -20,7 +20,7 @@ from r2v.gateway.sessions import DECISIONS, Session
 from r2v.runtime.upgrade import upgraded_decision
 
 KEPT_S = 14 * 86_400
-"""Sessions and budgets nobody used for so long are forgotten."""
+"""Sessions and budgets that were not used for so long are forgotten."""
 _encoder = msgspec.json.Encoder()
 
 # KEYS: (spent, held) of each scope; a member of `held` is a reservation. ARGV: its name, seconds until it expires, tokens

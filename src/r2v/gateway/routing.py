@@ -35,11 +35,11 @@ class GatewayRouter:
     """The configured one, at the threshold of this request."""
     route: RouteSettings
     active: bool = True
-    """False: decide, but let the small model answer (shadow, or a session outside the canary)."""
+    """False: decide, but let the SLM answer (shadow, or a session outside the canary)."""
     forced: str | None = None
-    """slm or teacher, when the client or the kill switch says so."""
+    """slm or teacher, when the client or the kill switch forces it."""
     cold: bool = False
-    """The teacher's prompt cache is lost: asking it costs more."""
+    """The teacher's prompt cache is lost: a call costs more."""
 
     @property
     def name(self) -> str:
@@ -57,15 +57,15 @@ class GatewayRouter:
         plain = self.router.decide(context, features, memory, seed=seed)
         if self.forced:
             route: Route = "escalate" if self.forced == "teacher" else "continue"
-            return replace(plain, route=route, code="forced", reason="the client or the kill switch says so")
+            return replace(plain, route=route, code="forced", reason="the client or the kill switch forces it")
         if self._unclear(plain, memory):
             reason = f"{plain.score:.3f} is not clear, all candidates are drawn"
             return replace(plain, route="retry", code="retry", reason=reason)
         if plain.route == "retry":
             return plain
         if self.route.explore and derive_uniform(seed, "explore?") < self.route.explore:
-            ask = derive_uniform(seed, "explore") < 0.5
-            decision = replace(plain, route="escalate" if ask else "continue", code="explore", reason="drawn at random")
+            route = "escalate" if derive_uniform(seed, "explore") < 0.5 else "continue"
+            decision = replace(plain, route=route, code="explore", reason="drawn at random")
         else:
             decision = self._kept(plain, memory)
         # Half of the explored steps, and all others where it is what the router wants by itself.
@@ -80,7 +80,7 @@ class GatewayRouter:
         return low <= plain.score < high
 
     def _kept(self, plain: Decision, memory: Memory) -> Decision:
-        """The router's own decision, with what the teacher's prompt cache has to say."""
+        """The router's own decision, corrected for the state of the teacher's prompt cache."""
         if plain.route == "continue":
             latest = memory.decisions[-self.route.hold_steps + 1 :] if self.route.hold_steps > 1 else ()
             if any(d.route != "continue" and d.code != "hold" for d in latest):
@@ -116,7 +116,7 @@ class Configured:
 
     @property
     def model(self) -> RiskMLP | None:
-        """What says where it was fitted; None: a rule, which was fitted on nothing."""
+        """The fitted model, for drift; None: a rule, which was fitted on nothing."""
         return self.router.model
 
     @property
@@ -164,7 +164,7 @@ def _rule(name: str) -> RouterBase:
 
 
 def _as_fitted(route: RouteSettings, router: RouterBase) -> RouteSettings:
-    """Raises SettingsError where the settings ask for something else: the risk would not be the one that was measured."""
+    """Raises SettingsError where the settings differ: the risk would not be the one that was measured."""
     if (fitted := router.fitted_with) is None:
         return route
     known = {"k": fitted.k, "horizon": fitted.horizon, "verifier": fitted.verifier}

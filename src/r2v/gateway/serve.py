@@ -92,13 +92,8 @@ async def _serve(settings: GatewaySettings, mock: bool, announce: Callable[[str]
 def _config(app: object) -> uvicorn.Config:
     return uvicorn.Config(
         app,  # type: ignore[arg-type]
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=10,
-        lifespan="on",
-        ws="none",
-    )
+        log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=10, lifespan="on", ws="none",
+    )  # fmt: skip
 
 
 def _listen(host: str, port: int) -> socket.socket:

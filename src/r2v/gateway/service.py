@@ -21,12 +21,12 @@ from typing import Any
 
 from r2v.clients import make_client
 from r2v.clients.base import ModelError, Tokens
-from r2v.core.agent import MAX_RETRIES, NO_USAGE, AgentModels, Routed, StepContext
+from r2v.core.agent import MAX_RETRIES, AgentModels, Routed, StepContext
 from r2v.core.errors import BoundaryError, SettingsError
 from r2v.core.features import best
 from r2v.core.protocols import Verifier
 from r2v.core.seeds import derive_seed, derive_uniform
-from r2v.core.types import Action, Candidate, Choice, Code, Context, Decision, Memory, Observation, Step
+from r2v.core.types import NO_USAGE, Action, Candidate, Choice, Code, Context, Decision, Memory, Observation, Step
 from r2v.gateway.budgets import DAY, Amount, Budgets, Exhausted, LocalBudgets, Reservation, limits_of
 from r2v.gateway.candidates import CandidateSource, Known, most
 from r2v.gateway.ledger import Entry, Ledger
@@ -52,7 +52,7 @@ class Refused(Exception):
 class Answer:
     completion: Json
     facts: Json
-    """What the response headers and the last stream chunk say."""
+    """Of the response headers and the last stream chunk."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class Service:
         return Answer(answer, served.facts)
 
     async def may_stream_early(self, options: RequestOptions) -> bool:
-        """Whether what is known before this step says that the SLM will do. After the first visible byte nothing
+        """Whether the step before predicts that the SLM suffices. After the first visible byte nothing
         can be taken back, so the risk is that of the step before.
         """
         route = self.settings.route
@@ -262,7 +262,7 @@ class Service:
         self, step_context: StepContext, router: GatewayRouter, error: BoundaryError, calls_left: int | None, facts: Json
     ) -> Choice:
         """The SLM is down: the teacher serves. The teacher is down: the best candidate. The verifier or the router
-        broke: the teacher, because nobody knows the risk. Both down: 502.
+        broke: the teacher, because the risk is unknown. Both down: 502.
         """
         cause = error.cause
         if isinstance(cause, ModelError) and cause.clients_fault:
@@ -322,7 +322,7 @@ class Service:
 
 
 async def _teacher_alone(step_context: StepContext, code: Code, reason: str) -> Choice:
-    answer = await step_context.ask_teacher()
+    answer = await step_context.teacher_answer()
     decision = Decision("escalate", code, None, None, None, 1.0, (), reason)
     return Choice(answer.action, "teacher", (), (), None, decision, NO_USAGE, answer.usage)
 

@@ -14,13 +14,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
 from r2v.clients.settings import ClientSettings, PriceSettings
-from r2v.runtime.settings import Settings
+from r2v.runtime.settings import Fraction, Settings
 from r2v.verifiers import verifier_named
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
 
-
-class ModelSettings(ClientSettings):
+class ServedModelSettings(ClientSettings):
     price: PriceSettings
     context_tokens: PositiveInt | None = 131_072
     """Requests that are longer, at four characters a token, are not sent to it: the other model serves them."""
@@ -28,7 +26,7 @@ class ModelSettings(ClientSettings):
 
 
 class RouteSettings(Settings):
-    """What is left out of k, horizon and verifier is what the router was fitted with, where its folder says so."""
+    """What is left out of k, horizon and verifier is what the router was fitted with, where its folder records it."""
 
     k: Annotated[int, Field(ge=1, le=32)] = 4
     """Candidates drawn from the SLM at each step."""
@@ -42,8 +40,8 @@ class RouteSettings(Settings):
     threshold: float | None = None
     """None: the one in the router's folder; the paper's rule for a baseline."""
     verifier: str = "tool_calls"
-    """What scores the candidates; `tool_calls` knows nothing of the agent. A router fitted on a ledger does not say what it
-    wants: set this to what the gateway had when it wrote that ledger."""
+    """What scores the candidates; `tool_calls` knows nothing of the agent. A router fitted on a ledger does not record
+    it: set this to what the gateway had when it wrote that ledger."""
     stream: Literal["hold", "early", "auto"] = "hold"
     """hold: send an answer when it is chosen. early: where the step before was below the threshold (or there was none), pass
     the SLM's first draft through as it comes, without drawing others. auto: only where it was below half of it."""
@@ -103,14 +101,14 @@ class ServerSettings(Settings):
 class StoreSettings(Settings):
     path: str = "r2v-ledger.db"
     redact: bool = True
-    """Keep hashes and numbers of what was said, not the words."""
+    """Keep hashes and numbers of messages, not their text."""
     redis_env: str | None = None
     """Environment variable with the URL of a Redis in which replicas share sessions, budgets and the kill switch."""
 
 
 class GatewaySettings(Settings):
     version: Literal[1]
-    models: dict[Literal["slm", "teacher"], ModelSettings]
+    models: dict[Literal["slm", "teacher"], ServedModelSettings]
     route: RouteSettings = RouteSettings()
     budget: BudgetSettings = BudgetSettings()
     server: ServerSettings = ServerSettings()

@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 
+from r2v.clients.local.attention import longest_text
 from r2v.clients.local.loading import chosen_device, load_model
 from r2v.clients.local.transcript import segments
 from r2v.core.errors import StageError
 from r2v.core.types import Episode
 from r2v.learning.losses import bc_loss
 from r2v.learning.models import half_products, new_model, save_model, with_lora
-from r2v.learning.sequences import batches, encode_episodes
+from r2v.learning.sequences import Sequences, batches, encode_chats, encode_episodes, is_chat
 from r2v.learning.settings import CloneSettings, ModelSettings
 from r2v.learning.tokenizer import train_tokenizer
 
@@ -30,13 +31,19 @@ CLIP = 1.0
 class CloneReport:
     episodes: int
     """Successful episodes learned from."""
+    conversations: int
+    """Of them, those that were encoded with the model's chat template."""
     left_out: int
     """Episodes without success."""
+    unusable: dict[str, int]
+    """Successful episodes that could not be learned from, by reason."""
     parameters: int
     vocabulary: int
     steps: int
     tokens: int
     """Tokens seen, padding included."""
+    first_loss: float
+    """Of the first step."""
     final_loss: float
     """Mean over the last tenth of the steps. Low loss is no guide to success."""
 
@@ -47,27 +54,55 @@ def clone(
     settings: CloneSettings,
     out: Path,
     *,
-    checkpoints: Path,
-    seed: int,
-    progress: Progress,
+    checkpoints: Path | None = None,
+    seed: int = 0,
+    progress: Progress = lambda *_: None,
     pieces: str = r"\S+",
     dropped: str | None = None,
 ) -> CloneReport:
     """Train on the successful episodes and write a model folder to `out`.
 
-    A killed run continues from the last checkpoint in `checkpoints` and ends with the same weights (to the bit on a CPU).
-    Raises StageError when no episode was successful.
+    Episodes that keep messages (imported logs, a ledger that is not redacted) are encoded with the chat template of the
+    model's tokenizer, others in the transcript form that `r2v.clients.local.transcript` defines.
+
+    Args:
+        episodes: any; those without success are left out.
+        model_settings: what to train; conversations need a `path` whose tokenizer has a chat template.
+        settings: steps, batches and rates.
+        out: the new folder.
+        checkpoints: a killed run continues from the last checkpoint in this folder and ends with the same weights (to the
+            bit on a CPU); None: it begins anew.
+        seed: of new weights or adapters, and of the order of the batches.
+        progress: called with (step, steps, note).
+        pieces: what a new tokenizer takes as one piece.
+        dropped: what a new tokenizer drops.
+
+    Raises:
+        StageError: no episode can be learned from, or `out` exists.
+        ArtifactError: the model cannot be read, or has no chat template and needs one.
     """
+    if out.exists():
+        raise StageError(f"{out} exists; remove it or choose another folder")
     good = [episode for episode in episodes if episode.success]
     if not good:
-        raise StageError("no episode to learn from was successful; check the teacher and the perturbation strength")
+        raise StageError("no episode to learn from was successful; check the teacher and, in a run, perturbations.strength")
+    chats, others = [e for e in good if is_chat(e)], [e for e in good if not is_chat(e)]
     if model_settings.path:
         model, tokenizer = load_model(model_settings.path, device=model_settings.device)
+        torch.manual_seed(seed)  # of adapters and dropout
         model = with_lora(model, model_settings)
+    elif chats:
+        raise StageError("conversations train a model that has a chat template; set its folder or hub id as `path`")
     else:
         tokenizer = train_tokenizer(_texts(good), pieces=pieces, dropped=dropped)
         model = new_model(model_settings, tokenizer, seed=seed).to(chosen_device(model_settings.device))
-    data = encode_episodes(good, tokenizer, settings.observation_weight)
+    data = encode_episodes(others, tokenizer, settings.observation_weight)
+    spoken, unusable = encode_chats(chats, tokenizer, longest_text(model.config))
+    conversations = len(chats) - sum(unusable.values())
+    if not data.tokens and not spoken.tokens:
+        why = "; ".join(f"{count} {reason}" for reason, count in unusable.items())
+        raise StageError(f"no successful episode can be learned from: {why}")
+    data = Sequences(data.tokens + spoken.tokens, data.weights + spoken.weights)
     optimizer = torch.optim.AdamW(
         [p for p in model.parameters() if p.requires_grad],
         lr=settings.learning_rate,
@@ -76,7 +111,8 @@ def clone(
         fused=True,
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine(settings.warmup_steps, settings.steps))
-    first, losses, tokens = _resume(checkpoints / "clone.pt", model, optimizer, schedule)
+    checkpoint = None if checkpoints is None else checkpoints / "clone.pt"
+    first, losses, tokens = _resume(checkpoint, model, optimizer, schedule)
     model.train()
     stream = islice(batches(data, settings.batch_tokens, tokenizer.pad_token_id, seed=seed), first, settings.steps)
     for step, batch in enumerate(stream, start=first + 1):
@@ -87,19 +123,22 @@ def clone(
         descend(loss, model, optimizer, schedule)
         losses.append(loss.item())
         tokens += tokens_BL.numel()
-        if step % settings.checkpoint_every == 0:
-            _save(checkpoints / "clone.pt", model, optimizer, schedule, step, losses, tokens)
+        if checkpoint is not None and step % settings.checkpoint_every == 0:
+            _save(checkpoint, model, optimizer, schedule, step, losses, tokens)
         if step % 20 == 0:
             progress(step, settings.steps, f"loss {sum(losses[-20:]) / 20:.3f}")
     save_model(model, tokenizer, out)
     tail = losses[-max(1, len(losses) // 10) :]
     return CloneReport(
-        episodes=len(good),
+        episodes=len(others) + conversations,
+        conversations=conversations,
         left_out=len(episodes) - len(good),
+        unusable=unusable,
         parameters=sum(p.numel() for p in model.parameters()),
         vocabulary=len(tokenizer),
         steps=settings.steps,
         tokens=tokens,
+        first_loss=losses[0],
         final_loss=sum(tail) / len(tail),
     )
 
@@ -134,8 +173,8 @@ def _texts(episodes: Sequence[Episode]) -> list[str]:
     return list(texts)
 
 
-def _resume(path: Path, model: Any, optimizer: Any, schedule: Any) -> tuple[int, list[float], int]:
-    if not path.exists():
+def _resume(path: Path | None, model: Any, optimizer: Any, schedule: Any) -> tuple[int, list[float], int]:
+    if path is None or not path.exists():
         return 0, [], 0
     saved = torch.load(path, weights_only=True, map_location="cpu")
     model.load_state_dict(saved["model"])

@@ -1,8 +1,8 @@
-"""The helper policy (arXiv 2502.04576; method, section 8): from episodes with random help to a price and a router.
+"""The helper policy (arXiv 2502.04576; method, section 8): from episodes with random interventions to a price and a router.
 
 State keys are bins of two fitted numbers, P(the teacher differs) and P(the SLM fails), at every step of the horizon. Counts
-of what followed each key with and without help, smoothed, are the model; backward induction gives the value of help at a
-price; a regression on the step's features carries it to states that no key has seen.
+of what followed each key with and without an intervention, smoothed, are the model; backward induction gives the value of
+intervening at a price; a regression on the step's features carries it to states that no key has seen.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from r2v.core.features import FEATURES, batch
 from r2v.core.mlp import RiskMLP
-from r2v.core.protocols import Floats
 from r2v.core.types import Episode
 from r2v.learning.router import fit_values
 from r2v.learning.settings import RouterSettings
+from r2v.maths import Floats
 from r2v.maths.mdp import Mdp, meet_budget
 
 DIFFERS_EDGES = (0.6, 0.75, 0.85, 0.92, 0.96, 0.98)
@@ -39,7 +39,7 @@ class _Steps:
     x_NF: Floats
     present_NF: NDArray[np.bool_]
     t_N: NDArray[np.int64]
-    helped_N: NDArray[np.int64]
+    escalated_N: NDArray[np.int64]
     key_N: NDArray[np.int64]
     share_N: Floats
     """P(the teacher differs) over its mean within the key."""
@@ -50,8 +50,8 @@ WON, LOST = KEYS, KEYS + 1
 
 
 @dataclass(frozen=True, eq=False)
-class Helper:
-    """A value of help for each budget, and the price it has to exceed."""
+class HelperFit:
+    """The value of intervening for each budget, and the price it has to exceed."""
 
     budgets: tuple[float, ...]
     prices: tuple[float, ...]
@@ -68,14 +68,14 @@ def fit_helper(
     settings: RouterSettings,
     *,
     seed: int,
-) -> Helper:
-    """`episodes`: routed, with help drawn at random (also never). Raises ValueError where none was helped."""
+) -> HelperFit:
+    """`episodes`: routed, with random escalations (also none). Raises ValueError where no step was escalated."""
     steps = _read(episodes, differs, risk)
-    if not steps.helped_N.any():
+    if not steps.escalated_N.any():
         raise ValueError("no step of these episodes had help; the helper needs exploration")
     first = np.array([0, *np.flatnonzero(steps.next_N >= WON)[:-1] + 1])
     prior = 1 - risk.risk(*_columns(steps.x_NF, steps.present_NF, risk))
-    mdp = model(steps.t_N, steps.helped_N, steps.key_N, steps.next_N, steps.key_N[first], prior, horizon)
+    mdp = model(steps.t_N, steps.escalated_N, steps.key_N, steps.next_N, steps.key_N[first], prior, horizon)
     prices, targets = [], []
     for budget in budgets:
         mix = meet_budget(mdp, budget)
@@ -85,33 +85,27 @@ def fit_helper(
         prices.append(price)
         targets.append(gain_HS[steps.t_N, steps.key_N] * steps.share_N)
     values = fit_values(
-        steps.x_NF,
-        steps.present_NF,
-        np.stack(targets, axis=1),
-        FEATURES,
-        settings,
-        seed=seed,
-        epochs=EPOCHS,
+        steps.x_NF, steps.present_NF, np.stack(targets, axis=1), FEATURES, settings, seed=seed, epochs=EPOCHS,
         facts={"estimates": "what the teacher's step adds to the chance of success", "rows": len(steps.t_N)},
-    )
-    return Helper(tuple(budgets), tuple(prices), values, mdp)
+    )  # fmt: skip
+    return HelperFit(tuple(budgets), tuple(prices), values, mdp)
 
 
 def model(
     t_N: NDArray[np.int64],
-    helped_N: NDArray[np.int64],
+    escalated_N: NDArray[np.int64],
     key_N: NDArray[np.int64],
     next_N: NDArray[np.int64],
     start: NDArray[np.int64],
     prior_N: Floats,
     horizon: int,
 ) -> Mdp:
-    """Smoothed transition frequencies. A key never seen with help is taken to gain nothing from it; a key never seen at
-    all ends at once with the PRM's mean chance of success (`prior_N` holds the PRM of each row).
+    """Smoothed transition frequencies. A key never seen with an intervention is taken to gain nothing from
+    it; a key never seen at all ends at once with the PRM's mean chance of success (`prior_N` holds the PRM of each row).
     """
     S, buckets = KEYS, -(-horizon // BUCKET)
     count = np.zeros((buckets, 2, S, S + 2))
-    np.add.at(count, (t_N // BUCKET, helped_N, key_N, next_N), 1)
+    np.add.at(count, (t_N // BUCKET, escalated_N, key_N, next_N), 1)
     always = count.sum(axis=0)
     anywhere = always.sum(axis=1, keepdims=True)
     level = (always + SMOOTHING * anywhere / np.maximum(anywhere.sum(axis=2, keepdims=True), 1)) / (
@@ -130,13 +124,13 @@ def model(
 
 
 def _read(episodes: Sequence[Episode], differs: RiskMLP, risk: RiskMLP) -> _Steps:
-    rows, t, helped, last = [], [], [], []
+    rows, t, escalated, last = [], [], [], []
     for episode in episodes:
         for step in episode.steps:
             assert step.choice.features is not None
             rows.append(step.choice.features)
             t.append(step.t)
-            helped.append(int(step.choice.source == "teacher"))
+            escalated.append(int(step.choice.source == "teacher"))
             last.append(-1)
         if episode.steps:
             last[-1] = WON if episode.success else LOST
@@ -147,7 +141,7 @@ def _read(episodes: Sequence[Episode], differs: RiskMLP, risk: RiskMLP) -> _Step
     last_N = np.array(last)
     next_N = np.where(last_N >= 0, last_N, np.append(key_N[1:], 0))
     return _Steps(
-        x_NF, present_NF, np.array(t), np.array(helped), key_N, differs_N / np.maximum(mean_K[key_N], 1e-9), next_N
+        x_NF, present_NF, np.array(t), np.array(escalated), key_N, differs_N / np.maximum(mean_K[key_N], 1e-9), next_N
     )
 
 

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from r2v.core.features import FEATURES, batch
-from r2v.core.protocols import Bools, Floats
 from r2v.core.types import Episode
+from r2v.maths import Bools, Floats
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +40,7 @@ class Rows:
 
 
 def failure_rows(episodes: Sequence[Episode], names: Sequence[str] = FEATURES) -> Rows:
-    """`failure` labels. Raises ValueError for episodes that were not scored, had help, or lack features."""
+    """`failure` labels. Raises ValueError for episodes that were not scored, have an intervention, or lack features."""
     for episode in episodes:
         if episode.success is None:
             raise ValueError(f"{episode.task.id} seed {episode.seed} was not scored ({episode.failure})")

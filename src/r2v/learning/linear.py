@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from r2v.core.mlp import RiskMLP, linear
-from r2v.core.protocols import Bools, Floats
+from r2v.maths import Bools, Floats
 
 PENALTIES = (10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0)
 FOLDS = 5

@@ -19,20 +19,13 @@ def new_model(settings: ModelSettings, tokenizer: Any, *, seed: int) -> Any:
     torch.manual_seed(seed)
     model = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=settings.hidden_size,
-            num_hidden_layers=settings.layers,
-            num_attention_heads=settings.heads,
-            num_key_value_heads=settings.heads,
-            intermediate_size=settings.intermediate_size,
-            max_position_embeddings=settings.max_positions,
-            initializer_range=settings.initializer_range,
-            tie_word_embeddings=True,
-            pad_token_id=tokenizer.pad_token_id,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
+            vocab_size=len(tokenizer), hidden_size=settings.hidden_size, num_hidden_layers=settings.layers,
+            num_attention_heads=settings.heads, num_key_value_heads=settings.heads,
+            intermediate_size=settings.intermediate_size, max_position_embeddings=settings.max_positions,
+            initializer_range=settings.initializer_range, tie_word_embeddings=True, pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
         )
-    )
+    )  # fmt: skip
     _relate_entities(model, tokenizer)
     return model
 
@@ -40,7 +33,7 @@ def new_model(settings: ModelSettings, tokenizer: Any, *, seed: int) -> Any:
 def _relate_entities(model: Any, tokenizer: Any) -> None:
     """Start "apple 1" and "apple 2" near "apple", and all "... 1" a little alike.
 
-    A goal says "apple", a list says "apple 1": without this the model must first learn, type by type, that they belong
+    A goal has "apple", a list has "apple 1": without this the model must first learn, type by type, that they belong
     together.
     """
     vocabulary = tokenizer.get_vocab()
@@ -60,19 +53,16 @@ def with_lora(model: Any, settings: ModelSettings) -> Any:
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
-        r=settings.lora.r,
-        lora_alpha=settings.lora.alpha,
-        lora_dropout=settings.lora.dropout,
-        target_modules="all-linear",
+        r=settings.lora.r, lora_alpha=settings.lora.alpha, lora_dropout=settings.lora.dropout, target_modules="all-linear",
         task_type="CAUSAL_LM",
-    )
+    )  # fmt: skip
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # peft's, renamed in transformers
         return get_peft_model(model, config)
 
 
 def half_products(model: Any, settings: ModelSettings) -> AbstractContextManager[object]:
-    """A context in which the model's matrix products are in bfloat16, if the settings say so."""
+    """A context in which the model's matrix products are in bfloat16, where the settings want it."""
     if settings.precision == "float32":
         return nullcontext()
     return torch.autocast(model.device.type, torch.bfloat16)

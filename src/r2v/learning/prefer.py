@@ -22,7 +22,7 @@ from r2v.learning.losses import bc_loss, dpo_loss, jsd_loss
 from r2v.learning.models import half_products, save_model, with_lora
 from r2v.learning.packing import Packed, branch_logp, forward, pack
 from r2v.learning.pairs import PreferencePair
-from r2v.learning.sequences import batches, encode_episodes
+from r2v.learning.sequences import batches, encode_episodes, is_chat
 from r2v.learning.settings import ModelSettings, PreferSettings
 
 OBSERVATION_WEIGHT = 0.3
@@ -57,6 +57,7 @@ def prefer(
     """Train from the model in `model_folder` and write a model folder to `out`.
 
     The reference is that model, computed before anything is trained; with LoRA only adapters are, and are merged in `out`.
+    Conversations cannot be trained on so far.
 
     Args:
         model_folder: the cloned model.
@@ -69,10 +70,12 @@ def prefer(
         out: the new folder.
 
     Raises:
-        StageError: without pairs.
+        StageError: without pairs, or with conversations.
     """
     if not pairs:
         raise StageError("no preference pair was found; lower propose.min_gap or raise perturbations.strength")
+    if any(is_chat(episode) for episode in (*experts, *episodes, *views)):
+        raise StageError("preference training takes no conversations; clone trains on them")
     model, tokenizer = load_model(model_folder, device=model_settings.device)
     encoder = Encoder(tokenizer)
     by_episode: dict[int, list[PreferencePair]] = {}

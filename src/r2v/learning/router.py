@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from r2v.core.errors import StageError
 from r2v.core.mlp import Calibration, RiskMLP
-from r2v.core.protocols import Bools, Floats
 from r2v.learning.labels import Rows
 from r2v.learning.linear import standardisation
 from r2v.learning.settings import RouterSettings
+from r2v.maths import Bools, Floats
 from r2v.maths.calibration import fit_isotonic, fit_scaling, nll
 
 Objective = Literal["decoupled", "paper"]
@@ -240,5 +240,6 @@ def _folded(net: nn.Sequential) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
             assert norm.running_var is not None and norm.running_mean is not None
             scale = norm.weight.detach().double() / torch.sqrt(norm.running_var.double() + norm.eps)
             w, b = w * scale, (b - norm.running_mean.double()) * scale + norm.bias.detach().double()
-        layers.append((w.float().double().numpy(), b.float().double().numpy()))
+        # Contiguous, as they come back from a folder: another order in memory would change the last bits of a product.
+        layers.append((np.ascontiguousarray(w.float().double().numpy()), b.float().double().numpy()))
     return tuple(layers)

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -20,12 +22,81 @@ from torch import Tensor
 from r2v.clients.local.transcript import Encoder, segments
 from r2v.core.errors import ArtifactError
 from r2v.core.types import Episode
+from r2v.messages.transcript import conversation_of
+
+REDACTED = "keep no messages (a gateway's ledger needs `store.redact: false` when they are served)"
+
+
+class TurnChangesError(ArtifactError):
+    """A chat template shows a turn otherwise once more turns follow."""
 
 
 @dataclass(frozen=True)
 class Sequences:
     tokens: tuple[NDArray[np.int64], ...]
     weights: tuple[NDArray[np.float32], ...]
+
+
+def is_chat(episode: Episode) -> bool:
+    """Whether an episode is a conversation: it keeps messages, or a gateway served it (then a redacted one keeps none)."""
+    return episode.task.environment == "gateway" or any(step.choice.reply is not None for step in episode.steps)
+
+
+def encode_chats(episodes: Sequence[Episode], tokenizer: Any, longest: int) -> tuple[Sequences, dict[str, int]]:
+    """Episodes that keep messages, by `encode_conversation`; nothing is cut off.
+
+    Some templates (Qwen3's) show a turn otherwise once more turns follow. Then each turn is a sequence of its own, with what
+    the model reads before it: as it will be served.
+
+    Args:
+        episodes: those of which `is_chat` holds.
+        tokenizer: a fast Hugging Face tokenizer with a chat template.
+        longest: tokens that the model reads.
+
+    Returns:
+        What can be learned, and how many episodes cannot be, by reason. No weight is on actions of source "noise" and on
+        turns of an assistant that were there when the episode began.
+
+    Raises:
+        ArtifactError: without a chat template.
+    """
+    tokens: list[NDArray[np.int64]] = []
+    weights: list[NDArray[np.float32]] = []
+    skipped: Counter[str] = Counter()
+    unshown = ""
+    for episode in episodes:
+        learned: list[bool] = []
+        for step in episode.steps:
+            learned += [False for message in step.messages if message.role == "assistant"]
+            learned.append(step.choice.source != "noise")
+        try:
+            messages = conversation_of(episode)
+        except ValueError:
+            skipped[REDACTED] += 1
+            continue
+        tools = json.loads(episode.tools) if episode.tools else None
+        try:
+            try:
+                encoded = [encode_conversation(messages, tools, tokenizer, learned)]
+            except TurnChangesError:
+                ends = [i for i, message in enumerate(messages, start=1) if message["role"] == "assistant"]
+                encoded = [
+                    encode_conversation(messages[:end], tools, tokenizer, [False] * n + [True])
+                    for n, end in enumerate(ends)
+                    if learned[n]
+                ]
+        except ArtifactError as error:
+            if not tokenizer.chat_template:
+                raise
+            unshown = unshown or f"cannot be encoded, e.g.: {error}"
+            skipped[unshown] += 1
+            continue
+        if any(len(tokens_L) > longest for tokens_L, _ in encoded):
+            skipped[f"are longer than the {longest} tokens that the model reads"] += 1
+            continue
+        tokens += [tokens_L for tokens_L, _ in encoded]
+        weights += [weights_L for _, weights_L in encoded]
+    return Sequences(tuple(tokens), tuple(weights)), dict(skipped)
 
 
 def encode_episodes(episodes: Sequence[Episode], tokenizer: Any, observation_weight: float) -> Sequences:
@@ -52,7 +123,10 @@ def encode_episodes(episodes: Sequence[Episode], tokenizer: Any, observation_wei
 
 
 def encode_conversation(
-    messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None, tokenizer: Any
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]] | None,
+    tokenizer: Any,
+    learned: Sequence[bool] | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """A conversation in the tokenizer's chat template: weight 1 on what the assistant wrote, 0 on all else.
 
@@ -62,6 +136,7 @@ def encode_conversation(
         messages: in OpenAI's form (role, content, tool_calls, tool_call_id, name).
         tools: JSON schemas of the tools, or None.
         tokenizer: a fast Hugging Face tokenizer with a chat template.
+        learned: of each assistant message, whether it has its weight; None: all have.
 
     Returns:
         Token ids [L] and loss weights [L].
@@ -75,25 +150,34 @@ def encode_conversation(
         )
     shown = [_for_template(message) for message in messages]
     tools = list(tools) if tools else None
+    if learned is None:
+        learned = [True for message in shown if message["role"] == "assistant"]
     try:
         if re.search(r"\{%-?\s*generation\s*-?%\}", tokenizer.get_chat_template(None, tools)):
             out = tokenizer.apply_chat_template(shown, tools=tools, return_dict=True, return_assistant_tokens_mask=True)
-            return np.array(out["input_ids"], dtype=np.int64), np.array(out["assistant_masks"], dtype=np.float32)
+            weights_L = np.array(out["assistant_masks"], dtype=np.float32)
+            if not all(learned):
+                spans = np.flatnonzero(np.diff(weights_L, prepend=0.0, append=0.0)).reshape(-1, 2)
+                if len(spans) != len(learned):
+                    raise ArtifactError("the {% generation %} marks of the chat template do not keep the turns apart")
+                for begin, end in spans[~np.array(learned)]:
+                    weights_L[begin:end] = 0.0
+            return np.array(out["input_ids"], dtype=np.int64), weights_L
         whole = tokenizer.apply_chat_template(shown, tools=tools, tokenize=False)
         turns = []
-        for i, message in enumerate(shown):
-            if message["role"] == "assistant":
-                before, after = (
-                    tokenizer.apply_chat_template(shown[:n], tools=tools, tokenize=False, add_generation_prompt=n == i)
-                    for n in (i, i + 1)
+        said = [i for i, message in enumerate(shown) if message["role"] == "assistant"]
+        for i in compress(said, learned):
+            before, after = (
+                tokenizer.apply_chat_template(shown[:n], tools=tools, tokenize=False, add_generation_prompt=n == i)
+                for n in (i, i + 1)
+            )
+            if not (whole.startswith(after) and after.startswith(before)):
+                raise TurnChangesError(
+                    f"the chat template shows turn {i} otherwise once more turns follow; end the "
+                    "conversation there, or mark the assistant's words with {% generation %} in the template"
                 )
-                if not (whole.startswith(after) and after.startswith(before)):
-                    raise ArtifactError(
-                        f"the chat template shows turn {i} otherwise once more turns follow; end the "
-                        "conversation there, or mark the assistant's words with {% generation %} in the template"
-                    )
-                end = after.rfind(tokenizer.eos_token, len(before)) if tokenizer.eos_token else -1
-                turns.append((len(before), len(after) if end < 0 else end + len(tokenizer.eos_token)))
+            end = after.rfind(tokenizer.eos_token, len(before)) if tokenizer.eos_token else -1
+            turns.append((len(before), len(after) if end < 0 else end + len(tokenizer.eos_token)))
     except (TemplateError, ValueError) as error:  # a template refuses what it cannot show (roles, their order)
         raise ArtifactError(f"the chat template cannot show the conversation ({str(error).splitlines()[0]})") from None
     encoded = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from r2v.runtime.settings import Settings
 
@@ -36,6 +36,12 @@ class ModelSettings(Settings):
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of playing it, and of the products in training; its weights are trained and saved in float32. bfloat16 is for GPUs:
     most CPUs are slower with it."""
+
+    @model_validator(mode="after")
+    def _adapters_of_a_model(self) -> ModelSettings:
+        if self.lora is not None and self.path is None:
+            raise ValueError("`lora` adapts a trained model; set its folder or hub id as `path`, or leave out `lora`")
+        return self
 
 
 class CloneSettings(Settings):
@@ -75,6 +81,7 @@ class RouterSettings(Settings):
     batch_size: PositiveInt = 4096
     learning_rate: PositiveFloat = 1e-3
     weight_decay: NonNegativeFloat = 1e-2
+    """Ours; the authors' is 1e-4. The two were not compared; it stays because the published results were made with it."""
     calibration: Literal["temperature", "platt", "isotonic"] = "temperature"
     cost_ratio: PositiveFloat = 5.0
     """c_LLM / c_SLM in the paper's objective."""

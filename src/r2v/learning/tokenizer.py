@@ -37,10 +37,6 @@ def train_tokenizer(texts: Iterable[str], *, pieces: str, dropped: str | None = 
     vocabulary = {piece: i for i, piece in enumerate((PAD, BOS, EOS, UNKNOWN, *sorted(kept)))}
     tokenizer.model = WordLevel(vocabulary, unk_token=UNKNOWN)
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token=PAD,
-        bos_token=BOS,
-        eos_token=EOS,
-        unk_token=UNKNOWN,
+        tokenizer_object=tokenizer, pad_token=PAD, bos_token=BOS, eos_token=EOS, unk_token=UNKNOWN,
         clean_up_tokenization_spaces=False,
-    )
+    )  # fmt: skip

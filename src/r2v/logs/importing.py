@@ -80,7 +80,7 @@ async def _episodes(chats: Sequence[tuple[Recorded, bool]], source: LogFormat) -
 
 
 async def _episode(recorded: Recorded, success: bool, verifier: Verifier) -> Episode:
-    """Each assistant message is a step, seen with what was known before it: the request that would have asked for it."""
+    """Each assistant message is a step, seen with what was known before it: the request that led to it."""
     request = recorded.request
     whole = context_of(request, HORIZON)
     messages = [message_of(message) for message in recorded.body["messages"]]

@@ -80,7 +80,7 @@ class Records:
 
 
 def outcome_of(raw: Mapping[str, Any]) -> bool | None:
-    """What a record says of its success, in the places where records say it: a truth value, or a reward of at least .5."""
+    """The success of a record, from the places where records hold it: a truth value, or a reward of at least .5."""
     places = (raw, *(raw.get(key) for key in ("info", "extra", "metadata", "reward_info")))
     for place in places:
         if not isinstance(place, Mapping):

@@ -1,4 +1,4 @@
-"""Finite-horizon decision processes in which help has a price (helper paper; method, section 8). Pure functions.
+"""Finite-horizon decision processes in which an intervention has a price (helper paper; method, section 8). Pure functions.
 
 Axes: H steps, A actions (0 goes on alone), S states. All that a plan promises is about the given model, so with estimated
 transitions its usage must be checked on episodes that were played.
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from r2v.maths import Floats
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +40,7 @@ class Plan:
 
 
 def plan(mdp: Mdp, price: float) -> Plan:
-    """Backward induction; ties go to the action with the lower number, so to no help."""
+    """Backward induction; ties go to the action with the lower number, so to no intervention."""
     H, A, S, _ = mdp.p_HASS.shape
     action_HS, q_HAS = np.zeros((H, S), dtype=np.int64), np.zeros((H, A, S))
     value_S, calls_S, success_S = np.zeros(S), np.zeros(S), np.zeros(S)
@@ -77,12 +77,12 @@ def meet_budget(mdp: Mdp, calls: float) -> Mix:
     """The best policy with `calls` expected teacher calls an episode: usage falls as the price rises, so bisect the price,
     then mix the plans on both sides of the jump. Equals the optimum of the linear program over occupancies.
 
-    A budget beyond what help is ever worth gives the free plan alone.
+    A budget beyond what interventions are ever worth gives the free plan alone.
     """
     free = plan(mdp, 0.0)
     if free.calls <= calls:
         return Mix(free, free, 1.0)
-    low, high = free, plan(mdp, 1.0 + 1e-9)  # a call cannot gain more than one success: at this price nobody asks
+    low, high = free, plan(mdp, 1.0 + 1e-9)  # a call cannot gain more than one success: at this price no policy escalates
     for _ in range(60):
         middle = plan(mdp, (low.price + high.price) / 2)
         if middle.calls > calls:
@@ -93,19 +93,3 @@ def meet_budget(mdp: Mdp, calls: float) -> Mix:
             break
     gap = low.calls - high.calls
     return Mix(high, low, 0.0 if gap <= 0 else (calls - high.calls) / gap)
-
-
-def plan_hard(mdp: Mdp, calls: int) -> tuple[NDArray[np.int64], float]:
-    """(action by step, calls left and state; success) under a limit that no episode may exceed. Actions cost whole calls."""
-    H, A, S, _ = mdp.p_HASS.shape
-    cost_A = mdp.calls_A.astype(int)
-    action_HBS = np.zeros((H, calls + 1, S), dtype=np.int64)
-    value_BS = np.zeros((calls + 1, S))
-    for t in reversed(range(H)):
-        q_ABS = np.full((A, calls + 1, S), -np.inf)
-        for a in range(A):
-            for b in range(cost_A[a], calls + 1):
-                q_ABS[a, b] = mdp.win_HAS[t, a] + mdp.p_HASS[t, a] @ value_BS[b - cost_A[a]]
-        action_HBS[t] = np.argmax(q_ABS - 1e-12 * mdp.calls_A[:, None, None], axis=0)
-        value_BS = np.take_along_axis(q_ABS, action_HBS[t][None], axis=0)[0]
-    return action_HBS, float(mdp.start_S @ value_BS[calls])

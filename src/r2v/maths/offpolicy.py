@@ -1,16 +1,16 @@
-"""The value of one intervention from logs in which help was drawn at random with a logged probability. Pure functions.
+"""The value of one intervention from logs in which it was drawn at random with a logged probability. Pure functions.
 
-A step's benefit is P(success | help now, then none) - P(success | no help from now on). One row a step: was help drawn
-(a_N), with which probability (e_N), what became of the episode (success_N), and the probability that the rest of the
-episode got no help by chance where it got none (rest_N; 0 where it did get some: such rows say nothing about the benefit).
+A step's benefit is P(success | intervention now, then none) - P(success | none from now on). One row a step: was an
+intervention drawn (a_N), with which probability (e_N), what became of the episode (success_N), and the probability that the
+rest of the episode drew no intervention where it had none (rest_N; 0 where it had some: such rows carry no information on
+the benefit).
 """
 
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from r2v.maths import Floats
 
 
 def ips_N(a_N: Floats, e_N: Floats, success_N: Floats, rest_N: Floats) -> Floats:
@@ -26,7 +26,9 @@ def doubly_robust_N(
     Raises ValueError where a probability is not inside (0, 1): then one of the two outcomes was never tried.
     """
     if not ((e_N > 0) & (e_N < 1)).all():
-        raise ValueError("help was certain or impossible on some step; its benefit cannot be estimated from this log")
+        raise ValueError(
+            "an intervention was certain or impossible on some step; its benefit cannot be estimated from this log"
+        )
     weight_N = np.divide(1.0, rest_N, out=np.zeros_like(rest_N), where=rest_N > 0)
     gain_N = a_N / e_N * (weight_N * (success_N - helped_N))
     loss_N = (1 - a_N) / (1 - e_N) * (weight_N * (success_N - alone_N))

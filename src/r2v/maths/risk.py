@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from r2v.maths import Floats
 
 
 def cvar(risk_Z: Floats, alpha: float) -> float:
@@ -21,13 +20,3 @@ def cvar(risk_Z: Floats, alpha: float) -> float:
         raise ValueError(f"alpha must be in (0, 1], got {alpha}")
     worst = math.ceil(alpha * len(risk_Z) - 1e-12)
     return float(np.sort(risk_Z)[-worst:].mean())
-
-
-def tau_star(c_llm: float, c_slm: float, kappa: float) -> float:
-    """Bayes-optimal threshold of the one-step loss: clip((c_LLM - c_SLM) / kappa, 0, 1) (R2V paper, appendix B)."""
-    return float(np.clip((c_llm - c_slm) / kappa, 0.0, 1.0))
-
-
-def excess_cost_bound(p_N: Floats, q_N: Floats, kappa: float) -> float:
-    """Upper bound kappa E|p - q| on the routing cost lost by deciding with p instead of the true q."""
-    return kappa * float(np.abs(p_N - q_N).mean())

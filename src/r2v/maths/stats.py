@@ -7,7 +7,7 @@ from math import comb
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from r2v.maths import Floats
 
 
 def auroc(score_N: Floats, y_N: Floats) -> float:

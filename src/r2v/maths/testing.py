@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from itertools import combinations
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from r2v.maths import Floats
 
 
 def betting_p(x_N: Floats, bound: float, delta: float) -> float:

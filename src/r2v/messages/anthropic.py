@@ -16,12 +16,9 @@ from r2v.messages.protocol import ProtocolAdapter, event, pieces
 
 STOP = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use", "content_filter": "refusal"}
 FINISH = {
-    "end_turn": "stop",
-    "stop_sequence": "stop",
-    "max_tokens": "length",
-    "tool_use": "tool_calls",
+    "end_turn": "stop", "stop_sequence": "stop", "max_tokens": "length", "tool_use": "tool_calls",
     "refusal": "content_filter",
-}
+}  # fmt: skip
 SAME = ("temperature", "top_p", "max_tokens")
 
 
@@ -173,7 +170,7 @@ def _tool_uses(message: Json) -> list[Json]:
 
 
 def _object(arguments: Any) -> Json:
-    """Tool input must be an object; what a small model wrote instead is kept as text."""
+    """Tool input must be an object; what a model wrote instead is kept as text."""
     try:
         value = json.loads(arguments or "{}")
     except (ValueError, TypeError):
@@ -272,7 +269,7 @@ def choice_of(answer: Json, model: str) -> tuple[Json, Json]:
     return {"message": message, "finish_reason": FINISH.get(str(answer.get("stop_reason")), "stop")}, usage
 
 
-def message_of(answer: Json) -> Json:
+def answer_of(answer: Json) -> Json:
     """A Messages answer for a client, from a chat completion."""
     choice = answer["choices"][0]
     message, usage = choice["message"], answer["usage"]
@@ -390,10 +387,10 @@ class Messages(ProtocolAdapter):
         return from_messages(source)
 
     def whole(self, completion: Json, request: Request) -> Json:
-        return message_of(completion)
+        return answer_of(completion)
 
     def held(self, completion: Json, request: Request, facts: Json) -> Iterator[bytes]:
-        for name, content in _events(message_of(completion), facts):
+        for name, content in _events(answer_of(completion), facts):
             yield event(name, content)
 
     def encoder(self) -> _Encoder:

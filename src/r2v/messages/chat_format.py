@@ -32,8 +32,8 @@ def messages(context: Context, system: str) -> list[dict[str, str]]:
     return result
 
 
-def context_of(chat: Sequence[tuple[str, str]]) -> Context:
-    """The episode of such a chat, from the (role, text) of each message; what the system says is left out. Raises ValueError
+def context_of_chat(chat: Sequence[tuple[str, str]]) -> Context:
+    """The episode of such a chat, from the (role, text) of each message; system messages are left out. Raises ValueError
     for a chat of another form.
     """
     turns = [(role, text) for role, text in chat if role not in ("system", "developer")]

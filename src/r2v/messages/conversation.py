@@ -26,7 +26,7 @@ KEPT = 2_000
 
 
 class BadRequest(Exception):
-    """The client's request cannot be served; the message says why."""
+    """The client's request cannot be served; the message is for the client."""
 
 
 class Function(Struct):
@@ -99,7 +99,7 @@ _tools = msgspec.json.Decoder(list[_Tool] | None)
 
 @dataclass(frozen=True)
 class Request:
-    """One agent step as the client asked for it: what r2v reads of it, and the rest unread."""
+    """One agent step as the client requested it: what r2v reads of it, and the rest unread."""
 
     messages: Sequence[Message]
     fields: Mapping[str, msgspec.Raw]
@@ -216,7 +216,7 @@ _known_call = lru_cache(maxsize=8192)(_call)
 
 
 def logprobs_of(choice: Json, vocabulary: int | None) -> tuple[float | None, float | None]:
-    """Log-probability and entropy of a choice, in nats; None where the server does not tell them.
+    """Log-probability and entropy of a choice, in nats; None where the server does not return them.
 
     Args:
         choice: of a chat completion, with `logprobs` or without.
@@ -242,7 +242,7 @@ def logprobs_of(choice: Json, vocabulary: int | None) -> tuple[float | None, flo
 
 
 def context_of(request: Request, horizon: int) -> Context:
-    """What the router sees: the first thing the user asked for, what came back since, what the assistant did."""
+    """What the router sees: the first request of the user, what came back since, what the assistant did."""
     goal = ""
     observations: list[str] = []
     actions: list[Action] = []

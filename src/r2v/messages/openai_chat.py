@@ -11,13 +11,10 @@ from r2v.messages.protocol import DONE, ProtocolAdapter, data, pieces
 def completion(choice: Json, usage: Json | None, *, model: str, identity: str, created: int) -> Json:
     """A chat completion with one choice."""
     return {
-        "id": f"chatcmpl-{identity}",
-        "object": "chat.completion",
-        "created": created,
-        "model": model,
+        "id": f"chatcmpl-{identity}", "object": "chat.completion", "created": created, "model": model,
         "choices": [{**choice, "index": 0}],
         "usage": usage or {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0},
-    }
+    }  # fmt: skip
 
 
 def chunks(answer: Json, include_usage: bool, extra: Json, size: int = 400) -> list[Json]:

@@ -72,23 +72,19 @@ def make_slm(settings: SlmSettings, folder: Path) -> LocalPolicy:
     torch.set_num_threads(1)
     trained = settings.trained
     return LocalPolicy.load(
-        folder,
-        device=trained.device,
-        precision=trained.precision,
-        temperature=settings.temperature,
-        top_p=settings.top_p,
+        folder, device=trained.device, precision=trained.precision, temperature=settings.temperature, top_p=settings.top_p,
         max_new_tokens=settings.max_new_tokens,
-    )
+    )  # fmt: skip
 
 
 def make_models(settings: RunSettings, slm: Path, view: View = "full") -> AgentModels:
     """What a routed agent with this SLM is made of besides its router."""
     domain, model = settings.domain, settings.slm.model
     if isinstance(model, ChatSettings):
-        small: Policy = ChatPolicy(model, name="slm", chat_format=domain.chat_format)
+        policy: Policy = ChatPolicy(model, name="slm", chat_format=domain.chat_format)
     else:
-        small = make_slm(settings.slm, slm)
-    return AgentModels(small, make_teacher(settings), verifier_named(domain.verifier), settings.slm.k, view=view)
+        policy = make_slm(settings.slm, slm)
+    return AgentModels(policy, make_teacher(settings), verifier_named(domain.verifier), settings.slm.k, view=view)
 
 
 def make_agents(settings: RunSettings, specs: Iterable[AgentSpec]) -> list[Agent]:

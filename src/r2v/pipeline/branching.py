@@ -44,18 +44,13 @@ async def _answers(job: Job) -> dict[str, Any]:
     played = await asyncio.gather(
         *(
             branch(
-                models,
-                lambda task, z: make_environment(job.settings, task, z),
-                job.first + i,
-                episode,
-                _sample(episode, differ[i], job.branches),
-                draws=job.settings.help.draws,
-                horizon=horizon,
+                models, lambda task, z: make_environment(job.settings, task, z), job.first + i, episode,
+                _sample(episode, differ[i], job.branches), draws=job.settings.help.draws, horizon=horizon,
             )
             for i, episode in enumerate(job.episodes)
             if any(differ[i])
         )
-    )
+    )  # fmt: skip
     return {"differs": differ, "branches": [asdict(b) for branches in played for b in branches]}
 
 

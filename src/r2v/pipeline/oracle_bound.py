@@ -1,4 +1,4 @@
-"""The fewest teacher calls that would have saved failed episodes, spread over the executor."""
+"""The oracle bound (clairvoyant policy) of a run: the fewest teacher calls that save its failed episodes."""
 
 from __future__ import annotations
 

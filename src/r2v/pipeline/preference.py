@@ -21,14 +21,6 @@ def train_preferences(ctx: StageContext, settings: PreferSettings, out: Path) ->
     torch.set_num_threads(ctx.settings.threads)
     run = ctx.run
     return prefer(
-        run.cloned,
-        ctx.settings.slm.trained,
-        run.teacher_episodes(),
-        run.proposals(),
-        run.pairs(),
-        run.views(),
-        settings,
-        out,
-        seed=ctx.settings.seed,
-        progress=ctx.report,
-    )
+        run.cloned, ctx.settings.slm.trained, run.teacher_episodes(), run.proposals(), run.pairs(), run.views(), settings,
+        out, seed=ctx.settings.seed, progress=ctx.report,
+    )  # fmt: skip

@@ -78,7 +78,13 @@ class RunFolder:
             out = self.of(stage)
             if not (out / MANIFEST).exists():
                 raise StageError(f"{out} is not finished; run `r2v run` on it first")
-            check_hashes(out, read_json(out / MANIFEST))
+            manifest = read_json(out / MANIFEST)
+            check_hashes(out, manifest)
+            if stage == "fit" and str(manifest.get("r2v")).startswith("0.1."):
+                raise StageError(
+                    f"{out} holds routers of r2v 0.1, some of them in parts; make them anew with "
+                    f"`r2v run {self.root / 'settings.yaml'} --out {self.root}`"
+                )
 
     def manifest(self, stage: str) -> Any:
         return read_json(self.of(stage) / MANIFEST)

@@ -82,7 +82,7 @@ class Stage:
     """Settings groups it depends on."""
     run: Callable[[StageContext], None]
     trains: bool = False
-    """Whether it only serves to train the SLM: skipped, and said to be, where that is a chat endpoint."""
+    """Whether it only serves to train the SLM: skipped, with a line in the log, where that is a chat endpoint."""
     untrained: str | None = None
     """The line where nothing is trained, if it does something else then."""
 

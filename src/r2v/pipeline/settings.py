@@ -32,9 +32,7 @@ from r2v.domains.base import Domain, EnvironmentSettings
 from r2v.learning.settings import CloneSettings, ModelSettings, PreferSettings, RouterSettings
 from r2v.routers import BUILT_IN, router_class
 from r2v.routers.base import RouterBase, own_settings
-from r2v.runtime.settings import Settings, validated
-
-Fraction = Annotated[float, Field(ge=0, le=1)]
+from r2v.runtime.settings import Fraction, Settings, validated
 
 
 class TaskSettings(Settings):
@@ -108,7 +106,7 @@ class SlmSettings(Settings):
 
     @property
     def trained(self) -> ModelSettings:
-        """The model that is trained here; what asks for it does not run with a chat endpoint."""
+        """The model that is trained here; what needs it does not run with a chat endpoint."""
         assert isinstance(self.model, ModelSettings)
         return self.model
 
@@ -130,14 +128,14 @@ class ProposeSettings(Settings):
 
 
 class HelpSettings(Settings):
-    """What is tried on the router tasks to learn what help is worth. Only what a wanted router needs is done."""
+    """What is tried on the router tasks to learn what interventions are worth. Only what a wanted router needs is done."""
 
     branches: PositiveInt = 1
     """Steps of each recorded episode on which both futures are played (benefit)."""
     draws: PositiveInt = 1
     """Futures of each such step; the first is the recorded one."""
     rates: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.05, 0.15, 0.3, 0.6)
-    """Probabilities of random help in the explored episodes (helper, bandit, off-policy estimates)."""
+    """Probabilities of random escalation in the explored episodes (helper, bandit, off-policy estimates)."""
     explore_seeds: PositiveInt = 2
     """How many of the rollout seeds are explored."""
     budgets: tuple[PositiveFloat, ...] = (0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0)
@@ -154,7 +152,7 @@ class EvaluateSettings(Settings):
     kappa: PositiveFloat = 20.0
     """Price of a failed episode in teacher calls, for the rule `cost`."""
     asked_shares: tuple[Fraction, ...] = (0.02, 0.06, 0.12, 0.2, 0.35, 0.6)
-    """OperatingPoint positions of the curves: thresholds that would ask on this share of the SLM's own validation steps."""
+    """Operating points of the curves: thresholds that would escalate this share of the SLM's own validation steps."""
     clairvoyant: NonNegativeInt = 30
     """Failed SLM episodes of which the fewest teacher calls that save them are searched; 0 = none."""
     clairvoyant_target: Fraction = 0.98
@@ -163,7 +161,7 @@ class EvaluateSettings(Settings):
     """Bootstrap resamples over tasks."""
 
 
-class PriceSettings(Settings):
+class StepPriceSettings(Settings):
     """What a step costs, in any unit."""
 
     slm: PositiveFloat = 1.0
@@ -193,7 +191,7 @@ class RunSettings(Settings):
     router: RouterSettings = RouterSettings()
     help: HelpSettings = HelpSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
-    prices: PriceSettings = PriceSettings()
+    prices: StepPriceSettings = StepPriceSettings()
 
     @property
     def trains(self) -> bool:
@@ -291,4 +289,4 @@ class LogsSettings(Settings):
     logs: LogSourceSettings
     view: View = "full"
     asked_share: Annotated[float, Field(gt=0, lt=1)] = 0.15
-    """Share of the steps to ask on: places the router's threshold."""
+    """Share of the steps to escalate: places the router's threshold."""

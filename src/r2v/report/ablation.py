@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from r2v.report.figures import colour, svg
+from r2v.report.figures import colour, empty, svg
 from r2v.report.page import page_template
 from r2v.routers.r2v import R2V
 
@@ -22,7 +21,7 @@ Printed = dict[str, tuple[float, float]]
 
 
 CVAR_NOTE = (
-    "The paper's objective, asking at p >= 0.5 as its script does. CVaR is the mean of the worst ceil(alpha Z) of Z "
+    "The paper's objective, escalating at p >= 0.5 as its script does. CVaR is the mean of the worst ceil(alpha Z) of Z "
     "perturbation seeds, so alphas that pick the same number of seeds are the same objective."
 )
 
@@ -63,14 +62,14 @@ def _sections(paper: dict[str, Any]) -> list[Section]:
     grid = {f"{row[0]:g}, {row[1]:g}": (row[2], row[3]) for row in paper["cvar_sweep_combined"]["rows"]}
     sweep = {f"{row[0]:g}": (row[3], row[4]) for row in paper["consistency_sweep_qwen7b"]["rows"]}
     return [
-        Section("consistency", "Weight of the consistency loss", "A small model trained anew for each weight.", sweep),
+        Section("consistency", "Weight of the consistency loss", "An SLM trained anew for each weight.", sweep),
         Section("cvar", "CVaR: alpha, epsilon", CVAR_NOTE, grid),
         Section("features", "Feature groups", "The paper's 15 features by group, and all of ours.", groups),
         Section("closed", "Closed models", "Without log-probabilities, and with a stand-in for the entropy.", closed),
         Section("objective", "Objective", "Proper score and separate threshold, or the joint Lagrangian.", {}),
         Section("labels", "Labels", "What the router is taught: the SLM will fail; or the teacher would act otherwise.", {}),
-        Section("routes", "Rungs", "The alarm of the run's own r2v, answered in six ways.", {}),
-        Section("k", "Candidates K", "With another K the small model acts differently, too.", {}),
+        Section("routes", "Routes", "The alarm of the run's own r2v, answered in six ways.", {}),
+        Section("k", "Candidates K", "With another K the SLM acts differently, too.", {}),
         Section(
             "unseen",
             "Unseen perturbation family",
@@ -84,8 +83,7 @@ def cvar(tables: dict[str, list[dict[str, Any]]]) -> Figure:
     """Teacher calls and success over the grid."""
     cells = {tuple(float(x) for x in row["name"].split(", ")): row for row in tables["cvar"]}
     alphas, epsilons = sorted({a for a, _ in cells}), sorted({e for _, e in cells})
-    figure = Figure(figsize=(9.2, 3.4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = empty(9.2, 3.4)
     titles = (("success_rate", "success rate"), ("llm_call_rate", "teacher-call rate"))
     for axes, (key, title) in zip(figure.subplots(1, 2), titles, strict=True):
         grid = [[cells[a, e][key] for e in epsilons] for a in alphas]
@@ -104,8 +102,7 @@ def cvar(tables: dict[str, list[dict[str, Any]]]) -> Figure:
 
 
 def feature_groups(tables: dict[str, list[dict[str, Any]]]) -> Figure:
-    figure = Figure(figsize=(6.6, 3.4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = empty(6.6, 3.4)
     axes = figure.subplots()
     rows = sorted(tables["features"], key=lambda row: float(row["area"]))
     for y, row in enumerate(rows):
@@ -118,8 +115,7 @@ def feature_groups(tables: dict[str, list[dict[str, Any]]]) -> Figure:
 
 
 def consistency(tables: dict[str, list[dict[str, Any]]]) -> Figure:
-    figure = Figure(figsize=(6.6, 3.4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = empty(6.6, 3.4)
     axes = figure.subplots()
     rows = tables["consistency"]
     x = [float(row["name"]) for row in rows]

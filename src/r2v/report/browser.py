@@ -31,17 +31,10 @@ def selected(episodes: Sequence[Episode]) -> list[dict[str, Any]]:
 
 def _episode(episode: Episode) -> dict[str, Any]:
     return {
-        "task": episode.task.id,
-        "family": episode.task.family,
-        "goal": episode.goal,
-        "seed": episode.seed,
-        "perturbation": episode.perturbation,
-        "router": episode.agent,
-        "success": episode.success,
-        "stop": episode.stop,
-        "steps": [_step(step) for step in episode.steps],
-        "final": None if episode.final is None else episode.final.text,
-    }
+        "task": episode.task.id, "family": episode.task.family, "goal": episode.goal, "seed": episode.seed,
+        "perturbation": episode.perturbation, "router": episode.agent, "success": episode.success, "stop": episode.stop,
+        "steps": [_step(step) for step in episode.steps], "final": None if episode.final is None else episode.final.text,
+    }  # fmt: skip
 
 
 def _step(step: Step) -> dict[str, Any]:

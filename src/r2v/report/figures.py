@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -49,7 +49,7 @@ def frontier(results: Results) -> Figure:
 
 
 def equal_calls(results: Results) -> Figure:
-    """Success with the same number of teacher calls an episode, and what someone who knows the future would need."""
+    """Success with the same number of teacher calls an episode, and the oracle bound."""
     figure, axes = _new(7.6, 4.6)
     alone = results["routers"]["slm_only"]["success_rate"]
     for name, r in results["routers"].items():
@@ -69,9 +69,8 @@ def equal_calls(results: Results) -> Figure:
         label=f"llm_only, {teacher['calls_per_episode']:.1f}",
     )
     if bound := results["clairvoyant"]:
-        axes.plot(
-            bound["calls_per_episode"], bound["success_rate"], marker="*", ms=14, color="#e69f00", ls="", label="clairvoyant"
-        )
+        at = bound["calls_per_episode"], bound["success_rate"]
+        axes.plot(*at, marker="*", ms=14, color="#e69f00", ls="", label="oracle bound")
     axes.set_xlabel("teacher calls an episode")
     axes.set_ylabel("success rate")
     figure.legend(loc="outside right center", frameon=False)
@@ -79,22 +78,21 @@ def equal_calls(results: Results) -> Figure:
 
 
 def reliability(results: Results) -> Figure:
-    """Predicted risk against observed failure; below, how many steps fall in each bin."""
-    figure = Figure(figsize=(6.6, 4.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
-    bins = results["calibration"]["bins"]
+    return calibration_figure(results["calibration"]["bins"], colour("r2v", results["routers"].get("r2v")), (6.6, 4.4))
+
+
+def calibration_figure(bins: Sequence[tuple[float, float, int]], shade: str, size: tuple[float, float]) -> Figure:
+    """Predicted risk against the share of steps in failed episodes; below, how many steps fall in each bin."""
+    figure, top, bottom = two_parts(*size)
     p, share, count = zip(*bins, strict=True) if bins else ((), (), ())
     top.plot([0, 1], [0, 1], color="#999999", lw=1, ls="--")
-    top.plot(p, share, color=colour("r2v", results["routers"].get("r2v")), marker="o", lw=2)
+    top.plot(p, share, color=shade, marker="o", lw=2)
     top.set_ylabel("share of steps in failed episodes")
     top.set_ylim(-0.02, 1.02)
-    bottom.bar(p, count, width=0.05, color=colour("r2v", results["routers"].get("r2v")))
+    bottom.bar(p, count, width=0.05, color=shade)
     bottom.set_ylabel("steps")
     bottom.set_xlabel("predicted risk")
     bottom.set_xlim(-0.02, 1.02)
-    for axes in (top, bottom):
-        clean(axes)
     return figure
 
 
@@ -108,7 +106,7 @@ def by_seed(results: Results) -> Figure:
 
 
 def positions(results: Results) -> Figure:
-    """Where along the episode the teacher is asked."""
+    """Where along the episode the router escalates."""
     figure, axes = _new(6.6, 3.4)
     for name, r in results["routers"].items():
         shares = r["asked_by_position"]
@@ -118,7 +116,7 @@ def positions(results: Results) -> Figure:
             y = [s for s in shares if s is not None]
             axes.plot(x, y, color=colour(name, r), lw=2.2 if strong else 1.0, marker="o", ms=3, label=name)
     axes.set_xlabel("position in the episode (share of the horizon)")
-    axes.set_ylabel("share of steps asked")
+    axes.set_ylabel("share of steps escalated")
     axes.set_ylim(bottom=0)
     if axes.lines:
         figure.legend(loc="outside right center", frameon=False, fontsize=8)
@@ -127,11 +125,11 @@ def positions(results: Results) -> Figure:
 
 FIGURES: tuple[tuple[str, str, Callable[[Results], Figure]], ...] = (
     ("frontier", "Success against teacher calls: up and to the left is better", frontier),
-    ("equal_calls", "Success at equal numbers of teacher calls; the star knows the future", equal_calls),
-    ("reliability", "Is the risk honest? (r2v, steps of SLM-only test episodes)", reliability),
+    ("equal_calls", "Success at equal numbers of teacher calls; the star is the oracle bound", equal_calls),
+    ("reliability", "Is the risk calibrated? (r2v, steps of SLM-only test episodes)", reliability),
     ("by_family", "Success by perturbation family", by_family),
     ("by_seed", "Success by perturbation seed", by_seed),
-    ("positions", "Where along the episode the teacher is asked", positions),
+    ("positions", "Where along the episode the router escalates", positions),
 )
 
 
@@ -159,15 +157,30 @@ def _bars(results: Results, key: str, label: str) -> Figure:
     return figure
 
 
-def _new(width: float, height: float) -> tuple[Figure, Axes]:
+def empty(width: float, height: float) -> Figure:
+    """A figure without axes, in inches."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
+    return figure
+
+
+def _new(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = empty(width, height)
     axes = figure.subplots()
-    clean(axes)
+    _clean(axes)
     return figure, axes
 
 
-def clean(axes: Axes) -> None:
+def two_parts(width: float, height: float) -> tuple[Figure, Axes, Axes]:
+    """A figure with a large upper and a small lower part over one x axis."""
+    figure = empty(width, height)
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+    _clean(top)
+    _clean(bottom)
+    return figure, top, bottom
+
+
+def _clean(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#999999", alpha=0.25, lw=0.8)
     axes.set_axisbelow(True)

@@ -40,7 +40,7 @@ def write_inspection(
 
 
 def headline(results: dict[str, Any]) -> str:
-    """Does the risk say anything at a given step, in words, whichever way it came out."""
+    """Whether the risk is informative at a given step, in words."""
     known = [m for m in results["by_prefix"] if m["t"] in MARKED_T and m["auroc"] is not None]
     values = ", ".join(f"{m['auroc']:.2f} at step {m['t']}" for m in known)
     clear = [m for m in known if m["auroc_ci95"][0] > 0.5]
@@ -51,7 +51,7 @@ def headline(results: dict[str, Any]) -> str:
         if not clear
         else f"the interval lies above chance at {len(clear)} of these {len(known)} steps"
     )
-    return f"Among episodes of the same age the risk tells failing from solved with AUROC {values}; {verdict}."
+    return f"Among episodes of the same age the risk separates failing from solved with AUROC {values}; {verdict}."
 
 
 def selected(episodes: Sequence[Episode], risks: Sequence[Sequence[float]]) -> list[dict[str, Any]]:

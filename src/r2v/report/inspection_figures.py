@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from r2v.report.figures import clean
+from r2v.report.figures import Results, calibration_figure, two_parts
 
+SIZE = (5.0, 4.2)
 FAILED, SOLVED, OTHER = "#d55e00", "#0072b2", "#777777"
 FEW = 20
 """Below so many episodes of the rarer outcome, a point is drawn faintly."""
-Results = dict[str, Any]
 
 
 def risk_curves(r: Results) -> Figure:
     """Median risk and its quartiles at each step; below, how many episodes got there."""
-    figure, top, bottom = _pair()
+    figure, top, bottom = two_parts(*SIZE)
     for name, colour in (("failed", FAILED), ("solved", SOLVED)):
         t, count, low, middle, high = zip(*r["curves"][name], strict=True)
         top.fill_between(t, low, high, color=colour, alpha=0.18, lw=0)
@@ -35,7 +33,7 @@ def risk_curves(r: Results) -> Figure:
 
 def auroc_by_prefix(r: Results) -> Figure:
     """AUROC among the episodes that got to a step, with its interval; below, how many these are."""
-    figure, top, bottom = _pair()
+    figure, top, bottom = two_parts(*SIZE)
     top.axhline(0.5, color="#999999", lw=1, ls="--")
     rows = [m for m in r["by_prefix"] if m["auroc"] is not None]
     for few, label in ((False, "risk"), (True, f"risk, fewer than {FEW} episodes of one outcome")):
@@ -61,18 +59,7 @@ def auroc_by_prefix(r: Results) -> Figure:
 
 
 def calibration(r: Results) -> Figure:
-    """Predicted risk against the share of steps in failed episodes; below, how many steps fall in each bin."""
-    figure, top, bottom = _pair()
-    p, share, count = zip(*r["calibration"], strict=True)
-    top.plot([0, 1], [0, 1], color="#999999", lw=1, ls="--")
-    top.plot(p, share, color=SOLVED, marker="o", lw=2)
-    top.set_ylabel("share of steps in failed episodes")
-    top.set_ylim(-0.02, 1.02)
-    bottom.bar(p, count, width=0.05, color=SOLVED)
-    bottom.set_ylabel("steps")
-    bottom.set_xlabel("predicted risk")
-    bottom.set_xlim(-0.02, 1.02)
-    return figure
+    return calibration_figure(r["calibration"], SOLVED, SIZE)
 
 
 FIGURES: tuple[tuple[str, Callable[[Results], Figure]], ...] = (
@@ -90,12 +77,3 @@ def _steps(axes: Axes) -> None:
     axes.set_ylim(bottom=0)
     axes.set_xlabel("step")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-
-
-def _pair() -> tuple[Figure, Axes, Axes]:
-    figure = Figure(figsize=(5.0, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
-    for axes in (top, bottom):
-        clean(axes)
-    return figure, top, bottom

@@ -56,7 +56,7 @@ def headline(results: dict[str, Any]) -> str:
     teacher = routers["llm_only"]
     r2v = routers.get("r2v")
     solved = {name: percent(routers[name]["success_rate"]) for name in ("slm_only", "llm_only")}
-    ends = f"The small model alone solves {solved['slm_only']} of the episodes, the teacher {solved['llm_only']}."
+    ends = f"The SLM alone solves {solved['slm_only']} of the episodes, the teacher {solved['llm_only']}."
     if r2v is None or not teacher["success_rate"]:
         return ends
     share = r2v["success_rate"] / teacher["success_rate"]

@@ -11,18 +11,13 @@ def summary(results: dict[str, Any]) -> Table:
     seeds = len(results["perturbation_seeds"])
     table = Table(title=f"closed loop: {results['tasks']} held-out tasks x {seeds} perturbation seeds")
     table.add_column("router", no_wrap=True)
-    for heading in ("success", "95 %", "asked", "calls", "steps", "area"):
+    for heading in ("success", "95 %", "escalated", "calls", "steps", "area"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, r in results["routers"].items():
         low, high = r["ci95"]
         table.add_row(
-            name,
-            f"{r['success_rate']:.1%}",
-            f"{100 * low:.1f}-{100 * high:.1f}",
-            f"{r['llm_call_rate']:.1%}",
-            f"{r['calls_per_episode']:.2f}",
-            f"{r['steps_per_episode']:.1f}",
-            "" if r["area"] is None else f"{r['area']:.3f}",
-            style="bold" if name == "r2v" else "",
-        )
+            name, f"{r['success_rate']:.1%}", f"{100 * low:.1f}-{100 * high:.1f}", f"{r['llm_call_rate']:.1%}",
+            f"{r['calls_per_episode']:.2f}", f"{r['steps_per_episode']:.1f}",
+            "" if r["area"] is None else f"{r['area']:.3f}", style="bold" if name == "r2v" else "",
+        )  # fmt: skip
     return table

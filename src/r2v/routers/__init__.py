@@ -104,7 +104,7 @@ def decide(
     Args:
         router: any router, e.g. from `load_router`.
         context: the goal, the observations so far and the actions between them.
-        candidates: the small model's proposals, K of them as where the router was fitted.
+        candidates: the SLM's proposals, K of them as where the router was fitted.
         scores: the verifier's score of each, in [0, 1].
         memory: what was decided at earlier steps; keep it up with `memory.after(decision)`.
         seed: of this step; the same one gives the same decision.

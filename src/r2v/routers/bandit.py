@@ -11,8 +11,8 @@ import numpy as np
 
 from r2v.core.features import FEATURES, batch
 from r2v.core.mlp import REMEMBERED, RiskMLP, linear
-from r2v.core.protocols import Floats
 from r2v.core.types import Episode, Features
+from r2v.maths import Floats
 from r2v.routers.base import FitData, RouterBase, features_of
 
 BONUS = 0.5
@@ -22,7 +22,7 @@ BONUS = 0.5
 class Bandit(RouterBase):
     """Escalates where the upper confidence bound of the reward with the teacher is that much higher than without.
 
-    One linear model of the episode's reward for each of {alone, helped}, plus a bonus for what was tried little.
+    One linear model of the episode's reward for each of {continue, escalate}, plus a bonus for what was tried little.
     """
 
     name: str = "bandit"
@@ -48,8 +48,8 @@ class Bandit(RouterBase):
     def _score(self) -> Any:
         def score(features: Features) -> float:
             z = np.append(self.gain.standardised(features), 1.0)
-            alone, helped = (float(np.sqrt(z @ inverse @ z)) for inverse in self.inverse_AFF)
-            return self.gain.value(features) + self.bonus * (helped - alone)
+            width_continue, width_escalate = (float(np.sqrt(z @ inverse @ z)) for inverse in self.inverse_AFF)
+            return self.gain.value(features) + self.bonus * (width_escalate - width_continue)
 
         return lru_cache(REMEMBERED)(score)
 

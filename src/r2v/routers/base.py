@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 FORMAT = 2
 Need = Literal["answers", "branches", "exploration", "redraws"]
-"""What a fit may need beside the small model's rollouts: what the teacher would have done at each step; both futures of some
+"""What a fit may need beside the SLM's rollouts: what the teacher would have done at each step; both futures of some
 steps; episodes with random escalation; episodes with a second draw of candidates at each step."""
 Play = Callable[[Mapping[str, "RouterBase"]], Mapping[str, Sequence[int]]]
 """Plays routers in closed loop on validation tasks, and on the router tasks under one seed; teacher calls an episode."""
@@ -54,7 +54,7 @@ class FittedWith:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RouterBase:
-    """Base of fitted routers; `decide` escalates where `score` reaches the threshold unless a router says otherwise."""
+    """Base of fitted routers; `decide` escalates where `score` reaches the threshold unless a router overrides it."""
 
     name: str = "router"
     threshold: float | None = None
@@ -76,7 +76,7 @@ class RouterBase:
 
     @classmethod
     def fit(cls, data: FitData) -> Self:
-        """Fit on the router tasks; `cls.needs` says which parts of `data` are there."""
+        """Fit on the router tasks; `data` holds the parts that `cls.needs` names."""
         return cls(fitted_with=data.fitted_with)
 
     def at(self, threshold: float) -> Self:
@@ -108,7 +108,7 @@ class RouterBase:
 
     @property
     def model(self) -> RiskMLP | None:
-        """The fitted model that says on which features it was fitted (for drift); None for a rule."""
+        """The fitted model, which records the features of its fit (for drift); None for a rule."""
         return next((value for value in vars(self).values() if isinstance(value, RiskMLP)), None)
 
     def save(self, folder: Path) -> None:
@@ -160,13 +160,13 @@ def quantiles(scores: Sequence[float], shares: Sequence[float]) -> list[float]:
 
 def _card(router: RouterBase) -> str:
     facts = {**router.facts, **(router.model.facts if router.model else {})}
-    told = "\n".join(f"- {key.replace('_', ' ')}: {value}" for key, value in facts.items())
+    lines = "\n".join(f"- {key.replace('_', ' ')}: {value}" for key, value in facts.items())
     point = "not chosen yet" if router.threshold is None else f"{router.threshold:.4f}"
     valid = "It was fitted on nothing."
     if (c := router.fitted_with) is not None:
         valid = (
             f"It was fitted with {c.k or 'varying'} candidates a step, a horizon of {c.horizon or 'varying'} steps and the "
-            f"verifier {c.verifier or 'of its gateway'}: it is valid for these, for its small model and for such tasks."
+            f"verifier {c.verifier or 'of its gateway'}: it is valid for these, for its SLM and for such tasks."
         )
     return f"""# Router {router.name}
 
@@ -175,7 +175,7 @@ def _card(router: RouterBase) -> str:
 
 Operating point: {point}. {valid}
 
-{told}
+{lines}
 
 `r2v.load_router(folder).decide(context, features, memory, seed=0)` needs NumPy alone.
 """
@@ -183,13 +183,13 @@ Operating point: {point}. {valid}
 
 @dataclass(frozen=True, eq=False)
 class FitData:
-    """What routers are fitted on: the small model's own episodes, and what was tried on them.
+    """What routers are fitted on: the SLM's own episodes, and what was tried on them.
 
     Models that several routers need (`risk`, `disagreement`) are fitted once.
     """
 
     recorded: Sequence[Episode]
-    """The small model alone on the router tasks; broken episodes have no outcome."""
+    """The SLM alone on the router tasks; broken episodes have no outcome."""
     validation: Sequence[Episode]
     """The same on the validation tasks: for early stopping and calibration."""
     fitted_with: FittedWith
@@ -238,7 +238,7 @@ class FitData:
 
     @cached_property
     def risk(self) -> RiskMLP:
-        """P(the small model fails the episode), calibrated."""
+        """P(the SLM fails the episode), calibrated."""
         from r2v.learning.labels import failure_rows
 
         names = PAPER if self.settings.features == "paper" else EXTENDED
@@ -265,7 +265,7 @@ class FitData:
         names: tuple[str, ...],
         *,
         objective: Literal["decoupled", "paper"] = "decoupled",
-        estimates: str = "the risk that going on with the small model will fail the episode",
+        estimates: str = "the risk that going on with the SLM will fail the episode",
     ) -> RiskMLP:
         """Fit a calibrated probability, and note under `name` how good it is on the held-out rows."""
         from r2v.learning.router import fit_mlp

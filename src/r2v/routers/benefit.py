@@ -23,7 +23,9 @@ class Benefit(RouterBase):
     kind = "benefit"
     needs = frozenset({"answers", "branches"})
     colour = "#d55e00"
-    cites = "Ours; the target is the value of help of arXiv 2502.04576, measured by playing both futures of a step."
+    cites = (
+        "Ours; the target is the value of one intervention (arXiv 2502.04576), measured by playing both futures of a step."
+    )
 
     @classmethod
     def fit(cls, data: FitData) -> Benefit:

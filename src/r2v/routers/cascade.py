@@ -1,4 +1,4 @@
-"""FrugalGPT's cascade at the level of steps: escalate where the small model's answer is probably not the teacher's."""
+"""FrugalGPT's cascade at the level of steps: escalate where the SLM's answer is probably not the teacher's."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Cascade(RouterBase):
     kind = "disagreement"
     needs = frozenset({"answers"})
     colour = "#117733"
-    cites = "FrugalGPT (arXiv 2305.05176): a learned scorer of the small model's answer, here of each step."
+    cites = "FrugalGPT (arXiv 2305.05176): a learned scorer of the SLM's answer, here of each step."
 
     @classmethod
     def fit(cls, data: FitData) -> Cascade:

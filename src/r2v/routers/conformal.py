@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from r2v.core.mlp import RiskMLP
-from r2v.core.protocols import Floats
 from r2v.core.types import Context, Decision, Episode, Features, Memory
+from r2v.maths import Floats
 from r2v.routers.base import FitData, RouterBase, features_of
 
 

@@ -1,4 +1,4 @@
-"""Escalate where the small model is unsure of its first token."""
+"""Escalate where the SLM is unsure of its first token."""
 
 from __future__ import annotations
 

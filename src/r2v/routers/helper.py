@@ -1,4 +1,4 @@
-"""The helper policy: values of help for budgets of teacher calls, mixed so that the calls made meet the budget."""
+"""The helper policy: values of intervening for budgets of teacher calls, mixed so that the calls made meet the budget."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FACTORS = (0.4, 0.7, 1.0, 1.5, 2.5)
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Price(RouterBase):
-    """Escalates where the value of help reaches a price."""
+    """Escalates where the value of intervening reaches a price."""
 
     name: str = "helper"
     value: RiskMLP
@@ -36,7 +36,7 @@ class Mixture:
 
     budget: float
     value: int
-    """Which value of help."""
+    """Index into `values`."""
     first: float | None
     """Price; None never escalates."""
     second: float | None
@@ -46,7 +46,7 @@ class Mixture:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Helper(RouterBase):
-    """Escalates where the value of help exceeds its price, so that a budget of teacher calls is met.
+    """Escalates where the value of intervening exceeds its price, so that a budget of teacher calls is met.
 
     The threshold is the budget, in teacher calls an episode.
     """
@@ -54,7 +54,7 @@ class Helper(RouterBase):
     name: str = "helper"
     budgets: tuple[float, ...]
     prices: tuple[float, ...]
-    """What the fitted decision process says that help must be worth at each budget."""
+    """What intervening must be worth at each budget, by the fitted decision process."""
     values: tuple[RiskMLP, ...]
     mixtures: tuple[Mixture, ...] = ()
     kind = "benefit"
@@ -76,7 +76,7 @@ class Helper(RouterBase):
         return cls(budgets=found.budgets, prices=found.prices, values=values, fitted_with=data.fitted_with)
 
     def tuned(self, play: Play, data: FitData) -> Helper:
-        """Play each budget's value of help at some prices, and mix two neighbours so that the calls made meet the budget.
+        """Play each budget's value of intervening at some prices, and mix two neighbours so that the calls made meet it.
 
         What the fitted decision process promises is not trusted: its usage is off, and the regression flattens its values.
         Calls are counted on validation tasks and, because a mean of 80 tasks is off by a tenth, on the router tasks under

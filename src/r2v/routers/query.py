@@ -18,7 +18,7 @@ RARE = 5
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Query(RouterBase):
-    """Gives the whole episode to the teacher or to the small model, by the words of the goal."""
+    """Gives the whole episode to the teacher or to the SLM, by the words of the goal."""
 
     name: str = "query"
     bias: float = 0.0
@@ -35,7 +35,7 @@ class Query(RouterBase):
         return cls(bias=bias, weights=weights, fitted_with=data.fitted_with)
 
     def risk(self, goal: str) -> float:
-        """P(the small model fails an episode with this goal)."""
+        """P(the SLM fails an episode with this goal)."""
         return float(1 / (1 + np.exp(-self.bias - sum(self.weights.get(word, 0.0) for word in words_of(goal)))))
 
     def thresholds(self, validation: Sequence[Episode], shares: Sequence[float]) -> list[float]:

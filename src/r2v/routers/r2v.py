@@ -11,7 +11,7 @@ from r2v.routers.base import FitData, RouterBase
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class R2V(RouterBase):
-    """Escalates where the calibrated risk that going on with the small model fails the episode is high."""
+    """Escalates where the calibrated risk that going on with the SLM fails the episode is high."""
 
     name: str = "r2v"
     risk: RiskMLP

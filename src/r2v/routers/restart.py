@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from r2v.core.mlp import RiskMLP
-from r2v.core.protocols import Floats
 from r2v.core.types import Context, Decision, Episode, Features, Memory
+from r2v.maths import Floats
 from r2v.routers.base import FitData, RouterBase, features_of
 
 THRESHOLDS = 101
@@ -23,7 +23,7 @@ class Renewal:
     """
 
     p: float
-    """Chance that an attempt which nobody stops succeeds."""
+    """Chance that an attempt that is not stopped succeeds."""
     solved: float
     failed: float
     """Length of an attempt that succeeds, and of one that fails."""
@@ -52,7 +52,7 @@ class Renewal:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Restart(RouterBase):
-    """Begins again at the first alarm, if the renewal formula says that stopping pays; later alarms escalate."""
+    """Begins again at the first alarm, if stopping pays by the renewal formula; later alarms escalate."""
 
     name: str = "restart"
     risk: RiskMLP

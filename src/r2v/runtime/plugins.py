@@ -23,7 +23,7 @@ Group = Literal["routers", "domains", "verifiers", "perturbations", "log_formats
 
 
 def names(group: Group, built_in: Mapping[str, str]) -> tuple[str, ...]:
-    """All that may be asked for by a short name, the built-in ones first."""
+    """All that have a short name, the built-in ones first."""
     return tuple(dict.fromkeys([*built_in, *_installed(group)]))
 
 
@@ -51,7 +51,7 @@ def load(group: Group, name: str, built_in: Mapping[str, str]) -> Any:
         return getattr(importlib.import_module(module), thing)
     except ModuleNotFoundError as error:
         if error.name is not None and not module.startswith(error.name):
-            raise  # something that the part needs is not installed: the command line says which extra has it
+            raise  # something that the part needs is not installed: the command line names the extra that has it
         raise SettingsError(f"{name} cannot be loaded: there is no module {error.name}") from None
     except AttributeError:
         raise SettingsError(f"{name} cannot be loaded: {module} has no {thing}") from None

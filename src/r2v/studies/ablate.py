@@ -1,7 +1,7 @@
 """`r2v ablate`: the paper's ablation tables on a finished run, in closed loop and in replay side by side.
 
 All variants share the rollouts and their features; on test tasks all play together, so what they do alike is played once.
-Only the consistency sweep and K need new rollouts, on fewer tasks, because there the small model acts differently.
+Only the consistency sweep and K need new rollouts, on fewer tasks, because there the SLM acts differently.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ import numpy as np
 from r2v import __version__
 from r2v.core.features import PAPER, batch, with_pseudo_entropy
 from r2v.core.mlp import Calibration, RiskMLP
-from r2v.core.protocols import Floats
 from r2v.core.types import Episode, Task
 from r2v.evaluation.curves import area_B, interval, resample_BT
 from r2v.evaluation.outcomes import Outcomes, gather
-from r2v.evaluation.replay import asks_of, replay
+from r2v.evaluation.replay import escalated_steps, replay
 from r2v.learning.labels import Rows, failure_rows
 from r2v.learning.settings import RouterSettings
+from r2v.maths import Floats
 from r2v.maths.calibration import brier, ece, fit_scaling
 from r2v.maths.stats import auroc_or_none
 from r2v.pipeline.agents import AgentSpec
@@ -42,7 +42,7 @@ from r2v.studies.ablation_plan import CANDIDATES, EPOCHS, LAMBDAS, Variant, mask
 RECALIBRATION = 50
 """Episodes of an unseen perturbation family on which the risk is recalibrated."""
 SHARES = (0.06, 0.3)
-"""OperatingPoint positions of the curves: the share of the SLM's own validation steps asked on."""
+"""Operating points of the curves: shares of the SLM's own validation steps that are escalated."""
 TEST_TASKS = 90
 """Of the run's test tasks, so that the whole sweep takes some ten minutes."""
 REMADE_TASKS = 100
@@ -150,7 +150,7 @@ def ablate(ctx: StageContext) -> dict[str, Any]:
     distinct = {v.key: v for v in plan}.values()
     ctx.map(fit_variant, [FitJob(v, paths["train"], paths["held"], fitted / v.key, settings.seed) for v in distinct], "fits")
     held_table = load_table(paths["held"])
-    share, risk = _asked_share(ctx, held_table), _risk_in(run.router_folder("r2v"))
+    share, risk = _escalated_share(ctx, held_table), _risk_in(run.router_folder("r2v"))
     tasks, seeds = run.split("test")[:TEST_TASKS], settings.perturbations.test
     positions = {v.key: _positions(v, _risk_in(fitted / v.key), held_table, share) for v in distinct}
     agents = {"slm_only": AgentSpec("routed", slm), "llm_only": AgentSpec("teacher")}
@@ -195,7 +195,7 @@ class Test:
 
     @cached_property
     def steps(self) -> Table:
-        """The steps of the small model's own episodes, which every variant is calibrated against."""
+        """The steps of the SLM's own episodes, which every variant is calibrated against."""
         return table(*_scored(self.alone, None))
 
     def measure(self, v: Variant, fitted: Path, positions: Sequence[float], held: Table) -> dict[str, Any]:
@@ -204,8 +204,8 @@ class Test:
         numbers = self.curve(v.key, positions, family)
         risk = _risk_in(fitted / v.key)
         if v.view == "full":
-            asks = asks_of(R2V(risk=risk, threshold=positions[0]), self.ctx.settings.environment.horizon)
-            numbers["replay"] = _numbers(_gather(self.ctx, self.tasks, replay(self.alone, asks)), family)
+            steps_of = escalated_steps(R2V(risk=risk, threshold=positions[0]), self.ctx.settings.environment.horizon)
+            numbers["replay"] = _numbers(_gather(self.ctx, self.tasks, replay(self.alone, steps_of)), family)
         return {"name": v.name, **numbers, **self._calibration(v, risk, held)}
 
     def curve(self, name: str, positions: Sequence[float], family: str | None = None) -> dict[str, Any]:
@@ -253,8 +253,8 @@ def _numbers(o: Outcomes, family: str | None) -> dict[str, Any]:
     }
 
 
-def _asked_share(ctx: StageContext, held: Table) -> float:
-    """Share of the SLM's own validation steps on which the run's r2v would ask."""
+def _escalated_share(ctx: StageContext, held: Table) -> float:
+    """Share of the SLM's own validation steps on which the run's r2v would escalate."""
     model = _risk_in(ctx.run.router_folder("r2v"))
     rows = held.of(Variant("", "", RouterSettings(), names=model.names))
     return float((model.risk(rows.x_NF, rows.present_NF) >= ctx.run.operating_points()["r2v"].threshold).mean())
@@ -292,7 +292,7 @@ def _preferred(ctx: StageContext, weight: float) -> Path:
 
 
 def _remade(ctx: StageContext, label: str, name: str, slm: Path, k: int) -> dict[str, Any]:
-    """Another small model, or another number of candidates: new rollouts, a router fitted on them, played on test tasks."""
+    """Another SLM, or another number of candidates: new rollouts, a router fitted on them, played on test tasks."""
     settings = ctx.settings.model_copy(update={"slm": ctx.settings.slm.model_copy(update={"k": k})})
     there = replace(ctx, settings=settings)
     tasks, seeds = ctx.run.split("router")[:REMADE_TASKS], settings.perturbations.rollout[:REMADE_SEEDS]
@@ -311,7 +311,7 @@ def _remade(ctx: StageContext, label: str, name: str, slm: Path, k: int) -> dict
     v = Variant(label, name, settings.router.model_copy(update={"epochs": EPOCHS}), names=PAPER)
     ctx.map(fit_variant, [FitJob(v, train, held, out / v.key, settings.seed)], f"fit {label}")
     held_table = load_table(held)
-    positions = _positions(v, _risk_in(out / v.key), held_table, _asked_share(ctx, held_table))
+    positions = _positions(v, _risk_in(out / v.key), held_table, _escalated_share(ctx, held_table))
     agents = {"slm_only": me, "llm_only": AgentSpec("teacher")}
     agents |= {at(v.key, t): AgentSpec("routed", slm, out / v.key, t) for t in positions}
     test = ctx.run.split("test")[:TEST_TASKS]
@@ -322,7 +322,7 @@ def _remade(ctx: StageContext, label: str, name: str, slm: Path, k: int) -> dict
 
 
 def _verifier(alone: Sequence[Episode]) -> dict[str, Any]:
-    """How well the mean verifier score of an episode's executed actions tells solved from failed episodes."""
+    """How well the mean verifier score of an episode's executed actions separates solved from failed episodes."""
     scored = [e for e in alone if e.success is not None and e.steps]
     mean_N = np.array([np.mean([max(step.choice.scores) for step in e.steps]) for e in scored])
     failed_N = np.array([not e.success for e in scored], dtype=float)

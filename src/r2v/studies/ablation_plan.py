@@ -48,7 +48,7 @@ class Variant:
     without_family: str | None = None
     """Perturbation family whose episodes it is not trained or calibrated on."""
     threshold: float | None = None
-    """A fixed one; None: thresholds, and the one that asks as often as the run's r2v."""
+    """A fixed one; None: thresholds, and the one that escalates as often as the run's r2v."""
     same_as: str | None = None
     """Key of the variant in another table that is the same router: it is fitted and played once."""
 
@@ -58,7 +58,7 @@ class Variant:
 
 
 def variants(settings: RouterSettings, *, with_answers: bool) -> list[Variant]:
-    """`with_answers`: the rollouts say where the teacher would have acted differently."""
+    """`with_answers`: the run knows where the teacher would have acted differently."""
     s = settings.model_copy(update={"epochs": EPOCHS})
     base = Variant("", "", s)
     found = [replace(base, table="features", name=name, names=names) for name, names in GROUPS.items()]
@@ -79,21 +79,17 @@ def variants(settings: RouterSettings, *, with_answers: bool) -> list[Variant]:
     found += [replace(base, table="unseen", name=family, names=EXTENDED, without_family=family) for family in FAMILIES]
     found += [
         replace(
-            base,
-            table="cvar",
-            name=f"{alpha:g}, {epsilon:g}",
-            objective="paper",
-            settings=s.model_copy(update={"alpha": alpha, "epsilon": epsilon}),
-            threshold=0.5,
+            base, table="cvar", name=f"{alpha:g}, {epsilon:g}", objective="paper",
+            settings=s.model_copy(update={"alpha": alpha, "epsilon": epsilon}), threshold=0.5,
         )
         for alpha in ALPHAS
         for epsilon in EPSILONS
-    ]
+    ]  # fmt: skip
     first: dict[Variant, str] = {}
     return [replace(v, same_as=first.setdefault(replace(v, table="", name=""), v.key)) for v in found]
 
 
 def masked(names: tuple[str, ...], view: View) -> tuple[str, ...]:
     """The features that a view leaves; the stand-in takes the place of the entropy."""
-    gone: set[Any] = set() if view == "full" else set(NEEDS_LOGPROBS)
-    return tuple(n for n in names if n not in gone or (view == "pseudo_entropy" and n == "first_token_entropy"))
+    hidden: set[Any] = set() if view == "full" else set(NEEDS_LOGPROBS)
+    return tuple(n for n in names if n not in hidden or (view == "pseudo_entropy" and n == "first_token_entropy"))

@@ -42,7 +42,7 @@ def certify(ctx: StageContext, router: str, target: Target, *, tasks: int, seed:
 
 
 def identity(ctx: StageContext, router: str) -> dict[str, str]:
-    """Hashes of the small model, the router's folder, and the settings that decide what is played."""
+    """Hashes of the SLM, the router's folder, and the settings that decide what is played."""
     dump = ctx.settings.model_dump(mode="json")
     subject = json.dumps({group: dump[group] for group in SUBJECT}, sort_keys=True)
     return {

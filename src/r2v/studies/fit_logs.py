@@ -1,7 +1,7 @@
-"""`r2v fit LOGS`: a router from recorded episodes alone, no environment, no training of the small model.
+"""`r2v fit LOGS`: a router from recorded episodes alone, no environment, no training of the SLM.
 
 Every number is from task-wise cross-validation: a task's episodes are never on both sides. With too few episodes for a
-threshold that means something, it says how many are there and how many it takes, and writes no router.
+threshold that means something, it reports how many there are and how many it takes, and writes no router.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from r2v.core.features import FEATURES, batch
 from r2v.core.mlp import RiskMLP
-from r2v.core.protocols import Floats
 from r2v.core.types import Episode
 from r2v.evaluation.prefixes import auroc_over_tasks
 from r2v.learning.labels import Rows
+from r2v.maths import Floats
 from r2v.maths.calibration import brier, ece
 from r2v.routers.base import FittedWith
 from r2v.routers.r2v import R2V
@@ -37,7 +37,7 @@ class LogFit:
 
     episodes: int
     helped: int
-    """Of them, with help: left out."""
+    """Of them, with a step of the teacher: left out."""
     tasks: int
     failed: int
     steps: int
@@ -69,10 +69,10 @@ def fitted_with(episodes: Sequence[Episode], verifier: str | None) -> FittedWith
 
 
 def own_steps(episodes: Sequence[Episode]) -> tuple[Rows, list[str]]:
-    """Steps of the episodes that the small model played alone, labelled with the outcome; and the task of each.
+    """Steps of the episodes that the SLM played alone, labelled with the outcome; and the task of each.
 
-    An episode that was helped does not say how the small model would have ended, and leaving out only its helped part would
-    keep the outcome of the help. So logs should come from shadow mode, or hold sessions outside the canary.
+    An episode with a step of the teacher does not show how the SLM would have ended, and leaving out only that step would
+    keep its outcome. So logs should come from shadow mode, or hold sessions outside the canary.
     """
     features, y, owners, tasks = [], [], [], []
     for i, episode in enumerate(episodes):
@@ -100,7 +100,7 @@ def fit_logs(
         verifier: what scored the steps, where that is known; the gateway then scores with the same.
         seed: of the folds and of the fits.
         asked_share: the share of steps that one is willing to escalate, which places the threshold: without a teacher's
-            outcomes no log can say which threshold reaches a target.
+            outcomes no log shows which threshold reaches a target.
     """
     from r2v.learning.tabular import fit_risk
 
@@ -111,15 +111,11 @@ def fit_logs(
     solved = len(set(rows.episode_N.tolist())) - failed
     helped = sum(any(step.choice.source != "slm" for step in episode.steps) for episode in scored)
     counts: dict[str, Any] = {
-        "episodes": len(scored),
-        "helped": helped,
-        "tasks": len(names),
-        "failed": failed,
-        "steps": len(rows),
-    }
+        "episodes": len(scored), "helped": helped, "tasks": len(names), "failed": failed, "steps": len(rows),
+    }  # fmt: skip
     if min(failed, solved) < LEAST_FAILED or len(names) < LEAST_TASKS:
         refused = (
-            f"{len(scored)} episodes of {len(names)} tasks, {failed} failed and {solved} solved by the small model alone: a "
+            f"{len(scored)} episodes of {len(names)} tasks, {failed} failed and {solved} solved by the SLM alone: a "
             f"router needs at least {LEAST_TASKS} tasks and {LEAST_FAILED} episodes of each kind"
         )
         rare = max(min(failed, solved) / max(1, len(scored)), 0.02)
@@ -143,18 +139,10 @@ def fit_logs(
     R2V(name=out.resolve().name, risk=router, threshold=threshold, fitted_with=conditions).save(out)
     base = float(rows.y_N.mean())
     return LogFit(
-        **counts,
-        auroc=area,
-        auroc_ci95=(low, high),
-        ece=ece(p_N, rows.y_N),
-        brier=brier(p_N, rows.y_N),
-        base_brier=base * (1 - base),
-        episodes_needed=int(np.ceil(len(scored) * ((high - low) / WANTED_WIDTH) ** 2)),
-        threshold=threshold,
-        asked_share=float((risk_N >= threshold).mean()),
-        router=str(out),
-        refused=None,
-    )
+        **counts, auroc=area, auroc_ci95=(low, high), ece=ece(p_N, rows.y_N), brier=brier(p_N, rows.y_N),
+        base_brier=base * (1 - base), episodes_needed=int(np.ceil(len(scored) * ((high - low) / WANTED_WIDTH) ** 2)),
+        threshold=threshold, asked_share=float((risk_N >= threshold).mean()), router=str(out), refused=None,
+    )  # fmt: skip
 
 
 def folds(task_N: NDArray[np.int64], seed: int) -> NDArray[np.int64]:

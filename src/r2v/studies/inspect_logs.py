@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from r2v.core.errors import StageError
 from r2v.core.features import FEATURES, View, seen_as
-from r2v.core.protocols import Floats
 from r2v.core.types import Episode, Step
 from r2v.evaluation.prefixes import Scored, auroc_over_tasks, by_prefix, curves, measures
+from r2v.maths import Floats
 from r2v.maths.calibration import reliability_bins
 from r2v.studies.fit_logs import FOLDS, LEAST_FAILED, LEAST_TASKS, folds, held_out_risk, own_steps
 
@@ -31,7 +31,7 @@ class Inspection:
 
 
 def inspect_logs(episodes: Sequence[Episode], *, view: View = "full", seed: int = 0) -> Inspection:
-    """Raises StageError where the logs are too few to say anything."""
+    """Raises StageError where the logs are too few for any estimate."""
     seen = [_seen_as(view, episode) for episode in episodes]
     rows, tasks = own_steps(seen)
     names, task_N = np.unique(np.array(tasks, dtype=str), return_inverse=True)

@@ -17,7 +17,7 @@ _ORDERS = re.compile(
 
 
 def gives_orders(text: str) -> bool:
-    """Whether a text, which should only inform, looks like an instruction that somebody slipped in."""
+    """Whether a text, which should only inform, looks like an instruction that was injected."""
     return _ORDERS.search(text) is not None
 
 

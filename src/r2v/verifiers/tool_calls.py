@@ -32,7 +32,7 @@ WORDS = re.compile(r"[a-z0-9_]{4,}")
 
 
 class ToolCallVerifier:
-    """A `Verifier`. Scores what the action says, against the tools of this request and the steps so far."""
+    """A `Verifier`. Scores the action against the tools of this request and the steps so far."""
 
     def __init__(self, tools: Sequence[Mapping[str, Any]]) -> None:
         """`tools`: OpenAI function definitions; a schema that is itself wrong is not held against a call."""

@@ -113,13 +113,13 @@ class LocalPolicy:
 
     async def propose(self, context: Context, k: int, *, seed: int) -> tuple[Candidate, ...]:
         """K candidates for the next action. Raises ValueError when the context is longer than the model reads."""
-        request, branches = await self._ask(context, k, seed)
+        request, branches = await self._submit(context, k, seed)
         distinct = {id(branch): self._candidate(branch, request.entropy) for branch in branches}
         return tuple(distinct[id(branch)] for branch in branches)
 
     async def draw(self, context: Context, k: int, *, seed: int) -> tuple[Drawn, ...]:
         """What `propose` gives, with its tokens, which servers return too."""
-        request, branches = await self._ask(context, k, seed)
+        request, branches = await self._submit(context, k, seed)
         top = tuple((self._token(token), logp) for logp, token in zip(*request.top, strict=True))
         return tuple(
             Drawn(
@@ -130,7 +130,7 @@ class LocalPolicy:
             for branch in branches
         )
 
-    async def _ask(self, context: Context, k: int, seed: int) -> tuple[_Request, list[_Branch]]:
+    async def _submit(self, context: Context, k: int, seed: int) -> tuple[_Request, list[_Branch]]:
         loop = asyncio.get_running_loop()
         request = _Request(context, context.history(context.t), k, seed, loop.create_future())
         self._pending.append(request)
@@ -138,9 +138,9 @@ class LocalPolicy:
             loop.call_soon(self._wait, loop, 0)
         return request, await request.answer
 
-    def _wait(self, loop: asyncio.AbstractEventLoop, asked: int) -> None:
-        """Let every coroutine ask that can; when a round of the loop brings no further request, answer them all."""
-        if len(self._pending) > asked:
+    def _wait(self, loop: asyncio.AbstractEventLoop, queued: int) -> None:
+        """Let every coroutine queue its request; when a round of the loop brings no further request, answer them all."""
+        if len(self._pending) > queued:
             loop.call_soon(self._wait, loop, len(self._pending))
         else:
             self._flush()
@@ -244,7 +244,7 @@ class LocalPolicy:
             for r, i in enumerate(group):
                 n, start = sizes[i], self._lengths[rows[i]]
                 tokens_RQ[r, width - n :] = missing[i]
-                # Padding goes to the left, its keys behind the row's end, where nobody looks and the next text lands.
+                # Padding goes to the left, its keys behind the row's end, where no row attends and the next text lands.
                 at_RQ[r, width - n :] = positions_RQ[r, width - n :] = start + np.arange(n)
                 at_RQ[r, : width - n] = start + n + np.arange(width - n)
             keys_RS = np.arange(int(at_RQ.max()) + 1)[None]  # all rows alike
@@ -351,7 +351,7 @@ class LocalPolicy:
         width = max(len(members) for members in groups.values())
         beyond = 1 + max(branch.path[-1] - int(self._lengths[branch.row]) for branch in live)
         tokens_RQ = np.zeros((len(rows), width), dtype=np.int64)
-        # Unused queries write behind all branches, where nobody looks and the next text will land.
+        # Unused queries write behind all branches, where no row attends and the next text will land.
         at_RQ = np.repeat(self._lengths[rows][:, None] + beyond, width, axis=1)
         span = int(at_RQ.max()) + 1
         keys_RS = np.tile(np.arange(span), (len(rows), 1)) if self._windows else np.arange(span)[None]

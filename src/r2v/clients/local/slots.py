@@ -15,7 +15,7 @@ GROW = 128
 class SlotCache(Cache):  # type: ignore[misc]
     """Preallocated keys and values per layer, [rows, heads, positions, width].
 
-    Before each forward `aim` says to which rows and positions the new keys go; `update` then writes them there and hands
+    Before each forward `aim` sets to which rows and positions the new keys go; `update` then writes them there and hands
     the model everything up to the highest position. What a query may see is the caller's mask.
     """
 

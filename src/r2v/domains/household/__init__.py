@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
 from r2v.core.protocols import Environment, Policy
 from r2v.core.types import Action, Context, Task
 from r2v.domains.base import Domain, EnvironmentSettings, made_in
+from r2v.domains.household.catalogue import FAMILIES, Family
 from r2v.domains.household.chat_format import HOUSEHOLD
 
 if TYPE_CHECKING:
@@ -19,15 +20,6 @@ if TYPE_CHECKING:
     from r2v.domains.household.scenes import SceneSettings
 
 Range = tuple[PositiveInt, PositiveInt]
-Family = Literal[
-    "pick_and_place_simple",
-    "look_at_obj_in_light",
-    "pick_clean_then_place_in_recep",
-    "pick_heat_then_place_in_recep",
-    "pick_cool_then_place_in_recep",
-    "pick_two_obj_and_place",
-]
-FAMILIES: tuple[Family, ...] = get_args(Family)
 _PHRASES = (
     "go to", "arrive at", "are in middle of room looking quickly around", "nothing happens", "are not carrying anything",
     "are carrying:", "pick up", "error: request timed out",

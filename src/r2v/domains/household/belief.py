@@ -1,4 +1,4 @@
-"""What a careful reader may believe after each observation: only sentences the household itself would say count.
+"""Belief state of a careful reader after each observation: only sentences that the household itself writes count.
 
 Injected sentences, hints and missing answers change nothing here, except that an action without its answer leaves a
 doubt (`unsure`) that has to be cleared by looking.
@@ -84,7 +84,7 @@ class Belief:
             return
         self.missing += 1
         if verb == "go to" and a in self.receptacles:
-            self.location = a  # going to a place that exists works, whatever the answer says
+            self.location = a  # going to a place that exists works, whatever the answer is
         if verb in ("go to", "open", "take", "move", "put"):
             self.unsure = action
 
@@ -163,7 +163,7 @@ class Belief:
         for name in names:
             if name not in self.receptacles:
                 self.receptacles.append(name)
-        for name in names:  # they are numbered from 1, so a higher number tells of the lower ones
+        for name in names:  # they are numbered from 1, so a higher number implies the lower ones
             kind, number = name.rsplit(" ", 1)
             for lower in range(int(number) - 1, 0, -1):
                 if f"{kind} {lower}" not in self.receptacles:

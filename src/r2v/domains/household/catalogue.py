@@ -2,6 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
+Family = Literal[
+    "pick_and_place_simple",
+    "look_at_obj_in_light",
+    "pick_clean_then_place_in_recep",
+    "pick_heat_then_place_in_recep",
+    "pick_cool_then_place_in_recep",
+    "pick_two_obj_and_place",
+]
+FAMILIES: tuple[Family, ...] = get_args(Family)
+
 
 def _types(names: str) -> frozenset[str]:
     return frozenset(names.split())

@@ -1,7 +1,7 @@
 """The household's teacher: a scripted expert that reads what the SLM reads and nothing else.
 
 It keeps a belief, searches the room in the order in which the receptacles were named, checks by looking when an answer
-is missing, and repeats what flaked. Its habits are few and regular on purpose: a small model has to learn them.
+is missing, and repeats what flaked. Its habits are few and regular on purpose: a SLM has to learn them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PATIENCE = 3
 
 
 @dataclass(frozen=True)
-class Goal:
+class GoalSentence:
     thing: str
     place: str
     """Receptacle type, or the lamp's type when `lamp`."""
@@ -37,7 +37,7 @@ class Goal:
     lamp: bool
 
 
-def parse_goal(text: str) -> Goal:
+def parse_sentence(text: str) -> GoalSentence:
     """The first task the text states (later ones are injections). Raises ValueError for an unknown form."""
     found = [match for pattern in _GOALS if (match := pattern.search(text))]
     if not found:
@@ -47,7 +47,7 @@ def parse_goal(text: str) -> Goal:
     verb = parts.get("verb") or _STATES.get((parts.get("state") or "").strip())
     lamp = parts.get("lamp")
     count = 2 if re.match(r"(put|find) two", match.group()) else 1
-    return Goal(parts["thing"], lamp or parts["place"], verb, count, lamp is not None)
+    return GoalSentence(parts["thing"], lamp or parts["place"], verb, count, lamp is not None)
 
 
 class HouseholdExpert:
@@ -61,7 +61,7 @@ class HouseholdExpert:
         self._remembered = remembered
 
     async def propose(self, context: Context, k: int, *, seed: int) -> tuple[Candidate, ...]:
-        action = Action(next_command(parse_goal(context.goal), self._read(context)))
+        action = Action(next_command(parse_sentence(context.goal), self._read(context)))
         return (Candidate(action, None, None, Usage(calls=1)),) * k
 
     def _read(self, context: Context) -> Belief:
@@ -78,7 +78,7 @@ class HouseholdExpert:
         return belief
 
 
-def next_command(goal: Goal, belief: Belief) -> str:
+def next_command(goal: GoalSentence, belief: Belief) -> str:
     """A pure function of goal and belief: what is read decides, not what was decided before."""
     doubt = belief.unsure
     if doubt and belief.missing % (PATIENCE + 1):
@@ -102,7 +102,7 @@ def next_command(goal: Goal, belief: Belief) -> str:
     return _at(belief, place) or _opened(belief, place) or move
 
 
-def _fetch(goal: Goal, belief: Belief) -> str:
+def _fetch(goal: GoalSentence, belief: Belief) -> str:
     for place in belief.receptacles:
         if goal.count == 2 and place in belief.placed.values():
             continue
@@ -113,7 +113,7 @@ def _fetch(goal: Goal, belief: Belief) -> str:
     return _search(belief)
 
 
-def _use_lamp(goal: Goal, belief: Belief) -> str:
+def _use_lamp(goal: GoalSentence, belief: Belief) -> str:
     for place in belief.receptacles:
         for thing in belief.contents.get(place, ()):
             if _kind(thing) == goal.place and belief.refused.get(f"use {thing}", 0) < 2:
@@ -146,7 +146,7 @@ def _put_away(belief: Belief) -> str:
     return _at(belief, place) or _opened(belief, place) or f"move {held} to {place}"
 
 
-def _destination(goal: Goal, belief: Belief) -> str:
+def _destination(goal: GoalSentence, belief: Belief) -> str:
     """Where one of two already lies, else the first of the type."""
     for thing, place in belief.placed.items():
         if goal.count == 2 and _kind(thing) == goal.thing and _kind(place) == goal.place:

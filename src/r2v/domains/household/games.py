@@ -18,7 +18,7 @@ from pathlib import Path
 
 from r2v.core.errors import ArtifactError
 from r2v.core.types import Task
-from r2v.domains.household import FAMILIES
+from r2v.domains.household.catalogue import FAMILIES
 from r2v.domains.household.rules import CLEAN, COOL, HOT, Dialect, Fact, Goal, World, build_world
 
 GAME_FILE = "game.tw-pddl"

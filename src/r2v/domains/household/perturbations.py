@@ -6,7 +6,7 @@ inject      text that tries to make the agent do something else, in observations
 distract    plausible text beside the point
 
 Texts are made of sentences, and of lists such as "you see a apple 1, a mug 2, and a cup 1.". The first observation names the
-places, which no later text says again: flaky only shuffles it.
+places, which no later text repeats: flaky only shuffles it.
 """
 
 from __future__ import annotations

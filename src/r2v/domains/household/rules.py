@@ -79,26 +79,16 @@ class State:
 
     def copy(self) -> State:
         return State(
-            self.location,
-            self.holding,
-            self.opened,
-            dict(self.contents),
-            self.objects_at,
-            self.taken_from,
+            self.location, self.holding, self.opened, dict(self.contents), self.objects_at, self.taken_from,
             dict(self.status),
-        )
+        )  # fmt: skip
 
     def latent(self) -> str:
         """Hash of the state; equal exactly for equal states of one world."""
         parts = (
-            self.location,
-            self.holding,
-            sorted(self.opened),
-            sorted(self.contents.items()),
-            sorted(self.objects_at),
-            sorted(self.taken_from),
-            [(name, sorted(members)) for name, members in sorted(self.status.items())],
-        )
+            self.location, self.holding, sorted(self.opened), sorted(self.contents.items()), sorted(self.objects_at),
+            sorted(self.taken_from), [(name, sorted(members)) for name, members in sorted(self.status.items())],
+        )  # fmt: skip
         return blake2b(repr(parts).encode(), digest_size=8).hexdigest()
 
 
@@ -148,34 +138,20 @@ def build_world(facts: Iterable[Fact], goal: Goal, sentence: str, dialect: Diale
     for o, outer in sorted(pairs("inreceptacleobject")):
         inner[outer] = (*inner.get(outer, ()), o)
     start = State(
-        location=number[by_predicate["atlocation"][0][1]],
-        holding=-1,
-        opened=members("opened"),
-        contents=contents,
-        objects_at=frozenset(pairs("objectatlocation")),
-        taken_from=frozenset(),
+        location=number[by_predicate["atlocation"][0][1]], holding=-1, opened=members("opened"), contents=contents,
+        objects_at=frozenset(pairs("objectatlocation")), taken_from=frozenset(),
         status={name: members(name) for name in (HOT, COOL, CLEAN, SLICED, TOGGLED)},
-    )
+    )  # fmt: skip
     go = {
         here: {f"go to {names[r]}": ("go", r, -1) for r in receptacles if location_of[r] != here}
         for here in {*location_of.values(), start.location}
     }
     return World(
-        ids=ids,
-        names=names,
-        goal=goal,
-        sentence=sentence,
-        dialect=dialect,
-        receptacles=receptacles,
-        location_of=location_of,
-        at_location=at_location,
-        type_of=type_of,
-        accepts={r: frozenset(contains.get(type_of[r], ())) for r in receptacles},
-        traits=traits,
-        inner=inner,
-        go_commands=go,
-        start=start,
-    )
+        ids=ids, names=names, goal=goal, sentence=sentence, dialect=dialect, receptacles=receptacles,
+        location_of=location_of, at_location=at_location, type_of=type_of,
+        accepts={r: frozenset(contains.get(type_of[r], ())) for r in receptacles}, traits=traits, inner=inner,
+        go_commands=go, start=start,
+    )  # fmt: skip
 
 
 def _names(ids: tuple[str, ...]) -> tuple[str, ...]:

@@ -1,20 +1,19 @@
 """Makes household games offline: a room, receptacles, objects by affordance, and a goal that can be met but is not yet.
 
-Deterministic in the seed. The same facts can be written as ALFWorld's `game.tw-pddl` (`problem_text`), which TextWorld
-loads unchanged; the differential tests play them on both engines.
+Deterministic in the seed. Differential tests write the same facts as ALFWorld's `game.tw-pddl` and play them on TextWorld's
+engine too.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 from r2v.core.seeds import derive_seed
 from r2v.core.types import Task
-from r2v.domains.household import FAMILIES
 from r2v.domains.household import catalogue as c
+from r2v.domains.household.catalogue import FAMILIES
 from r2v.domains.household.rules import CLEAN, COOL, HOT, Dialect, Fact, Goal, World, build_world
 
 ENVIRONMENT = "household"
@@ -25,10 +24,9 @@ NEEDS = {
 }
 """Family -> state to bring about, the receptacle type that does it, the object types it works on."""
 
-_CAN_CONTAIN: tuple[Fact, ...] = tuple(
+CAN_CONTAIN: tuple[Fact, ...] = tuple(
     ("canContain", f"{r}Type".lower(), f"{o}Type".lower()) for r, objects in c.ACCEPTS.items() for o in sorted(objects)
 )
-_CONSTANTS = ("SinkBasinType", "MicrowaveType", "FridgeType", "KnifeType", "ButterKnifeType")
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ class Scene:
     dialect: Dialect
 
     def world(self) -> World:
-        return build_world((*self.facts, *_CAN_CONTAIN), self.goal, self.sentence, self.dialect, frozenset({"sinkbasin"}))
+        return build_world((*self.facts, *CAN_CONTAIN), self.goal, self.sentence, self.dialect, frozenset({"sinkbasin"}))
 
 
 def make_tasks(seed: int, count: int, settings: SceneSettings) -> list[Task]:
@@ -172,13 +170,9 @@ class _Builder:
         name = self._id(kind)
         self.facts += [("objectType", name, f"{kind}Type".lower()), ("inReceptacle", name, receptacle)]
         traits = (
-            ("toggleable", lamp),
-            ("pickupable", not lamp),
-            ("heatable", kind in c.HEATABLE),
-            ("coolable", kind in c.COOLABLE),
-            ("cleanable", kind in c.CLEANABLE),
-            ("sliceable", kind in c.SLICEABLE),
-        )
+            ("toggleable", lamp), ("pickupable", not lamp), ("heatable", kind in c.HEATABLE),
+            ("coolable", kind in c.COOLABLE), ("cleanable", kind in c.CLEANABLE), ("sliceable", kind in c.SLICEABLE),
+        )  # fmt: skip
         self.facts += [(trait, name) for trait, holds in traits if holds]
 
     def _id(self, kind: str) -> str:
@@ -195,48 +189,3 @@ class _Builder:
 
 def _location(place: int) -> str:
     return f"loc_bar_{place}_bar_0_bar_1_bar_30"
-
-
-def problem_text(scene: Scene) -> str:
-    """The scene as a PDDL problem of ALFWorld's domain."""
-    kinds: dict[str, set[str]] = {"agent": {"agent1"}, "location": set(), "receptacle": set(), "object": set()}
-    kinds["rtype"] = {f"{kind}Type".lower() for kind in c.ACCEPTS}
-    kinds["otype"] = {f"{o}Type".lower() for objects in c.ACCEPTS.values() for o in objects}
-    for predicate, *arguments in scene.facts:
-        if predicate == "receptacleType":
-            kinds["receptacle"].add(arguments[0])
-        elif predicate == "objectType":
-            kinds["object"].add(arguments[0])
-            kinds["otype"].add(arguments[1])
-        elif predicate in ("receptacleAtLocation", "atLocation"):
-            kinds["location"].add(arguments[1])
-    constants = {name.lower() for name in _CONSTANTS}
-    kinds["rtype"] |= {name for name in constants if "knife" not in name}
-    kinds["otype"] |= {name for name in constants if "knife" in name}
-    declared = "\n".join(f"    {name} - {kind}" for kind, names in kinds.items() for name in sorted(names))
-    facts: Iterable[Fact] = (*scene.facts, *_CAN_CONTAIN)
-    init = "\n".join(f"    ({' '.join(fact)})" for fact in facts)
-    parts = ("(:domain alfred)", f"(:objects\n{declared}\n)", f"(:init\n{init}\n)", _goal_text(scene.goal))
-    return "(define (problem generated)\n" + "\n".join(parts) + ")\n"
-
-
-def _goal_text(goal: Goal) -> str:
-    o, r = f"{goal.object_type}type", f"{goal.receptacle_type}type"
-    if goal.kind == "light":
-        return (
-            "(:goal (and (exists (?ot - object ?r - receptacle ?a - agent ?l - location) (and "
-            f"(objectType ?ot {r}) (toggleable ?ot) (isToggled ?ot) (receptacleAtLocation ?r ?l) (atLocation ?a ?l) "
-            f"(inReceptacle ?ot ?r))) (exists (?o - object ?a - agent) (and (objectType ?o {o}) (holds ?a ?o)))))"
-        )
-    if goal.kind == "two":
-        return (
-            f"(:goal (and (exists (?r - receptacle) (exists (?o1 - object) (and (objectType ?o1 {o}) "
-            f"(receptacleType ?r {r}) "
-            "(inReceptacle ?o1 ?r) (exists (?o2 - object) (and (not (= ?o1 ?o2)) "
-            f"(objectType ?o2 {o}) (receptacleType ?r {r}) (inReceptacle ?o2 ?r))))))))"
-        )
-    state = f"({goal.state} ?o) " if goal.state else ""
-    return (
-        "(:goal (and (exists (?r - receptacle) (exists (?o - object) (and (inReceptacle ?o ?r) "
-        f"{state}(objectType ?o {o}) (receptacleType ?r {r}))))))"
-    )

@@ -40,7 +40,7 @@ class HouseholdVerifier:
 
 
 class _Reading:
-    """What one look at the context tells, shared by its candidates."""
+    """What follows from the context alone, shared by its candidates."""
 
     def __init__(self, context: Context) -> None:
         self.commands = [action.text for action in context.actions]

@@ -1,8 +1,8 @@
 """Verdicts on solutions, with EvalPlus's semantics: base and plus inputs, all outputs equal to the canonical solution's.
 
-The solution runs in the sandbox and answers with data; comparison happens here, so nothing that it returns can say of itself
-that it is right, and what is expected never enters its process. Where the file has a `check` function instead of inputs,
-that is run once with the canonical solution (in the sandbox too), and the calls it makes are the inputs.
+The solution runs in the sandbox and answers with data; comparison happens here, so no answer can declare
+itself right, and what is expected never enters its process. Where the file has a `check` function instead of inputs, that is
+run once with the canonical solution (in the sandbox too), and the calls it makes are the inputs.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The four families for an agent that writes code: they disturb what the test runner says, and injection the docstring too.
+"""The four families for an agent that writes code: they disturb the test report, and injection the docstring too.
 
 A test report is lines: "1 of 2 examples pass.", "FAILED f([1]) returned 3, expected 4". The state is as it is.
 """
@@ -31,7 +31,7 @@ def _line(sentence: str) -> Operator:
 
 
 def _instead(answer: str) -> Operator:
-    """Another answer; the first observation stays, because what it says is never said again."""
+    """Another answer; the first observation stays, because no later text repeats it."""
 
     def operator(text: str, rng: random.Random, materials: Materials) -> str | None:
         return answer if materials.previous else None

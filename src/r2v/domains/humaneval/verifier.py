@@ -4,7 +4,7 @@
     .20 it defines the required function      .15 control flow      .10 a meaningful return      .10 imports      .10 length
     x (1 - .8 hacking): lookup tables, bare literal returns, swallowed exceptions      x .85 near an injected instruction
     - repetition (.10 to .25), of an attempt that failed (.05 to .20)
-    then, where the newest observation is of tests on this very code, 60/40 with what they say
+    then, where the newest observation is of tests on this very code, 60/40 with their result
 
 `test` and `submit` are judged by the code they are about: the one written last. The smoke test is cached by its text.
 """

@@ -34,7 +34,7 @@ class Terminal:
 
     def __init__(self, task: TerminalTask) -> None:
         self.task = task
-        self.goal = task.says.goal
+        self.goal = task.definition.goal
         self.problem: str | None = None
         """What the grader found wrong, after the end; None if nothing."""
         self._state = State()
@@ -48,7 +48,7 @@ class Terminal:
         await asyncio.to_thread(folders.make_start, self.task, self._folder)
         output, _ = await self._execute("LC_ALL=C ls -A -p")
         listing = output.text.strip() or "(nothing)"
-        text = OPENING.format(home=HOME, listing=listing, command_s=self.task.says.command_s)
+        text = OPENING.format(home=HOME, listing=listing, command_s=self.task.definition.command_s)
         return self._observe(text)
 
     async def step(self, action: Action) -> Observation:
@@ -61,7 +61,7 @@ class Terminal:
             self._done = True
             return self._observe("submitted")
         output, self._state = await self._execute(action.text)
-        return self._observe(shown(output, self.task.says.command_s))
+        return self._observe(shown(output, self.task.definition.command_s))
 
     async def close(self) -> None:
         if self._folder is not None:
@@ -79,7 +79,7 @@ class Terminal:
 
     async def _execute(self, command: str) -> tuple[Output, State]:
         assert self._folder is not None
-        return await asyncio.to_thread(execute, command, self._folder, self._state, command_s=self.task.says.command_s)
+        return await asyncio.to_thread(execute, command, self._folder, self._state, command_s=self.task.definition.command_s)
 
     def _place(self) -> Path:
         """Where a folder may be made that disappears with this object, if not before."""

@@ -41,7 +41,7 @@ def grade(task: TerminalTask, folder: Path) -> str | None:
         copied = Path(place) / "folder"
 
         def run(command: str, stdin: str = "") -> Answer:
-            output, _ = execute(command, copied, State(), command_s=PATIENCE * task.says.command_s, stdin=stdin)
+            output, _ = execute(command, copied, State(), command_s=PATIENCE * task.definition.command_s, stdin=stdin)
             return Answer(output.code, output.text)
 
         try:
@@ -51,7 +51,7 @@ def grade(task: TerminalTask, folder: Path) -> str | None:
             return "the folder holds what its owner may not read"
         except (ValueError, TypeError, LookupError, AttributeError) as error:
             # Graders take apart what the agent's programs print: JSON with fields, lines with words.
-            return f"an answer is not of the form that was asked for ({type(error).__name__})"
+            return f"an answer is not of the required form ({type(error).__name__})"
         finally:
             folders.remove(copied)
 

@@ -1,7 +1,7 @@
 """Tool flakiness and partial observability for shell output: "exit code 0", then what the command wrote, line by line.
 
 Terminal tasks are perturbed by these two families only (method, section 3). The command has had its effect, whatever the
-text says. The opening, which explains how to work and lists the folder, is left alone.
+text reads. The opening, which explains how to work and lists the folder, is left alone.
 """
 
 from __future__ import annotations

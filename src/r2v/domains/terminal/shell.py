@@ -78,12 +78,8 @@ def execute(command: str, folder: Path, state: State, *, command_s: float, stdin
     limits = Limits(cpu_s=command_s, wall_s=command_s, disk_mb=128, file_mb=64)
     ran = run(
         ["/usr/bin/env", "-i", *variables, "bash", "--noprofile", "--norc", "-c", _DRIVER, "bash", command, state.directory],
-        folder=folder,
-        limits=limits,
-        stdin=stdin.encode(),
-        at=HOME,
-        hidden=[TASKS],
-    )
+        folder=folder, limits=limits, stdin=stdin.encode(), at=HOME, hidden=[TASKS],
+    )  # fmt: skip
     if ran.status == "signalled" and ran.code is not None:
         return Output(128 + ran.code, ran.stdout, None), state
     if ran.status != "exited":

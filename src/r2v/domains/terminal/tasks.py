@@ -26,7 +26,7 @@ TASKS = Path(__file__).parent / "tasks"
 
 
 class TaskFile(Settings):
-    """What `task.yaml` says."""
+    """The contents of a `task.yaml`."""
 
     goal: str
     family: Literal["build", "git", "data", "service", "numeric", "shell", "text", "test", "archive", "logic"]
@@ -41,11 +41,11 @@ class TaskFile(Settings):
 class TerminalTask:
     name: str
     folder: Path
-    says: TaskFile
+    definition: TaskFile
 
     def missing(self) -> list[str]:
         """Programs it needs that are not on this machine."""
-        return [program for program in self.says.needs if shutil.which(program) is None]
+        return [program for program in self.definition.needs if shutil.which(program) is None]
 
 
 @cache
@@ -69,4 +69,4 @@ def make_tasks(names: Iterable[str] | None = None) -> list[Task]:
     for task in found:
         if missing := task.missing():
             raise SettingsError(f"terminal task {task.name} needs {', '.join(missing)}; install it or leave the task out")
-    return [Task(f"terminal/{task.name}", task.says.family, "terminal", task.says.goal) for task in found]
+    return [Task(f"terminal/{task.name}", task.definition.family, "terminal", task.definition.goal) for task in found]

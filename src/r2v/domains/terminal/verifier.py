@@ -1,4 +1,4 @@
-"""The terminal verifier: is this command sensible after what the terminal last said? No oracle (method, section 4).
+"""The terminal verifier: is this command sensible after the last output of the terminal? No oracle (method, section 4).
 
     s          evidence of the newest output: success signs .70-1.0, failure signs .08-.18, or none
     class      eval .80, build .70, run .65, install .60, write .58, explore .45, other .50
@@ -76,7 +76,7 @@ def score(command: str, newest: str, done: Sequence[str]) -> float:
 
 
 def evidence(output: str) -> float | None:
-    """How well an output speaks of what was done, in `FAILURES` or `SUCCESSES`; None where it says nothing."""
+    """How well an output reflects what was done, in `FAILURES` or `SUCCESSES`; None without either."""
     text = _NO_FAILURES.sub("", output)
     for value in SURE_FAILURES if output.startswith("exit code 0") else FAILURES:
         if _EVIDENCE[value].search(text):

@@ -16,14 +16,7 @@ def clone(ctx: StageContext) -> None:
     settings = ctx.settings
     torch.set_num_threads(settings.threads)
     report = fit(
-        ctx.run.teacher_episodes(),
-        settings.slm.trained,
-        settings.clone,
-        ctx.out / "model",
-        checkpoints=ctx.partial,
-        seed=settings.seed,
-        progress=ctx.report,
-        pieces=settings.domain.pieces,
-        dropped=settings.domain.dropped,
-    )
+        ctx.run.teacher_episodes(), settings.slm.trained, settings.clone, ctx.out / "model", checkpoints=ctx.partial,
+        seed=settings.seed, progress=ctx.report, pieces=settings.domain.pieces, dropped=settings.domain.dropped,
+    )  # fmt: skip
     write_json(ctx.out / "report.json", asdict(report))

@@ -1,4 +1,4 @@
-"""8 evaluate: every router drives real episodes on held-out tasks and seeds; results.json says what came out."""
+"""8 evaluate: every router drives real episodes on held-out tasks and seeds; the numbers are in results.json."""
 
 from __future__ import annotations
 

@@ -80,12 +80,9 @@ def _data(ctx: StageContext) -> FitData:
     if (tried := run.interventions()) is None:
         return data
     return replace(
-        data,
-        differs=tried.differs,
-        differs_validation=tried.differs_validation,
-        branches=tried.branches,
+        data, differs=tried.differs, differs_validation=tried.differs_validation, branches=tried.branches,
         differs_redrawn=tried.differs_redrawn or (),
-    )
+    )  # fmt: skip
 
 
 def _player(ctx: StageContext, name: str) -> Play:

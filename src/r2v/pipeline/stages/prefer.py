@@ -1,6 +1,6 @@
 """5 prefer: DPO + consistency on the pairs, BC kept; then the SLM that is better on validation tasks is the one used.
 
-Preference training is not assumed to help: `choice.json` says what both policies did on validation and which was kept.
+Preference training is not assumed to help: `choice.json` records both policies' validation results and which was kept.
 """
 
 from __future__ import annotations

@@ -28,12 +28,9 @@ def propose(ctx: StageContext) -> None:
     episodes = play_episodes(ctx, agent, tasks, settings.perturbations.propose, "proposals")
     write_episodes(ctx.out / "episodes.parquet", episodes)
     pairs = preference_pairs(
-        episodes,
-        make_teacher(settings),
-        horizon=settings.environment.horizon,
-        good=settings.propose.good,
+        episodes, make_teacher(settings), horizon=settings.environment.horizon, good=settings.propose.good,
         min_gap=settings.propose.min_gap,
-    )
+    )  # fmt: skip
     write_pairs(ctx.out / "pairs.json", asyncio.run(pairs))
     write_episodes(ctx.out / "views.parquet", asyncio.run(_views(episodes, settings)))
 

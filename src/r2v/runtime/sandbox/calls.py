@@ -32,7 +32,7 @@ class Answers:
     problem: str | None
     """What was raised, or how the process ended, in one line; None when every input was answered, or enough of them."""
     seconds: tuple[float, ...]
-    """Of each call, if asked for and all were answered."""
+    """Of each call, if `timed` and all were answered."""
 
 
 def call(

@@ -46,7 +46,7 @@ def run_init(spec: dict[str, Any]) -> None:
 
 
 def _serve(spec: dict[str, Any]) -> None:
-    """A request is four descriptors: stdin, stdout, stderr, status. "ready" says that no trace of an earlier run is left."""
+    """A request is four descriptors: stdin, stdout, stderr, status. "ready": no trace of an earlier run is left."""
     import gc
     import socket
     from importlib import import_module

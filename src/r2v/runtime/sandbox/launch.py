@@ -254,17 +254,13 @@ def _finish(
     monitor: Monitor, folder: Path, limits: Limits, start: float, enough: Callable[[bytes], bool] = lambda piece: False
 ) -> RunResult:
     why = monitor.wait(
-        folder,
-        end=start + limits.wall_s,
-        output_bytes=limits.output_bytes,
-        disk_bytes=limits.disk_mb * MB,
-        enough=enough,
-    )
+        folder, end=start + limits.wall_s, output_bytes=limits.output_bytes, disk_bytes=limits.disk_mb * MB, enough=enough,
+    )  # fmt: skip
     events = [line.partition(" ") for line in monitor.texts["status"].decode(errors="replace").splitlines()]
     stdout, stderr = (monitor.texts[name].decode(errors="replace") for name in ("stdout", "stderr"))
     active = tuple(what for word, _, what in events if word == "layer")
-    status, code, said = _ending(events) if why is None else (why, None, "")
-    return RunResult(status, code, stdout, stderr + said, time.monotonic() - start, active)
+    status, code, message = _ending(events) if why is None else (why, None, "")
+    return RunResult(status, code, stdout, stderr + message, time.monotonic() - start, active)
 
 
 class WarmSandbox:
@@ -327,7 +323,7 @@ class WarmSandbox:
 
 
 def _ending(events: Sequence[tuple[str, str, str]]) -> tuple[Status, int | None, str]:
-    """(status, code, what is to be said about it) from the lines that init wrote."""
+    """(status, code, a message) from the lines that init wrote."""
     events = [event for event in events if event[0] != "ready"]
     for word, _, what in events:
         if word == "error":

@@ -22,13 +22,9 @@ class SpawnServer:
         script = Path(__file__).with_name("supervisor.py")
         with theirs:
             self._process = subprocess.Popen(
-                [os.path.realpath(sys.executable), "-I", "-S", script, str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                start_new_session=True,
-                env={},
-            )
+                [os.path.realpath(sys.executable), "-I", "-S", script, str(theirs.fileno())], pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True, env={},
+            )  # fmt: skip
         self._owner = os.getpid()
 
     def send(self, descriptors: Sequence[int]) -> None:

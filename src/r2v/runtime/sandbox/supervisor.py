@@ -8,7 +8,7 @@
 It imports nothing of r2v. A request is descriptors: what to run (`marshal` data made by `r2v.runtime.sandbox.launch`), the
 lifeline, the status, and the program's stdin, stdout and stderr, or a socket for requests to a script of ours. To the
 status is written what happens, a line each: `layer NAME`, then one of `exited CODE`, `signalled NUMBER`, `processes`,
-`memory`, `disk`, `error WHAT`. Its end of file says that nothing is left.
+`memory`, `disk`, `error WHAT`. Its end of file means that nothing is left.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def _exec_bubblewrap(spec: dict[str, Any], code: CodeType) -> None:
     for descriptor in (spec["status"], *spec["io"]):
         os.set_inheritable(descriptor, True)
     if spec["script"] is None:
-        os.dup2(spec["io"][2], 2)  # where bubblewrap says why it cannot start
+        os.dup2(spec["io"][2], 2)  # where bubblewrap reports why it cannot start
     given = _inherited(marshal.dumps(code) + marshal.dumps(spec))
     start = f"import marshal; f = open({given}, 'rb'); exec(marshal.load(f)); run_init(marshal.load(f))"
     os.execve(
