@@ -128,7 +128,7 @@ def test_a_router_from_enough_logs_finds_the_signal_and_loads(tmp_path):
     assert told["auroc_ci95"][0] > 0.6 and told["auroc_ci95"][0] < told["auroc"] < told["auroc_ci95"][1]
     router = load_router(tmp_path / "router")
     assert router.fitted_with == FittedWith(1, 50, "tool_calls")
-    assert router.threshold is not None and "first_token_entropy" not in router.names
+    assert router.threshold is not None and "first_token_entropy" not in router.risk.names
     episodes, _ = import_logs(tmp_path / "log.jsonl", "openai-jsonl")
     assert 0 <= router.score(episodes[0].steps[-1].choice.features) <= 1
 

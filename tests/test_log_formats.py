@@ -22,6 +22,7 @@ from r2v.logs.importing import import_logs, log_format
 from r2v.maths.stats import auroc
 from r2v.messages.transcript import conversation_of, message_of
 from r2v.routers import load_router
+from r2v.routers.r2v import R2V
 from r2v.runtime.store import decode, encode, read_episodes, write_episodes
 from servers import KEY, Model, gateway, running, settings
 
@@ -165,8 +166,8 @@ def test_a_ledgers_outcome_has_the_same_bound_in_its_drift_check_too(tmp_path, r
     (episode,), unknown = import_logs(ledger, "ledger")
     assert (episode.success, episode.final.reward, unknown) == (success, reward, 0)
     opened = Ledger(ledger)
-    opened._db.execute("UPDATE steps SET risk = 0.3")
-    steps, sessions = opened.told_apart(10)
+    opened._db.execute("UPDATE steps SET score = 0.3, score_kind = 'risk'")
+    steps, sessions = opened.scores_and_failures(10, "risk")
     opened.close()
     assert (steps, sessions) == ([(0.3, float(not success))] * 2, 1)
 
@@ -203,9 +204,9 @@ def test_the_saved_network_is_the_mean_of_those_that_were_fitted(monkeypatch, tm
 
     monkeypatch.setattr(tabular, "_network", kept)
     model = tabular.fit_risk(rows, rows, names, seed=1)
-    model.save(tmp_path)
+    R2V(risk=model).save(tmp_path)
     assert np.abs(model.logit(x, present) - np.mean(logits, axis=0)).max() < 1e-3
-    assert (load_router(tmp_path).risk(x, present) == model.risk(x, present)).all()
+    assert (load_router(tmp_path).risk.risk(x, present) == model.risk(x, present)).all()
     assert auroc(model.risk(x, present), y) > 0.75  # the product of two features: no linear model could
 
 

@@ -136,7 +136,7 @@ def fit_logs(
     risk_N = router.risk(every.x_NF, every.present_NF)
     threshold = float(np.quantile(risk_N, 1 - asked_share, method="higher"))
     conditions = fitted_with(scored, verifier)
-    R2V(name=out.resolve().name, risk=router, threshold=threshold, fitted_with=conditions).save(out)
+    R2V(risk=router, threshold=threshold, fitted_with=conditions).save(out)
     base = float(rows.y_N.mean())
     return LogFit(
         **counts, auroc=area, auroc_ci95=(low, high), ece=ece(p_N, rows.y_N), brier=brier(p_N, rows.y_N),
