@@ -55,13 +55,13 @@ assert not loaded & {"torch", "pyarrow", "sklearn", "starlette", "pydantic", "ty
 """
 TINY = """\
 version: 1
-environment: {house: small, receptacles: [4, 5], objects: [4, 6], horizon: 12, families: [pick_and_place_simple]}
-tasks: {policy: 12, router: 8, validation: 6, test: 6}
+environment: {house: small, receptacles: [4, 5], objects: [4, 6], horizon: 16, families: [pick_and_place_simple]}
+tasks: {policy: 60, router: 16, validation: 8, test: 8}
 perturbations: {strength: 0.3}
-clone: {steps: 20, batch_tokens: 1024}
-propose: {tasks: 4}
-router: {epochs: 2}
-evaluate: {asked_shares: [0.3], resamples: 50}
+clone: {steps: 160, batch_tokens: 1024}
+propose: {tasks: 6}
+router: {epochs: 5}
+evaluate: {asked_shares: [0.3], clairvoyant: 0, resamples: 50}
 routers: [random, r2v]
 """
 
