@@ -604,3 +604,30 @@ def test_doctor_says_what_is_here():
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
     assert told["python"].startswith("3.") and told["extras"]["serve"] is True and KEY not in done.stdout
+
+
+def test_a_router_sees_a_step_as_where_it_was_fitted(make, tmp_path):  # noqa: F811
+    """One that was fitted without log-probabilities gets none, although the server gives them."""
+    folder = tmp_path / "router"
+    R2V(threshold=0.5, fitted_with=FittedWith(None, None, None, view="no_entropy"), risk=risk_of_entropy()).save(folder)
+    world = make(route__router=str(folder))
+    assert world.post(tools=TOOLS).status_code == 200
+    (session,) = world.service.ledger.all_sessions()
+    (entry,) = world.service.ledger.steps(session)
+    assert not entry.step.choice.features.present[EXTENDED.index("first_token_entropy")]
+    assert entry.step.choice.candidates[0].entropy is not None
+
+
+def test_check_says_that_a_verifier_has_changed_since_the_fit(tmp_path):
+    from r2v.gateway.check import problems
+    from r2v.verifiers import source_sha256
+
+    model = {"base_url": "http://127.0.0.1:9/v1", "model": "m", "price": {"input": 1, "output": 1}}
+    for known, changed in ((source_sha256("tool_calls"), False), ("0" * 64, True), (None, False)):
+        folder, shown = tmp_path / str(known), []
+        conditions = FittedWith(2, 10, "tool_calls", verifier_sha256=known)
+        R2V(threshold=0.5, fitted_with=conditions, risk=risk_of_entropy()).save(folder)
+        raw = {"version": 1, "models": {"slm": model, "teacher": model}, "route": {"router": str(folder)},
+               "store": {"path": str(tmp_path / "ledger.db")}}  # fmt: skip
+        problems(GatewaySettings.model_validate(raw), shown.append)
+        assert any("has changed since the fit" in line for line in shown) == changed

@@ -223,3 +223,18 @@ def test_a_part_of_a_router_of_r2v_0_1_is_refused_with_what_to_do(tmp_path, fact
     with pytest.raises(ArtifactError, match=r"is one part of a router of r2v 0\.1; make its run again: `r2v run") as raised:
         load_router(tmp_path / "benefit")
     assert "\n" not in str(raised.value)
+
+
+def test_an_agent_sees_a_step_as_its_router_was_fitted(tmp_path):
+    from r2v.pipeline.agents import AgentSpec, make_agents
+    from r2v.pipeline.settings import RunSettings
+
+    chat = {"kind": "chat", "base_url": "http://127.0.0.1:9/v1", "model": "m"}
+    settings = RunSettings.model_validate({"version": 1, "slm": {"model": chat}, "tasks": {"policy": 0}})
+    for view in ("full", "pseudo_entropy"):
+        conditions = FittedWith(5, HORIZON, "household", view=view)
+        R2V(risk=network(), threshold=0.5, fitted_with=conditions).save(tmp_path / view)
+    specs = [AgentSpec("routed", tmp_path, tmp_path / view) for view in ("full", "pseudo_entropy", "full")]
+    agents = make_agents(settings, [AgentSpec("routed", tmp_path), *specs])
+    assert [agent.models.view for agent in agents] == ["full", "full", "pseudo_entropy", "full"]
+    assert agents[0].models is agents[1].models is agents[3].models  # what they do alike is asked once

@@ -13,6 +13,7 @@ from r2v.core.errors import R2VError
 from r2v.gateway.ledger import Ledger
 from r2v.gateway.routing import load_configured
 from r2v.gateway.settings import GatewaySettings
+from r2v.verifiers import source_sha256
 
 
 def problems(settings: GatewaySettings, show: Callable[[str], None]) -> list[str]:
@@ -24,6 +25,9 @@ def problems(settings: GatewaySettings, show: Callable[[str], None]) -> list[str
         router = load_configured(settings.route)
         conditions = f"verifier {router.route.verifier}, k {router.route.k}, horizon {router.route.horizon}"
         show(f"router    {router.name}, threshold {router.threshold:.4g}; {conditions}")
+        fitted = router.router.fitted_with
+        if fitted and fitted.verifier_sha256 not in (None, source_sha256(router.route.verifier)):
+            show("          its verifier has changed since the fit: fit the router again, or watch its calibration")
     except R2VError as error:
         found.append(str(error))
     try:

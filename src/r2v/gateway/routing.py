@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from r2v.core.errors import ArtifactError, SettingsError
+from r2v.core.features import View
 from r2v.core.mlp import RiskMLP
 from r2v.core.protocols import Router
 from r2v.core.seeds import derive_uniform
@@ -123,6 +124,12 @@ class Configured:
     def calibrated(self) -> bool:
         """Whether its score is a probability of failure."""
         return self.router.kind == "risk"
+
+    @property
+    def view(self) -> View:
+        """What the router sees of a step: as where it was fitted."""
+        fitted = self.router.fitted_with
+        return "full" if fitted is None else fitted.view
 
     def make(self, threshold: float) -> Router:
         """The router at the threshold of one request."""

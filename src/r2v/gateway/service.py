@@ -192,7 +192,7 @@ class Service:
         """The row of a step whose only candidate has been streamed: its risk decides how the next step is served."""
         context = context_of(served.request, self.settings.route.horizon)
         verifier = _verifier(self.settings.route.verifier, served.request.tools)
-        models = AgentModels(Known(candidates), served.teacher, verifier, 1)
+        models = AgentModels(Known(candidates), served.teacher, verifier, 1, view=self.router.view)
         step_context = StepContext(models, context, seed=derive_seed(served.session.id, served.session.t))
         choice = await _slm_alone(step_context, self._router(served), "early", "streamed as it came")
         served.describe(choice, self.slm.settings.model)
@@ -242,7 +242,8 @@ class Service:
         route, session = self.settings.route, served.session
         context = context_of(served.request, route.horizon)
         first = None if route.clear is None or route.k == 1 else 1
-        models = AgentModels(served.slm, served.teacher, _verifier(route.verifier, served.request.tools), route.k, first)
+        verifier = _verifier(route.verifier, served.request.tools)
+        models = AgentModels(served.slm, served.teacher, verifier, route.k, first, view=self.router.view)
         router, memory = self._router(served), session.memory
         if await self.sessions.killed():
             router = replace(router, forced="slm")

@@ -240,6 +240,5 @@ def _folded(net: nn.Sequential) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
             assert norm.running_var is not None and norm.running_mean is not None
             scale = norm.weight.detach().double() / torch.sqrt(norm.running_var.double() + norm.eps)
             w, b = w * scale, (b - norm.running_mean.double()) * scale + norm.bias.detach().double()
-        # Contiguous, as they come back from a folder: another order in memory would change the last bits of a product.
-        layers.append((np.ascontiguousarray(w.float().double().numpy()), b.float().double().numpy()))
+        layers.append((w.float().double().numpy(), b.float().double().numpy()))
     return tuple(layers)

@@ -40,7 +40,6 @@ class AgentSpec:
     """Folder of a router, or the name of one that is fitted on nothing."""
     threshold: float | None = None
     """Operating point; None: the one in the folder."""
-    view: View = "full"
 
 
 def make_environment(settings: RunSettings, task: Task, z: int) -> tuple[Environment, str]:
@@ -112,9 +111,11 @@ def make_agents(settings: RunSettings, specs: Iterable[AgentSpec]) -> list[Agent
             return Noisy(Solo(make_teacher(settings), "teacher"), settings.collect.noise, random_action)
         if spec.slm is None:
             raise ValueError("a routed agent needs the folder of its SLM")
-        key = spec.slm, spec.view
+        chosen = router(spec)
+        fitted_with = chosen.fitted_with if isinstance(chosen, RouterBase) else None
+        key = spec.slm, fitted_with.view if fitted_with else "full"
         if key not in models:
             models[key] = make_models(settings, *key)
-        return Routed(models[key], router(spec))
+        return Routed(models[key], chosen)
 
     return [agent(spec) for spec in specs]

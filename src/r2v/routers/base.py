@@ -48,6 +48,7 @@ class FittedWith:
     """Steps of an episode."""
     verifier: str | None
     view: View = "full"
+    """What it sees of each step."""
     verifier_sha256: str | None = None
     """Of the verifier's source, where it is known."""
 

@@ -34,6 +34,7 @@ from r2v.pipeline.preference import train_preferences
 from r2v.pipeline.run_folder import ORDER, RunFolder
 from r2v.pipeline.runner import StageContext
 from r2v.routers import load_router
+from r2v.routers.base import FittedWith
 from r2v.routers.interventions import HOW, Intervention
 from r2v.routers.r2v import R2V
 from r2v.runtime.store import whole_file
@@ -120,7 +121,7 @@ def fit_variant(job: FitJob) -> str:
     without = [None if v.without_family is None else t.family_N != v.without_family for t in (train, held)]
     rows, check = train.of(v, without[0]), held.of(v, without[1])
     risk = fit_mlp(rows, check, masked(v.names, v.view), v.settings, v.objective, seed=job.seed)
-    R2V(name=v.key, risk=risk).save(job.out)
+    R2V(name=v.key, risk=risk, fitted_with=FittedWith(None, None, None, view=v.view)).save(job.out)
     return str(job.out)
 
 
@@ -159,7 +160,7 @@ def ablate(ctx: StageContext) -> dict[str, Any]:
         Intervention(name=f"route {how}", risk=risk, how=how).save(fitted / f"route {how}")
     agents |= routed_at({f"route {how}": alarms for how in HOW}, fitted, slm)
     for v in distinct:
-        agents |= {at(v.key, t): AgentSpec("routed", slm, fitted / v.key, t, v.view) for t in positions[v.key]}
+        agents |= {at(v.key, t): AgentSpec("routed", slm, fitted / v.key, t) for t in positions[v.key]}
     rows, episodes = play(ctx, agents, tasks, seeds, "test", keep=["slm_only"])
     test = Test(ctx, tasks, {name: _gather(ctx, tasks, r) for name, r in rows.items()}, episodes["slm_only"])
     tables: dict[str, list[dict[str, Any]]] = {}
