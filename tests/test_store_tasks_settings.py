@@ -124,3 +124,15 @@ def test_overrides_and_the_dump_of_effective_settings(tmp_path):
     assert load(path, RunSettings) == settings
     with pytest.raises(SettingsError, match=r"dotted\.key=value"):
         load(path, RunSettings, ["clone.steps"])
+
+
+def test_what_is_wrong_with_a_group_does_not_print_the_group(tmp_path):
+
+    path = tmp_path / "settings.yaml"
+    path.write_text("version: 1\nrouters: [r2v, hepler]\ntasks: {router: 17}\n")
+    with pytest.raises(SettingsError) as error:
+        load(path, RunSettings)
+    assert str(error.value) == f"{path}: no router is called hepler; did you mean helper?"
+    path.write_text("version: 1\nperturbations: {rollout: [1, 2]}\n")
+    with pytest.raises(SettingsError, match="`perturbations`: seed 1 is in `collect` and in `rollout`"):
+        load(path, RunSettings)

@@ -74,6 +74,7 @@ class RunFolder:
 
     def finished(self, *stages: str) -> None:
         """Check that stages are finished and their files are what was written. Raises StageError, ArtifactError."""
+        _ = self.settings  # a folder that is no run has no stages
         for stage in stages:
             out = self.of(stage)
             if not (out / MANIFEST).exists():

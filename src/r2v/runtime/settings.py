@@ -94,7 +94,10 @@ def _explain(error: ValidationError, kind: type[BaseModel], at: str) -> str:
     if problem["type"] == "missing":
         return f"key `{key}` is missing"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"`{key or 'file'}` = {problem['input']!r}: {problem['msg']}{more}"
+    message = problem["msg"].removeprefix("Value error, ") + more
+    if isinstance(problem["input"], dict | BaseModel):  # of a group of keys, whose content would hide the message
+        return f"`{key}`: {message}" if key else message
+    return f"`{key}` = {problem['input']!r}: {message}"
 
 
 def _keys_at(kind: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
