@@ -91,6 +91,10 @@ class _Gateway:
             for path, endpoint, method, adapter in known
             for prefix in ("/v1", "")
         ]
+        # Codex tries a web socket first; this answer makes it take HTTP at once.
+        routes += [
+            Route(prefix + adapter.path, _no_socket, methods=["GET"]) for adapter in adapters for prefix in ("/v1", "")
+        ]
         routes += [
             Route("/", self.page),
             Route("/health", self.health),
@@ -386,6 +390,10 @@ class _Gateway:
             "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; base-uri 'none'"
         )
         return HTMLResponse(text, headers={"content-security-policy": policy, "x-content-type-options": "nosniff"})
+
+
+async def _no_socket(http: HttpRequest) -> Response:
+    return json_response(CHAT.error("use POST over HTTP", 426), 426)
 
 
 async def _disconnected(http: HttpRequest) -> None:

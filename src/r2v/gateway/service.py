@@ -11,7 +11,9 @@ import asyncio
 import hashlib
 import os
 import secrets
+import sqlite3
 import time
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -32,7 +34,7 @@ from r2v.gateway.candidates import CandidateSource, LiveAnswer, most
 from r2v.gateway.ledger import Entry, Ledger
 from r2v.gateway.metrics import Metrics
 from r2v.gateway.routing import GatewayRouter, Noted, load_configured
-from r2v.gateway.sessions import LocalSessions, Session, Sessions
+from r2v.gateway.sessions import SESSIONS, LocalSessions, Session, Sessions
 from r2v.gateway.settings import GatewaySettings
 from r2v.messages.conversation import Json, Request, context_of, tools_of
 from r2v.messages.protocol import Reply, Served
@@ -119,6 +121,8 @@ class Service:
         self.settings = settings.model_copy(update={"route": self.router.route})
         self.ledger = Ledger(Path(settings.store.path))
         self.sessions, self.budgets = _state(settings, self.ledger)
+        self._with_tools: OrderedDict[str, None] = OrderedDict()
+        """Sessions of clients in which tools were offered; the latest ones."""
         self.metrics = Metrics(self.router, self.ledger, (self.slm, self.teacher))
 
     async def close(self) -> None:
@@ -180,9 +184,13 @@ class Service:
             if not options.named:
                 fresh = not options.dry and all(message.role != "assistant" for message in request.messages)
                 name = await self.sessions.run_of(name, fresh=fresh)
+            elif self._is_aside(name, request):
+                name += ".aside"
             session = await self.sessions.enter(name, dry=options.dry)
             facts |= {"session-id": name.split("/", 1)[-1], "step": session.t}
             early = live is not None and self._is_early(session, options)
+            if early:
+                facts["reason"] = "early"
             drafts = 1 if early else self.settings.route.k
             limits = limits_of(budget, name, options.key, int(time.time() // DAY), options.session_usd)
             amounts = most(self.slm, request, drafts), most(self.teacher, request, 1) + Amount(calls=1)
@@ -191,6 +199,8 @@ class Service:
             raise Refused("the budget is exhausted", 402, {**facts, "reason": "budget_exhausted"}) from None
         except OSError as error:
             raise _unreachable(error, facts) from None
+        except sqlite3.Error as error:  # before money is spent
+            raise _unwritten(error, facts) from None
         slm = CandidateSource(self.slm, request, session.signatures, teacher=False, live=live if early else None)
         teacher = CandidateSource(self.teacher, request, session.signatures, teacher=True, live=live)
         try:
@@ -204,6 +214,16 @@ class Service:
                 await self.budgets.settle(reservation, slm.spent + teacher.spent)
             except OSError as error:  # what is reserved stays so until it expires: never more is spent than allowed
                 raise _unreachable(error, facts) from None
+
+    def _is_aside(self, name: str, request: Request) -> bool:
+        """Whether it is no step of the session: agents also ask for titles and summaries under its name, without tools."""
+        if request.tools not in (b"null", b"[]"):
+            self._with_tools[name] = None
+            self._with_tools.move_to_end(name)
+            if len(self._with_tools) > SESSIONS:
+                self._with_tools.popitem(last=False)
+            return False
+        return name in self._with_tools
 
     def _is_active(self, session: Session, options: RequestOptions) -> bool:
         """Whether the router's decision holds for this session; else the teacher answers, as it would without r2v."""
@@ -324,8 +344,7 @@ class Service:
         try:
             self.ledger.write(entry, None if redact or served.session.t else served.request.tools)
         except Exception as error:  # disk full, locked, corrupt
-            reason = f"the ledger cannot be written ({error}); no answer was given"
-            raise Refused(reason, 503, {**facts, "reason": "ledger"}) from None
+            raise _unwritten(error, facts) from None
         try:
             await self.sessions.remember(
                 served.session, decision, teacher=choice.source == "teacher",
@@ -390,6 +409,10 @@ def _unanswered(facts: Json, code: Code, *causes: Exception) -> Refused:
     reason = "; ".join(map(str, causes))
     facts = {**facts, "reason": code}
     return Refused(f"no model answered: {reason}", 429 if limited else 502, facts, retry_after=min(waits, default=None))
+
+
+def _unwritten(error: Exception, facts: Json) -> Refused:
+    return Refused(f"the ledger cannot be written ({error}); no answer was given", 503, {**facts, "reason": "ledger"})
 
 
 def _unreachable(error: OSError, facts: Json) -> Refused:

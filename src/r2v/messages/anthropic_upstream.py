@@ -62,11 +62,11 @@ def own_messages(source: Json, *, model: str, max_tokens: int, foreign: Callable
 
 def _thoughtless(messages: list[Json]) -> bool:
     """Whether the turn that goes on, the results of its tools being sent, began without thinking."""
-    if messages[-1]["role"] != "user" or len(messages) < 2:
+    said = [message["content"] for message in messages if message["role"] == "assistant"]
+    if not said or messages[-1]["role"] == "assistant" or not isinstance(said[-1], list):
         return False
-    content = messages[-2]["content"]
-    goes_on = isinstance(content, list) and any(block.get("type") == "tool_use" for block in content)
-    return goes_on and content[0].get("type") not in THINKING
+    kinds = [block.get("type") for block in said[-1]]
+    return "tool_use" in kinds and kinds[0] not in THINKING
 
 
 def to_messages(body: Json, *, model: str, max_tokens: int, foreign: Callable[[Json], bool]) -> tuple[Json, list[str]]:
@@ -124,7 +124,8 @@ def to_messages(body: Json, *, model: str, max_tokens: int, foreign: Callable[[J
 def _mark(messages: list[Json]) -> None:
     """Have the prompt cached up to here: clients of other protocols cannot say so, and each step repeats the one before."""
     content = messages[-1]["content"]
-    content[-1] = {**content[-1], **MARK}
+    if messages[-1]["role"] == "user":  # thinking cannot be marked
+        content[-1] = {**content[-1], **MARK}
 
 
 def _blocks_of_assistant(message: Json, foreign: Callable[[Json], bool]) -> list[Json]:
@@ -178,12 +179,15 @@ def _unique(messages: list[Json]) -> list[Json]:
 
     def block(one: Json) -> Json:
         if one.get("type") == "tool_use":
-            name = sent_id(one.get("id"), 64)
-            used[name] = times = used.get(name, 0) + 1
-            latest[one.get("id")] = name = name if times == 1 else f"{name}_{times}"
+            name = free = sent_id(one.get("id"), 60)
+            while free in used:
+                used[name] += 1
+                free = f"{name}_{used[name]}"
+            used[free] = 1
+            latest[one.get("id")] = name = free
             return one if name == one.get("id") else {**one, "id": name}
         if one.get("type") == "tool_result":
-            name = latest.get(one.get("tool_use_id")) or sent_id(one.get("tool_use_id"), 64)
+            name = latest.get(one.get("tool_use_id")) or sent_id(one.get("tool_use_id"), 60)
             return one if name == one.get("tool_use_id") else {**one, "tool_use_id": name}
         return one
 

@@ -55,7 +55,12 @@ class ClientTool:
         command = (
             [str(word) for word in command] if isinstance(command, list) else ["bash", "-lc", str(command or arguments)]
         )
-        options: Json = {"working_directory": given.get("workdir"), "timeout_ms": given.get("timeout_ms"), "env": {}, "user": None}
+        options: Json = {
+            "working_directory": given.get("workdir"),
+            "timeout_ms": given.get("timeout_ms"),
+            "env": {},
+            "user": None,
+        }
         return {"type": "local_shell_call", "action": {"type": "exec", "command": command, **options}}
 
 
