@@ -62,6 +62,8 @@ class Model:
         """Status and body of every answer, if set."""
         self.reply: Any = None
         """Called with the request, gives the answer, if set."""
+        self.event_of: Any = None
+        """Called with a Messages request, gives the answer that is streamed, if set."""
         self.started = self.finished = 0
         self.pace = 0.0
         """Seconds between the chunks of a stream."""
@@ -130,6 +132,8 @@ class Model:
         body = self.seen[-1]
         if problem := refused_by_anthropic(body):
             return JSONResponse({"type": "error", "error": {"type": "invalid_request_error", "message": problem}}, 400)
+        if self.event_of is not None:
+            return StreamingResponse(self._events(self.event_of(body)), media_type="text/event-stream")
         if self.reply is not None:
             return JSONResponse(self.reply(body))
         content: list[dict[str, Any]] = [{"type": "text", "text": "done"}]
@@ -156,6 +160,8 @@ class Model:
         for i, (name, content) in enumerate(events_of(answer)):
             if i == self.cut:
                 return
+            if self.may_go_on is not None and name == "message_delta":
+                await asyncio.to_thread(self.may_go_on.wait, 20)
             yield f"event: {name}\ndata: {json.dumps(content)}\n\n".encode()
             await asyncio.sleep(self.pace)
 
@@ -195,6 +201,8 @@ def events_of(answer: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def refused_by_anthropic(body: dict[str, Any]) -> str | None:
     """The rules of the Messages API that a switch of models can break; None when the request is fine."""
+    if any(m["role"] == "system" for m in body.get("messages") or []):  # as with its beta: at any place
+        body = {**body, "messages": [m for m in body["messages"] if m["role"] != "system"]}
     messages = [
         {**m, "content": [{"type": "text", "text": m["content"]}] if isinstance(m["content"], str) else m["content"]}
         for m in body.get("messages") or []
