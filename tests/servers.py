@@ -77,6 +77,7 @@ class Model:
             routes=[
                 Route("/v1/chat/completions", self.completions, methods=["POST"]),
                 Route("/v1/messages", self.messages, methods=["POST"]),
+                Route("/v1/responses", self.responses, methods=["POST"]),
             ]
         )
 
@@ -156,14 +157,66 @@ class Model:
             return StreamingResponse(self._events(answer), media_type="text/event-stream")
         return JSONResponse(answer)
 
-    async def _events(self, answer: dict[str, Any]) -> AsyncIterator[bytes]:
-        for i, (name, content) in enumerate(events_of(answer)):
+    async def responses(self, request: Request) -> Response:
+        """OpenAI's Responses side, with reasoning that only it can read."""
+        early = await self._before(request)
+        if early is not None:
+            return early
+        body = self.seen[-1]
+        if "previous_response_id" in body or any(item.get("type") == "item_reference" for item in body["input"]):
+            return JSONResponse({"error": {"message": "nothing is stored here"}}, 400)
+        words = {"type": "output_text", "text": "all done", "annotations": [], "logprobs": []}
+        done = {"id": "msg_up", "type": "message", "role": "assistant", "status": "completed", "content": [words]}
+        output = [{"type": "reasoning", "id": "rs_up", "summary": [], "encrypted_content": "only-mine"}, done]
+        if body.get("tools") and not any(item.get("type") == "function_call_output" for item in body["input"]):
+            call = {"type": "function_call", "id": "fc_up", "call_id": "call_up", "name": body["tools"][0]["name"]}
+            output[1] = {**call, "arguments": '{"where": "x"}', "status": "completed"}
+        counts = {"input_tokens": 10, "output_tokens": 5, "total_tokens": 15, "input_tokens_details": {"cached_tokens": 4}}
+        answer = {
+            "id": "resp_up", "object": "response", "created_at": 1, "status": "completed", "model": self.mock_model.name,
+            "output": output, "usage": counts, "store": False, "tools": body.get("tools") or [], "error": None,
+            "parallel_tool_calls": True, "tool_choice": "auto",
+        }  # fmt: skip
+        if not body.get("stream"):
+            return JSONResponse(answer)
+        return StreamingResponse(self._paced(response_events(answer)), media_type="text/event-stream")
+
+    def _events(self, answer: dict[str, Any]) -> AsyncIterator[bytes]:
+        return self._paced(events_of(answer))
+
+    async def _paced(self, events: Iterator[tuple[str, dict[str, Any]]]) -> AsyncIterator[bytes]:
+        for i, (name, content) in enumerate(events):
             if i == self.cut:
                 return
-            if self.may_go_on is not None and name == "message_delta":
+            if self.may_go_on is not None and name in ("message_delta", "response.completed"):
                 await asyncio.to_thread(self.may_go_on.wait, 20)
             yield f"event: {name}\ndata: {json.dumps(content)}\n\n".encode()
             await asyncio.sleep(self.pace)
+
+
+def response_events(answer: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A Responses answer as OpenAI's server streams it."""
+    for number, (kind, fields) in enumerate(_response_events(answer)):
+        yield kind, {"type": kind, "sequence_number": number, **fields}
+
+
+def _response_events(answer: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    yield "response.created", {"response": {**answer, "status": "in_progress", "output": [], "usage": None}}
+    for i, item in enumerate(answer["output"]):
+        yield "response.output_item.added", {"output_index": i, "item": item}
+        if item["type"] == "message":
+            (part,) = item["content"]
+            where = {"item_id": item["id"], "output_index": i, "content_index": 0}
+            yield "response.content_part.added", {**where, "part": {**part, "text": ""}}
+            yield "response.output_text.delta", {**where, "delta": part["text"], "logprobs": []}
+            yield "response.output_text.done", {**where, "text": part["text"], "logprobs": []}
+            yield "response.content_part.done", {**where, "part": part}
+        elif item["type"] == "function_call":
+            where = {"item_id": item["id"], "output_index": i}
+            yield "response.function_call_arguments.delta", {**where, "delta": item["arguments"]}
+            yield "response.function_call_arguments.done", {**where, "arguments": item["arguments"], "name": item["name"]}
+        yield "response.output_item.done", {"output_index": i, "item": item}
+    yield "response.completed", {"response": answer}
 
 
 def events_of(answer: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -7,6 +7,7 @@ import threading
 import time
 
 import httpx
+import openai
 import pytest
 
 from r2v.clients.mock import MockModel
@@ -157,7 +158,7 @@ ASKED = {
 }
 
 
-@pytest.mark.parametrize("provider", ["openai", "anthropic"])
+@pytest.mark.parametrize("provider", ["openai", "anthropic", "openai_responses"])
 @pytest.mark.parametrize("path", ASKED)
 def test_the_teachers_answer_is_live_in_every_protocol(make, path, provider):  # noqa: F811
     world = make(teacher_provider=provider)
@@ -311,6 +312,44 @@ def test_tools_of_every_kind_that_run_at_the_client_come_back_as_they_are(make):
     functions = [call["function"] for call in asked["tool_calls"]]
     assert [(f["name"], json.loads(f["arguments"])) for f in functions] == calls
     assert [result["content"] for result in results] == ["ok"] * 3
+
+
+def test_a_responses_model_gets_the_clients_own_body_and_its_reasoning_back(make):  # noqa: F811
+    world = make(teacher_provider="openai_responses")
+    items = [{"role": "user", "content": "look"}]
+    body = {
+        **ASKED["/v1/responses"],
+        "input": items,
+        "reasoning": {"effort": "low"},
+        "include": ["reasoning.encrypted_content"],
+    }
+    arm = {"x-r2v-arm": "teacher", "x-session-id": "s"}
+    with openai.OpenAI(base_url=f"{world.url}/v1", api_key=KEY, max_retries=0, default_headers=arm) as client:
+        first = client.responses.create(**body)
+        with client.responses.stream(**body) as stream:
+            streamed = stream.get_final_response()
+    assert [item.type for item in first.output] == ["reasoning", "function_call"]
+    assert [item.id for item in streamed.output] == [item.id for item in first.output]
+    assert first.usage.input_tokens_details.cached_tokens == 4 and world.teacher.seen[0] == body | {
+        "model": "teacher-1",
+        "store": False,
+    }
+    result = {"type": "function_call_output", "call_id": "call_up", "output": "red"}
+    told = world.post("/v1/responses", {**body, "previous_response_id": first.id, "input": [result]}, arm)
+    assert told.json()["output"][1]["content"][0]["text"] == "all done" and "x-r2v-dropped" not in told.headers
+    assert world.teacher.seen[-1]["input"] == [*items, *first.model_dump(exclude_unset=True)["output"], result]
+    by_slm = world.post("/v1/responses", {**body, "previous_response_id": first.id, "input": [result]}, {"x-r2v-arm": "slm"})
+    assert set(by_slm.headers["x-r2v-dropped"].split(",")) == {"reasoning", "include"}
+
+
+def test_a_chat_or_messages_client_with_a_responses_teacher(make):  # noqa: F811
+    world = make(teacher_provider="openai_responses")
+    for path in ("/v1/chat/completions", "/v1/messages"):
+        assert "call_up" in world.post(path, ASKED[path], {"x-r2v-arm": "teacher"}).text
+    orphan = [*ASK, {"role": "tool", "tool_call_id": "nobody", "content": "x"}, {"role": "user", "content": "go on"}]
+    assert world.post(model="r2v:teacher", messages=orphan).status_code == 200
+    kinds = [item.get("type", item.get("role")) for item in world.teacher.seen[-1]["input"]]
+    assert kinds == ["system", "user", "user", "user"]
 
 
 # -- sessions -----------------------------------------------------------------------------------------------------

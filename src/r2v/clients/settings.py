@@ -22,7 +22,8 @@ class PriceSettings(Settings):
 
 class ClientSettings(Settings):
     provider: str = "openai"
-    """The protocol it speaks: openai (any `/chat/completions`), anthropic (`/v1/messages`), or a plug-in (`r2v.clients`)."""
+    """The protocol it speaks: openai (any `/chat/completions`), openai_responses (`/responses`), anthropic (`/v1/messages`),
+    or a plug-in (`r2v.clients`)."""
     base_url: str
     """OpenAI style: up to and without /chat/completions, e.g. http://localhost:8000/v1. Anthropic: up to and without
     /v1/messages."""

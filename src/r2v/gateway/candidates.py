@@ -36,7 +36,8 @@ class LiveAnswer:
     def put(self, source: CandidateSource, piece: Piece) -> None:
         if self.source is None:
             self.source = source
-            self.facts["arm"] = "teacher" if source.teacher else "slm"
+            # The SLM's answer is streamed only where it is before anything is decided.
+            self.facts |= {"arm": "teacher"} if source.teacher else {"arm": "slm", "reason": "early"}
         choices = (piece.chunk or {}).get("choices") or []
         if self.rest or any(choice.get("finish_reason") for choice in choices):
             self.rest.append(piece)

@@ -189,8 +189,6 @@ class Service:
             session = await self.sessions.enter(name, dry=options.dry)
             facts |= {"session-id": name.split("/", 1)[-1], "step": session.t}
             early = live is not None and self._is_early(session, options)
-            if early:
-                facts["reason"] = "early"
             drafts = 1 if early else self.settings.route.k
             limits = limits_of(budget, name, options.key, int(time.time() // DAY), options.session_usd)
             amounts = most(self.slm, request, drafts), most(self.teacher, request, 1) + Amount(calls=1)

@@ -221,6 +221,9 @@ def _item_of(call: Json, identity: str, index: int, tools: Mapping[str, ClientTo
 
 def response_of(reply: Reply, raw: Json, served: Served) -> Json:
     """A Responses answer for a client."""
+    if reply.protocol == "responses" and reply.own is not None:
+        kept = {key: raw[key] for key in ("store", "previous_response_id") if key in raw}
+        return {**reply.own, "id": f"resp_{served.id}", "model": served.model, **kept}
     message, usage, tools = reply.choice["message"], reply.usage, client_tools(raw)[0]
     output: list[Json] = []
     if text := text_of(message.get("content")):
@@ -282,7 +285,9 @@ class _Encoder:
     def __init__(self, request: Request, served: Served) -> None:
         self._raw, self._served = request.source, served
         self._number = 0
-        self._text: str | None = None
+        self._written = False
+        """Whether text has been streamed."""
+        self._place: Json = {"item_id": f"msg_{served.id}", "output_index": 0, "content_index": 0}
 
     def add(self, piece: Piece) -> Iterator[bytes]:
         yield from self._begin()
@@ -299,13 +304,16 @@ class _Encoder:
         """The events of a response, without what has been streamed of it."""
         yield from self._begin()
         for i, item in enumerate(response["output"]):
-            if item["type"] == "message":
-                if self._text is None:
-                    for text in pieces(item["content"][0]["text"]):
+            if item["type"] not in ("message", *CALLS):  # of a model's own answer: its reasoning
+                yield self._event("response.output_item.added", output_index=i, item=item)
+            elif item["type"] == "message":
+                part = item["content"][0]
+                if not self._written:
+                    self._place |= {"item_id": item["id"], "output_index": i}
+                    for text in pieces(part["text"]):
                         yield from self._add_text(text)
-                part, where = item["content"][0], self._where()
-                yield self._event("response.output_text.done", **where, text=part["text"], logprobs=[])
-                yield self._event("response.content_part.done", **where, part=part)
+                yield self._event("response.output_text.done", **self._place, text=part["text"], logprobs=[])
+                yield self._event("response.content_part.done", **self._place, part=part)
             else:
                 yield from self._call(i, item)
             yield self._event("response.output_item.done", output_index=i, item=item)
@@ -322,17 +330,15 @@ class _Encoder:
             yield self._event("response.created", response=begun)
             yield self._event("response.in_progress", response=begun)
 
-    def _where(self) -> Json:
-        return {"item_id": f"msg_{self._served.id}", "output_index": 0, "content_index": 0}
-
     def _add_text(self, text: str) -> Iterator[bytes]:
-        if self._text is None:
-            self._text = ""
-            yield self._event("response.output_item.added", output_index=0, item=_message(self._served, "", "in_progress"))
+        if not self._written:
+            self._written = True
+            index, begun = self._place["output_index"], _message(self._served, "", "in_progress")
+            begun["id"] = self._place["item_id"]
+            yield self._event("response.output_item.added", output_index=index, item=begun)
             empty = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
-            yield self._event("response.content_part.added", **self._where(), part=empty)
-        self._text += text
-        yield self._event("response.output_text.delta", **self._where(), delta=text, logprobs=[])
+            yield self._event("response.content_part.added", **self._place, part=empty)
+        yield self._event("response.output_text.delta", **self._place, delta=text, logprobs=[])
 
     def _call(self, index: int, item: Json) -> Iterator[bytes]:
         key, kind = {
@@ -346,6 +352,25 @@ class _Encoder:
             for text in pieces(item[key]):
                 yield self._event(f"{kind}.delta", **where, delta=text)
             yield self._event(f"{kind}.done", **where, **{key: item[key]}, name=item["name"])
+
+
+class _OwnEncoder:
+    """See `StreamEncoder`, for models that speak this protocol: their own events."""
+
+    def __init__(self, request: Request, served: Served) -> None:
+        self._request, self._served = request, served
+
+    def add(self, piece: Piece) -> Iterator[bytes]:
+        yield event(str(piece.own.get("type")), self._mended(piece.own))
+
+    def end(self, reply: Reply, rest: Sequence[Piece], facts: Json) -> Iterator[bytes]:
+        for piece in rest:
+            yield event(str(piece.own.get("type")), {**self._mended(piece.own), "r2v": facts})
+
+    def _mended(self, own: Json) -> Json:
+        if "response" not in own:
+            return own
+        return {**own, "response": {**own["response"], "id": f"resp_{self._served.id}", "model": self._served.model}}
 
 
 class Responses(ProtocolAdapter):
@@ -385,8 +410,8 @@ class Responses(ProtocolAdapter):
     def held(self, reply: Reply, request: Request, served: Served, facts: Json) -> Iterator[bytes]:
         yield from _Encoder(request, served).whole(self.whole(reply, request, served), facts)
 
-    def encoder(self, request: Request, served: Served, protocol: str) -> _Encoder:
-        return _Encoder(request, served)
+    def encoder(self, request: Request, served: Served, protocol: str) -> _Encoder | _OwnEncoder:
+        return _OwnEncoder(request, served) if protocol == self.name else _Encoder(request, served)
 
     def error(self, message: str, status: int) -> Json:
         return openai_error(message, status, None)
