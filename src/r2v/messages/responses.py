@@ -222,7 +222,7 @@ def _item_of(call: Json, identity: str, index: int, tools: Mapping[str, ClientTo
 def response_of(reply: Reply, raw: Json, served: Served) -> Json:
     """A Responses answer for a client."""
     if reply.protocol == "responses" and reply.own is not None:
-        kept = {key: raw[key] for key in ("store", "previous_response_id") if key in raw}
+        kept: Json = {key: raw[key] for key in ("store", "previous_response_id") if key in raw}
         return {**reply.own, "id": f"resp_{served.id}", "model": served.model, **kept}
     message, usage, tools = reply.choice["message"], reply.usage, client_tools(raw)[0]
     output: list[Json] = []
