@@ -126,6 +126,8 @@ def test_a_router_from_enough_logs_finds_the_signal_and_loads(tmp_path):
     told = json.loads(done.stdout.splitlines()[-1])
     assert told["episodes"] == told["tasks"] == 240
     assert told["auroc_ci95"][0] > 0.6 and told["auroc_ci95"][0] < told["auroc"] < told["auroc_ci95"][1]
+    report = json.loads((tmp_path / "router" / "fit.json").read_text())  # what `r2v promote` reads
+    assert report["auroc"] == told["auroc"] and report["beats_random"] is True
     router = load_router(tmp_path / "router")
     assert router.fitted_with == FittedWith(1, 50, "tool_calls")
     assert router.threshold is not None and "first_token_entropy" not in router.risk.names
@@ -153,7 +155,7 @@ def test_noise_is_called_noise(tmp_path):
     shuffled = [replace(episode, success=bool(rng.random() < 0.5)) for episode in episodes]
     found = fit_logs(shuffled, tmp_path / "router", verifier=None)
     assert found.auroc_ci95[0] < 0.55
-    assert found.brier > found.base_brier - 0.02
+    assert found.brier > found.base_brier - 0.02 and not found.beats_random
 
 
 def test_helped_episodes_do_not_speak_for_the_small_model(tmp_path):

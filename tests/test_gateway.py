@@ -268,7 +268,7 @@ def test_a_canary_is_active_for_some_sessions_each_as_a_whole(make):
     world = make(route__router="verifier", route__threshold=0.0, route__mode="canary", route__canary_share=0.5)
     codes = {s: {world.post(headers={"x-session-id": f"s{s}"}).headers["x-r2v-reason"] for _ in range(2)} for s in range(16)}
     assert all(len(of_session) == 1 for of_session in codes.values())
-    assert {code for of_session in codes.values() for code in of_session} == {"risk_above", "shadow"}
+    assert {code for of_session in codes.values() for code in of_session} == {"risk_above", "observe"}
 
 
 def test_explored_steps_log_the_probability_of_what_was_done(make):

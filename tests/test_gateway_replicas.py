@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from r2v.core.types import Decision
 from r2v.gateway.budgets import Amount, Exhausted, LocalBudgets
-from r2v.gateway.ledger import Ledger
+from r2v.gateway.ledger import Ledger, ModeChange
 from r2v.gateway.settings import LimitSettings
 from servers import KEY, Model, gateway, running, settings
 
@@ -152,6 +152,9 @@ def test_a_session_is_one_for_all_replicas(redis_url):
         assert await a.killed()
         await b.kill(False)
         assert not await a.killed()
+        assert await a.mode() is None
+        await b.set_mode(change := ModeChange("shadow", "observe", "200 of 200 answers alike", 1.5, True))
+        assert await a.mode() == change
         await a.close()
         await b.close()
 

@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 
 from r2v.maths.calibration import brier, ece, fit_isotonic, fit_scaling, nll, reliability_bins
 from r2v.maths.risk import cvar
-from r2v.maths.stats import auroc, mcnemar
+from r2v.maths.stats import auroc, mcnemar, newcombe, wilson
 
 probabilities = hnp.arrays(np.float64, st.integers(4, 60), elements=st.floats(0, 1))
 
@@ -89,3 +89,10 @@ def test_mcnemar_is_the_sign_test_on_disagreements():
     b = np.array([True] + [False] * 5 + [False] * 4)
     assert mcnemar(a, b) == pytest.approx(2 / 2**5)
     assert mcnemar(a, a) == 1.0
+
+
+def test_intervals_of_shares_are_those_of_newcombe_1998():
+    assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert wilson(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5) and wilson(0, 0) == (0.0, 1.0)
+    assert newcombe(56, 70, 48, 80) == pytest.approx((0.0524, 0.3339), abs=5e-5)
+    assert newcombe(0, 10, 0, 0) == pytest.approx((-1.0, 0.2775), abs=5e-5)

@@ -185,8 +185,7 @@ def _fit(read: tuple[list[Episode], int], kind: str, out: Path, *, seed: int, as
         typer.echo(f"risk on tasks left out: AUROC {found.auroc:.3f} ({low:.3f} to {high:.3f}), ECE {found.ece:.3f}")
         typer.echo(f"Brier {found.brier:.3f} (always the base rate: {found.base_brier:.3f})")
         typer.echo(f"for an interval of +-.05: about {found.episodes_needed} episodes")
-        assert found.brier is not None and found.base_brier is not None
-        if low <= 0.5 or found.brier >= found.base_brier:
+        if not found.beats_random:
             typer.echo("nothing shows that these risks are better than the base rate: do not route on them")
         typer.echo(f"router    {out}  (escalates {found.asked_share:.0%} of these steps)")
         typer.echo(f"next      route: {{router: {out}, mode: shadow}} in the gateway's settings")

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from r2v.core.agent import AgentModels, Forked, Routed
+from r2v.core.agreement import alike
 from r2v.core.features import best
 from r2v.core.fixed import AtSteps, Never
 from r2v.core.protocols import Agent, Policy
@@ -38,7 +39,7 @@ async def differs(episode: Episode, teacher: Policy, horizon: int) -> list[bool]
         seed = derive_seed(derive_seed(episode.task.id, episode.seed, step.t), "teacher")
         (answer,) = await teacher.propose(context, 1, seed=seed)
         choice = step.choice
-        found.append(answer.action != choice.candidates[best(choice.candidates, choice.scores)].action)
+        found.append(not alike(choice.candidates[best(choice.candidates, choice.scores)].action, answer.action))
     return found
 
 

@@ -11,10 +11,12 @@ import os
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import asdict
 from fnmatch import fnmatchcase
 from importlib.resources import files
-from typing import Any
+from typing import Any, Literal
 
+import msgspec
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
@@ -22,10 +24,14 @@ from starlette.responses import HTMLResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 
 from r2v.core.errors import SettingsError
+from r2v.gateway.budgets import DAY
 from r2v.gateway.candidates import LiveAnswer
 from r2v.gateway.http import headers_of, json_response
 from r2v.gateway.items import Items
+from r2v.gateway.modes import Unproven
 from r2v.gateway.service import Answer, Refused, RequestOptions, Service
+from r2v.gateway.settings import Mode
+from r2v.maths.stats import wilson
 from r2v.messages import BUILT_IN
 from r2v.messages.anthropic import MESSAGES
 from r2v.messages.conversation import BadRequest, Json, Request, fingerprint
@@ -50,6 +56,14 @@ class Unauthorized(Exception):
 
 class TooLarge(Exception):
     pass
+
+
+class ModeRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """Body of `POST /v1/mode`."""
+
+    action: Literal["promote", "rollback"]
+    force: bool = False
+    to: Mode = "observe"
 
 
 def build_app(service: Service) -> Starlette:
@@ -85,6 +99,8 @@ class _Gateway:
             ("/sessions/{session:path}", self.session, "GET", CHAT),
             ("/stats", self.stats, "GET", CHAT),
             ("/kill", self.kill, "POST", CHAT),
+            ("/mode", self.mode, "GET", CHAT),
+            ("/mode", self.change_mode, "POST", CHAT),
         ]
         routes = [
             Route(prefix + path, self._guarded(endpoint, adapter), methods=[method])
@@ -337,7 +353,14 @@ class _Gateway:
         return json_response({"ok": True})
 
     async def sessions(self, http: HttpRequest) -> Response:
-        return json_response({"sessions": self.service.ledger.sessions(100)})
+        """The latest; `text`, `mode`, `escalated=1` and `failed=1` or `failed=0` leave out others."""
+        wanted = http.query_params
+        failed = {"1": True, "0": False}.get(wanted.get("failed", ""))
+        found = self.service.ledger.sessions(
+            100, text=wanted.get("text", ""), mode=wanted.get("mode") or None, failed=failed,
+            escalated=wanted.get("escalated") == "1",
+        )  # fmt: skip
+        return json_response({"sessions": found})
 
     async def session(self, http: HttpRequest) -> Response:
         identity = http.path_params["session"]
@@ -361,8 +384,34 @@ class _Gateway:
         service = self.service
         models = {u.name: {"model": u.settings.model, "available": u.available} for u in (service.slm, service.teacher)}
         killed = await service.sessions.killed()
-        found = {**service.metrics.stats(), "mode": service.settings.route.mode, "killed": killed, "models": models}
+        change = await self.service.modes.current()
+        found = {**service.metrics.stats(), "mode": change.mode, "killed": killed, "models": models}
+        if days := http.query_params.get("days"):
+            found["days"] = service.ledger.days(time.time() - DAY * _number(days, "days=14"))
+            for day in found["days"]:
+                day["alike_ci95"] = wilson(day["alike"], day["labelled"])
+                day["failed_ci95"] = wilson(day["failed"], day["ended"])
         return json_response(found)
+
+    async def mode(self, http: HttpRequest) -> Response:
+        change = await self.service.modes.current()
+        enough, reason = self.service.modes.evidence(change)
+        return json_response({**asdict(change), "next": {"allowed": enough, "reason": reason}})
+
+    async def change_mode(self, http: HttpRequest) -> Response:
+        """{"action": "promote", "force": false}, or {"action": "rollback", "to": "observe"}; 409 where nothing allows it."""
+        try:
+            wanted = msgspec.json.decode(await self._body(http), type=ModeRequest)
+        except msgspec.DecodeError as error:
+            raise BadRequest(str(error)) from None
+        try:
+            if wanted.action == "promote":
+                await self.service.modes.promote(force=wanted.force)
+            else:
+                await self.service.modes.rollback(wanted.to)
+        except Unproven as error:
+            return json_response(CHAT.error(str(error), 409), 409)
+        return await self.mode(http)
 
     async def kill(self, http: HttpRequest) -> Response:
         """The kill switch: {"on": true} gives every step to the SLM."""

@@ -10,7 +10,7 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +19,21 @@ import msgspec
 from r2v.core.errors import ArtifactError
 from r2v.core.types import SOLVED, Decision, ScoreKind, Step
 from r2v.gateway.budgets import Amount
+from r2v.gateway.settings import Mode
 from r2v.runtime.upgrade import ROUTES, upgraded_step
 
-VERSION = 3
+VERSION = 4
+MODES = (
+    "CREATE TABLE modes (mode TEXT NOT NULL, configured TEXT NOT NULL, reason TEXT NOT NULL, time REAL NOT NULL, "
+    "forced INTEGER NOT NULL)"
+)
 TOOLS = "CREATE TABLE IF NOT EXISTS tools (session TEXT PRIMARY KEY, text TEXT NOT NULL)"
 SCHEMA = (
     "CREATE TABLE steps (id TEXT PRIMARY KEY, session TEXT NOT NULL, t INTEGER NOT NULL, time REAL NOT NULL, "
     "key TEXT NOT NULL, source TEXT NOT NULL, code TEXT NOT NULL, model TEXT NOT NULL, score REAL, threshold REAL, "
     "propensity REAL NOT NULL, slm_usd REAL NOT NULL, teacher_usd REAL NOT NULL, saved_usd REAL NOT NULL, "
     "tokens INTEGER NOT NULL, teacher_calls INTEGER NOT NULL, candidates INTEGER NOT NULL, overhead_ms REAL NOT NULL, "
-    "route TEXT NOT NULL, goal TEXT NOT NULL, record BLOB NOT NULL, score_kind TEXT)",
+    "route TEXT NOT NULL, goal TEXT NOT NULL, alike INTEGER, mode TEXT, record BLOB NOT NULL, score_kind TEXT)",
     "CREATE INDEX steps_of_session ON steps (session, t)",
     "CREATE INDEX steps_by_time ON steps (time)",
     "CREATE TABLE outcomes (session TEXT NOT NULL, t INTEGER, reward REAL NOT NULL, time REAL NOT NULL)",
@@ -37,6 +42,7 @@ SCHEMA = (
     "tokens INTEGER NOT NULL, usd REAL NOT NULL)",
     "CREATE INDEX abandoned_of_session ON abandoned (session)",
     TOOLS,
+    MODES,
 )
 MIGRATIONS = {
     2: (
@@ -50,14 +56,18 @@ MIGRATIONS = {
         "CREATE INDEX abandoned_of_session ON abandoned (session)",
         TOOLS,
     ),
+    3: ("ALTER TABLE steps ADD COLUMN alike INTEGER", "ALTER TABLE steps ADD COLUMN mode TEXT", MODES),
 }
 """Schema version -> the statements that make it the next one. They touch no row, so that a large ledger opens at once:
 routes and records stay as r2v 0.1 wrote them, and `_entry` reads them as today's.
 """
 COLUMNS = (
     "id", "session", "t", "time", "key", "source", "code", "model", "score", "score_kind", "threshold", "propensity",
-    "slm_usd", "teacher_usd", "saved_usd", "tokens", "teacher_calls", "candidates", "overhead_ms", "route", "goal", "record",
+    "slm_usd", "teacher_usd", "saved_usd", "tokens", "teacher_calls", "candidates", "overhead_ms", "route", "goal",
+    "alike", "mode", "record",
 )  # fmt: skip
+RECENT = 20_000
+"""Steps that `Ledger.sessions` looks back on, so that a page that asks for it again and again stays cheap."""
 _encoder, _decoder = msgspec.json.Encoder(), msgspec.json.Decoder(Step)
 
 
@@ -95,6 +105,23 @@ class Entry:
     """What the router decided, whatever was done."""
     goal: str
     step: Step
+    alike: bool | None = None
+    """Whether the SLM's best candidate did what the teacher's answer did; None: not compared, or not comparable."""
+    mode: str | None = None
+    """`r2v.gateway.modes.Part.name` of the step; None in rows that older versions wrote."""
+
+
+@dataclass(frozen=True)
+class ModeChange:
+    """Which mode the gateway is in, and why."""
+
+    mode: Mode
+    configured: Mode
+    """`route.mode` at that time."""
+    reason: str
+    time: float
+    forced: bool = False
+    """Against the evidence, or without any."""
 
 
 class Ledger:
@@ -209,17 +236,78 @@ class Ledger:
         ).fetchall()
         return [(score, float(failed)) for _, score, failed in rows], len({session for session, _, _ in rows})
 
-    def sessions(self, limit: int) -> list[dict[str, Any]]:
-        """The latest sessions, the newest first."""
-        rows = self._db.execute(
-            "SELECT session, COUNT(*), MAX(time), SUM(teacher_calls), SUM(slm_usd), SUM(teacher_usd), SUM(saved_usd), "
-            "MAX(goal), "
-            "(SELECT reward FROM outcomes o WHERE o.session = s.session AND o.t IS NULL ORDER BY time DESC LIMIT 1) "
-            "FROM steps s GROUP BY session ORDER BY MAX(time) DESC LIMIT ?",
-            (limit,),
+    def sessions(
+        self, limit: int, *, text: str = "", mode: str | None = None, escalated: bool = False, failed: bool | None = None
+    ) -> list[dict[str, Any]]:
+        """The latest sessions, the newest first, among those of the latest `RECENT` steps.
+
+        Args:
+            limit: how many at most.
+            text: part of the id or of the goal, in any case.
+            mode: of the latest step.
+            escalated: only those in which the router wanted the teacher.
+            failed: only those whose outcome is a failure, or a success.
+        """
+        cursor = self._db.execute(
+            "SELECT session, COUNT(*) steps, MAX(time) time, SUM(teacher_calls) teacher_calls, SUM(slm_usd) slm_usd, "
+            "SUM(teacher_usd) teacher_usd, SUM(saved_usd) saved_usd, goal, mode, COUNT(alike) labelled, SUM(alike) alike, "
+            "SUM(route NOT IN ('continue', 'retry') AND score IS NOT NULL) escalated, "
+            "(SELECT reward FROM outcomes o WHERE o.session = s.session AND o.t IS NULL ORDER BY time DESC LIMIT 1) reward "
+            "FROM steps s WHERE session IN (SELECT session FROM steps ORDER BY time DESC LIMIT :recent) GROUP BY session "
+            "HAVING (:text = '' OR instr(lower(session || ' ' || goal), :text)) AND (:mode IS NULL OR mode = :mode) "
+            "AND (NOT :escalated OR escalated) AND (:failed IS NULL OR (reward < :bound) = :failed) "
+            "ORDER BY 3 DESC LIMIT :limit",
+            {
+                "limit": limit, "recent": RECENT, "text": text.lower(), "mode": mode, "escalated": escalated,
+                "failed": failed, "bound": SOLVED,
+            },
+        )  # fmt: skip
+        names = [column[0] for column in cursor.description]
+        return [dict(zip(names, row, strict=True)) for row in cursor]
+
+    def days(self, since: float) -> list[dict[str, Any]]:
+        """What was served, spent, saved, labelled and failed on each day (UTC), the earliest first. A session's outcome is
+        its last, and counts on the day that it was reported.
+        """
+        cursor = self._db.execute(
+            "SELECT date(time, 'unixepoch') day, SUM(step) steps, SUM(taught) teacher_steps, SUM(usd) usd, "
+            "SUM(saved) saved_usd, SUM(labelled) labelled, SUM(alike) alike, SUM(ended) ended, SUM(failed) failed FROM ("
+            "SELECT time, 1 step, source = 'teacher' taught, slm_usd + teacher_usd usd, saved_usd saved, "
+            "alike IS NOT NULL labelled, COALESCE(alike, 0) alike, 0 ended, 0 failed FROM steps WHERE time >= :since "
+            "UNION ALL SELECT time, 0, 0, usd, 0, 0, 0, 0, 0 FROM abandoned WHERE time >= :since "
+            "UNION ALL SELECT time, 0, 0, 0, 0, 0, 0, 1, reward < :bound FROM outcomes WHERE time >= :since "
+            "AND rowid IN (SELECT MAX(rowid) FROM outcomes WHERE t IS NULL GROUP BY session)) GROUP BY day ORDER BY day",
+            {"since": since, "bound": SOLVED},
         )
-        names = ("session", "steps", "time", "teacher_calls", "slm_usd", "teacher_usd", "saved_usd", "goal", "reward")
-        return [dict(zip(names, row, strict=True)) for row in rows]
+        names = [column[0] for column in cursor.description]
+        return [dict(zip(names, row, strict=True)) for row in cursor]
+
+    def labels(self, since: float) -> tuple[int, int]:
+        """(steps whose answers were compared, those of them that were alike) from a time on."""
+        counts = self._db.execute("SELECT COALESCE(SUM(alike), 0), COUNT(alike) FROM steps WHERE time >= ?", (since,))
+        alike, labelled = counts.fetchone()
+        return labelled, alike
+
+    def ended(self, mode: str, since: float) -> tuple[int, int]:
+        """(sessions with an outcome all of whose steps were served in this mode, those of them that failed), of the
+        sessions that began after a time.
+        """
+        rows = self._db.execute(
+            "SELECT (SELECT reward FROM outcomes o WHERE o.session = s.session AND o.t IS NULL ORDER BY time DESC LIMIT 1) "
+            "FROM steps s WHERE session IN (SELECT session FROM steps WHERE time >= :since AND mode = :mode) "
+            "GROUP BY session HAVING MIN(time) >= :since AND MIN(mode = :mode)",
+            {"mode": mode, "since": since},
+        )
+        rewards = [reward for (reward,) in rows if reward is not None]
+        return len(rewards), sum(reward < SOLVED for reward in rewards)
+
+    def mode(self) -> ModeChange | None:
+        """The last change of the mode."""
+        row = self._db.execute("SELECT * FROM modes ORDER BY rowid DESC LIMIT 1").fetchone()
+        return None if row is None else ModeChange(*row)
+
+    def set_mode(self, change: ModeChange) -> None:
+        self._db.execute("INSERT INTO modes VALUES (?, ?, ?, ?, ?)", astuple(change))
 
     def all_sessions(self) -> Iterator[str]:
         for (session,) in self._db.execute("SELECT session FROM steps GROUP BY session ORDER BY MIN(time)").fetchall():
@@ -232,7 +320,8 @@ def _entry(row: tuple[Any, ...]) -> Entry:
     except msgspec.ValidationError:  # written by r2v 0.1
         step = msgspec.convert(upgraded_step(msgspec.json.decode(row[-1])), Step)
     values: dict[str, Any] = dict(zip(COLUMNS[:-1], row, strict=False))
-    return Entry(**values | {"route": ROUTES.get(values["route"], values["route"])}, step=step)
+    alike = None if values["alike"] is None else bool(values["alike"])
+    return Entry(**values | {"route": ROUTES.get(values["route"], values["route"]), "alike": alike}, step=step)
 
 
 def decisions_of(entries: list[Entry]) -> tuple[Decision, ...]:

@@ -16,6 +16,7 @@ import redis.asyncio as redis
 from r2v.core.seeds import derive_seed
 from r2v.core.types import Decision, Memory
 from r2v.gateway.budgets import Amount, Exhausted, Limits, Reservation
+from r2v.gateway.ledger import ModeChange
 from r2v.gateway.sessions import DECISIONS, Session, numbered
 from r2v.runtime.upgrade import upgraded_decision
 
@@ -147,6 +148,13 @@ class RedisSessions:
 
     async def killed(self) -> bool:
         return bool((await self._redis.run(("EXISTS", self._redis.key("killed"))))[0])
+
+    async def set_mode(self, change: ModeChange) -> None:
+        await self._redis.run(("SET", self._redis.key("mode"), _encoder.encode(change)))
+
+    async def mode(self) -> ModeChange | None:
+        (raw,) = await self._redis.run(("GET", self._redis.key("mode")))
+        return None if raw is None else msgspec.json.decode(raw, type=ModeChange)
 
     async def close(self) -> None:
         await self._redis.close()

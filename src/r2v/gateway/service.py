@@ -24,15 +24,17 @@ from typing import Any
 from r2v.clients import make_client
 from r2v.clients.base import ModelError, Tokens
 from r2v.core.agent import MAX_RETRIES, AgentModels, Routed, StepContext
+from r2v.core.agreement import alike
 from r2v.core.errors import BoundaryError, SettingsError
 from r2v.core.features import best
 from r2v.core.protocols import Verifier
-from r2v.core.seeds import derive_seed, derive_uniform
+from r2v.core.seeds import derive_seed
 from r2v.core.types import NO_USAGE, Action, Candidate, Choice, Code, Context, Decision, Memory, Observation, Step
 from r2v.gateway.budgets import DAY, Amount, Budgets, Exhausted, LocalBudgets, Reservation, limits_of
 from r2v.gateway.candidates import CandidateSource, LiveAnswer, most
 from r2v.gateway.ledger import Entry, Ledger
 from r2v.gateway.metrics import Metrics
+from r2v.gateway.modes import Modes, Part, part_of
 from r2v.gateway.routing import GatewayRouter, Noted, load_configured
 from r2v.gateway.sessions import SESSIONS, LocalSessions, Session, Sessions
 from r2v.gateway.settings import GatewaySettings
@@ -89,6 +91,8 @@ class ServedStep:
     reservation: Reservation
     slm: CandidateSource
     teacher: CandidateSource
+    part: Part
+    """What the mode wants of it."""
     live: LiveAnswer | None
     """Where an answer goes that the client wants as a stream."""
     early: bool
@@ -123,6 +127,7 @@ class Service:
         self.sessions, self.budgets = _state(settings, self.ledger)
         self._with_tools: OrderedDict[str, None] = OrderedDict()
         """Sessions of clients in which tools were offered; the latest ones."""
+        self.modes = Modes(self.settings.route, self.sessions, self.ledger)
         self.metrics = Metrics(self.router, self.ledger, (self.slm, self.teacher))
 
     async def close(self) -> None:
@@ -157,14 +162,12 @@ class Service:
         """Who answers, and under which id."""
         return Served(facts["decision-id"], model, int(time.time()))
 
-    def _is_early(self, session: Session, options: RequestOptions) -> bool:
+    def _is_early(self, session: Session, options: RequestOptions, part: Part) -> bool:
         """Whether the step before predicts that the SLM suffices. After the first visible byte nothing
         can be taken back, so the risk is that of the step before.
         """
         route = self.settings.route
-        if route.stream == "hold" or options.forced == "teacher" or not self.slm.streams:
-            return False
-        if not self._is_active(session, options):
+        if route.stream == "hold" or options.forced == "teacher" or not self.slm.streams or not part.routed:
             return False
         if not session.memory.decisions:
             return route.stream == "early"
@@ -188,7 +191,9 @@ class Service:
                 name += ".aside"
             session = await self.sessions.enter(name, dry=options.dry)
             facts |= {"session-id": name.split("/", 1)[-1], "step": session.t}
-            early = live is not None and self._is_early(session, options)
+            mode = "shadow" if options.shadow else (await self.modes.current()).mode
+            part = part_of(mode, self.settings.route, session.id, session.t)
+            early = live is not None and self._is_early(session, options, part)
             drafts = 1 if early else self.settings.route.k
             limits = limits_of(budget, name, options.key, int(time.time() // DAY), options.session_usd)
             amounts = most(self.slm, request, drafts), most(self.teacher, request, 1) + Amount(calls=1)
@@ -204,7 +209,7 @@ class Service:
         try:
             if not reservation.teacher and budget.on_exhaustion == "stop":
                 raise Refused("the budget for the teacher is exhausted", 402, {**facts, "reason": "budget_exhausted"})
-            yield ServedStep(request, options, session, reservation, slm, teacher, live, early, facts, start)
+            yield ServedStep(request, options, session, reservation, slm, teacher, part, live, early, facts, start)
         finally:
             if (lost := slm.lost + teacher.lost) != Amount():
                 self.ledger.abandon(session.id, options.key, lost)
@@ -222,12 +227,6 @@ class Service:
                 self._with_tools.popitem(last=False)
             return False
         return name in self._with_tools
-
-    def _is_active(self, session: Session, options: RequestOptions) -> bool:
-        """Whether the router's decision holds for this session; else the teacher answers, as it would without r2v."""
-        route = self.settings.route
-        canary = derive_uniform(derive_seed(session.id, "canary"), "canary") < route.canary_share
-        return not options.shadow and (route.mode == "active" or (route.mode == "canary" and canary))
 
     def _router(self, served: ServedStep) -> GatewayRouter:
         threshold = self.router.threshold if served.options.threshold is None else served.options.threshold
@@ -255,33 +254,31 @@ class Service:
                 return await _teacher_alone(step_context, "forced", "forced"), context
             if served.early:
                 return await _slm_alone(step_context, router, "early", "streamed as it came"), context
-            if router.forced is None and calls_left != 0 and not self._is_active(session, served.options):
-                return await self._watched(models, step_context, router, memory), context
+            if router.forced is None and calls_left != 0 and not served.part.routed:
+                return await self._watched(served.part, models, step_context, router, memory), context
             choice, _ = await Routed(models, router).choose(step_context, memory)
             return choice, context
         except BoundaryError as error:
             return await self._fallback(served, step_context, router, error, calls_left), context
 
     async def _watched(
-        self, models: AgentModels, step_context: StepContext, router: GatewayRouter, memory: Memory
+        self, part: Part, models: AgentModels, step_context: StepContext, router: GatewayRouter, memory: Memory
     ) -> Choice:
         """The teacher answers, as without r2v; beside it the SLM drafts and the router decides, which is only noted. What is
         not ready when the teacher has answered is given up after a moment.
         """
-        route = self.settings.route
-        code: Code = "observe" if route.mode == "observe" else "shadow"
-        drafted = code == "shadow" or derive_uniform(step_context.seed, "observe") < route.observe_share
+        code: Code = "shadow" if part.name == "shadow" else "observe"
 
         kept = bool(memory.decisions) and memory.decisions[-1].route == "takeover"
         watched = Noted(router)
         drafting = None
-        if drafted and not kept:
+        if part.drafted and not kept:
             drafting = asyncio.ensure_future(Routed(models, watched).choose(step_context, memory))
         answer, noted, wanted = None, None, Decision("takeover" if kept else "escalate", code, None, None, None, 1.0, (), "")
         try:
             answer = await step_context.teacher_answer()
             if drafting is not None:
-                noted, _ = await asyncio.wait_for(drafting, route.observe_wait_s)
+                noted, _ = await asyncio.wait_for(drafting, self.settings.route.observe_wait_s)
         except (BoundaryError, TimeoutError):
             if answer is None:
                 raise
@@ -337,7 +334,7 @@ class Service:
             slm.usd, teacher.usd, self._saved(served), slm.spent.tokens + teacher.spent.tokens,
             int(teacher.drawn > 0), slm.drawn,
             facts["overhead-ms"], decision.route, _hash(context.goal) if redact else context.goal,
-            _redacted(step) if redact else _with_messages(step, served),
+            _redacted(step) if redact else _with_messages(step, served), _alike(choice), served.part.name,
         )  # fmt: skip
         try:
             self.ledger.write(entry, None if redact or served.session.t else served.request.tools)
@@ -376,6 +373,13 @@ async def _slm_alone(step_context: StepContext, router: GatewayRouter, code: Cod
     decision = replace(wanted, route="continue", code=code, propensity=1.0, reason=reason)
     action = candidates[best(candidates, scores)].action
     return Choice(action, "slm", candidates, scores, features, decision, candidates[0].usage, NO_USAGE)
+
+
+def _alike(choice: Choice) -> bool | None:
+    """Whether the SLM would have acted as the teacher did; None where they were not both asked, or it cannot be told."""
+    if choice.source != "teacher" or not choice.candidates:
+        return None
+    return alike(choice.candidates[best(choice.candidates, choice.scores)].action, choice.action)
 
 
 @lru_cache(maxsize=256)

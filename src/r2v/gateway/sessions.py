@@ -1,4 +1,4 @@
-"""Sessions: what one step leaves for the next, and the kill switch, which holds for all of them.
+"""Sessions: what one step leaves for the next, and what holds for all of them: the mode and the kill switch.
 
 `LocalSessions` is the state of one process, rebuilt from the ledger; `r2v.gateway.redis_state.RedisSessions` keeps the same
 in Redis, for replicas.
@@ -15,7 +15,7 @@ from typing import Protocol
 
 from r2v.core.seeds import derive_seed
 from r2v.core.types import Decision, Memory
-from r2v.gateway.ledger import Ledger, decisions_of
+from r2v.gateway.ledger import Ledger, ModeChange, decisions_of
 
 DECISIONS = 200
 """The latest of a session, kept for its router."""
@@ -61,6 +61,11 @@ class Sessions(Protocol):
 
     async def killed(self) -> bool: ...
 
+    async def set_mode(self, change: ModeChange) -> None: ...
+
+    async def mode(self) -> ModeChange | None:
+        """The last change of the mode, also of a run before this one."""
+
     async def close(self) -> None: ...
 
 
@@ -84,7 +89,7 @@ class LocalSessions:
         self._ledger, self._cache_ttl_s = ledger, cache_ttl_s
         self._records: OrderedDict[str, _Record] = OrderedDict()
         self._runs: OrderedDict[str, int] = OrderedDict()
-        self._killed = False
+        self._killed, self._mode = False, ledger.mode()
 
     async def run_of(self, identity: str, *, fresh: bool) -> str:
         run = self._runs.get(identity, 0)
@@ -136,6 +141,13 @@ class LocalSessions:
 
     async def killed(self) -> bool:
         return self._killed
+
+    async def set_mode(self, change: ModeChange) -> None:
+        self._ledger.set_mode(change)
+        self._mode = change
+
+    async def mode(self) -> ModeChange | None:
+        return self._mode
 
     async def close(self) -> None:
         pass

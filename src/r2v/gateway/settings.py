@@ -17,6 +17,8 @@ from r2v.clients.settings import ClientSettings, PriceSettings
 from r2v.runtime.settings import Fraction, Settings
 from r2v.verifiers import verifier_named
 
+Mode = Literal["observe", "shadow", "canary", "active"]
+
 
 class ServedModelSettings(ClientSettings):
     price: PriceSettings
@@ -45,11 +47,14 @@ class RouteSettings(Settings):
     stream: Literal["hold", "early", "auto"] = "hold"
     """hold: send an answer when it is chosen. early: where the step before was below the threshold (or there was none), pass
     the SLM's first draft through as it comes, without drawing others. auto: only where it was below half of it."""
-    mode: Literal["observe", "shadow", "canary", "active"] = "active"
-    """observe: the teacher answers as without r2v; on a share of the steps the SLM drafts, too, and is compared with it.
-    shadow: the teacher answers; the SLM drafts and the router decides at every step. canary: a share of the sessions is
-    routed, the others are as in shadow. active: all are routed."""
+    mode: Mode = "active"
+    """Each lets the SLM do no more than the next. observe: the teacher answers; the SLM is drafted on a share of the steps,
+    and compared. shadow: the teacher answers; the SLM is drafted and the router decides on every step, for the ledger only.
+    canary: a share of the sessions is routed, the others are as in observe. active: all are routed. `r2v promote` and
+    `r2v rollback` change it while the gateway runs and for later runs, until this setting is edited."""
     observe_share: Fraction = 0.25
+    """Of the steps on which observe drafts the SLM: 800 steps give the 200 comparisons that `r2v promote` wants, at the
+    price of a quarter of the SLM's calls."""
     observe_wait_s: Annotated[float, Field(ge=0)] = 0.5
     """How long the teacher's finished answer waits for the draft that it is compared with."""
     canary_share: Fraction = 0.1

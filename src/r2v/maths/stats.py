@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import comb
+from math import comb, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,3 +47,22 @@ def mcnemar(a_N: NDArray[np.bool_], b_N: NDArray[np.bool_]) -> float:
         return 1.0
     tail: float = sum(comb(n, i) for i in range(min(only_a, only_b) + 1)) / 2**n
     return min(1.0, 2 * tail)
+
+
+Z95 = 1.959964
+
+
+def wilson(positive: int, n: int) -> tuple[float, float]:
+    """95 % interval of a share (Wilson 1927); (0, 1) without observations."""
+    if n == 0:
+        return 0.0, 1.0
+    p, z2 = positive / n, Z95**2
+    middle, half = (p + z2 / (2 * n)) / (1 + z2 / n), Z95 / (1 + z2 / n) * sqrt(p * (1 - p) / n + z2 / (4 * n * n))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def newcombe(positive: int, n: int, other_positive: int, other_n: int) -> tuple[float, float]:
+    """95 % interval of the difference of two independent shares, the first less the second (Newcombe 1998, method 10)."""
+    (low, high), (other_low, other_high) = wilson(positive, n), wilson(other_positive, other_n)
+    p, q = positive / max(1, n), other_positive / max(1, other_n)
+    return p - q - sqrt((p - low) ** 2 + (other_high - q) ** 2), p - q + sqrt((high - p) ** 2 + (q - other_low) ** 2)

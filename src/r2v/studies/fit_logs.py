@@ -7,7 +7,7 @@ threshold that means something, it reports how many there are and how many it ta
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from r2v.maths import Floats
 from r2v.maths.calibration import brier, ece
 from r2v.routers.base import FittedWith
 from r2v.routers.r2v import R2V
+from r2v.runtime.store import write_json
 
 FOLDS = 5
 LEAST_FAILED = 20
@@ -55,6 +56,13 @@ class LogFit:
     router: str | None
     """Folder, or None with `refused`."""
     refused: str | None
+
+    @property
+    def beats_random(self) -> bool:
+        """Whether it finds failing episodes better than random escalation of as many steps, on tasks left out."""
+        if self.auroc_ci95 is None or self.brier is None or self.base_brier is None:
+            return False
+        return self.auroc_ci95[0] > 0.5 and self.brier < self.base_brier
 
 
 def fitted_with(episodes: Sequence[Episode], verifier: str | None) -> FittedWith:
@@ -138,11 +146,13 @@ def fit_logs(
     conditions = fitted_with(scored, verifier)
     R2V(risk=router, threshold=threshold, fitted_with=conditions).save(out)
     base = float(rows.y_N.mean())
-    return LogFit(
+    found = LogFit(
         **counts, auroc=area, auroc_ci95=(low, high), ece=ece(p_N, rows.y_N), brier=brier(p_N, rows.y_N),
         base_brier=base * (1 - base), episodes_needed=int(np.ceil(len(scored) * ((high - low) / WANTED_WIDTH) ** 2)),
         threshold=threshold, asked_share=float((risk_N >= threshold).mean()), router=str(out), refused=None,
     )  # fmt: skip
+    write_json(out / "fit.json", {**asdict(found), "beats_random": found.beats_random})
+    return found
 
 
 def folds(task_N: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
