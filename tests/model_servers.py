@@ -129,8 +129,8 @@ def edit(seen: Seen, folder: str) -> tuple[str, Json]:
     if tool := found(seen, "Edit", "edit"):
         return call(tool, path=f"{folder}/add.py", old=WRONG, new=TRIES[-1])
     if tool := found(seen, "apply_patch"):
-        patch = "*** Begin Patch\n*** Update File: add.py\n@@\n def add(a, b):\n-    return a - b\n+    return a + b\n*** End Patch"
-        return call(tool, patchText=patch)
+        change = f"@@\n-    return {WRONG}\n+    return {TRIES[-1]}\n"
+        return call(tool, patchText=f"*** Begin Patch\n*** Update File: add.py\n{change}*** End Patch")
     return run(seen, f"sed -i 's/{WRONG}/{TRIES[-1]}/' add.py")
 
 
@@ -263,22 +263,28 @@ def strict_schema(schema: Any, where: str, *, all_required: bool) -> None:
 # -- OpenAI's Chat Completions ------------------------------------------------------------------------------------------
 
 
-class ChatApi:
-    FIELDS = """model messages tools tool_choice parallel_tool_calls stream stream_options n temperature top_p max_tokens
-        max_completion_tokens stop seed logprobs top_logprobs response_format reasoning_effort verbosity frequency_penalty
-        presence_penalty logit_bias user metadata store service_tier prompt_cache_key prompt_cache_retention
-        safety_identifier modalities prediction web_search_options"""  # fmt: skip
-    MESSAGE = {
-        "system": "role content name", "developer": "role content name", "user": "role content name",
-        "assistant": "role content name refusal audio tool_calls", "tool": "role content tool_call_id",
-    }  # fmt: skip
+CHAT_FIELDS = """model messages tools tool_choice parallel_tool_calls stream stream_options n temperature top_p max_tokens
+max_completion_tokens stop seed logprobs top_logprobs response_format reasoning_effort verbosity frequency_penalty
+presence_penalty logit_bias user metadata store service_tier prompt_cache_key prompt_cache_retention safety_identifier
+modalities prediction web_search_options"""
+CHAT_MESSAGE = {
+    "system": "role content name",
+    "developer": "role content name",
+    "user": "role content name",
+    "assistant": "role content name refusal audio tool_calls",
+    "tool": "role content tool_call_id",
+}
+CHAT_PARTS = "text image_url input_audio file refusal"
+NO_RESULT = "'tool_calls' must be followed by tool messages responding to each 'tool_call_id'; without response: "
 
+
+class ChatApi:
     def error(self, message: str) -> Json:
         return {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": None}}
 
     def check(self, server: Server, body: Json, headers: Any) -> None:
         unknown = "Unknown parameter: '{where}{key}'."
-        known(body, self.FIELDS, "", unknown)
+        known(body, CHAT_FIELDS, "", unknown)
         need(body.get("model") and body.get("messages"), "Missing required parameter: 'messages'.")
         for key in ("tool_choice", "parallel_tool_calls"):
             need(key not in body or body.get("tools"), f"'{key}' is only allowed when 'tools' are specified.")
@@ -301,36 +307,34 @@ class ChatApi:
         open_ids: list[str] = []
         for i, message in enumerate(messages):
             where, role = f"messages[{i}].", message.get("role")
-            need(role in self.MESSAGE, f"Invalid value: '{role}' of '{where}role'.")
-            known(message, self.MESSAGE[role], where, unknown)
+            need(role in CHAT_MESSAGE, f"Invalid value: '{role}' of '{where}role'.")
+            known(message, CHAT_MESSAGE[role], where, unknown)
             if role == "tool":
-                need(message.get("tool_call_id") in open_ids, "messages with role 'tool' must be a response to a preceeding message with 'tool_calls'.")  # fmt: skip
+                asked = message.get("tool_call_id") in open_ids
+                need(asked, "messages with role 'tool' must be a response to a preceeding message with 'tool_calls'.")
                 open_ids.remove(message["tool_call_id"])
             else:
-                need(not open_ids, f"An assistant message with 'tool_calls' must be followed by tool messages responding to each 'tool_call_id'. The following did not have response messages: {open_ids}")  # fmt: skip
+                need(not open_ids, NO_RESULT + str(open_ids))
             calls = message.get("tool_calls")
-            need(
-                message.get("content") is not None or calls,
-                f"Invalid value for '{where}content': expected a string, got null.",
-            )
+            full = message.get("content") is not None or calls
+            need(full, f"Invalid value for '{where}content': expected a string, got null.")
             need(message.get("content") != [], f"Invalid '{where}content': empty array.")
             if isinstance(message.get("content"), list):
                 for part in message["content"]:
-                    need(part.get("type") in ("text", "image_url", "input_audio", "file", "refusal"), f"Invalid value: '{part.get('type')}' in {where}content.")  # fmt: skip
-                    known(part, "type text image_url input_audio file refusal", f"{where}content[].", unknown)
+                    need(part.get("type") in CHAT_PARTS.split(), f"Invalid value: '{part.get('type')}' in {where}content.")
+                    known(part, f"type {CHAT_PARTS}", f"{where}content[].", unknown)
             need("tool_calls" not in message or calls, f"Invalid '{where}tool_calls': empty array.")
             for each in calls or ():
                 known(each, "id type function", f"{where}tool_calls[].", unknown)
                 known(each["function"], "name arguments", f"{where}tool_calls[].function.", unknown)
                 need(each.get("type") == "function", f"Missing '{where}tool_calls[].type'.")
-                need(
-                    isinstance(each["function"]["arguments"], str),
-                    f"Invalid type for '{where}arguments': expected a string.",
-                )
-                need(len(each["id"]) <= longest, f"Invalid '{where}tool_calls[].id': string too long. Expected a string with maximum length 40, but got one with length {len(each['id'])}.")  # fmt: skip
+                text = isinstance(each["function"]["arguments"], str)
+                need(text, f"Invalid type for '{where}arguments': expected a string.")
+                size = len(each["id"])
+                need(size <= longest, f"Invalid '{where}tool_calls[].id': string too long: {size} > {longest}.")
                 need(each["id"] not in open_ids, f"Duplicate tool call id {each['id']}.")
                 open_ids.append(each["id"])
-        need(not open_ids, f"The following tool_call_ids did not have response messages: {open_ids}")
+        need(not open_ids, NO_RESULT + str(open_ids))
 
     def seen(self, body: Json) -> Seen:
         tools = {t["function"]["name"]: t["function"].get("parameters") or {} for t in body.get("tools", ())}
@@ -395,31 +399,36 @@ class ChatApi:
 # -- Anthropic's Messages -------------------------------------------------------------------------------------------------
 
 
-class MessagesApi:
-    FIELDS = """model messages max_tokens system metadata stop_sequences stream temperature top_k top_p tools tool_choice
-        thinking service_tier container context_management output_config output_format mcp_servers cache_control
-        inference_geo speed"""  # fmt: skip
-    BLOCKS = {
-        "text": "type text cache_control citations", "image": "type source cache_control",
-        "document": "type source cache_control citations context title",
-        "tool_use": "type id name input cache_control caller", "thinking": "type thinking signature",
-        "redacted_thinking": "type data", "tool_result": "type tool_use_id content is_error cache_control",
-    }  # fmt: skip
-    BETAS = {"context_management": "context-management-", "output_format": "structured-outputs-"}
-    EXTRA = "{where}{key}: Extra inputs are not permitted"
+MESSAGES_FIELDS = """model messages max_tokens system metadata stop_sequences stream temperature top_k top_p tools
+tool_choice thinking service_tier container context_management output_config output_format mcp_servers cache_control
+inference_geo speed"""
+MESSAGES_BLOCKS = {
+    "text": "type text cache_control citations",
+    "image": "type source cache_control",
+    "document": "type source cache_control citations context title",
+    "tool_use": "type id name input cache_control caller",
+    "tool_result": "type tool_use_id content is_error cache_control",
+    "thinking": "type thinking signature",
+    "redacted_thinking": "type data",
+}
+MESSAGES_BETAS = {"context_management": "context-management-", "output_format": "structured-outputs-"}
+EXTRA = "{where}{key}: Extra inputs are not permitted"
+MUST_THINK = "When `thinking` is enabled, a final `assistant` message must start with a thinking block."
 
+
+class MessagesApi:
     def error(self, message: str) -> Json:
         return {"type": "error", "error": {"type": "invalid_request_error", "message": message}, "request_id": "req_011C"}
 
     def check(self, server: Server, body: Json, headers: Any) -> None:
         need(headers.get("anthropic-version") in ("2023-06-01", "2026-10-21"), "anthropic-version: header is required")
         betas = headers.get("anthropic-beta", "")
-        known(body, self.FIELDS, "", self.EXTRA)
-        for key, beta in self.BETAS.items():
+        known(body, MESSAGES_FIELDS, "", EXTRA)
+        for key, beta in MESSAGES_BETAS.items():
             need(key not in body or beta in betas, f"{key}: Extra inputs are not permitted")
         for key in ("model", "max_tokens", "messages"):
             need(body.get(key), f"{key}: Field required")
-        known(body.get("metadata") or {}, "user_id", "metadata.", self.EXTRA)
+        known(body.get("metadata") or {}, "user_id", "metadata.", EXTRA)
         marks = json.dumps(body).count('"cache_control":')
         need(marks <= 4, f"A maximum of 4 blocks with cache_control may be provided. Found {marks}.")
         if isinstance(body.get("system"), list):
@@ -436,7 +445,7 @@ class MessagesApi:
         if "advanced-tool-use-" in betas:
             allowed += " defer_loading input_examples allowed_callers"
         for i, tool in enumerate(body.get("tools") or ()):
-            known(tool, allowed, f"tools.{i}.custom.", self.EXTRA)
+            known(tool, allowed, f"tools.{i}.custom.", EXTRA)
             need(tool.get("type", "custom") == "custom", f"tools.{i}: Input tag '{tool.get('type')}' is not known")
             need(re.fullmatch(r"[a-zA-Z0-9_-]{1,128}", tool["name"]), f"tools.{i}.custom.name: String should match pattern")
             need(tool["input_schema"].get("type") == "object", f"tools.{i}.custom.input_schema.type: Field required")
@@ -446,9 +455,8 @@ class MessagesApi:
         thinking = body.get("thinking") or {"type": "disabled"}
         if thinking["type"] == "disabled":
             return
-        need(
-            thinking["type"] in ("enabled", "adaptive"), "thinking.type: Input should be 'enabled', 'adaptive' or 'disabled'"
-        )
+        modes = ("enabled", "adaptive")
+        need(thinking["type"] in modes, f"thinking.type: Input should be one of {modes} or 'disabled'")
         need(body.get("temperature", 1) == 1, "`temperature` may only be set to 1 when thinking is enabled.")
         need("top_k" not in body, "`top_k` must be unset when thinking is enabled.")
         choice = (body.get("tool_choice") or {}).get("type", "auto")
@@ -462,7 +470,8 @@ class MessagesApi:
         last = max((i for i, m in enumerate(body["messages"]) if m["role"] == "assistant"), default=None)
         if last is not None and isinstance(content := body["messages"][last]["content"], list):
             kinds = [block["type"] for block in content]
-            need("tool_use" not in kinds or kinds[0] in ("thinking", "redacted_thinking"), f"messages.{last}.content.0.type: Expected `thinking` or `redacted_thinking`, but found `{kinds[0]}`. When `thinking` is enabled, a final `assistant` message must start with a thinking block.")  # fmt: skip
+            starts = "tool_use" not in kinds or kinds[0] in ("thinking", "redacted_thinking")
+            need(starts, f"messages.{last}.content.0.type: Expected `thinking`, but found `{kinds[0]}`. {MUST_THINK}")
 
     def _messages(self, server: Server, messages: Sequence[Json], betas: str) -> None:
         need(messages[0]["role"] == "user", 'messages: first message must use the "user" role')
@@ -471,7 +480,7 @@ class MessagesApi:
             where, role, content = f"messages.{i}.", message["role"], message["content"]
             roles = ("user", "assistant", "system") if "mid-conversation-" in betas else ("user", "assistant")
             need(role in roles, f"{where}role: Input should be 'user' or 'assistant'")
-            known(message, "role content output_config" if "per-turn-" in betas else "role content", where, self.EXTRA)
+            known(message, "role content output_config" if "per-turn-" in betas else "role content", where, EXTRA)
             need(content, f"{where}content: messages must have non-empty content")
             blocks = content if isinstance(content, list) else [{"type": "text", "text": content}]
             kinds = {"user": "text image document tool_result", "assistant": "text tool_use thinking redacted_thinking"}
@@ -483,9 +492,7 @@ class MessagesApi:
             following = following if isinstance(following, list) else []
             answered = [block["tool_use_id"] for block in following if block["type"] == "tool_result"]
             missing = set(uses) - set(answered)
-            need(
-                not missing, f"{where}: `tool_use` ids were found without `tool_result` blocks immediately after: {missing}"
-            )
+            need(not missing, f"{where}: `tool_use` ids without `tool_result` blocks immediately after: {missing}")
             kinds_here = [block["type"] for block in blocks]
             results = kinds_here.count("tool_result")
             need(kinds_here[:results] == ["tool_result"] * results, f"{where}content: `tool_result` blocks must come first")
@@ -493,20 +500,22 @@ class MessagesApi:
             asked = {b["id"] for b in earlier if b["type"] == "tool_use"} if isinstance(earlier, list) else set()
             for block in blocks:
                 if block["type"] == "tool_result":
-                    need(block["tool_use_id"] in asked, f"{where}content: unexpected `tool_use_id` found in `tool_result` blocks: {block['tool_use_id']}")  # fmt: skip
+                    paired = block["tool_use_id"] in asked
+                    need(paired, f"{where}content: unexpected `tool_use_id` in `tool_result`: {block['tool_use_id']}")
 
     def _blocks(self, server: Server, blocks: Sequence[Json], where: str, kinds: str) -> None:
         for i, block in enumerate(blocks):
             at, kind = f"{where}{i}.", block.get("type")
             need(kind in kinds.split(), f"{at}type: Input tag '{kind}' does not match any of the expected tags: {kinds}")
-            known(block, self.BLOCKS[kind], f"{at}{kind}.", self.EXTRA)
+            known(block, MESSAGES_BLOCKS[kind], f"{at}{kind}.", EXTRA)
             if kind == "text":
                 need(block["text"].strip(), f"{at}text: text content blocks must contain non-whitespace text")
             if kind == "thinking":
                 genuine = hmac.compare_digest(block["signature"], server.signature(block["thinking"]))
                 need(genuine, f"{at}thinking: Invalid `signature` in `thinking` block")
             if kind == "tool_use":
-                need(re.fullmatch(r"[a-zA-Z0-9_-]+", block["id"]), f"{at}tool_use.id: String should match pattern '^[a-zA-Z0-9_-]+$'")  # fmt: skip
+                plain = re.fullmatch(r"[a-zA-Z0-9_-]+", block["id"])
+                need(plain, f"{at}tool_use.id: String should match pattern '^[a-zA-Z0-9_-]+$': {block['id']}")
                 need(isinstance(block["input"], dict), f"{at}tool_use.input: Input should be an object")
             if kind == "tool_result" and isinstance(block.get("content"), list):
                 self._blocks(server, block["content"], f"{at}content.", "text image document")
@@ -542,7 +551,8 @@ class MessagesApi:
         }  # fmt: skip
         return {
             "id": f"msg_{len(server.served)}", "type": "message", "role": "assistant", "model": body["model"],
-            "content": content, "stop_reason": "tool_use" if done.calls else "end_turn", "stop_sequence": None, "usage": usage,
+            "content": content, "stop_reason": "tool_use" if done.calls else "end_turn", "stop_sequence": None,
+            "usage": usage,
         }  # fmt: skip
 
     def events(self, body: Json, whole: Json) -> Iterator[bytes]:
@@ -551,16 +561,7 @@ class MessagesApi:
         yield sse({"type": "message_start", "message": start}, True)
         yield sse({"type": "ping"}, True)
         for i, block in enumerate(whole["content"]):
-            empty, deltas = {
-                "thinking": lambda b: ({**b, "thinking": "", "signature": ""}, [
-                    *({"type": "thinking_delta", "thinking": part} for part in pieces_of(b["thinking"])),
-                    {"type": "signature_delta", "signature": b["signature"]},
-                ]),
-                "text": lambda b: ({**b, "text": ""}, [{"type": "text_delta", "text": part} for part in pieces_of(b["text"])]),
-                "tool_use": lambda b: ({**b, "input": {}}, [
-                    {"type": "input_json_delta", "partial_json": part} for part in ["", *pieces_of(json.dumps(b["input"]))]
-                ]),
-            }[block["type"]](block)  # fmt: skip
+            empty, deltas = self._deltas(block)
             yield sse({"type": "content_block_start", "index": i, "content_block": empty}, True)
             for delta in deltas:
                 yield sse({"type": "content_block_delta", "index": i, "delta": delta}, True)
@@ -568,6 +569,17 @@ class MessagesApi:
         end = {"stop_reason": whole["stop_reason"], "stop_sequence": None}
         yield sse({"type": "message_delta", "delta": end, "usage": usage}, True)
         yield sse({"type": "message_stop"}, True)
+
+    def _deltas(self, block: Json) -> tuple[Json, list[Json]]:
+        """A block as it starts, and what is added to it."""
+        if block["type"] == "text":
+            return {**block, "text": ""}, [{"type": "text_delta", "text": part} for part in pieces_of(block["text"])]
+        if block["type"] == "thinking":
+            parts = [{"type": "thinking_delta", "thinking": part} for part in pieces_of(block["thinking"])]
+            signed = {"type": "signature_delta", "signature": block["signature"]}
+            return {**block, "thinking": "", "signature": ""}, [*parts, signed]
+        parts = ["", *pieces_of(json.dumps(block["input"]))]
+        return {**block, "input": {}}, [{"type": "input_json_delta", "partial_json": part} for part in parts]
 
 
 CHAT, MESSAGES = ChatApi(), MessagesApi()

@@ -1,4 +1,4 @@
-"""Installs the agent programs of versions.json: `install.py FOLDER [--latest]`. Does nothing where they are there already."""
+"""Installs the agent programs of versions.json: `install.py FOLDER [--latest]`. Does nothing where they are there."""
 
 from __future__ import annotations
 

@@ -25,6 +25,13 @@ class Exchange:
     status: int
     answer: bytes = b""
 
+    @property
+    def tells_usage(self) -> bool:
+        """Whether the answer has to say what it used."""
+        if self.path.endswith("/chat/completions"):
+            return not self.request.get("stream") or bool((self.request.get("stream_options") or {}).get("include_usage"))
+        return self.path.endswith(("/messages", "/responses"))
+
     def usage(self) -> Json | None:
         """Prompt, cached and answered tokens as the client was told them, in one form for all protocols."""
         found: Json = {}

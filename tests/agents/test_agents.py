@@ -14,19 +14,20 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tap import Tap
 
 from model_servers import TASK, Server
 from servers import running
-from tap import Tap
 
 HERE = Path(__file__).parent
-CLIENTS = Path(os.environ.get("R2V_CLIENTS", HERE.parents[1] / ".clients"))
+CLIENTS = Path(os.environ.get("R2V_CLIENTS", HERE.parents[1] / ".clients")).resolve()
 NOWHERE = "http://127.0.0.1:9"
 """The proxy of everything that is not on this machine: updates, telemetry, price lists."""
 PATIENCE_S = 240
@@ -64,8 +65,8 @@ def opencode(model: str, **provider: Any) -> dict[str, str]:
 
 def aider(model: str) -> tuple[str, ...]:
     free = ("--yes-always", "--no-check-update", "--analytics-disable", "--no-show-model-warnings")
-    program = str(CLIENTS / "aider/bin/aider")
-    return program, "--model", model, *free, "--auto-test", "--test-cmd", "python3 test_add.py", "--message", "TASK", "add.py"
+    test = ("--auto-test", "--test-cmd", "python3 test_add.py")
+    return str(CLIENTS / "aider/bin/aider"), "--model", model, *free, *test, "--message", "TASK", "add.py"
 
 
 def mini(model: str) -> tuple[str, ...]:
@@ -119,7 +120,7 @@ def matrix() -> Iterator[Any]:
         ways = [("anthropic", "hold"), ("openai", "early")]
         if agent in MESSAGES and agent.streams:
             ways.append(("anthropic", "early"))
-        for teacher, stream in ways if agent.streams else ways[:1] + [("openai", "hold")]:
+        for teacher, stream in ways if agent.streams else [ways[0], ("openai", "hold")]:
             yield pytest.param(agent, teacher, stream, id=f"{agent.name}-{teacher}-{stream}")
 
 
@@ -146,54 +147,44 @@ def worlds(tmp_path_factory) -> Iterator[Any]:
 
         def world(teacher: str, stream: str) -> World:
             if (teacher, stream) not in made:
-                made[teacher, stream] = stack.enter_context(_world(teacher, stream, tmp_path_factory.mktemp("gateway")))
+                made[teacher, stream] = stack.enter_context(gateway(teacher, stream, tmp_path_factory.mktemp("gateway")))
             return made[teacher, stream]
 
         yield world
 
 
-class _world(ExitStack):
-    def __init__(self, teacher: str, stream: str, folder: Path) -> None:
-        super().__init__()
-        self.how = teacher, stream, folder
-
-    def __enter__(self) -> World:
-        super().__enter__()
-        teacher, stream, folder = self.how
-        slm = Server("chat", "slm-key", ugly_ids=True)
-        big = Server("messages" if teacher == "anthropic" else "chat", "teacher-key")
-        urls = [self.enter_context(running(server.app())) for server in (slm, big)]
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+@contextmanager
+def gateway(teacher: str, stream: str, folder: Path) -> Iterator[World]:
+    """`r2v serve`, a process of its own, and its two models."""
+    slm = Server("chat", "slm-key", ugly_ids=True)
+    big = Server("messages" if teacher == "anthropic" else "chat", "teacher-key")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with running(slm.app()) as small_url, running(big.app()) as big_url, (folder / "log").open("w") as log:
+        small = {"base_url": f"{small_url}/v1", "model": "small-1", "api_key_env": "SLM_KEY"}
+        there = {"base_url": big_url if teacher == "anthropic" else f"{big_url}/v1", "provider": teacher}
+        price = {"input": 10, "output": 20, "cached": 1, "cache_write": 12}
         settings = {
             "version": 1,
             "models": {
-                "slm": {"base_url": f"{urls[0]}/v1", "model": "small-1", "api_key_env": "SLM_KEY", "price": {"input": 1, "output": 2}},
-                "teacher": {
-                    "provider": teacher, "base_url": urls[1] + ("" if teacher == "anthropic" else "/v1"), "model": "teacher-1",
-                    "api_key_env": "TEACHER_KEY", "price": {"input": 10, "output": 20, "cached": 1, "cache_write": 12},
-                },
+                "slm": {**small, "price": {"input": 1, "output": 2}},
+                "teacher": {**there, "model": "teacher-1", "api_key_env": "TEACHER_KEY", "price": price},
             },
-            "route": {"k": 3, "router": "alternate:Pairs" if stream == "early" else "alternate:Alternating", "stream": stream},
+            "route": {"k": 3, "router": f"alternate:{'Pairs' if stream == 'early' else 'Alternating'}", "stream": stream},
             "server": {"port": port},
             "store": {"path": str(folder / "ledger.db"), "redact": False},
-        }  # fmt: skip
+        }
         (folder / "r2v.json").write_text(json.dumps(settings))
         keys = {"R2V_API_KEY": "key-1", "SLM_KEY": "slm-key", "TEACHER_KEY": "teacher-key", "PYTHONPATH": str(HERE)}
-        log = self.enter_context((folder / "log").open("w"))
-        served = self.enter_context(subprocess.Popen(
-            [str(Path(sys.executable).with_name("r2v")), "serve", str(folder / "r2v.json")],
-            env={**os.environ, **keys}, stdout=subprocess.PIPE, stderr=log, text=True,
-        ))  # fmt: skip
-        self.callback(served.terminate)
-        assert served.stdout
-        lines = []
-        for line in served.stdout:
-            lines.append(line)
-            if f":{port}" in line:
-                return World(f"http://127.0.0.1:{port}", slm, big)
-        raise AssertionError(f"r2v serve ended: {lines} {(folder / 'log').read_text()}")
+        command = [str(Path(sys.executable).with_name("r2v")), "serve", str(folder / "r2v.json")]
+        env = {**os.environ, **keys}
+        with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=log, text=True) as served:
+            try:
+                assert served.stdout and any(f":{port}" in line for line in served.stdout), (folder / "log").read_text()
+                yield World(f"http://127.0.0.1:{port}", slm, big)
+            finally:
+                served.terminate()
 
 
 @pytest.fixture
@@ -220,8 +211,9 @@ def play(agent: Agent, url: str, folder: Path, home: Path) -> subprocess.Complet
         return text
 
     env = {
-        "HOME": str(home), "PATH": f"{CLIENTS / 'npm/node_modules/.bin'}:{os.environ['PATH']}", "LANG": "C.UTF-8", "TERM": "dumb",
-        "GIT_CONFIG_GLOBAL": os.devnull, "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1", "DO_NOT_TRACK": "1",
+        "HOME": str(home), "PATH": f"{CLIENTS / 'npm/node_modules/.bin'}:{os.environ['PATH']}", "LANG": "C.UTF-8",
+        "TERM": "dumb", "GIT_CONFIG_GLOBAL": os.devnull, "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1",
+        "DO_NOT_TRACK": "1",
         **dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), NOWHERE),
         "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # or it waits for a list of prices from GitHub
         "OPENAI_BASE_URL": f"{url}/v1", "OPENAI_API_BASE": f"{url}/v1", "OPENAI_API_KEY": "key-1",
@@ -260,10 +252,12 @@ def wrong(agent: Agent, stream: str, world: World, tap: Tap, sessions: dict[str,
     for each in tap.exchanges:
         if each.status >= 400 and each.status != 426:  # 426: no WebSockets here
             yield f"the agent got {each.status} for {each.path}: {each.answer.decode()[:300]}"
-    served = [{"prompt": s.prompt, "cached": s.cached, "completion": s.completion} for s in world.slm.served + world.teacher.served]
-    for usage in (each.usage() for each in tap.exchanges if each.status == 200):
-        if usage and usage not in served:
-            yield f"the agent was told {usage}, which is no answer's usage; the latest were {served[-3:]}"
+    served = [
+        {"prompt": s.prompt, "cached": s.cached, "completion": s.completion} for s in world.slm.served + world.teacher.served
+    ]
+    for each in tap.exchanges:
+        if each.status == 200 and each.tells_usage and each.usage() not in served:
+            yield f"the agent was told {each.usage()}, which is no answer's usage; the latest were {served[-3:]}"
     long = [steps for steps in sessions.values() if len(steps) > 1]  # a title or a commit message is a session of one step
     if [len(steps) for steps in long] != [agent.steps]:
         yield f"sessions have {[len(steps) for steps in sessions.values()]} steps, one of {agent.steps} is expected"
@@ -271,5 +265,5 @@ def wrong(agent: Agent, stream: str, world: World, tap: Tap, sessions: dict[str,
     if [step["step"] for step in long[0]] != list(range(agent.steps)):
         yield f"steps are numbered {[step['step'] for step in long[0]]}"
     arms = [step["arm"] for step in long[0]]
-    if set(arms) != {"slm", "teacher"} or stream == "hold" and any(a == b for a, b in zip(arms, arms[1:], strict=False)):
+    if set(arms) != {"slm", "teacher"} or (stream == "hold" and any(a == b for a, b in pairwise(arms))):
         yield f"the models did not take turns: {arms}, {[step['reason'] for step in long[0]]}"

@@ -1,4 +1,4 @@
-"""LangChain's agent (a LangGraph) with one tool, in the protocol that the first argument names: chat, responses, messages."""
+"""LangChain's agent (a LangGraph) with one tool; the first argument names the protocol: chat, responses or messages."""
 
 import subprocess
 import sys
@@ -18,6 +18,8 @@ if protocol == "messages":
     model = init_chat_model("claude-sonnet-4-5", model_provider="anthropic")
 else:
     model = init_chat_model("gpt-5.2", model_provider="openai", use_responses_api=protocol == "responses")
-for state in create_agent(model, [bash], system_prompt="You fix code.").stream({"messages": [("user", task)]}, stream_mode="values"):
+for state in create_agent(model, [bash], system_prompt="You fix code.").stream(
+    {"messages": [("user", task)]}, stream_mode="values"
+):
     last = state["messages"][-1]
 print(last.text)
