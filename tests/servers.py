@@ -62,6 +62,8 @@ class Model:
         """Status and body of every answer, if set."""
         self.reply: Any = None
         """Called with the request, gives the answer, if set."""
+        self.event_of: Any = None
+        """Called with a Messages request, gives the answer that is streamed, if set."""
         self.started = self.finished = 0
         self.pace = 0.0
         """Seconds between the chunks of a stream."""
@@ -130,6 +132,8 @@ class Model:
         body = self.seen[-1]
         if problem := refused_by_anthropic(body):
             return JSONResponse({"type": "error", "error": {"type": "invalid_request_error", "message": problem}}, 400)
+        if self.event_of is not None:
+            return StreamingResponse(self._events(self.event_of(body)), media_type="text/event-stream")
         if self.reply is not None:
             return JSONResponse(self.reply(body))
         content: list[dict[str, Any]] = [{"type": "text", "text": "done"}]
@@ -144,17 +148,65 @@ class Model:
                 }
             ]
             stop = "tool_use"
-        return JSONResponse(
-            {
-                "id": "msg_1", "type": "message", "role": "assistant", "model": self.mock_model.name, "content": content,
-                "stop_reason": stop, "usage": {"input_tokens": 10, "output_tokens": 5},
-            }
-        )  # fmt: skip
+        answer = {
+            "id": "msg_1", "type": "message", "role": "assistant", "model": self.mock_model.name, "content": content,
+            "stop_reason": stop, "stop_sequence": None, "usage": {"input_tokens": 10, "output_tokens": 5},
+        }  # fmt: skip
+        if body.get("stream"):
+            return StreamingResponse(self._events(answer), media_type="text/event-stream")
+        return JSONResponse(answer)
+
+    async def _events(self, answer: dict[str, Any]) -> AsyncIterator[bytes]:
+        for i, (name, content) in enumerate(events_of(answer)):
+            if i == self.cut:
+                return
+            if self.may_go_on is not None and name == "message_delta":
+                await asyncio.to_thread(self.may_go_on.wait, 20)
+            yield f"event: {name}\ndata: {json.dumps(content)}\n\n".encode()
+            await asyncio.sleep(self.pace)
+
+
+def events_of(answer: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A Messages answer as Anthropic's server streams it."""
+    usage = {**answer["usage"], "output_tokens": 1}
+    begun = {**answer, "content": [], "stop_reason": None, "usage": usage}
+    yield "message_start", {"type": "message_start", "message": begun}
+    yield "ping", {"type": "ping"}
+    for i, block in enumerate(answer["content"]):
+        start, deltas = block, []
+        if block["type"] == "text":
+            start, deltas = (
+                {**block, "text": ""},
+                [{"type": "text_delta", "text": t} for t in (block["text"][:3], block["text"][3:])],
+            )
+        elif block["type"] == "tool_use":
+            text = json.dumps(block["input"])
+            start, deltas = (
+                {**block, "input": {}},
+                [{"type": "input_json_delta", "partial_json": t} for t in ("", text[:4], text[4:])],
+            )
+        elif block["type"] == "thinking":
+            start = {**block, "thinking": "", "signature": ""}
+            deltas = [{"type": "thinking_delta", "thinking": block["thinking"]}]
+            deltas.append({"type": "signature_delta", "signature": block["signature"]})
+        yield "content_block_start", {"type": "content_block_start", "index": i, "content_block": start}
+        for delta in deltas:
+            yield "content_block_delta", {"type": "content_block_delta", "index": i, "delta": delta}
+        yield "content_block_stop", {"type": "content_block_stop", "index": i}
+    ended = {"stop_reason": answer["stop_reason"], "stop_sequence": answer["stop_sequence"]}
+    usage = {"output_tokens": answer["usage"]["output_tokens"]}
+    yield "message_delta", {"type": "message_delta", "delta": ended, "usage": usage}
+    yield "message_stop", {"type": "message_stop"}
 
 
 def refused_by_anthropic(body: dict[str, Any]) -> str | None:
     """The rules of the Messages API that a switch of models can break; None when the request is fine."""
-    messages = body.get("messages")
+    if any(m["role"] == "system" for m in body.get("messages") or []):  # as with its beta: at any place
+        body = {**body, "messages": [m for m in body["messages"] if m["role"] != "system"]}
+    messages = [
+        {**m, "content": [{"type": "text", "text": m["content"]}] if isinstance(m["content"], str) else m["content"]}
+        for m in body.get("messages") or []
+    ]
     if not body.get("model") or not isinstance(body.get("max_tokens"), int) or not messages:
         return "model, max_tokens and messages are required"
     if messages[0]["role"] != "user":

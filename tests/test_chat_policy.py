@@ -239,7 +239,7 @@ def test_an_anthropic_model_as_a_policy(monkeypatch):
         candidates = propose(chat(url, provider="anthropic", api_key_env="TOY_KEY", temperature=0.5), k=2)
     assert server.paths == ["/v1/messages"] * 2 and server.headers[0]["x-api-key"] == KEY
     first = server.bodies[0]
-    assert first["max_tokens"] == 64 and first["temperature"] == 0.5 and "exactly one command" in first["system"]
+    assert first["max_tokens"] == 64 and first["temperature"] == 0.5 and "exactly one command" in first["system"][0]["text"]
     assert [message["role"] for message in first["messages"]] == ["user", "assistant", "user"]
     assert [candidate.action.text for candidate in candidates] == ["look", "look"]
     assert candidates[0].usage == Usage(1, 20, 8, None) and candidates[0].logp is None

@@ -116,10 +116,10 @@ def test_clear_steps_are_decided_on_one_candidate_and_others_on_all(make, tmp_pa
     router = router_of_entropy(tmp_path / "router")
     world = make(route__router=str(router), route__clear=(0.45, 0.9))
     world.small.mock_model = MockModel("small-1", error_rate=0.0)
-    sure = world.post(tools=TOOLS)
+    sure = world.post(tools=TOOLS, headers={"x-session-id": "a"})
     assert world.rows("candidates") == [(1,)] and [b.get("n", 1) for b in world.small.seen] == [1]
     world.small.mock_model = MockModel("small-1", error_rate=1.0)
-    unsure = world.post(tools=TOOLS)
+    unsure = world.post(tools=TOOLS, headers={"x-session-id": "a"})
     assert world.rows("candidates")[1:] == [(3,)] and [b.get("n", 1) for b in world.small.seen[1:]] == [1, 2]
     assert float(sure.headers["x-r2v-risk"]) < 0.45 <= float(unsure.headers["x-r2v-risk"]) < 0.9
     choice = Ledger(world.ledger).steps(world.rows("session")[1][0])[1].step.choice
@@ -247,7 +247,7 @@ def test_savings_are_net_of_drafts_and_of_the_lost_cache(make):  # noqa: F811
 
 
 def test_calibration_and_drift_are_told_as_outcomes_arrive(make, tmp_path):  # noqa: F811
-    world = make(route__router=str(router_of_entropy(tmp_path / "router")), route__mode="shadow")
+    world = make(route__router=str(router_of_entropy(tmp_path / "router")), route__threshold=2.0)
     assert httpx.get(f"{world.url}/v1/stats", headers=AUTH).json()["drift"] is None
     for i in range(6):
         world.post(headers={"x-session-id": f"s{i}"}, messages=[{"role": "user", "content": f"task {i}"}])
@@ -590,7 +590,7 @@ def test_a_lost_cache_has_a_price_only_where_the_score_is_a_probability(make, tm
 def test_the_client_may_ask_for_shadow(make):  # noqa: F811
     world = make(route__router="verifier", route__threshold=0.0)
     answer = world.post(headers={"x-r2v-mode": "shadow"})
-    assert (answer.headers["x-r2v-arm"], answer.headers["x-r2v-reason"]) == ("slm", "shadow")
+    assert (answer.headers["x-r2v-arm"], answer.headers["x-r2v-reason"]) == ("teacher", "shadow")
     assert world.post(headers={"x-r2v-mode": "reckless"}).status_code == 400
 
 

@@ -7,7 +7,6 @@ import json
 import subprocess
 import sys
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,11 +14,12 @@ from r2v.core.features import featurise
 from r2v.core.types import Candidate, Usage
 from r2v.messages import anthropic, responses
 from r2v.messages import conversation as chat
+from r2v.messages.anthropic_upstream import to_messages
 from r2v.verifiers.tool_calls import ToolCallVerifier
 from servers import refused_by_anthropic
 
 words = st.text(max_size=12)
-identity = st.sampled_from(["call_1", "call_2", "toolu_3", "call_4"])
+identity = st.sampled_from(["call_1", "call_2", "functions.look:0", "x" * 70])
 arguments = st.one_of(st.just("{}"), st.just('{"where": "here"}'), st.just("[1]"), st.just("{broken"), words)
 
 
@@ -38,7 +38,6 @@ def conversations(draw) -> list[dict]:
                 ]
             if draw(st.booleans()):
                 message["thinking_blocks"] = [{"type": "thinking", "thinking": "hm", "signature": draw(words)}]
-                message["r2v_model"] = draw(st.sampled_from(["teacher-1", "small-1", None]))
             messages.append(message)
             for call in message.get("tool_calls") or []:
                 if draw(st.integers(0, 5)):
@@ -57,14 +56,14 @@ def conversations(draw) -> list[dict]:
 @settings(max_examples=400, deadline=None)
 @given(conversations())
 def test_any_conversation_is_a_request_that_anthropics_api_accepts(messages):
-    sent = anthropic.to_messages({"messages": messages, "tools": []}, model="teacher-1", max_tokens=100)
+    body = {"messages": messages, "tools": []}
+    sent, _ = to_messages(body, model="teacher-1", max_tokens=100, foreign=lambda block: block["signature"] > "m")
     assert refused_by_anthropic(sent) is None
     for message in sent["messages"]:
         for block in message["content"]:
             assert block["type"] != "thinking" or message["role"] == "assistant"
-    foreign = [m for m in messages if m.get("r2v_model") != "teacher-1" and m.get("thinking_blocks")]
-    kept = sum(block["type"] == "thinking" for m in sent["messages"] for block in m["content"])
-    assert kept == sum(len(m.get("thinking_blocks") or []) for m in messages if m not in foreign)
+    own = [block for m in messages for block in m.get("thinking_blocks") or [] if block["signature"] <= "m"]
+    assert [block for m in sent["messages"] for block in m["content"] if block["type"] == "thinking"] == own
 
 
 @settings(max_examples=200, deadline=None)
@@ -144,25 +143,25 @@ ANTHROPIC = {
 
 
 def test_an_anthropic_request_survives_the_neutral_form():
-    body = anthropic.from_messages(ANTHROPIC)
+    body, dropped = anthropic.from_messages({**ANTHROPIC, "top_k": 3, "thinking": {"type": "adaptive"}})
+    assert dropped == ["top_k", "thinking", "thinking"]  # the setting, and the block of the history
     assert [m["role"] for m in body["messages"]] == ["system", "user", "assistant", "tool", "tool", "user"]
     assert body["tool_choice"] == "required" and body["parallel_tool_calls"] is False and body["stop"] == ["X"]
     assert json.loads(body["messages"][2]["tool_calls"][0]["function"]["arguments"]) == {"x": 1}
-    body["messages"][2]["r2v_model"] = "teacher-1"
-    back = anthropic.to_messages(body, model="teacher-1", max_tokens=9)
+    assert body["messages"][4]["content"] == "[tool error] two"
+    back, _ = to_messages(body, model="teacher-1", max_tokens=9, foreign=lambda block: False)
     assert back["messages"][1]["content"] == ANTHROPIC["messages"][1]["content"]
     assert [b["type"] for b in back["messages"][2]["content"]] == ["tool_result", "tool_result", "text"]
-    assert back["system"] == "be brief" and back["max_tokens"] == 50 and back["stop_sequences"] == ["X"]
+    assert back["system"] == [{"type": "text", "text": "be brief", "cache_control": {"type": "ephemeral"}}]
+    assert back["max_tokens"] == 50 and back["stop_sequences"] == ["X"]
     assert back["tool_choice"] == {"type": "any", "disable_parallel_tool_use": True}
 
 
-def test_server_side_tools_and_kept_responses_are_refused_in_words():
-    with pytest.raises(chat.BadRequest, match="web_search"):
-        anthropic.from_messages({**ANTHROPIC, "tools": [{"type": "web_search_20250305", "name": "web_search"}]})
-    with pytest.raises(chat.BadRequest, match="web_search"):
-        responses.from_responses({"input": "x", "tools": [{"type": "web_search"}]})
-    with pytest.raises(chat.BadRequest, match="whole input"):
-        responses.from_responses({"input": "x", "previous_response_id": "r"})
+def test_tools_on_the_servers_side_are_dropped_and_named():
+    body, dropped = anthropic.from_messages({**ANTHROPIC, "tools": [{"type": "web_search_20250305", "name": "web_search"}]})
+    assert "tools" not in body and "tool_choice" not in body and "tools.web_search" in dropped
+    body, dropped = responses.from_responses({"input": "x", "tools": [{"type": "web_search"}], "tool_choice": "auto"})
+    assert "tools" not in body and "tool_choice" not in body and dropped == ["tools.web_search"]
 
 
 def score(action: dict, history: tuple = (), last: str = "ok", goal: str = "look for the red value") -> float:

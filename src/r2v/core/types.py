@@ -20,7 +20,7 @@ lost; only where the environment can be copied)."""
 Code = Literal[
     "risk_below", "risk_above", "retry", "latch", "never", "always", "random", "scheduled", "recorded",
     "budget_exhausted", "forced", "switch_cost", "hold", "shadow", "explore", "upstream_fallback", "verifier_failed",
-    "early",
+    "early", "observe",
 ]  # fmt: skip
 """Why a route was taken, as a word that programs may compare. The first line is of routers: the score is below or at
 least the threshold, more candidates are wanted, an earlier takeover goes on, or the route is fixed, drawn or recorded. The

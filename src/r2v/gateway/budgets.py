@@ -104,7 +104,7 @@ class LocalBudgets:
 
     async def settle(self, reservation: Reservation, spent: Amount) -> None:
         for scope, _ in reservation.limits:
-            left = self._reserved.pop(scope) - reservation.amount
+            left = self._reserved.pop(scope, Amount()) - reservation.amount  # one of nothing may have been removed
             if left.usd > 1e-12 or left.tokens or left.calls:
                 self._reserved[scope] = left
             self._spent[scope] = self._spent_in(scope) + spent

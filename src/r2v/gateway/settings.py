@@ -45,8 +45,13 @@ class RouteSettings(Settings):
     stream: Literal["hold", "early", "auto"] = "hold"
     """hold: send an answer when it is chosen. early: where the step before was below the threshold (or there was none), pass
     the SLM's first draft through as it comes, without drawing others. auto: only where it was below half of it."""
-    mode: Literal["active", "shadow", "canary"] = "active"
-    """shadow: decide, but let the SLM answer. canary: a share of the sessions is active."""
+    mode: Literal["observe", "shadow", "canary", "active"] = "active"
+    """observe: the teacher answers as without r2v; on a share of the steps the SLM drafts, too, and is compared with it.
+    shadow: the teacher answers; the SLM drafts and the router decides at every step. canary: a share of the sessions is
+    routed, the others are as in shadow. active: all are routed."""
+    observe_share: Fraction = 0.25
+    observe_wait_s: Annotated[float, Field(ge=0)] = 0.5
+    """How long the teacher's finished answer waits for the draft that it is compared with."""
     canary_share: Fraction = 0.1
     explore: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of steps on which the decision is drawn at random, half and half, with its probability logged."""
@@ -93,6 +98,11 @@ class ServerSettings(Settings):
     key_env: str = "R2V_API_KEY"
     """Environment variable with the inbound keys, comma separated."""
     require_key: bool = True
+    accepted_models: tuple[str, ...] = ("*",)
+    """Names of models that clients may ask for, with * for any part: the router answers them all. `r2v:slm` and
+    `r2v:teacher` insist on a model."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins of web pages that may call the gateway from a browser."""
     max_body_bytes: PositiveInt = 20_000_000
     keep_alive_s: PositiveFloat = 5.0
     """Streams that wait for the decision send a comment this often; headers wait that long for it."""
