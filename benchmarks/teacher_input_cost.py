@@ -1,6 +1,6 @@
 """What an Anthropic teacher's input costs in a session of Claude Code through the gateway, against the same session direct.
 
-`python benchmarks/teacher_input_cost.py` plays a session as Claude Code sends it (system prompt and tools with cache marks, a
+`python benchmarks/teacher_input_cost.py` plays a session as Claude Code sends it (system prompt with cache marks, and a
 mark that moves to the newest block) against a made-up Messages server that keeps prompts as Anthropic does: what stands
 before a mark is written at 1.25 times the price of input, and read at 0.1 times where it comes again. Played are: every step
 direct; every step by the gateway's teacher; every second, third, fifth step by the teacher, the others by the SLM. A step
