@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -11,20 +13,25 @@ from hypothesis import strategies as st
 
 from r2v.core.errors import ArtifactError
 from r2v.evaluation.certificate import Certificate, Target, certified, load_certificate
-from r2v.evaluation.outcomes import Row, gather
+from r2v.evaluation.outcomes import Outcomes, Row, gather
 from r2v.maths.testing import betting_p, cvar_p, fixed_sequence
 
 ZS = (1, 2, 3, 4)
 
 
-def outcomes(success_TZ: np.ndarray, calls: float):
-    tasks = [f"task/{i}" for i in range(len(success_TZ))]
-    rows = [
-        Row(task, z, "none", bool(success_TZ[i, j]), False, 10, 10, round(calls), (), (0, 0, 0))
-        for i, task in enumerate(tasks)
-        for j, z in enumerate(ZS)
-    ]
-    return gather(rows, tasks, ZS, 40)
+@cache
+def nothing(T: int) -> Outcomes:
+    """T tasks, none solved."""
+    tasks = [f"task/{i}" for i in range(T)]
+    return gather(
+        [Row(task, z, "none", False, False, 10, 10, 0, (), (0, 0, 0)) for task in tasks for z in ZS], tasks, ZS, 40
+    )
+
+
+def outcomes(success_TZ: np.ndarray, calls: float) -> Outcomes:
+    return replace(
+        nothing(len(success_TZ)), success_TZ=success_TZ.astype(float), teacher_calls_TZ=np.full(success_TZ.shape, calls)
+    )
 
 
 @pytest.mark.parametrize("bound", [0.05, 0.2])

@@ -24,7 +24,6 @@ from r2v.domains.household.expert import HouseholdExpert
 from r2v.domains.text_game import TextGame
 from r2v.evaluation.closed_loop import cases, play
 from r2v.gateway.settings import RouteSettings
-from r2v.learning.tokenizer import train_tokenizer
 from r2v.perturbations.wrap import PerturbedBranching, perturbed
 from r2v.pipeline.settings import RunSettings
 from r2v.routers.entropy import Entropy
@@ -133,6 +132,8 @@ def test_a_perturbed_environment_can_be_cloned_if_it_could_before():
 
 
 def test_a_tiny_model_could_say_every_action_of_the_domains_it_is_trained_in():
+    from r2v.learning.tokenizer import train_tokenizer
+
     for domain, actions in (
         (load_domain("household"), ["go to cabinet 12", "put pen 1 in/on drawer 2", "use desklamp 1", "look"]),
         (GUESS, ["guess 7", "guess 32"]),
@@ -178,6 +179,7 @@ def test_what_is_left_out_is_what_the_domain_has(tmp_path):
         ("environment: {kind: humaneval, house: small}", "unknown key `environment.house`"),
         ("environment: 7", "environment"),
         ("environment: {kind: terminal}", "no scripted expert"),
+        ("tasks: {policy: 0}", "tasks.policy is 0"),
         (f"{CODE}\nteacher: {CHAT}", "from scratch in the humaneval environment; set slm: {model: {path"),
         (
             f"{SHELL}\nteacher: {CHAT}\nslm: {{model: {{path: x}}}}\ncollect: {{noisy_episodes: 0.5}}",

@@ -17,9 +17,11 @@ import httpx
 import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from typer.testing import CliRunner
 
 import r2v.clients
 import r2v.gateway
+from r2v.cli import cli
 from r2v.clients.mock import MockModel, complete
 from r2v.core.errors import ArtifactError, SettingsError
 from r2v.core.features import EXTENDED, featurise
@@ -49,7 +51,7 @@ from r2v.runtime.settings import load
 from r2v.runtime.store import sha256
 from r2v.verifiers.tool_calls import ToolCallVerifier
 from servers import KEY
-from test_gateway import ASK, AUTH, TOOLS, World, make  # noqa: F401  (a fixture)
+from test_gateway import ASK, AUTH, TOOLS, make  # noqa: F401  (a fixture)
 
 
 def risk_of_entropy() -> RiskMLP:
@@ -90,23 +92,21 @@ def test_a_client_may_set_a_lower_budget_for_its_session(make):  # noqa: F811
     assert world.post(headers={**headers, "x-r2v-budget-usd": "much"}).status_code == 400
 
 
-def test_what_a_client_left_half_done_counts_against_its_budget(make, tmp_path):  # noqa: F811
+def test_what_a_client_left_half_done_counts_against_its_budget(make):  # noqa: F811
     world = make(budget__session={"tokens": 20_000})
     world.small.delay = 3
     with pytest.raises(httpx.ReadTimeout):
-        httpx.post(
-            f"{world.url}/v1/chat/completions", json={"messages": ASK}, headers={**AUTH, "x-session-id": "gone"}, timeout=0.4
-        )
-    time.sleep(0.3)
+        world.client.post("/v1/chat/completions", json={"messages": ASK}, headers={"x-session-id": "gone"}, timeout=0.4)
+    deadline = time.monotonic() + 20
+    while not world.service.ledger.spent().tokens:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     world.small.delay = 0
     answer = world.post(headers={"x-session-id": "gone"})
     assert (answer.status_code, answer.headers["x-r2v-reason"]) == (402, "budget_exhausted")
     world.stack.close()
-    again = World(tmp_path, budget__session={"tokens": 20_000})  # and still does after a restart
-    try:
-        assert again.post(headers={"x-session-id": "gone"}).status_code == 402
-    finally:
-        again.stack.close()
+    again = make(budget__session={"tokens": 20_000})  # and still does after a restart
+    assert again.post(headers={"x-session-id": "gone"}).status_code == 402
 
 
 # -- adaptive K ---------------------------------------------------------------------------------------------------
@@ -152,7 +152,7 @@ def test_a_clock_that_jumps_loses_and_breaks_nothing(make, monkeypatch, jump):  
         monkeypatch.setattr(time, "time", lambda shift=shift: real() + shift)
         arms.append(world.post(headers=headers).headers["x-r2v-arm"])
     assert arms == ["teacher"] * 4
-    shown = httpx.get(f"{world.url}/v1/sessions/c", headers=AUTH).json()
+    shown = world.client.get("/v1/sessions/c").json()
     assert [step["step"] for step in shown["steps"]] == [0, 1, 2, 3]
 
 
@@ -242,19 +242,19 @@ def test_savings_are_net_of_drafts_and_of_the_lost_cache(make):  # noqa: F811
     first, second = 1000 * 10 / 1e6 + output - small, 1000 * 1 / 1e6 + output - small
     third = (1000 * 1 + 60 * 20) / 1e6 - (1000 * 10 + 60 * 20) / 1e6  # its cache was lost
     assert saved == pytest.approx([first, second, third])
-    stats = httpx.get(f"{world.url}/v1/stats", headers=AUTH).json()
+    stats = world.client.get("/v1/stats").json()
     assert stats["saved_usd"] == pytest.approx(sum(saved))
 
 
 def test_calibration_and_drift_are_told_as_outcomes_arrive(make, tmp_path):  # noqa: F811
     world = make(route__router=str(router_of_entropy(tmp_path / "router")), route__threshold=2.0)
-    assert httpx.get(f"{world.url}/v1/stats", headers=AUTH).json()["drift"] is None
+    assert world.client.get("/v1/stats").json()["drift"] is None
     for i in range(6):
         world.post(headers={"x-session-id": f"s{i}"}, messages=[{"role": "user", "content": f"task {i}"}])
         world.post("/v1/outcomes", {"session_id": f"s{i}", "reward": i % 2})
     world.post(model="r2v:teacher", headers={"x-session-id": "asked"})
     world.post("/v1/outcomes", {"session_id": "asked", "reward": 1})
-    stats = httpx.get(f"{world.url}/v1/stats", headers=AUTH).json()
+    stats = world.client.get("/v1/stats").json()
     risks = [risk for (risk,) in world.rows("score") if risk is not None]
     failed = [1.0 - i % 2 for i in range(6)]
     told = stats["calibration"]
@@ -262,7 +262,7 @@ def test_calibration_and_drift_are_told_as_outcomes_arrive(make, tmp_path):  # n
     assert told["brier"] == pytest.approx(np.mean((np.array(risks) - failed) ** 2))
     assert sum(count for _, _, count in told["bins"]) == 6
     assert stats["drift"]["steps"] == 6 and stats["drift"]["score"] > 0 and stats["drift"]["feature"] in EXTENDED
-    metrics = httpx.get(f"{world.url}/metrics", headers=AUTH).text
+    metrics = world.client.get("/metrics").text
     assert "r2v_drift_score" in metrics and "r2v_calibration_ece" in metrics and "r2v_certificate_valid 0" in metrics
 
 
@@ -299,9 +299,9 @@ def test_money_and_time_are_counted_for_each_model(make):  # noqa: F811
         assert world.post(model=model, headers={"x-session-id": "m"}).status_code == 200
     slm, teacher = (sum(column) for column in zip(*world.rows("slm_usd, teacher_usd"), strict=True))
     assert 0 < slm < teacher / 10
-    usd = httpx.get(f"{world.url}/v1/stats", headers=AUTH).json()["usd"]
+    usd = world.client.get("/v1/stats").json()["usd"]
     assert usd == {"small": pytest.approx(slm), "teacher": pytest.approx(teacher)}
-    text = httpx.get(f"{world.url}/metrics", headers=AUTH).text
+    text = world.client.get("/metrics").text
     samples = {
         (sample.name, *sample.labels.values()): sample.value
         for family in text_string_to_metric_families(text) for sample in family.samples
@@ -434,12 +434,11 @@ def test_the_old_name_of_the_slm_still_loads_and_both_names_are_refused(tmp_path
         loaded("slm")
 
 
-def test_a_missing_file_is_answered_with_the_command_that_writes_one(tmp_path):
-    command = [sys.executable, "-c", "from r2v.cli import app; app()"]
-    for arguments in (["check", "missing.yaml"], ["serve", "missing.yaml"]):
-        done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=60, cwd=tmp_path)
-        assert done.returncode == 1
-        assert done.stderr == "r2v: missing.yaml does not exist; `r2v init FILE` writes gateway settings to start from\n"
+@pytest.mark.parametrize("command", ["check", "serve"])
+def test_a_missing_file_is_answered_with_the_command_that_writes_one(refused, tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    told = "r2v: missing.yaml does not exist; `r2v init FILE` writes gateway settings to start from\n"
+    assert refused(command, "missing.yaml") == told
 
 
 WINDOWS = """
@@ -480,7 +479,7 @@ def test_a_certificate_holds_for_its_router_and_threshold_alone(make, tmp_path):
 
     certify()
     world = make(route__router=str(router), route__certificate=str(path))
-    assert httpx.get(f"{world.url}/v1/stats", headers=AUTH).json()["certificate"]["max_failure"] == 0.1
+    assert world.client.get("/v1/stats").json()["certificate"]["max_failure"] == 0.1
     with pytest.raises(ArtifactError, match="another router"):
         load_configured(certify(identity={"router": "0"}))
     with pytest.raises(ArtifactError, match="proves nothing, not"):
@@ -595,13 +594,8 @@ def test_the_client_may_ask_for_shadow(make):  # noqa: F811
 
 
 def test_doctor_says_what_is_here():
-    done = subprocess.run(
-        [sys.executable, "-c", "from r2v.cli import app; app()", "doctor", "--json"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stderr
+    done = CliRunner().invoke(cli, ["doctor", "--json"], catch_exceptions=False)
+    assert done.exit_code == 0
     told = json.loads(done.stdout.splitlines()[-1])
     assert told["python"].startswith("3.") and told["extras"]["serve"] is True and KEY not in done.stdout
 

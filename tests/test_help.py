@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.optimize import linprog
 
 from r2v.clients.scripted import ScriptedPolicy
 from r2v.core.agent import AgentModels, Routed
@@ -36,6 +35,8 @@ def random_mdp(seed: int, H: int = 4, S: int = 4, A: int = 2) -> Mdp:
 
 def optimum(mdp: Mdp, calls: float) -> float:
     """Best success under an expected budget: the linear program over occupancies x[t, a, s]."""
+    from scipy.optimize import linprog
+
     H, A, S, _ = mdp.p_HASS.shape
     n = H * A * S
     index = np.arange(n).reshape(H, A, S)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
-import subprocess
-import sys
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 
 import pytest
+from click.testing import Result
+from typer.testing import CliRunner
 
+from r2v.cli import cli
 from r2v.core.checks import check_environment, check_perturbation, check_verifier
 from r2v.core.errors import ArtifactError, SettingsError
 from r2v.core.types import Action, Context
@@ -207,12 +208,8 @@ def test_problem_files_by_path_and_environment(tmp_path, monkeypatch):
         load_problems(tmp_path / "cut.jsonl.gz")
 
 
-def r2v(*words: str, status: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, "-c", "from r2v.cli import app; app()", *words], capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == status, done.stderr
-    return done
+def r2v(*words: str) -> Result:
+    return CliRunner().invoke(cli, words)
 
 
 def test_the_command_counts_samples(tmp_path, problems):
@@ -230,7 +227,7 @@ def test_the_command_counts_samples(tmp_path, problems):
     assert last["failed_ids"] == [problems["roman_to_int"].id]
     assert done.stdout.startswith("sandbox  ") and set(last["layers"]) >= {"rlimits"}
     samples.write_text('{"task_id": "nobody/1", "completion": ""}\n')
-    assert "no problem 'nobody/1'" in r2v("check-solutions", str(shipped()), "--samples", str(samples), status=1).stderr
+    assert "no problem 'nobody/1'" in str(r2v("check-solutions", str(shipped()), "--samples", str(samples)).exception)
 
 
 def test_the_command_checks_canonical_solutions(tmp_path):
