@@ -25,6 +25,7 @@ from r2v.domains.text_game import TextGame
 from r2v.evaluation.closed_loop import cases, play
 from r2v.gateway.settings import RouteSettings
 from r2v.learning.tokenizer import train_tokenizer
+from r2v.messages.chat_format import ChatFormat
 from r2v.perturbations.wrap import PerturbedBranching, perturbed
 from r2v.pipeline.settings import RunSettings
 from r2v.routers.entropy import Entropy
@@ -244,9 +245,39 @@ class SameFresh(Broken):
     fresh_tasks = staticmethod(lambda env, count, seed: GUESS.tasks(env, count, 1))
 
 
+class NoTasks(Broken):
+    tasks = staticmethod(lambda env, count, seed: [])
+
+
+class MoodyTasks(Broken):
+    made: list[int] = []  # noqa: RUF012
+
+    def tasks(self, env, count, seed):
+        self.made.append(seed)
+        return GUESS.tasks(env, count, len(self.made))
+
+
+class Twins(Broken):
+    tasks = staticmethod(lambda env, count, seed: GUESS.tasks(env, 1, seed) * count)
+
+
+class Wild(Broken):
+    drawn: list[int] = []  # noqa: RUF012
+
+    def random_action(self, context, seed):
+        self.drawn.append(seed)
+        return Action(f"guess {len(self.drawn)}")
+
+
+class Deaf(Broken):
+    chat_format = ChatFormat("Guess.", lambda text: text.upper())
+
+
 @pytest.mark.parametrize(
     ("domain", "message"),
-    [(ShareState, "clone|different observations"), (BadExpert, "the expert solves none"), (Renamed, "calls itself static"),
+    [(NoTasks, "has no tasks"), (MoodyTasks, "other tasks from the same seed"), (Twins, "have the same id"),
+     (Wild, "one seed gives two random actions"), (Deaf, "reads the action"),
+     (ShareState, "clone|different observations"), (BadExpert, "the expert solves none"), (Renamed, "calls itself static"),
      (SameFresh, "are not new")],
 )  # fmt: skip
 def test_broken_domains_are_caught(domain, message):
