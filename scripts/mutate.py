@@ -184,6 +184,7 @@ class Tracer:
 
     def __init__(self) -> None:
         self._test = ""
+        self._calls = Counter[Any]()
         self.lines: dict[str, set[str]] = defaultdict(set)
         """`file:line` -> tests, or "" where a fixture ran it: all tests of the file."""
         self.seconds: dict[str, float] = defaultdict(float)
@@ -192,6 +193,10 @@ class Tracer:
         name = frame.f_code.co_filename
         if not name.startswith(str(SOURCE)):
             return None
+        if event == "call":
+            self._calls[frame.f_code] += 1
+            if self._calls[frame.f_code] > 200:  # within one test it will do nothing new
+                return None
         self.lines[f"{name}:{frame.f_lineno}"].add(self._test)
         return self._trace
 
@@ -202,6 +207,7 @@ class Tracer:
 
     def pytest_runtest_call(self, item: Any) -> None:
         self._test = item.nodeid
+        self._calls.clear()
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         self.seconds[report.nodeid] += report.duration if report.passed else math.inf  # failed or skipped: of no use

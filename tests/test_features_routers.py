@@ -271,3 +271,33 @@ def test_damaged_folders_are_one_line_errors(fitted, tmp_path, damage):
     with pytest.raises(ArtifactError) as error:
         load_router(tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_arrays_by_hand(tmp_path):
+    """The header is padded to 8 bytes; numbers that single precision would round are kept in double."""
+    blob = arrays.to_bytes({"a": np.array([[0.5, 2.0]]), "b": np.array([0.1])})
+    size = int.from_bytes(blob[:8], "little")
+    assert size % 8 == 0 and json.loads(blob[8 : 8 + size]) == {
+        "a": {"dtype": "F32", "shape": [1, 2], "data_offsets": [0, 8]},
+        "b": {"dtype": "F64", "shape": [1], "data_offsets": [8, 16]},
+    }  # fmt: skip
+    path = tmp_path / "w.safetensors"
+
+    def read(header: object, body: bytes = bytes(8)) -> dict:
+        text = json.dumps(header).encode()
+        path.write_bytes(len(text).to_bytes(8, "little") + text + body)
+        return arrays.from_file(path)
+
+    path.write_bytes(blob)
+    found = arrays.from_file(path)
+    assert found["a"].tolist() == [[0.5, 2.0]] and found["b"].tolist() == [0.1]
+    entry = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+    assert read({"__metadata__": {"x": "y"}, "a": entry})["a"].tolist() == [0.0, 0.0]
+    for wrong, body, message in (
+        ({**entry, "shape": [3]}, bytes(8), "a does not fit"),
+        ({**entry, "data_offsets": [4, 12]}, bytes(8), "a does not fit"),
+        ({**entry, "data_offsets": [-4, 4]}, bytes(8), "a does not fit"), (entry, bytes(9), "9 bytes of numbers where .* 8"),
+        (entry, np.array([0, np.nan], "<f4").tobytes(), "a holds NaN"), ({**entry, "dtype": "I8"}, bytes(8), "corrupt"),
+    ):  # fmt: skip
+        with pytest.raises(ArtifactError, match=message):
+            read({"a": wrong}, body)
