@@ -109,6 +109,20 @@ def test_the_cheapest_proven_threshold_is_certified():
     assert certified(bad, Target(0.05, 0.1, None))[0] is None
 
 
+def test_what_was_tried_is_told_in_the_measure_of_the_target():
+    """The worst half of the four seeds fails with .25 and .5; calls tell the cheapest, whatever the order."""
+    success_TZ = np.ones((4, 4))
+    success_TZ[0, 1:3] = success_TZ[1, 2] = 0
+    for alpha, failure in ((None, 3 / 16), (0.5, 3 / 8), (0.25, 0.5), (0.3, 3 / 8), (1.0, 3 / 16)):
+        _, (tried,) = certified([(0.3, outcomes(success_TZ, 7))], Target(0.9, 0.1, alpha))
+        assert (tried.threshold, tried.failure, tried.calls_per_episode) == (0.3, failure, 7.0), alpha
+    perfect = np.ones((200, 4))
+    unordered = [(0.1, outcomes(perfect, 8)), (0.5, outcomes(perfect, 2)), (0.6, outcomes(perfect, 3))]
+    assert certified(unordered, Target(0.05, 0.1, 0.5))[0] == 0.5
+    stopped = [(0.1, outcomes(perfect, 8)), (0.2, outcomes(1 - perfect, 4)), (0.5, outcomes(perfect, 2))]
+    assert certified(stopped, Target(0.05, 0.1, None))[0] == 0.1
+
+
 def test_a_certificate_is_good_for_what_it_was_made_for_alone(tmp_path):
     path = tmp_path / "certificate.json"
     certificate().save(path)
@@ -117,6 +131,9 @@ def test_a_certificate_is_good_for_what_it_was_made_for_alone(tmp_path):
         load_certificate(path, {"router": "a", "settings": "c"})
     with pytest.raises(ArtifactError, match="another small model"):
         load_certificate(path, {"router": "a", "settings": "b", "small model": "c"})
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 2}))
+    with pytest.raises(ArtifactError, match="format 2, this r2v reads 1"):
+        load_certificate(path, {})
     path.write_text(json.dumps({"format": 1}))
     with pytest.raises(ArtifactError, match="not a certificate"):
         load_certificate(path, {})

@@ -11,6 +11,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -22,14 +23,18 @@ from typer.testing import CliRunner
 import r2v.clients
 import r2v.gateway
 from r2v.cli import cli
+from r2v.clients.base import Draw, Tokens
 from r2v.clients.mock import MockModel, complete
 from r2v.core.errors import ArtifactError, SettingsError
 from r2v.core.features import EXTENDED, featurise
 from r2v.core.mlp import RiskMLP
-from r2v.core.types import Action, Candidate, Choice, Context, Decision, Memory, Observation, Step, Usage
+from r2v.core.seeds import derive_seed, derive_uniform
+from r2v.core.types import Action, Candidate, Choice, Context, Decision, Features, Memory, Observation, Step, Usage
 from r2v.domains.household.verifier import HouseholdVerifier
 from r2v.evaluation.certificate import Certificate, Target, Tried
-from r2v.gateway.budgets import Amount
+from r2v.gateway import budgets, sessions
+from r2v.gateway.budgets import Amount, Exhausted, LocalBudgets, limits_of
+from r2v.gateway.candidates import CandidateSource, Known
 from r2v.gateway.ledger import Entry, Ledger
 from r2v.gateway.routing import GatewayRouter, load_configured
 from r2v.gateway.sessions import LocalSessions
@@ -51,7 +56,8 @@ from r2v.runtime.settings import load
 from r2v.runtime.store import sha256
 from r2v.verifiers.tool_calls import ToolCallVerifier
 from servers import KEY
-from test_gateway import ASK, AUTH, TOOLS, make  # noqa: F401  (a fixture)
+from test_gateway import ASK, AUTH, TOOLS, World, make  # noqa: F401  (a fixture)
+from toy import ThresholdRouter
 
 
 def risk_of_entropy() -> RiskMLP:
@@ -107,6 +113,237 @@ def test_what_a_client_left_half_done_counts_against_its_budget(make):  # noqa: 
     world.stack.close()
     again = make(budget__session={"tokens": 20_000})  # and still does after a restart
     assert again.post(headers={"x-session-id": "gone"}).status_code == 402
+
+
+class Past:
+    """A history (`r2v.gateway.budgets.History`) in which every scope has spent the same."""
+
+    def __init__(self) -> None:
+        self.asked: list[dict] = []
+
+    def spent(self, **scope) -> Amount:
+        self.asked.append(scope)
+        return Amount(1, 10, 0.5)
+
+
+def test_limits_are_of_the_session_the_key_and_the_day_and_the_lower_of_two_counts():
+    budget = BudgetSettings(session={"teacher_calls": 4, "usd": 3}, key_per_day={"tokens": 100}, per_day={"usd": 9})
+    limits = limits_of(budget, "s", "k", 3, 2.0)
+    assert [(scope, limit.usd) for scope, limit in limits] == [("session s", 2.0), ("key k 3", None), ("all 3", 9.0)]
+    assert [limits_of(budget, "s", "k", 3, usd)[0][1].usd for usd in (5.0, None)] == [3.0, 3.0]
+    assert limits_of(BudgetSettings(), "s", "k", 3, 1.0) == [("session s", LimitSettings(usd=1.0))]
+
+
+def test_a_scope_counts_its_past_what_is_reserved_and_what_was_spent():
+    budget = BudgetSettings(session={"teacher_calls": 4, "usd": 2}, key_per_day={"tokens": 100}, per_day={"usd": 9})
+    past, slm, teacher = Past(), Amount(0, 8, 0.25), Amount(1, 16, 0.5)
+    limits = limits_of(budget, "s 1", "k", 3, None)
+
+    async def steps() -> None:
+        local = LocalBudgets(past)
+        first = await local.reserve("1", limits, slm, teacher)
+        assert (first.amount, first.teacher, first.calls_left) == (Amount(1, 24, 0.75), True, 3)
+        assert past.asked == [{"session": "s 1"}, {"since": 259_200, "key": "k"}, {"since": 259_200, "key": None}]
+        second = await local.reserve("2", limits, slm, teacher)  # just fits
+        assert (second.teacher, second.calls_left) == (True, 2)
+        with pytest.raises(Exhausted):
+            await local.reserve("3", limits, slm, teacher)
+        await local.settle(first, slm)
+        third = await local.reserve("3", limits, slm, teacher)
+        assert (third.amount, third.teacher, third.calls_left) == (slm, False, 2)
+        await local.settle(second, Amount(1, 8, 0.25))
+        await local.settle(third, slm)
+        fourth = await local.reserve("4", limits, slm, teacher)  # just fits, since 1.25 were spent
+        assert (fourth.teacher, fourth.calls_left, len(past.asked)) == (True, 2, 3)
+        used_up = await local.reserve("5", [("session t", LimitSettings(teacher_calls=1))], slm, teacher)
+        assert (used_up.amount, used_up.calls_left) == (slm, 0)
+        assert (await local.reserve("6", [("all 3", LimitSettings(usd=9))], slm, teacher)).calls_left is None
+
+    asyncio.run(steps())
+
+
+def test_scopes_unused_for_longest_are_summed_up_again(monkeypatch):
+    monkeypatch.setattr(budgets, "SCOPES", 2)
+    past = Past()
+
+    async def reserve() -> None:
+        local = LocalBudgets(past)
+        for session in "abacab":
+            await local.reserve(session, [(f"session {session}", LimitSettings(usd=99))], Amount(), Amount())
+
+    asyncio.run(reserve())
+    assert [scope["session"] for scope in past.asked] == ["a", "b", "c", "b"]
+
+
+class Drawing:
+    """A client that answers after 2.5 seconds, or is cancelled."""
+
+    name = "drawing"
+
+    def __init__(self, clock: list[float], *, cancelled: bool = False) -> None:
+        self.clock, self.cancelled_too, self.asked = clock, cancelled, []
+
+    async def draw(self, request, k, **how):
+        self.asked.append((k, how))
+        self.clock[0] += 2.5
+        if self.cancelled_too:
+            raise asyncio.CancelledError
+        choice = {"message": {"content": "look"}, "finish_reason": "stop", "logprobs": {"content": []}}
+        return Draw([choice] * k, Tokens(7, 3), Usage(1, 7, 3))
+
+    def candidates(self, draw, action):
+        return tuple(Candidate(action(choice["message"]), None, None, Usage()) for choice in draw.choices)
+
+    def usd(self, tokens):
+        return tokens.total / 8
+
+    def bound(self, request, answers):
+        return 100 * answers, 2.0 * answers
+
+
+@pytest.mark.parametrize("teacher", [False, True])
+def test_candidates_are_counted_timed_and_paid_for(monkeypatch, teacher):
+    clock = [10.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    client, context = Drawing(clock), Context("goal", ("seen",), (), 50)
+    source = CandidateSource(client, None, {"sig": "m"}, teacher=teacher)
+    assert source.spent == Amount()
+    for _ in range(2):
+        candidates = asyncio.run(source.propose(context, 3, seed=5))
+    assert client.asked == [(3, {"seed": None if teacher else 5, "logprobs": not teacher, "authors": {"sig": "m"}})] * 2
+    assert (source.drawn, source.seconds, source.spent) == (6, 5.0, Amount(int(teacher), 20, 2.5))
+    assert source.choice(candidates[0].action) == {"message": {"content": "look"}, "finish_reason": "stop"}
+    assert asyncio.run(Known(candidates).propose(context, 1, seed=0)) == candidates
+    cancelled = CandidateSource(Drawing(clock, cancelled=True), None, {}, teacher=teacher)
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(cancelled.propose(context, 3, seed=5))
+    assert (cancelled.seconds, cancelled.spent) == (2.5, Amount(int(teacher), 300, 6.0))
+
+
+# -- what a step leaves for the next ------------------------------------------------------------------------------
+
+
+def test_sessions_keep_the_latest_of_everything(tmp_path, monkeypatch):
+    for name in ("SESSIONS", "SIGNATURES", "DECISIONS"):
+        monkeypatch.setattr(sessions, name, 2)
+    ledger = Ledger(tmp_path / "ledger.db")
+    for t in range(3):
+        ledger.write(entry_of("old", t, t / 4))
+
+    async def play() -> None:
+        local = LocalSessions(ledger, cache_ttl_s=60)
+        old = await local.enter("old", dry=True)
+        assert (old.t, [d.score for d in old.memory.decisions]) == (3, [0.25, 0.5])
+        assert [(await local.enter("a", dry=dry)).t for dry in (True, False, False, True)] == [0, 0, 1, 2]
+        a = await local.enter("a", dry=True)
+        assert (a.memory.seed, a.prompt_tokens, a.cold) == (derive_seed("a", "episode"), 0, True)
+        for i in range(3):
+            await local.sign(a, f"sig{i}", f"model{i}")
+            await local.remember(a, replace(old.memory.decisions[0], score=float(i)), teacher=i == 0, tokens=i)
+        a = await local.enter("a", dry=True)
+        assert a.signatures == {"sig1": "model1", "sig2": "model2"}
+        assert ([d.score for d in a.memory.decisions], a.prompt_tokens, a.cold) == ([1.0, 2.0], 2, False)
+        for identity in ("b", "a", "c"):  # b has not been used for longest
+            await local.enter(identity, dry=False)
+        assert [(await local.enter(identity, dry=True)).t for identity in ("a", "c", "b")] == [3, 1, 0]
+        await local.remember(old, old.memory.decisions[0], teacher=True, tokens=1)  # forgotten: the ledger has it
+        await local.sign(old, "sig", "model")
+        assert not await local.killed()
+        await local.kill(True)
+        assert await local.killed()
+
+    asyncio.run(play())
+    ledger.close()
+
+
+def decided(score: float, memory: Memory = Memory(), *, seed: int = 0, parts: dict | None = None, **route) -> tuple:  # noqa: B008
+    router = GatewayRouter(ThresholdRouter("risk", lambda _: score, 0.5), RouteSettings(**route), **parts or {})
+    decision = router.decide(Context("goal", ("seen",), (), 50), Features((), ()), memory, seed=seed)
+    return decision.route, decision.code, decision.propensity
+
+
+def test_without_settings_the_routers_decision_stands():
+    assert decided(0.5, switch_usd=0.9) == ("escalate", "risk_above", 1.0)
+    assert decided(0.4) == ("continue", "risk_below", 1.0)
+
+
+def test_a_lost_cache_costs_its_share_of_a_failure_and_no_more():
+    cold, price = {"cold": True}, {"switch_usd": 0.25, "failure_usd": 2.0}
+    assert decided(0.624, parts=cold, **price) == ("continue", "switch_cost", 1.0)
+    assert decided(0.625, parts=cold, **price) == ("escalate", "risk_above", 1.0)
+
+
+def test_who_may_answer_comes_before_what_the_router_wants():
+    none_left, shadow = Memory(calls_left=0), {"active": False}
+    assert decided(0.9, none_left, explore=0.5, seed=1)[1:] == ("budget_exhausted", 1.0)
+    assert decided(0.4, none_left) == ("continue", "risk_below", 1.0)
+    assert decided(0.9, Memory(calls_left=1)) == ("escalate", "risk_above", 1.0)
+    assert decided(0.9, parts=shadow, explore=0.01) == ("continue", "shadow", 1.0)
+    assert decided(0.4, parts={**shadow, "forced": "teacher"}) == ("escalate", "forced", 1.0)
+    assert decided(0.9, parts={"forced": "slm"}, clear=(0.0, 1.0)) == ("continue", "forced", 1.0)
+    assert decided(0.9, none_left, parts={"forced": "teacher"}) == ("continue", "budget_exhausted", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("score", "code"), [(0.374, "risk_below"), (0.375, "retry"), (0.624, "retry"), (0.625, "risk_above")]
+)
+def test_one_candidate_is_not_enough_within_the_bounds(score, code):
+    bounds = {"clear": (0.375, 0.625)}
+    plain = "risk_above" if score >= 0.5 else "risk_below"
+    assert decided(score, **bounds)[1] == code
+    assert decided(score, Memory(retries=1), **bounds)[1] == decided(score, k=1, **bounds)[1] == plain
+
+
+@pytest.mark.parametrize(
+    ("codes", "kept"),
+    [("", False), ("e", True), ("eh", True), ("ehh", False), ("ec", True), ("ecc", False), ("c", False), ("eheh", True)],
+)
+def test_the_teacher_keeps_so_many_steps_from_an_escalation_on(codes, kept):
+    made = {"e": ("escalate", "risk_above"), "h": ("escalate", "hold"), "c": ("continue", "risk_below")}
+    memory = Memory(decisions=tuple(Decision(*made[c], 0.9, "risk", 0.5, 1.0, (), "") for c in codes))
+    expected = ("escalate", "hold", 1.0) if kept else ("continue", "risk_below", 1.0)
+    assert decided(0.4, memory, hold_steps=3) == expected
+    assert decided(0.4, memory) == ("continue", "risk_below", 1.0)
+
+
+@pytest.mark.parametrize(("score", "wanted"), [(0.9, "escalate"), (0.4, "continue")])
+def test_explored_steps_are_those_drawn_and_every_propensity_is_exact(score, wanted):
+    for seed in range(200):
+        route, code, propensity = decided(score, seed=seed, explore=0.4)
+        assert (code == "explore") == (derive_uniform(seed, "explore?") < 0.4)
+        assert propensity == pytest.approx(0.8 if route == wanted else 0.2)
+        if code == "explore":
+            assert (route == "escalate") == (derive_uniform(seed, "explore") < 0.5)
+
+
+# -- the ledger ---------------------------------------------------------------------------------------------------
+
+
+def test_the_ledger_sums_and_lists_what_was_written(tmp_path):
+    ledger = Ledger(tmp_path / "ledger.db")
+    ledger.write(entry_of("a", 0, 0.1), b'["first"]')
+    ledger.write(entry_of("a", 1, 0.2, "teacher"), b'["second"]')
+    ledger.write(replace(entry_of("b", 5, 0.3), key="other"), b"null")
+    ledger.abandon("b", "other", Amount(2, 5, 1.0))
+    step = pytest.approx(0.021)
+    assert ledger.spent(session="a", since=1.0) == Amount(1, 10, step)
+    assert ledger.spent(key="other") == Amount(2, 15, pytest.approx(1.021))
+    assert ledger.spent() == Amount(3, 35, pytest.approx(1.063))
+    assert ledger.spent(session="nobody") == Amount(0, 0, 0.0)
+    assert ledger.has("a") and not ledger.has("nobody")
+    assert [ledger.tools(session) for session in "ab"] == ['["first"]', ""]
+    for t, reward in ((None, 0.25), (1, 0.5), (None, 0.75)):
+        ledger.outcome("a", t, reward)
+    assert ledger.outcomes("a") == [(None, 0.25), (1, 0.5), (None, 0.75)]
+    assert list(ledger.all_sessions()) == ["a", "b"]
+    newest, older = ledger.sessions(2)
+    assert ledger.sessions(1) == [newest] and (newest["session"], newest["reward"]) == ("b", None)
+    assert older == {
+        "session": "a", "steps": 2, "time": 1.0, "teacher_calls": 1, "slm_usd": pytest.approx(0.002),
+        "teacher_usd": pytest.approx(0.04), "saved_usd": 0.0, "goal": "goal", "reward": 0.75,
+    }  # fmt: skip
+    assert ledger.steps("a")[1] == entry_of("a", 1, 0.2, "teacher")
+    ledger.close()
 
 
 # -- adaptive K ---------------------------------------------------------------------------------------------------
@@ -539,7 +776,7 @@ def test_a_takeover_ends_when_the_client_or_the_kill_switch_says_slm(make):  # n
 def test_a_lost_cache_raises_the_threshold_and_a_warm_one_does_not(tmp_path):
     """The SLM keeps a step whose risk is above the threshold, but by less than the lost cache is worth."""
     folder = router_of_entropy(tmp_path / "r2v", threshold=0.5)
-    route = RouteSettings(router=str(folder), switch_usd=0.2, failure_usd=1.0)
+    route = RouteSettings(router=str(folder), switch_usd=0.4, failure_usd=2.0)
     configured, context = load_configured(route), Context("goal", ("seen",), (), 50)
 
     def decided(entropy: float, cold: bool) -> tuple[str, str]:
@@ -568,7 +805,7 @@ def test_a_session_is_cold_until_the_teacher_answers_and_after_its_cache_has_exp
             decision = Decision("continue", "risk_below", 0.1, "risk", 0.5, 1.0, (), "")
             await sessions.remember(session, decision, teacher=teacher, tokens=1)
 
-        for at, teacher in ((100.0, False), (101.0, True), (102.0, False), (160.0, False), (162.0, False)):
+        for at, teacher in ((100.0, False), (101.0, True), (102.0, False), (161.0, False), (162.0, False)):
             await step(at, teacher)
         ledger.close()
         return cold
