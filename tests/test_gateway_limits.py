@@ -34,7 +34,7 @@ from r2v.domains.household.verifier import HouseholdVerifier
 from r2v.evaluation.certificate import Certificate, Target, Tried
 from r2v.gateway import budgets, sessions
 from r2v.gateway.budgets import Amount, Exhausted, LocalBudgets, limits_of
-from r2v.gateway.candidates import CandidateSource, Known
+from r2v.gateway.candidates import CandidateSource
 from r2v.gateway.ledger import Entry, Ledger
 from r2v.gateway.routing import GatewayRouter, load_configured
 from r2v.gateway.sessions import LocalSessions
@@ -48,6 +48,8 @@ from r2v.gateway.settings import (
     ServerSettings,
     StoreSettings,
 )  # fmt: skip
+from r2v.messages.conversation import parse
+from r2v.messages.protocol import Reply
 from r2v.routers import load_router
 from r2v.routers.base import FittedWith
 from r2v.routers.r2v import R2V
@@ -189,10 +191,10 @@ class Drawing:
         if self.cancelled_too:
             raise asyncio.CancelledError
         choice = {"message": {"content": "look"}, "finish_reason": "stop", "logprobs": {"content": []}}
-        return Draw([choice] * k, Tokens(7, 3), Usage(1, 7, 3))
+        return Draw([Reply(choice, {}, "chat")] * k, Tokens(7, 3), Usage(1, 7, 3))
 
     def candidates(self, draw, action):
-        return tuple(Candidate(action(choice["message"]), None, None, Usage()) for choice in draw.choices)
+        return tuple(Candidate(action(reply.choice["message"]), None, None, Usage()) for reply in draw.replies)
 
     def usd(self, tokens):
         return tokens.total / 8
@@ -206,14 +208,14 @@ def test_candidates_are_counted_timed_and_paid_for(monkeypatch, teacher):
     clock = [10.0]
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
     client, context = Drawing(clock), Context("goal", ("seen",), (), 50)
-    source = CandidateSource(client, None, {"sig": "m"}, teacher=teacher)
+    request = parse(b'{"messages": [{"role": "user", "content": "goal"}]}')
+    source = CandidateSource(client, request, {"sig": "m"}, teacher=teacher)
     assert source.spent == Amount()
     for _ in range(2):
         candidates = asyncio.run(source.propose(context, 3, seed=5))
     assert client.asked == [(3, {"seed": None if teacher else 5, "logprobs": not teacher, "authors": {"sig": "m"}})] * 2
     assert (source.drawn, source.seconds, source.spent) == (6, 5.0, Amount(int(teacher), 20, 2.5))
-    assert source.choice(candidates[0].action) == {"message": {"content": "look"}, "finish_reason": "stop"}
-    assert asyncio.run(Known(candidates).propose(context, 1, seed=0)) == candidates
+    assert source.reply(candidates[0].action).choice == {"message": {"content": "look"}, "finish_reason": "stop"}
     cancelled = CandidateSource(Drawing(clock, cancelled=True), None, {}, teacher=teacher)
     with pytest.raises(asyncio.CancelledError):
         asyncio.run(cancelled.propose(context, 3, seed=5))
@@ -274,12 +276,11 @@ def test_a_lost_cache_costs_its_share_of_a_failure_and_no_more():
 
 
 def test_who_may_answer_comes_before_what_the_router_wants():
-    none_left, shadow = Memory(calls_left=0), {"active": False}
+    none_left = Memory(calls_left=0)
     assert decided(0.9, none_left, explore=0.5, seed=1)[1:] == ("budget_exhausted", 1.0)
     assert decided(0.4, none_left) == ("continue", "risk_below", 1.0)
     assert decided(0.9, Memory(calls_left=1)) == ("escalate", "risk_above", 1.0)
-    assert decided(0.9, parts=shadow, explore=0.01) == ("continue", "shadow", 1.0)
-    assert decided(0.4, parts={**shadow, "forced": "teacher"}) == ("escalate", "forced", 1.0)
+    assert decided(0.4, parts={"forced": "teacher"}) == ("escalate", "forced", 1.0)
     assert decided(0.9, parts={"forced": "slm"}, clear=(0.0, 1.0)) == ("continue", "forced", 1.0)
     assert decided(0.9, none_left, parts={"forced": "teacher"}) == ("continue", "budget_exhausted", 1.0)
 
@@ -341,6 +342,7 @@ def test_the_ledger_sums_and_lists_what_was_written(tmp_path):
     assert older == {
         "session": "a", "steps": 2, "time": 1.0, "teacher_calls": 1, "slm_usd": pytest.approx(0.002),
         "teacher_usd": pytest.approx(0.04), "saved_usd": 0.0, "goal": "goal", "reward": 0.75,
+        "alike": None, "escalated": 0, "labelled": 0, "mode": None,
     }  # fmt: skip
     assert ledger.steps("a")[1] == entry_of("a", 1, 0.2, "teacher")
     ledger.close()
