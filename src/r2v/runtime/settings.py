@@ -36,13 +36,13 @@ NonNegativeFloat = Annotated[float, Meta(ge=0)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 
 
-@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(msgspec.field,))
 class _Frozen(StructMeta):
     def __new__(cls, *what: Any, **how: Any) -> Any:
         return super().__new__(cls, *what, **{"frozen": True, "kw_only": True, "dict": True, **how})
 
 
-class Settings(Struct, metaclass=_Frozen):
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(msgspec.field,))
+class Settings(Struct, frozen=True, metaclass=_Frozen):
     """Base of every settings class. `validated` checks keys and values; a constructor call, in code, checks no values.
 
     `__post_init__` may raise a ValueError where values do not fit together.
