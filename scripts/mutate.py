@@ -47,7 +47,7 @@ ROOMS = {
     "evaluation": ["evaluation/*.py"],
 }
 PRELOAD = (
-    "pytest", "numpy", "scipy.optimize", "hypothesis", "pydantic", "msgspec", "typer", "rich", "yaml", "starlette",
+    "pytest", "numpy", "scipy.optimize", "hypothesis", "msgspec", "typer", "rich", "yaml", "starlette",
     "uvicorn", "aiohttp", "httpx", "openai", "anthropic", "torch",
 )  # fmt: skip
 """Imported once, before the mutants fork off; nothing of r2v."""

@@ -22,6 +22,7 @@ from r2v.gateway.app import build_app
 from r2v.gateway.service import Service
 from r2v.gateway.settings import GatewaySettings
 from r2v.messages.openai_chat import chunks
+from r2v.runtime.settings import validated
 
 KEY = "test-key-1"
 
@@ -338,7 +339,7 @@ def settings(small: str, teacher: str, ledger: Any, *, teacher_provider: str = "
             raw["models"][group][key] = value
         else:
             raw.setdefault(group, {})[key] = value
-    return GatewaySettings.model_validate(raw)
+    return validated(GatewaySettings, raw)
 
 
 @contextmanager

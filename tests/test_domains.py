@@ -176,7 +176,7 @@ def test_what_is_left_out_is_what_the_domain_has(tmp_path):
         ("environment: {kind: examples.own_domain:NOTHING}", "has no NOTHING"),
         ("environment: {hause: small}", "unknown key `environment.hause`; did you mean `house`?"),
         ("environment: {horizon: 0}", "`environment.horizon` = 0"),
-        ("environment: {families: [juggle]}", "`environment.families.0` = 'juggle'"),
+        ("environment: {families: [juggle]}", "`environment.families.0` = ['juggle']: choose from "),
         ("environment: {kind: humaneval, house: small}", "unknown key `environment.house`"),
         ("environment: 7", "environment"),
         ("environment: {kind: terminal}", "no scripted expert"),

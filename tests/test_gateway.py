@@ -19,6 +19,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 
 import httpx
+import msgspec
 import pytest
 
 from r2v.clients import make_client
@@ -570,7 +571,7 @@ def test_a_killed_server_has_every_answered_step_in_its_ledger(tmp_path):
     small, teacher = Model("small-1", error_rate=0.5), Model("teacher-1")
     with running(small.app()) as a, running(teacher.app()) as b:
         config = tmp_path / "gateway.yaml"
-        config.write_text(json.dumps(settings(a, b, tmp_path / "ledger.db").model_dump(mode="json")))
+        config.write_text(msgspec.json.encode(settings(a, b, tmp_path / "ledger.db")).decode())
         process = subprocess.Popen(
             [sys.executable, "-c", "from r2v.cli import app; app()", "serve", str(config), "--port", "0"],
             stdout=subprocess.PIPE, text=True, env={**os.environ, "R2V_API_KEY": KEY},

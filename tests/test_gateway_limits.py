@@ -54,7 +54,7 @@ from r2v.routers import load_router
 from r2v.routers.base import FittedWith
 from r2v.routers.r2v import R2V
 from r2v.routers.restart import Renewal, Restart
-from r2v.runtime.settings import load
+from r2v.runtime.settings import load, validated
 from r2v.runtime.store import sha256
 from r2v.verifiers.tool_calls import ToolCallVerifier
 from servers import KEY
@@ -456,7 +456,7 @@ def test_every_setting_of_the_gateway_is_read():
         ServerSettings,
         StoreSettings,
     ):
-        for name in group.model_fields:
+        for name in group.__struct_fields__:
             assert f".{name}" in source, f"{group.__name__}.{name}"
 
 
@@ -748,10 +748,10 @@ def test_a_fitted_router_decides_as_it_does_alone(tmp_path):
 
 def test_a_router_sees_what_it_was_fitted_with(make, tmp_path):  # noqa: F811
     folder = router_of_entropy(tmp_path / "r2v", fitted_with=HOUSEHOLD)
-    route = load_configured(RouteSettings(router=str(folder), k=2)).route
+    route = load_configured(validated(RouteSettings, {"router": str(folder), "k": 2})).route
     assert (route.verifier, route.horizon, route.k) == ("household", 40, 2)
     with pytest.raises(SettingsError, match="fitted with verifier household"):
-        load_configured(RouteSettings(router=str(folder), verifier="terminal"))
+        load_configured(validated(RouteSettings, {"router": str(folder), "verifier": "terminal"}))
     assert load_configured(RouteSettings(router="entropy", verifier="terminal")).route.verifier == "terminal"
     world = make(route__router=str(folder), route__k=2)
     world.post(headers={"x-session-id": "v"})
@@ -862,5 +862,5 @@ def test_check_says_that_a_verifier_has_changed_since_the_fit(tmp_path):
         R2V(threshold=0.5, fitted_with=conditions, risk=risk_of_entropy()).save(folder)
         raw = {"version": 1, "models": {"slm": model, "teacher": model}, "route": {"router": str(folder)},
                "store": {"path": str(tmp_path / "ledger.db")}}  # fmt: skip
-        problems(GatewaySettings.model_validate(raw), shown.append)
+        problems(validated(GatewaySettings, raw), shown.append)
         assert any("has changed since the fit" in line for line in shown) == changed

@@ -26,6 +26,7 @@ from r2v.routers.helper import Mixture
 from r2v.routers.r2v import R2V
 from r2v.routers.r2v_paper import R2VPaper
 from r2v.routers.restart import Renewal
+from r2v.runtime.settings import validated
 from toy import Scored, played_episode, routed, run
 
 HORIZON, EPISODES = 12, 30
@@ -320,7 +321,7 @@ def test_an_agent_sees_a_step_as_its_router_was_fitted(tmp_path):
     from r2v.pipeline.settings import RunSettings
 
     chat = {"kind": "chat", "base_url": "http://127.0.0.1:9/v1", "model": "m"}
-    settings = RunSettings.model_validate({"version": 1, "slm": {"model": chat}, "tasks": {"policy": 0}})
+    settings = validated(RunSettings, {"version": 1, "slm": {"model": chat}, "tasks": {"policy": 0}})
     for view in ("full", "pseudo_entropy"):
         conditions = FittedWith(5, HORIZON, "household", view=view)
         R2V(risk=network(), threshold=0.5, fitted_with=conditions).save(tmp_path / view)
