@@ -129,7 +129,9 @@ class Past:
 
 
 def test_limits_are_of_the_session_the_key_and_the_day_and_the_lower_of_two_counts():
-    budget = BudgetSettings(session={"teacher_calls": 4, "usd": 3}, key_per_day={"tokens": 100}, per_day={"usd": 9})
+    budget = BudgetSettings(
+        session=LimitSettings(teacher_calls=4, usd=3), key_per_day=LimitSettings(tokens=100), per_day=LimitSettings(usd=9)
+    )
     limits = limits_of(budget, "s", "k", 3, 2.0)
     assert [(scope, limit.usd) for scope, limit in limits] == [("session s", 2.0), ("key k 3", None), ("all 3", 9.0)]
     assert [limits_of(budget, "s", "k", 3, usd)[0][1].usd for usd in (5.0, None)] == [3.0, 3.0]
@@ -137,7 +139,9 @@ def test_limits_are_of_the_session_the_key_and_the_day_and_the_lower_of_two_coun
 
 
 def test_a_scope_counts_its_past_what_is_reserved_and_what_was_spent():
-    budget = BudgetSettings(session={"teacher_calls": 4, "usd": 2}, key_per_day={"tokens": 100}, per_day={"usd": 9})
+    budget = BudgetSettings(
+        session=LimitSettings(teacher_calls=4, usd=2), key_per_day=LimitSettings(tokens=100), per_day=LimitSettings(usd=9)
+    )
     past, slm, teacher = Past(), Amount(0, 8, 0.25), Amount(1, 16, 0.5)
     limits = limits_of(budget, "s 1", "k", 3, None)
 
