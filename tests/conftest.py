@@ -40,6 +40,7 @@ SLOW = {
     # other people's programs: browsers, Redis and nginx, agent frameworks
     "test_agents.py",
     "test_gateway_replicas.py",
+    "test_launch.py",
     "test_gateway.py::test_the_frameworks_people_use",
     "test_gateway.py::test_the_page_shows_sessions_in_a_browser_and_no_markup_of_models",
     "test_gateway.py::test_a_killed_server_has_every_answered_step_in_its_ledger",

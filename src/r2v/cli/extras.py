@@ -17,7 +17,7 @@ EXTRAS = {
 """Extra -> modules that it brings."""
 _COMMANDS = {
     **dict.fromkeys(("run", "evaluate", "certify", "ablate", "clone"), "train"),
-    **dict.fromkeys(("serve", "check", "serve-model"), "serve"),
+    **dict.fromkeys(("serve", "check", "serve-model", "launch", "promote", "rollback"), "serve"),
     **dict.fromkeys(("fit", "export", "import"), "fit"),
     **dict.fromkeys(("inspect", "explain"), "report"),
 }

@@ -3,22 +3,39 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from string import Template
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from r2v.cli.common import Set, cli, gateway_module, imported
+from r2v.cli.launch import AGENTS, ask, inbound_key, launch, page
 from r2v.core.errors import SettingsError
 from r2v.runtime.settings import load
 from r2v.runtime.store import write_episodes, write_text
 
 if TYPE_CHECKING:
     from r2v.gateway.settings import GatewaySettings
+
+CONFIG = Path("r2v.yaml")
+
+
+Teacher = Literal["anthropic", "openai"]
+TEACHERS: Mapping[Teacher, Mapping[str, str]] = {
+    "anthropic": {
+        "base_url": "https://api.anthropic.com", "model": "claude-opus-4-5", "key_env": "ANTHROPIC_API_KEY",
+        "price": "{input: 5, output: 25, cached: 0.5, cache_write: 6.25}",
+    },
+    "openai": {
+        "base_url": "https://api.openai.com/v1", "model": "gpt-5.2", "key_env": "OPENAI_API_KEY",
+        "price": "{input: 1.75, output: 14, cached: 0.175}",
+    },
+}  # fmt: skip
+"""What `r2v init` writes of a teacher."""
 
 
 @cli.command(rich_help_panel="Gateway")
@@ -41,13 +58,10 @@ def serve(
         settings = settings.but(server=settings.server.but(port=port))
 
     def announce(url: str) -> None:
-        key = (
-            gateway.MOCK_KEY
-            if os.environ.get(settings.server.key_env) == gateway.MOCK_KEY
-            else f"${settings.server.key_env}"
-        )
-        typer.echo(f"gateway  {url}   (live page; OpenAI base URL {url}/v1, Anthropic base URL {url})")
-        typer.echo(f"key      {key}\nledger   {settings.store.path}")
+        given = inbound_key(settings)
+        key = given if given == gateway.MOCK_KEY or sys.stdout.isatty() else f"${settings.server.key_env}"  # not into a log
+        typer.echo(f"gateway  {url}   (OpenAI base URL {url}/v1, Anthropic base URL {url})")
+        typer.echo(f"page     {page(url, key)}\nkey      {key}\nledger   {settings.store.path}")
         typer.echo(f"try      curl {url}/v1/chat/completions -H 'authorization: Bearer {key}' \\")
         typer.echo("""         -d '{"model": "r2v", "messages": [{"role": "user", "content": "hello"}]}' -i""")
         sys.stdout.flush()
@@ -81,13 +95,67 @@ def serve_model(
 
 @cli.command(rich_help_panel="Gateway")
 def init(
-    path: Annotated[Path, typer.Argument(help="Where to write the gateway settings.")] = Path("r2v.yaml"),
+    path: Annotated[Path, typer.Argument(help="Where to write the gateway settings.")] = CONFIG,
+    slm_url: Annotated[str, typer.Option(help="The SLM's OpenAI-style server.")] = "http://localhost:8000/v1",
+    slm_model: Annotated[str, typer.Option(help="Its name there.")] = "qwen3-8b",
+    teacher: Annotated[Teacher, typer.Option(help="Who hosts the teacher.")] = "anthropic",
+    teacher_model: Annotated[str | None, typer.Option(help="Its name there, if another one; then mend its price.")] = None,
 ) -> None:
-    """Write gateway settings to start from."""
+    """Write gateway settings to start from: the teacher answers every step, the SLM is compared with it (mode observe)."""
     if path.exists():
         raise SettingsError(f"{path} exists; give another path")
-    write_text(path, files("r2v.gateway").joinpath("start.yaml").read_text("utf-8"))
-    typer.echo(f"settings  {path}\nnext      r2v check {path}")
+    known = TEACHERS[teacher]
+    values = {
+        **known, "teacher": teacher, "slm_url": json.dumps(slm_url), "slm_model": json.dumps(slm_model),
+        "model": json.dumps(teacher_model) if teacher_model else known["model"],
+    }  # fmt: skip
+    write_text(path, Template(files("r2v.gateway").joinpath("start.yaml").read_text("utf-8")).substitute(values))
+    config = "" if path == CONFIG else f" --config {path}"
+    typer.echo(f"settings  {path}: the teacher answers, the SLM is compared with it")
+    typer.echo(f"next      export {known['key_env']}=...\n          r2v check {path}")
+    typer.echo(f"          r2v launch claude{config}    (or {', '.join(list(AGENTS)[1:])})")
+
+
+@cli.command("launch", rich_help_panel="Gateway")
+def launch_agent(
+    agent: Annotated[str, typer.Argument(help=", ".join(AGENTS))],
+    arguments: Annotated[list[str] | None, typer.Argument(metavar="[-- ARGS]", help="The agent's own.")] = None,
+    config: Annotated[Path, typer.Option(help="Gateway settings, of `r2v init`.")] = CONFIG,
+) -> None:
+    """Run an agent program with the gateway as its model, which is started for it where it does not run yet.
+
+    The agent sees the gateway's key and none of the models' keys. Ends with the agent's exit status.
+    """
+    gateway_module()
+    if agent not in AGENTS:
+        raise SettingsError(f"{agent} is not known to launch; known: {', '.join(AGENTS)}. Others need a base URL and a key")
+    settings = _load(config)
+    raise typer.Exit(launch(AGENTS[agent], arguments or [], settings, config, lambda line: typer.echo(line, err=True)))
+
+
+@cli.command(rich_help_panel="Gateway")
+def promote(
+    config: Annotated[Path, typer.Argument(help="Settings of the gateway that runs.")] = CONFIG,
+    force: Annotated[bool, typer.Option("--force", help="Whatever the evidence says; it is recorded.")] = False,
+) -> None:
+    """Move the running gateway up one mode (observe, shadow, canary, active), where the evidence suffices."""
+    _change_mode(config, {"action": "promote", "force": force})
+
+
+@cli.command(rich_help_panel="Gateway")
+def rollback(
+    config: Annotated[Path, typer.Argument(help="Settings of the gateway that runs.")] = CONFIG,
+    to: Annotated[str, typer.Option(help="observe, shadow or canary.")] = "observe",
+) -> None:
+    """Move the running gateway down, at once and without conditions."""
+    _change_mode(config, {"action": "rollback", "to": to})
+
+
+def _change_mode(config: Path, wanted: dict[str, object]) -> None:
+    gateway_module()
+    found = ask(_load(config), "/v1/mode", wanted, config=config)
+    typer.echo(f"mode     {found['mode']}: {found['reason']}{' (forced)' if found['forced'] else ''}")
+    typer.echo(f"next     {found['next']['reason']}")
 
 
 @cli.command(rich_help_panel="Gateway")
@@ -151,7 +219,9 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="End with one JS
 def _load(config: Path, overrides: Sequence[str] = ()) -> GatewaySettings:
     from r2v.gateway.settings import GatewaySettings
 
-    return load(config, GatewaySettings, overrides, hint="`r2v init FILE` writes gateway settings to start from")
+    settings = load(config, GatewaySettings, overrides, hint="`r2v init FILE` writes gateway settings to start from")
+    inbound_key(settings)
+    return settings
 
 
 def _shown(value: object) -> str:

@@ -28,6 +28,7 @@ from r2v.gateway.budgets import DAY
 from r2v.gateway.candidates import LiveAnswer
 from r2v.gateway.http import headers_of, json_response
 from r2v.gateway.items import Items
+from r2v.gateway.ledger import words_of
 from r2v.gateway.modes import Unproven
 from r2v.gateway.service import Answer, Refused, RequestOptions, Service
 from r2v.gateway.settings import Mode
@@ -374,6 +375,7 @@ class _Gateway:
                 "saved_usd": e.saved_usd, "tokens": e.tokens, "candidates": e.candidates,
                 "scores": list(e.step.choice.scores), "overhead_ms": e.overhead_ms, "would": e.route,
                 "why": e.step.choice.decision.reason if e.step.choice.decision else None,
+                "mode": e.mode, "alike": e.alike, "words": words_of(e.step),
             }
             for e in entries
         ]  # fmt: skip

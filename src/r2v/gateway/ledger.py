@@ -324,5 +324,18 @@ def _entry(row: tuple[Any, ...]) -> Entry:
     return Entry(**values | {"route": ROUTES.get(values["route"], values["route"]), "alike": alike}, step=step)
 
 
+def words_of(step: Step) -> dict[str, Any] | None:
+    """What was said at a step: what came in, the SLM's drafts with their scores, the answer; None in a redacted ledger."""
+    choice = step.choice
+    if choice.reply is None:
+        return None
+    scores = choice.scores or (None,) * len(choice.candidates)
+    drafts = [
+        {"text": candidate.action.text, "score": score, "logp": candidate.logp}
+        for candidate, score in zip(choice.candidates, scores, strict=True)
+    ]
+    return {"messages": step.messages, "drafts": drafts, "reply": choice.reply}
+
+
 def decisions_of(entries: list[Entry]) -> tuple[Decision, ...]:
     return tuple(entry.step.choice.decision for entry in entries if entry.step.choice.decision is not None)
