@@ -58,7 +58,7 @@ def test_our_own_implementations_conform(small_tasks, small_scenes):
         check_perturbation(
             lambda s, family=family: DOMAIN.perturbation(family, s, CONTEXT.goal), [ROOM, SHELF, "Nothing happens."]
         )
-    rules = [router_class(name)().at(0.5) for name in ("random", "entropy", "heuristic", "verifier", "judge_latch")]
+    rules = [router_class(name)().at(0.5) for name in ("random", "entropy", "heuristic", "verifier", "rules", "judge_latch")]
     for router in (Never(), Always(), *rules):
         check_router(router, ROWS, CONTEXT)
 

@@ -259,7 +259,7 @@ def test_damaged_folders_are_one_line_errors(fitted, tmp_path, damage):
     elif damage == "flip":
         path.write_bytes(b"\xff" * 8 + path.read_bytes()[8:])
     elif damage == "nan":
-        path.write_bytes(path.read_bytes()[:-4] + np.float32(np.nan).tobytes())
+        path.write_bytes(path.read_bytes()[:-8] + np.float64(np.nan).tobytes())
     elif damage == "json":
         (tmp_path / "router.json").write_text("{")
     elif damage == "missing":
@@ -301,3 +301,57 @@ def test_arrays_by_hand(tmp_path):
     ):  # fmt: skip
         with pytest.raises(ArtifactError, match=message):
             read({"a": wrong}, body)
+
+
+@pytest.fixture(scope="module")
+def guarded(fitted):
+    low, high = fitted.range_2F[:, FEATURES.index("context_length")]
+    return R2V(risk=fitted, threshold=2.0), float(low), float(high)  # no risk reaches the threshold
+
+
+def test_a_fit_keeps_the_range_of_its_rows_and_clips_to_it(fitted, guarded):
+    rows = [data(4000, 0), data(2000, 1)]
+    x_NF, present_NF = (np.vstack(parts) for parts in zip(*((r.x_NF, r.present_NF) for r in rows), strict=True))
+    assert np.array_equal(fitted.range_2F[0], np.where(present_NF, x_NF, np.inf).min(axis=0))
+    _, low, high = guarded
+    edge, beyond = (fitted.score(step(context_length=x)) for x in (high, 1e6))
+    assert beyond == edge != fitted.score(step(context_length=(low + high) / 2))
+    row = np.array([step(context_length=1e6).values[: len(PAPER)]])
+    assert fitted.risk(row, np.ones_like(row, dtype=bool))[0] == beyond
+    open_ended = replace(fitted, range_2F=None)
+    assert open_ended.score(step(context_length=1e6)) != beyond
+    assert abs(fitted.standardised(step(context_length=1e6))).max() > 1e4  # drift sees how far it is
+
+
+@pytest.mark.parametrize(("outside", "route"), [("escalate", "escalate"), ("abstain", "continue"), ("clip", "continue")])
+def test_a_step_far_outside_of_the_fit_is_said_to_be_and_not_trusted(guarded, outside, route, tmp_path):
+    router, low, high = guarded
+    replace(router, outside=outside).save(tmp_path)
+    router, span = load_router(tmp_path), high - low
+    near, far = (router.decide(CONTEXT, step(context_length=high + share * span), Memory(), seed=0) for share in (0.4, 0.6))
+    assert (near.route, near.code) == ("continue", "risk_below")
+    assert far.route == route and "context_length" in far.reason
+    assert far.code == ("risk_below" if outside == "clip" else "out_of_range")
+    below = router.decide(CONTEXT, step(context_length=low - 0.6 * span), Memory(), seed=0)
+    assert below.route == route
+    unseen = replace(step(context_length=1e6), present=tuple(name != "context_length" for name in FEATURES))
+    assert router.decide(CONTEXT, unseen, Memory(), seed=0).code == "risk_below"
+
+
+def test_a_feature_that_never_varied_is_taken_out_and_not_called_far(fitted):
+    range_2F = fitted.range_2F.copy()
+    range_2F[:, FEATURES.index("context_length")] = 1.0
+    router = R2V(risk=replace(fitted, range_2F=range_2F), threshold=2.0)
+    one, other = (router.decide(CONTEXT, step(context_length=x), Memory(), seed=0) for x in (1.0, 50.0))
+    assert one == other and one.code == "risk_below"
+
+
+def test_a_folder_from_before_the_ranges_loads_unguarded(guarded, tmp_path):
+    router, *_ = guarded
+    router.save(tmp_path)
+    described = json.loads((tmp_path / "router.json").read_text())
+    del described["risk"]["range_2F"], described["outside"]
+    (tmp_path / "router.json").write_text(json.dumps(described))
+    loaded = load_router(tmp_path)
+    assert loaded.model.range_2F is None
+    assert loaded.decide(CONTEXT, step(context_length=1e6), Memory(), seed=0).code == "risk_below"

@@ -45,7 +45,9 @@ def network(names=EXTENDED, seed=2) -> RiskMLP:
     inputs = len(names)
     layers = ((rng.normal(size=(16, inputs)).T / 4, rng.normal(size=16)), (rng.normal(size=(16, 1)) / 2, np.array([0.1])))
     table = Calibration(0.8, 0.1, (0.0, 0.3, 1.0), (0.1, 1 / 3, 0.9))
-    return RiskMLP(names, rng.normal(size=inputs), rng.uniform(0.5, 2, inputs), layers, table, {"objective": "decoupled"})
+    ends = np.stack([np.full(inputs, -0.7), np.full(inputs, 1.1)])  # steps lie a little outside, and now and then far
+    spread = rng.uniform(0.5, 2, inputs)
+    return RiskMLP(names, rng.normal(size=inputs), spread, layers, table, {"objective": "decoupled"}, ends)
 
 
 def square(seed: int) -> np.ndarray:
@@ -62,6 +64,7 @@ PARTS = {
     "entropy": {"threshold": 0.4},
     "heuristic": {},
     "verifier": {"threshold": 0.6},
+    "rules": {"threshold": 0.7},
     "r2v": {"risk": network(), "threshold": 0.5},
     "r2v_paper": {"risk": network(PAPER, 3), "threshold": 0.5},
     "benefit": {"disagreement": network(seed=4), "worth": logistic(seed=5), "threshold": 0.01},

@@ -170,6 +170,7 @@ def load_configured(route: RouteSettings) -> Configured:
             f"route.switch_usd is weighed against the price of a failure, but the score of {name} is no probability "
             f"({router.kind}); set it to 0, or configure a router that was fitted for risk or benefit"
         )
+    router = replace(router, outside=route.outside)
     if route.threshold is not None:
         router = router.at(route.threshold)
     if router.threshold is None:

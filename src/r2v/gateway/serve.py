@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Literal
 
+import aiohttp
 import prometheus_client
 import uvicorn
 
@@ -81,6 +83,8 @@ async def _serve(settings: GatewaySettings, mock: bool, announce: Callable[[str]
     announce(f"http://{host}:{port}")
     verifier_named(service.settings.route.verifier)  # its imports are not the first request's to wait for
     main = uvicorn.Server(_config(app))
+    if mock and not service.ledger.sessions(1):
+        running.append(asyncio.create_task(_demonstrate(main, f"http://{host}:{port}", os.environ[settings.server.key_env])))
     try:
         await main.serve([listener])
     finally:
@@ -88,6 +92,17 @@ async def _serve(settings: GatewaySettings, mock: bool, announce: Callable[[str]
             server.should_exit = True
         with suppress(asyncio.CancelledError):
             await asyncio.gather(*running)
+
+
+async def _demonstrate(main: uvicorn.Server, url: str, keys: str) -> None:
+    """Fill the page with sessions."""
+    from r2v.gateway.demo import play
+
+    try:
+        await play(url, keys.split(",")[0].strip())
+    except aiohttp.ClientError as error:
+        if not main.should_exit:
+            logging.getLogger("uvicorn.error").warning("the sessions to show stopped: %s", error)
 
 
 def _config(app: object) -> uvicorn.Config:

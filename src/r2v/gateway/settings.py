@@ -37,10 +37,14 @@ class RouteSettings(Settings):
     it alone, else draw the other k - 1. Fit the router on logs of the same setting: fewer candidates look more alike."""
     horizon: PositiveInt = 50
     """Steps of an episode that the risk is scaled by; longer ones go on."""
-    router: str = "heuristic"
-    """Folder of a fitted router (`r2v run`, `r2v fit`), or a baseline: entropy, heuristic, verifier."""
+    router: str = "rules"
+    """Folder of a fitted router (`r2v run`, `r2v fit`), or one that is fitted on nothing: rules, entropy, heuristic,
+    verifier."""
+    outside: Literal["escalate", "abstain", "clip"] = "escalate"
+    """Where a step lies far outside of what the router was fitted on (code out_of_range): ask the teacher, let the SLM go on,
+    or decide as if it lay at the edge."""
     threshold: float | None = None
-    """None: the one in the router's folder; the paper's rule for a baseline."""
+    """None: the one in the router's folder, or the rule's own."""
     verifier: str = "tool_calls"
     """What scores the candidates; `tool_calls` knows nothing of the agent. A router fitted on a ledger does not record
     it: set this to what the gateway had when it wrote that ledger."""
