@@ -7,7 +7,8 @@
 .PHONY: quickstart science readme-table quick test check lint types package clients clients-latest mutants clean
 
 EXTRAS ?= train,serve,dev
-PYTEST = .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# One thread a process: two processes share two cores, and threads that wait for each other take many times as long.
+PYTEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 ROOMS ?= core routers gateway evaluation
 SAMPLE ?= 1000000
 RUN ?= runs/quickstart

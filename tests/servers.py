@@ -7,7 +7,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,8 +22,18 @@ from r2v.gateway.app import build_app
 from r2v.gateway.service import Service
 from r2v.gateway.settings import GatewaySettings
 from r2v.messages.openai_chat import chunks
+from r2v.runtime.settings import validated
 
 KEY = "test-key-1"
+
+
+class Server(uvicorn.Server):
+    """One that ends when it is told, not at the next tenth of a second."""
+
+    async def main_loop(self) -> None:
+        await self.on_tick(0)
+        while not self.should_exit:
+            await asyncio.sleep(0.01)
 
 
 @contextmanager
@@ -32,7 +42,7 @@ def running(app: Any) -> Iterator[str]:
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     listener.listen(512)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="on", timeout_graceful_shutdown=2))
+    server = Server(uvicorn.Config(app, log_level="warning", lifespan="on", timeout_graceful_shutdown=2))
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()
     deadline = time.monotonic() + 20
@@ -252,6 +262,20 @@ def events_of(answer: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     yield "message_stop", {"type": "message_stop"}
 
 
+@contextmanager
+def model_host() -> Iterator[Callable[[Model], str]]:
+    """One server for the models of many tests; yields what gives a model a path of its own there, and returns its URL."""
+    app = Starlette()
+    with running(app) as url:
+
+        def add(model: Model) -> str:
+            path = f"/{len(app.routes)}"
+            app.mount(path, model.app())
+            return url + path
+
+        yield add
+
+
 def refused_by_anthropic(body: dict[str, Any]) -> str | None:
     """The rules of the Messages API that a switch of models can break; None when the request is fine."""
     if any(m["role"] == "system" for m in body.get("messages") or []):  # as with its beta: at any place
@@ -315,7 +339,7 @@ def settings(small: str, teacher: str, ledger: Any, *, teacher_provider: str = "
             raw["models"][group][key] = value
         else:
             raw.setdefault(group, {})[key] = value
-    return GatewaySettings.model_validate(raw)
+    return validated(GatewaySettings, raw)
 
 
 @contextmanager

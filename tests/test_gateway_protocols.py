@@ -7,11 +7,12 @@ import json
 import subprocess
 import sys
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from r2v.core.features import featurise
-from r2v.core.types import Candidate, Usage
+from r2v.core.types import Action, Candidate, Usage
 from r2v.messages import anthropic, responses
 from r2v.messages import conversation as chat
 from r2v.messages.anthropic_upstream import to_messages
@@ -118,7 +119,7 @@ def test_only_contexts_over_the_total_are_clipped_each_observation_to_its_share(
 def test_the_room_of_messages_needs_no_web_server_and_no_client():
     code = (
         "import sys, r2v.messages.responses, r2v.messages.anthropic, r2v.messages.chat_format; "
-        "print(sorted({'starlette', 'uvicorn', 'aiohttp', 'pydantic', 'r2v.gateway', 'r2v.clients'} & set(sys.modules)))"
+        "print(sorted({'starlette', 'uvicorn', 'aiohttp', 'r2v.gateway', 'r2v.clients'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
@@ -200,6 +201,33 @@ def test_the_tool_verifier_prefers_what_fits():
     assert score(GOOD, (GOOD, GOOD, GOOD)) < good
     assert score({"role": "assistant", "content": ""}) == 0.0
     assert all(0 <= score(action) <= 1 for action in (GOOD, {"role": "assistant", "content": "done"}))
+
+
+STEP = call("look", '{"where": "elsewhere"}')
+
+
+@pytest.mark.parametrize(
+    ("action", "more", "expected"),
+    [
+        (GOOD, {}, 1.0),
+        (GOOD, {"goal": "go"}, 1.0),  # names nothing: nothing is held against the call
+        (call("look", '{"where": 3}'), {}, 0.35 * 0.2 + 0.25 + 0.15 + 0.15 / 2 + 0.1),
+        (call("look", "{broken"), {}, 0.25 + 0.15 + 0.15 / 2 + 0.1),
+        (call("sing", '{"where": "value"}'), {}, 0.25 + 0.15 + 0.15 / 2 + 0.1),
+        ({"role": "assistant", "content": "done"}, {}, 0.35 / 2 + 0.25 + 0.15 + 0.1),
+        (GOOD, {"history": (GOOD,)}, 0.35 + 0.25 * 2 / 3 + 0.15 + 0.15 + 0.1),
+        (GOOD, {"history": (GOOD,), "last": "Error: no such place"}, 0.35 + 0.15 + 0.1),
+        (STEP, {"history": (GOOD,), "last": "Error: no such place"}, 0.35 + 0.25 + 0.15 + 0.15 / 2 + 0.1),
+        (STEP, {"history": (GOOD, STEP, GOOD)}, 0.35 + 0.25 * 2 / 3 + 0.15 + 0.15 / 2),
+    ],
+)
+def test_the_tool_verifier_by_hand(action, more, expected):
+    assert score(action, **more) == pytest.approx(expected)
+
+
+def test_where_no_tools_are_offered_a_message_is_as_good_as_a_call():
+    context = chat.context_of(chat.parse(b'{"messages": [{"role": "user", "content": "find the value"}]}'), 50)
+    assert asyncio.run(ToolCallVerifier([]).score(context, [Action("find")])) == (pytest.approx(1 - 0.15 / 2),)
 
 
 def test_a_schema_that_points_elsewhere_fetches_nothing():

@@ -78,6 +78,15 @@ def test_splits_are_disjoint_stratified_and_independent_of_order(seed, order):
         assert max(counts.values()) - min(counts[f"f{i}"] for i in range(6)) <= 2
 
 
+def test_a_split_is_drawn_at_random_and_every_run_of_it_has_each_family_in_proportion():
+    tasks = [Task(f"t{i:02}", "f", "toy", "g") for i in range(60)]
+    drawn = Counter(task.id for seed in range(200) for task in split(tasks, {"test": 12}, seed=seed)["test"])
+    assert len(drawn) == 60 and min(drawn.values()) >= 18 and max(drawn.values()) <= 64  # 40 each but for chance
+    uneven = [Task(f"t{i}", "ab"[i >= 2], "toy", "g") for i in range(8)]
+    order = split(uneven, {str(i): 1 for i in range(8)}, seed=0)
+    assert "".join(task.family for (task,) in order.values()) == "babbbabb"
+
+
 def test_too_few_tasks_is_a_clear_error():
     with pytest.raises(SettingsError, match="need 3 tasks but there are 1"):
         split([Task("a", "f", "toy", "g")], {"policy": 3}, seed=0)
@@ -97,6 +106,9 @@ def test_seeds_differ_by_every_part():
         ("version: 1\nperturbations: {collect: [1], test: [1, 2]}", "each use needs seeds of its own"),
         ("version: 1\nperturbations: {families: [flaky, rain]}", "rain"),
         ("version: 1\nteacher: {kind: chat, model: m}", "base_url` is missing"),
+        ("version: 1\nteacher: {kind: chatt}", "`teacher.kind` = 'chatt': choose from expert, chat"),
+        ("version: 1\nrouter: {weighting: steps}", "`router.weighting` = 'steps': choose from step, episode"),
+        ("version: 1\nrouter: {hidden: [8, 0]}", "`router.hidden.1` = [8, 0]: Expected `int` >= 1"),
         ("[1, 2]", "must hold keys and values"),
         ("a: [", "not valid YAML"),
     ],

@@ -78,7 +78,7 @@ def limits_of(budget: BudgetSettings, session: str, key: str, day: int, session_
     """The limits of a step. `session_usd` is what the client set for its session; the lower one counts."""
     own = budget.session
     if session_usd is not None:
-        own = own.model_copy(update={"usd": session_usd if own.usd is None else min(own.usd, session_usd)})
+        own = own.but(usd=session_usd if own.usd is None else min(own.usd, session_usd))
     scopes = [(f"session {session}", own), (f"key {key} {day}", budget.key_per_day), (f"all {day}", budget.per_day)]
     return [(scope, limit) for scope, limit in scopes if limit != UNLIMITED]
 

@@ -197,9 +197,9 @@ def _as_fitted(route: RouteSettings, router: RouterBase) -> RouteSettings:
     known = {"k": fitted.k, "horizon": fitted.horizon, "verifier": fitted.verifier}
     conditions = {key: value for key, value in known.items() if value is not None}
     for key, value in conditions.items():
-        if key in route.model_fields_set and getattr(route, key) != value:
+        if key in route.given and getattr(route, key) != value:
             raise SettingsError(f"{route.router} was fitted with {key} {value}: leave out route.{key}")
-    return route.model_copy(update=conditions)
+    return route.but(**conditions)
 
 
 def _certificate(path: Path, router: Path, threshold: float) -> Certificate:

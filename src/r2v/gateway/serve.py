@@ -21,6 +21,7 @@ from r2v.core.errors import SettingsError
 from r2v.gateway.app import build_app
 from r2v.gateway.service import Service
 from r2v.gateway.settings import GatewaySettings
+from r2v.runtime.settings import validated
 from r2v.verifiers import verifier_named
 
 MOCK_KEY = "r2v-mock"
@@ -54,7 +55,7 @@ def mock_settings(port: int) -> GatewaySettings:
         },
         "store": {"path": f"r2v-mock-{port}.db"},
     }
-    return GatewaySettings.model_validate(raw)
+    return validated(GatewaySettings, raw)
 
 
 async def _serve(settings: GatewaySettings, mock: bool, announce: Callable[[str], None]) -> None:
@@ -71,8 +72,8 @@ async def _serve(settings: GatewaySettings, mock: bool, announce: Callable[[str]
             servers.append(server)
             running.append(asyncio.create_task(server.serve([listener])))
             url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
-            models[name] = models[name].model_copy(update={"base_url": url, "model": mock_model.name})
-        settings = settings.model_copy(update={"models": models})
+            models[name] = models[name].but(base_url=url, model=mock_model.name)
+        settings = settings.but(models=models)
     service = Service(settings)
     app = build_app(service)
     listener = _listen(settings.server.host, settings.server.port)

@@ -122,7 +122,7 @@ class Service:
         self.slm = make_client(settings.models["slm"], "small")
         self.teacher = make_client(settings.models["teacher"], "teacher")
         self.router = load_configured(settings.route)
-        self.settings = settings.model_copy(update={"route": self.router.route})
+        self.settings = settings.but(route=self.router.route)
         self.ledger = Ledger(Path(settings.store.path))
         self.sessions, self.budgets = _state(settings, self.ledger)
         self._with_tools: OrderedDict[str, None] = OrderedDict()
