@@ -1,7 +1,8 @@
 """Model servers for tests with real agents: they solve one small task by a script, refuse what the real APIs refuse, and
 keep the books of a real API (usage, prompt cache, signatures).
 
-`Server("chat")` is OpenAI's Chat Completions (or vLLM's: `ugly_ids`), `Server("messages")` is Anthropic's Messages.
+`Server("chat")` is OpenAI's Chat Completions (or vLLM's: `ugly_ids`), `Server("messages")` is Anthropic's Messages,
+`Server("responses")` OpenAI's Responses.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
@@ -66,7 +69,7 @@ class Seen:
 def reply(seen: Seen, folder: str) -> Reply:
     """The next step: run the test, read two files at once, edit, run it again, say so."""
     if not seen.tools:
-        return edited(seen) if "SEARCH/REPLACE" in seen.text or "*file listing*" in seen.text else Reply("Mend add")
+        return edited(seen, folder) if "SEARCH/REPLACE" in seen.text or "*file listing*" in seen.text else Reply("Mend add")
     if seen.step == 0:
         return Reply("I run the test first.", [run(seen, TEST)])
     if seen.step == 1:
@@ -82,9 +85,10 @@ def reply(seen: Seen, folder: str) -> Reply:
     return Reply("The test passes.")
 
 
-def edited(seen: Seen) -> Reply:
+def edited(seen: Seen, folder: str) -> Reply:
     """For an agent without tools (aider), which shows the test's output and asks again."""
-    before, after = (WRONG, *TRIES)[seen.step], TRIES[seen.step]
+    now = Path(folder, "add.py").read_text()
+    before, after = next((old, new) for old, new in pairwise((WRONG, *TRIES)) if old in now)
     old, new = (f"def add(a, b):\n    return {it}\n" for it in (before, after))
     if "SEARCH/REPLACE" in seen.text:
         return Reply(f"It adds.\n\nadd.py\n```python\n<<<<<<< SEARCH\n{old}=======\n{new}>>>>>>> REPLACE\n```\n")
@@ -151,7 +155,7 @@ class Served:
 @dataclass(repr=False)
 class Server:
     kind: str
-    """chat or messages."""
+    """chat, messages or responses."""
     key: str
     ugly_ids: bool = False
     """Ids as vLLM and Kimi make them, which Anthropic (characters) and OpenAI (length) refuse."""
@@ -162,10 +166,11 @@ class Server:
     refused: list[str] = field(default_factory=list)
     served: list[Served] = field(default_factory=list)
     cache: set[str] = field(default_factory=set)
+    kept: set[str] = field(default_factory=set)
+    """Items of answers that were to be stored (Responses)."""
 
     def app(self) -> Starlette:
-        path = "/v1/chat/completions" if self.kind == "chat" else "/v1/messages"
-        return Starlette(routes=[Route(path, self.answer, methods=["POST"])])
+        return Starlette(routes=[Route(APIS[self.kind][0], self.answer, methods=["POST"])])
 
     def forget(self, folder: str) -> None:
         """Start over, for an agent that works in this folder."""
@@ -177,7 +182,7 @@ class Server:
         body = json.loads(await http.body())
         self.requests.append(body)
         self.headers.append(dict(http.headers))
-        api = CHAT if self.kind == "chat" else MESSAGES
+        api: Any = APIS[self.kind][1]
         try:
             if (http.headers.get("x-api-key") or http.headers.get("authorization", "").removeprefix("Bearer ")) != self.key:
                 raise RefusedRequest(f"invalid key in {sorted(http.headers)}")
@@ -214,7 +219,7 @@ class Server:
         long = hashlib.sha256(f"{name}{index}{len(self.served)}".encode()).hexdigest()
         if self.ugly_ids:
             return f"chatcmpl-tool-{long[:32]}" if turn % 4 else f"functions.{name}:{index}"
-        return f"call_{long[:24]}" if self.kind == "chat" else f"toolu_01{long[:22]}"
+        return f"toolu_01{long[:22]}" if self.kind == "messages" else f"call_{long[:24]}"
 
 
 def sse(event: Json, named: bool) -> bytes:
@@ -582,4 +587,165 @@ class MessagesApi:
         return {**block, "input": {}}, [{"type": "input_json_delta", "partial_json": part} for part in parts]
 
 
-CHAT, MESSAGES = ChatApi(), MessagesApi()
+# -- OpenAI's Responses ---------------------------------------------------------------------------------------------------
+
+
+RESPONSES_FIELDS = """model input instructions tools tool_choice parallel_tool_calls stream stream_options temperature top_p
+max_output_tokens max_tool_calls text reasoning store include metadata previous_response_id conversation prompt
+prompt_cache_key prompt_cache_retention safety_identifier service_tier top_logprobs truncation user background
+client_metadata"""
+RESPONSES_ITEMS = {
+    "message": "role content status phase",
+    "function_call": "call_id name namespace arguments status",
+    "function_call_output": "call_id output status",
+    "custom_tool_call": "call_id name namespace input status",
+    "custom_tool_call_output": "call_id output status",
+    "reasoning": "summary content encrypted_content status",
+    "additional_tools": "role tools",
+    "configuration_update": "reasoning",
+    "item_reference": "",
+}
+ID_STARTS = {"message": "msg", "function_call": "fc", "custom_tool_call": "ctc", "reasoning": "rs"}
+ASSISTANT = ("reasoning", "function_call", "custom_tool_call", "item_reference")
+
+
+class ResponsesApi:
+    def error(self, message: str) -> Json:
+        return CHAT.error(message)
+
+    def check(self, server: Server, body: Json, headers: Any) -> None:
+        unknown = "Unknown parameter: '{where}{key}'."
+        known(body, RESPONSES_FIELDS, "", unknown)
+        need(body.get("model") and body.get("input"), "Missing required parameter: 'input'.")
+        need(not body.get("previous_response_id"), f"Previous response '{body.get('previous_response_id')}' not found.")
+        need(body.get("max_output_tokens", 16) >= 16, "Invalid 'max_output_tokens': integer below minimum value.")
+        for name, tool in self._tools(body):
+            need(re.fullmatch(r"[a-zA-Z0-9_-]{1,64}", name), f"Invalid 'tools[].name': '{name}'.")
+            if tool.get("strict"):
+                strict_schema(tool["parameters"], f"Invalid schema for function '{name}'", all_required=True)
+        form = (body.get("text") or {}).get("format") or {}
+        if form.get("type") == "json_schema" and form.get("strict"):
+            strict_schema(form["schema"], "text.format", all_required=True)
+        called: list[str] = []
+        for i, item in enumerate(self._items(body)):
+            where, kind = f"input[{i}].", item.get("type", "message")
+            need(kind in RESPONSES_ITEMS, f"Invalid value: '{kind}' of '{where}type'.")
+            known(item, f"type id internal_chat_message_metadata_passthrough {RESPONSES_ITEMS[kind]}", where, unknown)
+            need(kind != "item_reference" or item["id"] in server.kept, f"Item with id '{item.get('id')}' not found.")
+            start = ID_STARTS.get(kind, "")
+            begins = item.get("id") is None or (item["id"].startswith(start) and len(item["id"]) <= 64)
+            need(begins, f"Invalid '{where}id': '{item.get('id')}'. Expected an ID that begins with '{start}'.")
+            if kind == "message" and isinstance(item["content"], list):
+                kinds = "output_text refusal" if item["role"] == "assistant" else "input_text input_image input_file"
+                for part in item["content"]:
+                    need(part["type"] in kinds.split(), f"Invalid value: '{part['type']}'. Supported values are: {kinds}.")
+            if kind == "reasoning":
+                thought, _, seal = (item.get("encrypted_content") or "").partition(".")
+                need(not seal or seal == server.signature(thought), "The encrypted content could not be verified.")
+                here = seal or item.get("id") in server.kept
+                need(here, f"Item with id '{item.get('id')}' not found. Items are not persisted when `store` is false.")
+            if kind in ("function_call", "custom_tool_call"):
+                need(len(item["call_id"]) <= 64, f"Invalid '{where}call_id': string too long.")
+                called.append(item["call_id"])
+            if kind.endswith("_output"):
+                need(
+                    item["call_id"] in called, f"No tool call found for function call output with call_id {item['call_id']}."
+                )
+                called.remove(item["call_id"])
+        need(not called, f"No tool output found for function call {called}.")
+
+    def _items(self, body: Json) -> list[Json]:
+        return body["input"] if isinstance(body["input"], list) else [{"role": "user", "content": body["input"]}]
+
+    def _tools(self, body: Json) -> Iterator[tuple[str, Json]]:
+        """Name and definition of each tool that the client runs, those in namespaces included."""
+        waiting = [*(body.get("tools") or ()), *(tool for item in self._items(body) for tool in item.get("tools") or ())]
+        while waiting:
+            tool = waiting.pop(0)
+            if tool["type"] == "namespace":
+                waiting += tool["tools"]
+            elif tool["type"] in ("function", "custom"):
+                yield tool["name"], tool
+
+    def seen(self, body: Json) -> Seen:
+        items = self._items(body)
+        free = {"properties": {"input": {"type": "string"}}, "required": ["input"]}
+        tools = {name: tool.get("parameters") or free for name, tool in self._tools(body)}
+        calls = sum(item.get("type") in ("function_call", "custom_tool_call") for item in items)
+        roles = [
+            {"role": item.get("role") or ("assistant" if item.get("type") in ASSISTANT else "tool"),
+             "content": item.get("content")}
+            for item in items
+        ]  # fmt: skip
+        text = "\n".join([body.get("instructions") or "", *(text_of(role["content"]) for role in roles)])
+        return Seen(text, turns_after_task(roles), tools, calls)
+
+    def prefixes(self, body: Json) -> tuple[list[Any], Sequence[int]]:
+        pieces = [body.get("tools"), body.get("instructions"), *self._items(body)]
+        return pieces, range(len(pieces))
+
+    def whole(self, server: Server, body: Json, done: Reply, used: Served) -> Json:
+        seen, number = self.seen(body), len(server.served)
+        kinds = {name: tool["type"] for name, tool in self._tools(body)}
+        output: list[Json] = []
+        if (body.get("reasoning") or {}).get("effort") != "none":
+            thought: Json = {"type": "reasoning", "id": f"rs_{number}", "summary": []}
+            if "reasoning.encrypted_content" in (body.get("include") or ()):
+                thought["encrypted_content"] = f"{thought['id']}.{server.signature(thought['id'])}"
+            output.append(thought)
+        if done.text:
+            part = {"type": "output_text", "text": done.text, "annotations": [], "logprobs": []}
+            message = {"type": "message", "id": f"msg_{number}", "role": "assistant", "status": "completed"}
+            output.append({**message, "content": [part]})
+        for i, (name, arguments) in enumerate(done.calls):
+            call_id, free = server.call_id(name, seen.calls + i, 0), kinds[name] == "custom"
+            given = {"input": arguments["input"]} if free else {"arguments": json.dumps(arguments)}
+            kind, start = ("custom_tool_call", "ctc") if free else ("function_call", "fc")
+            base = {"type": kind, "id": f"{start}_{number}_{i}", "call_id": call_id, "name": name, "status": "completed"}
+            output.append({**base, **given})
+        if body.get("store", True):
+            server.kept |= {item["id"] for item in output}
+        usage = {
+            "input_tokens": used.prompt, "input_tokens_details": {"cached_tokens": used.cached},
+            "output_tokens": used.completion, "output_tokens_details": {"reasoning_tokens": 3},
+            "total_tokens": used.prompt + used.completion,
+        }  # fmt: skip
+        return {
+            "id": f"resp_{number}", "object": "response", "created_at": 1, "status": "completed", "model": body["model"],
+            "output": output, "usage": usage, "error": None, "incomplete_details": None, "metadata": {}, "tools": [],
+            "tool_choice": "auto", "parallel_tool_calls": True, "temperature": 1.0, "top_p": 1.0, "instructions": None,
+            "store": body.get("store", True),
+        }  # fmt: skip
+
+    def events(self, body: Json, whole: Json) -> Iterator[bytes]:
+        for number, event in enumerate(self._events(whole)):
+            yield sse({**event, "sequence_number": number}, True)
+
+    def _events(self, whole: Json) -> Iterator[Json]:
+        yield {"type": "response.created", "response": {**whole, "status": "in_progress", "output": [], "usage": None}}
+        for i, item in enumerate(whole["output"]):
+            at = {"item_id": item["id"], "output_index": i}
+            empty = {"message": {"content": []}, "function_call": {"arguments": ""}, "custom_tool_call": {"input": ""}}
+            yield {"type": "response.output_item.added", "output_index": i, "item": item | empty.get(item["type"], {})}
+            if item["type"] == "message":
+                at, part = {**at, "content_index": 0}, item["content"][0]
+                yield {"type": "response.content_part.added", **at, "part": {**part, "text": ""}}
+                for text in pieces_of(part["text"]):
+                    yield {"type": "response.output_text.delta", **at, "delta": text, "logprobs": []}
+                yield {"type": "response.output_text.done", **at, "text": part["text"], "logprobs": []}
+                yield {"type": "response.content_part.done", **at, "part": part}
+            for key, name in (("arguments", "function_call_arguments"), ("input", "custom_tool_call_input")):
+                if key in item:
+                    for text in pieces_of(item[key]):
+                        yield {"type": f"response.{name}.delta", **at, "delta": text}
+                    yield {"type": f"response.{name}.done", **at, key: item[key], "name": item["name"]}
+            yield {"type": "response.output_item.done", "output_index": i, "item": item}
+        yield {"type": "response.completed", "response": whole}
+
+
+CHAT, MESSAGES, RESPONSES = ChatApi(), MessagesApi(), ResponsesApi()
+APIS = {
+    "chat": ("/v1/chat/completions", CHAT),
+    "messages": ("/v1/messages", MESSAGES),
+    "responses": ("/v1/responses", RESPONSES),
+}

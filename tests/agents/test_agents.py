@@ -32,6 +32,15 @@ NOWHERE = "http://127.0.0.1:9"
 """The proxy of everything that is not on this machine: updates, telemetry, price lists."""
 PATIENCE_S = 240
 STEPS = 5
+TEST_ADD = """import sys
+
+sys.dont_write_bytecode = True  # add.py changes twice within a second, which Python would not notice
+
+from add import add
+
+assert add(2, 3) == 5, add(2, 3)
+print("ok")
+"""
 
 
 @dataclass(frozen=True)
@@ -89,39 +98,45 @@ MESSAGES = [
     Agent("aider-messages", aider("anthropic/claude-sonnet-4-5"), steps=4),
     Agent("mini-swe-agent-messages", mini("anthropic/claude-sonnet-4-5"), MINI, streams=False),
     Agent("langchain-messages", python("langchain_agent.py", "messages"), streams=False),
-    Agent("pydantic-ai-messages", python("pydantic_agent.py", "anthropic:claude-sonnet-4-5", "whole")),
+    Agent("pydantic-ai-messages", python("pydantic_agent.py", "anthropic:claude-sonnet-4-5")),
     Agent("ai-sdk-anthropic", ai_sdk("anthropic")),
 ]
-OTHERS = [
+RESPONSES = [
     Agent("codex", codex()),
     Agent("codex-model-r2v", codex("-m", "r2v")),
     Agent("codex-base-url", codex(provider=False)),
-    Agent("opencode-chat", OPENCODE, opencode("r2v/r2v", npm="@ai-sdk/openai-compatible", models={"r2v": {}})),
     Agent("opencode-responses", OPENCODE, opencode("openai/gpt-5.2")),
+    Agent("openai-agents-responses", python("openai_agents.py", "responses")),
+    Agent("langchain-responses", python("langchain_agent.py", "responses"), streams=False),
+    Agent("pydantic-ai-responses", python("pydantic_agent.py", "openai-responses:gpt-5.2"), streams=False),
+    Agent("ai-sdk-openai", ai_sdk("openai")),
+    Agent("ai-sdk-openai-model-r2v", ai_sdk("openai"), {"MODEL": "r2v"}),
+]
+CHAT = [
+    Agent("opencode-chat", OPENCODE, opencode("r2v/r2v", npm="@ai-sdk/openai-compatible", models={"r2v": {}})),
     Agent("qwen-chat", ("qwen", "-p", "TASK", "--yolo", "--auth-type", "openai"), {"OPENAI_MODEL": "r2v"}),
     Agent("aider-chat", aider("openai/r2v"), steps=4),
     Agent("mini-swe-agent-chat", mini("openai/r2v"), MINI, streams=False),
-    Agent("openai-agents-chat", python("openai_agents.py", "chat", "stream")),
-    Agent("openai-agents-responses", python("openai_agents.py", "responses", "stream")),
+    Agent("openai-agents-chat", python("openai_agents.py", "chat")),
     Agent("langchain-chat", python("langchain_agent.py", "chat"), streams=False),
-    Agent("langchain-responses", python("langchain_agent.py", "responses"), streams=False),
-    Agent("pydantic-ai-chat", python("pydantic_agent.py", "openai-chat:gpt-5.2", "whole"), streams=False),
-    Agent("pydantic-ai-responses", python("pydantic_agent.py", "openai-responses:gpt-5.2", "stream")),
-    Agent("smolagents", python("smol_agent.py", "whole"), streams=False),
-    Agent("ai-sdk-openai", ai_sdk("openai")),
-    Agent("ai-sdk-openai-model-r2v", ai_sdk("openai"), {"MODEL": "r2v"}),
+    Agent("pydantic-ai-chat", python("pydantic_agent.py", "openai-chat:gpt-5.2"), streams=False),
+    Agent("smolagents", python("smol_agent.py"), streams=False),
     Agent("ai-sdk-openai-chat", ai_sdk("openai-chat", "whole"), streams=False),
     Agent("ai-sdk-openai-compatible", ai_sdk("openai-compatible")),
 ]
 
 
 def matrix() -> Iterator[Any]:
-    for agent in MESSAGES + OTHERS:
-        ways = [("anthropic", "hold"), ("openai", "early")]
-        if agent in MESSAGES and agent.streams:
-            ways.append(("anthropic", "early"))
-        for teacher, stream in ways if agent.streams else [ways[0], ("openai", "hold")]:
-            yield pytest.param(agent, teacher, stream, id=f"{agent.name}-{teacher}-{stream}")
+    """Each agent with a teacher that speaks its protocol and with another one, held and live."""
+    for agents, own, other in (
+        (MESSAGES, "anthropic", "openai"),
+        (RESPONSES, "openai_responses", "anthropic"),
+        (CHAT, "openai", "anthropic"),
+    ):
+        for agent in agents:
+            live = [(own, "early"), (other, "early")] if agent.streams else [(other, "hold")]
+            for teacher, stream in [(own, "hold"), *live]:
+                yield pytest.param(agent, teacher, stream, id=f"{agent.name}-{teacher}-{stream}")
 
 
 @dataclass
@@ -157,7 +172,8 @@ def worlds(tmp_path_factory) -> Iterator[Any]:
 def gateway(teacher: str, stream: str, folder: Path) -> Iterator[World]:
     """`r2v serve`, a process of its own, and its two models."""
     slm = Server("chat", "slm-key", ugly_ids=True)
-    big = Server("messages" if teacher == "anthropic" else "chat", "teacher-key")
+    protocols = {"anthropic": "messages", "openai": "chat", "openai_responses": "responses"}
+    big = Server(protocols[teacher], "teacher-key")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -192,7 +208,7 @@ def repository(tmp_path) -> Path:
     folder = tmp_path / "repository"
     folder.mkdir()
     (folder / "add.py").write_text("def add(a, b):\n    return a - b\n")
-    (folder / "test_add.py").write_text("from add import add\n\nassert add(2, 3) == 5, add(2, 3)\nprint('ok')\n")
+    (folder / "test_add.py").write_text(TEST_ADD)
     author = ("-c", "user.name=x", "-c", "user.email=x@localhost")
     for command in (["init", "-q"], ["add", "."], [*author, "commit", "-qm", "x"]):
         subprocess.run(["git", *command], cwd=folder, check=True)
@@ -217,7 +233,7 @@ def play(agent: Agent, url: str, folder: Path, home: Path) -> subprocess.Complet
         **dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), NOWHERE),
         "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # or it waits for a list of prices from GitHub
         "OPENAI_BASE_URL": f"{url}/v1", "OPENAI_API_BASE": f"{url}/v1", "OPENAI_API_KEY": "key-1",
-        "ANTHROPIC_BASE_URL": url, "ANTHROPIC_API_BASE": url, "ANTHROPIC_API_KEY": "key-1",
+        "CODEX_API_KEY": "key-1", "ANTHROPIC_BASE_URL": url, "ANTHROPIC_API_BASE": url, "ANTHROPIC_API_KEY": "key-1",
         **{name: fill(value) for name, value in agent.env.items()},
     }  # fmt: skip
     command = [fill(part) for part in agent.command]

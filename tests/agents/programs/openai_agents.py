@@ -14,16 +14,13 @@ def bash(command: str) -> str:
     return f"{done.stdout}{done.stderr}\nexit status {done.returncode}"
 
 
-async def main(protocol: str, streamed: str, task: str) -> None:
+async def main(protocol: str, task: str) -> None:
     set_tracing_disabled(True)
     set_default_openai_api("chat_completions" if protocol == "chat" else "responses")
     agent = Agent(name="fixer", instructions="You fix code.", tools=[bash])
-    if streamed == "stream":
-        result = Runner.run_streamed(agent, task)
-        async for _ in result.stream_events():
-            pass
-    else:
-        result = await Runner.run(agent, task)
+    result = Runner.run_streamed(agent, task)
+    async for _ in result.stream_events():
+        pass
     print(result.final_output)
 
 

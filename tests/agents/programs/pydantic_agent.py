@@ -5,7 +5,7 @@ import sys
 
 from pydantic_ai import Agent
 
-model, streamed, task = sys.argv[1:]
+model, task = sys.argv[1:]
 agent = Agent(model, instructions="You fix code.")
 
 
@@ -16,5 +16,4 @@ def bash(command: str) -> str:
     return f"{done.stdout}{done.stderr}\nexit status {done.returncode}"
 
 
-result = agent.run_stream_sync(task) if streamed == "stream" else agent.run_sync(task)
-print(result.get_output() if streamed == "stream" else result.output)
+print(agent.run_sync(task).output)

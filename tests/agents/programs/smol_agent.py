@@ -18,6 +18,5 @@ def bash(command: str) -> str:
     return f"{done.stdout}{done.stderr}\nexit status {done.returncode}"
 
 
-streamed, task = sys.argv[1:]
 model = OpenAIModel("gpt-5.2", api_base=os.environ["OPENAI_BASE_URL"], api_key=os.environ["OPENAI_API_KEY"])
-print(ToolCallingAgent(tools=[bash], model=model, stream_outputs=streamed == "stream").run(task))
+print(ToolCallingAgent(tools=[bash], model=model).run(sys.argv[1]))
