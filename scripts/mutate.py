@@ -61,6 +61,7 @@ OTHER: dict[type[ast.AST], tuple[type[ast.AST], ...]] = {
     ast.BitOr: (ast.BitAnd,), ast.And: (ast.Or,), ast.Or: (ast.And,),
 }  # fmt: skip
 SWAPPED = {"min": "max", "max": "min", "any": "all", "all": "any", "minimum": "maximum", "maximum": "minimum"}
+FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
 ALIKE = {"annotation", "returns", "decorator_list", "type_params", "msg"}
 """Fields that do not change what is done."""
 WORDS = {"reason", "description", "help", "title", "strict", "encoding"}
@@ -279,20 +280,22 @@ def trace(test: Path, kept: Path) -> int:
 
 
 def tests_for(mutant: Mutant, lines: dict[str, set[str]], seconds: dict[str, float], budget: float) -> list[str]:
-    """Tests that run the mutant's line (of what runs at import: anything of its file), the most specific ones first: those
-    that run the fewest lines. No more than `budget` seconds, and of few files, since each has to be imported.
+    """Tests that run the mutant's line, those that run the fewest lines first; of what runs at import, tests of the file's
+    functions, those that run the most of it first. At most `budget` seconds, and few files, since each has to be imported.
     """
-    of_file = (tests for where, tests in lines.items() if where.startswith(f"{mutant.file}:"))
-    tests = lines.get(f"{mutant.file}:{mutant.line}") or set().union(*of_file)
-    width = Counter(test for where in lines for test in lines[where] & tests)
+    functions = [n for n in ast.walk(ast.parse((SOURCE / mutant.file).read_text())) if isinstance(n, FUNCTION)]
+    inside = {line for n in functions for line in range(n.body[0].lineno, (n.end_lineno or 0) + 1)}
+    own = Counter(test for line in inside for test in lines.get(f"{mutant.file}:{line}", ()))
+    tests = lines.get(f"{mutant.file}:{mutant.line}", set()) if mutant.line in inside else set()
+    order = Counter(test for where in lines for test in lines[where] & tests) if tests else {t: -n for t, n in own.items()}
     chosen, files, spent = list[str](), set[str](), 0.0
-    for test in sorted(tests, key=lambda test: (width[test], test)):
+    for test in sorted(order, key=lambda test: (order[test], test)):
         file = test.split("::")[0]
-        if not chosen or (spent + seconds[test] <= budget and (file in files or len(files) < FILES)):
+        if spent + seconds[test] <= budget and (file in files or len(files) < FILES):
             chosen.append(test)
             files.add(file)
             spent += seconds[test]
-    return chosen
+    return chosen or sorted(order, key=lambda test: seconds[test])[:1]
 
 
 def wilson(hits: int, n: int) -> str:
