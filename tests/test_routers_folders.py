@@ -122,9 +122,20 @@ def decisions(router, seed: int = 5) -> list:
 
 def test_every_built_in_router_is_here():
     assert set(PARTS) == set(BUILT_IN)
-    doubts = {"random": None, "entropy": "entropy", "heuristic": "heuristic", "verifier": "verifier_doubt",
-              "query": "goal_risk", "cascade": "disagreement", "cascade_routing": "disagreement", "judge_latch": "verifier_doubt",
-              "conformal": "mean_risk", "benefit": "benefit", "helper": "benefit", "bandit": "benefit"}  # fmt: skip
+    doubts = {
+        "random": None,
+        "entropy": "entropy",
+        "heuristic": "heuristic",
+        "verifier": "verifier_doubt",
+        "query": "goal_risk",
+        "cascade": "disagreement",
+        "cascade_routing": "disagreement",
+        "judge_latch": "verifier_doubt",
+        "conformal": "mean_risk",
+        "benefit": "benefit",
+        "helper": "benefit",
+        "bandit": "benefit",
+    }
     assert {name: router_class(name).kind for name in BUILT_IN} == {**dict.fromkeys(BUILT_IN, "risk"), **doubts}
 
 
