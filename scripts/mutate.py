@@ -61,6 +61,7 @@ OTHER: dict[type[ast.AST], tuple[type[ast.AST], ...]] = {
     ast.BitOr: (ast.BitAnd,), ast.And: (ast.Or,), ast.Or: (ast.And,),
 }  # fmt: skip
 SWAPPED = {"min": "max", "max": "min", "any": "all", "all": "any", "minimum": "maximum", "maximum": "minimum"}
+FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
 ALIKE = {"annotation", "returns", "decorator_list", "type_params", "msg"}
 """Fields that do not change what is done."""
 WORDS = {"reason", "description", "help", "title", "strict", "encoding"}
@@ -249,11 +250,11 @@ def forked(work: Callable[[], int], timeout: float) -> int | None:
     return os.waitstatus_to_exitcode(status) if ended else None
 
 
-def traced() -> tuple[dict[str, set[str]], dict[str, float]]:
-    """(`file:line` -> tests, seconds by test), traced again for test files that changed, or all when the code did."""
+def traced() -> tuple[dict[str, set[str]], dict[str, tuple[int, float]]]:
+    """(`file:line` -> tests, test -> (lines that it runs itself, seconds)); only what has changed is traced again."""
     common = [*sorted(SOURCE.rglob("*.py")), *(path for path in sorted(TESTS.glob("*.py")) if "test_" not in path.name)]
     code = b"".join(path.read_bytes() for path in common)
-    lines, seconds = defaultdict[str, set[str]](set), dict[str, float]()
+    lines, costs = defaultdict[str, set[str]](set), dict[str, tuple[int, float]]()
     for test in sorted(TESTS.glob("test_*.py")):
         kept = STATE / f"{test.stem}-{hashlib.sha256(code + test.read_bytes()).hexdigest()[:16]}.json"
         if not kept.exists():
@@ -262,10 +263,11 @@ def traced() -> tuple[dict[str, set[str]], dict[str, float]]:
         if not kept.exists():
             sys.exit(f"mutate: pytest cannot run {test.name}; see {STATE / f'{os.getpid()}.log'}")
         of_file, took = json.loads(kept.read_text())
-        seconds |= took
+        width = Counter(test for tests in of_file.values() for test in tests)
+        costs |= {test: (width[test], seconds) for test, seconds in took.items()}
         for where, tests in of_file.items():
             lines[where.removeprefix(f"{SOURCE}/")] |= set(took) if "" in tests else set(tests) & set(took)
-    return lines, seconds
+    return lines, costs
 
 
 def trace(test: Path, kept: Path) -> int:
@@ -278,21 +280,23 @@ def trace(test: Path, kept: Path) -> int:
     return status
 
 
-def tests_for(mutant: Mutant, lines: dict[str, set[str]], seconds: dict[str, float], budget: float) -> list[str]:
-    """Tests that run the mutant's line (of what runs at import: anything of its file), the most specific ones first: those
-    that run the fewest lines. No more than `budget` seconds, and of few files, since each has to be imported.
+def tests_for(mutant: Mutant, lines: dict[str, set[str]], costs: dict[str, tuple[int, float]], budget: float) -> list[str]:
+    """Tests that run the mutant's line, those that run the fewest lines first; of what runs at import, tests of the file's
+    functions, those that run the most of it first. At most `budget` seconds, and few files, since each has to be imported.
     """
-    of_file = (tests for where, tests in lines.items() if where.startswith(f"{mutant.file}:"))
-    tests = lines.get(f"{mutant.file}:{mutant.line}") or set().union(*of_file)
-    width = Counter(test for where in lines for test in lines[where] & tests)
+    functions = [n for n in ast.walk(ast.parse((SOURCE / mutant.file).read_text())) if isinstance(n, FUNCTION)]
+    inside = {line for n in functions for line in range(n.body[0].lineno, (n.end_lineno or 0) + 1)}
+    own = Counter(test for line in inside for test in lines.get(f"{mutant.file}:{line}", ()))
+    tests = lines.get(f"{mutant.file}:{mutant.line}", set()) if mutant.line in inside else set()
+    order = {test: costs[test][0] for test in tests} or {test: -n for test, n in own.items()}
     chosen, files, spent = list[str](), set[str](), 0.0
-    for test in sorted(tests, key=lambda test: (width[test], test)):
+    for test in sorted(order, key=lambda test: (order[test], test)):
         file = test.split("::")[0]
-        if not chosen or (spent + seconds[test] <= budget and (file in files or len(files) < FILES)):
+        if spent + costs[test][1] <= budget and (file in files or len(files) < FILES):
             chosen.append(test)
             files.add(file)
-            spent += seconds[test]
-    return chosen
+            spent += costs[test][1]
+    return chosen or sorted(order, key=lambda test: costs[test][1])[:1]
 
 
 def wilson(hits: int, n: int) -> str:
@@ -312,8 +316,9 @@ def outcome(mutant: Mutant, tests: list[str], control: bool, timeout: float) -> 
     if not tests:
         return "no test"
     status = forked(work, timeout)
-    # 2: a module cannot be imported that uses the mutant; the mutant itself can (else 90).
-    return {0: "survived", 1: "killed", 2: "killed", None: "timeout", 90: "unimportable"}.get(status, f"error {status}")
+    # 2, 4: tests or conftest.py cannot be imported, though the mutant itself can (else 90).
+    names = {0: "survived", 1: "killed", 2: "killed", 4: "killed", None: "timeout", 90: "unimportable"}
+    return names.get(status, f"error {status}")
 
 
 def main() -> None:
@@ -332,7 +337,7 @@ def main() -> None:
     STATE.mkdir(parents=True, exist_ok=True)
     for name in PRELOAD:
         importlib.import_module(name)
-    lines, seconds = traced()
+    lines, costs = traced()
     for room in options.what:
         files = sorted({path for pattern in ROOMS.get(room, [room]) for path in SOURCE.glob(pattern)})
         if len(files) < len(ROOMS.get(room, [room])):
@@ -340,7 +345,7 @@ def main() -> None:
         every = [mutant for file in files for mutant in mutants_of(str(file.relative_to(SOURCE)))]
         start, counts = time.monotonic(), Counter[str]()
         for mutant in random.Random(options.seed).sample(every, min(options.sample, len(every))):
-            tests = tests_for(mutant, lines, seconds, options.budget)
+            tests = tests_for(mutant, lines, costs, options.budget)
             result = outcome(mutant, tests, options.control, options.timeout)
             counts[result] += 1
             if result != "killed":

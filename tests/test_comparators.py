@@ -181,6 +181,7 @@ def test_cascade_routing_takes_the_largest_quality_minus_price(now, later, price
     worth = {"continue": 1 - now, "escalate": 1 - price, "retry": 1 - later - 0.1 * price}
     first = router.decide(context(), features(), Memory(), seed=0)
     assert worth[first.route] == max(worth.values())
+    assert first.code == {"continue": "risk_below", "escalate": "risk_above", "retry": "retry"}[first.route]
     again = router.decide(context(), features(), Memory(retries=1), seed=0)  # plans anew, with no second redraw
     assert again.route != "retry" and worth[again.route] == max(worth["continue"], worth["escalate"])
 
@@ -475,6 +476,7 @@ def test_a_score_at_the_threshold_escalates():
         asked = derive_uniform(seed, "random router") < 0.3
         decision = router.decide(context(), features(), Memory(), seed=seed)
         assert (decision.route, decision.propensity) == (("escalate", 0.3) if asked else ("continue", 0.7))
+        assert (decision.code, decision.score_kind, decision.threshold) == ("random", None, 0.3)
 
 
 def test_an_objection_is_remembered_until_the_next_step():

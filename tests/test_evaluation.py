@@ -20,7 +20,6 @@ from r2v.evaluation.prefixes import Scored, by_prefix, curves, measures
 from r2v.evaluation.replay import always, escalated_steps, oracle, replay, replayable, replayed
 from r2v.evaluation.results import Played, Prices, calibration, summarise
 from r2v.maths.calibration import ece
-from r2v.maths.stats import mcnemar
 from r2v.routers.judge_latch import JudgeLatch
 from r2v.routers.random import Random
 from toy import TASK, ThresholdRouter, routed, run
@@ -196,6 +195,19 @@ def test_ties_go_to_the_smaller_threshold_the_cheaper_point_and_the_simpler_poli
     assert better_policy(clone_T, clone_T, seed=0)["kept"] == "clone"
 
 
+def test_a_router_is_asked_in_replay_what_it_was_asked_in_play():
+    asked = []
+
+    class Asked(Never):
+        def decide(self, context, features, memory, *, seed):
+            asked.append((context, features, memory, seed))
+            return super().decide(context, features, memory, seed=seed)
+
+    episode = run(routed(router=Asked()), seed=7, horizon=4)
+    replay([episode], escalated_steps(Asked(), 4))
+    assert asked[:4] == asked[4:] and len(asked) == 8
+
+
 def test_what_cannot_be_replayed_is_refused_and_a_takeover_keeps_the_rest():
     episodes = [run(routed(router=Never()), seed=z, horizon=5) for z in SEEDS]
     latch = JudgeLatch(threshold=0.5)  # objects to every step, and believes it at the second
@@ -227,7 +239,7 @@ def test_every_number_of_a_router_by_hand():
         "random": Played(ours, 0.5, (0.5,), (ours,)),
         "r2v": Played(ours, 0.5, (0.5,), (all_,)),
     }
-    routers, differences = summarise(played, SEEDS, Prices(1, 50), 0.2, 100, 0)
+    routers, differences = summarise(played, SEEDS, Prices(1, 50), 0.2, 100, 3)  # whose first resample is uneven
     found = routers["r2v"]
     expected = {
         "success_rate": 0.75, "ci95": [0.5, 1.0], "llm_call_rate": 0.25, "calls_per_episode": 1.0, "calls_ci95": [1.0, 1.0],
@@ -239,12 +251,20 @@ def test_every_number_of_a_router_by_hand():
     }  # fmt: skip
     assert {key: found[key] for key in expected} == expected
     assert differences["random"]["area"] == pytest.approx(15 / 16 - (0.625 / 4 + 0.875 * 3 / 4))
+    assert differences["random"]["ci95"] == [0.0, 0.25]  # of task a alone, and of b alone
     assert differences["random"]["at_calls"]["1"]["success"] == pytest.approx(0.25)
     low, high = differences["random"]["at_calls"]["1"]["ci95"]
     assert (low, high) == (0.0, 0.5) and list(differences) == ["random"]
-    alone, reference = np.array([True, False, False, True]), np.array([True, True, False, True])
-    assert routers["slm_only"]["mcnemar_p"] == mcnemar(alone, reference) and found["mcnemar_p"] is None
+    assert found["mcnemar_p"] is None
     assert (routers["slm_only"]["curve"], routers["slm_only"]["area"], routers["slm_only"]["at_calls"]) == ([], None, {})
+
+
+@pytest.mark.parametrize(("alone", "ours", "p"), [(False, True, 0.125), (True, False, 0.125), (True, True, 1.0)])
+def test_four_episodes_that_all_differ_are_an_eighth_by_chance(alone, ours, p):
+    ends = {"slm_only": Played(outcomes((alone,) * 4), None), "llm_only": Played(outcomes((alone,) * 4), None)}
+    routers, _ = summarise({**ends, "r2v": Played(outcomes((ours,) * 4), 0.5)}, SEEDS, Prices(1, 50), 0.2, 9, 0)
+    assert (routers["slm_only"]["mcnemar_p"], routers["r2v"]["mcnemar_p"]) == (p, None)
+    assert summarise(ends, SEEDS, Prices(1, 50), 0.2, 9, 0)[0]["slm_only"]["mcnemar_p"] is None
 
 
 def test_the_calibration_of_a_risk_is_measured_on_the_steps_of_the_slm_alone():

@@ -52,6 +52,7 @@ from r2v.messages.conversation import parse
 from r2v.messages.protocol import Reply
 from r2v.routers import load_router
 from r2v.routers.base import FittedWith
+from r2v.routers.benefit import Benefit
 from r2v.routers.r2v import R2V
 from r2v.routers.restart import Renewal, Restart
 from r2v.runtime.settings import load, validated
@@ -283,6 +284,7 @@ def test_who_may_answer_comes_before_what_the_router_wants():
     none_left = Memory(calls_left=0)
     assert decided(0.9, none_left, explore=0.5, seed=1)[1:] == ("budget_exhausted", 1.0)
     assert decided(0.4, none_left) == ("continue", "risk_below", 1.0)
+    assert decided(0.4, none_left, clear=(0.0, 0.5))[:2] == ("retry", "retry")  # drawing again calls no teacher
     assert decided(0.9, Memory(calls_left=1)) == ("escalate", "risk_above", 1.0)
     assert decided(0.4, parts={"forced": "teacher"}) == ("escalate", "forced", 1.0)
     assert decided(0.9, parts={"forced": "slm"}, clear=(0.0, 1.0)) == ("continue", "forced", 1.0)
@@ -822,6 +824,9 @@ def test_a_session_is_cold_until_the_teacher_answers_and_after_its_cache_has_exp
 def test_a_lost_cache_has_a_price_only_where_the_score_is_a_probability(make, tmp_path):  # noqa: F811
     with pytest.raises(SettingsError, match="is no probability"):
         load_configured(RouteSettings(router="entropy", switch_usd=0.1))
+    risk = risk_of_entropy()
+    Benefit(disagreement=risk, worth=risk, threshold=0.5).save(tmp_path / "benefit")
+    assert load_configured(RouteSettings(router=str(tmp_path / "benefit"), switch_usd=0.1)).threshold == 0.5
     world = make(route__router=str(router_of_entropy(tmp_path / "r2v", 0.2)), route__switch_usd=0.9)
     headers = {"x-session-id": "w"}
     assert world.post(headers=headers).headers["x-r2v-reason"] == "switch_cost"

@@ -203,6 +203,14 @@ def test_the_tool_verifier_prefers_what_fits():
     assert all(0 <= score(action) <= 1 for action in (GOOD, {"role": "assistant", "content": "done"}))
 
 
+@pytest.mark.parametrize(("counted", "told"), [({}, (0, 0)), ({"prompt_tokens": 7, "completion_tokens": 3}, (7, 3))])
+def test_where_nothing_was_counted_in_a_cache_messages_answers_say_none(counted, told):
+    choice = {"message": {"content": "x"}, "finish_reason": "stop"}
+    answer = anthropic.answer_of({"id": "chatcmpl-1", "model": "m", "choices": [choice], "usage": counted})
+    names = ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
+    assert answer["usage"] == dict(zip(names, (*told, 0, 0), strict=True))
+
+
 STEP = call("look", '{"where": "elsewhere"}')
 
 

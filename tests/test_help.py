@@ -269,16 +269,17 @@ def test_the_clairvoyant_admits_that_nothing_helps_and_refuses_holes():
 
 
 def test_the_bound_spends_calls_on_the_cheapest_episodes_first():
-    fewest = [Fewest("a", 1, calls) for calls in (3, 1, None, 2)]
-    found = bound(0.6, fewest, target=0.8)
-    assert found.success_rate == pytest.approx(0.9)
-    assert found.calls_per_episode == pytest.approx(0.6)
-    assert found.calls_at_target == pytest.approx(0.3)  # the episodes of one and of two calls, a tenth each
-    shares = {"0": 0.6, "1": 0.1, "2": 0.1, "3+": 0.1, "none": 0.1}
-    assert found.saved_by == pytest.approx(shares) and found.searched == 4
-    assert bound(0.6, fewest, target=0.7).calls_at_target == pytest.approx(0.1)  # just reached by the first
-    assert bound(1.0, [], target=1.0).calls_at_target == 0.0
+    """Each of ten searched episodes stands for .04 of all."""
+    fewest = [Fewest("a", 1, calls) for calls in (3, 1, None, 2, 3, None, 2, 3, None, None)]
+    found = bound(0.6, fewest, target=0.7)
+    assert found.success_rate == pytest.approx(0.84)
+    assert found.calls_per_episode == pytest.approx(0.56)
+    assert found.calls_at_target == pytest.approx(0.2)  # the episodes of one and of two calls
+    assert found.saved_by == pytest.approx({"0": 0.6, "1": 0.04, "2": 0.08, "3+": 0.12, "none": 0.16})
+    assert found.searched == 10
+    assert bound(0.6, fewest, target=0.72).calls_at_target == pytest.approx(0.2)  # just reached
     assert bound(0.6, fewest, target=0.95).calls_at_target is None
+    assert bound(0.6, fewest, target=0.6).calls_at_target == bound(1.0, [], target=1.0).calls_at_target == 0.0
 
 
 def test_asking_at_given_steps_asks_there_alone():

@@ -126,6 +126,21 @@ def decisions(router, seed: int = 5) -> list:
 
 def test_every_built_in_router_is_here():
     assert set(PARTS) == set(BUILT_IN)
+    doubts = {
+        "random": None,
+        "entropy": "entropy",
+        "heuristic": "heuristic",
+        "verifier": "verifier_doubt",
+        "query": "goal_risk",
+        "cascade": "disagreement",
+        "cascade_routing": "disagreement",
+        "judge_latch": "verifier_doubt",
+        "conformal": "mean_risk",
+        "benefit": "benefit",
+        "helper": "benefit",
+        "bandit": "benefit",
+    }
+    assert {name: router_class(name).kind for name in BUILT_IN} == {**dict.fromkeys(BUILT_IN, "risk"), **doubts}
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
@@ -312,6 +327,7 @@ def test_probabilities_are_fitted_on_the_recorded_and_judged_on_the_held_out_ste
     p_N = given.risk.risk(held.x_NF, held.present_NF)
     assert given.quality["r2v"] == {"ece": ece(p_N, held.y_N), "brier": brier(p_N, held.y_N), "auroc": auroc(p_N, held.y_N)}
     assert given.risk.names == PAPER and given.disagreement.names == EXTENDED
+    assert given.risk.facts["estimates"] == "the risk that going on with the SLM will fail the episode"
     assert (given.risk.facts["slm"], given.risk.facts["seed"], given.risk.facts["objective"]) == ("x", 4, "decoupled")
     answers = labelled_rows([won, lost], parts["differs_validation"], EXTENDED)
     found = given.disagreement.risk(answers.x_NF, answers.present_NF)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from r2v.core.errors import ArtifactError, SettingsError
-from r2v.core.seeds import derive_seed
+from r2v.core.seeds import derive_seed, derive_uniform
 from r2v.core.splits import split
 from r2v.core.types import Task
 from r2v.pipeline.settings import LogsSettings, RunSettings
@@ -95,6 +95,8 @@ def test_too_few_tasks_is_a_clear_error():
 def test_seeds_differ_by_every_part():
     assert len({derive_seed(*parts) for parts in [("a", 1), ("a", 2), ("b", 1), ("a1",), (1, "a")]}) == 5
     assert 0 <= derive_seed("x") < 2**63
+    assert derive_seed("a", 1) == 4_665_976_284_724_862_560  # on every machine: recorded runs can be played again
+    assert derive_uniform("a", 1) == derive_seed("a", 1) / 2**63
 
 
 @pytest.mark.parametrize(
