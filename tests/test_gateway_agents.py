@@ -334,6 +334,10 @@ def test_a_responses_model_gets_the_clients_own_body_and_its_reasoning_back(make
         "model": "teacher-1",
         "store": False,
     }
+    with_id = {"type": "reasoning", "id": "rs_1", "summary": []}  # of a client that counts on the server to keep it
+    told = world.post("/v1/responses", {**body, "include": [], "input": [*items, with_id]}, arm)
+    assert told.headers["x-r2v-dropped"] == "reasoning" and world.teacher.seen[-1]["include"] == body["include"]
+    assert world.teacher.seen[-1]["input"] == items
     result = {"type": "function_call_output", "call_id": "call_up", "output": "red"}
     told = world.post("/v1/responses", {**body, "previous_response_id": first.id, "input": [result]}, arm)
     assert told.json()["output"][1]["content"][0]["text"] == "all done" and "x-r2v-dropped" not in told.headers
@@ -403,6 +407,8 @@ def test_titles_and_summaries_are_no_steps_of_the_session(make):  # noqa: F811
     session = {"x-session-id": "s"}
     world.post(tools=TOOLS, headers=session)
     world.post(headers=session)  # no tools: a title
+    early = [{"role": "system", "content": "You are a title generator."}, ASK[1]]
+    assert world.post(messages=early, headers={"x-session-id": "t"}).headers["x-r2v-session-id"] == "t.aside"
     assert world.post(tools=TOOLS, headers=session).headers["x-r2v-step"] == "1"
 
 

@@ -41,6 +41,7 @@ class ResponsesClient(Client):
     def _body(self, request: Request) -> tuple[Json, tuple[str, ...]]:
         """The request as this server takes it, and the names of what it lacks of the client's."""
         if request.protocol == self.protocol:
-            return own_response_request(request.source, model=self.settings.model), ()
+            body, dropped = own_response_request(request.source, model=self.settings.model)
+            return body, tuple(dropped)
         body, dropped = to_responses(request.body(), model=self.settings.model)
         return body, (*request.dropped, *dropped)

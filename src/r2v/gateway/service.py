@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import re
 import secrets
 import sqlite3
 import time
@@ -42,6 +43,9 @@ from r2v.messages.conversation import Json, Request, context_of, tools_of
 from r2v.messages.protocol import Reply, Served
 from r2v.messages.transcript import incoming, message_of
 from r2v.verifiers import verifier_named
+
+ASIDE = re.compile(r"\btitle|\bsummar|\bnew topic", re.IGNORECASE)
+"""In the system prompt of requests that agents make beside the steps of a session, sometimes before its first."""
 
 
 class Refused(Exception):
@@ -226,7 +230,10 @@ class Service:
             if len(self._with_tools) > SESSIONS:
                 self._with_tools.popitem(last=False)
             return False
-        return name in self._with_tools
+        first = request.messages[0]
+        return name in self._with_tools or (
+            first.role in ("system", "developer") and ASIDE.search(first.text[:1000]) is not None
+        )
 
     def _router(self, served: ServedStep) -> GatewayRouter:
         threshold = self.router.threshold if served.options.threshold is None else served.options.threshold

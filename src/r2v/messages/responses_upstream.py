@@ -14,10 +14,18 @@ CONVERTED = (
 )  # fmt: skip
 
 
-def own_response_request(source: Json, *, model: str) -> Json:
-    """A client's own Responses request for a model. What it refers to stands in it, so that the server keeps nothing."""
+ENCRYPTED = "reasoning.encrypted_content"
+
+
+def own_response_request(source: Json, *, model: str) -> tuple[Json, list[str]]:
+    """A client's own Responses request for a model, and the names of what it lacks. The server is to keep nothing: what the
+    request refers to stands in it, and reasoning comes and goes encrypted, for it cannot be referred to either.
+    """
+    lost = [item for item in source["input"] if item.get("type") == "reasoning" and not item.get("encrypted_content")]
     body = {key: value for key, value in source.items() if key not in ("stream", "previous_response_id")}
-    return body | {"model": model, "store": False}
+    body |= {"model": model, "store": False, "input": [item for item in source["input"] if item not in lost]}
+    body["include"] = list(dict.fromkeys([*(source.get("include") or []), ENCRYPTED]))
+    return body, ["reasoning"] * bool(lost)
 
 
 def to_responses(body: Json, *, model: str) -> tuple[Json, list[str]]:
