@@ -2,11 +2,13 @@
 # quick: the tests of the inner loop (under two minutes).  test: all tests.  check: what CI runs.
 # science: every router, and the ablation tables, on top of the quickstart (some 15 minutes more).
 # readme-table: README's results, from the files of RUN and (if given) FRESH, a folder of `r2v evaluate`.
+# clients: other people's agent programs, at pinned versions, through the gateway.  clients-latest: the newest ones.
 # mutants: how many small faults the tests notice, by room (hours; ROOMS=core SAMPLE=100 makes it shorter).
-.PHONY: quickstart science readme-table quick test check lint types package mutants clean
+.PHONY: quickstart science readme-table quick test check lint types package clients clients-latest mutants clean
 
 EXTRAS ?= train,serve,dev
-PYTEST = .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# One thread a process: two processes share two cores, and threads that wait for each other take many times as long.
+PYTEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 ROOMS ?= core routers gateway evaluation
 SAMPLE ?= 1000000
 RUN ?= runs/quickstart
@@ -46,6 +48,16 @@ types:
 package:
 	@scripts/setup.sh $(EXTRAS)
 	.venv/bin/python scripts/package.py
+
+clients:
+	@scripts/setup.sh $(EXTRAS)
+	.venv/bin/python tests/agents/install.py .clients
+	.venv/bin/python -m pytest -n 2 --dist worksteal --durations=10 tests/agents
+
+clients-latest:
+	@scripts/setup.sh $(EXTRAS)
+	.venv/bin/python tests/agents/install.py .clients-latest --latest
+	R2V_CLIENTS=.clients-latest .venv/bin/python -m pytest -n 2 --dist worksteal tests/agents
 
 mutants:
 	@scripts/setup.sh $(EXTRAS)

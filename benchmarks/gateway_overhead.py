@@ -24,6 +24,8 @@ from pathlib import Path
 import aiohttp
 import numpy as np
 
+from r2v.runtime.settings import validated
+
 KEY = "sk-benchmark-0123456789abcdef"
 STEPS = 50
 TOOL = {"name": "look", "parameters": {"type": "object", "properties": {"where": {"type": "string"}}, "required": ["where"]}}
@@ -135,7 +137,7 @@ def gateway(port: int, to: int, folder: str) -> None:
         "version": 1, "models": {"slm": model, "teacher": model}, "route": route,
         "server": {"port": port}, "store": {"path": f"{folder}/ledger.db"}, "budget": {"session": {"usd": 1e9}},
     }  # fmt: skip
-    serve(GatewaySettings.model_validate(raw), mock=False, announce=lambda url: None)
+    serve(validated(GatewaySettings, raw), mock=False, announce=lambda url: None)
 
 
 def litellm(command: str, port: int, to: int, folder: str) -> subprocess.Popen:

@@ -24,6 +24,8 @@ from pathlib import Path
 
 import aiohttp
 
+from r2v.runtime.settings import validated
+
 KEY = "soak"
 SESSION_CALLS = 3
 TOOL = {"name": "look", "parameters": {"type": "object", "properties": {"where": {"type": "string"}}, "required": ["where"]}}
@@ -79,7 +81,7 @@ def gateway(port: int, folder: str) -> None:
         "server": {"port": port}, "store": {"path": f"{folder}/ledger.db"},
         "budget": {"session": {"teacher_calls": SESSION_CALLS, "usd": 0.2}},
     }  # fmt: skip
-    serve(GatewaySettings.model_validate(raw), mock=False, announce=lambda url: None)
+    serve(validated(GatewaySettings, raw), mock=False, announce=lambda url: None)
 
 
 class Load:

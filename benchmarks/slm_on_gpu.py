@@ -96,7 +96,7 @@ def main() -> None:
         save_model(model, tokenizer, folder / "start")
         reference: Drawn = {}
         for device, precision in places:
-            settings = shape.model_copy(update={"path": str(folder / "start"), "device": device, "precision": precision})
+            settings = shape.but(path=str(folder / "start"), device=device, precision=precision)
             out = folder / f"{device}-{precision}"
             out.mkdir()
             start = time.perf_counter()

@@ -43,5 +43,5 @@ class OwnRouter(RouterBase):
         weights, bias = fit_logistic(z, rows.y_N, data.settings_of(cls).penalty)
         return cls(risk=linear(FEATURES, mean, std, weights, bias), fitted_with=data.fitted_with)
 
-    def score(self, features: Features) -> float:  # escalates where it reaches the threshold; or write `decide` instead
+    def score(self, features: Features) -> float:  # escalates where it reaches the threshold; or write `rule` instead
         return self.risk.score(features)

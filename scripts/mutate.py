@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Mutation testing: small faults are put into the code, one at a time; the tests that run the line have to notice.
+"""Mutation testing: small faults are put into the code, one at a time; the quick tests that run the line have to notice.
 
     scripts/mutate.py core                     all mutants of a room (see ROOMS)
-    scripts/mutate.py routers --sample 200     a sample, the same one each time (--seed)
-    scripts/mutate.py core/features.py --tests tests/test_features_routers.py
+    scripts/mutate.py routers --sample 60      a random sample (--seed)
+    scripts/mutate.py logs/ledger.py           a file below src/r2v
+    scripts/mutate.py core --sample 20 --control   the code as it is, loaded in the same way: all have to survive
 
-Mutants live in memory only (an import hook compiles the changed tree): two run at once, and the working tree stays as it is.
-Which tests run a line is found by tracing the quick tests once; a mutant is then run against those, the fastest first, up to
---budget seconds of them. What other processes do (the command line in a subprocess) is neither traced nor mutated. Results
-are kept in build/mutation.jsonl; a run that was stopped goes on, and survivors are tried again after a test was changed.
+Mutants live in memory only: a forked process imports the changed module from its tree. Which tests run a line is traced once
+for each test file (build/mutation); a mutant is run against those, the most specific first, until one fails. What
+subprocesses do is neither traced nor mutated. Not counted: mutants that cannot be imported.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ import copy
 import hashlib
 import importlib
 import importlib.abc
-import importlib.machinery
+import importlib.util
 import json
+import math
 import os
 import random
 import signal
@@ -29,51 +30,42 @@ import threading
 import time
 import traceback
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from types import FrameType, ModuleType
+from types import ModuleType
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCE = ROOT / "src" / "r2v"
-STATE = ROOT / "build"
+SOURCE, TESTS, STATE = ROOT / "src" / "r2v", ROOT / "tests", ROOT / "build" / "mutation"
 ROOMS = {
-    "core": ("core/*.py",),
-    "routers": ("routers/*.py",),
-    "gateway": tuple(f"gateway/{name}.py" for name in ("accounts", "budgets", "prices", "redis_state", "routing")),
-    "evaluation": ("evaluation/*.py",),
+    "core": ["core/*.py"],
+    "routers": ["routers/*.py"],
+    "gateway": [f"gateway/{name}.py" for name in ("budgets", "candidates", "ledger", "routing", "sessions")],
+    "evaluation": ["evaluation/*.py"],
 }
 PRELOAD = (
-    "pytest", "numpy", "scipy.optimize", "hypothesis", "pydantic", "msgspec", "typer", "rich", "yaml", "starlette",
-    "uvicorn", "aiohttp", "httpx", "openai", "anthropic", "pyarrow", "torch",
+    "pytest", "numpy", "scipy.optimize", "hypothesis", "msgspec", "typer", "rich", "yaml", "starlette",
+    "uvicorn", "aiohttp", "httpx", "openai", "anthropic", "torch",
 )  # fmt: skip
 """Imported once, before the mutants fork off; nothing of r2v."""
-
-COMPARISONS: dict[type[ast.cmpop], tuple[type[ast.cmpop], ...]] = {
-    ast.Lt: (ast.LtE, ast.GtE),
-    ast.LtE: (ast.Lt, ast.Gt),
-    ast.Gt: (ast.GtE, ast.LtE),
-    ast.GtE: (ast.Gt, ast.Lt),
-    ast.Eq: (ast.NotEq,),
-    ast.NotEq: (ast.Eq,),
-    ast.In: (ast.NotIn,),
-    ast.NotIn: (ast.In,),
-    ast.Is: (ast.IsNot,),
-    ast.IsNot: (ast.Is,),
-}
-OPERATORS: dict[type[ast.operator], type[ast.operator]] = {
-    ast.Add: ast.Sub,
-    ast.Sub: ast.Add,
-    ast.Mult: ast.Div,
-    ast.Div: ast.Mult,
-    ast.FloorDiv: ast.Mult,
-    ast.Mod: ast.Mult,
-    ast.Pow: ast.Mult,
-    ast.BitAnd: ast.BitOr,
-    ast.BitOr: ast.BitAnd,
-}
-FUNCTIONS = {"min": "max", "max": "min", "any": "all", "all": "any", "minimum": "maximum", "maximum": "minimum"}
+FILES = 4
+"""Test files that a mutant is tried on."""
+OTHER: dict[type[ast.AST], tuple[type[ast.AST], ...]] = {
+    ast.Lt: (ast.LtE, ast.GtE), ast.LtE: (ast.Lt, ast.Gt), ast.Gt: (ast.GtE, ast.LtE), ast.GtE: (ast.Gt, ast.Lt),
+    ast.Eq: (ast.NotEq,), ast.NotEq: (ast.Eq,), ast.In: (ast.NotIn,), ast.NotIn: (ast.In,), ast.Is: (ast.IsNot,),
+    ast.IsNot: (ast.Is,), ast.Add: (ast.Sub,), ast.Sub: (ast.Add,), ast.Mult: (ast.Div,), ast.Div: (ast.Mult,),
+    ast.FloorDiv: (ast.Mult,), ast.Mod: (ast.Mult,), ast.Pow: (ast.Mult,), ast.BitAnd: (ast.BitOr,),
+    ast.BitOr: (ast.BitAnd,), ast.And: (ast.Or,), ast.Or: (ast.And,),
+}  # fmt: skip
+SWAPPED = {"min": "max", "max": "min", "any": "all", "all": "any", "minimum": "maximum", "maximum": "minimum"}
+FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
+ALIKE = {"annotation", "returns", "decorator_list", "type_params", "msg"}
+"""Fields that do not change what is done."""
+WORDS = {"reason", "description", "help", "title", "strict", "encoding"}
+"""Keyword arguments for people, or that right calls do not need."""
 
 
 @dataclass(frozen=True)
@@ -86,48 +78,38 @@ class Mutant:
     variant: int
     change: str
 
-    @property
-    def id(self) -> str:
-        return f"{self.file}:{self.line}#{self.place}.{self.variant} {self.change}"
-
 
 def variants(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
     """(what changes, the changed node) of everything that may go wrong here."""
 
     def changed(what: str, **fields: Any) -> tuple[str, ast.AST]:
-        other = copy.deepcopy(node)
+        other = copy.copy(node)
         for name, value in fields.items():
             setattr(other, name, value)
         return what, other
 
     match node:
         case ast.Compare(ops=[operator]):
-            for other in COMPARISONS[type(operator)]:
-                yield changed(f"{type(operator).__name__} -> {other.__name__}", ops=[other()])
-        case ast.BinOp(op=operator) | ast.AugAssign(op=operator) if type(operator) in OPERATORS:
-            other_op = OPERATORS[type(operator)]
-            yield changed(f"{type(operator).__name__} -> {other_op.__name__}", op=other_op())
-        case ast.BoolOp(op=ast.And()):
-            yield changed("and -> or", op=ast.Or())
-        case ast.BoolOp():
-            yield changed("or -> and", op=ast.And())
-        case ast.UnaryOp(op=ast.Not(), operand=operand):
-            yield "not x -> x", operand
-        case ast.UnaryOp(op=ast.USub(), operand=operand):
-            yield "-x -> x", operand
+            for new in OTHER[type(operator)]:
+                yield changed(f"{type(operator).__name__} -> {new.__name__}", ops=[new()])
+        case ast.BinOp(op=operator) | ast.AugAssign(op=operator) | ast.BoolOp(op=operator) if type(operator) in OTHER:
+            new = OTHER[type(operator)][0]
+            yield changed(f"{type(operator).__name__} -> {new.__name__}", op=new())
+        case ast.UnaryOp(op=ast.Not() | ast.USub(), operand=operand):
+            yield "not x, -x -> x", operand
         case ast.Constant(value=bool(value)):
             yield changed(f"{value} -> {not value}", value=not value)
         case ast.Constant(value=int(value)):
             yield changed(f"{value} -> {value + 1}", value=value + 1)
-        case ast.Constant(value=float(value)):
+        case ast.Constant(value=float(value)) if value == 0 or abs(value) > 1e-6:  # tiny ones are guards for rounding
             yield changed(f"{value} -> {value * 2 or 1.0}", value=value * 2 or 1.0)
         case ast.Constant(value=str(value)) if value and " " not in value:
             yield changed(f"{value!r} -> {value + 'XX'!r}", value=value + "XX")
-        case ast.Call(func=ast.Name(id=name)) if name in FUNCTIONS:
-            yield changed(f"{name} -> {FUNCTIONS[name]}", func=ast.Name(FUNCTIONS[name], ast.Load()))
-        case ast.Call(func=ast.Attribute(value=value, attr=name)) if name in FUNCTIONS:
-            yield changed(f"{name} -> {FUNCTIONS[name]}", func=ast.Attribute(value, FUNCTIONS[name], ast.Load()))
-        case ast.Return(value=ast.expr() as value) if not (isinstance(value, ast.Constant) and value.value is None):
+        case ast.Call(func=ast.Name(id=name)) if name in SWAPPED:
+            yield changed(f"{name} -> {SWAPPED[name]}", func=ast.Name(SWAPPED[name], ast.Load()))
+        case ast.Call(func=ast.Attribute(value=value, attr=name)) if name in SWAPPED:
+            yield changed(f"{name} -> {SWAPPED[name]}", func=ast.Attribute(value, SWAPPED[name], ast.Load()))
+        case ast.Return(value=ast.expr() as value) if not (isinstance(value, ast.Constant) and not value.value):
             yield changed("return x -> return None", value=ast.Constant(None))
         case ast.Expr(value=ast.Call() | ast.Await()):
             yield "statement removed", ast.Pass()
@@ -137,302 +119,242 @@ def variants(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
             yield changed("condition negated", test=ast.UnaryOp(ast.Not(), test))
 
 
-def nodes(tree: ast.AST) -> Iterator[tuple[ast.AST, str, int | None]]:
-    """(parent, field, index in it) of every node that may be mutated: not docstrings, types, and words for people."""
+def is_alike(node: ast.AST) -> bool:
+    """Whether changes in it are no fault: docstrings, imports, types, errors' and logs' texts, `__all__`."""
+    match node:
+        case ast.Raise() | ast.JoinedStr() | ast.Import() | ast.ImportFrom() | ast.Expr(value=ast.Constant()):
+            return True
+        case ast.Subscript(value=ast.Name(id="Literal")) | ast.If(test=ast.Name(id="TYPE_CHECKING")):
+            return True
+        case ast.Assign(targets=[ast.Name(id="__all__")]) | ast.Call(func=ast.Name(id="cast" | "TypeVar")):
+            return True
+        case ast.Expr(value=ast.Call(func=ast.Attribute(value=ast.Name(id="log" | "logger" | "warnings")))):
+            return True
+        case ast.keyword(arg=name):
+            return name in WORDS
+    return False
+
+
+def nodes(tree: ast.AST) -> Iterator[tuple[ast.AST, ast.AST, str, int | None]]:
+    """(node, parent, field, index in it) of every node that may be mutated."""
     for field, value in ast.iter_fields(tree):
-        if field in ("annotation", "returns", "decorator_list", "type_params", "msg"):
-            continue
         for index, child in enumerate(value) if isinstance(value, list) else [(None, value)]:
-            if not isinstance(child, ast.AST) or isinstance(child, ast.Raise | ast.JoinedStr | ast.Import | ast.ImportFrom):
-                continue
-            if isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant):
-                continue
-            if isinstance(child, ast.Subscript) and ast.unparse(child.value) == "Literal":
-                continue
-            if isinstance(child, ast.Assign) and ast.unparse(child.targets[0]) == "__all__":
-                continue
-            if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
-                continue
-            yield tree, field, index
-            yield from nodes(child)
+            if field not in ALIKE and isinstance(child, ast.AST) and not is_alike(child):
+                yield child, tree, field, index
+                yield from nodes(child)
 
 
-def _at(place: tuple[ast.AST, str, int | None]) -> ast.AST:
-    parent, field, index = place
-    value = getattr(parent, field)
-    return value if index is None else value[index]  # type: ignore[no-any-return]
-
-
-def mutants_of(file: str) -> list[Mutant]:
-    tree = ast.parse((SOURCE / file).read_text())
-    found, line = [], 1
-    for place, where in enumerate(nodes(tree)):
-        node = _at(where)
+def mutants_of(file: str) -> Iterator[Mutant]:
+    line = 1
+    for place, (node, *_) in enumerate(nodes(ast.parse((SOURCE / file).read_text()))):
         line = getattr(node, "lineno", line)
-        found += [Mutant(file, line, place, i, what) for i, (what, _) in enumerate(variants(node))]
-    return found
-
-
-def mutated(mutant: Mutant) -> ast.Module:
-    tree = ast.parse((SOURCE / mutant.file).read_text())
-    parent, field, index = where = list(nodes(tree))[mutant.place]
-    old, new = _at(where), list(variants(_at(where)))[mutant.variant][1]
-    if hasattr(old, "lineno"):
-        ast.copy_location(new, old)
-    if index is None:
-        setattr(parent, field, new)
-    else:
-        getattr(parent, field)[index] = new
-    return ast.fix_missing_locations(tree)
+        yield from (Mutant(file, line, place, i, what) for i, (what, _) in enumerate(variants(node)))
 
 
 class Hook(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Imports one module from a changed tree."""
+    """Imports one module from its tree, with the mutant in it (or, as a control, without)."""
 
-    def __init__(self, mutant: Mutant) -> None:
-        self._mutant = mutant
+    def __init__(self, mutant: Mutant, control: bool) -> None:
         self._path = SOURCE / mutant.file
-        parts = ("r2v", *Path(mutant.file).with_suffix("").parts)
-        self._name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        self._name = ".".join(("r2v", *Path(mutant.file).with_suffix("").parts)).removesuffix(".__init__")
+        assert not any(name.startswith("r2v") for name in sys.modules), "tests would see the code without the mutant"
+        tree = ast.parse(self._path.read_text())
+        old, parent, field, index = list(nodes(tree))[mutant.place]
+        new = old if control else list(variants(old))[mutant.variant][1]
+        if index is None:
+            setattr(parent, field, ast.copy_location(new, old))
+        else:
+            getattr(parent, field)[index] = ast.copy_location(new, old)
+        self._code = compile(ast.fix_missing_locations(tree), str(self._path), "exec")
+        self.state = "not loaded"
 
     def find_spec(self, name: str, path: object, target: object = None) -> importlib.machinery.ModuleSpec | None:
-        if name != self._name:
-            return None
-        folders = [str(self._path.parent)] if self._path.name == "__init__.py" else None
-        spec = importlib.machinery.ModuleSpec(name, self, origin=str(self._path), is_package=folders is not None)
-        spec.has_location = True
-        spec.submodule_search_locations = folders
-        return spec
+        return importlib.util.spec_from_file_location(name, self._path, loader=self) if name == self._name else None
+
+    def is_package(self, name: str) -> bool:
+        return self._path.name == "__init__.py"
 
     def exec_module(self, module: ModuleType) -> None:
-        exec(compile(mutated(self._mutant), str(self._path), "exec"), module.__dict__)
+        self.state = "cannot be imported"
+        exec(self._code, module.__dict__)
+        self.state = "loaded"
 
 
 class Tracer:
-    """A pytest plug-in: which test runs which lines of the given files, and how long each takes."""
+    """A pytest plug-in: which test runs which lines of r2v, and how long each takes."""
 
-    def __init__(self, files: Sequence[str]) -> None:
-        self._files = {str(SOURCE / file): file for file in files}
+    def __init__(self) -> None:
         self._test = ""
-        self._setup = True
-        self.by_line: dict[str, set[str]] = defaultdict(set)
-        """`file:line` -> tests, or test files where a fixture ran it: all their tests."""
+        self._calls = Counter[Any]()
+        self.lines: dict[str, set[str]] = defaultdict(set)
+        """`file:line` -> tests, or "" where a fixture ran it: all tests of the file."""
         self.seconds: dict[str, float] = defaultdict(float)
-        self.left_out: set[str] = set()
-        """Skipped, or failed without a mutant."""
 
-    def _call(self, frame: FrameType, event: str, argument: object) -> Any:
-        return self._line if frame.f_code.co_filename in self._files else None
+    def _trace(self, frame: Any, event: str, argument: object) -> Any:
+        name = frame.f_code.co_filename
+        if not name.startswith(str(SOURCE)):
+            return None
+        if event == "call":
+            self._calls[frame.f_code] += 1
+            if self._calls[frame.f_code] > 200:  # within one test it will do nothing new
+                return None
+        self.lines[f"{name}:{frame.f_lineno}"].add(self._test)
+        return self._trace
 
-    def _line(self, frame: FrameType, event: str, argument: object) -> Any:
-        where = f"{self._files[frame.f_code.co_filename]}:{frame.f_lineno}"
-        self.by_line[where].add(self._test.split("::")[0] if self._setup else self._test)
-        return self._line
+    def pytest_runtest_logstart(self) -> None:
+        self._test = ""
+        threading.settrace(self._trace)
+        sys.settrace(self._trace)
 
-    def pytest_runtest_logstart(self, nodeid: str) -> None:
-        self._test, self._setup = nodeid, True
-        threading.settrace(self._call)
-        sys.settrace(self._call)
-
-    def pytest_runtest_call(self) -> None:
-        self._setup = False
+    def pytest_runtest_call(self, item: Any) -> None:
+        self._test = item.nodeid
+        self._calls.clear()
 
     def pytest_runtest_logreport(self, report: Any) -> None:
-        self.seconds[report.nodeid] += report.duration
-        if not report.passed:
-            self.left_out.add(report.nodeid)
-
-    def pytest_sessionfinish(self) -> None:
-        sys.settrace(None)
-        threading.settrace(None)
+        self.seconds[report.nodeid] += report.duration if report.passed else math.inf  # failed or skipped: of no use
 
 
-ARGUMENTS = [
-    "-q",
-    "-p",
-    "no:cacheprovider",
-    "-p",
-    "no:xdist",
-    "--hypothesis-seed=0",
-    "-W",
-    "ignore::pytest.PytestAssertRewriteWarning",
-]
+def pytest_status(arguments: Iterable[str], *plugins: object) -> int:
+    import pytest
+
+    warned = "ignore::pytest.PytestAssertRewriteWarning"  # its plug-ins are imported already
+    fixed = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--hypothesis-seed=0", "-W", warned]
+    return int(pytest.main([*fixed, *arguments], plugins=list(plugins)))
 
 
-def _fingerprint(paths: Sequence[Path]) -> str:
-    whole = hashlib.sha256()
-    for path in sorted(paths):
-        whole.update(path.read_bytes())
-    return whole.hexdigest()[:16]
-
-
-def _in_child(work: Callable[[], int], output: str = os.devnull) -> int:
-    """Starts `work` in a forked process group; its process id."""
-    child = os.fork()
-    if child:
-        return child
-    os.setsid()
-    status = 70
+def forked(work: Callable[[], int], timeout: float) -> int | None:
+    """Exit status of the work, done in a process of its own; None if it took too long. Its output is in build/mutation."""
+    if (child := os.fork()) == 0:
+        status = 70
+        try:
+            os.setsid()
+            sink = os.open(STATE / f"{os.getppid()}.log", os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+            for stream in (0, 1, 2):
+                os.dup2(sink, stream)
+            status = work()
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            os._exit(status)
+    until, ended, status = time.monotonic() + timeout, 0, 0
     try:
-        sink = os.open(output, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
-        for stream in (0, 1, 2):
-            os.dup2(sink, stream)
-        status = work()
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        os._exit(status)
-
-
-def traced(files: Sequence[str], tests: Sequence[str], cache: str) -> tuple[dict[str, list[str]], dict[str, float]]:
-    """(`file:line` -> tests, seconds by test); kept in a file until code or tests change."""
-    path, output = STATE / f"mutation-lines-{cache}.json", STATE / "mutation-trace.log"
-    if not path.exists():
-        print("mutate: tracing which tests run which lines", flush=True)
-
-        def work() -> int:
-            import pytest
-
-            tracer = Tracer(files)
-            status = int(pytest.main([*ARGUMENTS, "-m", "quick", *tests], plugins=[tracer]))
-            if status in (0, 1):
-                seconds = {test: taken for test, taken in tracer.seconds.items() if test not in tracer.left_out}
-                found = {
-                    "lines": {where: sorted(tests) for where, tests in tracer.by_line.items()},
-                    "seconds": seconds,
-                    "left_out": sorted(tracer.left_out),
-                }
-                path.with_suffix(".part").write_text(json.dumps(found))
-                path.with_suffix(".part").rename(path)
-            return status
-
-        status = os.waitstatus_to_exitcode(os.waitpid(_in_child(work, str(output)), 0)[1])
-        if not path.exists():
-            raise SystemExit(f"mutate: pytest cannot run the tests (status {status}); see {output}")
-    found = json.loads(path.read_text())
-    for test in found["left_out"]:
-        print(f"mutate: left out: {test} (skipped, or fails without a mutant)")
-    return found["lines"], found["seconds"]
-
-
-def tests_for(mutant: Mutant, lines: dict[str, list[str]], seconds: dict[str, float], budget: float) -> list[str]:
-    """The fastest tests that run the mutant's line; for what runs at import, those that run anything of its file."""
-    entries = set(lines.get(f"{mutant.file}:{mutant.line}", ()))
-    if not entries:
-        entries = {test for where, tests in lines.items() if where.startswith(f"{mutant.file}:") for test in tests}
-    chosen: list[str] = []
-    spent = 0.0
-    for test in sorted(seconds, key=lambda test: seconds[test]):
-        if test in entries or test.split("::")[0] in entries:
-            spent += seconds[test]
-            if chosen and spent > budget:
-                break
-            chosen.append(test)
-    return chosen
-
-
-def examine(
-    mutants: Sequence[Mutant], chosen: dict[str, list[str]], jobs: int, timeout: float
-) -> Iterator[tuple[Mutant, str]]:
-    """(mutant, killed | timeout | survived), as they end."""
-    waiting, running = list(reversed(mutants)), dict[int, tuple[Mutant, float]]()
-    try:
-        while waiting or running:
-            while waiting and len(running) < jobs:
-                mutant = waiting.pop()
-
-                def work(mutant: Mutant = mutant) -> int:
-                    import pytest
-
-                    sys.meta_path.insert(0, Hook(mutant))
-                    return int(pytest.main([*ARGUMENTS, "-x", *chosen[mutant.id]]))
-
-                running[_in_child(work)] = mutant, time.monotonic() + timeout
-            child, status = os.waitpid(-1, os.WNOHANG)
-            if child in running:
-                mutant, _ = running.pop(child)
-                yield mutant, "survived" if os.waitstatus_to_exitcode(status) == 0 else "killed"
-                continue
-            for process, (mutant, until) in list(running.items()):
-                if time.monotonic() > until:
-                    os.killpg(process, signal.SIGKILL)
-                    os.waitpid(process, 0)
-                    del running[process]
-                    yield mutant, "timeout"
+        while not ended and time.monotonic() < until:
             time.sleep(0.02)
+            ended, status = os.waitpid(child, os.WNOHANG)
     finally:
-        for process in running:
-            os.killpg(process, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)
+    if not ended:
+        os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status) if ended else None
 
 
-def main() -> int:
+def traced() -> tuple[dict[str, set[str]], dict[str, tuple[int, float]]]:
+    """(`file:line` -> tests, test -> (lines that it runs itself, seconds)); only what has changed is traced again."""
+    common = [*sorted(SOURCE.rglob("*.py")), *(path for path in sorted(TESTS.glob("*.py")) if "test_" not in path.name)]
+    code = b"".join(path.read_bytes() for path in common)
+    lines, costs = defaultdict[str, set[str]](set), dict[str, tuple[int, float]]()
+    for test in sorted(TESTS.glob("test_*.py")):
+        kept = STATE / f"{test.stem}-{hashlib.sha256(code + test.read_bytes()).hexdigest()[:16]}.json"
+        if not kept.exists():
+            print(f"mutate: tracing {test.name}", flush=True)
+            forked(partial(trace, test, kept), 1800)
+        if not kept.exists():
+            sys.exit(f"mutate: pytest cannot run {test.name}; see {STATE / f'{os.getpid()}.log'}")
+        of_file, took = json.loads(kept.read_text())
+        width = Counter(test for tests in of_file.values() for test in tests)
+        costs |= {test: (width[test], seconds) for test, seconds in took.items()}
+        for where, tests in of_file.items():
+            lines[where.removeprefix(f"{SOURCE}/")] |= set(took) if "" in tests else set(tests) & set(took)
+    return lines, costs
+
+
+def trace(test: Path, kept: Path) -> int:
+    tracer = Tracer()
+    status = pytest_status(["-m", "quick", str(test)], tracer)
+    sys.settrace(None)
+    if status in (0, 1, 5):
+        lines = {where: sorted(tests) for where, tests in tracer.lines.items()}
+        kept.write_text(json.dumps([lines, {k: v for k, v in tracer.seconds.items() if v < math.inf}]))
+    return status
+
+
+def tests_for(mutant: Mutant, lines: dict[str, set[str]], costs: dict[str, tuple[int, float]], budget: float) -> list[str]:
+    """Tests that run the mutant's line, those that run the fewest lines first; of what runs at import, tests of the file's
+    functions, those that run the most of it first. At most `budget` seconds, and few files, since each has to be imported.
+    """
+    functions = [n for n in ast.walk(ast.parse((SOURCE / mutant.file).read_text())) if isinstance(n, FUNCTION)]
+    inside = {line for n in functions for line in range(n.body[0].lineno, (n.end_lineno or 0) + 1)}
+    own = Counter(test for line in inside for test in lines.get(f"{mutant.file}:{line}", ()))
+    tests = lines.get(f"{mutant.file}:{mutant.line}", set()) if mutant.line in inside else set()
+    order = {test: costs[test][0] for test in tests} or {test: -n for test, n in own.items()}
+    chosen, files, spent = list[str](), set[str](), 0.0
+    for test in sorted(order, key=lambda test: (order[test], test)):
+        file = test.split("::")[0]
+        if spent + costs[test][1] <= budget and (file in files or len(files) < FILES):
+            chosen.append(test)
+            files.add(file)
+            spent += costs[test][1]
+    return chosen or sorted(order, key=lambda test: costs[test][1])[:1]
+
+
+def wilson(hits: int, n: int) -> str:
+    """95 % interval of a share, in percent."""
+    z2, p = 1.96**2, hits / n
+    middle, half = p + z2 / (2 * n), math.sqrt(z2 * (p * (1 - p) / n + z2 / (4 * n * n)))
+    return f"{100 * (middle - half) / (1 + z2 / n):.0f} to {100 * (middle + half) / (1 + z2 / n):.0f} %"
+
+
+def outcome(mutant: Mutant, tests: list[str], control: bool, timeout: float) -> str:
+    def work() -> int:
+        hook = Hook(mutant, control)
+        sys.meta_path.insert(0, hook)
+        status = pytest_status(["-x", *tests])
+        return {"loaded": status, "cannot be imported": 90, "not loaded": 91}[hook.state]
+
+    if not tests:
+        return "no test"
+    status = forked(work, timeout)
+    # 2, 4: tests or conftest.py cannot be imported, though the mutant itself can (else 90).
+    names = {0: "survived", 1: "killed", 2: "killed", 4: "killed", None: "timeout", 90: "unimportable"}
+    return names.get(status, f"error {status}")
+
+
+def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("what", nargs="+", help=f"rooms ({', '.join(ROOMS)}) or files below src/r2v")
-    parser.add_argument("--sample", type=int, help="so many mutants of each room")
+    parser.add_argument("--sample", type=int, default=1_000_000, help="so many mutants of each room")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--timeout", type=float, default=90, help="seconds a mutant may take; a longer one counts as killed")
-    parser.add_argument("--budget", type=float, default=20, help="seconds of tests (as measured without mutants) per mutant")
-    parser.add_argument("--tests", nargs="+", default=[str(ROOT / "tests")], help="test files to choose from")
-    parser.add_argument("--at-least", type=float, default=0.0, help="exit status 1 if a room's score is lower (percent)")
+    parser.add_argument("--budget", type=float, default=10, help="seconds of tests (as traced) per mutant")
+    parser.add_argument("--control", action="store_true", help="load the code as it is; what does not survive is an error")
     options = parser.parse_args()
     os.chdir(ROOT)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the mutants end, too
-    sys.path.insert(0, str(ROOT / "tests"))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the mutant ends, too
+    sys.path[:0] = [str(ROOT / "src"), str(TESTS), str(ROOT)]
     os.environ.update(OMP_NUM_THREADS="1", HYPOTHESIS_STORAGE_DIRECTORY=str(STATE / "hypothesis"))
-    STATE.mkdir(exist_ok=True)
+    STATE.mkdir(parents=True, exist_ok=True)
     for name in PRELOAD:
         importlib.import_module(name)
-
-    rooms = {}
-    for what in options.what:
-        patterns = ROOMS.get(what, (what.removeprefix("src/r2v/"),))
-        rooms[what] = sorted({str(p.relative_to(SOURCE)) for pattern in patterns for p in SOURCE.glob(pattern)})
-        if not rooms[what]:
-            print(f"mutate: there is no room and no file {what}; rooms are {', '.join(ROOMS)}", file=sys.stderr)
-            return 2
-    everything = sorted({file for files in rooms.values() for file in files})
-    test_print = _fingerprint(list((ROOT / "tests").glob("*.py")))
-    code_print = _fingerprint([SOURCE / file for file in everything])
-    scope = hashlib.sha256(" ".join([*everything, *options.tests]).encode()).hexdigest()[:8]
-    lines, seconds = traced(everything, options.tests, f"{scope}-{code_print}-{test_print}")
-
-    kept: dict[str, str] = {}
-    log = STATE / "mutation.jsonl"
-    for line in log.read_text().splitlines() if log.exists() else ():
-        mark, tests, result = json.loads(line)
-        if result != "survived" or tests == f"{scope}-{test_print}":
-            kept[mark] = result
-
-    low = False
-    for room, files in rooms.items():
-        hashes = {file: _fingerprint([SOURCE / file]) for file in files}
-        mutants = [mutant for file in files for mutant in mutants_of(file)]
-        every = len(mutants)
-        if options.sample is not None and options.sample < every:
-            mutants = random.Random(options.seed).sample(mutants, options.sample)
-        marks = {mutant.id: f"{hashes[mutant.file]} {mutant.id}" for mutant in mutants}
-        chosen = {mutant.id: tests_for(mutant, lines, seconds, options.budget) for mutant in mutants}
-        results = {m: kept[marks[m.id]] for m in mutants if marks[m.id] in kept}
-        results |= {m: "no test" for m in mutants if not chosen[m.id]}
-        todo = [mutant for mutant in mutants if mutant not in results]
-        print(f"mutate: {room}: {len(mutants)} of {every} mutants, {len(todo)} to run", flush=True)
-        start = time.monotonic()
-        for mutant, result in examine(todo, chosen, options.jobs, options.timeout):
-            results[mutant] = result
-            with log.open("a") as stream:
-                stream.write(json.dumps([marks[mutant.id], f"{scope}-{test_print}", result]) + "\n")
-        counts = Counter(results.values())
-        for mutant in sorted(mutants, key=lambda m: (m.file, m.line, m.place)):
-            if results[mutant] in ("survived", "no test"):
-                print(f"  {results[mutant]:<9} src/r2v/{mutant.file}:{mutant.line}  {mutant.change}")
-        score = 100 * (counts["killed"] + counts["timeout"]) / max(len(mutants), 1)
-        low |= score < options.at_least
-        facts = ", ".join(f"{count} {result}" for result, count in sorted(counts.items()))
-        print(f"mutate: {room}: {score:.1f} % killed ({facts}; {time.monotonic() - start:.0f} s)", flush=True)
-    return int(low)
+    lines, costs = traced()
+    for room in options.what:
+        files = sorted({path for pattern in ROOMS.get(room, [room]) for path in SOURCE.glob(pattern)})
+        if len(files) < len(ROOMS.get(room, [room])):
+            parser.error(f"{room} names files that are not there")
+        every = [mutant for file in files for mutant in mutants_of(str(file.relative_to(SOURCE)))]
+        start, counts = time.monotonic(), Counter[str]()
+        for mutant in random.Random(options.seed).sample(every, min(options.sample, len(every))):
+            tests = tests_for(mutant, lines, costs, options.budget)
+            result = outcome(mutant, tests, options.control, options.timeout)
+            counts[result] += 1
+            if result != "killed":
+                print(f"  {result:<9} src/r2v/{mutant.file}:{mutant.line}  {mutant.change}", flush=True)
+        killed, n = counts["killed"] + counts["timeout"], counts.total() - counts["unimportable"]
+        share = f"{killed} of {n} killed = {100 * killed / n:.1f} % (95 %: {wilson(killed, n)})"
+        took = f"{len(every)} mutants in all, seed {options.seed}, {time.monotonic() - start:.0f} s"
+        print(f"mutate: {room}: {share}; {dict(counts)}; {took}", flush=True)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -51,7 +51,7 @@ context = Context("open the door", ("a door",), (), 5)
 choice, _ = asyncio.run(agent.act(context, Memory(), seed=1))
 assert (choice.source, choice.action.text) == ("teacher", "teacher"), choice
 loaded = {name.split(".")[0] for name in sys.modules}
-assert not loaded & {"torch", "pyarrow", "sklearn", "starlette", "pydantic", "typer", "rich"}, loaded
+assert not loaded & {"torch", "pyarrow", "sklearn", "starlette", "typer", "rich"}, loaded
 """
 TINY = """\
 version: 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import re
+import sys
 import tarfile
 from pathlib import Path
 
@@ -15,23 +16,29 @@ from r2v.domains.household.scenes import SceneSettings, make_tasks
 SMALL = SceneSettings(house="small", receptacles=(5, 8), objects=(6, 11))
 
 SLOW = {
-    # whole runs of the pipeline, and training
+    # whole runs of the pipeline, and training (its libraries alone are seconds of imports)
     "test_pipeline.py",
     "test_humaneval_run.py",
     "test_terminal_run.py",
     "test_household_real.py",
     "test_slm.py",
+    "test_local_models.py",
+    "test_conversation_training.py",
     "test_gateway_household.py",
     "test_plugins.py::test_own_domain_verifier_and_router_go_through_the_pipeline_to_the_report",
     "test_fit_logs.py::test_a_run_on_own_logs_inspects_and_fits",
-    # other engines, recorded games
+    "test_log_formats.py::test_fitting_and_inspecting_need_no_torch_and_no_web_server",
+    # other engines, recorded games and answers
+    "test_recorded_help.py",
     "test_household_textworld.py",
     "test_traces.py::test_our_engine_answers_a_real_model_as_alfworld_did",
     "test_traces.py::test_where_the_game_is_at_hand_every_step_is_compared",
     "test_traces.py::test_real_traces_are_inspected",
     "test_traces.py::test_the_expert_rescues_a_real_model_and_gaps_are_counted",
     "test_traces.py::test_alfworld_example_finds_real_games_and_collects",
+    "test_humaneval.py::test_real_files_are_read_whole_and_canonical_solutions_pass",
     # other people's programs: browsers, Redis and nginx, agent frameworks
+    "test_agents.py",
     "test_gateway_replicas.py",
     "test_launch.py",
     "test_gateway.py::test_the_frameworks_people_use",
@@ -39,12 +46,15 @@ SLOW = {
     "test_gateway.py::test_a_killed_server_has_every_answered_step_in_its_ledger",
     "test_gateway.py::test_fuzzed_requests_never_break_it",
     "test_report.py::test_a_browser_shows_the_episodes",
-    # programs that only end when their limit does; all terminal tasks, solved and cheated
+    # programs that only end when their limit does; tasks in sandboxes: solved, cheated, under every perturbation
+    "test_domains.py::test_the_domains_that_run_code_keep_all_promises",
+    "test_humaneval.py::test_cheats_fail",
     "test_sandbox.py::test_what_takes_too_much_is_stopped",
     "test_sandbox.py::test_it_is_stopped_without_namespaces_too",
     "test_terminal.py::test_the_reference_passes_and_an_empty_attempt_fails",
     "test_terminal.py::test_a_task_starts_from_the_same_bytes_and_times",
     "test_terminal.py::test_cheats_fail",
+    "test_terminal.py::test_the_environment_conforms_with_and_without_perturbations",
     "test_terminal.py::test_half_right_attempts_fail",
 }
 """Files, or `file::test`, that are not quick; every other test is. `make quick` stays under two minutes on two cores."""
@@ -88,11 +98,41 @@ def games(shared_data, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture
+def refused(monkeypatch, capsys):
+    """Runs the command line in this process, which must fail in one line: returns that line."""
+    from r2v.cli import app
+
+    def run(*arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["r2v", *map(str, arguments)])
+        with pytest.raises(SystemExit, match="1"):
+            app()
+        told = capsys.readouterr()
+        assert (told.out, told.err.count("\n")) == ("", 1), told
+        return told.err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def host():
+    """Serves made-up models: `host(model)` is its URL."""
+    from servers import model_host
+
+    with model_host() as add:
+        yield add
+
+
 def pytest_configure(config):
     config.addinivalue_line("markers", "quick: the inner loop, `make quick`; set here for all tests that are not in SLOW")
     config.addinivalue_line("markers", "slow: the rest")
     if os.environ.get("CI") and not hasattr(config, "workerinput"):
         config.pluginmanager.register(NoSilentSkips(), "no-silent-skips")
+
+
+def pytest_ignore_collect(collection_path, config):
+    """A file without a quick test is not imported where only those run: torch alone takes seconds in each process."""
+    return True if config.option.markexpr == "quick" and collection_path.name in SLOW else None
 
 
 def pytest_collection_modifyitems(items):

@@ -7,7 +7,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,8 +22,18 @@ from r2v.gateway.app import build_app
 from r2v.gateway.service import Service
 from r2v.gateway.settings import GatewaySettings
 from r2v.messages.openai_chat import chunks
+from r2v.runtime.settings import validated
 
 KEY = "test-key-1"
+
+
+class Server(uvicorn.Server):
+    """One that ends when it is told, not at the next tenth of a second."""
+
+    async def main_loop(self) -> None:
+        await self.on_tick(0)
+        while not self.should_exit:
+            await asyncio.sleep(0.01)
 
 
 @contextmanager
@@ -32,7 +42,7 @@ def running(app: Any) -> Iterator[str]:
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     listener.listen(512)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="on", timeout_graceful_shutdown=2))
+    server = Server(uvicorn.Config(app, log_level="warning", lifespan="on", timeout_graceful_shutdown=2))
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()
     deadline = time.monotonic() + 20
@@ -62,6 +72,8 @@ class Model:
         """Status and body of every answer, if set."""
         self.reply: Any = None
         """Called with the request, gives the answer, if set."""
+        self.event_of: Any = None
+        """Called with a Messages request, gives the answer that is streamed, if set."""
         self.started = self.finished = 0
         self.pace = 0.0
         """Seconds between the chunks of a stream."""
@@ -75,6 +87,7 @@ class Model:
             routes=[
                 Route("/v1/chat/completions", self.completions, methods=["POST"]),
                 Route("/v1/messages", self.messages, methods=["POST"]),
+                Route("/v1/responses", self.responses, methods=["POST"]),
             ]
         )
 
@@ -130,6 +143,8 @@ class Model:
         body = self.seen[-1]
         if problem := refused_by_anthropic(body):
             return JSONResponse({"type": "error", "error": {"type": "invalid_request_error", "message": problem}}, 400)
+        if self.event_of is not None:
+            return StreamingResponse(self._events(self.event_of(body)), media_type="text/event-stream")
         if self.reply is not None:
             return JSONResponse(self.reply(body))
         content: list[dict[str, Any]] = [{"type": "text", "text": "done"}]
@@ -144,17 +159,131 @@ class Model:
                 }
             ]
             stop = "tool_use"
-        return JSONResponse(
-            {
-                "id": "msg_1", "type": "message", "role": "assistant", "model": self.mock_model.name, "content": content,
-                "stop_reason": stop, "usage": {"input_tokens": 10, "output_tokens": 5},
-            }
-        )  # fmt: skip
+        answer = {
+            "id": "msg_1", "type": "message", "role": "assistant", "model": self.mock_model.name, "content": content,
+            "stop_reason": stop, "stop_sequence": None, "usage": {"input_tokens": 10, "output_tokens": 5},
+        }  # fmt: skip
+        if body.get("stream"):
+            return StreamingResponse(self._events(answer), media_type="text/event-stream")
+        return JSONResponse(answer)
+
+    async def responses(self, request: Request) -> Response:
+        """OpenAI's Responses side, with reasoning that only it can read."""
+        early = await self._before(request)
+        if early is not None:
+            return early
+        body = self.seen[-1]
+        if "previous_response_id" in body or any(item.get("type") == "item_reference" for item in body["input"]):
+            return JSONResponse({"error": {"message": "nothing is stored here"}}, 400)
+        words = {"type": "output_text", "text": "all done", "annotations": [], "logprobs": []}
+        done = {"id": "msg_up", "type": "message", "role": "assistant", "status": "completed", "content": [words]}
+        output = [{"type": "reasoning", "id": "rs_up", "summary": [], "encrypted_content": "only-mine"}, done]
+        if body.get("tools") and not any(item.get("type") == "function_call_output" for item in body["input"]):
+            call = {"type": "function_call", "id": "fc_up", "call_id": "call_up", "name": body["tools"][0]["name"]}
+            output[1] = {**call, "arguments": '{"where": "x"}', "status": "completed"}
+        counts = {"input_tokens": 10, "output_tokens": 5, "total_tokens": 15, "input_tokens_details": {"cached_tokens": 4}}
+        answer = {
+            "id": "resp_up", "object": "response", "created_at": 1, "status": "completed", "model": self.mock_model.name,
+            "output": output, "usage": counts, "store": False, "tools": body.get("tools") or [], "error": None,
+            "parallel_tool_calls": True, "tool_choice": "auto",
+        }  # fmt: skip
+        if not body.get("stream"):
+            return JSONResponse(answer)
+        return StreamingResponse(self._paced(response_events(answer)), media_type="text/event-stream")
+
+    def _events(self, answer: dict[str, Any]) -> AsyncIterator[bytes]:
+        return self._paced(events_of(answer))
+
+    async def _paced(self, events: Iterator[tuple[str, dict[str, Any]]]) -> AsyncIterator[bytes]:
+        for i, (name, content) in enumerate(events):
+            if i == self.cut:
+                return
+            if self.may_go_on is not None and name in ("message_delta", "response.completed"):
+                await asyncio.to_thread(self.may_go_on.wait, 20)
+            yield f"event: {name}\ndata: {json.dumps(content)}\n\n".encode()
+            await asyncio.sleep(self.pace)
+
+
+def response_events(answer: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A Responses answer as OpenAI's server streams it."""
+    for number, (kind, fields) in enumerate(_response_events(answer)):
+        yield kind, {"type": kind, "sequence_number": number, **fields}
+
+
+def _response_events(answer: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    yield "response.created", {"response": {**answer, "status": "in_progress", "output": [], "usage": None}}
+    for i, item in enumerate(answer["output"]):
+        yield "response.output_item.added", {"output_index": i, "item": item}
+        if item["type"] == "message":
+            (part,) = item["content"]
+            where = {"item_id": item["id"], "output_index": i, "content_index": 0}
+            yield "response.content_part.added", {**where, "part": {**part, "text": ""}}
+            yield "response.output_text.delta", {**where, "delta": part["text"], "logprobs": []}
+            yield "response.output_text.done", {**where, "text": part["text"], "logprobs": []}
+            yield "response.content_part.done", {**where, "part": part}
+        elif item["type"] == "function_call":
+            where = {"item_id": item["id"], "output_index": i}
+            yield "response.function_call_arguments.delta", {**where, "delta": item["arguments"]}
+            yield "response.function_call_arguments.done", {**where, "arguments": item["arguments"], "name": item["name"]}
+        yield "response.output_item.done", {"output_index": i, "item": item}
+    yield "response.completed", {"response": answer}
+
+
+def events_of(answer: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A Messages answer as Anthropic's server streams it."""
+    usage = {**answer["usage"], "output_tokens": 1}
+    begun = {**answer, "content": [], "stop_reason": None, "usage": usage}
+    yield "message_start", {"type": "message_start", "message": begun}
+    yield "ping", {"type": "ping"}
+    for i, block in enumerate(answer["content"]):
+        start, deltas = block, []
+        if block["type"] == "text":
+            start, deltas = (
+                {**block, "text": ""},
+                [{"type": "text_delta", "text": t} for t in (block["text"][:3], block["text"][3:])],
+            )
+        elif block["type"] == "tool_use":
+            text = json.dumps(block["input"])
+            start, deltas = (
+                {**block, "input": {}},
+                [{"type": "input_json_delta", "partial_json": t} for t in ("", text[:4], text[4:])],
+            )
+        elif block["type"] == "thinking":
+            start = {**block, "thinking": "", "signature": ""}
+            deltas = [{"type": "thinking_delta", "thinking": block["thinking"]}]
+            deltas.append({"type": "signature_delta", "signature": block["signature"]})
+        yield "content_block_start", {"type": "content_block_start", "index": i, "content_block": start}
+        for delta in deltas:
+            yield "content_block_delta", {"type": "content_block_delta", "index": i, "delta": delta}
+        yield "content_block_stop", {"type": "content_block_stop", "index": i}
+    ended = {"stop_reason": answer["stop_reason"], "stop_sequence": answer["stop_sequence"]}
+    usage = {"output_tokens": answer["usage"]["output_tokens"]}
+    yield "message_delta", {"type": "message_delta", "delta": ended, "usage": usage}
+    yield "message_stop", {"type": "message_stop"}
+
+
+@contextmanager
+def model_host() -> Iterator[Callable[[Model], str]]:
+    """One server for the models of many tests; yields what gives a model a path of its own there, and returns its URL."""
+    app = Starlette()
+    with running(app) as url:
+
+        def add(model: Model) -> str:
+            path = f"/{len(app.routes)}"
+            app.mount(path, model.app())
+            return url + path
+
+        yield add
 
 
 def refused_by_anthropic(body: dict[str, Any]) -> str | None:
     """The rules of the Messages API that a switch of models can break; None when the request is fine."""
-    messages = body.get("messages")
+    if any(m["role"] == "system" for m in body.get("messages") or []):  # as with its beta: at any place
+        body = {**body, "messages": [m for m in body["messages"] if m["role"] != "system"]}
+    messages = [
+        {**m, "content": [{"type": "text", "text": m["content"]}] if isinstance(m["content"], str) else m["content"]}
+        for m in body.get("messages") or []
+    ]
     if not body.get("model") or not isinstance(body.get("max_tokens"), int) or not messages:
         return "model, max_tokens and messages are required"
     if messages[0]["role"] != "user":
@@ -210,7 +339,7 @@ def settings(small: str, teacher: str, ledger: Any, *, teacher_provider: str = "
             raw["models"][group][key] = value
         else:
             raw.setdefault(group, {})[key] = value
-    return GatewaySettings.model_validate(raw)
+    return validated(GatewaySettings, raw)
 
 
 @contextmanager

@@ -9,8 +9,9 @@ import pytest
 from r2v.clients.scripted import ScriptedPolicy
 from r2v.core.agent import AgentModels, Forked, Noisy, Routed, Solo
 from r2v.core.features import best
-from r2v.core.fixed import Always, Never
-from r2v.core.types import Action, Candidate, Decision, Memory, Usage
+from r2v.core.fixed import Always, AtSteps, Never, Redraw
+from r2v.core.seeds import derive_seed, derive_uniform
+from r2v.core.types import NO_USAGE, Action, Candidate, Context, Decision, Memory, Usage
 from r2v.routers.random import Random
 from toy import Budgeted, Flat, ThresholdRouter, Toy, routed, run
 
@@ -160,3 +161,116 @@ def test_a_fork_shares_the_past_and_draws_another_future():
     texts, forked = ([step.choice.action.text for step in e.steps] for e in (alone, fork))
     assert forked[:3] == texts[:3]
     assert all(a != b for a, b in zip(forked[3:], texts[3:], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("router", "memory", "expected"),
+    [
+        (Never(), Memory(), ("continue", "never")), (Always(), Memory(), ("escalate", "always")),
+        (Redraw(), Memory(), ("retry", "retry")), (Redraw(), Memory(retries=1), ("continue", "scheduled")),
+        (AtSteps(frozenset([1])), Memory(), ("escalate", "scheduled")),
+        (AtSteps(frozenset([2])), Memory(), ("continue", "scheduled")),
+    ],
+)  # fmt: skip
+def test_fixed_routers_say_what_they_do(router, memory, expected):
+    decision = router.decide(Context("g", ("a", "b"), (Action("x"),), 9), None, memory, seed=0)
+    assert decision == Decision(*expected, None, None, None, 1.0, (), decision.reason)
+    assert [type(r)().name for r in (Never(), Always(), Redraw())] == ["slm_only", "llm_only", "redraw"]
+
+
+def test_every_random_number_of_an_episode_has_its_own_seed():
+    """These seeds are part of the results: with others, recorded runs would not be played again."""
+    told = []
+
+    class Told(ScriptedPolicy):
+        async def propose(self, context, k, *, seed):
+            told.append((self.name, k, seed))
+            return await super().propose(context, k, seed=seed)
+
+    class Twice(Redraw):
+        def decide(self, context, features, memory, *, seed):
+            told.append(("router", memory.seed, seed))
+            return super().decide(context, features, memory, seed=seed)
+
+    slm, teacher = Told(lambda c: "press blue", "slm"), Told(lambda c: "press red", "teacher")
+    step = derive_seed("toy/press/1", 7, 0)
+    run(Routed(AgentModels(slm, teacher, Flat(), 3), Twice()), horizon=1, seed=7)
+    episode = derive_seed("toy/press/1", 7, "episode")
+    assert told == [
+        ("slm", 3, derive_seed(step, "slm")), ("router", episode, derive_seed(step, "router")),
+        ("slm", 3, derive_seed(step, "slm", 0, 1)), ("router", episode, derive_seed(step, "router", 1)),
+    ]  # fmt: skip
+    told.clear()
+    run(Routed(AgentModels(slm, teacher, Flat(), 3, draw=2), Always()), horizon=1, seed=7)
+    run(Solo(slm, "slm"), horizon=1, seed=7)
+    assert told == [
+        ("slm", 3, derive_seed(step, "slm", 2, 0)), ("teacher", 1, derive_seed(step, "teacher")),
+        ("slm", 1, derive_seed(step, "slm")),
+    ]  # fmt: skip
+    drawn = []
+    noisy = Noisy(Solo(teacher, "teacher"), 0.5, lambda context, seed: drawn.append(seed) or Action("press blue"))
+    steps = run(noisy, horizon=20, seed=7).steps
+    seeds = [derive_seed("toy/press/1", 7, t) for t in range(len(steps))]
+    noise = [derive_uniform(seed, "noise?") < 0.5 for seed in seeds]
+    assert [s.choice.source == "noise" for s in steps] == noise
+    assert drawn == [derive_seed(seed, "noise") for seed, replaced in zip(seeds, noise, strict=True) if replaced]
+    assert noisy.name == "teacher+noise"
+
+
+def test_who_is_paid_for_what():
+    class Paid(ScriptedPolicy):
+        async def propose(self, context, k, *, seed):
+            return tuple(replace(c, usage=Usage(1, 7, 2, 0.5)) for c in await super().propose(context, k, seed=seed))
+
+    one = Paid(lambda c: "press red", "one")
+    for source, paid in (("slm", (Usage(1, 7, 2, 0.5), NO_USAGE)), ("teacher", (NO_USAGE, Usage(1, 7, 2, 0.5)))):
+        choice = run(Solo(one, source), horizon=1).steps[0].choice
+        assert ((choice.slm, choice.teacher), choice.source) == (paid, source)
+    both = Usage(1, 7, 2, 0.5) + Usage(2, 1, 1, 0.25)
+    assert both == Usage(3, 8, 3, 0.75)
+    assert Usage(1, 7, None, 0.5) + Usage(1, 1, 1, None) == Usage(2, 8, None, None)
+    assert Usage(1, 7) + NO_USAGE == NO_USAGE + Usage(1, 7) == Usage(1, 7)
+
+
+@pytest.mark.parametrize(
+    ("first", "sizes"), [(None, [4, 4, 4]), (1, [1, 3, 4]), (3, [3, 1, 4])]
+)  # fmt: skip
+def test_the_first_draw_may_be_smaller_and_the_second_fills_it_up(first, sizes):
+    models = AgentModels(Draws(), ScriptedPolicy(lambda c: "press red"), Flat(), 4, first=first)
+    assert [models.size(retries) for retries in range(3)] == sizes
+    choice = run(Routed(models, At("retry", 0, 2)), horizon=1).steps[0].choice
+    assert (len(choice.candidates), choice.slm.calls, len(choice.scores)) == (sum(sizes), 3, sum(sizes))
+
+
+def test_calls_are_counted_down_where_the_teacher_is_called():
+    def after(route, left):
+        decision = Decision(route, "scheduled", None, None, None, 1.0, (), "")
+        memory = Memory(calls_left=left, seed=5, retries=2).after(decision)
+        assert (memory.seed, memory.retries, memory.decisions) == (5, 0, (decision,))
+        return memory.calls_left
+
+    assert [after(route, 3) for route in ("continue", "restart", "escalate", "takeover")] == [3, 3, 2, 2]
+    assert after("escalate", None) is None
+    kept = run(routed(router=At("takeover", 0)), horizon=3, memory=Memory(calls_left=1)).steps
+    assert [step.choice.decision.code for step in kept] == ["scheduled", "scheduled", "scheduled"]
+    latched = run(routed(slm="x", teacher="y", router=At("takeover", 0)), horizon=2).steps[1].choice.decision
+    assert latched == Decision("takeover", "latch", None, None, None, 1.0, (), latched.reason)
+    asked = run(routed(router=AtSteps(frozenset([0, 2]))), horizon=4)
+    assert asked.llm_call_rate == 0.5 and replace(asked, steps=()).llm_call_rate == 0.0
+    context = asked.contexts(4)[2]
+    assert context.t == 2 and context.history(1) == ("press red.", context.observations[:2], ("press red",))
+
+
+def test_a_failed_or_unscored_end_is_not_a_success():
+    class Unscored(Toy):
+        async def step(self, action):
+            return replace(await super().step(action), done=True, success=None)
+
+    class Lost(Toy):
+        async def step(self, action):
+            return replace(await super().step(action), done=True, success=False)
+
+    ends = [(e.success, e.stop) for e in (run(routed(), environment=world) for world in (Unscored(), Lost()))]
+    assert ends == [(None, "done"), (False, "done")]
+    broken = run(Solo(Broken(), "slm"))
+    assert (broken.failure.boundary, broken.failure.kind, broken.failure.message) == ("slm", "KeyError", "'no answer'")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -11,20 +13,25 @@ from hypothesis import strategies as st
 
 from r2v.core.errors import ArtifactError
 from r2v.evaluation.certificate import Certificate, Target, certified, load_certificate
-from r2v.evaluation.outcomes import Row, gather
+from r2v.evaluation.outcomes import Outcomes, Row, gather
 from r2v.maths.testing import betting_p, cvar_p, fixed_sequence
 
 ZS = (1, 2, 3, 4)
 
 
-def outcomes(success_TZ: np.ndarray, calls: float):
-    tasks = [f"task/{i}" for i in range(len(success_TZ))]
-    rows = [
-        Row(task, z, "none", bool(success_TZ[i, j]), False, 10, 10, round(calls), (), (0, 0, 0))
-        for i, task in enumerate(tasks)
-        for j, z in enumerate(ZS)
-    ]
-    return gather(rows, tasks, ZS, 40)
+@cache
+def nothing(T: int) -> Outcomes:
+    """T tasks, none solved."""
+    tasks = [f"task/{i}" for i in range(T)]
+    return gather(
+        [Row(task, z, "none", False, False, 10, 10, 0, (), (0, 0, 0)) for task in tasks for z in ZS], tasks, ZS, 40
+    )
+
+
+def outcomes(success_TZ: np.ndarray, calls: float) -> Outcomes:
+    return replace(
+        nothing(len(success_TZ)), success_TZ=success_TZ.astype(float), teacher_calls_TZ=np.full(success_TZ.shape, calls)
+    )
 
 
 @pytest.mark.parametrize("bound", [0.05, 0.2])
@@ -102,6 +109,20 @@ def test_the_cheapest_proven_threshold_is_certified():
     assert certified(bad, Target(0.05, 0.1, None))[0] is None
 
 
+def test_what_was_tried_is_told_in_the_measure_of_the_target():
+    """The worst half of the four seeds fails with .25 and .5; calls tell the cheapest, whatever the order."""
+    success_TZ = np.ones((4, 4))
+    success_TZ[0, 1:3] = success_TZ[1, 2] = 0
+    for alpha, failure in ((None, 3 / 16), (0.5, 3 / 8), (0.25, 0.5), (0.3, 3 / 8), (1.0, 3 / 16)):
+        _, (tried,) = certified([(0.3, outcomes(success_TZ, 7))], Target(0.9, 0.1, alpha))
+        assert (tried.threshold, tried.failure, tried.calls_per_episode) == (0.3, failure, 7.0), alpha
+    perfect = np.ones((200, 4))
+    unordered = [(0.1, outcomes(perfect, 8)), (0.5, outcomes(perfect, 2)), (0.6, outcomes(perfect, 3))]
+    assert certified(unordered, Target(0.05, 0.1, 0.5))[0] == 0.5
+    stopped = [(0.1, outcomes(perfect, 8)), (0.2, outcomes(1 - perfect, 4)), (0.5, outcomes(perfect, 2))]
+    assert certified(stopped, Target(0.05, 0.1, None))[0] == 0.1
+
+
 def test_a_certificate_is_good_for_what_it_was_made_for_alone(tmp_path):
     path = tmp_path / "certificate.json"
     certificate().save(path)
@@ -110,6 +131,9 @@ def test_a_certificate_is_good_for_what_it_was_made_for_alone(tmp_path):
         load_certificate(path, {"router": "a", "settings": "c"})
     with pytest.raises(ArtifactError, match="another small model"):
         load_certificate(path, {"router": "a", "settings": "b", "small model": "c"})
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 2}))
+    with pytest.raises(ArtifactError, match="format 2, this r2v reads 1"):
+        load_certificate(path, {})
     path.write_text(json.dumps({"format": 1}))
     with pytest.raises(ArtifactError, match="not a certificate"):
         load_certificate(path, {})

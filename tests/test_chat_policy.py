@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import msgspec
 import pytest
 
 from r2v.clients import make_client
@@ -31,7 +32,7 @@ from r2v.domains.household.expert import HouseholdExpert
 from r2v.domains.household.scenes import generate
 from r2v.domains.terminal.chat_format import SHELL
 from r2v.messages.chat_format import ChatFormat, command_of, messages, script_of
-from r2v.runtime.settings import dump
+from r2v.runtime.settings import dump, validated
 
 KEY = "sk-very-secret-123"
 CONTEXT = Context("put a mug in shelf.", ("a room", "a drawer"), (Action("go to drawer 1"),), 10)
@@ -133,7 +134,7 @@ def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def chat(url: str, chat_format: ChatFormat = HOUSEHOLD, **settings: Any) -> ChatPolicy:
     settings = {"kind": "chat", "base_url": url, "model": "toy-model", **settings}
-    return ChatPolicy(ChatSettings(**settings), name="teacher", chat_format=chat_format)
+    return ChatPolicy(validated(ChatSettings, settings), name="teacher", chat_format=chat_format)
 
 
 def propose(policy: ChatPolicy, k: int = 1, seed: int = 7):
@@ -239,7 +240,7 @@ def test_an_anthropic_model_as_a_policy(monkeypatch):
         candidates = propose(chat(url, provider="anthropic", api_key_env="TOY_KEY", temperature=0.5), k=2)
     assert server.paths == ["/v1/messages"] * 2 and server.headers[0]["x-api-key"] == KEY
     first = server.bodies[0]
-    assert first["max_tokens"] == 64 and first["temperature"] == 0.5 and "exactly one command" in first["system"]
+    assert first["max_tokens"] == 64 and first["temperature"] == 0.5 and "exactly one command" in first["system"][0]["text"]
     assert [message["role"] for message in first["messages"]] == ["user", "assistant", "user"]
     assert [candidate.action.text for candidate in candidates] == ["look", "look"]
     assert candidates[0].usage == Usage(1, 20, 8, None) and candidates[0].logp is None
@@ -323,7 +324,7 @@ def test_usage_is_what_the_server_says_and_none_where_it_is_silent(usage, prices
 def test_settings_of_runs_of_before_load():
     """What r2v 0.1 wrote beside its runs; a price of which one part is unknown is unknown."""
     both, one, none = (
-        ChatSettings.model_validate(
+        validated(ChatSettings, 
             {
                 "kind": "chat", "base_url": "http://x/v1", "model": "m", "api_key_env": None, "temperature": 0.0,
                 "max_tokens": 64, "timeout_s": 60.0, "retries": 4, "usd_per_million_prompt_tokens": prompt,
@@ -333,7 +334,7 @@ def test_settings_of_runs_of_before_load():
         for prompt, completion in ((2.0, 10.0), (2.0, None), (None, None))
     )  # fmt: skip
     assert both.price == PriceSettings(input=2.0, output=10.0) and one.price is None and none.price is None
-    assert ChatSettings.model_validate(both.model_dump()) == both
+    assert validated(ChatSettings, msgspec.to_builtins(both)) == both
 
 
 def test_429_waits_as_long_as_the_server_says_and_then_succeeds():

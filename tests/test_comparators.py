@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,19 +13,26 @@ from hypothesis import strategies as st
 
 from r2v.clients.scripted import ScriptedPolicy
 from r2v.core.agent import AgentModels, Routed
-from r2v.core.features import FEATURES
+from r2v.core.features import EXTENDED, FEATURES, batch, featurise
 from r2v.core.fixed import Always, Never, Redraw
 from r2v.core.mlp import linear
+from r2v.core.seeds import derive_uniform
 from r2v.core.types import RESTART, Action, Context, Features, Memory
+from r2v.evaluation.branches import Branch
 from r2v.learning.linear import fit_logistic, fit_ridge
 from r2v.routers.bandit import Bandit, fit_linucb
+from r2v.routers.benefit import Benefit
+from r2v.routers.cascade import Cascade
 from r2v.routers.cascade_routing import CascadeRouting
-from r2v.routers.conformal import Conformal, fit_band, running_means
+from r2v.routers.conformal import Band, Conformal, fit_band, running_means
 from r2v.routers.helper import Helper, Mixture
 from r2v.routers.interventions import Intervention
 from r2v.routers.judge_latch import JudgeLatch
-from r2v.routers.query import Query, fit_goal
+from r2v.routers.query import Query, fit_goal, words_of
+from r2v.routers.r2v import R2V
+from r2v.routers.random import Random
 from r2v.routers.restart import Renewal, Restart, renewal_at
+from r2v.routers.threshold import compare
 from test_help import Copyable
 from toy import Flat, Scored, ThresholdRouter, Toy, played_episode, routed, run
 
@@ -173,6 +181,7 @@ def test_cascade_routing_takes_the_largest_quality_minus_price(now, later, price
     worth = {"continue": 1 - now, "escalate": 1 - price, "retry": 1 - later - 0.1 * price}
     first = router.decide(context(), features(), Memory(), seed=0)
     assert worth[first.route] == max(worth.values())
+    assert first.code == {"continue": "risk_below", "escalate": "risk_above", "retry": "retry"}[first.route]
     again = router.decide(context(), features(), Memory(retries=1), seed=0)  # plans anew, with no second redraw
     assert again.route != "retry" and worth[again.route] == max(worth["continue"], worth["escalate"])
 
@@ -330,3 +339,151 @@ def test_agents_that_restart_play_together_as_they_would_alone():
 
     together = asyncio.run(play_all(agents, [(TASK, 1)], make, horizon=12))
     assert together == [asyncio.run(play(agent, [(TASK, 1)], make, horizon=12)) for agent in agents]
+
+
+# -- what a fit takes from its data ---------------------------------------------------------------------------------
+
+T = FEATURES.index("step_index")
+STEP = Scored(lambda f: f.values[T])  # the step stands for a risk
+LOST, WON = run(routed(), horizon=5), run(routed(slm="press red"), horizon=5)  # five steps and three
+
+
+def data(**more) -> SimpleNamespace:
+    """What fits need of `r2v.routers.base.FitData`."""
+    parts = {
+        "risk": STEP, "disagreement": STEP, "rollouts": [LOST, WON], "held": [LOST, LOST], "horizon": 5, "fitted_with": None,
+    }  # fmt: skip
+    return SimpleNamespace(**{**parts, **more})
+
+
+def test_a_helper_mixes_the_two_prices_on_either_side_of_its_budget():
+    usage, tried = {4.0: 0.5, 3.0: 2.0, 2.0: 3.0, 1.0: 4.0, 0.0: 5.0}, []
+
+    def play(prices):
+        tried.extend(price.threshold for price in prices.values())
+        return {name: [usage[price.threshold] - 0.5, usage[price.threshold] + 0.5] for name, price in prices.items()}
+
+    budgets = (0.25, 1.0, 3.0, 9.0)
+    made = Helper(budgets=budgets, prices=(0.0,) * 4, values=(STEP,) * 4).tuned(play, data())
+    assert tried == [4, *(4, 3, 2), *(3, 2, 0), *(1, 0)]
+    assert made.mixtures == (
+        Mixture(0.25, 0, None, 4.0, 0.5), Mixture(1.0, 1, 4.0, 3.0, pytest.approx(1 / 3)),
+        Mixture(3.0, 2, 2.0, 0.0, 0.0), Mixture(9.0, 3, 0.0, 0.0, 0.0),
+    )  # fmt: skip
+    assert made.thresholds([], []) == list(budgets)
+    row = features(step_index=3.5)  # reaches 3, not 4
+    for seed in range(20):
+        second = derive_uniform(seed, "mixture") < 1 / 3
+        decision = made.at(1.0).decide(context(), row, Memory(seed=seed), seed=0)
+        assert (decision.route == "escalate") == second and decision.threshold == (3.0 if second else 4.0)
+    with pytest.raises(ValueError, match="not 2"):
+        made.at(2.0).decide(context(), row, Memory(), seed=0)
+
+
+def test_a_restart_measures_thresholds_from_the_lowest_score_to_the_highest():
+    router = Restart.fit(data())
+    assert [router.measured[i][0] for i in (0, 100)] == [0.0, 4.0] and len(router.measured) == 101
+    scores = [np.arange(5.0), np.arange(3.0)]
+    assert router.at(3.99).renewal == renewal_at([LOST, WON], scores, 4.0)
+    assert router.at(4.0).renewal == Renewal(0.5, 3.0, 5.0, 1.0, 0.0, 4.0, 0.0)
+    assert renewal_at([LOST, WON], scores, 9.0) == Renewal(0.5, 3.0, 5.0, 0.0, 0.0, 0.0, 0.0, 1.0)
+    assert replace(GOOD, p=0.0).time_to_success() == replace(GOOD, fpr=1.0).time_to_success() == float("inf")
+    assert Renewal(0.5, 4.0, 8.0, 0.5, 0.25, 2.0, 3.0).time_to_success() == pytest.approx((1.875 + 2.5 + 1) / 0.375)
+    assert not Renewal(0.5, 4.0, 8.0, 0.0, 0.0, 0.0, 0.0).pays
+    just = restarting(lambda f: 1.0, 0.5, GOOD)  # a restart takes one step, a solved episode three
+    routes = [just.decide(context(t, horizon=6), features(), Memory(), seed=0).route for t in (1, 2, 3)]
+    assert routes == ["restart", "restart", "escalate"]
+
+
+def test_a_conformal_band_by_hand():
+    shape = [np.array([0.1, 0.2, 0.3]) + i / 10 for i in range(5)] + [np.array([0.1, 0.2, 0.3, 0.9]) + 0.2]
+    band = fit_band(shape, [np.array([0.3, 0.5]), np.array([]), np.array([0.2])], 5)
+    assert band.mean_H == pytest.approx([0.3, 0.4, 0.5, 0.5, 0.5])
+    std = np.std([0.1, 0.2, 0.3, 0.4, 0.5, 0.3])
+    assert band.std_H == pytest.approx([std] * 5) and band.excess_N == pytest.approx([-0.1 / std, 0.1 / std])
+    assert fit_band([np.zeros(2)] * 5, [], 2).std_H.tolist() == [1e-3, 1e-3]
+    assert fit_band([np.zeros(2)] * 4, [], 2).mean_H.tolist() == [0.0, 0.0]  # too few: the first step's
+    nine = Band(np.array([0.5]), np.array([0.25]), np.arange(9.0))
+    assert [nine.limit(alpha) for alpha in (0.05, 0.1, 0.5, 1.0)] == [float("inf"), 8.0, 4.0, 0.0]
+    router = Conformal(risk=STEP, band=nine, threshold=1.0)
+    at_edge, above = (router.decide(context(), features(step_index=x), Memory(), seed=0) for x in (0.5, 0.51))
+    assert (at_edge.route, at_edge.code, at_edge.state) == ("continue", "risk_below", (0.5,))
+    assert (above.route, above.code, above.threshold, above.score_kind) == ("takeover", "risk_above", 0.5, "mean_risk")
+    later = router.decide(context(), features(step_index=0.2), Memory(decisions=(at_edge, above)), seed=0)
+    assert later.score == pytest.approx((0.51 * 2 + 0.2) / 3)
+    assert router.thresholds([], [0.3, 0.1]) == [0.1, 0.3]
+    mixed = data(rollouts=[WON] * 6 + [LOST], held=[WON, LOST])
+    fitted, means = Conformal.fit(mixed).band, np.array([0.0, 0.5, 1.0])
+    expected = fit_band([means] * 6, [means], 5)
+    assert all(np.array_equal(getattr(fitted, name), getattr(expected, name)) for name in ("mean_H", "std_H", "excess_N"))
+
+
+def test_cascade_routing_foresees_a_second_draw_from_the_first():
+    episodes = [run(routed(router=Redraw()), seed=z, horizon=2) for z in range(6)]
+    differs = [[True, False]] * 3 + [[False, False]] * 3
+    parts = data(k=3, horizon=2, redrawn=episodes, differs_redrawn=differs, probability=lambda *args, **_: args)
+    router = CascadeRouting.fit(parts)
+    name, train, held, names = router.disagreement_later
+    assert (name, names, router.disagreement) == ("cascade_routing", EXTENDED, STEP)
+    assert (held.episode_N.tolist(), train.episode_N.tolist()) == ([0, 0, 5, 5], [1, 1, 2, 2, 3, 3, 4, 4])
+    assert (held.y_N.tolist(), train.y_N.tolist()) == ([1, 0, 0, 0], [1, 0, 1, 0, 0, 0, 0, 0])
+    assert held.seed_N.tolist() == [0, 0, 5, 5]
+    choice, known = episodes[0].steps[1].choice, episodes[0].contexts(2)[1]
+    row = featurise(known, choice.candidates[:3], choice.scores[:3])
+    assert np.array_equal(held.x_NF[1], batch([row])[0][0])
+    decision = CascadeRouting(disagreement=Scored(lambda f: 0.3), disagreement_later=Scored(lambda f: 0.9), threshold=0.2)
+    found = decision.decide(context(), features(), Memory(), seed=0)
+    assert (found.route, found.code, found.score) == ("escalate", "risk_above", pytest.approx(0.3))
+
+
+def test_the_worth_of_a_step_is_learned_from_its_two_futures():
+    """Helped at step 4 alone; every draw is a row."""
+    recorded = [replace(LOST, task=replace(LOST.task, id=str(i))) for i in range(5)]
+    branches = [Branch(i, t, draw, helped=t == 4, alone=t == 0) for i in range(5) for t in range(5) for draw in range(9)]
+    router = Benefit.fit(data(recorded=recorded, branches=branches))
+    early, middle, late = (router.worth.value(LOST.steps[t].choice.features) for t in (0, 2, 4))
+    assert late > 0.5 and abs(middle) < 0.3 and early < -0.5 and router.worth.facts["rows"] == 225
+    product = Benefit(disagreement=Scored(lambda f: 0.5), worth=Scored(lambda f: 0.5))
+    assert product.score(features()) == 0.25
+    assert Cascade.fit(data()).score(features(step_index=0.7)) == R2V.fit(data()).score(features(step_index=0.7)) == 0.7
+
+
+def test_goals_are_judged_by_words_that_are_not_rare():
+    query = Query(bias=-1.0, weights={"red": 3.0, "key": -0.5}, threshold=0.5)
+    assert query.risk("Red KEY red!") == pytest.approx(1 / (1 + np.exp(-1.5)))
+    assert words_of("Red KEY-red 2") == {"red", "key"}
+    _, weights = fit_goal(["find a cup"] * 4 + ["heat an egg"] * 5, [False] * 4 + [True] * 5)
+    assert set(weights) == {"heat", "an", "egg"}
+    fitted = Query.fit(data(rollouts=[LOST] * 5 + [WON] * 5))
+    assert fitted.risk("press red.") == pytest.approx(0.5, abs=0.01)  # the share of failures
+    assert query.thresholds([LOST, LOST], [0.5, 1.0]) == [query.risk(LOST.goal)]
+
+
+def test_a_score_at_the_threshold_escalates():
+    at, below = compare("x", "risk", 0.5, 0.5, state=(1.0,), why="!"), compare("x", "risk", 0.49, 0.5, above="retry")
+    assert (at.route, at.code, at.state, at.propensity, at.reason) == (
+        "escalate",
+        "risk_above",
+        (1.0,),
+        1.0,
+        "x 0.500 >= 0.500!",
+    )
+    assert (below.route, below.code, below.state) == ("continue", "risk_below", ())
+    assert compare("x", "risk", 0.5, 0.5, above="retry").code == "retry"
+    router = Random(threshold=0.3)
+    assert router.thresholds([], [0.5, 0.2]) == [0.2, 0.5]
+    for seed in range(30):
+        asked = derive_uniform(seed, "random router") < 0.3
+        decision = router.decide(context(), features(), Memory(), seed=seed)
+        assert (decision.route, decision.propensity) == (("escalate", 0.3) if asked else ("continue", 0.7))
+        assert (decision.code, decision.score_kind, decision.threshold) == ("random", None, 0.3)
+
+
+def test_an_objection_is_remembered_until_the_next_step():
+    judge = JudgeLatch(threshold=0.5)
+    first = judge.decide(context(), features(verifier_best=0.5), Memory(), seed=0)
+    assert (first.route, first.code, first.state, first.score) == ("continue", "risk_below", (1.0,), 0.5)
+    second = judge.decide(context(), features(verifier_best=0.5), Memory(decisions=(first,)), seed=0)
+    assert (second.route, second.code, second.score_kind) == ("takeover", "risk_above", "verifier_doubt")
+    fine = judge.decide(context(), features(verifier_best=0.51), Memory(decisions=(first,)), seed=0)
+    assert (fine.route, fine.state) == ("continue", (0.0,))

@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from r2v.cli import cli
@@ -157,7 +156,7 @@ def test_a_model_learns_from_an_unredacted_ledger(base, tmp_path):
 def test_adapters_learn_conversations_and_the_seed_decides_them(base, tmp_path):
     episodes, _ = import_logs(ledger(tmp_path / "ledger.db", redact=False), "ledger")
     settings = ModelSettings(path=str(base), lora=LoraSettings(r=8, alpha=16))
-    few = QUICK.model_copy(update={"steps": 8})
+    few = QUICK.but(steps=8)
     losses = [
         clone(episodes, settings, few, tmp_path / name, seed=s).final_loss for name, s in (("a", 1), ("b", 1), ("c", 2))
     ]
@@ -171,7 +170,7 @@ def test_a_redacted_ledger_is_refused_with_what_it_takes(base, tmp_path):
         clone(episodes, ModelSettings(path=str(base)), QUICK, tmp_path / "model")
     assert "\n" not in str(error.value) and not (tmp_path / "model").exists()
     kept, _ = import_logs(ledger(tmp_path / "kept.db", redact=False), "ledger")
-    two = QUICK.model_copy(update={"steps": 2})
+    two = QUICK.but(steps=2)
     report = clone([*episodes, *kept], ModelSettings(path=str(base)), two, tmp_path / "model")
     assert report.episodes == 2 and list(report.unusable.values()) == [2]
 
@@ -237,5 +236,5 @@ def test_preference_training_takes_no_conversations(base, logs, tmp_path):
 
 
 def test_lora_without_a_model_to_adapt_is_refused():
-    with pytest.raises(ValidationError, match="set its folder or hub id as `path`"):
+    with pytest.raises(ValueError, match="set its folder or hub id as `path`"):
         ModelSettings(lora=LoraSettings())

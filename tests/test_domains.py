@@ -25,6 +25,7 @@ from r2v.domains.text_game import TextGame
 from r2v.evaluation.closed_loop import cases, play
 from r2v.gateway.settings import RouteSettings
 from r2v.learning.tokenizer import train_tokenizer
+from r2v.messages.chat_format import ChatFormat
 from r2v.perturbations.wrap import PerturbedBranching, perturbed
 from r2v.pipeline.settings import RunSettings
 from r2v.routers.entropy import Entropy
@@ -133,6 +134,7 @@ def test_a_perturbed_environment_can_be_cloned_if_it_could_before():
 
 
 def test_a_tiny_model_could_say_every_action_of_the_domains_it_is_trained_in():
+
     for domain, actions in (
         (load_domain("household"), ["go to cabinet 12", "put pen 1 in/on drawer 2", "use desklamp 1", "look"]),
         (GUESS, ["guess 7", "guess 32"]),
@@ -174,10 +176,11 @@ def test_what_is_left_out_is_what_the_domain_has(tmp_path):
         ("environment: {kind: examples.own_domain:NOTHING}", "has no NOTHING"),
         ("environment: {hause: small}", "unknown key `environment.hause`; did you mean `house`?"),
         ("environment: {horizon: 0}", "`environment.horizon` = 0"),
-        ("environment: {families: [juggle]}", "`environment.families.0` = 'juggle'"),
+        ("environment: {families: [juggle]}", "`environment.families.0` = ['juggle']: choose from "),
         ("environment: {kind: humaneval, house: small}", "unknown key `environment.house`"),
         ("environment: 7", "environment"),
         ("environment: {kind: terminal}", "no scripted expert"),
+        ("tasks: {policy: 0}", "tasks.policy is 0"),
         (f"{CODE}\nteacher: {CHAT}", "from scratch in the humaneval environment; set slm: {model: {path"),
         (
             f"{SHELL}\nteacher: {CHAT}\nslm: {{model: {{path: x}}}}\ncollect: {{noisy_episodes: 0.5}}",
@@ -244,9 +247,39 @@ class SameFresh(Broken):
     fresh_tasks = staticmethod(lambda env, count, seed: GUESS.tasks(env, count, 1))
 
 
+class NoTasks(Broken):
+    tasks = staticmethod(lambda env, count, seed: [])
+
+
+class MoodyTasks(Broken):
+    made: list[int] = []  # noqa: RUF012
+
+    def tasks(self, env, count, seed):
+        self.made.append(seed)
+        return GUESS.tasks(env, count, len(self.made))
+
+
+class Twins(Broken):
+    tasks = staticmethod(lambda env, count, seed: GUESS.tasks(env, 1, seed) * count)
+
+
+class Wild(Broken):
+    drawn: list[int] = []  # noqa: RUF012
+
+    def random_action(self, context, seed):
+        self.drawn.append(seed)
+        return Action(f"guess {len(self.drawn)}")
+
+
+class Deaf(Broken):
+    chat_format = ChatFormat("Guess.", lambda text: text.upper())
+
+
 @pytest.mark.parametrize(
     ("domain", "message"),
-    [(ShareState, "clone|different observations"), (BadExpert, "the expert solves none"), (Renamed, "calls itself static"),
+    [(NoTasks, "has no tasks"), (MoodyTasks, "other tasks from the same seed"), (Twins, "have the same id"),
+     (Wild, "one seed gives two random actions"), (Deaf, "reads the action"),
+     (ShareState, "clone|different observations"), (BadExpert, "the expert solves none"), (Renamed, "calls itself static"),
      (SameFresh, "are not new")],
 )  # fmt: skip
 def test_broken_domains_are_caught(domain, message):

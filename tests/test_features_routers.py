@@ -12,7 +12,8 @@ import torch
 
 from r2v.core import arrays
 from r2v.core.errors import ArtifactError
-from r2v.core.features import EXTENDED, FEATURES, PAPER, batch, featurise, with_pseudo_entropy, without_logprobs
+from r2v.core.features import EXTENDED, FEATURES, PAPER, batch, featurise, seen_as, with_pseudo_entropy, without_logprobs
+from r2v.core.mlp import Calibration, RiskMLP
 from r2v.core.types import Action, Candidate, Context, Features, Memory, Usage
 from r2v.learning.labels import Rows
 from r2v.learning.router import _network, fit_mlp
@@ -68,6 +69,85 @@ def test_the_fifteen_features_of_a_known_step():
         assert features[name] == pytest.approx(value), name
     assert len(PAPER) == 15
     assert EXTENDED[:15] == PAPER
+
+
+GOAL = "Put a red pen in the drawer."  # names put, red, pen and drawer
+LOOKING = ("look", "look", "take pen 1", "look")
+SIGNALS = [
+    (GOAL, ("a red pen",), (), "take pen", {"unseen_words": 0, "last_observation_length": 0.09, "steps_since_new": 0,
+     "goal_seen": 0.5, "goal_in_last": 0.5, "goal_in_actions": 0, "chosen_names_goal": 0.25, "steps_since_goal": 0,
+     "distinct_actions": 0, "best_repeats": 0}),
+    (GOAL, ("a Red pen", "no", "no pen here", "no", "a room"), LOOKING, "look", {"unseen_words": 0.5, "goal_seen": 0.5,
+     "goal_in_last": 0, "last_observation_repeats": 0, "repeats_in_last_five": 0.2, "steps_since_new": 0,
+     "best_repeats": 3, "distinct_actions": 0.5, "goal_in_actions": 0.25, "steps_since_goal": 1, "chosen_names_goal": 0}),
+    (GOAL, ("x",) * 13, ("put red",) + ("wait",) * 11, "wait", {"best_repeats": 5, "last_observation_repeats": 1,
+     "repeats_in_last_five": 1, "steps_since_new": 10, "distinct_actions": 1 / 6, "goal_in_actions": 0.5,
+     "steps_since_goal": 11, "unseen_words": 0}),
+    (GOAL, ("x",) * 18, ("put red",) + ("wait",) * 16, "put red pen drawer",
+     {"steps_since_goal": 15, "chosen_names_goal": 1}),
+    (GOAL, ("x", "y", "z"), ("wait", "wait"), "wait", {"steps_since_goal": 2, "goal_in_actions": 0, "steps_since_new": 0}),
+    ("", ("x", "y", "y y z"), ("wait", "go"), "wait", {"steps_since_goal": 2, "chosen_names_goal": 0, "goal_seen": 0,
+     "unseen_words": 1 / 3}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("goal", "seen", "done", "chosen", "expected"), SIGNALS)
+def test_the_signals_of_a_text_by_hand(goal, seen, done, chosen, expected):
+    context = Context(goal, seen, tuple(map(Action, done)), 40)
+    others = (candidate("sing", -0.5), candidate(chosen, -3.0), candidate(chosen, -2.0), candidate("sing", -9.0))
+    features = dict(zip(FEATURES, featurise(context, others, (0.1, 0.9, 0.9, 0.1)).values, strict=True))
+    assert {name: features[name] for name in expected} == pytest.approx(expected)
+    assert (features["chosen_logp"], features["chosen_share"], features["verifier_worst"]) == (-2.0, 0.5, 0.1)
+
+
+def test_the_order_of_the_features_is_part_of_every_router_folder():
+    assert EXTENDED[15:] == (
+        "best_repeats", "last_observation_repeats", "repeats_in_last_five", "distinct_actions", "steps_since_new",
+        "last_observation_length", "unseen_words", "chosen_logp", "chosen_share", "chosen_names_goal", "goal_seen",
+        "goal_in_last", "goal_in_actions", "steps_since_goal",
+    )  # fmt: skip
+    assert PAPER == (
+        "first_token_entropy", "verifier_spread", "verifier_mean", "verifier_std", "verifier_best", "verifier_worst",
+        "logp_best", "logp_mean", "logp_std", "candidate_consistency", "semantic_entropy", "horizon_fraction", "step_index",
+        "context_length", "goal_length",
+    )  # fmt: skip
+
+
+def test_views_of_a_step_by_hand():
+    step = featurise(CONTEXT, CANDIDATES, SCORES)
+    partly = featurise(CONTEXT, [replace(CANDIDATES[0], logp=None), *CANDIDATES[1:]], SCORES)
+    assert not any(partly.present[FEATURES.index(name)] for name in ("logp_best", "logp_mean", "logp_std"))
+    assert seen_as("full", step, SCORES) == step
+    assert seen_as("no_entropy", step, SCORES) == without_logprobs(step)
+    pseudo = seen_as("pseudo_entropy", step, (0.0, 0.0, math.log(2)))
+    assert pseudo.values[0] == pytest.approx(2 * 0.25 * math.log(4) + 0.5 * math.log(2))
+    assert (pseudo.values[1:], pseudo.present[0]) == (without_logprobs(step).values[1:], True)
+    x_NF, present_NF = batch([step, partly], ("logp_best", "verifier_best"))
+    assert x_NF.tolist() == [[-1.0, 0.9], [0.0, 0.9]] and present_NF.tolist() == [[True, True], [False, True]]
+
+
+def test_a_calibrated_probability_by_hand():
+    logit_N = np.array([-1000.0, 0.0, 1.0])
+    p_N = Calibration(slope=2.0, bias=0.5)(logit_N)
+    assert p_N == pytest.approx([1 / (1 + math.exp(40)), 1 / (1 + math.exp(-0.5)), 1 / (1 + math.exp(-2.5))], rel=1e-12)
+    assert Calibration()(logit_N)[1:] == pytest.approx([0.5, 1 / (1 + math.exp(-1))])
+    assert Calibration(x=(0.0, 1.0), y=(0.2, 0.4))(np.zeros(1)) == pytest.approx([0.3])
+    assert Calibration()(np.array([1000.0])) == pytest.approx([1 / (1 + math.exp(-40))], rel=1e-17)
+
+
+def test_a_model_whose_parts_do_not_fit_is_refused():
+    ones, layer = np.ones(2), (np.ones((2, 1)), np.zeros(1))
+    model = RiskMLP(PAPER[:2], 2 * ones, 4 * ones, (layer,))
+    row = Features((10.0, 6.0, *[0.0] * (len(FEATURES) - 2)), (True, False, *[True] * (len(FEATURES) - 2)))
+    assert (model.value(row), model.columns, model.standardised(row).tolist()) == (2.0, [0, 1], [2.0, 0.0])
+    assert model.score(row) == pytest.approx(1 / (1 + math.exp(-2)))
+    for parts in (
+        (("luck", PAPER[0]), ones, ones, (layer,)), (PAPER[:2], np.ones(3), ones, (layer,)),
+        (PAPER[:2], ones, np.ones(3), (layer,)), (PAPER[:3], np.ones(3), np.ones(3), (layer,)),
+        (PAPER[:2], ones, ones, ((np.ones((2, 2)), ones),)), (PAPER[:2], ones, ones, (layer, layer)),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=r"features|fit"):
+            RiskMLP(*parts)
 
 
 def test_closed_models_leave_features_absent():
@@ -179,7 +259,7 @@ def test_damaged_folders_are_one_line_errors(fitted, tmp_path, damage):
     elif damage == "flip":
         path.write_bytes(b"\xff" * 8 + path.read_bytes()[8:])
     elif damage == "nan":
-        path.write_bytes(path.read_bytes()[:-4] + np.float32(np.nan).tobytes())
+        path.write_bytes(path.read_bytes()[:-8] + np.float64(np.nan).tobytes())
     elif damage == "json":
         (tmp_path / "router.json").write_text("{")
     elif damage == "missing":
@@ -191,3 +271,87 @@ def test_damaged_folders_are_one_line_errors(fitted, tmp_path, damage):
     with pytest.raises(ArtifactError) as error:
         load_router(tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_arrays_by_hand(tmp_path):
+    """The header is padded to 8 bytes; numbers that single precision would round are kept in double."""
+    blob = arrays.to_bytes({"a": np.array([[0.5, 2.0]]), "b": np.array([0.1])})
+    size = int.from_bytes(blob[:8], "little")
+    assert size % 8 == 0 and json.loads(blob[8 : 8 + size]) == {
+        "a": {"dtype": "F32", "shape": [1, 2], "data_offsets": [0, 8]},
+        "b": {"dtype": "F64", "shape": [1], "data_offsets": [8, 16]},
+    }  # fmt: skip
+    path = tmp_path / "w.safetensors"
+
+    def read(header: object, body: bytes = bytes(8)) -> dict:
+        text = json.dumps(header).encode()
+        path.write_bytes(len(text).to_bytes(8, "little") + text + body)
+        return arrays.from_file(path)
+
+    path.write_bytes(blob)
+    found = arrays.from_file(path)
+    assert found["a"].tolist() == [[0.5, 2.0]] and found["b"].tolist() == [0.1]
+    entry = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+    assert read({"__metadata__": {"x": "y"}, "a": entry})["a"].tolist() == [0.0, 0.0]
+    for wrong, body, message in (
+        ({**entry, "shape": [3]}, bytes(8), "a does not fit"),
+        ({**entry, "data_offsets": [4, 12]}, bytes(8), "a does not fit"),
+        ({**entry, "data_offsets": [-4, 4]}, bytes(8), "a does not fit"), (entry, bytes(9), "9 bytes of numbers where .* 8"),
+        (entry, np.array([0, np.nan], "<f4").tobytes(), "a holds NaN"), ({**entry, "dtype": "I8"}, bytes(8), "corrupt"),
+    ):  # fmt: skip
+        with pytest.raises(ArtifactError, match=message):
+            read({"a": wrong}, body)
+
+
+@pytest.fixture(scope="module")
+def guarded(fitted):
+    low, high = fitted.range_2F[:, FEATURES.index("context_length")]
+    return R2V(risk=fitted, threshold=2.0), float(low), float(high)  # no risk reaches the threshold
+
+
+def test_a_fit_keeps_the_range_of_its_rows_and_clips_to_it(fitted, guarded):
+    rows = [data(4000, 0), data(2000, 1)]
+    x_NF, present_NF = (np.vstack(parts) for parts in zip(*((r.x_NF, r.present_NF) for r in rows), strict=True))
+    assert np.array_equal(fitted.range_2F[0], np.where(present_NF, x_NF, np.inf).min(axis=0))
+    _, low, high = guarded
+    edge, beyond = (fitted.score(step(context_length=x)) for x in (high, 1e6))
+    assert beyond == edge != fitted.score(step(context_length=(low + high) / 2))
+    row = np.array([step(context_length=1e6).values[: len(PAPER)]])
+    assert fitted.risk(row, np.ones_like(row, dtype=bool))[0] == beyond
+    open_ended = replace(fitted, range_2F=None)
+    assert open_ended.score(step(context_length=1e6)) != beyond
+    assert abs(fitted.standardised(step(context_length=1e6))).max() > 1e4  # drift sees how far it is
+
+
+@pytest.mark.parametrize(("outside", "route"), [("escalate", "escalate"), ("abstain", "continue"), ("clip", "continue")])
+def test_a_step_far_outside_of_the_fit_is_said_to_be_and_not_trusted(guarded, outside, route, tmp_path):
+    router, low, high = guarded
+    replace(router, outside=outside).save(tmp_path)
+    router, span = load_router(tmp_path), high - low
+    near, far = (router.decide(CONTEXT, step(context_length=high + share * span), Memory(), seed=0) for share in (0.4, 0.6))
+    assert (near.route, near.code) == ("continue", "risk_below")
+    assert far.route == route and "context_length" in far.reason
+    assert far.code == ("risk_below" if outside == "clip" else "out_of_range")
+    below = router.decide(CONTEXT, step(context_length=low - 0.6 * span), Memory(), seed=0)
+    assert below.route == route
+    unseen = replace(step(context_length=1e6), present=tuple(name != "context_length" for name in FEATURES))
+    assert router.decide(CONTEXT, unseen, Memory(), seed=0).code == "risk_below"
+
+
+def test_a_feature_that_never_varied_is_taken_out_and_not_called_far(fitted):
+    range_2F = fitted.range_2F.copy()
+    range_2F[:, FEATURES.index("context_length")] = 1.0
+    router = R2V(risk=replace(fitted, range_2F=range_2F), threshold=2.0)
+    one, other = (router.decide(CONTEXT, step(context_length=x), Memory(), seed=0) for x in (1.0, 50.0))
+    assert one == other and one.code == "risk_below"
+
+
+def test_a_folder_from_before_the_ranges_loads_unguarded(guarded, tmp_path):
+    router, *_ = guarded
+    router.save(tmp_path)
+    described = json.loads((tmp_path / "router.json").read_text())
+    del described["risk"]["range_2F"], described["outside"]
+    (tmp_path / "router.json").write_text(json.dumps(described))
+    loaded = load_router(tmp_path)
+    assert loaded.model.range_2F is None
+    assert loaded.decide(CONTEXT, step(context_length=1e6), Memory(), seed=0).code == "risk_below"

@@ -119,7 +119,7 @@ def test_a_household_episode_over_http_is_the_one_of_the_loop(folder, tokenizer,
     with ExitStack() as stack:
         small = stack.enter_context(running(model_app(LocalPolicy.load(folder), "tiny")))
         teacher = stack.enter_context(running(model_app(Expert(), "expert")))
-        route = route.model_copy(update={"threshold": threshold})
+        route = route.but(threshold=threshold)
         config = settings(
             small, teacher, tmp_path / "l.db", route__router="entropy", route__threshold=threshold, route__k=K,
             route__verifier="household",

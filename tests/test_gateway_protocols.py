@@ -12,14 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from r2v.core.features import featurise
-from r2v.core.types import Candidate, Usage
+from r2v.core.types import Action, Candidate, Usage
 from r2v.messages import anthropic, responses
 from r2v.messages import conversation as chat
+from r2v.messages.anthropic_upstream import to_messages
 from r2v.verifiers.tool_calls import ToolCallVerifier
 from servers import refused_by_anthropic
 
 words = st.text(max_size=12)
-identity = st.sampled_from(["call_1", "call_2", "toolu_3", "call_4"])
+identity = st.sampled_from(["call_1", "call_2", "functions.look:0", "x" * 70])
 arguments = st.one_of(st.just("{}"), st.just('{"where": "here"}'), st.just("[1]"), st.just("{broken"), words)
 
 
@@ -38,7 +39,6 @@ def conversations(draw) -> list[dict]:
                 ]
             if draw(st.booleans()):
                 message["thinking_blocks"] = [{"type": "thinking", "thinking": "hm", "signature": draw(words)}]
-                message["r2v_model"] = draw(st.sampled_from(["teacher-1", "small-1", None]))
             messages.append(message)
             for call in message.get("tool_calls") or []:
                 if draw(st.integers(0, 5)):
@@ -57,14 +57,14 @@ def conversations(draw) -> list[dict]:
 @settings(max_examples=400, deadline=None)
 @given(conversations())
 def test_any_conversation_is_a_request_that_anthropics_api_accepts(messages):
-    sent = anthropic.to_messages({"messages": messages, "tools": []}, model="teacher-1", max_tokens=100)
+    body = {"messages": messages, "tools": []}
+    sent, _ = to_messages(body, model="teacher-1", max_tokens=100, foreign=lambda block: block["signature"] > "m")
     assert refused_by_anthropic(sent) is None
     for message in sent["messages"]:
         for block in message["content"]:
             assert block["type"] != "thinking" or message["role"] == "assistant"
-    foreign = [m for m in messages if m.get("r2v_model") != "teacher-1" and m.get("thinking_blocks")]
-    kept = sum(block["type"] == "thinking" for m in sent["messages"] for block in m["content"])
-    assert kept == sum(len(m.get("thinking_blocks") or []) for m in messages if m not in foreign)
+    own = [block for m in messages for block in m.get("thinking_blocks") or [] if block["signature"] <= "m"]
+    assert [block for m in sent["messages"] for block in m["content"] if block["type"] == "thinking"] == own
 
 
 @settings(max_examples=200, deadline=None)
@@ -119,7 +119,7 @@ def test_only_contexts_over_the_total_are_clipped_each_observation_to_its_share(
 def test_the_room_of_messages_needs_no_web_server_and_no_client():
     code = (
         "import sys, r2v.messages.responses, r2v.messages.anthropic, r2v.messages.chat_format; "
-        "print(sorted({'starlette', 'uvicorn', 'aiohttp', 'pydantic', 'r2v.gateway', 'r2v.clients'} & set(sys.modules)))"
+        "print(sorted({'starlette', 'uvicorn', 'aiohttp', 'r2v.gateway', 'r2v.clients'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
@@ -144,25 +144,25 @@ ANTHROPIC = {
 
 
 def test_an_anthropic_request_survives_the_neutral_form():
-    body = anthropic.from_messages(ANTHROPIC)
+    body, dropped = anthropic.from_messages({**ANTHROPIC, "top_k": 3, "thinking": {"type": "adaptive"}})
+    assert dropped == ["top_k", "thinking", "thinking"]  # the setting, and the block of the history
     assert [m["role"] for m in body["messages"]] == ["system", "user", "assistant", "tool", "tool", "user"]
     assert body["tool_choice"] == "required" and body["parallel_tool_calls"] is False and body["stop"] == ["X"]
     assert json.loads(body["messages"][2]["tool_calls"][0]["function"]["arguments"]) == {"x": 1}
-    body["messages"][2]["r2v_model"] = "teacher-1"
-    back = anthropic.to_messages(body, model="teacher-1", max_tokens=9)
+    assert body["messages"][4]["content"] == "[tool error] two"
+    back, _ = to_messages(body, model="teacher-1", max_tokens=9, foreign=lambda block: False)
     assert back["messages"][1]["content"] == ANTHROPIC["messages"][1]["content"]
     assert [b["type"] for b in back["messages"][2]["content"]] == ["tool_result", "tool_result", "text"]
-    assert back["system"] == "be brief" and back["max_tokens"] == 50 and back["stop_sequences"] == ["X"]
+    assert back["system"] == [{"type": "text", "text": "be brief", "cache_control": {"type": "ephemeral"}}]
+    assert back["max_tokens"] == 50 and back["stop_sequences"] == ["X"]
     assert back["tool_choice"] == {"type": "any", "disable_parallel_tool_use": True}
 
 
-def test_server_side_tools_and_kept_responses_are_refused_in_words():
-    with pytest.raises(chat.BadRequest, match="web_search"):
-        anthropic.from_messages({**ANTHROPIC, "tools": [{"type": "web_search_20250305", "name": "web_search"}]})
-    with pytest.raises(chat.BadRequest, match="web_search"):
-        responses.from_responses({"input": "x", "tools": [{"type": "web_search"}]})
-    with pytest.raises(chat.BadRequest, match="whole input"):
-        responses.from_responses({"input": "x", "previous_response_id": "r"})
+def test_tools_on_the_servers_side_are_dropped_and_named():
+    body, dropped = anthropic.from_messages({**ANTHROPIC, "tools": [{"type": "web_search_20250305", "name": "web_search"}]})
+    assert "tools" not in body and "tool_choice" not in body and "tools.web_search" in dropped
+    body, dropped = responses.from_responses({"input": "x", "tools": [{"type": "web_search"}], "tool_choice": "auto"})
+    assert "tools" not in body and "tool_choice" not in body and dropped == ["tools.web_search"]
 
 
 def score(action: dict, history: tuple = (), last: str = "ok", goal: str = "look for the red value") -> float:
@@ -201,6 +201,41 @@ def test_the_tool_verifier_prefers_what_fits():
     assert score(GOOD, (GOOD, GOOD, GOOD)) < good
     assert score({"role": "assistant", "content": ""}) == 0.0
     assert all(0 <= score(action) <= 1 for action in (GOOD, {"role": "assistant", "content": "done"}))
+
+
+@pytest.mark.parametrize(("counted", "told"), [({}, (0, 0)), ({"prompt_tokens": 7, "completion_tokens": 3}, (7, 3))])
+def test_where_nothing_was_counted_in_a_cache_messages_answers_say_none(counted, told):
+    choice = {"message": {"content": "x"}, "finish_reason": "stop"}
+    answer = anthropic.answer_of({"id": "chatcmpl-1", "model": "m", "choices": [choice], "usage": counted})
+    names = ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
+    assert answer["usage"] == dict(zip(names, (*told, 0, 0), strict=True))
+
+
+STEP = call("look", '{"where": "elsewhere"}')
+
+
+@pytest.mark.parametrize(
+    ("action", "more", "expected"),
+    [
+        (GOOD, {}, 1.0),
+        (GOOD, {"goal": "go"}, 1.0),  # names nothing: nothing is held against the call
+        (call("look", '{"where": 3}'), {}, 0.35 * 0.2 + 0.25 + 0.15 + 0.15 / 2 + 0.1),
+        (call("look", "{broken"), {}, 0.25 + 0.15 + 0.15 / 2 + 0.1),
+        (call("sing", '{"where": "value"}'), {}, 0.25 + 0.15 + 0.15 / 2 + 0.1),
+        ({"role": "assistant", "content": "done"}, {}, 0.35 / 2 + 0.25 + 0.15 + 0.1),
+        (GOOD, {"history": (GOOD,)}, 0.35 + 0.25 * 2 / 3 + 0.15 + 0.15 + 0.1),
+        (GOOD, {"history": (GOOD,), "last": "Error: no such place"}, 0.35 + 0.15 + 0.1),
+        (STEP, {"history": (GOOD,), "last": "Error: no such place"}, 0.35 + 0.25 + 0.15 + 0.15 / 2 + 0.1),
+        (STEP, {"history": (GOOD, STEP, GOOD)}, 0.35 + 0.25 * 2 / 3 + 0.15 + 0.15 / 2),
+    ],
+)
+def test_the_tool_verifier_by_hand(action, more, expected):
+    assert score(action, **more) == pytest.approx(expected)
+
+
+def test_where_no_tools_are_offered_a_message_is_as_good_as_a_call():
+    context = chat.context_of(chat.parse(b'{"messages": [{"role": "user", "content": "find the value"}]}'), 50)
+    assert asyncio.run(ToolCallVerifier([]).score(context, [Action("find")])) == (pytest.approx(1 - 0.15 / 2),)
 
 
 def test_a_schema_that_points_elsewhere_fetches_nothing():

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.optimize import linprog
 
 from r2v.clients.scripted import ScriptedPolicy
 from r2v.core.agent import AgentModels, Routed
@@ -36,6 +35,8 @@ def random_mdp(seed: int, H: int = 4, S: int = 4, A: int = 2) -> Mdp:
 
 def optimum(mdp: Mdp, calls: float) -> float:
     """Best success under an expected budget: the linear program over occupancies x[t, a, s]."""
+    from scipy.optimize import linprog
+
     H, A, S, _ = mdp.p_HASS.shape
     n = H * A * S
     index = np.arange(n).reshape(H, A, S)
@@ -243,7 +244,7 @@ def test_draw_0_of_a_branch_is_the_recorded_future_and_other_draws_differ(small_
     assert any(b.alone != bool(episodes[b.episode].success) for b in found)
 
 
-@pytest.mark.parametrize(("traps", "calls"), [((), 0), ((1,), 1), ((0, 1), 2)])
+@pytest.mark.parametrize(("traps", "calls"), [((), 0), ((1,), 1), ((0, 1), 2), ((0, 1, 2), 3)])
 def test_the_clairvoyant_finds_the_fewest_calls(traps, calls):
     slm = ScriptedPolicy(lambda c: "press trap" if c.t in traps else "press red")
     models = AgentModels(slm, ScriptedPolicy(lambda c: "press red"), Flat(), 2)
@@ -268,13 +269,17 @@ def test_the_clairvoyant_admits_that_nothing_helps_and_refuses_holes():
 
 
 def test_the_bound_spends_calls_on_the_cheapest_episodes_first():
-    fewest = [Fewest("a", 1, calls) for calls in (3, 1, None, 2)]
-    found = bound(0.6, fewest, target=0.8)
-    assert found.success_rate == pytest.approx(0.9)
-    assert found.calls_per_episode == pytest.approx(0.6)
-    assert found.calls_at_target == pytest.approx(0.3)  # the episodes of one and of two calls, a tenth each
-    assert sum(found.saved_by.values()) == pytest.approx(1.0)
+    """Each of ten searched episodes stands for .04 of all."""
+    fewest = [Fewest("a", 1, calls) for calls in (3, 1, None, 2, 3, None, 2, 3, None, None)]
+    found = bound(0.6, fewest, target=0.7)
+    assert found.success_rate == pytest.approx(0.84)
+    assert found.calls_per_episode == pytest.approx(0.56)
+    assert found.calls_at_target == pytest.approx(0.2)  # the episodes of one and of two calls
+    assert found.saved_by == pytest.approx({"0": 0.6, "1": 0.04, "2": 0.08, "3+": 0.12, "none": 0.16})
+    assert found.searched == 10
+    assert bound(0.6, fewest, target=0.72).calls_at_target == pytest.approx(0.2)  # just reached
     assert bound(0.6, fewest, target=0.95).calls_at_target is None
+    assert bound(0.6, fewest, target=0.6).calls_at_target == bound(1.0, [], target=1.0).calls_at_target == 0.0
 
 
 def test_asking_at_given_steps_asks_there_alone():

@@ -105,3 +105,22 @@ def test_the_verifier_prefers_what_the_text_supports():
         "examine shelf 1", last=shelf, commands=("go to shelf 1",)
     )
     assert score("heat pen 1 with microwave 1") < score("heat pen 1 with microwave 1", goal="put a hot pen in drawer.")
+
+
+SHELF = "You arrive at shelf 1. On the shelf 1, you see a pen 1."
+
+
+@pytest.mark.parametrize(
+    ("command", "more", "expected"),
+    [
+        ("go to drawer 1", {}, 0.25 * (0.7 + 0.65 + 0.5) + 0.25),
+        ("take pen 1 from shelf 1", {"last": SHELF, "commands": ("go to shelf 1",)}, 0.25 * (0.9 + 0.75 + 1.0) + 0.25),
+        ("take pen 2 from shelf 1", {"last": SHELF, "commands": ("go to shelf 1",)}, 0.25 * (0.0 + 0.0 + 1.0) + 0.25),
+        ("move pen 1 to shelf 1", {}, 0.25 * (0.9 + 0.75 + 0.5) + 0.25),
+        ("look", {"last": "Nothing happens.", "commands": ("open shelf 1",)}, 0.25 * (0.9 + 0.45 + 0.5) + 0.25),
+        ("go to shelf 1", {"commands": ("go to shelf 1",) * 3}, 0.25 * (0.1 + 0.65 + 0.5) + 0.1),
+        ("go to shelf 1", {"commands": ("look", "go to shelf 1", "look")}, 0.25 * (0.7 + 0.65 + 0.5) + 0.15 * 2 / 3),
+    ],
+)
+def test_the_weights_of_the_verifier_by_hand(command, more, expected):
+    assert score(command, **more) == pytest.approx(expected)

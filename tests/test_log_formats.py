@@ -24,7 +24,7 @@ from r2v.messages.transcript import conversation_of, message_of
 from r2v.routers import load_router
 from r2v.routers.r2v import R2V
 from r2v.runtime.store import decode, encode, read_episodes, write_episodes
-from servers import KEY, Model, gateway, running, settings
+from servers import KEY, Model, gateway, settings
 
 TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}]
 
@@ -101,7 +101,7 @@ REPLIES = [
 ]
 
 
-def served(tmp_path: Path, *, redact: bool, reward: float = 1.0) -> Path:
+def served(host, tmp_path: Path, *, redact: bool, reward: float = 1.0) -> Path:
     """A session of two steps by a client that sends back what it was answered; its ledger."""
     small, teacher = Model("small-1"), Model("teacher-1")
     small.reply = teacher.reply = lambda body: {
@@ -111,26 +111,25 @@ def served(tmp_path: Path, *, redact: bool, reward: float = 1.0) -> Path:
     }  # fmt: skip
     ledger = tmp_path / "ledger.db"
     auth = {"authorization": f"Bearer {KEY}", "x-r2v-session-id": "s"}
-    with running(small.app()) as one, running(teacher.app()) as two:
-        config = settings(one, two, ledger, route__k=1, store__redact=redact)
-        with gateway(config) as (url, _), httpx.Client(base_url=url, headers=auth, timeout=20) as client:
-            messages = CHAT[:2]
-            for results in (CHAT[3:5], []):
-                done = client.post("/v1/chat/completions", json={"model": "r2v", "messages": messages, "tools": TOOLS})
-                assert done.status_code == 200, done.text
-                messages = [*messages, done.json()["choices"][0]["message"], *results]
-            assert client.post("/v1/outcomes", json={"session_id": "s", "reward": reward}).status_code == 200
+    config = settings(host(small), host(teacher), ledger, route__k=1, store__redact=redact)
+    with gateway(config) as (url, _), httpx.Client(base_url=url, headers=auth, timeout=20) as client:
+        messages = CHAT[:2]
+        for results in (CHAT[3:5], []):
+            done = client.post("/v1/chat/completions", json={"model": "r2v", "messages": messages, "tools": TOOLS})
+            assert done.status_code == 200, done.text
+            messages = [*messages, done.json()["choices"][0]["message"], *results]
+        assert client.post("/v1/outcomes", json={"session_id": "s", "reward": reward}).status_code == 200
     return ledger
 
 
-def test_a_served_session_comes_back_as_the_client_held_it(tmp_path):
-    (episode,), _ = import_logs(served(tmp_path, redact=False), "ledger")
+def test_a_served_session_comes_back_as_the_client_held_it(host, tmp_path):
+    (episode,), _ = import_logs(served(host, tmp_path, redact=False), "ledger")
     assert conversation_of(episode) == [*CHAT[:2], REPLIES[0], *CHAT[3:5], REPLIES[1]]
     assert json.loads(episode.tools) == TOOLS
 
 
-def test_a_redacted_ledger_keeps_no_messages(tmp_path):
-    (episode,), _ = import_logs(served(tmp_path, redact=True), "ledger")
+def test_a_redacted_ledger_keeps_no_messages(host, tmp_path):
+    (episode,), _ = import_logs(served(host, tmp_path, redact=True), "ledger")
     assert [step.choice.reply for step in episode.steps] == [None, None] and episode.tools == ""
     assert not any(step.messages for step in episode.steps)
     text = b"".join(path.read_bytes() for path in tmp_path.glob("ledger.db*"))
@@ -161,8 +160,8 @@ def test_outcomes_of_a_file_have_the_same_bound_and_go_first(tmp_path):
 
 
 @pytest.mark.parametrize(("reward", "success"), [(0.5, True), (0.49, False)])
-def test_a_ledgers_outcome_has_the_same_bound_in_its_drift_check_too(tmp_path, reward, success):
-    ledger = served(tmp_path, redact=True, reward=reward)
+def test_a_ledgers_outcome_has_the_same_bound_in_its_drift_check_too(host, tmp_path, reward, success):
+    ledger = served(host, tmp_path, redact=True, reward=reward)
     (episode,), unknown = import_logs(ledger, "ledger")
     assert (episode.success, episode.final.reward, unknown) == (success, reward, 0)
     opened = Ledger(ledger)
@@ -172,8 +171,8 @@ def test_a_ledgers_outcome_has_the_same_bound_in_its_drift_check_too(tmp_path, r
     assert (steps, sessions) == ([(0.3, float(not success))] * 2, 1)
 
 
-def test_a_session_without_an_outcome_is_left_out_and_counted(tmp_path):
-    ledger = served(tmp_path, redact=True)
+def test_a_session_without_an_outcome_is_left_out_and_counted(host, tmp_path):
+    ledger = served(host, tmp_path, redact=True)
     opened = Ledger(ledger)
     opened._db.execute("DELETE FROM outcomes")
     opened.close()
@@ -270,11 +269,11 @@ def test_every_built_in_format_has_its_own_name_and_a_line_about_it():
     assert all(name in help_text for name in BUILT_IN)
 
 
-def test_a_ledger_has_its_own_outcomes(tmp_path):
+def test_a_ledger_has_its_own_outcomes(host, tmp_path):
     outcomes = tmp_path / "o.json"
     outcomes.write_text("{}")
     with pytest.raises(SettingsError, match="hold their own outcomes"):
-        import_logs(served(tmp_path, redact=True), "ledger", outcomes)
+        import_logs(served(host, tmp_path, redact=True), "ledger", outcomes)
     with pytest.raises(ArtifactError, match=r"nothing\.db does not exist"):
         import_logs(tmp_path / "nothing.db", "ledger")
     assert not (tmp_path / "nothing.db").exists()
@@ -284,7 +283,7 @@ def test_fitting_and_inspecting_need_no_torch_and_no_web_server(tmp_path):
     """In a process where these cannot be imported at all."""
     from test_fit_logs import synthetic
 
-    synthetic(tmp_path / "log.jsonl", 120)
+    synthetic(tmp_path / "log.jsonl", 60)
     code = f"""
 import sys
 from pathlib import Path
@@ -297,10 +296,8 @@ sys.meta_path.insert(0, Hide())
 log, out = Path({str(tmp_path / "log.jsonl")!r}), Path({str(tmp_path)!r})
 from r2v.logs.importing import import_logs
 from r2v.studies.fit_logs import fit_logs
-from r2v.studies.inspect_logs import inspect_logs
 episodes, _ = import_logs(log, "openai-jsonl")
 fit_logs(episodes, out / "router", verifier="tool_calls")
-inspect_logs(episodes)
 hidden.remove("httpx")  # the command line reads the pipeline's settings
 from r2v.cli import cli
 for command in (["fit", str(log), "--out", str(out / "again")], ["inspect", str(log), "--out", str(out / "page")]):

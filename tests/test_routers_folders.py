@@ -6,20 +6,28 @@ import json
 import shutil
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pytest
 
 from r2v.core.arrays import to_bytes
-from r2v.core.errors import ArtifactError
-from r2v.core.features import EXTENDED, FEATURES, PAPER
+from r2v.core.errors import ArtifactError, SettingsError, StageError
+from r2v.core.features import EXTENDED, FEATURES, PAPER, featurise
 from r2v.core.mlp import Calibration, RiskMLP, linear
-from r2v.core.types import Action, Context, Features, Memory
-from r2v.routers import BUILT_IN, load_router, router_class
-from r2v.routers.base import FittedWith
+from r2v.core.types import Action, Candidate, Context, Features, Memory, Usage
+from r2v.learning.labels import failure_rows, labelled_rows
+from r2v.learning.settings import RouterSettings
+from r2v.maths.calibration import brier, ece
+from r2v.maths.stats import auroc
+from r2v.routers import BUILT_IN, decide, load_router, router_class
+from r2v.routers.base import FitData, FittedWith, features_of, kind_of, own_settings, quantiles
 from r2v.routers.conformal import Band
 from r2v.routers.helper import Mixture
 from r2v.routers.r2v import R2V
+from r2v.routers.r2v_paper import R2VPaper
 from r2v.routers.restart import Renewal
+from r2v.runtime.settings import validated
+from toy import Scored, played_episode, routed, run
 
 HORIZON, EPISODES = 12, 30
 RNG = np.random.default_rng(7)
@@ -37,7 +45,9 @@ def network(names=EXTENDED, seed=2) -> RiskMLP:
     inputs = len(names)
     layers = ((rng.normal(size=(16, inputs)).T / 4, rng.normal(size=16)), (rng.normal(size=(16, 1)) / 2, np.array([0.1])))
     table = Calibration(0.8, 0.1, (0.0, 0.3, 1.0), (0.1, 1 / 3, 0.9))
-    return RiskMLP(names, rng.normal(size=inputs), rng.uniform(0.5, 2, inputs), layers, table, {"objective": "decoupled"})
+    ends = np.stack([np.full(inputs, -0.7), np.full(inputs, 1.1)])  # steps lie a little outside, and now and then far
+    spread = rng.uniform(0.5, 2, inputs)
+    return RiskMLP(names, rng.normal(size=inputs), spread, layers, table, {"objective": "decoupled"}, ends)
 
 
 def square(seed: int) -> np.ndarray:
@@ -54,6 +64,7 @@ PARTS = {
     "entropy": {"threshold": 0.4},
     "heuristic": {},
     "verifier": {"threshold": 0.6},
+    "rules": {"threshold": 0.7},
     "r2v": {"risk": network(), "threshold": 0.5},
     "r2v_paper": {"risk": network(PAPER, 3), "threshold": 0.5},
     "benefit": {"disagreement": network(seed=4), "worth": logistic(seed=5), "threshold": 0.01},
@@ -115,6 +126,21 @@ def decisions(router, seed: int = 5) -> list:
 
 def test_every_built_in_router_is_here():
     assert set(PARTS) == set(BUILT_IN)
+    doubts = {
+        "random": None,
+        "entropy": "entropy",
+        "heuristic": "heuristic",
+        "verifier": "verifier_doubt",
+        "query": "goal_risk",
+        "cascade": "disagreement",
+        "cascade_routing": "disagreement",
+        "judge_latch": "verifier_doubt",
+        "conformal": "mean_risk",
+        "benefit": "benefit",
+        "helper": "benefit",
+        "bandit": "benefit",
+    }
+    assert {name: router_class(name).kind for name in BUILT_IN} == {**dict.fromkeys(BUILT_IN, "risk"), **doubts}
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
@@ -215,6 +241,8 @@ def test_a_router_of_r2v_0_1_loads_with_the_conditions_beside_it(tmp_path):
     assert decisions(loaded) == decisions(R2V(name="r2v", risk=model, threshold=0.45))
     (tmp_path / "7-fit" / "thresholds.json").unlink()
     assert load_router(tmp_path / "7-fit" / "r2v").fitted_with is None
+    old_folder(tmp_path / "fit-logs", {"objective": "decoupled", "verifier": "tool_calls"})
+    assert load_router(tmp_path / "fit-logs").fitted_with == FittedWith(1, 50, "tool_calls")
 
 
 @pytest.mark.parametrize("facts", [{"penalty": 10.0}, {"objective": "decoupled", "estimates": "the teacher differs"}])
@@ -225,12 +253,94 @@ def test_a_part_of_a_router_of_r2v_0_1_is_refused_with_what_to_do(tmp_path, fact
     assert "\n" not in str(raised.value)
 
 
+def test_a_router_decides_about_a_step_of_ones_own_agent():
+    asked = []
+
+    class Asked(R2V):
+        def decide(self, *args, **more):
+            asked.append((args, more))
+
+    context, memory = Context("g", ("x",), (), 9), Memory(calls_left=3)
+    candidates, router = (Candidate(Action("a"), -1.0, 0.5, Usage()),), Asked(risk=network())
+    decide(router, context, candidates, [0.5])
+    decide(router, context, candidates, [0.5], memory=memory, seed=7)
+    features = featurise(context, candidates, [0.5])
+    assert asked == [((context, features, Memory()), {"seed": 0}), ((context, features, memory), {"seed": 7})]
+
+
+class Options(msgspec.Struct):
+    size: int = 3
+
+
+def test_a_routers_own_settings_its_thresholds_and_its_card(tmp_path):
+    class Own(R2V):
+        name = "own"
+        Settings = Options
+
+    assert own_settings(Own, {}) == Options(3) and own_settings(Own, {"size": 4}) == Options(4)
+    assert own_settings(R2V, {}) is None
+    for router, options, message in (
+        (Own, {"zeal": 1, "size": 2}, "own has no setting zeal; known: size"), (Own, {"size": "x"}, "router own: .*int"),
+        (R2V, {"size": 1}, "r2v has no setting size; known: none"),
+    ):  # fmt: skip
+        with pytest.raises(SettingsError, match=message):
+            own_settings(router, options)
+    assert quantiles([0.1, 0.2, 0.3, 0.4], [0.0, 0.25, 0.5, 0.6, 1.0]) == [0.4, 0.3, 0.1]
+    episode, router = played_episode(), R2V(risk=Scored(lambda f: f.values[FEATURES.index("step_index")]))
+    bare = replace(episode.steps[0], choice=replace(episode.steps[0].choice, features=None))
+    assert len(features_of(replace(episode, steps=(bare, *episode.steps[1:])))) == 2
+    assert router.thresholds([episode], [0.0, 1.0]) == [2.0, 0.0]
+    with pytest.raises(ValueError, match="has no threshold yet"):
+        _ = router.point
+    assert (R2V(risk=network()).model is not None, router.model, kind_of(R2V)) == (True, None, "r2v.routers.r2v:R2V")
+    make("r2v").save(tmp_path / "full")
+    card = (tmp_path / "full" / "README.md").read_text()
+    for line in ("# Router my r2v", "Operating point: 0.5000. It was fitted with 3 candidates a step, a horizon of 12 steps",
+                 "the verifier tool_calls:", "- slm: 3-clone", "- objective: decoupled"):  # fmt: skip
+        assert line in card
+    entropy = router_class("entropy")
+    entropy().save(tmp_path / "rule")
+    assert "Operating point: 2.0000. It was fitted on nothing." in (tmp_path / "rule" / "README.md").read_text()
+    entropy(threshold=None, fitted_with=FittedWith(None, None, None)).save(tmp_path / "open")
+    card = (tmp_path / "open" / "README.md").read_text()
+    assert "not chosen yet" in card and "varying candidates a step, a horizon of varying steps" in card
+
+
+def test_what_a_fit_is_given():
+    lost = replace(played_episode(), success=False)
+    broken = replace(lost, success=None)
+    given = FitData([lost, broken], [broken, lost, lost], FITTED_WITH, RouterSettings(), 1, options={"query": {"x": 1}})
+    assert (given.rollouts, given.held, given.k, given.horizon) == ([lost], [lost, lost], 3, HORIZON)
+    with pytest.raises(SettingsError, match="query has no setting x"):
+        given.settings_of(router_class("query"))
+    with pytest.raises(StageError, match="teacher's answers"):
+        _ = given.disagreement
+
+
+def test_probabilities_are_fitted_on_the_recorded_and_judged_on_the_held_out_steps():
+    won = played_episode()
+    lost = replace(run(routed(slm="press red"), seed=2), success=False)
+    some = RouterSettings(epochs=1, features="paper")
+    parts = {"differs": [[True, False, True]] * 4, "differs_validation": [[False, True, True]] * 2, "facts": {"slm": "x"}}
+    given = FitData([won, lost] * 2, [won, lost], FITTED_WITH, some, 4, **parts)
+    held = failure_rows([won, lost], PAPER)
+    p_N = given.risk.risk(held.x_NF, held.present_NF)
+    assert given.quality["r2v"] == {"ece": ece(p_N, held.y_N), "brier": brier(p_N, held.y_N), "auroc": auroc(p_N, held.y_N)}
+    assert given.risk.names == PAPER and given.disagreement.names == EXTENDED
+    assert given.risk.facts["estimates"] == "the risk that going on with the SLM will fail the episode"
+    assert (given.risk.facts["slm"], given.risk.facts["seed"], given.risk.facts["objective"]) == ("x", 4, "decoupled")
+    answers = labelled_rows([won, lost], parts["differs_validation"], EXTENDED)
+    found = given.disagreement.risk(answers.x_NF, answers.present_NF)
+    assert given.quality["cascade"]["brier"] == brier(found, answers.y_N)
+    assert R2VPaper.fit(given).risk.facts["objective"] == "paper"
+
+
 def test_an_agent_sees_a_step_as_its_router_was_fitted(tmp_path):
     from r2v.pipeline.agents import AgentSpec, make_agents
     from r2v.pipeline.settings import RunSettings
 
     chat = {"kind": "chat", "base_url": "http://127.0.0.1:9/v1", "model": "m"}
-    settings = RunSettings.model_validate({"version": 1, "slm": {"model": chat}, "tasks": {"policy": 0}})
+    settings = validated(RunSettings, {"version": 1, "slm": {"model": chat}, "tasks": {"policy": 0}})
     for view in ("full", "pseudo_entropy"):
         conditions = FittedWith(5, HORIZON, "household", view=view)
         R2V(risk=network(), threshold=0.5, fitted_with=conditions).save(tmp_path / view)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from r2v.core.errors import ArtifactError, SettingsError
-from r2v.core.seeds import derive_seed
+from r2v.core.seeds import derive_seed, derive_uniform
 from r2v.core.splits import split
 from r2v.core.types import Task
 from r2v.pipeline.settings import LogsSettings, RunSettings
@@ -78,6 +78,15 @@ def test_splits_are_disjoint_stratified_and_independent_of_order(seed, order):
         assert max(counts.values()) - min(counts[f"f{i}"] for i in range(6)) <= 2
 
 
+def test_a_split_is_drawn_at_random_and_every_run_of_it_has_each_family_in_proportion():
+    tasks = [Task(f"t{i:02}", "f", "toy", "g") for i in range(60)]
+    drawn = Counter(task.id for seed in range(200) for task in split(tasks, {"test": 12}, seed=seed)["test"])
+    assert len(drawn) == 60 and min(drawn.values()) >= 18 and max(drawn.values()) <= 64  # 40 each but for chance
+    uneven = [Task(f"t{i}", "ab"[i >= 2], "toy", "g") for i in range(8)]
+    order = split(uneven, {str(i): 1 for i in range(8)}, seed=0)
+    assert "".join(task.family for (task,) in order.values()) == "babbbabb"
+
+
 def test_too_few_tasks_is_a_clear_error():
     with pytest.raises(SettingsError, match="need 3 tasks but there are 1"):
         split([Task("a", "f", "toy", "g")], {"policy": 3}, seed=0)
@@ -86,6 +95,8 @@ def test_too_few_tasks_is_a_clear_error():
 def test_seeds_differ_by_every_part():
     assert len({derive_seed(*parts) for parts in [("a", 1), ("a", 2), ("b", 1), ("a1",), (1, "a")]}) == 5
     assert 0 <= derive_seed("x") < 2**63
+    assert derive_seed("a", 1) == 4_665_976_284_724_862_560  # on every machine: recorded runs can be played again
+    assert derive_uniform("a", 1) == derive_seed("a", 1) / 2**63
 
 
 @pytest.mark.parametrize(
@@ -97,6 +108,9 @@ def test_seeds_differ_by_every_part():
         ("version: 1\nperturbations: {collect: [1], test: [1, 2]}", "each use needs seeds of its own"),
         ("version: 1\nperturbations: {families: [flaky, rain]}", "rain"),
         ("version: 1\nteacher: {kind: chat, model: m}", "base_url` is missing"),
+        ("version: 1\nteacher: {kind: chatt}", "`teacher.kind` = 'chatt': choose from expert, chat"),
+        ("version: 1\nrouter: {weighting: steps}", "`router.weighting` = 'steps': choose from step, episode"),
+        ("version: 1\nrouter: {hidden: [8, 0]}", "`router.hidden.1` = [8, 0]: Expected `int` >= 1"),
         ("[1, 2]", "must hold keys and values"),
         ("a: [", "not valid YAML"),
     ],

@@ -54,7 +54,7 @@ def test_the_example_runs_with_chat_endpoints(tmp_path):
         settings["teacher"]["base_url"] = settings["slm"]["model"]["base_url"] = f"{url}/v1"
         settings["tasks"] = {"policy": 0, "router": 4, "validation": 4, "test": 4}
         settings["perturbations"] |= {"strength": 0.2, "rollout": [21, 22], "validation": [31, 32], "test": [41, 42]}
-        settings |= {"router": {"epochs": 3}, "routers": ["verifier", "r2v"], "evaluate": {"clairvoyant": 0}}
+        settings |= {"router": {"epochs": 3}, "threads": 1, "routers": ["verifier", "r2v"], "evaluate": {"clairvoyant": 0}}
         settings["slm"]["k"] = 2
         path = tmp_path / "settings.yaml"
         path.write_text(yaml.safe_dump(settings))

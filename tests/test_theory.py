@@ -118,7 +118,7 @@ def test_alpha_changes_the_router():
     train, _ = rows(6000, 8, worst_q=0.9)
     asked = {}
     for alpha in (0.2, 1.0):
-        settings = SETTINGS.model_copy(update={"alpha": alpha, "epsilon": 0.02, "kappa": 0.1, "epochs": 30})
+        settings = SETTINGS.but(alpha=alpha, epsilon=0.02, kappa=0.1, epochs=30)
         router = fit_mlp(train, train, NAMES, settings, "paper", seed=0)
         asked[alpha] = float((1 / (1 + np.exp(-router.logit(train.x_NF, train.present_NF)))).mean())
     assert asked[0.2] > asked[1.0] + 0.02

@@ -71,18 +71,25 @@ def made(path: Path, episodes: int = 160, seed: int = 0, **changed) -> Path:
     return path
 
 
-def test_a_risk_does_not_know_the_future(tmp_path):
+@pytest.fixture(scope="module")
+def inspected(tmp_path_factory):
+    """Episodes, and what inspecting them gives."""
+    episodes, _ = import_logs(made(tmp_path_factory.mktemp("log") / "log.jsonl"), "openai-jsonl")
+    return episodes, inspect_logs(episodes)
+
+
+def test_a_risk_does_not_know_the_future(inspected, tmp_path):
     """Neither later texts (long enough to change what is kept of earlier ones) nor the outcome of an episode matter."""
 
-    def inspected(**changed) -> tuple[bool | None, list[float]]:
-        episodes, _ = import_logs(made(tmp_path / "log.jsonl", **changed), "openai-jsonl")
+    def changed(**how) -> tuple[bool | None, list[float]]:
+        episodes, _ = import_logs(made(tmp_path / "log.jsonl", **how), "openai-jsonl")
         return episodes[8].success, inspect_logs(episodes).risks[8]
 
-    success, was = inspected()
-    _, later = inspected(late="x" * 40_000)
+    success, was = inspected[0][8].success, inspected[1].risks[8]
+    _, later = changed(late="x" * 40_000)
     assert later[:4] == was[:4]
     assert later[5] != was[5], "the change was not seen at all"
-    assert inspected(success=not success) == (not success, was)
+    assert changed(success=not success) == (not success, was)
 
 
 def test_a_goal_is_not_known_before_it_is_said(tmp_path):
@@ -161,10 +168,9 @@ def test_inspect_tells_what_the_risk_is_worth_and_shows_hostile_text_as_text(tmp
     assert not re.findall(r"""(?:src|href)=["']?(?:https?:)?//""", page)
 
 
-def test_views_without_log_probabilities_lose_nothing_that_a_black_box_has(tmp_path):
-    episodes, _ = import_logs(made(tmp_path / "log.jsonl"), "openai-jsonl")
-    full, masked = (inspect_logs(episodes, view=view).results["overall"] for view in ("full", "no_entropy"))
-    assert full == masked
+def test_views_without_log_probabilities_lose_nothing_that_a_black_box_has(inspected):
+    episodes, full = inspected[0], inspected[1].results["overall"]
+    assert inspect_logs(episodes, view="no_entropy").results["overall"] == full
     # With one candidate a step the stand-in for the entropy is the constant 0: present, and empty.
     assert inspect_logs(episodes, view="pseudo_entropy").results["overall"]["auroc"] == pytest.approx(
         full["auroc"], abs=0.03

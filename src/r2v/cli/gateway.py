@@ -55,7 +55,7 @@ def serve(
         raise SettingsError("give a config, or --mock for mock models; `r2v init` writes a config to start from")
     settings = gateway.mock_settings(port or 8321) if config is None else _load(config, overrides or [])
     if port is not None:
-        settings = settings.model_copy(update={"server": settings.server.model_copy(update={"port": port})})
+        settings = settings.but(server=settings.server.but(port=port))
 
     def announce(url: str) -> None:
         given = inbound_key(settings)

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import msgspec
 import typer
 
 from r2v.cli.common import Format, Logs, Outcomes, cli, imported
@@ -68,7 +69,7 @@ def clone(
     outcomes: Outcomes = None,
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 300,
     lora: Annotated[bool, typer.Option("--lora", help="Train low-rank adapters, merged at the end: less memory.")] = False,
-    learning_rate: Annotated[float | None, typer.Option(help="2e-5, or 2e-4 with --lora, if not given.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(min=1e-12, help="2e-5, or 2e-4 with --lora, if not given.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the adapters and of the order of the episodes.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="End with one JSON line.")] = False,
 ) -> None:
@@ -89,7 +90,7 @@ def clone(
         start = ModelSettings(path=model, lora=LoraSettings() if lora else None)
         found = train(episodes, start, settings, out / "model", seed=seed, progress=report)
     facts = {**asdict(found), "unknown_outcome": unknown, "format": kind, "model": model, "lora": lora, "seed": seed}
-    write_json(out / "report.json", {**facts, "settings": settings.model_dump()})
+    write_json(out / "report.json", {**facts, "settings": msgspec.to_builtins(settings)})
     left_out = {"failed": found.left_out, "have no outcome": unknown, **found.unusable}
     typer.echo(f"{found.episodes} successful episodes learned from, {found.conversations} of them conversations")
     for reason, count in left_out.items():

@@ -10,7 +10,11 @@ if TYPE_CHECKING:
     from r2v.clients.base import Client
     from r2v.clients.settings import ClientSettings
 
-BUILT_IN = {"openai": "r2v.clients.openai:OpenAIClient", "anthropic": "r2v.clients.anthropic:AnthropicClient"}
+BUILT_IN = {
+    "openai": "r2v.clients.openai:OpenAIClient",
+    "openai_responses": "r2v.clients.responses:ResponsesClient",
+    "anthropic": "r2v.clients.anthropic:AnthropicClient",
+}
 """Providers: protocols that servers of models speak."""
 
 

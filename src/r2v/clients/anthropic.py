@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 
 from r2v.clients.base import Client, Part, all_of
-from r2v.messages.anthropic import choice_of, to_messages
+from r2v.messages.anthropic_upstream import MessageReader, own_messages, reply_of, to_messages
 from r2v.messages.conversation import Json, Request
+from r2v.messages.protocol import Piece, Reply
 
 VERSION = "2023-06-01"
 
 
 class AnthropicClient(Client):
     path = "/v1/messages"
+    protocol = "messages"
+    streams = True
 
     def headers(self, key: str | None) -> dict[str, str]:
         return {"anthropic-version": VERSION} | ({} if key is None else {"x-api-key": key})
@@ -20,20 +23,32 @@ class AnthropicClient(Client):
     async def answers(
         self, request: Request, k: int, *, seed: int | None, logprobs: bool, authors: Mapping[str, str]
     ) -> list[Part]:
+        body, dropped = self._body(request, authors)
+        found = await all_of([self.post(body, request.headers) for _ in range(k)])
+        replies = [self.read(lambda answer=answer: reply_of(answer, dropped)) for answer in found]  # type: ignore[misc]
+        return [Part([reply], reply.usage) for reply in replies]
+
+    async def stream(
+        self, request: Request, *, logprobs: bool, authors: Mapping[str, str]
+    ) -> AsyncGenerator[Piece | Reply, None]:
+        body, dropped = self._body(request, authors)
+        reader = MessageReader()
+        async for own in self.events({**body, "stream": True}, request.headers):
+            yield Piece(self.read(lambda own=own: reader.add(own)), own)  # type: ignore[misc]
+        if not reader.ended:
+            raise self.broken("the stream ended too soon")
+        self.succeeded()
+        yield self.read(lambda: reply_of(reader.message, dropped))
+
+    def _body(self, request: Request, authors: Mapping[str, str]) -> tuple[Json, tuple[str, ...]]:
+        """The request as this server takes it, and the names of what it lacks of the client's."""
         s = self.settings
-        body = {**request.body(), "messages": _signed(request, authors)}
-        raw = to_messages(body, model=s.model, max_tokens=s.max_output_tokens)
-        return [self.read(lambda a=a: self._part(a)) for a in await all_of([self.post(raw) for _ in range(k)])]  # type: ignore[misc]
 
-    def _part(self, answer: Json) -> Part:
-        choice, usage = choice_of(answer, self.settings.model)
-        return [choice], usage
+        def foreign(block: Json) -> bool:
+            return authors.get(str(block.get("signature") or block.get("data"))) != s.model
 
-
-def _signed(request: Request, authors: Mapping[str, str]) -> list[Json]:
-    """Messages with their thinking blocks marked with the model that wrote them: no other model is given them."""
-    messages: list[Json] = request.body()["messages"]
-    for message in messages:
-        if blocks := message.get("thinking_blocks"):
-            message["r2v_model"] = authors.get(str(blocks[0].get("signature")))
-    return messages
+        if request.protocol == self.protocol:
+            body, dropped = own_messages(request.source, model=s.model, max_tokens=s.max_output_tokens, foreign=foreign)
+            return body, tuple(dropped)
+        body, dropped = to_messages(request.body(), model=s.model, max_tokens=s.max_output_tokens, foreign=foreign)
+        return body, (*request.dropped, *dropped)

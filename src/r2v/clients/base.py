@@ -18,8 +18,8 @@ import re
 import time
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeVar
 from urllib.parse import urlsplit
@@ -32,21 +32,22 @@ from r2v.clients.settings import ClientSettings
 from r2v.core.errors import SettingsError
 from r2v.core.types import NO_USAGE, Action, Candidate, Usage
 from r2v.messages.conversation import Json, Request, logprobs_of
+from r2v.messages.protocol import Piece, Reply
 
 TOO_LONG = re.compile(r"context.{0,20}(length|window|size)|maximum context|too (long|many tokens)|exceed.{0,40}tokens", re.I)
 """How servers report that a request does not fit: there is no common code for it."""
 RETRIED = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 T = TypeVar("T")
-Part = tuple[list[Json], Json]
-"""(choices, usage) of one HTTP answer, in the neutral form."""
 
 
 class ModelError(RuntimeError):
     """A model did not answer. `status` is what the gateway's client should see: that of a bad request, else 502."""
 
-    def __init__(self, reason: str, *, status: int = 502, clients_fault: bool = False) -> None:
+    def __init__(
+        self, reason: str, *, status: int = 502, clients_fault: bool = False, retry_after: float | None = None
+    ) -> None:
         super().__init__(reason)
-        self.status = status
+        self.status, self.retry_after = status, retry_after
         self.clients_fault = clients_fault
         """The request itself was refused (HTTP 4xx): another model would refuse it, too."""
 
@@ -96,11 +97,19 @@ class Tokens:
 
 
 @dataclass(frozen=True)
+class Part:
+    """What one HTTP answer holds."""
+
+    replies: list[Reply]
+    usage: Json
+    """Of all of them together."""
+
+
+@dataclass(frozen=True)
 class Draw:
     """What one draw of candidates gave."""
 
-    choices: list[Json]
-    """In the neutral form: `message`, `finish_reason`, and `logprobs` where the server returns them."""
+    replies: list[Reply]
     tokens: Tokens
     usage: Usage
     """One call, whatever the number of requests; counts that a server did not report are None."""
@@ -116,9 +125,15 @@ class _Pool:
     dropped: weakref.finalize[..., Client]
 
 
+class _Passing(Exception):
+    """A failure that may pass: (what happened, HTTP status, seconds to wait that the server asks for)."""
+
+
 class Client(ABC):
     path: ClassVar[str]
     """Of its endpoint, below `base_url`."""
+    protocol: ClassVar[str]
+    """That the server speaks (`ProtocolAdapter.name`)."""
     streams: ClassVar[bool] = False
     """Whether `stream` is offered."""
 
@@ -145,10 +160,10 @@ class Client(ABC):
     async def answers(
         self, request: Request, k: int, *, seed: int | None, logprobs: bool, authors: Mapping[str, str]
     ) -> list[Part]:
-        """At least k choices, in as few requests (`post`) as the server allows; see `draw`. Raises ModelError."""
+        """At least k replies, in as few requests (`post`) as the server allows; see `draw`. Raises ModelError."""
 
-    def stream(self, request: Request) -> AsyncGenerator[Json, None]:
-        """Chat-completion chunks of one answer as they come, the last with the usage. Raises ModelError, even midway."""
+    def stream(self, request: Request, *, logprobs: bool, authors: Mapping[str, str]) -> AsyncGenerator[Piece | Reply, None]:
+        """One answer as it comes, and in the end the whole of it; see `draw`. Raises ModelError, even midway."""
         raise NotImplementedError(f"{type(self).__name__} does not stream")
 
     # -- what callers use -----------------------------------------------------------------------------------------
@@ -178,23 +193,23 @@ class Client(ABC):
         parts = await self.answers(request, k, seed=seed, logprobs=logprobs, authors=authors or {})
         self.succeeded()
         draw = self.priced(parts, k)
-        if len(draw.choices) < k:
-            raise ModelError(f"{self.name} answered with {len(draw.choices)} of {k} choices")
+        if len(draw.replies) < k:
+            raise ModelError(f"{self.name} answered with {len(draw.replies)} of {k} choices")
         return draw
 
     def priced(self, parts: Sequence[Part], k: int = 1) -> Draw:
-        """The first k choices of HTTP answers, with what all of the answers cost."""
-        choices = [choice for drawn, _ in parts for choice in drawn][:k]
-        tokens = self.read(lambda: sum((Tokens.of(usage) for _, usage in parts), Tokens()))
-        usage = sum((self._usage(raw) for _, raw in parts), NO_USAGE)
-        return Draw(choices, tokens, replace(usage, calls=1))
+        """The first k replies of HTTP answers, with what all of the answers cost."""
+        replies = [reply for part in parts for reply in part.replies][:k]
+        tokens = self.read(lambda: sum((Tokens.of(part.usage) for part in parts), Tokens()))
+        usage = sum((self._usage(part.usage) for part in parts), NO_USAGE)
+        return Draw(replies, tokens, replace(usage, calls=1))
 
     def candidates(self, draw: Draw, action: Callable[[Json], Action]) -> tuple[Candidate, ...]:
-        """The choices of a draw as candidates; `action` reads an assistant message."""
+        """The replies of a draw as candidates; `action` reads an assistant message."""
         found = []
-        for i, choice in enumerate(draw.choices):
-            logp, entropy = logprobs_of(choice, self.settings.vocabulary)
-            found.append(Candidate(action(choice["message"]), logp, entropy, NO_USAGE if i else draw.usage))
+        for i, reply in enumerate(draw.replies):
+            logp, entropy = logprobs_of(reply.choice, self.settings.vocabulary)
+            found.append(Candidate(action(reply.choice["message"]), logp, entropy, NO_USAGE if i else draw.usage))
         return tuple(found)
 
     def usd(self, tokens: Tokens) -> float:
@@ -247,46 +262,77 @@ class Client(ABC):
 
     # -- HTTP -----------------------------------------------------------------------------------------------------
 
-    async def post(self, body: Json) -> Any:
+    async def post(self, body: Json, headers: Mapping[str, str] | None = None) -> Any:
         """The JSON that the server answers with, after as many tries as the settings allow. Raises ModelError."""
-        problem, status = "", 502
+
+        async def once() -> Any:
+            async with self._sent(body, headers) as response:
+                return msgspec.json.decode(await response.read())
+
+        return await self._tried(once)
+
+    async def events(self, body: Json, headers: Mapping[str, str] | None = None) -> AsyncGenerator[Json, None]:
+        """The server-sent events of an answer, as many tries as the settings allow before the first. Raises ModelError."""
+        async with AsyncExitStack() as stack:
+            response = await self._tried(lambda: stack.enter_async_context(self._sent(body, headers)))
+            rest = b""
+            try:
+                async for piece in response.content.iter_any():
+                    *lines, rest = (rest + piece).split(b"\n")
+                    for line in lines:
+                        if line.startswith(b"data:") and (data := line[5:].strip()) not in (b"[DONE]", b""):
+                            found = msgspec.json.decode(data)
+                            if error := found.get("error"):
+                                raise self.broken(f"the stream ended with an error: {_message_of(error)}")
+                            yield found
+            except (aiohttp.ClientError, TimeoutError, ValueError, AttributeError) as error:
+                raise self.broken(f"the stream broke ({type(error).__name__})") from None
+
+    async def _tried(self, call: Callable[[], Awaitable[T]]) -> T:
+        """What the first try gives that does not fail. Raises ModelError."""
+        problem, status, asked = "", 502, None
         for attempt in range(self.settings.retries + 1):
             self.check_available()
-            wait = self.settings.backoff_s * min(16, 2**attempt)
             try:
-                async with self.sent(body) as response:
-                    status, content = response.status, await response.read()
-                self.count(str(status))
-                if status == 200:
-                    return msgspec.json.decode(content)
-                if status not in RETRIED:
-                    raise self.refusal(status, content)
-                problem = f"HTTP {status}"
-                wait = retry_after(response.headers.get("retry-after"), wait, self.settings.longest_wait_s)
+                return await call()
+            except _Passing as error:
+                problem, status, asked = error.args
             except TimeoutError as error:
-                problem, status = f"no answer in time ({type(error).__name__})", 504
+                problem, status, asked = f"no answer in time ({type(error).__name__})", 504, None
                 self.count("timeout")
             except aiohttp.ClientError as error:
-                problem, status = f"connection failed ({type(error).__name__})", 502
+                problem, status, asked = f"connection failed ({type(error).__name__})", 502, None
                 self.count("connection")
             except ValueError:
-                problem, status = "an answer that is not JSON", 502
+                problem, status, asked = "an answer that is not JSON", 502, None
                 self.count("garbage")
-            self.failed()
+            if status != 429:  # a limit of rates is no outage
+                self.failed()
+            if asked is not None and asked > self.settings.longest_wait_s:
+                break  # another model may answer meanwhile
             if attempt < self.settings.retries:
-                await asyncio.sleep(wait)
+                await asyncio.sleep(self.settings.backoff_s * min(16, 2**attempt) if asked is None else asked)
         tries = "1 try" if attempt == 0 else f"{attempt + 1} tries"
-        raise ModelError(f"{self.name}: {problem} after {tries}", status=429 if status == 429 else 502)
+        raise ModelError(f"{self.name}: {problem} after {tries}", status=429 if status == 429 else 502, retry_after=asked)
 
     @asynccontextmanager
-    async def sent(self, body: Json) -> AsyncIterator[aiohttp.ClientResponse]:
-        """The response to one request. Those over the limit wait for a connection: each has one request at a time."""
+    async def _sent(self, body: Json, headers: Mapping[str, str] | None) -> AsyncIterator[aiohttp.ClientResponse]:
+        """A response with status 200. Requests over the limit wait for a connection: each has one request at a time. Raises
+        _Passing or ModelError for another status.
+        """
         pool, encoded = await self._connected(), msgspec.json.encode(body)
         # Of large bodies aiohttp wants a file, which it sends in pieces: the loop goes on in between.
         data = encoded if len(encoded) < 2**20 else io.BytesIO(encoded)
         self.in_flight += 1
         try:
-            async with pool.session.post(self._url, data=data, proxy=self._proxy, allow_redirects=False) as response:
+            sent = pool.session.post(self._url, data=data, headers=headers, proxy=self._proxy, allow_redirects=False)
+            async with sent as response:
+                self.count(str(response.status))
+                if response.status in RETRIED:
+                    asked = retry_after(response.headers.get("retry-after"))
+                    raise _Passing(f"HTTP {response.status}", response.status, asked)
+                if response.status != 200:
+                    raise self._refusal(response.status, await response.read())
                 yield response
         finally:
             self.in_flight -= 1
@@ -311,7 +357,13 @@ class Client(ABC):
             self.failed()
             raise ModelError(f"{self.name} answered with something that is not a completion") from None
 
-    def refusal(self, status: int, content: bytes) -> ModelError:
+    def broken(self, problem: str) -> ModelError:
+        """The error for a stream that cannot go on."""
+        self.count("stream")
+        self.failed()
+        return ModelError(f"{self.name}: {problem}")
+
+    def _refusal(self, status: int, content: bytes) -> ModelError:
         """The error for an answer that no further try will change. What is too long for this model may fit another."""
         explanation = _error_of(content)
         fault = status in (400, 404, 413, 422) and not TOO_LONG.search(explanation)
@@ -377,13 +429,13 @@ async def all_of(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     return [task.result() for task in tasks]
 
 
-def retry_after(value: str | None, otherwise: float, longest: float) -> float:
-    """Seconds to wait of a server's Retry-After header, up to `longest`; `otherwise` without one."""
+def retry_after(value: str | None) -> float | None:
+    """Seconds that a server's Retry-After header asks for; None without one, and for a date."""
     try:
-        seconds = float(value) if value else otherwise
+        seconds = float(value or "nan")
     except ValueError:
-        return otherwise  # an HTTP date: not worth a parser
-    return min(longest, max(0.0, seconds)) if math.isfinite(seconds) else otherwise
+        return None
+    return max(0.0, seconds) if math.isfinite(seconds) else None
 
 
 def _key(settings: ClientSettings, name: str) -> str | None:
@@ -400,10 +452,13 @@ def _key(settings: ClientSettings, name: str) -> str | None:
 def _error_of(content: bytes) -> str:
     """The server's message, short; it may be shown to the client."""
     try:
-        error = msgspec.json.decode(content)["error"]
-        return str(error["message"] if isinstance(error, dict) else error)[:300]
+        return _message_of(msgspec.json.decode(content)["error"])
     except (ValueError, KeyError, TypeError):
         return ""
+
+
+def _message_of(error: Any) -> str:
+    return str(error.get("message") if isinstance(error, dict) else error)[:300]
 
 
 def _proxy_of(url: str) -> str | None:

@@ -8,13 +8,13 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import msgspec
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from r2v.clients import make_client
 from r2v.clients.settings import ClientSettings
 from r2v.core.types import Action, Candidate, Context
 from r2v.messages.chat_format import ChatFormat, messages
 from r2v.messages.conversation import Json, parse, text_of
+from r2v.runtime.settings import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 OLD_PRICES = {"input": "usd_per_million_prompt_tokens", "output": "usd_per_million_completion_tokens"}
 """Keys of r2v 0.1."""
@@ -30,10 +30,9 @@ class ChatSettings(ClientSettings):
     longest_wait_s: PositiveFloat = 30.0
     concurrency: PositiveInt = 16
 
-    @model_validator(mode="before")
     @classmethod
-    def _old_keys(cls, raw: Any) -> Any:
-        if isinstance(raw, dict) and set(OLD_PRICES.values()) & set(raw):
+    def upgraded(cls, raw: dict[str, Any]) -> dict[str, Any]:
+        if set(OLD_PRICES.values()) & set(raw):
             rest = {key: value for key, value in raw.items() if key not in OLD_PRICES.values()}
             price = {key: raw.get(old) for key, old in OLD_PRICES.items()}
             return rest if None in price.values() else {"price": price} | rest

@@ -1,7 +1,8 @@
 """Mock models that speak the real protocol over real HTTP: `r2v serve --mock`, tests, benchmarks.
 
-The SLM calls the right tool most of the time, and now and then a tool that does not exist, arguments that do not fit, or the
-same call again; its entropy is high where it errs. The teacher does not err. The same request gets the same answer.
+The right call is the one that the newest message names (`next: TOOL ARGUMENTS`), else one of the tools in turn. The SLM errs
+now and then: unsure; sure of a call that cannot be executed; with the call that just failed; with one that is wrong
+although nothing shows it. The teacher does not err. The same request gets the same answer.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import asyncio
 import hashlib
 import json
 import math
+import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from random import Random
@@ -31,14 +33,23 @@ class MockModel:
     name: str
     error_rate: float = 0.0
     """Share of steps on which its entropy is high and it may err."""
+    invalid_rate: float = 0.0
+    """Share of steps on which it is sure of a call that cannot be executed."""
+    repeat_rate: float = 0.0
+    """Share of the steps after an error on which it does the same again."""
+    hidden_rate: float = 0.0
+    """Share of steps with a call that fits and is wrong."""
     first_s: float = 0.0
     per_token_s: float = 0.0
     fault_rate: float = 0.0
     """Share of requests answered with HTTP 500 or 429."""
 
 
-SLM = MockModel("mock-small", error_rate=0.3, first_s=0.08, per_token_s=0.002)
+SLM = MockModel(
+    "mock-small", error_rate=0.08, invalid_rate=0.04, repeat_rate=0.5, hidden_rate=0.03, first_s=0.08, per_token_s=0.002
+)
 TEACHER = MockModel("mock-teacher", first_s=0.4, per_token_s=0.008)
+NEXT = re.compile(r"next: (\w+) (\{.*\})")
 
 
 def mock_app(mock_model: MockModel) -> Starlette:
@@ -77,9 +88,11 @@ def complete(mock_model: MockModel, body: Json) -> Json:
     """The answer to a chat-completion request."""
     text = json.dumps([body["messages"], body.get("tools")], sort_keys=True, default=str)
     seed = int(hashlib.sha256(f"{mock_model.name} {text}".encode("utf-8", "replace")).hexdigest()[:12], 16)
-    unsure = Random(seed).random() < mock_model.error_rate
+    mood = Random(seed)
+    unsure = mood.random() < mock_model.error_rate
+    slip = _slip(mock_model, body["messages"], mood.random())
     k = int(body.get("n") or 1)
-    choices = [_choice(body, Random(seed * 31 + int(body.get("seed") or 0) + i), i, unsure) for i in range(k)]
+    choices = [_choice(body, Random(seed * 31 + int(body.get("seed") or 0) + i), i, unsure, slip) for i in range(k)]
     prompt = max(1, len(text) // 4)
     output = sum(max(4, len(json.dumps(choice["message"])) // 4) for choice in choices)
     return {
@@ -89,15 +102,31 @@ def complete(mock_model: MockModel, body: Json) -> Json:
     }  # fmt: skip
 
 
-def _choice(body: Json, draw: Random, index: int, unsure: bool) -> Json:
+def _slip(mock_model: MockModel, messages: list[Json], drawn: float) -> str | None:
+    """What all answers to a request have wrong, by a number that was drawn from [0, 1)."""
+    rates = {"invalid": mock_model.invalid_rate, "hidden": mock_model.hidden_rate, "repeat": 0.0}
+    if len(messages) > 1 and "error" in str(messages[-1].get("content")) and messages[-2].get("tool_calls"):
+        rates["repeat"] = mock_model.repeat_rate
+    return next((slip for slip, rate in rates.items() if (drawn := drawn - rate) < 0), None)
+
+
+def _choice(body: Json, draw: Random, index: int, unsure: bool, slip: str | None) -> Json:
     tools = [tool["function"] for tool in body.get("tools") or []]
     steps = sum(message["role"] == "assistant" for message in body["messages"])
-    wrong = unsure and draw.random() < 0.6
+    wrong = (unsure and draw.random() < 0.6) or slip == "invalid"
+    named = NEXT.search(str(body["messages"][-1].get("content")))
     message: Json = {"role": "assistant", "content": None}
     finish = "tool_calls"
-    if tools and body.get("tool_choice") != "none" and (steps < 3 or body.get("tool_choice") == "required"):
+    if tools and body.get("tool_choice") != "none" and (named or steps < 3 or body.get("tool_choice") == "required"):
         tool = tools[steps % len(tools)]
         name, arguments = tool["name"], json.dumps(_sample(tool.get("parameters") or {}, draw))
+        if named:
+            name, arguments = named.groups()
+        if slip == "hidden":
+            arguments = re.sub(r"\d", lambda digit: str(9 - int(digit[0])), arguments)
+        if slip == "repeat":
+            function = body["messages"][-2]["tool_calls"][0]["function"]
+            name, arguments = function["name"], function["arguments"]
         if wrong:
             name, arguments = draw.choice([("no_such_tool", arguments), (name, '{"unexpected": 1'), (name, "[]")])
         call = {

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping
 
-import aiohttp
-import msgspec
+from r2v.clients.base import Client, Part, all_of
+from r2v.messages.conversation import Json, Request, sent_id
+from r2v.messages.openai_chat import StreamAccumulator
+from r2v.messages.protocol import Piece, Reply
 
-from r2v.clients.base import Client, ModelError, Part, all_of
-from r2v.messages.conversation import Json, Request
-
-PRIVATE = ("thinking_blocks", "r2v_model", "reasoning_content")
+PRIVATE = ("thinking_blocks", "reasoning_content")
 """Keys of messages that are for one model alone."""
 SEEDS = 2**31
 """Servers take seeds below this."""
@@ -18,6 +17,7 @@ SEEDS = 2**31
 
 class OpenAIClient(Client):
     path = "/chat/completions"
+    protocol = "chat"
     streams = True
 
     def headers(self, key: str | None) -> dict[str, str]:
@@ -26,63 +26,57 @@ class OpenAIClient(Client):
     async def answers(
         self, request: Request, k: int, *, seed: int | None, logprobs: bool, authors: Mapping[str, str]
     ) -> list[Part]:
-        s, body = self.settings, self._body(request)
-        if logprobs and s.offers_logprobs:
-            body |= {"logprobs": True, "top_logprobs": s.top_logprobs}
+        body = self._body(request, logprobs)
 
         def single(i: int) -> Json:
             return body if seed is None else {**body, "seed": (seed + i) % SEEDS}
 
         drawn, parts = 0, []
-        if k > 1 and s.offers_n:
-            parts = await self._all([{**single(0), "n": k}])
-            drawn = len(parts[0][0])  # a server that does not know `n` answers with fewer
+        if k > 1 and self.settings.offers_n:
+            parts = await self._all([{**single(0), "n": k}], request.dropped)
+            drawn = len(parts[0].replies)  # a server that does not know `n` answers with fewer
         first = int(bool(parts))
-        others = await self._all([single(i) for i in range(first, first + k - drawn)])
-        return parts + [(choices[:1], usage) for choices, usage in others]
+        others = await self._all([single(i) for i in range(first, first + k - drawn)], request.dropped)
+        return parts + [Part(part.replies[:1], part.usage) for part in others]
 
-    async def _all(self, bodies: list[Json]) -> list[Part]:
+    async def stream(
+        self, request: Request, *, logprobs: bool, authors: Mapping[str, str]
+    ) -> AsyncGenerator[Piece | Reply, None]:
+        body = self._body(request, logprobs) | {"stream": True, "stream_options": {"include_usage": True}}
+        answer = StreamAccumulator()
+        async for chunk in self.events(body):
+            self.read(lambda chunk=chunk: answer.add(chunk))  # type: ignore[misc]
+            yield Piece(chunk, chunk)
+        if not answer.ended:
+            raise self.broken("the stream ended too soon")
+        self.succeeded()
+        yield Reply(answer.choice, answer.usage, self.protocol, None, request.dropped)
+
+    async def _all(self, bodies: list[Json], dropped: tuple[str, ...]) -> list[Part]:
         found = await all_of([self.post(body) for body in bodies])
-        return [self.read(lambda answer=answer: _part(answer)) for answer in found]  # type: ignore[misc]
+        return [self.read(lambda answer=answer: _part(answer, dropped)) for answer in found]  # type: ignore[misc]
 
-    def _body(self, request: Request) -> Json:
+    def _body(self, request: Request, logprobs: bool) -> Json:
         """The request as such a server takes it."""
-        body: Json = {**request.fields, "model": self.settings.model}
+        s, body = self.settings, Json(request.fields, model=self.settings.model)
         if not request.plain:
-            messages = request.body()["messages"]
-            body["messages"] = [{key: m[key] for key in m if key not in PRIVATE} for m in messages]
+            body["messages"] = [_sendable(message) for message in request.body()["messages"]]
+        if logprobs and s.offers_logprobs and not request.logprobs:
+            body |= {"logprobs": True, "top_logprobs": s.top_logprobs}
         return body
 
-    async def stream(self, request: Request) -> AsyncGenerator[Json, None]:
-        self.check_available()
-        self.check_length(request)
-        body = self._body(request) | {"stream": True, "stream_options": {"include_usage": True}}
-        ended, rest = False, b""
-        try:
-            async with self.sent(body) as response:
-                self.count(str(response.status))
-                if response.status != 200:
-                    raise self.refusal(response.status, await response.read())
-                async for piece in response.content.iter_any():
-                    *lines, rest = (rest + piece).split(b"\n")
-                    for line in lines:
-                        if line.startswith(b"data:") and (data := line[5:].strip()) != b"[DONE]":
-                            chunk = msgspec.json.decode(data)
-                            ended = ended or any(choice.get("finish_reason") for choice in chunk.get("choices") or [])
-                            yield chunk
-        except (aiohttp.ClientError, TimeoutError, ValueError, AttributeError) as error:
-            raise self._broken(f"the stream broke ({type(error).__name__})") from None
-        if not ended:
-            raise self._broken("the stream ended too soon")
-        self.succeeded()
 
-    def _broken(self, problem: str) -> ModelError:
-        self.count("stream")
-        self.failed()
-        return ModelError(f"{self.name}: {problem}")
+def _sendable(message: Json) -> Json:
+    """A message without what is for one model alone, and with ids that are not too long."""
+    found = {key: value for key, value in message.items() if key not in PRIVATE}
+    if found.get("tool_call_id"):
+        found["tool_call_id"] = sent_id(found["tool_call_id"])
+    if found.get("tool_calls"):
+        found["tool_calls"] = [{**call, "id": sent_id(call.get("id"))} for call in found["tool_calls"]]
+    return found
 
 
-def _part(answer: Json) -> Part:
+def _part(answer: Json, dropped: tuple[str, ...]) -> Part:
     """Raises KeyError, TypeError or ValueError for what is not a completion."""
     choices, usage = answer["choices"], answer.get("usage") or {}
     if not isinstance(choices, list) or not choices or not isinstance(usage, dict):
@@ -90,4 +84,21 @@ def _part(answer: Json) -> Part:
     for choice in choices:
         if not isinstance(choice["message"], dict) or not isinstance(choice["message"].get("content"), str | list | None):
             raise ValueError
-    return choices, usage
+    if len(choices) == 1:
+        return Part([Reply(choices[0], usage, "chat", answer, dropped)], usage)
+    return Part([Reply(choice, _share(choice, choices, usage), "chat", None, dropped) for choice in choices], usage)
+
+
+def _share(choice: Json, choices: list[Json], usage: Json) -> Json:
+    """The usage of one of several answers to one request: the server counts the prompt once and the answers together. The
+    tokens of one are those that it lists with their log-probabilities; without them its part of what all answers wrote.
+    """
+    prompt, output = usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0
+    if listed := (choice.get("logprobs") or {}).get("content"):
+        own = len(listed)
+    else:
+        lengths = [
+            1 + len(str(one["message"].get("content"))) + len(str(one["message"].get("tool_calls"))) for one in choices
+        ]
+        own = round(output * lengths[choices.index(choice)] / sum(lengths))
+    return {**usage, "completion_tokens": own, "total_tokens": prompt + own}

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
-
-from r2v.runtime.settings import Settings
+from r2v.runtime.settings import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Settings
 
 
 class PriceSettings(Settings):
@@ -22,7 +18,8 @@ class PriceSettings(Settings):
 
 class ClientSettings(Settings):
     provider: str = "openai"
-    """The protocol it speaks: openai (any `/chat/completions`), anthropic (`/v1/messages`), or a plug-in (`r2v.clients`)."""
+    """The protocol it speaks: openai (any `/chat/completions`), openai_responses (`/responses`), anthropic (`/v1/messages`),
+    or a plug-in (`r2v.clients`)."""
     base_url: str
     """OpenAI style: up to and without /chat/completions, e.g. http://localhost:8000/v1. Anthropic: up to and without
     /v1/messages."""
@@ -49,7 +46,7 @@ class ClientSettings(Settings):
     offers_n: bool = True
     """Whether one request may ask for several candidates; otherwise they are parallel requests."""
     offers_logprobs: bool = True
-    top_logprobs: Annotated[int, Field(ge=0)] = 5
+    top_logprobs: NonNegativeInt = 5
     """Alternatives of each token to ask for: the entropy is computed from them."""
     vocabulary: PositiveInt | None = None
     """Its number of tokens: what the alternatives leave out is then spread evenly over the others, as where routers are

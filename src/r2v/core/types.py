@@ -19,12 +19,14 @@ lost; only where the environment can be copied)."""
 
 Code = Literal[
     "risk_below", "risk_above", "retry", "latch", "never", "always", "random", "scheduled", "recorded",
+    "no_valid_call", "repeats_failure", "unsure", "out_of_range",
     "budget_exhausted", "forced", "switch_cost", "hold", "shadow", "explore", "upstream_fallback", "verifier_failed",
-    "early",
+    "early", "observe",
 ]  # fmt: skip
-"""Why a route was taken, as a word that programs may compare. The first line is of routers: the score is below or at
-least the threshold, more candidates are wanted, an earlier takeover goes on, or the route is fixed, drawn or recorded. The
-others are what the gateway adds."""
+"""Why a route was taken, as a word that programs may compare. The first two lines are of routers: the score is below or at
+least the threshold, more candidates are wanted, an earlier takeover goes on, or the route is fixed, drawn or recorded; no
+candidate can be executed, the best one is what just failed, the SLM is unsure, or a feature lies far outside of what the
+router was fitted on. The others are what the gateway adds."""
 
 ScoreKind = Literal[
     "risk", "mean_risk", "goal_risk", "benefit", "disagreement", "entropy", "verifier_doubt", "heuristic", "custom"

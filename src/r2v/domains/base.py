@@ -10,14 +10,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import ClassVar, Generic, TypeVar
 
-from pydantic import PositiveInt
-
 from r2v.core.errors import SettingsError
 from r2v.core.protocols import Environment, Perturbation, Policy, Verifier
 from r2v.core.types import Action, Context, Task
 from r2v.messages.chat_format import ChatFormat, command_of
 from r2v.runtime import plugins
-from r2v.runtime.settings import Settings
+from r2v.runtime.settings import PositiveInt, Settings
 from r2v.verifiers import verifier_named
 
 

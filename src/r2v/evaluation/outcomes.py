@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -111,10 +112,10 @@ def gather(rows: Iterable[Row], tasks: Sequence[str], seeds: Sequence[int], hori
         return np.array(list(values), dtype=np.float64).reshape(shape)
 
     tenth = [t * HORIZON_TENTHS // horizon for t in range(horizon)]
-    escalated_10, steps_10 = np.zeros(HORIZON_TENTHS), np.zeros(HORIZON_TENTHS)
-    for r in grid:
-        np.add.at(escalated_10, [tenth[t] for t in r.escalated], 1)
-        np.add.at(steps_10, tenth[: r.steps], 1)
+    escalated_10, steps_10 = (
+        np.bincount(np.fromiter(chain.from_iterable(steps), dtype=int), minlength=HORIZON_TENTHS)
+        for steps in (([tenth[t] for t in r.escalated] for r in grid), (tenth[: r.steps] for r in grid))
+    )
     return Outcomes(
         success_TZ=array(r.success for r in grid),
         call_rate_TZ=array(r.teacher_calls / max(1, r.steps) for r in grid),

@@ -12,6 +12,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import asdict
+from fnmatch import fnmatchcase
 from importlib.resources import files
 from typing import Any, Literal
 
@@ -24,9 +25,11 @@ from starlette.routing import Route
 
 from r2v.core.errors import SettingsError
 from r2v.gateway.budgets import DAY
+from r2v.gateway.candidates import LiveAnswer
 from r2v.gateway.http import headers_of, json_response
+from r2v.gateway.items import Items
 from r2v.gateway.ledger import words_of
-from r2v.gateway.modes import Modes, Unproven
+from r2v.gateway.modes import Unproven
 from r2v.gateway.service import Answer, Refused, RequestOptions, Service
 from r2v.gateway.settings import Mode
 from r2v.maths.stats import wilson
@@ -34,11 +37,16 @@ from r2v.messages import BUILT_IN
 from r2v.messages.anthropic import MESSAGES
 from r2v.messages.conversation import BadRequest, Json, Request, fingerprint
 from r2v.messages.openai_chat import CHAT
-from r2v.messages.protocol import ProtocolAdapter, StreamEncoder, json_object
+from r2v.messages.protocol import Piece, ProtocolAdapter, json_object
 from r2v.runtime import plugins
 
-SESSION_HEADERS = ("x-r2v-session-id", "x-session-id", "x-claude-code-session-id", "x-switchyard-session-id", "session_id")
+SESSION_HEADERS = (
+    "x-r2v-session-id", "x-session-id", "x-claude-code-session-id", "x-switchyard-session-id", "session_id", "session-id",
+    "thread-id", "conversation_id",
+)  # fmt: skip
 IDENTITY = re.compile(r"[\w.:@/-]{1,200}")
+SESSION_IN_USER = re.compile(r"session_([\w-]{8,100})$")
+"""How older versions of Claude Code put the session into the name of the user."""
 STREAM = {"cache-control": "no-store", "x-accel-buffering": "no"}
 Endpoint = Callable[[HttpRequest], Awaitable[Response]]
 
@@ -71,7 +79,7 @@ def build_app(service: Service) -> Starlette:
 class _Gateway:
     def __init__(self, service: Service, keys: Sequence[str]) -> None:
         self.service, self.started = service, time.time()
-        self.modes = Modes(service.settings.route, service.sessions, service.ledger)
+        self._items = Items()
         self._keys = [hashlib.sha256(key.encode()).digest() for key in keys]
 
     def app(self) -> Starlette:
@@ -85,6 +93,7 @@ class _Gateway:
             *((adapter.path, self._served(adapter), "POST", adapter) for adapter in adapters),
             ("/messages/count_tokens", self.count_tokens, "POST", MESSAGES),
             ("/models", self.models, "GET", CHAT),
+            ("/models/{model:path}", self.model, "GET", CHAT),
             ("/decision", self.decision, "POST", CHAT),
             ("/outcomes", self.outcomes, "POST", CHAT),
             ("/sessions", self.sessions, "GET", CHAT),
@@ -99,13 +108,28 @@ class _Gateway:
             for path, endpoint, method, adapter in known
             for prefix in ("/v1", "")
         ]
+        # Codex tries a web socket first; this answer makes it take HTTP at once.
+        routes += [
+            Route(prefix + adapter.path, _no_socket, methods=["GET"]) for adapter in adapters for prefix in ("/v1", "")
+        ]
         routes += [
             Route("/", self.page),
             Route("/health", self.health),
             Route("/ready", self.ready),
             Route("/metrics", self._guarded(self.metrics, CHAT)),
         ]
-        return Starlette(routes=routes, lifespan=lifespan)
+        app = Starlette(routes=routes, lifespan=lifespan)
+        if origins := self.service.settings.server.cors_origins:
+            from starlette.middleware.cors import CORSMiddleware
+
+            app.add_middleware(
+                CORSMiddleware,
+                allow_origins=origins,
+                allow_methods=["GET", "POST"],
+                allow_headers=["*"],
+                expose_headers=["*"],
+            )
+        return app
 
     # -- authentication ---------------------------------------------------------------------------------------------
 
@@ -121,6 +145,7 @@ class _Gateway:
     def _guarded(self, endpoint: Endpoint, adapter: ProtocolAdapter) -> Endpoint:
         async def guarded(http: HttpRequest) -> Response:
             facts: Json = {}
+            headers = {}
             try:
                 http.state.key = self._key_of(http)
                 return await endpoint(http)
@@ -134,7 +159,9 @@ class _Gateway:
                 reason, status = "the client went away", 499
             except Refused as error:
                 reason, status, facts = str(error), error.status, dict(error.facts)
-            return json_response(adapter.error(reason, status), status, facts)
+                if error.retry_after is not None:
+                    headers["retry-after"] = str(math.ceil(error.retry_after))
+            return json_response(adapter.error(reason, status), status, facts, headers)
 
         return guarded
 
@@ -157,108 +184,128 @@ class _Gateway:
         mode = http.headers.get("x-r2v-mode", "")
         if mode not in ("", "active", "shadow"):
             raise BadRequest("`x-r2v-mode` may be shadow; only the gateway's settings make a step active")
+        session = _session_of(http, request)
         return RequestOptions(
-            http.state.key, _session_of(http, request.metadata) or fingerprint(request, http.state.key),
+            http.state.key, session or fingerprint(request, http.state.key), session is not None,
             self._forced(http, model), threshold, shadow=mode == "shadow",
             session_usd=None if usd is None else max(0.0, _number(usd, "x-r2v-budget-usd: 0.25")), dry=dry,
         )  # fmt: skip
 
     def _forced(self, http: HttpRequest, model: str) -> str | None:
         """The model that the client insists on: slm, teacher, or None. Raises BadRequest."""
-        served = {settings.model: name for name, settings in self.service.settings.models.items()}
-        if not model.startswith("r2v") and model not in ("", "auto") and model not in served:
-            raise BadRequest(f"model {model[:80]!r} is not served here; ask for r2v, r2v:slm, r2v:teacher or r2v@tau=0.3")
-        named = http.headers.get("x-r2v-arm") or (model.rsplit(":", 1)[1] if ":" in model else None)
-        forced = served.get(model, named)
-        if forced not in (None, "slm", "teacher"):
-            raise BadRequest(f"arm {forced[:40]!r} is neither slm nor teacher")
-        return forced
+        named = http.headers.get("x-r2v-arm")
+        if model.startswith("r2v"):
+            named = named or (model.rsplit(":", 1)[1] if ":" in model else None)
+        else:
+            self._check_accepted(model)
+        if named not in (None, "slm", "teacher"):
+            raise BadRequest(f"arm {named[:40]!r} is neither slm nor teacher")
+        return named
 
-    async def _step(self, http: HttpRequest, request: Request, options: RequestOptions) -> Answer:
+    def _check_accepted(self, model: str) -> None:
+        """Raises BadRequest."""
+        accepted = self.service.settings.server.accepted_models
+        if model not in ("", "auto") and not any(fnmatchcase(model, pattern) for pattern in accepted):
+            raise BadRequest(f"model {model[:80]!r} is not served here; ask for r2v, r2v:slm, r2v:teacher or r2v@tau=0.3")
+
+    async def _step(
+        self, http: HttpRequest, request: Request, options: RequestOptions, live: LiveAnswer | None = None
+    ) -> Answer:
         """The step, cancelled (and with it the calls to the models) when the client disconnects."""
         here = asyncio.current_task()
         assert here is not None
         disconnected = asyncio.ensure_future(_disconnected(http))
         disconnected.add_done_callback(lambda disconnected: None if disconnected.cancelled() else here.cancel())
         try:
-            return await self.service.step(request, options)
+            return await self.service.step(request, options, live)
         except asyncio.CancelledError:
             if disconnected.done():
                 raise Refused("the client went away", 499, {}) from None
             raise
         finally:
             disconnected.cancel()
+            if live is not None:
+                live.close()
 
     def _served(self, adapter: ProtocolAdapter) -> Endpoint:
         """The endpoint of one protocol."""
 
         async def endpoint(http: HttpRequest) -> Response:
-            request = adapter.parse(await self._body(http))
+            key = http.state.key
+            request = adapter.parse(await self._body(http), http.headers, lambda identity: self._items.get(key, identity))
             options = self._options(http, request)
-            if not request.stream:
-                answer = await self._step(http, request, options)
-                return json_response(adapter.whole(answer.completion, request), 200, answer.facts)
-            encoder = adapter.encoder()
-            if encoder is not None and await self.service.may_stream_early(options):
-                return await self._stream_early(request, options, encoder, adapter)
-            return await self._stream_held(http, request, options, adapter)
+            if request.stream:
+                return await self._streamed(http, request, options, adapter)
+            answer = await self._step(http, request, options)
+            content = adapter.whole(answer.reply, request, answer.served)
+            self._items.keep(key, adapter.kept(request.source, content))
+            return json_response(content, 200, answer.facts)
 
         return endpoint
 
-    async def _stream_held(
+    async def _streamed(
         self, http: HttpRequest, request: Request, options: RequestOptions, adapter: ProtocolAdapter
     ) -> Response:
-        """The answer as a stream once it is chosen. A decision that comes soon is in the headers, too; until a later one
-        comes, comments keep the connection alive.
+        """The answer as events: while its model writes it, or as a whole once it is chosen among others. A decision that
+        comes soon is in the headers, too; until a later one comes, pings keep the connection alive.
         """
-        pause = self.service.settings.server.keep_alive_s
-        work = asyncio.ensure_future(self._step(http, request, options))
+        live, pause = LiveAnswer(), self.service.settings.server.keep_alive_s
+        work = asyncio.ensure_future(self._step(http, request, options, live))
+        headers, begun = dict(STREAM), None
         try:
-            done, _ = await asyncio.wait({work}, timeout=pause)
-        except asyncio.CancelledError:
+            begun = await live.next(pause)
+            if begun is None:
+                await work
+            headers |= headers_of(live.facts)
+        except TimeoutError:
+            pass
+        except BaseException:
             work.cancel()
             raise
-        if done:
-            answer = work.result()
-            headers = {**STREAM, **headers_of(answer.facts)}
-            events = adapter.held(answer.completion, request, answer.facts)
-            return StreamingResponse(events, 200, headers, "text/event-stream")
 
-        async def later() -> AsyncIterator[bytes]:
+        async def events() -> AsyncIterator[bytes]:
             try:
-                while not work.done():
-                    yield b": r2v is deciding\n\n"
-                    await asyncio.wait({work}, timeout=pause)
-                answer = work.result()
-                for event in adapter.held(answer.completion, request, answer.facts):
+                async for event in self._events(live, begun, work, request, adapter):
                     yield event
+                answer = await work
+                self._items.keep(
+                    options.key, adapter.kept(request.source, adapter.whole(answer.reply, request, answer.served))
+                )
             except Refused as error:
-                yield _broken(adapter, error)
+                yield adapter.broken(str(error), error.status, error.facts.get("reason"))
             finally:
                 work.cancel()
 
-        return StreamingResponse(later(), 200, STREAM, "text/event-stream")
+        return StreamingResponse(events(), 200, headers, "text/event-stream")
 
-    async def _stream_early(
-        self, request: Request, options: RequestOptions, encoder: StreamEncoder, adapter: ProtocolAdapter
-    ) -> Response:
-        """Headers leave with the first chunk, so that a model that is down is still an HTTP error."""
-        chunks = self.service.stream_early(request, options)
-        first = await anext(chunks)
-
-        async def passed() -> AsyncIterator[bytes]:
-            try:
-                for event in encoder.add(first):
+    async def _events(
+        self, live: LiveAnswer, begun: Piece | None, work: asyncio.Future[Answer], request: Request, adapter: ProtocolAdapter
+    ) -> AsyncIterator[bytes]:
+        """The events of a step that `work` serves; `begun` is the first piece of its answer, if it has come."""
+        piece, encoder, pause = begun, None, self.service.settings.server.keep_alive_s
+        while piece is not None or not (work.done() and live.source is None):
+            if piece is not None:
+                if encoder is None:
+                    assert live.source is not None
+                    client = live.source.client
+                    served = self.service.served(live.facts, client.settings.model)
+                    encoder = adapter.encoder(request, served, client.protocol)
+                for event in encoder.add(piece):
                     yield event
-                async for chunk in chunks:
-                    for event in encoder.add(chunk):
-                        yield event
-            except Refused as error:
-                yield _broken(adapter, error)
-            finally:
-                await chunks.aclose()
-
-        return StreamingResponse(passed(), 200, {**STREAM, "x-r2v-arm": "slm", "x-r2v-reason": "early"}, "text/event-stream")
+            try:
+                piece = await live.next(pause)
+            except TimeoutError:
+                yield adapter.ping()
+                continue
+            if piece is None:
+                break
+        answer = await work
+        if encoder is None:
+            last = adapter.held(answer.reply, request, answer.served, answer.facts)
+        else:
+            last = encoder.end(answer.reply, live.rest, answer.facts)
+        for event in last:
+            yield event
 
     async def decision(self, http: HttpRequest) -> Response:
         request = CHAT.parse(await self._body(http))
@@ -274,9 +321,21 @@ class _Gateway:
     # -- what is known --------------------------------------------------------------------------------------------
 
     async def models(self, http: HttpRequest) -> Response:
-        names = ["r2v", "r2v:slm", "r2v:teacher"]
-        entries = [{"id": n, "object": "model", "created": int(self.started), "owned_by": "r2v"} for n in names]
-        return json_response({"object": "list", "data": entries})
+        entries = [self._entry(name) for name in ("r2v", "r2v:slm", "r2v:teacher")]
+        ends = {"first_id": entries[0]["id"], "last_id": entries[-1]["id"], "has_more": False}
+        return json_response({"object": "list", "data": entries, **ends})
+
+    async def model(self, http: HttpRequest) -> Response:
+        name = http.path_params["model"]
+        if not name.startswith("r2v"):
+            self._check_accepted(name)
+        return json_response(self._entry(name))
+
+    def _entry(self, name: str) -> Json:
+        """A model as OpenAI and Anthropic list it."""
+        created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.started))
+        openai = {"id": name, "object": "model", "created": int(self.started), "owned_by": "r2v"}
+        return {**openai, "type": "model", "display_name": name, "created_at": created}
 
     async def outcomes(self, http: HttpRequest) -> Response:
         raw = json_object(await self._body(http))
@@ -327,7 +386,7 @@ class _Gateway:
         service = self.service
         models = {u.name: {"model": u.settings.model, "available": u.available} for u in (service.slm, service.teacher)}
         killed = await service.sessions.killed()
-        change = await self.modes.current()
+        change = await self.service.modes.current()
         found = {**service.metrics.stats(), "mode": change.mode, "killed": killed, "models": models}
         if days := http.query_params.get("days"):
             found["days"] = service.ledger.days(time.time() - DAY * _number(days, "days=14"))
@@ -337,8 +396,8 @@ class _Gateway:
         return json_response(found)
 
     async def mode(self, http: HttpRequest) -> Response:
-        change = await self.modes.current()
-        enough, reason = self.modes.evidence(change)
+        change = await self.service.modes.current()
+        enough, reason = self.service.modes.evidence(change)
         return json_response({**asdict(change), "next": {"allowed": enough, "reason": reason}})
 
     async def change_mode(self, http: HttpRequest) -> Response:
@@ -349,9 +408,9 @@ class _Gateway:
             raise BadRequest(str(error)) from None
         try:
             if wanted.action == "promote":
-                await self.modes.promote(force=wanted.force)
+                await self.service.modes.promote(force=wanted.force)
             else:
-                await self.modes.rollback(wanted.to)
+                await self.service.modes.rollback(wanted.to)
         except Unproven as error:
             return json_response(CHAT.error(str(error), 409), 409)
         return await self.mode(http)
@@ -384,8 +443,8 @@ class _Gateway:
         return HTMLResponse(text, headers={"content-security-policy": policy, "x-content-type-options": "nosniff"})
 
 
-def _broken(adapter: ProtocolAdapter, error: Refused) -> bytes:
-    return adapter.broken(str(error), error.status, error.facts.get("reason"))
+async def _no_socket(http: HttpRequest) -> Response:
+    return json_response(CHAT.error("use POST over HTTP", 426), 426)
 
 
 async def _disconnected(http: HttpRequest) -> None:
@@ -394,21 +453,34 @@ async def _disconnected(http: HttpRequest) -> None:
         pass
 
 
-def _session_of(http: HttpRequest, metadata: Any) -> str | None:
+def _session_of(http: HttpRequest, request: Request) -> str | None:
     """The session the client names, in the places where agents already name theirs."""
+    metadata = request.said("metadata")
+    metadata = metadata if isinstance(metadata, dict) else {}
     found: list[Any] = [http.headers.get(name) for name in SESSION_HEADERS]
-    if isinstance(metadata, dict):
-        found += [metadata.get("session_id"), metadata.get("user_id")]
+    found += [metadata.get("session_id"), _session_in(metadata.get("user_id")), request.said("prompt_cache_key")]
     for value in found:
         if isinstance(value, str) and value:
             return _scoped(http, value)
     return None
 
 
+def _session_in(user: Any) -> str | None:
+    """The session in the name of a user, which Claude Code writes there."""
+    if not isinstance(user, str):
+        return None
+    try:
+        read = json_object(user.encode("utf-8", "replace"))
+    except BadRequest:
+        match = SESSION_IN_USER.search(user)
+        return match[1] if match else None
+    return read.get("session_id")
+
+
 def _scoped(http: HttpRequest, value: str) -> str:
-    """The session of this key that goes by this name; one that r2v named itself is scoped already. Raises BadRequest."""
+    """The session of this key that goes by this name; one that r2v named itself is scoped already."""
     if not IDENTITY.fullmatch(value):
-        raise BadRequest("a session id is up to 200 letters, digits and . : @ / _ -")
+        value = "h-" + hashlib.sha256(value.encode("utf-8", "replace")).hexdigest()[:24]
     return value if value.startswith("auto-") else f"{http.state.key}/{value}"
 
 

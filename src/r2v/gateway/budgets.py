@@ -78,7 +78,7 @@ def limits_of(budget: BudgetSettings, session: str, key: str, day: int, session_
     """The limits of a step. `session_usd` is what the client set for its session; the lower one counts."""
     own = budget.session
     if session_usd is not None:
-        own = own.model_copy(update={"usd": session_usd if own.usd is None else min(own.usd, session_usd)})
+        own = own.but(usd=session_usd if own.usd is None else min(own.usd, session_usd))
     scopes = [(f"session {session}", own), (f"key {key} {day}", budget.key_per_day), (f"all {day}", budget.per_day)]
     return [(scope, limit) for scope, limit in scopes if limit != UNLIMITED]
 
@@ -104,7 +104,7 @@ class LocalBudgets:
 
     async def settle(self, reservation: Reservation, spent: Amount) -> None:
         for scope, _ in reservation.limits:
-            left = self._reserved.pop(scope) - reservation.amount
+            left = self._reserved.pop(scope, Amount()) - reservation.amount  # one of nothing may have been removed
             if left.usd > 1e-12 or left.tokens or left.calls:
                 self._reserved[scope] = left
             self._spent[scope] = self._spent_in(scope) + spent

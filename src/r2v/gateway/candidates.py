@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
+from contextlib import aclosing
+from dataclasses import replace
 
-from r2v.clients.base import Client, Draw, Tokens
+from r2v.clients.base import Client, Draw, ModelError, Part, Tokens
 from r2v.core.types import Action, Candidate, Context
 from r2v.gateway.budgets import Amount
 from r2v.messages.conversation import Json, Request, action_of
+from r2v.messages.protocol import Piece, Reply
 
 
 def most(client: Client, request: Request, answers: int) -> Amount:
@@ -18,65 +21,115 @@ def most(client: Client, request: Request, answers: int) -> Amount:
     return Amount(0, tokens, usd)
 
 
+class LiveAnswer:
+    """An answer on its way to the client while its model writes it."""
+
+    def __init__(self) -> None:
+        self.facts: Json = {}
+        """Of the step, as far as they are known."""
+        self.source: CandidateSource | None = None
+        """Who writes; None as long as nothing has been written. From then on no other model can answer."""
+        self.rest: list[Piece] = []
+        """From the finish reason on: they leave when the step is in the ledger."""
+        self._pieces: asyncio.Queue[Piece | None] = asyncio.Queue()
+
+    def put(self, source: CandidateSource, piece: Piece) -> None:
+        if self.source is None:
+            self.source = source
+            # The SLM's answer is streamed only where it is before anything is decided.
+            self.facts |= {"arm": "teacher"} if source.teacher else {"arm": "slm", "reason": "early"}
+        choices = (piece.chunk or {}).get("choices") or []
+        if self.rest or any(choice.get("finish_reason") for choice in choices):
+            self.rest.append(piece)
+        else:
+            self._pieces.put_nowait(piece)
+
+    def close(self) -> None:
+        """Nothing more will come."""
+        self._pieces.put_nowait(None)
+
+    async def next(self, patience_s: float) -> Piece | None:
+        """The next piece; None: there is none. Raises TimeoutError where none comes in that time."""
+        async with asyncio.timeout(patience_s):
+            return await self._pieces.get()
+
+
 class CandidateSource:
     """The candidates of one model at one step (`r2v.core.protocols.Policy`), and what they cost."""
 
-    def __init__(self, client: Client, request: Request, authors: Mapping[str, str], *, teacher: bool) -> None:
-        """`authors`: signature of a thinking block -> the model that wrote it. Only the SLM returns log-probabilities."""
-        self.name, self.client = client.name, client
-        self._request, self._authors, self._teacher = request, authors, teacher
-        self._choices: dict[Action, Json] = {}
+    def __init__(
+        self, client: Client, request: Request, authors: Mapping[str, str], *, teacher: bool, live: LiveAnswer | None = None
+    ) -> None:
+        """`authors`: signature of a thinking block -> the model that wrote it; `live`: where a single answer goes while it
+        is written. Only the SLM returns log-probabilities.
+        """
+        self.name, self.client, self.teacher = client.name, client, teacher
+        self._request, self._authors, self._live = request, authors, live
+        self._replies: dict[Action, Reply] = {}
         self.tokens = Tokens()
         self.usd = 0.0
         self.lost = Amount()
-        """What cancelled calls can have cost at most: their usage is not known."""
+        """What cancelled or broken calls can have cost at most: their usage is not known."""
         self.drawn = 0
         """Answers so far."""
         self.seconds = 0.0
 
     async def propose(self, context: Context, k: int, *, seed: int) -> tuple[Candidate, ...]:
         start = time.perf_counter()
-        seeded = None if self._teacher else seed
         try:
-            draw = await self.client.draw(self._request, k, seed=seeded, logprobs=not self._teacher, authors=self._authors)
+            if k == 1 and self._live is not None and self.client.streams:
+                draw = await self._streamed(self._live)
+            else:
+                draw = await self.client.draw(
+                    self._request, k, seed=None if self.teacher else seed, logprobs=not self.teacher, authors=self._authors
+                )
         except asyncio.CancelledError:
-            self.cancelled(k)
+            self._lose(k)
             raise
         finally:
             self.seconds += time.perf_counter() - start
-        return self.take(draw)
+        return self._take(draw)
 
-    def cancelled(self, k: int) -> None:
-        """The client went away while k answers were being written."""
-        self.lost += most(self.client, self._request, k) + Amount(calls=int(self._teacher))
+    async def _streamed(self, live: LiveAnswer) -> Draw:
+        self.client.check_length(self._request)
+        reply = None
+        try:
+            async with aclosing(
+                self.client.stream(self._request, logprobs=not self.teacher, authors=self._authors)
+            ) as parts:
+                async for part in parts:
+                    if isinstance(part, Reply):
+                        reply = part
+                    else:
+                        live.put(self, part)
+        except ModelError:
+            if live.source is self:
+                self._lose(1)
+            raise
+        assert reply is not None
+        return self.client.priced([Part([reply], reply.usage)])
 
-    def take(self, draw: Draw) -> tuple[Candidate, ...]:
-        """The choices of one draw as candidates."""
+    def _lose(self, k: int) -> None:
+        """Nobody will know what k answers cost that had begun."""
+        self.lost += most(self.client, self._request, k) + Amount(calls=int(self.teacher))
+
+    def _take(self, draw: Draw) -> tuple[Candidate, ...]:
         self.usd += self.client.usd(draw.tokens)
         self.tokens += draw.tokens
-        self.drawn += len(draw.choices)
+        self.drawn += len(draw.replies)
         candidates = self.client.candidates(draw, action_of)
-        for candidate, choice in zip(candidates, draw.choices, strict=True):
-            self._choices.setdefault(candidate.action, choice)
+        for candidate, reply in zip(candidates, draw.replies, strict=True):
+            self._replies.setdefault(candidate.action, reply)
         return candidates
 
-    def choice(self, action: Action) -> Json:
-        """What the model answered, as the client sees it."""
-        return {key: value for key, value in self._choices[action].items() if key != "logprobs"}
+    def reply(self, action: Action) -> Reply:
+        """What the model answered, as the client sees it: log-probabilities only where it asked for them."""
+        found = self._replies[action]
+        if self._request.logprobs:
+            return found
+        return replace(found, choice={key: value for key, value in found.choice.items() if key != "logprobs"})
 
     @property
     def spent(self) -> Amount:
-        calls = int(self._teacher and self.drawn > 0)
+        calls = int(self.teacher and self.drawn > 0)
         return Amount(calls, self.tokens.total, self.usd) + self.lost
-
-
-class Known:
-    """A policy that proposes the candidates that it was given, in every context."""
-
-    name = "known"
-
-    def __init__(self, candidates: tuple[Candidate, ...]) -> None:
-        self._candidates = candidates
-
-    async def propose(self, context: Context, k: int, *, seed: int) -> tuple[Candidate, ...]:
-        return self._candidates

@@ -28,6 +28,8 @@ def problems(settings: GatewaySettings, show: Callable[[str], None]) -> list[str
         fitted = router.router.fitted_with
         if fitted and fitted.verifier_sha256 not in (None, source_sha256(router.route.verifier)):
             show("          its verifier has changed since the fit: fit the router again, or watch its calibration")
+        if router.model is not None and router.model.range_2F is None:
+            show("          it does not know what it was fitted on, so texts can move it anywhere: fit the router again")
     except R2VError as error:
         found.append(str(error))
     try:

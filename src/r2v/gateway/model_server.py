@@ -68,7 +68,7 @@ def model_app(model: Model, name: str) -> Starlette:
                 raise BadRequest("this model calls no tools")
             context = context_of_chat([(message.role, message.text) for message in query.messages])
         except (msgspec.DecodeError, BadRequest, ValueError) as error:
-            return json_response(openai_error(str(error), 400), 400)
+            return json_response(openai_error(str(error), 400, None), 400)
         drawn = await model.draw(context, query.n or 1, seed=query.seed or 0)
         answer = _completion(drawn, query, name)
         if not query.stream:

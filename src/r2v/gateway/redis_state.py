@@ -17,7 +17,7 @@ from r2v.core.seeds import derive_seed
 from r2v.core.types import Decision, Memory
 from r2v.gateway.budgets import Amount, Exhausted, Limits, Reservation
 from r2v.gateway.ledger import ModeChange
-from r2v.gateway.sessions import DECISIONS, Session
+from r2v.gateway.sessions import DECISIONS, Session, numbered
 from r2v.runtime.upgrade import upgraded_decision
 
 KEPT_S = 14 * 86_400
@@ -105,6 +105,15 @@ class RedisSessions:
 
     def __init__(self, connection: Connection, cache_ttl_s: float) -> None:
         self._redis, self._ttl_s = connection, cache_ttl_s
+
+    async def run_of(self, identity: str, *, fresh: bool) -> str:
+        runs = self._redis.key("runs", identity)
+        (run,) = await self._redis.run(("GET", runs))
+        name = numbered(identity, int(run or 0))
+        if not fresh or not (await self._redis.run(("EXISTS", self._redis.key("decisions", name))))[0]:
+            return name
+        run, _ = await self._redis.run(("INCR", runs), ("EXPIRE", runs, KEPT_S))
+        return numbered(identity, int(run))
 
     async def enter(self, identity: str, *, dry: bool) -> Session:
         session, decisions, warm, signatures = (

@@ -35,8 +35,6 @@ class GatewayRouter:
     router: Router
     """The configured one, at the threshold of this request."""
     route: RouteSettings
-    active: bool = True
-    """False: decide, but let the SLM answer (shadow, or a session outside the canary)."""
     forced: str | None = None
     """slm or teacher, when the client or the kill switch forces it."""
     cold: bool = False
@@ -52,7 +50,7 @@ class GatewayRouter:
             return decision
         if memory.calls_left == 0:
             return _instead(decision, "budget_exhausted")
-        return decision if self.active or self.forced else _instead(decision, "shadow")
+        return decision
 
     def _wanted(self, context: Context, features: Features, memory: Memory, seed: int) -> Decision:
         plain = self.router.decide(context, features, memory, seed=seed)
@@ -87,12 +85,34 @@ class GatewayRouter:
             if any(d.route != "continue" and d.code != "hold" for d in latest):
                 reason = f"the teacher keeps {self.route.hold_steps} steps"
                 return replace(plain, route="escalate", code="hold", reason=reason)
+            if memory.decisions and _came_too_early(memory.decisions[-1]):
+                reason = "the step before was streamed before its score was known, and that was over the threshold"
+                return replace(plain, route="escalate", code="risk_above", reason=reason)
             return plain
         extra = self.route.switch_usd / self.route.failure_usd if self.cold else 0.0
         if extra and plain.score is not None and plain.threshold is not None and plain.score < plain.threshold + extra:
             reason = f"{plain.reason}, a lost cache costs {extra:.3f} more"
             return replace(plain, route="continue", code="switch_cost", reason=reason)
         return plain
+
+
+class Noted:
+    """Decides as a router does, but the SLM goes on whatever it wants: that is noted, and somebody else answers."""
+
+    def __init__(self, router: GatewayRouter) -> None:
+        self.name = router.name
+        self._router = router
+        self.wanted: Decision | None = None
+
+    def decide(self, context: Context, features: Features, memory: Memory, *, seed: int) -> Decision:
+        self.wanted = self._router.decide(context, features, memory, seed=seed)
+        return self.wanted if self.wanted.route == "retry" else replace(self.wanted, route="continue")
+
+
+def _came_too_early(decision: Decision) -> bool:
+    """Whether a step was streamed early that would have been escalated."""
+    known = decision.score is not None and decision.threshold is not None
+    return decision.code == "early" and known and decision.score >= decision.threshold  # type: ignore[operator]
 
 
 def _instead(decision: Decision, code: Code) -> Decision:
@@ -150,6 +170,7 @@ def load_configured(route: RouteSettings) -> Configured:
             f"route.switch_usd is weighed against the price of a failure, but the score of {name} is no probability "
             f"({router.kind}); set it to 0, or configure a router that was fitted for risk or benefit"
         )
+    router = replace(router, outside=route.outside)
     if route.threshold is not None:
         router = router.at(route.threshold)
     if router.threshold is None:
@@ -177,9 +198,9 @@ def _as_fitted(route: RouteSettings, router: RouterBase) -> RouteSettings:
     known = {"k": fitted.k, "horizon": fitted.horizon, "verifier": fitted.verifier}
     conditions = {key: value for key, value in known.items() if value is not None}
     for key, value in conditions.items():
-        if key in route.model_fields_set and getattr(route, key) != value:
+        if key in route.given and getattr(route, key) != value:
             raise SettingsError(f"{route.router} was fitted with {key} {value}: leave out route.{key}")
-    return route.model_copy(update=conditions)
+    return route.but(**conditions)
 
 
 def _certificate(path: Path, router: Path, threshold: float) -> Certificate:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Literal
 
+import aiohttp
 import prometheus_client
 import uvicorn
 
@@ -21,6 +23,7 @@ from r2v.core.errors import SettingsError
 from r2v.gateway.app import build_app
 from r2v.gateway.service import Service
 from r2v.gateway.settings import GatewaySettings
+from r2v.runtime.settings import validated
 from r2v.verifiers import verifier_named
 
 MOCK_KEY = "r2v-mock"
@@ -54,7 +57,7 @@ def mock_settings(port: int) -> GatewaySettings:
         },
         "store": {"path": f"r2v-mock-{port}.db"},
     }
-    return GatewaySettings.model_validate(raw)
+    return validated(GatewaySettings, raw)
 
 
 async def _serve(settings: GatewaySettings, mock: bool, announce: Callable[[str], None]) -> None:
@@ -71,8 +74,8 @@ async def _serve(settings: GatewaySettings, mock: bool, announce: Callable[[str]
             servers.append(server)
             running.append(asyncio.create_task(server.serve([listener])))
             url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
-            models[name] = models[name].model_copy(update={"base_url": url, "model": mock_model.name})
-        settings = settings.model_copy(update={"models": models})
+            models[name] = models[name].but(base_url=url, model=mock_model.name)
+        settings = settings.but(models=models)
     service = Service(settings)
     app = build_app(service)
     listener = _listen(settings.server.host, settings.server.port)
@@ -80,6 +83,8 @@ async def _serve(settings: GatewaySettings, mock: bool, announce: Callable[[str]
     announce(f"http://{host}:{port}")
     verifier_named(service.settings.route.verifier)  # its imports are not the first request's to wait for
     main = uvicorn.Server(_config(app))
+    if mock and not service.ledger.sessions(1):
+        running.append(asyncio.create_task(_demonstrate(main, f"http://{host}:{port}", os.environ[settings.server.key_env])))
     try:
         await main.serve([listener])
     finally:
@@ -87,6 +92,17 @@ async def _serve(settings: GatewaySettings, mock: bool, announce: Callable[[str]
             server.should_exit = True
         with suppress(asyncio.CancelledError):
             await asyncio.gather(*running)
+
+
+async def _demonstrate(main: uvicorn.Server, url: str, keys: str) -> None:
+    """Fill the page with sessions."""
+    from r2v.gateway.demo import play
+
+    try:
+        await play(url, keys.split(",")[0].strip())
+    except aiohttp.ClientError as error:
+        if not main.should_exit:
+            logging.getLogger("uvicorn.error").warning("the sessions to show stopped: %s", error)
 
 
 def _config(app: object) -> uvicorn.Config:

@@ -11,9 +11,11 @@ import asyncio
 import hashlib
 import os
 import secrets
+import sqlite3
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import aclosing, asynccontextmanager
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
@@ -22,35 +24,38 @@ from typing import Any
 from r2v.clients import make_client
 from r2v.clients.base import ModelError, Tokens
 from r2v.core.agent import MAX_RETRIES, AgentModels, Routed, StepContext
+from r2v.core.agreement import alike
 from r2v.core.errors import BoundaryError, SettingsError
 from r2v.core.features import best
 from r2v.core.protocols import Verifier
-from r2v.core.seeds import derive_seed, derive_uniform
+from r2v.core.seeds import derive_seed
 from r2v.core.types import NO_USAGE, Action, Candidate, Choice, Code, Context, Decision, Memory, Observation, Step
 from r2v.gateway.budgets import DAY, Amount, Budgets, Exhausted, LocalBudgets, Reservation, limits_of
-from r2v.gateway.candidates import CandidateSource, Known, most
+from r2v.gateway.candidates import CandidateSource, LiveAnswer, most
 from r2v.gateway.ledger import Entry, Ledger
 from r2v.gateway.metrics import Metrics
-from r2v.gateway.routing import GatewayRouter, load_configured
-from r2v.gateway.sessions import LocalSessions, Session, Sessions
+from r2v.gateway.modes import Modes, Part, part_of
+from r2v.gateway.routing import GatewayRouter, Noted, load_configured
+from r2v.gateway.sessions import SESSIONS, LocalSessions, Session, Sessions
 from r2v.gateway.settings import GatewaySettings
 from r2v.messages.conversation import Json, Request, context_of, tools_of
-from r2v.messages.openai_chat import StreamAccumulator, completion
+from r2v.messages.protocol import Reply, Served
 from r2v.messages.transcript import incoming, message_of
 from r2v.verifiers import verifier_named
 
 
 class Refused(Exception):
-    """The step cannot be served; `status` and `facts` go to the client."""
+    """The step cannot be served; `status`, `facts` and `retry_after` (seconds) go to the client."""
 
-    def __init__(self, message: str, status: int, facts: Mapping[str, Any]) -> None:
+    def __init__(self, message: str, status: int, facts: Mapping[str, Any], *, retry_after: float | None = None) -> None:
         super().__init__(message)
-        self.status, self.facts = status, facts
+        self.status, self.facts, self.retry_after = status, facts, retry_after
 
 
 @dataclass(frozen=True)
 class Answer:
-    completion: Json
+    reply: Reply
+    served: Served
     facts: Json
     """Of the response headers and the last stream chunk."""
 
@@ -63,11 +68,13 @@ class RequestOptions:
     """Hash of its key."""
     session: str
     """Its own name for the session within its key, or the request's `fingerprint`."""
+    named: bool = True
+    """Whether it is the client's own."""
     forced: str | None = None
     """slm or teacher: the model that must answer."""
     threshold: float | None = None
     shadow: bool = False
-    """Decide, but let the SLM answer."""
+    """Decide, but let the teacher answer."""
     session_usd: float | None = None
     """What the whole session may cost."""
     dry: bool = False
@@ -84,6 +91,12 @@ class ServedStep:
     reservation: Reservation
     slm: CandidateSource
     teacher: CandidateSource
+    part: Part
+    """What the mode wants of it."""
+    live: LiveAnswer | None
+    """Where an answer goes that the client wants as a stream."""
+    early: bool
+    """Whether the SLM's only draft is streamed before anything is decided."""
     facts: Json
     start: float
 
@@ -102,11 +115,6 @@ class ServedStep:
         if self.reservation.calls_left is not None:
             self.facts["budget-left"] = max(0, self.reservation.calls_left - (choice.source == "teacher"))
 
-    @property
-    def usage(self) -> Json:
-        """Tokens of all calls of the step: the client sees all that was spent for it."""
-        return (self.slm.tokens + self.teacher.tokens).usage
-
 
 class Service:
     def __init__(self, settings: GatewaySettings) -> None:
@@ -114,9 +122,12 @@ class Service:
         self.slm = make_client(settings.models["slm"], "small")
         self.teacher = make_client(settings.models["teacher"], "teacher")
         self.router = load_configured(settings.route)
-        self.settings = settings.model_copy(update={"route": self.router.route})
+        self.settings = settings.but(route=self.router.route)
         self.ledger = Ledger(Path(settings.store.path))
         self.sessions, self.budgets = _state(settings, self.ledger)
+        self._with_tools: OrderedDict[str, None] = OrderedDict()
+        """Sessions of clients in which tools were offered; the latest ones."""
+        self.modes = Modes(self.settings.route, self.sessions, self.ledger)
         self.metrics = Metrics(self.router, self.ledger, (self.slm, self.teacher))
 
     async def close(self) -> None:
@@ -128,97 +139,77 @@ class Service:
 
     # -- the step -------------------------------------------------------------------------------------------------
 
-    async def step(self, request: Request, options: RequestOptions) -> Answer:
-        """Raises Refused."""
-        async with self._serve(request, options, drafts=self.settings.route.k) as served:
+    async def step(self, request: Request, options: RequestOptions, live: LiveAnswer | None = None) -> Answer:
+        """Answers one request; `live`: where its answer goes while it is written, if the client wants a stream. Raises
+        Refused.
+        """
+        async with self._serve(request, options, live) as served:
             choice, context = await self._choose(served)
             answered = served.teacher if choice.source == "teacher" else served.slm
             model = answered.client.settings.model
             served.describe(choice, model)
-            chosen = answered.choice(choice.action)
+            reply = answered.reply(choice.action)
+            if reply.dropped:
+                served.facts["dropped"] = ",".join(reply.dropped)
             if not options.dry:
                 await self._record(served, choice, context)
-                for block in chosen["message"].get("thinking_blocks") or []:
-                    await self.sessions.sign(served.session, str(block.get("signature")), model)
-        answer = completion(
-            chosen, served.usage, model=model, identity=served.facts["decision-id"], created=int(time.time())
-        )
-        return Answer(answer, served.facts)
+                for block in reply.choice["message"].get("thinking_blocks") or []:
+                    mark = str(block.get("signature") or block.get("data"))
+                    await self.sessions.sign(served.session, mark, model)
+        return Answer(reply, self.served(served.facts, model), served.facts)
 
-    async def may_stream_early(self, options: RequestOptions) -> bool:
+    def served(self, facts: Json, model: str) -> Served:
+        """Who answers, and under which id."""
+        return Served(facts["decision-id"], model, int(time.time()))
+
+    def _is_early(self, session: Session, options: RequestOptions, part: Part) -> bool:
         """Whether the step before predicts that the SLM suffices. After the first visible byte nothing
         can be taken back, so the risk is that of the step before.
         """
         route = self.settings.route
-        if route.stream == "hold" or options.forced == "teacher" or not self.slm.streams:
+        if route.stream == "hold" or options.forced == "teacher" or not self.slm.streams or not part.routed:
             return False
-        decisions = (await self.sessions.enter(options.session, dry=True)).memory.decisions
-        if not decisions:
+        if not session.memory.decisions:
             return route.stream == "early"
-        last, threshold = decisions[-1], self.router.threshold if options.threshold is None else options.threshold
+        last = session.memory.decisions[-1]
+        threshold = self.router.threshold if options.threshold is None else options.threshold
         bar = threshold if route.stream == "early" else threshold / 2
         return last.route == "continue" and last.score is not None and last.score < bar
 
-    async def stream_early(self, request: Request, options: RequestOptions) -> AsyncGenerator[Json, None]:
-        """The SLM's first draft, chunk by chunk; the row is in the ledger before the last chunk leaves. Raises
-        Refused, before the first chunk or in the middle.
-        """
-        async with self._serve(request, options, drafts=1) as served:
-            answer, last, usage = StreamAccumulator(), Json(), Json()
-            start = time.perf_counter()
-            try:
-                async with aclosing(self.slm.stream(request)) as chunks:
-                    async for chunk in chunks:
-                        usage = chunk.get("usage") or usage
-                        if not chunk.get("choices"):
-                            continue
-                        answer.add(chunk["choices"][0])
-                        chunk = {**chunk, "id": f"chatcmpl-{served.facts['decision-id']}"}
-                        if chunk["choices"][0].get("finish_reason"):
-                            last = chunk
-                        else:
-                            yield chunk
-            except ModelError as error:
-                raise Refused(str(error), error.status, {**served.facts, "reason": "upstream_fallback"}) from None
-            except (GeneratorExit, asyncio.CancelledError):
-                served.slm.cancelled(1)
-                raise
-            served.slm.seconds = time.perf_counter() - start
-            candidates = served.slm.take(self.slm.priced([([answer.choice], usage)]))
-            await self._record_early(served, candidates)
-            yield {**last, "r2v": served.facts, "usage": served.usage}
-
-    async def _record_early(self, served: ServedStep, candidates: tuple[Candidate, ...]) -> None:
-        """The row of a step whose only candidate has been streamed: its risk decides how the next step is served."""
-        context = context_of(served.request, self.settings.route.horizon)
-        verifier = _verifier(self.settings.route.verifier, served.request.tools)
-        models = AgentModels(Known(candidates), served.teacher, verifier, 1, view=self.router.view)
-        step_context = StepContext(models, context, seed=derive_seed(served.session.id, served.session.t))
-        choice = await _slm_alone(step_context, self._router(served), "early", "streamed as it came")
-        served.describe(choice, self.slm.settings.model)
-        await self._record(served, choice, context)
-
     @asynccontextmanager
-    async def _serve(self, request: Request, options: RequestOptions, *, drafts: int) -> AsyncIterator[ServedStep]:
+    async def _serve(self, request: Request, options: RequestOptions, live: LiveAnswer | None) -> AsyncIterator[ServedStep]:
         """A step of the session, with what it can cost at most reserved. Raises Refused where the budget has no room."""
         start, budget = time.perf_counter(), self.settings.budget
-        facts: Json = {"decision-id": secrets.token_hex(8), "session-id": options.session.split("/", 1)[-1]}
-        limits = limits_of(budget, options.session, options.key, int(time.time() // DAY), options.session_usd)
+        facts: Json = {} if live is None else live.facts
+        facts["decision-id"] = secrets.token_hex(8)
         try:
-            session = await self.sessions.enter(options.session, dry=options.dry)
-            facts["step"] = session.t
+            name = options.session
+            if not options.named:
+                fresh = not options.dry and all(message.role != "assistant" for message in request.messages)
+                name = await self.sessions.run_of(name, fresh=fresh)
+            elif self._is_aside(name, request):
+                name += ".aside"
+            session = await self.sessions.enter(name, dry=options.dry)
+            facts |= {"session-id": name.split("/", 1)[-1], "step": session.t}
+            mode = "shadow" if options.shadow else (await self.modes.current()).mode
+            part = part_of(mode, self.settings.route, session.id, session.t)
+            early = live is not None and self._is_early(session, options, part)
+            drafts = 1 if early else self.settings.route.k
+            limits = limits_of(budget, name, options.key, int(time.time() // DAY), options.session_usd)
             amounts = most(self.slm, request, drafts), most(self.teacher, request, 1) + Amount(calls=1)
             reservation = await self.budgets.reserve(facts["decision-id"], limits, *amounts)
         except Exhausted:
             raise Refused("the budget is exhausted", 402, {**facts, "reason": "budget_exhausted"}) from None
         except OSError as error:
             raise _unreachable(error, facts) from None
-        slm = CandidateSource(self.slm, request, session.signatures, teacher=False)
-        teacher = CandidateSource(self.teacher, request, session.signatures, teacher=True)
+        except sqlite3.Error as error:  # before money is spent
+            raise _unwritten(error, facts) from None
+        slm = CandidateSource(self.slm, request, session.signatures, teacher=False, live=live if early else None)
+        teacher = CandidateSource(self.teacher, request, session.signatures, teacher=True, live=live)
         try:
             if not reservation.teacher and budget.on_exhaustion == "stop":
                 raise Refused("the budget for the teacher is exhausted", 402, {**facts, "reason": "budget_exhausted"})
-            yield ServedStep(request, options, session, reservation, slm, teacher, facts, start)
+            yield ServedStep(request, options, session, reservation, slm, teacher, part, live, early, facts, start)
         finally:
             if (lost := slm.lost + teacher.lost) != Amount():
                 self.ledger.abandon(session.id, options.key, lost)
@@ -227,60 +218,109 @@ class Service:
             except OSError as error:  # what is reserved stays so until it expires: never more is spent than allowed
                 raise _unreachable(error, facts) from None
 
+    def _is_aside(self, name: str, request: Request) -> bool:
+        """Whether it is no step of the session: agents also ask for titles and summaries under its name, without tools."""
+        if request.tools not in (b"null", b"[]"):
+            self._with_tools[name] = None
+            self._with_tools.move_to_end(name)
+            if len(self._with_tools) > SESSIONS:
+                self._with_tools.popitem(last=False)
+            return False
+        return name in self._with_tools
+
     def _router(self, served: ServedStep) -> GatewayRouter:
-        route, options = self.settings.route, served.options
-        canary = derive_uniform(derive_seed(served.session.id, "canary"), "canary") < route.canary_share
+        threshold = self.router.threshold if served.options.threshold is None else served.options.threshold
         return GatewayRouter(
-            self.router.make(self.router.threshold if options.threshold is None else options.threshold),
-            route,
-            active=not options.shadow and (route.mode == "active" or (route.mode == "canary" and canary)),
-            forced=options.forced,
-            cold=served.session.cold,
+            self.router.make(threshold), self.settings.route, forced=served.options.forced, cold=served.session.cold
         )
 
     async def _choose(self, served: ServedStep) -> tuple[Choice, Context]:
         route, session = self.settings.route, served.session
         context = context_of(served.request, route.horizon)
-        first = None if route.clear is None or route.k == 1 else 1
+        k = 1 if served.early else route.k
+        first = None if route.clear is None or k == 1 else 1
         verifier = _verifier(route.verifier, served.request.tools)
-        models = AgentModels(served.slm, served.teacher, verifier, route.k, first, view=self.router.view)
+        models = AgentModels(served.slm, served.teacher, verifier, k, first, view=self.router.view)
         router, memory = self._router(served), session.memory
         if await self.sessions.killed():
             router = replace(router, forced="slm")
         if router.forced == "slm":
             memory = replace(memory, decisions=())  # ends a takeover by the teacher
         calls_left = served.reservation.calls_left if served.reservation.teacher else 0
+        memory = replace(memory, calls_left=calls_left)
         step_context = StepContext(models, context, seed=derive_seed(session.id, session.t))
         try:
             if router.forced == "teacher" and calls_left != 0:
                 return await _teacher_alone(step_context, "forced", "forced"), context
-            choice, _ = await Routed(models, router).choose(step_context, replace(memory, calls_left=calls_left))
+            if served.early:
+                return await _slm_alone(step_context, router, "early", "streamed as it came"), context
+            if router.forced is None and calls_left != 0 and not served.part.routed:
+                return await self._watched(served.part, models, step_context, router, memory), context
+            choice, _ = await Routed(models, router).choose(step_context, memory)
             return choice, context
         except BoundaryError as error:
-            return await self._fallback(step_context, router, error, calls_left, served.facts), context
+            return await self._fallback(served, step_context, router, error, calls_left), context
+
+    async def _watched(
+        self, part: Part, models: AgentModels, step_context: StepContext, router: GatewayRouter, memory: Memory
+    ) -> Choice:
+        """The teacher answers, as without r2v; beside it the SLM drafts and the router decides, which is only noted. What is
+        not ready when the teacher has answered is given up after a moment.
+        """
+        code: Code = "shadow" if part.name == "shadow" else "observe"
+
+        kept = bool(memory.decisions) and memory.decisions[-1].route == "takeover"
+        watched = Noted(router)
+        drafting = None
+        if part.drafted and not kept:
+            drafting = asyncio.ensure_future(Routed(models, watched).choose(step_context, memory))
+        answer, noted, wanted = None, None, Decision("takeover" if kept else "escalate", code, None, None, None, 1.0, (), "")
+        try:
+            answer = await step_context.teacher_answer()
+            if drafting is not None:
+                noted, _ = await asyncio.wait_for(drafting, self.settings.route.observe_wait_s)
+        except (BoundaryError, TimeoutError):
+            if answer is None:
+                raise
+        finally:
+            if drafting is not None:
+                drafting.cancel()
+                await asyncio.gather(drafting, return_exceptions=True)  # then it is known what it cost
+        if noted is None or watched.wanted is None:
+            return Choice(answer.action, "teacher", (), (), None, wanted, NO_USAGE, answer.usage)
+        wanted = watched.wanted
+        decision = replace(
+            wanted, code=code, propensity=1.0, reason=f"would {wanted.route} ({wanted.code}: {wanted.reason})"
+        )
+        return replace(noted, action=answer.action, source="teacher", decision=decision, teacher=answer.usage)
 
     async def _fallback(
-        self, step_context: StepContext, router: GatewayRouter, error: BoundaryError, calls_left: int | None, facts: Json
-    ) -> Choice:
-        """The SLM is down: the teacher serves. The teacher is down: the best candidate. The verifier or the router
-        broke: the teacher, because the risk is unknown. Both down: 502.
+        self, served: ServedStep, step_context: StepContext, router: GatewayRouter, error: BoundaryError,
+        calls_left: int | None,
+    ) -> Choice:  # fmt: skip
+        """The SLM is down: the teacher serves. The teacher is down: the best candidate, unless the client insists on the
+        teacher. The verifier or the router broke: the teacher, because the risk is unknown. Both down, or the answer has
+        begun: an error.
         """
-        cause = error.cause
+        cause, facts = error.cause, served.facts
         if isinstance(cause, ModelError) and cause.clients_fault:
             raise Refused(str(cause), cause.status, {**facts, "reason": "upstream_refused"}) from None
+        code: Code = "verifier_failed" if error.boundary in ("verifier", "router") else "upstream_fallback"
+        if served.live is not None and served.live.source is not None:
+            raise _unanswered(facts, "upstream_fallback", cause)
         if error.boundary == "teacher":
+            if router.forced == "teacher":
+                raise _unanswered(facts, code, cause)
             try:
-                return await _slm_alone(step_context, router, "upstream_fallback", str(cause))
-            except BoundaryError:
-                raise Refused(f"no model answered: {cause}", 502, {**facts, "reason": "upstream_fallback"}) from None
-        code: Code = "upstream_fallback" if error.boundary == "slm" else "verifier_failed"
+                return await _slm_alone(step_context, router, code, str(cause))
+            except BoundaryError as second:
+                raise _unanswered(facts, code, cause, second.cause) from None
         if calls_left == 0:
             raise Refused(f"{cause}; the teacher's budget is exhausted", 502, {**facts, "reason": code}) from None
         try:
             return await _teacher_alone(step_context, code, str(cause))
         except BoundaryError as second:
-            reason = f"no model answered: {cause}; {second.cause}"
-            raise Refused(reason, 502, {**facts, "reason": "upstream_fallback"}) from None
+            raise _unanswered(facts, code, cause, second.cause) from None
 
     async def _record(self, served: ServedStep, choice: Choice, context: Context) -> None:
         """The row of the step. Raises Refused when it cannot be written: then the answer must not leave."""
@@ -294,13 +334,12 @@ class Service:
             slm.usd, teacher.usd, self._saved(served), slm.spent.tokens + teacher.spent.tokens,
             int(teacher.drawn > 0), slm.drawn,
             facts["overhead-ms"], decision.route, _hash(context.goal) if redact else context.goal,
-            _redacted(step) if redact else _with_messages(step, served),
+            _redacted(step) if redact else _with_messages(step, served), _alike(choice), served.part.name,
         )  # fmt: skip
         try:
             self.ledger.write(entry, None if redact or served.session.t else served.request.tools)
         except Exception as error:  # disk full, locked, corrupt
-            reason = f"the ledger cannot be written ({error}); no answer was given"
-            raise Refused(reason, 503, {**facts, "reason": "ledger"}) from None
+            raise _unwritten(error, facts) from None
         try:
             await self.sessions.remember(
                 served.session, decision, teacher=choice.source == "teacher",
@@ -336,6 +375,13 @@ async def _slm_alone(step_context: StepContext, router: GatewayRouter, code: Cod
     return Choice(action, "slm", candidates, scores, features, decision, candidates[0].usage, NO_USAGE)
 
 
+def _alike(choice: Choice) -> bool | None:
+    """Whether the SLM would have acted as the teacher did; None where they were not both asked, or it cannot be told."""
+    if choice.source != "teacher" or not choice.candidates:
+        return None
+    return alike(choice.candidates[best(choice.candidates, choice.scores)].action, choice.action)
+
+
 @lru_cache(maxsize=256)
 def _verifier(name: str, tools: bytes) -> Verifier:
     return verifier_named(name, tools_of(tools))
@@ -358,6 +404,19 @@ def _state(settings: GatewaySettings, ledger: Ledger) -> tuple[Sessions, Budgets
     return RedisSessions(connection, ttl_s), RedisBudgets(connection, 2 * longest)
 
 
+def _unanswered(facts: Json, code: Code, *causes: Exception) -> Refused:
+    """No model answered. Where all of them limit their rate, so does the answer, with the shortest of their waits."""
+    limited = all(isinstance(cause, ModelError) and cause.status == 429 for cause in causes)
+    waits = [cause.retry_after for cause in causes if isinstance(cause, ModelError) and cause.retry_after is not None]
+    reason = "; ".join(map(str, causes))
+    facts = {**facts, "reason": code}
+    return Refused(f"no model answered: {reason}", 429 if limited else 502, facts, retry_after=min(waits, default=None))
+
+
+def _unwritten(error: Exception, facts: Json) -> Refused:
+    return Refused(f"the ledger cannot be written ({error}); no answer was given", 503, {**facts, "reason": "ledger"})
+
+
 def _unreachable(error: OSError, facts: Json) -> Refused:
     return Refused(f"the shared state is out of reach ({error}); no answer was given", 503, {**facts, "reason": "store"})
 
@@ -368,7 +427,7 @@ def _hash(text: str) -> str:
 
 def _with_messages(step: Step, served: ServedStep) -> Step:
     answered = served.teacher if step.choice.source == "teacher" else served.slm
-    reply = message_of(answered.choice(step.choice.action)["message"])
+    reply = message_of(answered.reply(step.choice.action).choice["message"])
     messages = incoming(served.request, first=not served.session.t)
     return replace(step, choice=replace(step.choice, reply=reply), messages=messages)
 

@@ -42,6 +42,11 @@ class Session:
 
 
 class Sessions(Protocol):
+    async def run_of(self, identity: str, *, fresh: bool) -> str:
+        """The session of a client that names none: its fingerprint, numbered when the same conversation begins anew
+        (`fresh`: the request holds no answer yet).
+        """
+
     async def enter(self, identity: str, *, dry: bool) -> Session:
         """The session, with a new step begun unless `dry`."""
 
@@ -64,6 +69,10 @@ class Sessions(Protocol):
     async def close(self) -> None: ...
 
 
+def numbered(identity: str, run: int) -> str:
+    return f"{identity}.{run}" if run else identity
+
+
 @dataclass
 class _Record:
     steps: int
@@ -79,7 +88,24 @@ class LocalSessions:
     def __init__(self, ledger: Ledger, cache_ttl_s: float) -> None:
         self._ledger, self._cache_ttl_s = ledger, cache_ttl_s
         self._records: OrderedDict[str, _Record] = OrderedDict()
+        self._runs: OrderedDict[str, int] = OrderedDict()
         self._killed, self._mode = False, ledger.mode()
+
+    async def run_of(self, identity: str, *, fresh: bool) -> str:
+        run = self._runs.get(identity, 0)
+        while identity not in self._runs and self._ledger.has(numbered(identity, run + 1)):
+            run += 1
+        if fresh and self._begun(numbered(identity, run)):
+            run += 1
+        self._runs[identity] = run
+        self._runs.move_to_end(identity)
+        if len(self._runs) > SESSIONS:
+            self._runs.popitem(last=False)
+        return numbered(identity, run)
+
+    def _begun(self, identity: str) -> bool:
+        record = self._records.get(identity)
+        return bool(record and record.memory.decisions) or self._ledger.has(identity)
 
     async def enter(self, identity: str, *, dry: bool) -> Session:
         record = self._records.get(identity)

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
+from msgspec import Meta
 
 from r2v.clients.settings import ClientSettings, PriceSettings
-from r2v.runtime.settings import Fraction, Settings
+from r2v.runtime.settings import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Settings
 from r2v.verifiers import verifier_named
 
 Mode = Literal["observe", "shadow", "canary", "active"]
@@ -30,17 +30,21 @@ class ServedModelSettings(ClientSettings):
 class RouteSettings(Settings):
     """What is left out of k, horizon and verifier is what the router was fitted with, where its folder records it."""
 
-    k: Annotated[int, Field(ge=1, le=32)] = 4
+    k: Annotated[int, Meta(ge=1, le=32)] = 4
     """Candidates drawn from the SLM at each step."""
     clear: tuple[Fraction, Fraction] | None = None
     """Adaptive K: draw one candidate first; where its risk is below the first or at least the second of these, decide on
     it alone, else draw the other k - 1. Fit the router on logs of the same setting: fewer candidates look more alike."""
     horizon: PositiveInt = 50
     """Steps of an episode that the risk is scaled by; longer ones go on."""
-    router: str = "heuristic"
-    """Folder of a fitted router (`r2v run`, `r2v fit`), or a baseline: entropy, heuristic, verifier."""
+    router: str = "rules"
+    """Folder of a fitted router (`r2v run`, `r2v fit`), or one that is fitted on nothing: rules, entropy, heuristic,
+    verifier."""
+    outside: Literal["escalate", "abstain", "clip"] = "escalate"
+    """Where a step lies far outside of what the router was fitted on (code out_of_range): ask the teacher, let the SLM go on,
+    or decide as if it lay at the edge."""
     threshold: float | None = None
-    """None: the one in the router's folder; the paper's rule for a baseline."""
+    """None: the one in the router's folder, or the rule's own."""
     verifier: str = "tool_calls"
     """What scores the candidates; `tool_calls` knows nothing of the agent. A router fitted on a ledger does not record
     it: set this to what the gateway had when it wrote that ledger."""
@@ -55,8 +59,10 @@ class RouteSettings(Settings):
     observe_share: Fraction = 0.25
     """Of the steps on which observe drafts the SLM: 800 steps give the 200 comparisons that `r2v promote` wants, at the
     price of a quarter of the SLM's calls."""
+    observe_wait_s: Annotated[float, Meta(ge=0)] = 0.5
+    """How long the teacher's finished answer waits for the draft that it is compared with."""
     canary_share: Fraction = 0.1
-    explore: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    explore: Annotated[float, Meta(ge=0, lt=1)] = 0.0
     """Share of steps on which the decision is drawn at random, half and half, with its probability logged."""
     hold_steps: PositiveInt = 1
     """Steps the teacher answers from an escalation on, that one included: adjacent calls keep its cache warm."""
@@ -69,11 +75,9 @@ class RouteSettings(Settings):
     certificate: str | None = None
     """File of `r2v certify`, made for this router at this threshold; the gateway does not start with another."""
 
-    @field_validator("verifier")
-    @classmethod
-    def _there(cls, name: str) -> str:
-        verifier_named(name)
-        return name
+    def __post_init__(self) -> None:
+        if self.verifier != "tool_calls":
+            verifier_named(self.verifier)
 
 
 class LimitSettings(Settings):
@@ -101,6 +105,11 @@ class ServerSettings(Settings):
     key_env: str = "R2V_API_KEY"
     """Environment variable with the inbound keys, comma separated."""
     require_key: bool = True
+    accepted_models: tuple[str, ...] = ("*",)
+    """Names of models that clients may ask for, with * for any part: the router answers them all. `r2v:slm` and
+    `r2v:teacher` insist on a model."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins of web pages that may call the gateway from a browser."""
     max_body_bytes: PositiveInt = 20_000_000
     keep_alive_s: PositiveFloat = 5.0
     """Streams that wait for the decision send a comment this often; headers wait that long for it."""
@@ -122,15 +131,15 @@ class GatewaySettings(Settings):
     server: ServerSettings = ServerSettings()
     store: StoreSettings = StoreSettings()
 
-    @field_validator("models", mode="before")
+    def __post_init__(self) -> None:
+        if missing := {"slm", "teacher"} - self.models.keys():
+            raise ValueError(f"models: {missing.pop()} is missing; a gateway needs slm and teacher")
+
     @classmethod
-    def _models(cls, raw: Any) -> Any:
-        """Both models, the SLM also by its old name `small`."""
-        if not isinstance(raw, dict):
+    def upgraded(cls, raw: dict[str, Any]) -> dict[str, Any]:
+        models = raw.get("models")
+        if not isinstance(models, dict) or "small" not in models:
             return raw
-        if "small" in raw and "slm" in raw:
-            raise ValueError("`small` is the old name of `slm`: write one of them")
-        named = {"slm" if name == "small" else name: model for name, model in raw.items()}
-        if missing := {"slm", "teacher"} - named.keys():
-            raise ValueError(f"{missing.pop()} is missing; a gateway needs slm and teacher")
-        return named
+        if "slm" in models:
+            raise ValueError("models: `small` is the old name of `slm`; write one of them")
+        return raw | {"models": {"slm" if name == "small" else name: model for name, model in models.items()}}

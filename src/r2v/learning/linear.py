@@ -50,7 +50,7 @@ def fit_ridge(
         "penalty": penalty,
         "explained variance, tasks left out": round(explained, 4),
     }
-    return linear(names, mean_F, std_F, w, b, facts=facts)
+    return linear(names, mean_F, std_F, w, b, facts=facts, range_2F=ranges(x_NF, present_NF))
 
 
 def standardisation(x_NF: Floats, present_NF: Bools) -> tuple[Floats, Floats]:
@@ -62,6 +62,13 @@ def standardisation(x_NF: Floats, present_NF: Bools) -> tuple[Floats, Floats]:
     # Rounded to what the file holds, so that training and inference see the same inputs.
     std_F = np.where(std_F < 1e-9, 1.0, std_F)
     return mean_F.astype(np.float32).astype(np.float64), std_F.astype(np.float32).astype(np.float64)
+
+
+def ranges(x_NF: Floats, present_NF: Bools) -> Floats:
+    """[2, F]: lowest and highest value of what is present; 0 where nothing is."""
+    known_F = present_NF.any(axis=0)
+    ends = (np.where(present_NF, x_NF, np.inf).min(axis=0), np.where(present_NF, x_NF, -np.inf).max(axis=0))
+    return np.where(known_F, np.stack(ends), 0.0)
 
 
 def _ridge(z_NF: Floats, y_N: Floats, penalty: float) -> tuple[Floats, float]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from r2v.core.errors import StageError
 from r2v.core.mlp import Calibration, RiskMLP
 from r2v.learning.labels import Rows
-from r2v.learning.linear import standardisation
+from r2v.learning.linear import ranges, standardisation
 from r2v.learning.settings import RouterSettings
 from r2v.maths import Bools, Floats
 from r2v.maths.calibration import fit_isotonic, fit_scaling, nll
@@ -92,7 +92,8 @@ def fit_mlp(
         net.load_state_dict(best_state)
     calibration = _calibrate(_logits(net, x_val), validation.y_N, settings.calibration)
     described = {"objective": objective, "rows": len(train), "epoch": best_epoch or settings.epochs, **(facts or {})}
-    return RiskMLP(names, mean_F, std_F, _folded(net), calibration, described)
+    seen = (np.vstack([train.x_NF, validation.x_NF]), np.vstack([train.present_NF, validation.present_NF]))
+    return RiskMLP(names, mean_F, std_F, _folded(net), calibration, described, ranges(*seen))
 
 
 def fit_values(
@@ -126,8 +127,10 @@ def fit_values(
             optimizer.step()
             schedule.step()
     *hidden, (w, b) = _folded(net)
+    range_2F = ranges(x_NF, present_NF)
     return [
-        RiskMLP(names, mean_F, std_F, (*hidden, (w[:, [p]], b[[p]])), Calibration(), facts) for p in range(target.shape[1])
+        RiskMLP(names, mean_F, std_F, (*hidden, (w[:, [p]], b[[p]])), Calibration(), facts, range_2F)
+        for p in range(target.shape[1])
     ]
 
 

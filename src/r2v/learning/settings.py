@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from msgspec import Meta
 
-from r2v.runtime.settings import Settings
-
-Fraction = Annotated[float, Field(ge=0, le=1)]
+from r2v.runtime.settings import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Settings
 
 
 class LoraSettings(Settings):
@@ -31,17 +29,15 @@ class ModelSettings(Settings):
     max_positions: PositiveInt = 4096
     initializer_range: PositiveFloat = 0.08
     """About 1 / sqrt(hidden size): the usual .02 halves the learning speed of a tiny model."""
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    device: Annotated[str, Meta(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     """Where it is trained and played; `auto`: on a GPU if there is one."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of playing it, and of the products in training; its weights are trained and saved in float32. bfloat16 is for GPUs:
     most CPUs are slower with it."""
 
-    @model_validator(mode="after")
-    def _adapters_of_a_model(self) -> ModelSettings:
+    def __post_init__(self) -> None:
         if self.lora is not None and self.path is None:
             raise ValueError("`lora` adapts a trained model; set its folder or hub id as `path`, or leave out `lora`")
-        return self
 
 
 class CloneSettings(Settings):
@@ -76,7 +72,7 @@ class RouterSettings(Settings):
     """Each step counts the same, or each episode (then the many late steps of failed episodes do not decide alone, but the
     risk is too low on them: on validation ECE .051 against .017 at equal AUROC)."""
     hidden: tuple[PositiveInt, ...] = (128, 64)
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    dropout: Annotated[float, Meta(ge=0, lt=1)] = 0.2
     epochs: PositiveInt = 50
     batch_size: PositiveInt = 4096
     learning_rate: PositiveFloat = 1e-3
@@ -87,7 +83,7 @@ class RouterSettings(Settings):
     """c_LLM / c_SLM in the paper's objective."""
     kappa: PositiveFloat = 2.0
     """Price of a failure in units of c_LLM in the paper's objective (the paper does not say its own)."""
-    alpha: Annotated[float, Field(gt=0, le=1)] = 0.2
+    alpha: Annotated[float, Meta(gt=0, le=1)] = 0.2
     """CVaR looks at the worst share alpha of the perturbation seeds."""
     epsilon: Fraction = 0.1
     """CVaR constraint of the paper's objective."""

@@ -7,6 +7,7 @@ is what is saved.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from threadpoolctl import threadpool_limits
 
 from r2v.core.mlp import Calibration, RiskMLP
 from r2v.learning.labels import Rows
-from r2v.learning.linear import standardisation
+from r2v.learning.linear import ranges, standardisation
 from r2v.maths import Floats
 from r2v.maths.calibration import fit_scaling, nll
 
@@ -55,7 +56,8 @@ def fit_risk(
     rounded = tuple((w.astype(np.float32).astype(float), b.astype(np.float32).astype(float)) for w, b in layers)
     model = RiskMLP(names, mean_F, std_F, rounded, Calibration(), {"rows": len(train), **(facts or {})})
     slope, bias = fit_scaling(model.logit(validation.x_NF, validation.present_NF), validation.y_N, with_bias=False)
-    return RiskMLP(names, mean_F, std_F, rounded, Calibration(slope, bias), model.facts)
+    seen = (np.vstack([train.x_NF, validation.x_NF]), np.vstack([train.present_NF, validation.present_NF]))
+    return replace(model, calibration=Calibration(slope, bias), range_2F=ranges(*seen))
 
 
 def _network(

@@ -9,7 +9,7 @@ from r2v.messages.conversation import Json
 
 
 def convert(raw: Json, where: str) -> Recorded:
-    body = from_messages({key: raw[key] for key in ("messages", "system", "tools") if key in raw})
+    body, _ = from_messages({key: raw[key] for key in ("messages", "system", "tools") if key in raw})
     return openai_jsonl.convert({**raw, "messages": body["messages"], "tools": body.get("tools")}, where)
 
 

@@ -1,73 +1,100 @@
-"""Anthropic's Messages protocol to and from the neutral form, in both directions: clients that speak it, models that do.
-
-Thinking blocks belong to the model that wrote them: they are kept when that model reads them again and dropped for another.
-Calls and their results stay pairs: a result without a call, or a call without a result before the next turn, is refused by
-Anthropic's API, so such leftovers become plain text.
-"""
+"""Anthropic's Messages protocol as clients speak it, to and from the neutral form."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from r2v.messages.conversation import BadRequest, Json, Request, text_of
-from r2v.messages.protocol import ProtocolAdapter, event, pieces
+from r2v.messages.protocol import Piece, ProtocolAdapter, Reply, Served, event, pieces
 
 STOP = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use", "content_filter": "refusal"}
-FINISH = {
-    "end_turn": "stop", "stop_sequence": "stop", "max_tokens": "length", "tool_use": "tool_calls",
-    "refusal": "content_filter",
-}  # fmt: skip
 SAME = ("temperature", "top_p", "max_tokens")
+CONVERTED = (*SAME, "model", "messages", "system", "stream", "stop_sequences", "tools", "tool_choice", "output_config")
+ERRORS = {
+    400: "invalid_request_error", 401: "authentication_error", 402: "billing_error", 403: "permission_error",
+    404: "not_found_error", 413: "request_too_large", 429: "rate_limit_error", 503: "overloaded_error", 504: "timeout_error",
+}  # fmt: skip
+"""Types of Anthropic's errors; all others are `api_error`."""
 
 
-def from_messages(raw: Json) -> Json:
-    """A Messages request as a chat-completion body. Raises BadRequest."""
+def from_messages(raw: Json) -> tuple[Json, list[str]]:
+    """A Messages request as a chat-completion body, and the names of what that cannot say. Raises BadRequest."""
     if not isinstance(raw.get("messages"), list) or not raw["messages"]:
         raise BadRequest("`messages` must be a list of at least one message")
+    dropped = [key for key in raw if key not in CONVERTED]
     messages: list[Json] = []
     if raw.get("system"):
         messages.append({"role": "system", "content": text_of(raw["system"])})
     for message in raw["messages"]:
-        if not isinstance(message, dict) or message.get("role") not in ("user", "assistant"):
-            raise BadRequest("a message must have the role user or assistant")
+        if not isinstance(message, dict) or message.get("role") not in ("user", "assistant", "system"):
+            raise BadRequest("a message must have the role user, assistant or system")
         blocks = message.get("content")
         blocks = [{"type": "text", "text": blocks}] if isinstance(blocks, str) else blocks
         if not isinstance(blocks, list) or not all(isinstance(block, dict) for block in blocks):
             raise BadRequest("the content of a message must be text or a list of blocks")
-        messages += _assistant(blocks) if message["role"] == "assistant" else _user(blocks)
+        if any("cache_control" in block for block in blocks):
+            dropped.append("cache_control")
+        if message["role"] == "assistant":
+            messages += assistant(blocks, dropped)
+        elif message["role"] == "user":
+            messages += _user(blocks, dropped)
+        else:
+            messages.append(_system(text_of(blocks), first=not messages or messages[-1]["role"] == "system"))
     body: Json = {"messages": messages, "model": raw.get("model", "r2v"), "stream": raw.get("stream", False)}
     body |= {key: raw[key] for key in SAME if key in raw}
     if raw.get("stop_sequences"):
         body["stop"] = raw["stop_sequences"]
-    tools = raw.get("tools") or []
+    body |= _format(raw.get("output_config"), dropped)
+    if tools := _tools(raw.get("tools") or [], dropped):
+        body |= {"tools": tools, **_tool_choice(raw.get("tool_choice"))}
+    return body, dropped
+
+
+def _system(words: str, *, first: bool) -> Json:
+    """Instructions amid the conversation are the user's: most chat templates refuse them as the system's."""
+    return {"role": "system", "content": words} if first else {"role": "user", "content": f"<system>\n{words}\n</system>"}
+
+
+def _format(config: Any, dropped: list[str]) -> Json:
+    config = config if isinstance(config, dict) else {}
+    dropped += [f"output_config.{key}" for key in config if key != "format"]
+    form = config.get("format")
+    if not isinstance(form, dict) or form.get("type") != "json_schema":
+        return {}
+    return {
+        "response_format": {"type": "json_schema", "json_schema": {"name": "answer", "schema": form.get("schema") or {}}}
+    }
+
+
+def _tools(tools: Any, dropped: list[str]) -> list[Json]:
+    """Those that have a schema: the others run on Anthropic's servers, or are known to its models alone."""
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise BadRequest("`tools` must be a list of objects")
-    if server := [str(tool.get("type")) for tool in tools if "input_schema" not in tool]:
-        raise BadRequest(f"tools that run on Anthropic's servers ({', '.join(server)}) cannot be routed")
-    if tools:
-        body["tools"] = [
-            {
-                "type": "function",
-                "function": {"name": t["name"], "description": t.get("description", ""), "parameters": t["input_schema"]},
-            }
-            for t in tools
-        ]
-    choice = raw.get("tool_choice")
-    if isinstance(choice, dict):
-        kind = choice.get("type")
-        body["tool_choice"] = (
-            {"type": "function", "function": {"name": choice.get("name")}}
-            if kind == "tool"
-            else {"auto": "auto", "any": "required", "none": "none"}.get(str(kind), "auto")
-        )
-        if choice.get("disable_parallel_tool_use"):
-            body["parallel_tool_calls"] = False
-    return body
+    dropped += [f"tools.{tool.get('name') or tool.get('type')}" for tool in tools if "input_schema" not in tool]
+    return [
+        {
+            "type": "function",
+            "function": {"name": t["name"], "description": t.get("description", ""), "parameters": t["input_schema"]},
+        }
+        for t in tools
+        if "input_schema" in t
+    ]
 
 
-def _assistant(blocks: list[Json]) -> list[Json]:
+def _tool_choice(choice: Any) -> Json:
+    if not isinstance(choice, dict):
+        return {}
+    if choice.get("type") == "tool":
+        wanted: Any = {"type": "function", "function": {"name": choice.get("name")}}
+    else:
+        wanted = {"any": "required", "none": "none"}.get(str(choice.get("type")), "auto")
+    return {"tool_choice": wanted} | ({"parallel_tool_calls": False} if choice.get("disable_parallel_tool_use") else {})
+
+
+def assistant(blocks: list[Json], dropped: list[str]) -> list[Json]:
+    """A model's blocks as one message of the neutral form; the types of what that cannot say are added to `dropped`."""
     calls = [
         {
             "id": block.get("id"),
@@ -84,92 +111,57 @@ def _assistant(blocks: list[Json]) -> list[Json]:
     thinking = [block for block in blocks if block.get("type") in ("thinking", "redacted_thinking")]
     if thinking:
         message["thinking_blocks"] = thinking
+    dropped += [str(b.get("type")) for b in blocks if b.get("type") not in ("text", "tool_use")]
     return [message]
 
 
-def _user(blocks: list[Json]) -> list[Json]:
+def _user(blocks: list[Json], dropped: list[str]) -> list[Json]:
+    """Results of tools as messages of their own, which hold text alone: their images follow as the user's."""
     found: list[Json] = []
     rest: list[Json] = []
     for block in blocks:
         if block.get("type") == "tool_result":
-            words = text_of(block.get("content"))
+            inner = block.get("content")
+            parts = [part for part in inner if isinstance(part, dict)] if isinstance(inner, list) else []
+            words = text_of(inner)
+            words = f"[tool error] {words}" if block.get("is_error") else words
             found.append({"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": words})
-        elif block.get("type") == "image":
-            rest.append({"type": "image_url", "image_url": {"url": _image_url(block.get("source") or {})}})
+            rest += [_part(part, dropped) for part in parts if part.get("type") != "text"]
         else:
-            rest.append({"type": "text", "text": str(block.get("text", f"[{block.get('type', 'part')}]"))})
+            rest.append(_part(block, dropped))
     if rest:
         plain = all(part["type"] == "text" for part in rest)
         found.append({"role": "user", "content": "\n".join(part["text"] for part in rest) if plain else rest})
     return found
 
 
-def _image_url(source: Json) -> str:
-    return str(source.get("url") or f"data:{source.get('media_type')};base64,{source.get('data')}")
+def _part(block: Json, dropped: list[str]) -> Json:
+    source = block.get("source") or {}
+    if block.get("type") == "image" and source.get("type") != "file":
+        url = source.get("url") or f"data:{source.get('media_type')};base64,{source.get('data')}"
+        return {"type": "image_url", "image_url": {"url": str(url)}}
+    if block.get("type") == "document" and source.get("type") == "text":
+        return {"type": "text", "text": str(source.get("data"))}
+    if "text" not in block:
+        dropped.append(str(block.get("type")))
+    return {"type": "text", "text": str(block.get("text", f"[{block.get('type', 'part')}]"))}
 
 
-def to_messages(body: Json, *, model: str, max_tokens: int) -> Json:
-    """A chat-completion body as a Messages request for an upstream."""
-    system, messages = [], []
-    for message in body["messages"]:
-        role, content = message["role"], message.get("content")
-        if role in ("system", "developer"):
-            system.append(text_of(content))
-        elif role == "assistant":
-            messages.append({"role": "assistant", "content": _blocks_of_assistant(message, model)})
-        elif role in ("tool", "function"):
-            block = {"type": "tool_result", "tool_use_id": message.get("tool_call_id"), "content": text_of(content)}
-            messages.append({"role": "user", "content": [block]})
-        else:
-            messages.append({"role": "user", "content": _blocks_of_user(content)})
-    raw: Json = {"model": model, "messages": _paired(_merged(messages)), "max_tokens": max_tokens}
-    for key in ("max_tokens", "max_completion_tokens"):
-        if body.get(key):
-            raw["max_tokens"] = body[key]
-    if any(system):
-        raw["system"] = "\n\n".join(text for text in system if text)
-    raw |= {key: min(body[key], 1.0) for key in ("temperature", "top_p") if body.get(key) is not None}
-    if body.get("stop"):
-        raw["stop_sequences"] = [body["stop"]] if isinstance(body["stop"], str) else body["stop"]
-    if tools := [tool["function"] for tool in body.get("tools") or [] if "function" in tool]:
-        raw["tools"] = [
-            {
-                "name": t["name"],
-                "description": t.get("description", ""),
-                "input_schema": {"type": "object", **(t.get("parameters") or {})},
-            }
-            for t in tools
-        ]
-        choice = body.get("tool_choice", "auto")
-        kind: Json = (
-            {"type": "tool", "name": choice["function"]["name"]}
-            if isinstance(choice, dict)
-            else {"type": {"required": "any", "none": "none"}.get(choice, "auto")}
-        )
-        if body.get("parallel_tool_calls") is False and kind["type"] != "none":
-            kind["disable_parallel_tool_use"] = True
-        raw["tool_choice"] = kind
-    return raw
-
-
-def _blocks_of_assistant(message: Json, model: str) -> list[Json]:
-    blocks: list[Json] = list(message.get("thinking_blocks") or []) if message.get("r2v_model") == model else []
-    if words := text_of(message.get("content")).strip():
-        blocks.append({"type": "text", "text": words})
-    blocks += _tool_uses(message)
-    return blocks or [{"type": "text", "text": "(nothing)"}]
-
-
-def _tool_uses(message: Json) -> list[Json]:
+def tool_uses(message: Json) -> list[Json]:
     """The calls of an assistant message as blocks."""
     return [
-        {"type": "tool_use", "id": call.get("id"), "name": function.get("name"), "input": _object(function.get("arguments"))}
+        {
+            "type": "tool_use",
+            "id": call.get("id"),
+            "name": function.get("name"),
+            "input": object_of(function.get("arguments")),
+        }
         for call in message.get("tool_calls") or []
         for function in [call.get("function") or {}]
     ]
 
 
-def _object(arguments: Any) -> Json:
+def object_of(arguments: Any) -> Json:
     """Tool input must be an object; what a model wrote instead is kept as text."""
     try:
         value = json.loads(arguments or "{}")
@@ -178,121 +170,35 @@ def _object(arguments: Any) -> Json:
     return value if isinstance(value, dict) else {"arguments": str(arguments)}
 
 
-def _blocks_of_user(content: Any) -> list[Json]:
-    if not isinstance(content, list):
-        return [{"type": "text", "text": _words(content)}]
-    blocks: list[Json] = []
-    for part in content:
-        if part.get("type") == "image_url":
-            url = str((part.get("image_url") or {}).get("url", ""))
-            if url.startswith("data:") and ";base64," in url:
-                kind, data = url[5:].split(";base64,", 1)
-                blocks.append({"type": "image", "source": {"type": "base64", "media_type": kind, "data": data}})
-            else:
-                blocks.append({"type": "image", "source": {"type": "url", "url": url}})
-        else:
-            blocks.append({"type": "text", "text": _words([part])})
-    return blocks or [{"type": "text", "text": "(nothing)"}]
-
-
-def _words(content: Any) -> str:
-    """Text that the API takes: it refuses blank blocks."""
-    text = text_of(content)
-    return text if text.strip() else "(nothing)"
-
-
-def _merged(messages: list[Json]) -> list[Json]:
-    """Neighbours of one role become one message; the first is the user's."""
-    found: list[Json] = []
-    for message in messages:
-        if found and found[-1]["role"] == message["role"]:
-            found[-1] = {**found[-1], "content": [*found[-1]["content"], *message["content"]]}
-        else:
-            found.append(message)
-    if not found or found[0]["role"] == "assistant":
-        found.insert(0, {"role": "user", "content": [{"type": "text", "text": "(begin)"}]})
-    return found
-
-
-def _paired(messages: list[Json]) -> list[Json]:
-    """Every call is answered in the next message and every result answers a call in the one before; results come first."""
-    found: list[Json] = []
-    for i, message in enumerate(messages):
-        blocks = message["content"]
-        if message["role"] == "assistant":
-            following = messages[i + 1]["content"] if i + 1 < len(messages) else []
-            open_calls = {b["tool_use_id"] for b in following if b["type"] == "tool_result"}
-            kept = []
-            for b in blocks:
-                lost = b["type"] == "tool_use" and b["id"] not in open_calls
-                kept.append(_as_text(b) if lost else b)
-                if b["type"] == "tool_use":
-                    open_calls.discard(b["id"])  # a second call of the same name tag has no result of its own
-            blocks = kept
-        else:
-            called = {b["id"] for b in found[-1]["content"] if b["type"] == "tool_use"} if found else set()
-            results, rest, seen = [], [], set()
-            for b in blocks:
-                if b["type"] == "tool_result" and b["tool_use_id"] in called and b["tool_use_id"] not in seen:
-                    seen.add(b["tool_use_id"])
-                    results.append(b)
-                else:
-                    rest.append(_as_text(b) if b["type"] == "tool_result" else b)
-            blocks = [*results, *rest]
-        found.append({**message, "content": blocks})
-    return found
-
-
-def _as_text(block: Json) -> Json:
-    """A call or a result that has lost its other half, in words."""
-    if block["type"] == "tool_use":
-        return {"type": "text", "text": f"[called {block['name']} with {json.dumps(block['input'], ensure_ascii=False)}]"}
-    return {"type": "text", "text": f"[result of a tool: {block['content']}]"}
-
-
-def choice_of(answer: Json, model: str) -> tuple[Json, Json]:
-    """(choice, usage) in the neutral form from a Messages answer. Raises ValueError when it is something else."""
-    if answer.get("type") != "message" or not isinstance(answer.get("content"), list):
-        raise ValueError("not a message")
-    (message,) = _assistant(answer["content"])
-    message["r2v_model"] = model
-    raw = answer.get("usage") or {}
-    fresh, output = raw.get("input_tokens") or 0, raw.get("output_tokens") or 0
-    cached, written = raw.get("cache_read_input_tokens") or 0, raw.get("cache_creation_input_tokens") or 0
-    prompt = fresh + cached + written  # Anthropic counts the three apart
-    usage = {
-        "prompt_tokens": prompt,
-        "completion_tokens": output,
-        "total_tokens": prompt + output,
-        "prompt_tokens_details": {"cached_tokens": cached, "cache_creation_tokens": written},
-    }
-    return {"message": message, "finish_reason": FINISH.get(str(answer.get("stop_reason")), "stop")}, usage
-
-
-def answer_of(answer: Json) -> Json:
-    """A Messages answer for a client, from a chat completion."""
-    choice = answer["choices"][0]
-    message, usage = choice["message"], answer["usage"]
-    blocks: list[Json] = list(message.get("thinking_blocks") or [])
-    if message.get("content"):
-        blocks.append({"type": "text", "text": text_of(message["content"])})
-    blocks += _tool_uses(message)
+def usage_of(usage: Json) -> Json:
+    """The usage of a chat completion as Anthropic counts it."""
     details = usage.get("prompt_tokens_details") or {}
     cached, written = details.get("cached_tokens") or 0, details.get("cache_creation_tokens") or 0
     return {
-        "id": answer["id"].replace("chatcmpl-", "msg_"),
+        "input_tokens": (usage.get("prompt_tokens") or 0) - cached - written,
+        "output_tokens": usage.get("completion_tokens") or 0,
+        "cache_read_input_tokens": cached,
+        "cache_creation_input_tokens": written,
+    }
+
+
+def answer_of(reply: Reply, served: Served) -> Json:
+    """A Messages answer for a client."""
+    head = {"id": f"msg_{served.id}", "model": served.model}
+    if reply.protocol == "messages" and reply.own is not None:
+        return {**reply.own, **head}
+    message = reply.choice["message"]
+    blocks: list[Json] = list(message.get("thinking_blocks") or [])
+    if message.get("content"):
+        blocks.append({"type": "text", "text": text_of(message["content"])})
+    return {
+        **head,
         "type": "message",
         "role": "assistant",
-        "model": answer["model"],
-        "content": blocks,
-        "stop_reason": STOP.get(str(choice.get("finish_reason")), "end_turn"),
+        "content": blocks + tool_uses(message),
+        "stop_reason": STOP.get(str(reply.choice.get("finish_reason")), "end_turn"),
         "stop_sequence": None,
-        "usage": {
-            "input_tokens": (usage.get("prompt_tokens") or 0) - cached - written,
-            "output_tokens": usage.get("completion_tokens") or 0,
-            "cache_read_input_tokens": cached,
-            "cache_creation_input_tokens": written,
-        },
+        "usage": usage_of(reply.usage),
     }
 
 
@@ -321,32 +227,41 @@ def _events(message: Json, extra: Json) -> Iterator[tuple[str, Json]]:
             yield "content_block_delta", {"type": "content_block_delta", "index": i, "delta": delta}
         yield "content_block_stop", {"type": "content_block_stop", "index": i}
     delta = {"stop_reason": message["stop_reason"], "stop_sequence": None}
-    usage = {"output_tokens": message["usage"]["output_tokens"]}
-    yield "message_delta", {"type": "message_delta", "delta": delta, "usage": usage, "r2v": extra}
+    yield "message_delta", {"type": "message_delta", "delta": delta, "usage": message["usage"], "r2v": extra}
     yield "message_stop", {"type": "message_stop"}
 
 
 class _Encoder:
-    """See `StreamEncoder`."""
+    """See `StreamEncoder`, for models that speak another protocol."""
 
-    def __init__(self) -> None:
+    def __init__(self, served: Served) -> None:
+        self._served = served
         self._begun, self._block = False, -1
         self._kind: str | int | None = None
         """Of the block that is open: text, or the number of a call."""
 
-    def add(self, chunk: Json) -> Iterator[bytes]:
-        for name, content in self._events(chunk):
-            yield event(name, content)
+    def add(self, piece: Piece) -> Iterator[bytes]:
+        if piece.chunk is not None and piece.chunk.get("choices"):
+            for name, content in self._events(piece.chunk["choices"][0].get("delta") or {}):
+                yield event(name, content)
 
-    def _events(self, chunk: Json) -> Iterator[tuple[str, Json]]:
+    def end(self, reply: Reply, rest: Sequence[Piece], facts: Json) -> Iterator[bytes]:
+        for piece in rest:
+            yield from self.add(piece)
+        for name, content in self._close():
+            yield event(name, content)
+        reason = STOP.get(str(reply.choice.get("finish_reason")), "end_turn")
+        delta = {"stop_reason": reason, "stop_sequence": None}
+        last = {"type": "message_delta", "delta": delta, "usage": usage_of(reply.usage), "r2v": facts}
+        yield event("message_delta", last)
+        yield event("message_stop", {"type": "message_stop"})
+
+    def _events(self, delta: Json) -> Iterator[tuple[str, Json]]:
         if not self._begun:
             self._begun = True
-            usage = {"input_tokens": 0, "output_tokens": 0}
-            start = {"id": chunk["id"].replace("chatcmpl-", "msg_"), "type": "message", "role": "assistant", "content": []}
-            start |= {"model": chunk.get("model"), "stop_reason": None, "stop_sequence": None, "usage": usage}
+            start: Json = {"id": f"msg_{self._served.id}", "type": "message", "role": "assistant", "content": []}
+            start |= {"model": self._served.model, "stop_reason": None, "stop_sequence": None, "usage": usage_of({})}
             yield "message_start", {"type": "message_start", "message": start}
-        choice = chunk["choices"][0]
-        delta = choice.get("delta") or {}
         if text := delta.get("content"):
             yield from self._open("text", {"type": "text", "text": ""})
             yield self._delta({"type": "text_delta", "text": text})
@@ -356,13 +271,6 @@ class _Encoder:
             yield from self._open(part.get("index", 0), block)
             if function.get("arguments"):
                 yield self._delta({"type": "input_json_delta", "partial_json": function["arguments"]})
-        if choice.get("finish_reason"):
-            yield from self._close()
-            usage = chunk.get("usage") or {}
-            tokens = {"input_tokens": usage.get("prompt_tokens", 0), "output_tokens": usage.get("completion_tokens", 0)}
-            ended = {"stop_reason": STOP.get(choice["finish_reason"], "end_turn"), "stop_sequence": None}
-            yield "message_delta", {"type": "message_delta", "delta": ended, "usage": tokens, "r2v": chunk.get("r2v")}
-            yield "message_stop", {"type": "message_stop"}
 
     def _open(self, kind: str | int, block: Json) -> Iterator[tuple[str, Json]]:
         if kind != self._kind:
@@ -380,32 +288,51 @@ class _Encoder:
         return "content_block_delta", {"type": "content_block_delta", "index": self._block, "delta": delta}
 
 
-class Messages(ProtocolAdapter):
-    path = "/messages"
+class _OwnEncoder:
+    """See `StreamEncoder`, for models that speak this protocol: their own events."""
 
-    def body(self, source: Json) -> Json:
+    def __init__(self, served: Served) -> None:
+        self._served = served
+
+    def add(self, piece: Piece) -> Iterator[bytes]:
+        own = piece.own
+        if own.get("type") == "message_start":
+            message = {**own["message"], "id": f"msg_{self._served.id}", "model": self._served.model}
+            own = {**own, "message": message}
+        yield event(str(own.get("type")), own)
+
+    def end(self, reply: Reply, rest: Sequence[Piece], facts: Json) -> Iterator[bytes]:
+        for piece in rest:
+            own = piece.own
+            yield event(str(own.get("type")), {**own, "r2v": facts} if own.get("type") == "message_delta" else own)
+
+
+class Messages(ProtocolAdapter):
+    name = "messages"
+    path = "/messages"
+    passed_headers = ("anthropic-beta", "anthropic-version")
+
+    def neutral(self, source: Json) -> tuple[Json, list[str]]:
         return from_messages(source)
 
-    def whole(self, completion: Json, request: Request) -> Json:
-        return answer_of(completion)
+    def whole(self, reply: Reply, request: Request, served: Served) -> Json:
+        return answer_of(reply, served)
 
-    def held(self, completion: Json, request: Request, facts: Json) -> Iterator[bytes]:
-        for name, content in _events(answer_of(completion), facts):
+    def held(self, reply: Reply, request: Request, served: Served, facts: Json) -> Iterator[bytes]:
+        for name, content in _events(answer_of(reply, served), facts):
             yield event(name, content)
 
-    def encoder(self) -> _Encoder:
-        return _Encoder()
+    def encoder(self, request: Request, served: Served, protocol: str) -> _Encoder | _OwnEncoder:
+        return _OwnEncoder(served) if protocol == self.name else _Encoder(served)
+
+    def ping(self) -> bytes:
+        return event("ping", {"type": "ping"})
 
     def error(self, message: str, status: int) -> Json:
-        kinds = {401: "authentication_error", 400: "invalid_request_error", 413: "request_too_large"}
-        return _error(kinds.get(status, "api_error"), message)
+        return {"type": "error", "error": {"type": ERRORS.get(status, "api_error"), "message": message}}
 
     def broken(self, message: str, status: int, code: str | None) -> bytes:
-        return event("error", _error("api_error", message))
-
-
-def _error(kind: str, message: str) -> Json:
-    return {"type": "error", "error": {"type": kind, "message": message}}
+        return event("error", self.error(message, status))
 
 
 MESSAGES = Messages()

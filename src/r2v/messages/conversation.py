@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,6 +24,11 @@ CLIP_TOTAL = 30_000
 """Characters of all observations together from which on a context is long."""
 KEPT = 2_000
 """Characters of a call's arguments up to which its canonical form is remembered."""
+ID_LENGTH = 40
+"""Characters of a call's id that OpenAI's API takes."""
+AROUND = re.compile(r"<([\w-]*(?:context|reminder|instructions|environment|permissions|caveat|setup)[\w-]*)>", re.I)
+"""Opens a block that agent programs put before the user's own words."""
+SPACE = re.compile(r"\s*")
 
 
 class BadRequest(Exception):
@@ -36,6 +42,7 @@ class Function(Struct):
 
 class Call(Struct):
     function: Function
+    id: str | None = None
 
 
 class Part(Struct):
@@ -50,6 +57,7 @@ class Message(Struct):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | list[Part] | None = None
     tool_calls: list[Call] | None = None
+    tool_call_id: str | None = None
     thinking_blocks: list[dict[str, Any]] | None = None
     reasoning_content: Any = None
 
@@ -59,6 +67,13 @@ class Message(Struct):
         if type(self.content) is list:
             return "\n".join(f"[{part.type or 'part'}]" if part.text is None else part.text for part in self.content)
         return self.content or ""  # type: ignore[return-value]
+
+    @property
+    def plain(self) -> bool:
+        """Whether every model of this protocol takes it as it is: no part is of one model alone, no id too long."""
+        if self.thinking_blocks is not None or self.reasoning_content is not None:
+            return False
+        return all(len(one or "") <= ID_LENGTH for one in (self.tool_call_id, *(call.id for call in self.tool_calls or ())))
 
 
 class _Options(Struct):
@@ -81,7 +96,7 @@ class _Body(Struct):
     top_p: float | None = None
     tool_choice: str | _Chosen | None = None
     parallel_tool_calls: bool | None = None
-    metadata: Any = None
+    logprobs: bool | None = None
 
 
 class _ToolFunction(Struct):
@@ -108,24 +123,45 @@ class Request:
     stream: bool
     include_usage: bool
     max_tokens: int | None
-    metadata: Any
+    logprobs: bool
+    """Whether the client wants log-probabilities."""
+    protocol: str
+    """The one that the client speaks (`ProtocolAdapter.name`)."""
     source: Json
-    """The body in the client's own protocol, where that is another one."""
+    """The body in the client's own protocol, where that is another one than the neutral form."""
+    dropped: tuple[str, ...]
+    """Names of what the client's body says and the neutral form cannot."""
+    headers: Mapping[str, str]
+    """Of the client, for a model that speaks its protocol."""
     size: int
     """Bytes of the request as it came, and `IMAGE` for each image that it only names: no fewer than its tokens."""
     tokens: int
     """An estimate of the prompt's, images left out: four characters a token."""
     plain: bool
-    """Whether no message has parts that are meant for one model alone."""
+    """Whether all messages are (`Message.plain`)."""
     tools: bytes
     """The tools as they came, `null` for none: what is made of them is made once (`tools_of`)."""
 
     def body(self) -> Json:
-        """All of it, read."""
+        """All of it in the neutral form, read."""
         return {key: msgspec.json.decode(value) for key, value in self.fields.items()}
 
+    def said(self, key: str) -> Any:
+        """What the client's body says under this key; None where it does not."""
+        if self.source:
+            return self.source.get(key)
+        return msgspec.json.decode(self.fields[key]) if key in self.fields else None
 
-def parse(body: bytes, source: Json | None = None, size: int | None = None) -> Request:
+
+def parse(
+    body: bytes,
+    *,
+    protocol: str = "chat",
+    source: Json | None = None,
+    size: int | None = None,
+    dropped: Sequence[str] = (),
+    headers: Mapping[str, str] | None = None,
+) -> Request:
     """A chat-completion request; `source` and its `size` are what it was made of, where that was another protocol. Raises
     BadRequest for anything else.
     """
@@ -144,20 +180,33 @@ def parse(body: bytes, source: Json | None = None, size: int | None = None) -> R
         length += len(message.text)
         if isinstance(message.content, list):
             images += sum(map(_is_named, message.content))
-        plain = plain and message.thinking_blocks is None and message.reasoning_content is None
+        plain = plain and message.plain
     return Request(
-        read.messages,
-        {key: value for key, value in fields.items() if key not in ("model", "stream", "stream_options", "n")},
-        read.model or "r2v",
-        bool(read.stream),
-        bool(read.stream_options and read.stream_options.include_usage),
-        read.max_completion_tokens or read.max_tokens,
-        read.metadata if source is None else source.get("metadata"),
-        source or {},
-        (len(body) if size is None else size) + IMAGE * images,
-        length // 4,
-        plain,
-        tools,
+        messages=read.messages,
+        fields={key: value for key, value in fields.items() if key not in ("model", "stream", "stream_options", "n")},
+        wanted_model=read.model or "r2v",
+        stream=bool(read.stream),
+        include_usage=bool(read.stream_options and read.stream_options.include_usage),
+        max_tokens=read.max_completion_tokens or read.max_tokens,
+        logprobs=bool(read.logprobs),
+        protocol=protocol,
+        source=source or {},
+        dropped=tuple(dict.fromkeys(dropped)),
+        headers=headers or {},
+        size=(len(body) if size is None else size) + IMAGE * images,
+        tokens=length // 4,
+        plain=plain,
+        tools=tools,
+    )
+
+
+def sent_id(identity: Any, limit: int = ID_LENGTH) -> str:
+    """The id of a call as every API takes it; the same id always becomes the same one."""
+    text = str(identity)
+    return (
+        text
+        if re.fullmatch(rf"[\w-]{{1,{limit}}}", text, re.A)
+        else "call_" + hashlib.sha256(text.encode()).hexdigest()[:24]
     )
 
 
@@ -256,13 +305,25 @@ def context_of(request: Request, horizon: int) -> Context:
             pending = []
         else:
             if not goal and message.role == "user":
-                goal = text
+                goal = own_words(text)
             pending.append(text)
     observations.append("\n".join(pending))
     if sum(map(len, observations)) > CLIP_TOTAL:
         limit = max(CLIP, CLIP_TOTAL // len(observations))
         observations = [clip(text, limit) for text in observations]
     return Context(clip(goal, CLIP_TOTAL // 10), tuple(observations), tuple(actions), horizon)
+
+
+def own_words(text: str) -> str:
+    """The user's message without the blocks that agent programs put before it (environment, reminders, AGENTS.md)."""
+    text = text.strip()
+    start = max(0, text.find("<INSTRUCTIONS>")) if text.startswith("# AGENTS.md") else 0
+    while opened := AROUND.match(text, start):
+        end = text.find(f"</{opened[1]}>", start)
+        if end < 0:
+            break
+        start = SPACE.match(text, end + len(opened[1]) + 3).end()  # type: ignore[union-attr]
+    return text[start:]
 
 
 def clip(text: str, limit: int) -> str:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from r2v.messages.conversation import Json, Request, parse
-from r2v.messages.protocol import DONE, ProtocolAdapter, data, pieces
+from r2v.messages.protocol import DONE, Piece, ProtocolAdapter, Reply, Served, data, pieces
+
+NO_TOKENS = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
 
 
-def completion(choice: Json, usage: Json | None, *, model: str, identity: str, created: int) -> Json:
+def completion(reply: Reply, served: Served) -> Json:
     """A chat completion with one choice."""
     return {
-        "id": f"chatcmpl-{identity}", "object": "chat.completion", "created": created, "model": model,
-        "choices": [{**choice, "index": 0}],
-        "usage": usage or {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0},
+        "id": f"chatcmpl-{served.id}", "object": "chat.completion", "created": served.created, "model": served.model,
+        "choices": [{**reply.choice, "index": 0}],
+        "usage": reply.usage or NO_TOKENS,
     }  # fmt: skip
 
 
@@ -32,6 +34,9 @@ def chunks(answer: Json, include_usage: bool, extra: Json, size: int = 400) -> l
     for key in ("reasoning_content", "refusal"):
         if message.get(key):
             found.append(chunk({key: message[key]}))
+    if choice.get("logprobs"):
+        found.append(chunk({}))
+        found[-1]["choices"][0]["logprobs"] = choice["logprobs"]
     for i, call in enumerate(message.get("tool_calls") or []):
         function = call.get("function") or {}
         begin = {
@@ -53,74 +58,126 @@ class StreamAccumulator:
     """Puts the chunks of a streamed answer together again."""
 
     def __init__(self) -> None:
-        self._text = ""
+        self.usage: Json = {}
+        self._words = {"content": "", "reasoning_content": "", "refusal": ""}
         self._finish_reason: str | None = None
         self._calls: dict[int, Json] = {}
+        self._logprobs: list[Json] = []
 
-    def add(self, choice: Json) -> None:
-        """`choice` is the first one of a chunk."""
-        delta = choice.get("delta") or {}
-        self._text += delta.get("content") or ""
-        self._finish_reason = choice.get("finish_reason") or self._finish_reason
-        for part in delta.get("tool_calls") or []:
-            call = self._calls.setdefault(
-                part.get("index", 0), {"type": "function", "function": {"name": "", "arguments": ""}}
-            )
-            if part.get("id"):
-                call["id"] = part["id"]
-            function = part.get("function") or {}
-            call["function"]["name"] += function.get("name") or ""
-            call["function"]["arguments"] += function.get("arguments") or ""
+    def add(self, chunk: Json) -> None:
+        self.usage = chunk.get("usage") or self.usage
+        for choice in (chunk.get("choices") or [])[:1]:
+            delta = choice.get("delta") or {}
+            for key in self._words:
+                self._words[key] += delta.get(key) or ""
+            self._finish_reason = choice.get("finish_reason") or self._finish_reason
+            self._logprobs += (choice.get("logprobs") or {}).get("content") or []
+            for part in delta.get("tool_calls") or []:
+                self._add_call(part)
+
+    def _add_call(self, part: Json) -> None:
+        empty: Json = {"type": "function", "function": {"name": "", "arguments": ""}}
+        call = self._calls.setdefault(part.get("index", 0), empty)
+        if part.get("id"):
+            call["id"] = part["id"]
+        function = part.get("function") or {}
+        call["function"]["name"] += function.get("name") or ""
+        call["function"]["arguments"] += function.get("arguments") or ""
+
+    @property
+    def ended(self) -> bool:
+        """Whether the finish reason has come."""
+        return self._finish_reason is not None
 
     @property
     def choice(self) -> Json:
         """The answer as a whole."""
-        message: Json = {"role": "assistant", "content": self._text or None}
+        message: Json = {"role": "assistant", "content": self._words["content"] or None}
+        message |= {key: words for key, words in self._words.items() if words and key != "content"}
         if self._calls:
             message["tool_calls"] = [self._calls[i] for i in sorted(self._calls)]
-        return {"index": 0, "message": message, "finish_reason": self._finish_reason or "stop"}
+        choice: Json = {"index": 0, "message": message, "finish_reason": self._finish_reason or "stop"}
+        return choice | ({"logprobs": {"content": self._logprobs}} if self._logprobs else {})
 
 
 class _Encoder:
     """See `StreamEncoder`: the chunks are what this protocol streams."""
 
-    def add(self, chunk: Json) -> Iterator[bytes]:
-        yield data(chunk)
-        if chunk["choices"][0].get("finish_reason"):
-            yield DONE
+    def __init__(self, request: Request, served: Served) -> None:
+        self._request, self._served = request, served
+        self._head = {"id": f"chatcmpl-{served.id}", "object": "chat.completion.chunk", "created": served.created}
+
+    def add(self, piece: Piece) -> Iterator[bytes]:
+        if piece.chunk is not None and piece.chunk.get("choices"):
+            yield data(self._chunk(piece.chunk))
+
+    def end(self, reply: Reply, rest: Sequence[Piece], facts: Json) -> Iterator[bytes]:
+        for piece in rest:
+            if piece.chunk is not None and piece.chunk.get("choices"):
+                yield data({**self._chunk(piece.chunk), "r2v": facts})
+        if self._request.include_usage:
+            last = {
+                **self._head,
+                "model": self._served.model,
+                "choices": [],
+                "usage": reply.usage or NO_TOKENS,
+                "r2v": facts,
+            }
+            yield data(last)
+        yield DONE
+
+    def _chunk(self, chunk: Json) -> Json:
+        choice = chunk["choices"][0]
+        if not self._request.logprobs:
+            choice = {key: value for key, value in choice.items() if key != "logprobs"}
+        return {
+            **{k: v for k, v in chunk.items() if k != "usage"},
+            **self._head,
+            "model": self._served.model,
+            "choices": [choice],
+        }
 
 
-def openai_error(message: str, status: int, code: str | None = "") -> Json:
+ERRORS = {
+    400: "invalid_request_error", 401: "authentication_error", 402: "insufficient_quota", 403: "permission_error",
+    404: "not_found_error", 413: "invalid_request_error", 429: "rate_limit_error",
+}  # fmt: skip
+"""Types of OpenAI's errors; all others are `server_error`."""
+
+
+def openai_error(message: str, status: int, code: str | None) -> Json:
     """An error as OpenAI's APIs write it."""
-    kinds = {401: "authentication_error", 400: "invalid_request_error", 402: "budget_error"}
-    return {"error": {"message": message, "type": kinds.get(status, "r2v_error"), "param": None, "code": code}}
+    return {"error": {"message": message, "type": ERRORS.get(status, "server_error"), "param": None, "code": code}}
 
 
 class ChatCompletions(ProtocolAdapter):
+    name = "chat"
     path = "/chat/completions"
 
-    def parse(self, body: bytes) -> Request:
+    def parse(
+        self, body: bytes, headers: Mapping[str, str] | None = None, kept: Callable[[str], list[Json] | None] | None = None
+    ) -> Request:
         return parse(body)
 
-    def body(self, source: Json) -> Json:
-        return source
+    def neutral(self, source: Json) -> tuple[Json, list[str]]:
+        return source, []
 
-    def whole(self, completion: Json, request: Request) -> Json:
-        return completion
+    def whole(self, reply: Reply, request: Request, served: Served) -> Json:
+        return completion(reply, served)
 
-    def held(self, completion: Json, request: Request, facts: Json) -> Iterator[bytes]:
-        for chunk in chunks(completion, request.include_usage, facts):
+    def held(self, reply: Reply, request: Request, served: Served, facts: Json) -> Iterator[bytes]:
+        for chunk in chunks(completion(reply, served), request.include_usage, facts):
             yield data(chunk)
         yield DONE
 
-    def encoder(self) -> _Encoder:
-        return _Encoder()
+    def encoder(self, request: Request, served: Served, protocol: str) -> _Encoder:
+        return _Encoder(request, served)
 
     def error(self, message: str, status: int) -> Json:
-        return openai_error(message, status)
+        return openai_error(message, status, None)
 
     def broken(self, message: str, status: int, code: str | None) -> bytes:
-        return data(openai_error(message, status, str(code))) + DONE
+        return data(openai_error(message, status, code)) + DONE
 
 
 CHAT = ChatCompletions()

@@ -5,7 +5,8 @@ in `r2v.messages.BUILT_IN` or as an entry point of `r2v.protocols`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import msgspec
@@ -17,42 +18,110 @@ DONE = b"data: [DONE]\n\n"
 encode = msgspec.json.Encoder().encode
 
 
-class StreamEncoder(Protocol):
-    """Turns the chunks of one streamed chat completion into server-sent events, as they come."""
+@dataclass(frozen=True)
+class Reply:
+    """One answer of a model: in the neutral form, and as the model wrote it."""
 
-    def add(self, chunk: Json) -> Iterator[bytes]:
-        """The events of one chunk; the last chunk has a finish reason, the usage, and `r2v`: the facts of the step."""
+    choice: Json
+    """`message`, `finish_reason`, and `logprobs` where the server returns them."""
+    usage: Json
+    """Of this answer alone, as in a chat completion."""
+    protocol: str
+    """The one that the model speaks."""
+    own: Json | None = None
+    """The whole answer in that protocol; None where it holds further answers."""
+    dropped: tuple[str, ...] = ()
+    """What the model was not sent of the client's request."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of an answer that is streamed while the model writes it."""
+
+    chunk: Json | None
+    """A chat-completion chunk; None where the neutral form has nothing to say."""
+    own: Json
+    """The event in the model's own protocol."""
+
+
+class StreamEncoder(Protocol):
+    """Turns the pieces of one streamed answer into server-sent events, as they come."""
+
+    def add(self, piece: Piece) -> Iterator[bytes]: ...
+
+    def end(self, reply: Reply, rest: Sequence[Piece], facts: Json) -> Iterator[bytes]:
+        """The last events: `rest` are the pieces from the finish reason on, the `facts` of the step stand in the last."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """What an answer to a client is made of besides the model's reply."""
+
+    id: str
+    """Of the decision."""
+    model: str
+    """That really answered."""
+    created: int
+    """Seconds since 1970."""
 
 
 class ProtocolAdapter(ABC):
     """One protocol: its requests to, its answers from the neutral form."""
 
+    name: ClassVar[str]
     path: ClassVar[str]
     """Where it is served, below the base URL."""
+    passed_headers: ClassVar[tuple[str, ...]] = ()
+    """Headers of the client that go on to a model that speaks this protocol."""
 
-    def parse(self, body: bytes) -> Request:
-        """Raises BadRequest, also where a part has a type that the conversion cannot use."""
-        source = json_object(body)
+    def parse(
+        self, body: bytes, headers: Mapping[str, str] | None = None, kept: Callable[[str], list[Json] | None] | None = None
+    ) -> Request:
+        """A request of a client.
+
+        Args:
+            body: as it came.
+            headers: of the HTTP request.
+            kept: the items that an earlier answer left under an id (`kept`); None where they are not known.
+
+        Raises:
+            BadRequest: also where a part has a type that the conversion cannot use.
+        """
+        source = self.resolve(json_object(body), kept or (lambda identity: None))
+        passed = {key: headers[key] for key in self.passed_headers if key in headers} if headers else {}
         try:
-            return parse(encode(self.body(source)), source, len(body))
+            neutral, dropped = self.neutral(source)
+            return parse(encode(neutral), protocol=self.name, source=source, size=len(body), dropped=dropped, headers=passed)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise BadRequest(f"the request holds a part of the wrong type ({type(error).__name__}: {error})"[:200]) from None
 
-    @abstractmethod
-    def body(self, source: Json) -> Json:
-        """A request of this protocol as a chat-completion body. Raises BadRequest."""
+    def resolve(self, source: Json, kept: Callable[[str], list[Json] | None]) -> Json:
+        """The request with what it only refers to. Raises BadRequest."""
+        return source
+
+    def kept(self, source: Json, answer: Json) -> Json:
+        """What later requests may refer to of an answer: lists of items by id."""
+        return {}
 
     @abstractmethod
-    def whole(self, completion: Json, request: Request) -> Json:
-        """A chat completion as this protocol's answer to the request."""
+    def neutral(self, source: Json) -> tuple[Json, list[str]]:
+        """A request of this protocol as a chat-completion body, and the names of what that cannot say. Raises BadRequest."""
 
     @abstractmethod
-    def held(self, completion: Json, request: Request, facts: Json) -> Iterator[bytes]:
+    def whole(self, reply: Reply, request: Request, served: Served) -> Json:
+        """A reply as this protocol's answer to the request."""
+
+    @abstractmethod
+    def held(self, reply: Reply, request: Request, served: Served, facts: Json) -> Iterator[bytes]:
         """The same as server-sent events, of an answer known as a whole; the `facts` of the step stand in the last one."""
 
-    def encoder(self) -> StreamEncoder | None:
-        """For one answer that is streamed while the model writes it; None: this protocol's streams are held."""
-        return None
+    @abstractmethod
+    def encoder(self, request: Request, served: Served, protocol: str) -> StreamEncoder:
+        """For one answer that is streamed while a model of this `protocol` writes it."""
+
+    def ping(self) -> bytes:
+        """Keeps a stream open that has nothing to say yet."""
+        return b": r2v is deciding\n\n"
 
     @abstractmethod
     def error(self, message: str, status: int) -> Json:

@@ -1,194 +1,432 @@
-"""OpenAI's Responses protocol, stateless form, to and from the neutral form."""
+"""OpenAI's Responses protocol, to and from the neutral form.
+
+Its tools are of more kinds than the neutral form has: in a namespace, with free text as input (`custom`), a shell on the
+client's side. Each becomes a function, and a call of it becomes an item of the tool's own kind again (`ClientTool`).
+"""
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from r2v.messages.conversation import BadRequest, Json, Request, text_of
 from r2v.messages.openai_chat import openai_error
-from r2v.messages.protocol import ProtocolAdapter, event, pieces
+from r2v.messages.protocol import Piece, ProtocolAdapter, Reply, Served, event, pieces
+
+CONVERTED = (
+    "model", "input", "instructions", "stream", "temperature", "top_p", "parallel_tool_calls", "max_output_tokens", "tools",
+    "tool_choice", "text", "store", "previous_response_id", "metadata", "prompt_cache_key", "client_metadata",
+)  # fmt: skip
+SHELL = {
+    "type": "object",
+    "properties": {
+        "command": {"type": "array", "items": {"type": "string"}},
+        "workdir": {"type": "string"},
+        "timeout_ms": {"type": "integer"},
+    },
+    "required": ["command"],
+}
+FREE_TEXT = {"type": "object", "properties": {"input": {"type": "string"}}, "required": ["input"]}
+CALLS = ("function_call", "custom_tool_call", "local_shell_call")
 
 
-def from_responses(raw: Json) -> Json:
-    """A Responses request as a chat-completion body. Raises BadRequest where the server would have to keep state."""
-    if raw.get("previous_response_id") or raw.get("conversation"):
-        raise BadRequest("r2v keeps no responses: send the whole input (store: false), without previous_response_id")
+@dataclass(frozen=True)
+class ClientTool:
+    """A tool that runs on the client's side, and the function that stands for it in the neutral form."""
+
+    kind: str
+    """function, custom or local_shell."""
+    name: str
+    namespace: str | None
+    function: Json
+
+    def item(self, arguments: str) -> Json:
+        """A call of the function as an item of this tool's kind, without ids."""
+        where: Json = {"name": self.name} | ({"namespace": self.namespace} if self.namespace else {})
+        if self.kind == "function":
+            return {"type": "function_call", **where, "arguments": arguments}
+        given = _object(arguments)
+        if self.kind == "custom":
+            return {"type": "custom_tool_call", **where, "input": str(given.get("input", arguments))}
+        command = given.get("command")
+        command = (
+            [str(word) for word in command] if isinstance(command, list) else ["bash", "-lc", str(command or arguments)]
+        )
+        options: Json = {
+            "working_directory": given.get("workdir"),
+            "timeout_ms": given.get("timeout_ms"),
+            "env": {},
+            "user": None,
+        }
+        return {"type": "local_shell_call", "action": {"type": "exec", "command": command, **options}}
+
+
+def client_tools(raw: Json) -> tuple[dict[str, ClientTool], list[str]]:
+    """The tools of a request by the name of their function, and the names of those that run on OpenAI's servers. Raises
+    BadRequest.
+    """
+    items = raw["input"] if isinstance(raw.get("input"), list) else []
+    later = [item.get("tools") for item in items if isinstance(item, dict) and item.get("type") == "additional_tools"]
+    found: dict[str, ClientTool] = {}
+    dropped: list[str] = []
+    for tools in (raw.get("tools") or [], *later):
+        if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+            raise BadRequest("`tools` must be a list of objects")
+        for tool in tools:
+            grouped = tool.get("type") == "namespace"
+            for one in (tool.get("tools") or []) if grouped else [tool]:
+                _add_tool(found, dropped, one, str(tool.get("name")) if grouped else None)
+    return found, dropped
+
+
+def _add_tool(found: dict[str, ClientTool], dropped: list[str], tool: Json, namespace: str | None) -> None:
+    kind, name = str(tool.get("type")), str(tool.get("name", "local_shell"))
+    schemas = {"function": tool.get("parameters") or {}, "custom": FREE_TEXT, "local_shell": SHELL}
+    if kind not in schemas:
+        dropped.append(f"tools.{tool.get('name') or kind}")
+        return
+    words = str(tool.get("description") or {"local_shell": "Run a command."}.get(kind, ""))
+    if kind == "custom" and isinstance(tool.get("format"), dict) and tool["format"].get("definition"):
+        words += f"\n`input` follows this grammar ({tool['format'].get('syntax')}):\n{tool['format']['definition']}"
+    unique = name if name not in found else f"{namespace}__{name}"
+    function = {"name": unique, "description": words, "parameters": schemas[kind]}
+    if tool.get("strict") is not None and kind == "function":
+        function["strict"] = tool["strict"]
+    found[unique] = ClientTool(kind, name, namespace, function)
+
+
+def from_responses(raw: Json) -> tuple[Json, list[str]]:
+    """A Responses request as a chat-completion body, and the names of what that cannot say. Raises BadRequest."""
     items = raw.get("input")
     items = [{"role": "user", "content": items}] if isinstance(items, str) else items
     if not isinstance(items, list) or not items or not all(isinstance(item, dict) for item in items):
         raise BadRequest("`input` must be text or a list of items")
+    tools, dropped = client_tools(raw)
+    dropped += [key for key in raw if key not in CONVERTED and raw[key] not in (None, [], {})]
     messages: list[Json] = []
     if raw.get("instructions"):
         messages.append({"role": "system", "content": str(raw["instructions"])})
     for item in items:
-        _add(messages, item)
+        _add(messages, item, tools, dropped)
     if not messages:
         raise BadRequest("`input` holds no message")
     body: Json = {"messages": messages, "model": raw.get("model", "r2v"), "stream": raw.get("stream", False)}
-    body |= {key: raw[key] for key in ("temperature", "top_p", "parallel_tool_calls") if raw.get(key) is not None}
+    body |= {key: raw[key] for key in ("temperature", "top_p") if raw.get(key) is not None}
     if raw.get("max_output_tokens"):
         body["max_tokens"] = raw["max_output_tokens"]
-    tools = raw.get("tools") or []
-    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-        raise BadRequest("`tools` must be a list of objects")
-    if other := sorted({str(tool.get("type")) for tool in tools if tool.get("type") != "function"}):
-        raise BadRequest(f"tools that run on OpenAI's servers ({', '.join(other)}) cannot be routed")
     if tools:
-        keys = ("name", "description", "parameters", "strict")
-        body["tools"] = [{"type": "function", "function": {k: t[k] for k in keys if t.get(k) is not None}} for t in tools]
-    choice = raw.get("tool_choice")
-    if isinstance(choice, dict):
-        body["tool_choice"] = {"type": "function", "function": {"name": choice.get("name")}}
-    elif choice and tools:
-        body["tool_choice"] = choice
-    form = (raw.get("text") or {}).get("format") if isinstance(raw.get("text"), dict) else None
+        body["tools"] = [{"type": "function", "function": tool.function} for tool in tools.values()]
+        body |= _tool_choice(raw.get("tool_choice"), tools, dropped)
+        if raw.get("parallel_tool_calls") is not None:
+            body["parallel_tool_calls"] = raw["parallel_tool_calls"]
+    return body | _format(raw.get("text"), dropped), dropped
+
+
+def _tool_choice(choice: Any, tools: Mapping[str, ClientTool], dropped: list[str]) -> Json:
+    if not isinstance(choice, dict):
+        return {"tool_choice": choice} if choice else {}
+    named = next((unique for unique, tool in tools.items() if tool.name == choice.get("name")), None)
+    if named is None:
+        dropped.append("tool_choice")
+        return {}
+    return {"tool_choice": {"type": "function", "function": {"name": named}}}
+
+
+def _format(text: Any, dropped: list[str]) -> Json:
+    text = text if isinstance(text, dict) else {}
+    dropped += [f"text.{key}" for key in text if key != "format"]
+    form = text.get("format")
     if isinstance(form, dict) and form.get("type") == "json_schema":
         schema = {key: form[key] for key in ("name", "schema", "strict", "description") if key in form}
-        body["response_format"] = {"type": "json_schema", "json_schema": schema}
-    elif isinstance(form, dict) and form.get("type") == "json_object":
-        body["response_format"] = {"type": "json_object"}
-    return body
+        return {"response_format": {"type": "json_schema", "json_schema": schema}}
+    if isinstance(form, dict) and form.get("type") == "json_object":
+        return {"response_format": {"type": "json_object"}}
+    return {}
 
 
-def _add(messages: list[Json], item: Json) -> None:
+def _add(messages: list[Json], item: Json, tools: Mapping[str, ClientTool], dropped: list[str]) -> None:
     kind = item.get("type", "message")
-    if kind == "function_call":
-        function = {"name": item.get("name"), "arguments": item.get("arguments", "")}
-        call = {"id": item.get("call_id"), "type": "function", "function": function}
+    if kind in CALLS:
+        call = {"id": item.get("call_id"), "type": "function", "function": _function_of(item, tools)}
         if messages and messages[-1]["role"] == "assistant":
             messages[-1].setdefault("tool_calls", []).append(call)
         else:
             messages.append({"role": "assistant", "content": None, "tool_calls": [call]})
-    elif kind == "function_call_output":
-        messages.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": text_of(item.get("output"))})
+    elif kind in [f"{call}_output" for call in CALLS]:
+        output = item.get("output")
+        messages.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": text_of(output)})
+        parts = [p for p in output if isinstance(p, dict)] if isinstance(output, list) else []
+        if seen := [part for part in (_part(p, dropped) for p in parts) if part["type"] != "text"]:
+            messages.append({"role": "user", "content": seen})
     elif kind == "message":
         role = item.get("role")
         if role not in ("user", "assistant", "system", "developer"):
             raise BadRequest(f"an input item has the role {role!r}")
-        messages.append({"role": role, "content": _content(item.get("content"), role)})
-    elif kind != "reasoning":  # reasoning of another turn is not portable and is left out
-        raise BadRequest(f"input items of type {kind!r} cannot be routed")
+        messages.append({"role": role, "content": _content(item.get("content"), role, dropped)})
+    elif kind != "additional_tools":
+        dropped.append(str(kind))
 
 
-def _content(content: Any, role: str) -> Any:
+def _function_of(item: Json, tools: Mapping[str, ClientTool]) -> Json:
+    """The call of an item as a function call."""
+    if item["type"] == "local_shell_call":
+        action = item.get("action") or {}
+        arguments = {"command": action.get("command"), "workdir": action.get("working_directory")}
+        return {"name": "local_shell", "arguments": json.dumps({k: v for k, v in arguments.items() if v is not None})}
+    wanted = (item.get("name"), item.get("namespace"))
+    name = next((unique for unique, tool in tools.items() if (tool.name, tool.namespace) == wanted), item.get("name"))
+    if item["type"] == "custom_tool_call":
+        return {"name": name, "arguments": json.dumps({"input": item.get("input", "")}, ensure_ascii=False)}
+    return {"name": name, "arguments": item.get("arguments", "")}
+
+
+def _content(content: Any, role: str, dropped: list[str]) -> Any:
     if not isinstance(content, list) or role == "assistant":
         return text_of(content)
-    parts: list[Json] = []
-    for part in content:
-        if isinstance(part, dict) and part.get("type") == "input_image":
-            parts.append({"type": "image_url", "image_url": {"url": part.get("image_url")}})
-        else:
-            parts.append({"type": "text", "text": text_of([part])})
+    parts = [
+        _part(part, dropped) if isinstance(part, dict) else {"type": "text", "text": text_of([part])} for part in content
+    ]
     plain = all(part["type"] == "text" for part in parts)
     return "\n".join(part["text"] for part in parts) if plain else parts
 
 
-def response_of(completion: Json, raw: Json) -> Json:
-    """A Responses answer from a chat completion."""
-    choice = completion["choices"][0]
-    message, usage = choice["message"], completion["usage"]
-    identity = completion["id"].replace("chatcmpl-", "")
+def _part(part: Json, dropped: list[str]) -> Json:
+    if part.get("type") == "input_image" and part.get("image_url"):
+        return {"type": "image_url", "image_url": {"url": part["image_url"]}}
+    if "text" not in part:
+        dropped.append(str(part.get("type")))
+    return {"type": "text", "text": text_of([part])}
+
+
+def _object(arguments: str) -> Json:
+    try:
+        value = json.loads(arguments or "{}")
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _item_of(call: Json, identity: str, index: int, tools: Mapping[str, ClientTool]) -> Json:
+    """A call of the neutral form as an output item."""
+    function = call.get("function") or {}
+    name = str(function.get("name"))
+    tool = tools.get(name) or ClientTool("function", name, None, {})
+    item = tool.item(function.get("arguments") or "")
+    prefix = {"function_call": "fc", "custom_tool_call": "ctc"}.get(item["type"], "lsh")
+    return {**item, "id": f"{prefix}_{identity}_{index}", "call_id": call.get("id"), "status": "completed"}
+
+
+def response_of(reply: Reply, raw: Json, served: Served) -> Json:
+    """A Responses answer for a client."""
+    if reply.protocol == "responses" and reply.own is not None:
+        kept: Json = {key: raw[key] for key in ("store", "previous_response_id") if key in raw}
+        return {**reply.own, "id": f"resp_{served.id}", "model": served.model, **kept}
+    message, usage, tools = reply.choice["message"], reply.usage, client_tools(raw)[0]
     output: list[Json] = []
     if text := text_of(message.get("content")):
-        part = {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
-        output.append(
-            {"type": "message", "id": f"msg_{identity}", "status": "completed", "role": "assistant", "content": [part]}
-        )
-    for i, call in enumerate(message.get("tool_calls") or []):
-        function = call.get("function") or {}
-        output.append(
-            {
-                "type": "function_call", "id": f"fc_{identity}_{i}", "call_id": call.get("id"), "name": function.get("name"),
-                "arguments": function.get("arguments") or "", "status": "completed",
-            }
-        )  # fmt: skip
-    cut = choice.get("finish_reason") == "length"
+        output.append(_message(served, text))
+    output += [_item_of(call, served.id, i, tools) for i, call in enumerate(message.get("tool_calls") or [])]
+    cut = reply.choice.get("finish_reason") == "length"
     cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+    reasoning = (usage.get("completion_tokens_details") or {}).get("reasoning_tokens") or 0
     return {
-        "id": f"resp_{identity}",
-        "object": "response",
-        "created_at": completion["created"],
+        **_begun(raw, served),
         "completed_at": int(time.time()),
         "status": "incomplete" if cut else "completed",
-        "error": None,
         "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
-        "instructions": raw.get("instructions"),
-        "metadata": raw.get("metadata") or {},
-        "model": completion["model"],
         "output": output,
-        "parallel_tool_calls": raw.get("parallel_tool_calls", True),
-        "temperature": raw.get("temperature"),
-        "top_p": raw.get("top_p"),
-        "tool_choice": raw.get("tool_choice", "auto"),
-        "tools": raw.get("tools") or [],
-        "store": False,
         "usage": {
             "input_tokens": usage.get("prompt_tokens") or 0,
             "input_tokens_details": {"cached_tokens": cached},
             "output_tokens": usage.get("completion_tokens") or 0,
-            "output_tokens_details": {"reasoning_tokens": 0},
+            "output_tokens_details": {"reasoning_tokens": reasoning},
             "total_tokens": usage.get("total_tokens") or 0,
         },
     }
 
 
-def _events(response: Json, extra: Json) -> Iterator[Json]:
-    """The same answer as stream events, numbered."""
-    number = 0
+def _begun(raw: Json, served: Served) -> Json:
+    """A response before anything is in it."""
+    return {
+        "id": f"resp_{served.id}",
+        "object": "response",
+        "created_at": served.created,
+        "completed_at": None,
+        "status": "in_progress",
+        "error": None,
+        "incomplete_details": None,
+        "instructions": raw.get("instructions"),
+        "metadata": raw.get("metadata") or {},
+        "model": served.model,
+        "output": [],
+        "parallel_tool_calls": raw.get("parallel_tool_calls", True),
+        "previous_response_id": raw.get("previous_response_id"),
+        "temperature": raw.get("temperature"),
+        "top_p": raw.get("top_p"),
+        "tool_choice": raw.get("tool_choice", "auto"),
+        "tools": raw.get("tools") or [],
+        "store": raw.get("store", True),
+        "usage": None,
+    }
 
-    def numbered(kind: str, **fields: Any) -> Json:
-        nonlocal number
-        number += 1
-        return {"type": kind, "sequence_number": number - 1, **fields}
 
-    begun = {**response, "status": "in_progress", "output": [], "usage": None, "completed_at": None}
-    yield numbered("response.created", response=begun)
-    yield numbered("response.in_progress", response=begun)
-    for i, item in enumerate(response["output"]):
-        where = {"item_id": item["id"], "output_index": i}
-        if item["type"] == "message":
-            part = item["content"][0]
-            yield numbered(
-                "response.output_item.added", output_index=i, item={**item, "status": "in_progress", "content": []}
-            )
-            inside = {**where, "content_index": 0}
-            yield numbered("response.content_part.added", **inside, part={**part, "text": ""})
-            for text in pieces(part["text"]):
-                yield numbered("response.output_text.delta", **inside, delta=text, logprobs=[])
-            yield numbered("response.output_text.done", **inside, text=part["text"], logprobs=[])
-            yield numbered("response.content_part.done", **inside, part=part)
-        else:
-            yield numbered(
-                "response.output_item.added", output_index=i, item={**item, "status": "in_progress", "arguments": ""}
-            )
-            for text in pieces(item["arguments"]):
-                yield numbered("response.function_call_arguments.delta", **where, delta=text)
-            yield numbered("response.function_call_arguments.done", **where, arguments=item["arguments"], name=item["name"])
-        yield numbered("response.output_item.done", output_index=i, item=item)
-    kind = "response.completed" if response["status"] == "completed" else "response.incomplete"
-    yield numbered(kind, response=response, r2v=extra)
+def _message(served: Served, text: str, status: str = "completed") -> Json:
+    part = {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+    content = [part] if status == "completed" else []
+    return {"type": "message", "id": f"msg_{served.id}", "status": status, "role": "assistant", "content": content}
+
+
+class _Encoder:
+    """See `StreamEncoder`. Arguments of calls are sent when they are whole: a tool's own kind of item needs them so."""
+
+    def __init__(self, request: Request, served: Served) -> None:
+        self._raw, self._served = request.source, served
+        self._number = 0
+        self._written = False
+        """Whether text has been streamed."""
+        self._place: Json = {"item_id": f"msg_{served.id}", "output_index": 0, "content_index": 0}
+
+    def add(self, piece: Piece) -> Iterator[bytes]:
+        yield from self._begin()
+        for choice in ((piece.chunk or {}).get("choices") or [])[:1]:
+            if text := (choice.get("delta") or {}).get("content"):
+                yield from self._add_text(text)
+
+    def end(self, reply: Reply, rest: Sequence[Piece], facts: Json) -> Iterator[bytes]:
+        for piece in rest:
+            yield from self.add(piece)
+        yield from self.whole(response_of(reply, self._raw, self._served), facts)
+
+    def whole(self, response: Json, facts: Json) -> Iterator[bytes]:
+        """The events of a response, without what has been streamed of it."""
+        yield from self._begin()
+        for i, item in enumerate(response["output"]):
+            if item["type"] not in ("message", *CALLS):  # of a model's own answer: its reasoning
+                yield self._event("response.output_item.added", output_index=i, item=item)
+            elif item["type"] == "message":
+                part = item["content"][0]
+                if not self._written:
+                    self._place |= {"item_id": item["id"], "output_index": i}
+                    for text in pieces(part["text"]):
+                        yield from self._add_text(text)
+                yield self._event("response.output_text.done", **self._place, text=part["text"], logprobs=[])
+                yield self._event("response.content_part.done", **self._place, part=part)
+            else:
+                yield from self._call(i, item)
+            yield self._event("response.output_item.done", output_index=i, item=item)
+        kind = "response.completed" if response["status"] == "completed" else "response.incomplete"
+        yield self._event(kind, response=response, r2v=facts)
+
+    def _event(self, kind: str, **fields: Any) -> bytes:
+        self._number += 1
+        return event(kind, {"type": kind, "sequence_number": self._number - 1, **fields})
+
+    def _begin(self) -> Iterator[bytes]:
+        if not self._number:
+            begun = _begun(self._raw, self._served)
+            yield self._event("response.created", response=begun)
+            yield self._event("response.in_progress", response=begun)
+
+    def _add_text(self, text: str) -> Iterator[bytes]:
+        if not self._written:
+            self._written = True
+            index, begun = self._place["output_index"], _message(self._served, "", "in_progress")
+            begun["id"] = self._place["item_id"]
+            yield self._event("response.output_item.added", output_index=index, item=begun)
+            empty = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
+            yield self._event("response.content_part.added", **self._place, part=empty)
+        yield self._event("response.output_text.delta", **self._place, delta=text, logprobs=[])
+
+    def _call(self, index: int, item: Json) -> Iterator[bytes]:
+        key, kind = {
+            "function_call": ("arguments", "response.function_call_arguments"),
+            "custom_tool_call": ("input", "response.custom_tool_call_input"),
+        }.get(item["type"], (None, ""))
+        begun = {**item, "status": "in_progress"} | ({key: ""} if key else {})
+        yield self._event("response.output_item.added", output_index=index, item=begun)
+        if key:
+            where = {"item_id": item["id"], "output_index": index}
+            for text in pieces(item[key]):
+                yield self._event(f"{kind}.delta", **where, delta=text)
+            yield self._event(f"{kind}.done", **where, **{key: item[key]}, name=item["name"])
+
+
+class _OwnEncoder:
+    """See `StreamEncoder`, for models that speak this protocol: their own events."""
+
+    def __init__(self, request: Request, served: Served) -> None:
+        self._request, self._served = request, served
+
+    def add(self, piece: Piece) -> Iterator[bytes]:
+        yield event(str(piece.own.get("type")), self._mended(piece.own))
+
+    def end(self, reply: Reply, rest: Sequence[Piece], facts: Json) -> Iterator[bytes]:
+        for piece in rest:
+            yield event(str(piece.own.get("type")), {**self._mended(piece.own), "r2v": facts})
+
+    def _mended(self, own: Json) -> Json:
+        if "response" not in own:
+            return own
+        return {**own, "response": {**own["response"], "id": f"resp_{self._served.id}", "model": self._served.model}}
 
 
 class Responses(ProtocolAdapter):
+    name = "responses"
     path = "/responses"
 
-    def body(self, source: Json) -> Json:
+    def resolve(self, source: Json, kept: Callable[[str], list[Json] | None]) -> Json:
+        """The request with the items that it only refers to. Raises BadRequest for what is not kept (any more)."""
+        items = source.get("input")
+        items = [{"role": "user", "content": items}] if isinstance(items, str) else items
+        if source.get("conversation"):
+            raise BadRequest("r2v keeps responses, no conversations: send previous_response_id or the whole input")
+        if not isinstance(items, list):
+            return source
+        found = []
+        if previous := source.get("previous_response_id"):
+            found += _kept(kept, previous, "Previous response with id")
+        for item in items:
+            if isinstance(item, dict) and item.get("type") == "item_reference":
+                found += _kept(kept, item.get("id"), "Item with id")
+            else:
+                found.append(item)
+        return {**source, "input": found}
+
+    def kept(self, source: Json, answer: Json) -> Json:
+        """What later requests may refer to: lists of items by id."""
+        if source.get("store") is False:
+            return {}
+        return {answer["id"]: [*source["input"], *answer["output"]]} | {item["id"]: [item] for item in answer["output"]}
+
+    def neutral(self, source: Json) -> tuple[Json, list[str]]:
         return from_responses(source)
 
-    def whole(self, completion: Json, request: Request) -> Json:
-        return response_of(completion, request.source)
+    def whole(self, reply: Reply, request: Request, served: Served) -> Json:
+        return response_of(reply, request.source, served)
 
-    def held(self, completion: Json, request: Request, facts: Json) -> Iterator[bytes]:
-        for content in _events(response_of(completion, request.source), facts):
-            yield event(content["type"], content)
+    def held(self, reply: Reply, request: Request, served: Served, facts: Json) -> Iterator[bytes]:
+        yield from _Encoder(request, served).whole(self.whole(reply, request, served), facts)
+
+    def encoder(self, request: Request, served: Served, protocol: str) -> _Encoder | _OwnEncoder:
+        return _OwnEncoder(request, served) if protocol == self.name else _Encoder(request, served)
 
     def error(self, message: str, status: int) -> Json:
-        return openai_error(message, status)
+        return openai_error(message, status, None)
 
     def broken(self, message: str, status: int, code: str | None) -> bytes:
-        return event("error", {"type": "error", "message": message, "code": code, "sequence_number": 0})
+        return event("error", {"type": "error", "message": message, "code": code, "param": None, "sequence_number": 0})
+
+
+def _kept(kept: Callable[[str], list[Json] | None], identity: Any, what: str) -> list[Json]:
+    items = kept(str(identity))
+    if items is None:
+        raise BadRequest(
+            f"{what} '{str(identity)[:80]}' not found; r2v keeps the latest ones only, in memory: send the whole input"
+        )
+    return items
 
 
 RESPONSES = Responses()

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
 from rich.console import Console
 
 from r2v import __version__
@@ -146,7 +147,7 @@ def locked(root: Path) -> Iterator[None]:
 
 def stage_fingerprint(stage: Stage, settings: RunSettings, run: RunFolder) -> str:
     """Hash of everything the stage depends on: its settings, its inputs' hashes, the tasks, the program's version."""
-    dump = settings.model_dump(mode="json")
+    dump = msgspec.to_builtins(settings)
     inputs = {name: run.manifest(name)["outputs"] for name in stage.reads}
     facts = {"stage": stage.name, "r2v": __version__, "seed": settings.seed, "inputs": inputs}
     facts["settings"] = {group: dump[group] for group in stage.uses}

@@ -11,28 +11,17 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    Discriminator,
-    Field,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    SerializeAsAny,
-    Tag,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from msgspec import Meta, field
+from msgspec.structs import force_setattr
 
 from r2v.clients.chat import ChatSettings
-from r2v.core.errors import SettingsError
 from r2v.core.features import View
 from r2v.domains import load_domain
 from r2v.domains.base import Domain, EnvironmentSettings
 from r2v.learning.settings import CloneSettings, ModelSettings, PreferSettings, RouterSettings
 from r2v.routers import BUILT_IN, router_class
 from r2v.routers.base import RouterBase, own_settings
-from r2v.runtime.settings import Fraction, Settings, validated
+from r2v.runtime.settings import Fraction, NonNegativeInt, PositiveFloat, PositiveInt, Settings, validated
 
 
 class TaskSettings(Settings):
@@ -48,14 +37,14 @@ class TaskSettings(Settings):
     """For reporting only."""
 
 
-Seeds = Annotated[tuple[PositiveInt, ...], Field(min_length=2)]
+Seeds = Annotated[tuple[PositiveInt, ...], Meta(min_length=2)]
 """With one perturbation seed alone CVaR over them would be the mean."""
 
 
 class PerturbationSettings(Settings):
     families: tuple[str, ...] = ()
     """Those of the domain, of an installed package, or by dotted path; none named: all of the domain."""
-    strength: Annotated[float, Field(ge=0)] = 1.0
+    strength: Annotated[float, Meta(ge=0)] = 1.0
     """Factor on every operator's probability; 0 = clean."""
     collect: tuple[PositiveInt, ...] = (1, 2, 3)
     """Perturbation seeds z of the teacher's perturbed episodes."""
@@ -64,8 +53,7 @@ class PerturbationSettings(Settings):
     validation: Seeds = (31, 32, 33, 34)
     test: Seeds = (41, 42, 43, 44)
 
-    @model_validator(mode="after")
-    def _disjoint(self) -> PerturbationSettings:
+    def __post_init__(self) -> None:
         used: dict[int, str] = {}
         for name in ("collect", "propose", "rollout", "validation", "test"):
             for z in getattr(self, name):
@@ -73,7 +61,6 @@ class PerturbationSettings(Settings):
                     raise ValueError(f"seed {z} of `{name}` is reserved for --fresh-tasks; stay below {FRESH_SEEDS_FROM}")
                 if used.setdefault(z, name) != name:
                     raise ValueError(f"seed {z} is in `{used[z]}` and in `{name}`; each use needs seeds of its own")
-        return self
 
 
 FRESH_SEEDS_FROM = 1_000_000
@@ -88,20 +75,13 @@ class ExpertSettings(Settings):
     kind: Literal["expert"] = "expert"
 
 
-def _trained_or_chat(value: Any) -> str:
-    kind = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
-    return "chat" if kind == "chat" else "trained"
-
-
 class SlmSettings(Settings):
-    model: Annotated[
-        Annotated[ModelSettings, Tag("trained")] | Annotated[ChatSettings, Tag("chat")], Discriminator(_trained_or_chat)
-    ] = ModelSettings()
+    model: ModelSettings | ChatSettings = ModelSettings()
     """A model that is trained here, or a chat endpoint (`kind: chat`), with which nothing is."""
-    k: Annotated[int, Field(ge=2)] = 5
+    k: Annotated[int, Meta(ge=2)] = 5
     """Candidates a step."""
     temperature: PositiveFloat = 0.7
-    top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
+    top_p: Annotated[float, Meta(gt=0, le=1)] = 0.95
     max_new_tokens: PositiveInt = 16
 
     @property
@@ -134,7 +114,7 @@ class HelpSettings(Settings):
     """Steps of each recorded episode on which both futures are played (benefit)."""
     draws: PositiveInt = 1
     """Futures of each such step; the first is the recorded one."""
-    rates: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.05, 0.15, 0.3, 0.6)
+    rates: tuple[Annotated[float, Meta(gt=0, lt=1)], ...] = (0.05, 0.15, 0.3, 0.6)
     """Probabilities of random escalation in the explored episodes (helper, bandit, off-policy estimates)."""
     explore_seeds: PositiveInt = 2
     """How many of the rollout seeds are explored."""
@@ -175,16 +155,16 @@ class RunSettings(Settings):
     """Processes that play episodes, one thread each."""
     threads: PositiveInt = 2
     """Threads of training."""
-    environment: SerializeAsAny[EnvironmentSettings] = Field({}, validate_default=True)
+    environment: EnvironmentSettings = field(default_factory=lambda: load_domain("household").settings())
     """`kind` names the domain (household by default), whose own keys the others are."""
     tasks: TaskSettings = TaskSettings()
-    perturbations: PerturbationSettings = Field(PerturbationSettings(), validate_default=True)
-    teacher: Annotated[ExpertSettings | ChatSettings, Field(discriminator="kind")] = ExpertSettings()
+    perturbations: PerturbationSettings = PerturbationSettings()
+    teacher: ExpertSettings | ChatSettings = ExpertSettings()
     slm: SlmSettings = SlmSettings()
     routers: tuple[str | dict[str, Any], ...] = ("random", "entropy", "heuristic", "verifier", "r2v", "r2v_paper")
     """Routers that are fitted and evaluated, besides the SLM and the teacher alone; `all` for every built-in one. Your own:
     `package.module:Class`, or the name of its entry point; `{kind: ..., key: value}` for one with settings of its own."""
-    collect: CollectSettings = Field(CollectSettings(), validate_default=True)
+    collect: CollectSettings = CollectSettings()
     clone: CloneSettings = CloneSettings()
     propose: ProposeSettings = ProposeSettings()
     prefer: PreferSettings = PreferSettings()
@@ -202,35 +182,28 @@ class RunSettings(Settings):
     def domain(self) -> Domain[Any]:
         return load_domain(self.environment.kind)
 
-    @field_validator("environment", mode="before")
     @classmethod
-    def _of_the_domain(cls, value: object) -> object:
-        if not isinstance(value, dict):
-            return value
-        given = {"kind": "household", **value}
-        return validated(load_domain(str(given["kind"])).settings, given, "environment")
+    def upgraded(cls, raw: dict[str, Any]) -> dict[str, Any]:
+        """With the environment as its domain's settings, and `all` routers named."""
+        env = raw.get("environment", {})
+        if isinstance(env, dict):
+            env = {"kind": "household", **env}
+            env = validated(load_domain(str(env["kind"])).settings, env, "environment")
+        return {**raw, "environment": env} | ({"routers": tuple(BUILT_IN)} if raw.get("routers") == "all" else {})
 
-    @field_validator("perturbations")
-    @classmethod
-    def _families(cls, value: PerturbationSettings, info: ValidationInfo) -> PerturbationSettings:
-        if "environment" not in info.data:
-            return value  # it is wrong itself
-        domain = load_domain(info.data["environment"].kind)
-        for family in value.families:
-            domain.perturbation(family, value.strength, "")
-        return value if value.families else value.model_copy(update={"families": domain.families})
+    def __post_init__(self) -> None:
+        """Fills in what depends on the domain; then everything must fit together."""
+        domain, families, noise = self.domain, self.perturbations.families, self.collect.noisy_episodes
+        for family in families:
+            domain.perturbation(family, self.perturbations.strength, "")
+        force_setattr(self, "perturbations", self.perturbations.but(families=families or domain.families))
+        if noise is None:
+            noise = 0.0 if domain.random_action is None else 0.7
+            force_setattr(self, "collect", self.collect.but(noisy_episodes=noise))
+        self._fits_together(domain, self.environment.kind)
+        self._known_routers()
 
-    @field_validator("collect")
-    @classmethod
-    def _noise(cls, value: CollectSettings, info: ValidationInfo) -> CollectSettings:
-        if value.noisy_episodes is not None or "environment" not in info.data:
-            return value
-        domain = load_domain(info.data["environment"].kind)
-        return value.model_copy(update={"noisy_episodes": 0.0 if domain.random_action is None else 0.7})
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> RunSettings:
-        domain, kind = self.domain, self.environment.kind
+    def _fits_together(self, domain: Domain[Any], kind: str) -> None:
         if isinstance(self.teacher, ExpertSettings) and domain.expert() is None:
             raise ValueError(f"the {kind} environment has no scripted expert; set teacher: {{kind: chat, ...}}")
         if not isinstance(self.slm.model, ChatSettings):
@@ -243,7 +216,6 @@ class RunSettings(Settings):
                 raise ValueError(f"the {kind} environment has no random actions; set collect: {{noisy_episodes: 0}}")
         if self.trains and not self.tasks.policy:
             raise ValueError("tasks.policy is 0, but the SLM is trained on these tasks")
-        return self
 
     @cached_property
     def chosen_routers(self) -> dict[str, tuple[type[RouterBase], dict[str, Any]]]:
@@ -255,22 +227,12 @@ class RunSettings(Settings):
             found[router.name] = (router, options)
         return found
 
-    @field_validator("routers", mode="before")
-    @classmethod
-    def _all(cls, routers: object) -> object:
-        return tuple(BUILT_IN) if routers == "all" else routers
-
-    @model_validator(mode="after")
-    def _known_routers(self) -> RunSettings:
-        try:
-            chosen = self.chosen_routers
-            for router, options in chosen.values():
-                own_settings(router, options)
-        except SettingsError as error:
-            raise ValueError(str(error)) from None
+    def _known_routers(self) -> None:
+        chosen = self.chosen_routers
+        for router, options in chosen.values():
+            own_settings(router, options)
         if "r2v" not in chosen or len(chosen) != len(self.routers):
             raise ValueError("routers: name each router once, and r2v among them: the others are compared with it")
-        return self
 
 
 class LogSourceSettings(Settings):
@@ -288,5 +250,5 @@ class LogsSettings(Settings):
     seed: int = 0
     logs: LogSourceSettings
     view: View = "full"
-    asked_share: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    asked_share: Annotated[float, Meta(gt=0, lt=1)] = 0.15
     """Share of the steps to escalate: places the router's threshold."""

@@ -23,6 +23,7 @@ BUILT_IN = {
     "entropy": "r2v.routers.entropy:Entropy",
     "heuristic": "r2v.routers.heuristic:Heuristic",
     "verifier": "r2v.routers.verifier:VerifierRouter",
+    "rules": "r2v.routers.rules:Rules",
     "r2v": "r2v.routers.r2v:R2V",
     "r2v_paper": "r2v.routers.r2v_paper:R2VPaper",
     "benefit": "r2v.routers.benefit:Benefit",

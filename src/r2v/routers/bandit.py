@@ -47,7 +47,7 @@ class Bandit(RouterBase):
     @cached_property
     def _score(self) -> Any:
         def score(features: Features) -> float:
-            z = np.append(self.gain.standardised(features), 1.0)
+            z = np.append(self.gain.inputs(features), 1.0)
             width_continue, width_escalate = (float(np.sqrt(z @ inverse @ z)) for inverse in self.inverse_AFF)
             return self.gain.value(features) + self.bonus * (width_escalate - width_continue)
 
@@ -56,7 +56,7 @@ class Bandit(RouterBase):
 
 def fit_linucb(episodes: Sequence[Episode]) -> tuple[RiskMLP, Floats]:
     """(linear gain of escalating, inverse Gram matrix of each arm). The reward comes at the end and goes to every step."""
-    from r2v.learning.linear import standardisation
+    from r2v.learning.linear import ranges, standardisation
 
     rows = [features for e in episodes for features in features_of(e)]
     x_NF, present_NF = batch(rows)
@@ -70,4 +70,6 @@ def fit_linucb(episodes: Sequence[Episode]) -> tuple[RiskMLP, Floats]:
         inverse.append(np.linalg.inv(np.eye(z.shape[1]) + z.T @ z))
         theta.append(inverse[-1] @ z.T @ reward)
     w = theta[1] - theta[0]
-    return linear(FEATURES, mean_F, std_F, w[:-1], w[-1], facts={"rows": len(rows)}), np.stack(inverse)
+    facts = {"rows": len(rows)}
+    gain = linear(FEATURES, mean_F, std_F, w[:-1], w[-1], facts=facts, range_2F=ranges(x_NF, present_NF))
+    return gain, np.stack(inverse)

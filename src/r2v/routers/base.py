@@ -7,6 +7,7 @@ people). Copied anywhere the folder decides the same.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -34,6 +35,9 @@ FORMAT = 2
 Need = Literal["answers", "branches", "exploration", "redraws"]
 """What a fit may need beside the SLM's rollouts: what the teacher would have done at each step; both futures of some
 steps; episodes with random escalation; episodes with a second draw of candidates at each step."""
+Outside = Literal["escalate", "abstain", "clip"]
+"""What to do where a feature lies far outside of what a router was fitted on: ask the teacher; let the SLM go on; decide as
+if the feature were at the edge of its range."""
 Play = Callable[[Mapping[str, "RouterBase"]], Mapping[str, Sequence[int]]]
 """Plays routers in closed loop on validation tasks, and on the router tasks under one seed; teacher calls an episode."""
 
@@ -55,7 +59,7 @@ class FittedWith:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RouterBase:
-    """Base of fitted routers; `decide` escalates where `score` reaches the threshold unless a router overrides it."""
+    """Base of fitted routers; `rule` escalates where `score` reaches the threshold unless a router overrides it."""
 
     name: str = "router"
     threshold: float | None = None
@@ -63,6 +67,7 @@ class RouterBase:
     fitted_with: FittedWith | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     """Where it comes from: data, seed, versions."""
+    outside: Outside = "escalate"
 
     kind: ClassVar[ScoreKind | None] = "risk"
     """What its score estimates; None: it has none."""
@@ -97,6 +102,20 @@ class RouterBase:
         raise NotImplementedError(f"router {self.name} has no score of a step")
 
     def decide(self, context: Context, features: Features, memory: Memory, *, seed: int) -> Decision:
+        """What `rule` says, unless the step is unlike all that the router was fitted on."""
+        decision = self.rule(context, features, memory, seed=seed)
+        if self.model is None or (far := self.model.far(features)) is None:
+            return decision
+        reason = f"{far} ({decision.reason})"
+        if self.outside == "clip":
+            return replace(decision, reason=reason)
+        route: Route = "continue"
+        if self.outside == "escalate":
+            route = "escalate" if "escalate" in self.routes else "takeover"
+        return replace(decision, route=route, code="out_of_range", propensity=1.0, reason=reason)
+
+    def rule(self, context: Context, features: Features, memory: Memory, *, seed: int) -> Decision:
+        """The decision on features that may be clipped to the range of the fit."""
         assert self.kind is not None
         return compare(self.name, self.kind, self.score(features), self.point)
 
@@ -107,10 +126,12 @@ class RouterBase:
             raise ValueError(f"router {self.name} has no threshold yet; choose one with `.at(threshold)`")
         return self.threshold
 
-    @property
+    @cached_property
     def model(self) -> RiskMLP | None:
-        """The fitted model, which records the features of its fit (for drift); None for a rule."""
-        return next((value for value in vars(self).values() if isinstance(value, RiskMLP)), None)
+        """The fitted model (of several the first), which records the features of its fit; None for a rule."""
+        fields = [getattr(self, f.name) for f in dataclasses.fields(self)]
+        parts = [part for value in fields for part in (value if isinstance(value, tuple) else (value,))]
+        return next((part for part in parts if isinstance(part, RiskMLP)), None)
 
     def save(self, folder: Path) -> None:
         """Write the folder; each file appears whole."""

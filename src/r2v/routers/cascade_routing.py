@@ -45,7 +45,7 @@ class CascadeRouting(RouterBase):
     def score(self, features: Features) -> float:
         return self.disagreement.score(features)
 
-    def decide(self, context: Context, features: Features, memory: Memory, *, seed: int) -> Decision:
+    def rule(self, context: Context, features: Features, memory: Memory, *, seed: int) -> Decision:
         now, price = 1 - self.disagreement.score(features), self.point
         worth: dict[Route, float] = {"continue": now, "escalate": 1 - price}
         if memory.retries == 0:

@@ -62,7 +62,7 @@ class Conformal(RouterBase):
     def thresholds(self, validation: Sequence[Episode], shares: Sequence[float]) -> list[float]:
         return sorted(shares)
 
-    def decide(self, context: Context, features: Features, memory: Memory, *, seed: int) -> Decision:
+    def rule(self, context: Context, features: Features, memory: Memory, *, seed: int) -> Decision:
         t = len(memory.decisions)
         before = memory.decisions[-1].state if t else ()
         mean = ((before[0] if before else 0.0) * t + self.score(features)) / (t + 1)

@@ -9,7 +9,6 @@ import numpy as np
 
 from r2v.core.fixed import Never
 from r2v.core.mlp import RiskMLP
-from r2v.core.protocols import Router
 from r2v.core.seeds import derive_uniform
 from r2v.core.types import Context, Decision, Episode, Features, Memory
 from r2v.routers.base import FitData, Play, RouterBase, features_of
@@ -107,11 +106,12 @@ class Helper(RouterBase):
     def thresholds(self, validation: Sequence[Episode], shares: Sequence[float]) -> list[float]:
         return sorted(self.budgets)
 
-    def decide(self, context: Context, features: Features, memory: Memory, *, seed: int) -> Decision:
+    def rule(self, context: Context, features: Features, memory: Memory, *, seed: int) -> Decision:
         mixture = next((m for m in self.mixtures if m.budget == self.point), None)
         if mixture is None:
             raise ValueError(f"the helper was fitted for {', '.join(map(str, self.budgets))} calls, not {self.point}")
         second = derive_uniform(memory.seed, "mixture") < mixture.weight
         price = mixture.second if second else mixture.first
-        router: Router = Never() if price is None else Price(value=self.values[mixture.value], threshold=price)
-        return router.decide(context, features, memory, seed=seed)
+        if price is None:
+            return Never().decide(context, features, memory, seed=seed)
+        return Price(value=self.values[mixture.value], threshold=price).rule(context, features, memory, seed=seed)

@@ -32,7 +32,7 @@ class Intervention(RouterBase):
     def score(self, features: Features) -> float:
         return self.risk.score(features)
 
-    def decide(self, context: Context, features: Features, memory: Memory, *, seed: int) -> Decision:
+    def rule(self, context: Context, features: Features, memory: Memory, *, seed: int) -> Decision:
         threshold, before = self.point, [decision.route for decision in memory.decisions]
         if self.how == "rewind" and before and before[-1] == "restart":
             return Decision("takeover", "latch", None, None, threshold, 1.0, (), "the teacher plays from the start")

@@ -77,8 +77,8 @@ class Restart(RouterBase):
         """What was measured at the threshold nearest to this one."""
         return min(self.measured, key=lambda entry: abs(entry[0] - self.point))[1]
 
-    def decide(self, context: Context, features: Features, memory: Memory, *, seed: int) -> Decision:
-        decision = super().decide(context, features, memory, seed=seed)
+    def rule(self, context: Context, features: Features, memory: Memory, *, seed: int) -> Decision:
+        decision = super().rule(context, features, memory, seed=seed)
         if decision.route == "continue":
             return decision
         renewal, before = self.renewal, any(earlier.route == "restart" for earlier in memory.decisions)

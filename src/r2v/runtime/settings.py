@@ -1,27 +1,67 @@
-"""Settings: YAML -> frozen typed values. An unknown key or a wrong value is one line that names the key and the mend."""
+"""Settings: YAML -> frozen typed values. An unknown key or a wrong value is one line that names the key and the mend.
+
+class StoreSettings(Settings):
+    path: str = "r2v-ledger.db"
+    days: PositiveInt | None = None
+"""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    Self,
+    TypeVar,
+    dataclass_transform,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+import msgspec
+from msgspec import Meta, Struct, StructMeta
 
 from r2v.core.errors import SettingsError
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
+PositiveInt = Annotated[int, Meta(gt=0)]
+NonNegativeInt = Annotated[int, Meta(ge=0)]
+PositiveFloat = Annotated[float, Meta(gt=0)]
+NonNegativeFloat = Annotated[float, Meta(ge=0)]
+Fraction = Annotated[float, Meta(ge=0, le=1)]
 
 
-class Settings(BaseModel):
-    """Base of every settings class: immutable, and unknown keys are errors."""
+class _Frozen(StructMeta):
+    def __new__(cls, *what: Any, **how: Any) -> Any:
+        return super().__new__(cls, *what, **{"frozen": True, "kw_only": True, "dict": True, **how})
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(msgspec.field,))
+class Settings(Struct, frozen=True, metaclass=_Frozen):
+    """Base of every settings class. `validated` checks keys and values; a constructor call, in code, checks no values.
+
+    `__post_init__` may raise a ValueError where values do not fit together.
+    """
+
+    given: ClassVar[frozenset[str]] = frozenset()
+    """The keys that the file had; the others have their defaults."""
+
+    @classmethod
+    def upgraded(cls, raw: dict[str, Any]) -> dict[str, Any]:
+        """What a file says in the form of today. Raises ValueError."""
+        return raw
+
+    def but(self, **changes: Any) -> Self:
+        """The same with other values."""
+        return msgspec.structs.replace(self, **changes)
 
 
-S = TypeVar("S", bound=BaseModel)
+S = TypeVar("S", bound=Settings)
 RUN_HINT = "examples/household.yaml is a file to start from"
 
 
@@ -36,6 +76,8 @@ def load(path: Path, kind: type[S], overrides: Sequence[str] = (), *, hint: str 
     Raises:
         SettingsError: the file is not there (then with `hint`, how to get one), or what is in it is wrong.
     """
+    import yaml
+
     raw = _read(path, hint)
     for override in overrides:
         key, equals, value = override.partition("=")
@@ -50,13 +92,39 @@ def load(path: Path, kind: type[S], overrides: Sequence[str] = (), *, hint: str 
 
 def validated(kind: type[S], raw: object, at: str = "") -> S:
     """`raw` as `kind`. Raises SettingsError with the first problem in one line; `at` is the key that `raw` stands under."""
+    if isinstance(raw, kind):
+        return raw
+    if not isinstance(raw, dict):
+        raise SettingsError(f"`{at}` = {raw!r}: it must hold keys and values" if at else "it must hold keys and values")
+    under = f"{at}." if at else ""
     try:
-        return kind.model_validate(raw)
-    except ValidationError as error:
-        raise SettingsError(_explain(error, kind, at)) from None
+        raw = kind.upgraded(raw)
+        types = _types(kind)
+        for key in raw:
+            if key not in types:
+                near = difflib.get_close_matches(str(key), types, n=1)
+                mend = f"did you mean `{near[0]}`?" if near else f"known keys: {', '.join(types)}"
+                raise SettingsError(f"unknown key `{under}{key}`; {mend}")
+        values = {key: _value(types[key], value, under + key) for key, value in raw.items()}
+        if missing := [f.name for f in msgspec.structs.fields(kind) if f.required and f.name not in values]:
+            raise SettingsError(f"key `{under}{missing[0]}` is missing")
+        made = kind(**values)
+    except ValueError as error:
+        raise SettingsError(f"`{at}`: {error}" if at else str(error)) from None
+    made.__dict__["given"] = frozenset(values)
+    return made
+
+
+def dump(settings: Settings) -> str:
+    """The effective settings as YAML, defaults included."""
+    import yaml
+
+    return yaml.safe_dump(msgspec.to_builtins(settings), sort_keys=False, allow_unicode=True)
 
 
 def _read(path: Path, hint: str = RUN_HINT) -> dict[str, Any]:
+    import yaml
+
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -68,11 +136,6 @@ def _read(path: Path, hint: str = RUN_HINT) -> dict[str, Any]:
     return raw
 
 
-def dump(settings: BaseModel) -> str:
-    """The effective settings as YAML, defaults included."""
-    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
 def _put(raw: dict[str, Any], key: str, value: Any) -> None:
     *parents, last = key.split(".")
     for parent in parents:
@@ -82,36 +145,35 @@ def _put(raw: dict[str, Any], key: str, value: Any) -> None:
     raw[last] = value
 
 
-def _explain(error: ValidationError, kind: type[BaseModel], at: str) -> str:
-    """The first problem in one line, with the nearest known key where a key is unknown."""
-    problem = error.errors()[0]
-    key = ".".join(str(part) for part in ((at,) if at else ()) + problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        known = _keys_at(kind, problem["loc"][:-1])
-        near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
-        mend = f"did you mean `{near[0]}`?" if near else f"known keys: {', '.join(known)}"
-        return f"unknown key `{key}`; {mend}"
-    if problem["type"] == "missing":
-        return f"key `{key}` is missing"
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    message = problem["msg"].removeprefix("Value error, ") + more
-    if isinstance(problem["input"], dict | BaseModel):  # of a group of keys, whose content would hide the message
-        return f"`{key}`: {message}" if key else message
-    return f"`{key}` = {problem['input']!r}: {message}"
+@cache
+def _types(kind: type[Settings]) -> dict[str, Any]:
+    hints = get_type_hints(kind, include_extras=True)
+    return {key: hints[key] for key in kind.__struct_fields__}
 
 
-def _keys_at(kind: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
-    models: list[type[BaseModel]] = []
-    for part in path:
-        field = kind.model_fields.get(part)
-        if field is None:  # the tag of a union of settings classes, or a list index
-            tagged = [m for m in models if "kind" in m.model_fields and part in get_args(m.model_fields["kind"].annotation)]
-            kind = tagged[0] if tagged else kind
-            continue
-        options = [field.annotation, *get_args(field.annotation)]
-        options += [inner for option in options for inner in get_args(option)]
-        models = [option for option in options if isinstance(option, type) and issubclass(option, BaseModel)]
-        if not models:
-            return []
-        kind = models[0]
-    return list(kind.model_fields)
+def _value(of: Any, raw: Any, key: str) -> Any:
+    """The value of one key. Where settings of several kinds are possible, `kind` chooses; the first is the default."""
+    if get_origin(of) is dict and isinstance(raw, dict):
+        of_keys, of_values = get_args(of)
+        return {_value(of_keys, name, key): _value(of_values, value, f"{key}.{name}") for name, value in raw.items()}
+    groups = [kind for kind in (of, *get_args(of)) if isinstance(kind, type) and issubclass(kind, Settings)]
+    if groups and not (raw is None and type(None) in get_args(of)):
+        if isinstance(raw, Settings):
+            return raw
+        kinds = {name: group for group in groups for name in get_args(_types(group).get("kind"))}
+        named = raw.get("kind") if isinstance(raw, dict) else None
+        if kinds and named is not None and str(named) not in kinds:
+            raise SettingsError(f"`{key}.kind` = {named!r}: choose from {', '.join(kinds)}")
+        return validated(kinds.get(str(named), groups[0]), raw, key)
+    try:
+        return msgspec.convert(raw, of, strict=False)
+    except msgspec.ValidationError as error:
+        message, _, place = str(error).partition(" - at `$")
+        if message.startswith("Invalid enum value"):
+            message = f"choose from {', '.join(map(str, _choices(of)))}"
+        key += place.rstrip("]`").replace("[", ".")
+        raise SettingsError(f"`{key}` = {raw!r}: {message}") from None
+
+
+def _choices(of: Any) -> tuple[Any, ...]:
+    return get_args(of) if get_origin(of) is Literal else tuple(c for part in get_args(of) for c in _choices(part))

@@ -14,6 +14,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from r2v import __version__
@@ -134,7 +135,7 @@ def _risk_in(folder: Path) -> RiskMLP:
 def fingerprint(run: RunFolder) -> str:
     """Hash of a finished run: its settings and the outputs of all its stages, up to the fit."""
     outputs = {stage: run.manifest(stage)["outputs"] for stage in ORDER if stage not in ("evaluate", "report")}
-    facts = {"settings": run.settings.model_dump(mode="json"), "outputs": outputs, "r2v": __version__}
+    facts = {"settings": msgspec.to_builtins(run.settings), "outputs": outputs, "r2v": __version__}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
@@ -288,13 +289,13 @@ def _preferred(ctx: StageContext, weight: float) -> Path:
         return ctx.run.preferred
     out = ctx.partial / f"prefer {weight:g}"
     if not (out / "config.json").exists():
-        train_preferences(ctx, ctx.settings.prefer.model_copy(update={"lambda_cons": weight}), out)
+        train_preferences(ctx, ctx.settings.prefer.but(lambda_cons=weight), out)
     return out
 
 
 def _remade(ctx: StageContext, label: str, name: str, slm: Path, k: int) -> dict[str, Any]:
     """Another SLM, or another number of candidates: new rollouts, a router fitted on them, played on test tasks."""
-    settings = ctx.settings.model_copy(update={"slm": ctx.settings.slm.model_copy(update={"k": k})})
+    settings = ctx.settings.but(slm=ctx.settings.slm.but(k=k))
     there = replace(ctx, settings=settings)
     tasks, seeds = ctx.run.split("router")[:REMADE_TASKS], settings.perturbations.rollout[:REMADE_SEEDS]
     me = AgentSpec("routed", slm)
@@ -309,7 +310,7 @@ def _remade(ctx: StageContext, label: str, name: str, slm: Path, k: int) -> dict
     validation = {task.id for task in tasks[::5]}  # a fifth of the tasks calibrates
     save_table(train, table([e for e in episodes if e.task.id not in validation], None))
     save_table(held, table([e for e in episodes if e.task.id in validation], None))
-    v = Variant(label, name, settings.router.model_copy(update={"epochs": EPOCHS}), names=PAPER)
+    v = Variant(label, name, settings.router.but(epochs=EPOCHS), names=PAPER)
     ctx.map(fit_variant, [FitJob(v, train, held, out / v.key, settings.seed)], f"fit {label}")
     held_table = load_table(held)
     positions = _positions(v, _risk_in(out / v.key), held_table, _escalated_share(ctx, held_table))

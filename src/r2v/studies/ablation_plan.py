@@ -59,7 +59,7 @@ class Variant:
 
 def variants(settings: RouterSettings, *, with_answers: bool) -> list[Variant]:
     """`with_answers`: the run knows where the teacher would have acted differently."""
-    s = settings.model_copy(update={"epochs": EPOCHS})
+    s = settings.but(epochs=EPOCHS)
     base = Variant("", "", s)
     found = [replace(base, table="features", name=name, names=names) for name, names in GROUPS.items()]
     views: tuple[View, ...] = ("full", "no_entropy", "pseudo_entropy")
@@ -69,7 +69,7 @@ def variants(settings: RouterSettings, *, with_answers: bool) -> list[Variant]:
         for objective in ("decoupled", "paper")
         for names in (PAPER, EXTENDED)
     ]
-    episode = s.model_copy(update={"weighting": "episode"})
+    episode = s.but(weighting="episode")
     found += [
         replace(base, table="labels", name="failure, steps alike", names=EXTENDED),
         replace(base, table="labels", name="failure, episodes alike", names=EXTENDED, settings=episode),
@@ -80,7 +80,7 @@ def variants(settings: RouterSettings, *, with_answers: bool) -> list[Variant]:
     found += [
         replace(
             base, table="cvar", name=f"{alpha:g}, {epsilon:g}", objective="paper",
-            settings=s.model_copy(update={"alpha": alpha, "epsilon": epsilon}), threshold=0.5,
+            settings=s.but(alpha=alpha, epsilon=epsilon), threshold=0.5,
         )
         for alpha in ALPHAS
         for epsilon in EPSILONS

@@ -6,6 +6,8 @@ import hashlib
 import json
 from datetime import UTC, datetime
 
+import msgspec
+
 from r2v import __version__
 from r2v.core.errors import SettingsError, StageError
 from r2v.core.seeds import derive_seed
@@ -43,7 +45,7 @@ def certify(ctx: StageContext, router: str, target: Target, *, tasks: int, seed:
 
 def identity(ctx: StageContext, router: str) -> dict[str, str]:
     """Hashes of the SLM, the router's folder, and the settings that decide what is played."""
-    dump = ctx.settings.model_dump(mode="json")
+    dump = msgspec.to_builtins(ctx.settings)
     subject = json.dumps({group: dump[group] for group in SUBJECT}, sort_keys=True)
     return {
         "small model": sha256(ctx.run.slm),

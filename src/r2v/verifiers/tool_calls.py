@@ -1,10 +1,11 @@
 """The verifier for agents we know nothing about: is this message, with its tool calls, sensible here? (method, section 4)
 
-    .35 every call names a known tool with arguments that fit its schema      .25 it does not repeat what failed
+    .35 every call names a known tool with arguments that fit its schema      .25 it was not done lately
     .15 after an error it does something else than before                    .15 it names something of the goal
     .10 no oscillation
 
-A message without calls, where tools are offered, gets half of the first part: it may be the answer or a stall.
+A message without calls, where tools are offered, gets half of the first part: it may be the answer or a stall. 0 is kept
+for what cannot be right: nothing at all, a call that cannot be executed, exactly what has just failed.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from r2v.core.types import Action, Context, ToolCall
 from r2v.verifiers.evidence import oscillation, repetition
 
 FAILED = re.compile(
-    r"\b(error|exception|traceback|failed|failure|not found|no such|invalid|denied|refused|timed? ?out|cannot"
-    r"|exit code [1-9])\b",
+    r"\b(?:error|exception|traceback|failed|failure|not found|no such|invalid|denied|refused|timed? ?out|cannot)\b"
+    r"|\b(?:exit(?:ed)?(?: with)?|return)[ _]?(?:code|status)\W{0,3}[1-9]",
     re.IGNORECASE,
 )
 WORDS = re.compile(r"[a-z0-9_]{4,}")
@@ -41,43 +42,54 @@ class ToolCallVerifier:
     async def score(self, context: Context, actions: Sequence[Action]) -> tuple[float, ...]:
         known: dict[Action, float] = {}
         done = [action.text for action in context.actions]
-        failed = bool(FAILED.search(context.observations[-1][-2000:])) and bool(done)
         goal = set(WORDS.findall(context.goal.lower()))
         for action in actions:
             if action not in known:
-                known[action] = self._score(action, done, failed, goal)
+                repeats = bool(done) and action.text == done[-1]
+                wrong = repeats and _failed(done, context.observations)
+                known[action] = 0.0 if wrong else self._score(action, done, goal)
         return tuple(known[action] for action in actions)
 
-    def _score(self, action: Action, done: list[str], failed: bool, goal: set[str]) -> float:
+    def _score(self, action: Action, done: list[str], goal: set[str]) -> float:
         if not action.text.strip():
             return 0.0
         if not action.tool_calls:
             fits = 0.5 if self._schemas else 1.0
+        elif not self._schemas:
+            fits = 0.0  # logs often leave the tools out: that says nothing of the call
+        elif all(map(self._fits, action.tool_calls)):
+            fits = 1.0
         else:
-            fits = min(self._fits(call) for call in action.tool_calls)
+            return 0.0
         named = len(goal & set(WORDS.findall(action.text.lower())))
-        repeats_failure = failed and action.text == done[-1]
         return (
             0.35 * fits
-            + 0.25 * (0.0 if repeats_failure else repetition(action.text, done))
-            + 0.15 * (0.0 if repeats_failure else 1.0)
+            + 0.25 * repetition(action.text, done)
+            + 0.15
             + 0.15 * (min(1.0, named / 2) if goal else 1.0)
             + 0.10 * oscillation(action.text, done)
         )
 
-    def _fits(self, call: ToolCall) -> float:
+    def _fits(self, call: ToolCall) -> bool:
+        """Whether it can be executed."""
         schema = self._schemas.get(call.name)
         if schema is None:
-            return 0.0
+            return False
         try:
             arguments = json.loads(call.arguments or "{}")
         except ValueError:
-            return 0.0
+            return False
         validator = _validator(schema)
         try:
-            return 1.0 if validator is None or validator.is_valid(arguments) else 0.2
+            return validator is None or validator.is_valid(arguments)
         except Unresolvable:
-            return 1.0  # a reference to elsewhere: nothing is fetched, nothing is held against the call
+            return True  # a reference to elsewhere: nothing is fetched, nothing is held against the call
+
+
+def _failed(done: Sequence[str], observations: Sequence[str]) -> bool:
+    """Whether the last action did: its result says so, wherever, or is the very one that the same action had before."""
+    last = (done[-1], observations[-1])
+    return FAILED.search(last[1]) is not None or last in zip(done[:-1], observations[1:], strict=False)
 
 
 @lru_cache(maxsize=1024)

@@ -7,13 +7,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, PositiveInt
+from msgspec import Meta
 
 from r2v.core.protocols import Environment, Policy
 from r2v.core.types import Action, Context, Task
 from r2v.domains.base import Domain, EnvironmentSettings, made_in
 from r2v.domains.household.catalogue import FAMILIES, Family
 from r2v.domains.household.chat_format import HOUSEHOLD
+from r2v.runtime.settings import PositiveInt
 
 if TYPE_CHECKING:
     from r2v.domains.household.rules import World
@@ -28,7 +29,7 @@ _PHRASES = (
 
 class HouseholdSettings(EnvironmentSettings):
     kind: str = "household"
-    families: Annotated[tuple[Family, ...], Field(min_length=1)] = FAMILIES
+    families: Annotated[tuple[Family, ...], Meta(min_length=1)] = FAMILIES
     """Task families."""
     house: Literal["small", "full"] = "full"
     """Object types of generated rooms: 24 or 48."""

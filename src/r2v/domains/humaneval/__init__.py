@@ -6,12 +6,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import PositiveInt
-
 from r2v.core.protocols import Environment
 from r2v.core.types import Task
 from r2v.domains.base import Domain, EnvironmentSettings, made_in
 from r2v.domains.humaneval.chat_format import CODE
+from r2v.runtime.settings import PositiveInt
 
 if TYPE_CHECKING:
     from r2v.domains.humaneval.problems import Problem

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pydantic import PositiveInt
-
 from r2v.core.protocols import Environment
 from r2v.core.types import Task
 from r2v.domains.base import Domain, EnvironmentSettings, made_in
 from r2v.domains.terminal.chat_format import SHELL
+from r2v.runtime.settings import PositiveInt
 
 
 class TerminalSettings(EnvironmentSettings):

@@ -16,11 +16,9 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from pydantic import PositiveInt
-
 from r2v.core.errors import SettingsError
 from r2v.core.types import Task
-from r2v.runtime.settings import Settings, load
+from r2v.runtime.settings import PositiveInt, Settings, load
 
 TASKS = Path(__file__).parent / "tasks"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from r2v.core.splits import split
 from r2v.pipeline.agents import CLEAN
 from r2v.pipeline.runner import StageContext
@@ -11,7 +13,7 @@ from r2v.runtime.store import write_episodes
 
 def collect(ctx: StageContext) -> None:
     settings = ctx.settings
-    sizes = settings.tasks.model_dump()
+    sizes = msgspec.to_builtins(settings.tasks)
     tasks = settings.domain.tasks(settings.environment, sum(sizes.values()), settings.seed)
     splits = split(tasks, sizes, seed=settings.seed)
     ctx.run.write_splits(splits)

@@ -1,0 +1,147 @@
+"""OpenAI's Responses protocol as models speak it: requests to them, their answers and streams."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from r2v.messages.conversation import Json, text_of
+from r2v.messages.protocol import Reply
+
+CONVERTED = (
+    "messages", "max_tokens", "max_completion_tokens", "temperature", "top_p", "tools", "tool_choice", "parallel_tool_calls",
+    "response_format", "reasoning_effort", "stream", "stream_options", "model",
+)  # fmt: skip
+
+
+def own_response_request(source: Json, *, model: str) -> Json:
+    """A client's own Responses request for a model. What it refers to stands in it, so that the server keeps nothing."""
+    body = {key: value for key, value in source.items() if key not in ("stream", "previous_response_id")}
+    return body | {"model": model, "store": False}
+
+
+def to_responses(body: Json, *, model: str) -> tuple[Json, list[str]]:
+    """A chat-completion body as a Responses request, and the names of what it lacks of the client's."""
+    dropped = [key for key in body if key not in CONVERTED]
+    raw: Json = {"model": model, "store": False, "input": _items(body["messages"])}
+    raw |= {key: body[key] for key in ("temperature", "top_p", "parallel_tool_calls") if body.get(key) is not None}
+    if most := body.get("max_completion_tokens") or body.get("max_tokens"):
+        raw["max_output_tokens"] = most
+    if body.get("reasoning_effort"):
+        raw["reasoning"] = {"effort": body["reasoning_effort"]}
+    form = body.get("response_format") or {}
+    if form.get("type") == "json_schema":
+        raw["text"] = {"format": {"type": "json_schema", **(form.get("json_schema") or {})}}
+    elif form.get("type") == "json_object":
+        raw["text"] = {"format": form}
+    if tools := [tool["function"] for tool in body.get("tools") or [] if "function" in tool]:
+        raw["tools"] = [{"type": "function", "strict": False, **tool} for tool in tools]
+        choice = body.get("tool_choice", "auto")
+        raw["tool_choice"] = {"type": "function", "name": choice["function"]["name"]} if isinstance(choice, dict) else choice
+    return raw, dropped
+
+
+def _items(messages: list[Json]) -> list[Json]:
+    """Messages as input items. A call without a result, or a result without a call, is refused: it becomes text."""
+    called = {call.get("id") for m in messages for call in m.get("tool_calls") or []}
+    answered = {message.get("tool_call_id") for message in messages if message["role"] == "tool"}
+    found: list[Json] = []
+    for message in messages:
+        role, content = message["role"], message.get("content")
+        if role == "tool":
+            identity, words = message.get("tool_call_id"), text_of(content)
+            output = {"type": "function_call_output", "call_id": identity, "output": words}
+            found.append(output if identity in called else {"role": "user", "content": f"[result of a tool: {words}]"})
+            continue
+        if role == "assistant":
+            if words := text_of(content):
+                found.append({"role": "assistant", "content": [{"type": "output_text", "text": words}]})
+        else:
+            found.append({"role": role, "content": _content(content)})
+        for call in message.get("tool_calls") or []:
+            function = call.get("function") or {}
+            name, arguments = function.get("name"), function.get("arguments") or "{}"
+            item = {"type": "function_call", "call_id": call.get("id"), "name": name, "arguments": arguments}
+            said = {"role": "assistant", "content": [{"type": "output_text", "text": f"[called {name} with {arguments}]"}]}
+            found.append(item if call.get("id") in answered else said)
+    return found
+
+
+def _content(content: Any) -> Any:
+    if not isinstance(content, list):
+        return text_of(content)
+    parts = []
+    for part in content:
+        if part.get("type") == "image_url":
+            parts.append({"type": "input_image", "image_url": (part.get("image_url") or {}).get("url")})
+        else:
+            parts.append({"type": "input_text", "text": text_of([part])})
+    return parts
+
+
+def reply_of_response(answer: Json, dropped: tuple[str, ...] = ()) -> Reply:
+    """A Responses answer as a reply. Raises ValueError when it is something else, or a failure."""
+    if answer.get("object") != "response" or answer.get("status") not in ("completed", "incomplete"):
+        raise ValueError("not a response")
+    words, calls = "", []
+    for item in answer["output"]:
+        if item.get("type") == "message":
+            words += text_of([part for part in item.get("content") or [] if part.get("type") == "output_text"])
+        elif str(item.get("type")).endswith("_call") and item.get("call_id"):
+            calls.append({"id": item["call_id"], "type": "function", "function": _function(item)})
+    message: Json = {"role": "assistant", "content": words or None} | ({"tool_calls": calls} if calls else {})
+    finish = "length" if answer["status"] == "incomplete" else "tool_calls" if calls else "stop"
+    return Reply(
+        {"message": message, "finish_reason": finish}, _usage(answer.get("usage") or {}), "responses", answer, dropped
+    )
+
+
+def _function(item: Json) -> Json:
+    if "arguments" in item:
+        return {"name": item.get("name"), "arguments": item["arguments"]}
+    given = {"input": item["input"]} if "input" in item else item.get("action") or {}
+    return {"name": item.get("name", "local_shell"), "arguments": json.dumps(given, ensure_ascii=False)}
+
+
+def _usage(raw: Json) -> Json:
+    prompt, output = raw.get("input_tokens") or 0, raw.get("output_tokens") or 0
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": output,
+        "total_tokens": prompt + output,
+        "prompt_tokens_details": {"cached_tokens": (raw.get("input_tokens_details") or {}).get("cached_tokens") or 0},
+        "completion_tokens_details": raw.get("output_tokens_details") or {},
+    }
+
+
+class ResponseReader:
+    """Says what each event of a streamed Responses answer means in the neutral form; the last holds the whole answer."""
+
+    def __init__(self) -> None:
+        self.response: Json | None = None
+        self._calls: dict[Any, int] = {}
+
+    def add(self, own: Json) -> Json | None:
+        """The event as a chat-completion chunk; None where that has nothing to say. Raises KeyError, TypeError, ValueError
+        for what is no such event.
+        """
+        kind = own.get("type")
+        if kind in ("response.completed", "response.incomplete"):
+            self.response = own["response"]
+            return _chunk({}, reply_of_response(own["response"]).choice["finish_reason"])
+        if kind == "response.output_text.delta":
+            return _chunk({"content": own["delta"]})
+        if kind == "response.output_item.added" and own["item"].get("type") == "function_call":
+            item, index = own["item"], len(self._calls)
+            self._calls[own["output_index"]] = index
+            function = {"name": item["name"], "arguments": ""}
+            call = {"index": index, "id": item["call_id"], "type": "function", "function": function}
+            return _chunk({"tool_calls": [call]})
+        if kind == "response.function_call_arguments.delta":
+            function = {"arguments": own["delta"]}
+            return _chunk({"tool_calls": [{"index": self._calls[own["output_index"]], "function": function}]})
+        return None
+
+
+def _chunk(delta: Json, finish: str | None = None) -> Json:
+    return {"choices": [{"index": 0, "delta": delta, "finish_reason": finish}]}
