@@ -7,6 +7,7 @@ import json
 import math
 from dataclasses import replace
 
+import msgspec
 import pytest
 
 from r2v.clients import mock
@@ -119,7 +120,7 @@ def test_the_gateway_asks_the_teacher_and_says_why(make, code):  # noqa: F811
 def test_the_mock_sessions_show_routing_with_savings_and_failures(tmp_path):
     small, teacher = (mock.mock_app(replace(model, first_s=0, per_token_s=0)) for model in (mock.SLM, mock.TEACHER))
     with running(small) as one, running(teacher) as other:
-        shown = settings(one, other, tmp_path / "l.db").model_copy(update={"route": mock_settings(0).route})
+        shown = msgspec.structs.replace(settings(one, other, tmp_path / "l.db"), route=mock_settings(0).route)
         with gateway(shown) as (url, service):
             played = asyncio.run(play(url, KEY))
             steps = [headers for session in played for headers in session.steps]
