@@ -18,8 +18,10 @@ import time
 
 def used_by(command: list[str], folder: str, port: int | None) -> tuple[float, float]:
     """(processor seconds, seconds) of a command, until it ends or accepts connections on `port`."""
+    # Byte code is kept, as it is where r2v is installed, whatever the machine says of that.
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": f"{folder}/byte code"}
     start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=folder)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=folder, env=environment)
     if port is None:
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)

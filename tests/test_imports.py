@@ -105,7 +105,7 @@ def test_serving_loads_little():
     """What `r2v serve` imports: no training, no fitting, no figures, no environments, and few modules of r2v."""
     code = "import r2v.gateway.serve, sys; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
-    others = {"torch", "pyarrow", "matplotlib", "pandas", "sklearn", "scipy", "httpx", "rich"}
+    others = {"torch", "pyarrow", "matplotlib", "pandas", "sklearn", "scipy", "httpx", "rich", "pydantic"}
     assert not others & {name.split(".")[0] for name in loaded}
     ours = [name for name in loaded if name.split(".")[0] == "r2v"]
     assert not [

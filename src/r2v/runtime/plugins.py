@@ -14,7 +14,6 @@ import os
 import sys
 from collections.abc import Mapping
 from functools import cache
-from importlib.metadata import entry_points
 from typing import Any, Literal
 
 from r2v.core.errors import SettingsError
@@ -59,4 +58,6 @@ def load(group: Group, name: str, built_in: Mapping[str, str]) -> Any:
 
 @cache
 def _installed(group: Group) -> dict[str, str]:
+    from importlib.metadata import entry_points  # seldom: only for a part that does not come with r2v
+
     return {point.name: point.value for point in entry_points(group=f"r2v.{group}")}
