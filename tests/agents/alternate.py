@@ -1,4 +1,4 @@
-"""A third-party router for the matrix of agents: it escalates by the number of the step, so that the models take turns."""
+"""A third-party router for the matrix of agents: the models take turns, as long as the session is one."""
 
 from __future__ import annotations
 
@@ -18,5 +18,6 @@ class Alternating(RouterBase):
     kind = "custom"
 
     def decide(self, context: Context, features: Features, memory: Memory, *, seed: int) -> Decision:
-        decision = compare(self.name, "custom", float(context.t % 2), self.point)
+        slm_was_last = bool(memory.decisions) and memory.decisions[-1].route == "continue"
+        decision = compare(self.name, "custom", float(slm_was_last), self.point)
         return replace(decision, score=1.0)
