@@ -47,7 +47,7 @@ def serve(
 ) -> None:
     """Serve the gateway: agents change their base URL to it, and each of their steps is routed.
 
-    One chat request is one step. OpenAI Chat Completions, Responses (stateless) and Anthropic Messages; the page is at `/`.
+    One chat request is one step. OpenAI Chat Completions and Responses, and Anthropic Messages; the page is at `/`.
     """
     gateway = gateway_module()
 
