@@ -85,6 +85,16 @@ def test_a_model_of_another_protocol_gets_what_can_be_said_and_the_rest_is_named
     assert [part["type"] for part in sent["messages"][5]["content"]] == ["image_url", "text"]
 
 
+def test_the_small_model_is_not_asked_for_more_than_its_context_has_room_for(make):  # noqa: F811
+    world = make(small__context_tokens=8000)
+    answer = world.post("/v1/messages", claude(stream=False, max_tokens=128_000), {"x-r2v-arm": "slm"})
+    assert world.small.seen[0]["max_tokens"] == 2000 and "max_tokens over 2000" in answer.headers["x-r2v-dropped"]
+    world.post(model="r2v:slm", max_completion_tokens=9000)
+    assert world.small.seen[1]["max_completion_tokens"] == 2000
+    world.post(model="r2v:teacher", max_tokens=128_000)
+    assert world.teacher.seen[0]["max_tokens"] == 128_000
+
+
 def test_thinking_goes_back_to_its_author_alone(make):  # noqa: F811
     world = make(teacher_provider="anthropic")
     use = {"type": "tool_use", "id": "toolu_1", "name": "look", "input": {"where": "x"}}

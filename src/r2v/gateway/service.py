@@ -39,11 +39,13 @@ from r2v.gateway.modes import Modes, Part, part_of
 from r2v.gateway.routing import GatewayRouter, Noted, load_configured
 from r2v.gateway.sessions import SESSIONS, LocalSessions, Session, Sessions
 from r2v.gateway.settings import GatewaySettings
-from r2v.messages.conversation import Json, Request, context_of, tools_of
+from r2v.messages.conversation import Json, Request, context_of, limited, tools_of
 from r2v.messages.protocol import Reply, Served
 from r2v.messages.transcript import incoming, message_of
 from r2v.verifiers import verifier_named
 
+OF_CONTEXT = 4
+"""The SLM's answers may fill this part of its context: agents ask for as many tokens as the large models can write."""
 ASIDE = re.compile(r"\btitle|\bsummar|\bnew topic", re.IGNORECASE)
 """In the system prompt of requests that agents make beside the steps of a session, sometimes before its first."""
 
@@ -200,7 +202,9 @@ class Service:
             early = live is not None and self._is_early(session, options, part)
             drafts = 1 if early else self.settings.route.k
             limits = limits_of(budget, name, options.key, int(time.time() // DAY), options.session_usd)
-            amounts = most(self.slm, request, drafts), most(self.teacher, request, 1) + Amount(calls=1)
+            context = self.slm.settings.context_tokens
+            drafted = request if context is None else limited(request, context // OF_CONTEXT)
+            amounts = most(self.slm, drafted, drafts), most(self.teacher, request, 1) + Amount(calls=1)
             reservation = await self.budgets.reserve(facts["decision-id"], limits, *amounts)
         except Exhausted:
             raise Refused("the budget is exhausted", 402, {**facts, "reason": "budget_exhausted"}) from None
@@ -208,7 +212,7 @@ class Service:
             raise _unreachable(error, facts) from None
         except sqlite3.Error as error:  # before money is spent
             raise _unwritten(error, facts) from None
-        slm = CandidateSource(self.slm, request, session.signatures, teacher=False, live=live if early else None)
+        slm = CandidateSource(self.slm, drafted, session.signatures, teacher=False, live=live if early else None)
         teacher = CandidateSource(self.teacher, request, session.signatures, teacher=True, live=live)
         try:
             if not reservation.teacher and budget.on_exhaustion == "stop":

@@ -6,7 +6,7 @@ import hashlib
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Annotated, Any, Literal
 
@@ -197,6 +197,18 @@ def parse(
         tokens=length // 4,
         plain=plain,
         tools=tools,
+    )
+
+
+def limited(request: Request, most: int) -> Request:
+    """The request with an answer of at most so many tokens: servers refuse one that their context has no room for."""
+    if request.max_tokens is None or request.max_tokens <= most:
+        return request
+    keys = {"max_tokens", "max_completion_tokens", "max_output_tokens"}
+    fields = {key: msgspec.Raw(str(most).encode()) if key in keys else value for key, value in request.fields.items()}
+    source = {key: most if key in keys else value for key, value in request.source.items()}
+    return replace(
+        request, fields=fields, source=source, max_tokens=most, dropped=(*request.dropped, f"max_tokens over {most}")
     )
 
 
