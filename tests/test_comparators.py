@@ -17,7 +17,7 @@ from r2v.core.features import EXTENDED, FEATURES, batch, featurise
 from r2v.core.fixed import Always, Never, Redraw
 from r2v.core.mlp import linear
 from r2v.core.seeds import derive_uniform
-from r2v.core.types import RESTART, Action, Context, Features, Memory
+from r2v.core.types import RESTART, Action, Context, Decision, Features, Memory
 from r2v.evaluation.branches import Branch
 from r2v.learning.linear import fit_logistic, fit_ridge
 from r2v.routers.bandit import Bandit, fit_linucb
@@ -310,6 +310,24 @@ def test_each_intervention_answers_the_alarm_in_its_own_way(how, routes):
     assert routes_of(how, {2}, horizon=7) == routes
 
 
+@pytest.mark.parametrize(
+    ("how", "before", "memory", "expected"),
+    [
+        ("rewind", "restart", {}, ("takeover", "latch", None, None, 0.5, 1.0)),
+        ("escalate_3", "escalate", {}, ("escalate", "hold", None, None, 0.5, 1.0)),
+        ("retry", "continue", {"retries": 1}, ("continue", "risk_below", 0.9, "risk", 0.5, 1.0)),
+        ("retry", "continue", {}, ("retry", "retry", 0.9, "risk", 0.5, 1.0)),
+        ("takeover", "continue", {}, ("takeover", "risk_above", 0.9, "risk", 0.5, 1.0)),
+        ("rewind", "continue", {}, ("restart", "risk_above", 0.9, "risk", 0.5, 1.0)),
+    ],
+)
+def test_an_intervention_says_what_it_does_and_why(how, before, memory, expected):
+    router = Intervention(risk=Scored(lambda f: 0.9), threshold=0.5, how=how)
+    earlier = compare("risk", "risk", 1.0, 0.5, above=before)
+    decision = router.decide(context(1), features(), Memory(decisions=(earlier,), **memory), seed=0)
+    assert decision == Decision(*expected, (), decision.reason)
+
+
 def test_a_second_alarm_after_a_burst_begins_another():
     assert routes_of("escalate_3", {1, 4}, horizon=8) == [GO, ASK, ASK, ASK, ASK, ASK, ASK, GO]
 
@@ -401,13 +419,19 @@ def test_a_conformal_band_by_hand():
     assert band.mean_H == pytest.approx([0.3, 0.4, 0.5, 0.5, 0.5])
     std = np.std([0.1, 0.2, 0.3, 0.4, 0.5, 0.3])
     assert band.std_H == pytest.approx([std] * 5) and band.excess_N == pytest.approx([-0.1 / std, 0.1 / std])
-    assert fit_band([np.zeros(2)] * 5, [], 2).std_H.tolist() == [1e-3, 1e-3]
-    assert fit_band([np.zeros(2)] * 4, [], 2).mean_H.tolist() == [0.0, 0.0]  # too few: the first step's
+    enough = fit_band([np.arange(2.0)] * 5, [], 2)
+    assert (enough.mean_H.tolist(), enough.std_H.tolist()) == ([0.0, 1.0], [1e-3, 1e-3])
+    assert fit_band([np.arange(2.0)] * 4, [], 2).mean_H.tolist() == [0.0, 0.0]  # too few: the first step's
+    rising = Conformal(risk=STEP, band=Band(np.array([0.1, 0.7]), np.zeros(2), np.arange(9.0)), threshold=0.5)
+    past = Memory(decisions=(rising.decide(context(), features(), Memory(), seed=0),) * 5)
+    edges = [rising.decide(context(), features(), memory, seed=0).threshold for memory in (Memory(), past)]
+    assert edges == [0.1, 0.7]  # the last step's edge holds from there on
     nine = Band(np.array([0.5]), np.array([0.25]), np.arange(9.0))
     assert [nine.limit(alpha) for alpha in (0.05, 0.1, 0.5, 1.0)] == [float("inf"), 8.0, 4.0, 0.0]
     router = Conformal(risk=STEP, band=nine, threshold=1.0)
     at_edge, above = (router.decide(context(), features(step_index=x), Memory(), seed=0) for x in (0.5, 0.51))
     assert (at_edge.route, at_edge.code, at_edge.state) == ("continue", "risk_below", (0.5,))
+    assert at_edge.propensity == above.propensity == 1.0
     assert (above.route, above.code, above.threshold, above.score_kind) == ("takeover", "risk_above", 0.5, "mean_risk")
     later = router.decide(context(), features(step_index=0.2), Memory(decisions=(at_edge, above)), seed=0)
     assert later.score == pytest.approx((0.51 * 2 + 0.2) / 3)
@@ -434,6 +458,7 @@ def test_cascade_routing_foresees_a_second_draw_from_the_first():
     decision = CascadeRouting(disagreement=Scored(lambda f: 0.3), disagreement_later=Scored(lambda f: 0.9), threshold=0.2)
     found = decision.decide(context(), features(), Memory(), seed=0)
     assert (found.route, found.code, found.score) == ("escalate", "risk_above", pytest.approx(0.3))
+    assert (found.propensity, found.threshold, found.score_kind) == (1.0, 0.2, "disagreement")
 
 
 def test_the_worth_of_a_step_is_learned_from_its_two_futures():

@@ -169,6 +169,22 @@ def test_a_scope_counts_its_past_what_is_reserved_and_what_was_spent():
     asyncio.run(steps())
 
 
+def test_what_a_step_gives_back_is_its_own_reservation_alone():
+    limits, one = [("session s", LimitSettings(usd=3))], Amount(0, 0, 1.0)
+
+    async def steps() -> None:
+        local = LocalBudgets(Past())
+        first, second = [await local.reserve(name, limits, one, Amount()) for name in "12"]
+        await local.settle(first, Amount())
+        with pytest.raises(Exhausted):  # .5 were spent before, and 1 is reserved
+            await local.reserve("3", limits, Amount(0, 0, 2.0), Amount())
+        await local.settle(second, Amount())
+        assert not local._reserved  # nothing is kept of what is over
+        await local.reserve("3", limits, Amount(0, 0, 2.0), Amount())
+
+    asyncio.run(steps())
+
+
 def test_scopes_unused_for_longest_are_summed_up_again(monkeypatch):
     monkeypatch.setattr(budgets, "SCOPES", 2)
     past = Past()
@@ -221,6 +237,9 @@ def test_candidates_are_counted_timed_and_paid_for(monkeypatch, teacher):
     assert client.asked == [(3, {"seed": None if teacher else 5, "logprobs": not teacher, "authors": {"sig": "m"}})] * 2
     assert (source.drawn, source.seconds, source.spent) == (6, 5.0, Amount(int(teacher), 20, 2.5))
     assert source.reply(candidates[0].action).choice == {"message": {"content": "look"}, "finish_reason": "stop"}
+    one = CandidateSource(client, request, {}, teacher=teacher)
+    asyncio.run(one.propose(context, 1, seed=5))
+    assert one.spent.calls == int(teacher)
     cancelled = CandidateSource(Drawing(clock, cancelled=True), None, {}, teacher=teacher)
     with pytest.raises(asyncio.CancelledError):
         asyncio.run(cancelled.propose(context, 3, seed=5))
@@ -311,6 +330,7 @@ def test_the_teacher_keeps_so_many_steps_from_an_escalation_on(codes, kept):
     expected = ("escalate", "hold", 1.0) if kept else ("continue", "risk_below", 1.0)
     assert decided(0.4, memory, hold_steps=3) == expected
     assert decided(0.4, memory) == ("continue", "risk_below", 1.0)
+    assert (decided(0.4, memory, hold_steps=2)[1] == "hold") == (codes == "e")
 
 
 @pytest.mark.parametrize(("score", "wanted"), [(0.9, "escalate"), (0.4, "continue")])
@@ -327,7 +347,7 @@ def test_explored_steps_are_those_drawn_and_every_propensity_is_exact(score, wan
 
 
 def test_the_ledger_sums_and_lists_what_was_written(tmp_path):
-    ledger = Ledger(tmp_path / "ledger.db")
+    ledger = Ledger(tmp_path / "new" / "ledger.db")
     ledger.write(entry_of("a", 0, 0.1), b'["first"]')
     ledger.write(entry_of("a", 1, 0.2, "teacher"), b'["second"]')
     ledger.write(replace(entry_of("b", 5, 0.3), key="other"), b"null")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -20,7 +21,7 @@ from r2v.learning.settings import RouterSettings
 from r2v.maths.calibration import brier, ece
 from r2v.maths.stats import auroc
 from r2v.routers import BUILT_IN, decide, load_router, router_class
-from r2v.routers.base import FitData, FittedWith, features_of, kind_of, own_settings, quantiles
+from r2v.routers.base import FitData, FittedWith, RouterBase, features_of, kind_of, own_settings, quantiles
 from r2v.routers.conformal import Band
 from r2v.routers.helper import Mixture
 from r2v.routers.r2v import R2V
@@ -141,6 +142,16 @@ def test_every_built_in_router_is_here():
         "bandit": "benefit",
     }
     assert {name: router_class(name).kind for name in BUILT_IN} == {**dict.fromkeys(BUILT_IN, "risk"), **doubts}
+    needs = {"benefit": {"answers", "branches"}, "helper": {"answers", "exploration"}, "cascade": {"answers"},
+             "cascade_routing": {"answers", "redraws"}, "bandit": {"exploration"}}  # fmt: skip
+    routes = {"judge_latch": "takeover", "conformal": "takeover", "query": "takeover", "cascade_routing": "retry escalate",
+              "restart": "restart escalate"}  # fmt: skip
+    for name in BUILT_IN:
+        router = router_class(name)
+        assert (router.name, router.needs) == (name, needs.get(name, set()))
+        assert router.routes == {"continue", *routes.get(name, "escalate").split()}
+        assert re.fullmatch("#[0-9a-f]{6}", router.colour)
+    assert re.fullmatch("#[0-9a-f]{6}", RouterBase.colour)
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
@@ -238,6 +249,7 @@ def test_a_router_of_r2v_0_1_loads_with_the_conditions_beside_it(tmp_path):
     loaded = load_router(tmp_path / "7-fit" / "r2v")
     assert isinstance(loaded, R2V)
     assert loaded.fitted_with == FittedWith(5, 40, "household")
+    assert loaded.model.facts == {"objective": "decoupled", "rows": 10}
     assert decisions(loaded) == decisions(R2V(name="r2v", risk=model, threshold=0.45))
     (tmp_path / "7-fit" / "thresholds.json").unlink()
     assert load_router(tmp_path / "7-fit" / "r2v").fitted_with is None
