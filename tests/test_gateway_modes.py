@@ -73,7 +73,7 @@ def test_one_moves_up_only_with_evidence_and_down_at_once(ledger, tmp_path):
         write(ledger, "s", LABELLED, alike=True)
         change = await state.promote()
         assert (change.mode, change.forced) == ("shadow", False) and "150 of 200 answers alike (69% to 80%)" in change.reason
-        with pytest.raises(Unproven, match=r"heuristic has no fit\.json: fit one"):
+        with pytest.raises(Unproven, match=r"rules has no fit\.json: fit one"):
             await state.promote()
         assert (await state.promote(force=True)).forced
         with pytest.raises(Unproven, match="active is above canary"):

@@ -41,8 +41,8 @@ class RouteSettings(Settings):
     """Folder of a fitted router (`r2v run`, `r2v fit`), or one that is fitted on nothing: rules, entropy, heuristic,
     verifier."""
     outside: Literal["escalate", "abstain", "clip"] = "escalate"
-    """Where a step lies far outside of what the router was fitted on (code out_of_range): ask the teacher, let the SLM go on,
-    or decide as if it lay at the edge."""
+    """Where a step lies far outside of what the router was fitted on (code out_of_range): ask the teacher, let the SLM go
+    on, or decide as if it lay at the edge."""
     threshold: float | None = None
     """None: the one in the router's folder, or the rule's own."""
     verifier: str = "tool_calls"
