@@ -43,6 +43,7 @@ SLOW = {
     "test_launch.py",
     "test_gateway.py::test_the_frameworks_people_use",
     "test_gateway.py::test_the_page_shows_sessions_in_a_browser_and_no_markup_of_models",
+    "test_gateway.py::test_the_page_is_used_on_a_phone_with_the_keyboard",
     "test_gateway.py::test_a_killed_server_has_every_answered_step_in_its_ledger",
     "test_gateway.py::test_fuzzed_requests_never_break_it",
     "test_report.py::test_a_browser_shows_the_episodes",

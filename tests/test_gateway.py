@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from pathlib import Path
 
+import aiohttp
 import httpx
 import msgspec
 import pytest
@@ -658,10 +659,11 @@ def test_health_ready_metrics_and_page(make):
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
 def test_the_page_shows_sessions_in_a_browser_and_no_markup_of_models(make):
-    world = make(route__router="verifier", route__threshold=0.0)
+    world = make(route__router="verifier", route__threshold=0.0, route__mode="shadow")
     hostile = [{"role": "user", "content": "<img src=x onerror=document.title='owned'>"}]
-    world.post(messages=hostile, headers={"x-session-id": "s-1"})
-    world.post("/v1/outcomes", {"session_id": "s-1", "reward": 1})
+    world.post(messages=hostile, headers={"x-session-id": "s-1"}, tools=TOOLS)
+    world.post("/v1/outcomes", {"session_id": "s-1", "reward": 0})
+    world.post(messages=ASK, headers={"x-session-id": "s-2"})
 
     def shown(key: str) -> str:
         done = subprocess.run(
@@ -671,10 +673,75 @@ def test_the_page_shows_sessions_in_a_browser_and_no_markup_of_models(make):
         return done.stdout
 
     page = shown(KEY)
-    assert "s-1" in page and "steps since start" in page and "owned" not in page.split("</title>")[0]
+    assert "s-1" in page and "owned" not in page.split("</title>")[0]
     assert "&lt;img src=x" in page and "<img" not in page
+    assert '<li aria-current="step">shadow</li>' in page
+    assert "router verifier has no fit.json" in page and "Promote to canary all the same" in page
+    assert ">1 of 1<" in page and "of 1 sessions with an outcome failed" in page  # beside what was saved
     locked = shown("wrong")
     assert "s-1" not in locked and "the key is wrong" in locked
+
+
+PLAY = """(async () => {
+  const until = async (what) => { while (!what()) await new Promise((go) => setTimeout(go, 20)); };
+  const $ = (id) => document.getElementById(id), rows = () => [...document.querySelectorAll("#sessions tr")], said = [];
+  window.confirm = (question) => { said.push(question); return true; };
+  await until(() => rows().length === 2);
+  const address = location.href;
+  $("failed").value = "1"; $("filters").dispatchEvent(new Event("input"));
+  await until(() => rows().length === 1);
+  rows()[0].focus(); rows()[0].dispatchEvent(new KeyboardEvent("keydown", { key: "Enter" }));
+  await until(() => $("steps").children.length === 1);
+  const words = $("steps").textContent, width = document.documentElement.scrollWidth;
+  $("promote").click(); await until(() => document.querySelector("[aria-current]").textContent === "canary");
+  $("rollback").click(); await until(() => document.querySelector("[aria-current]").textContent === "observe");
+  return JSON.stringify({ address, words, width, said });
+})()"""
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
+def test_the_page_is_used_on_a_phone_with_the_keyboard(make, tmp_path):
+    world = make(route__mode="shadow")
+    for session, reward in (("won", 1), ("lost", 0)):
+        world.post(headers={"x-session-id": session}, tools=TOOLS)
+        world.post("/v1/outcomes", {"session_id": session, "reward": reward})
+    played = json.loads(asyncio.run(in_browser(f"{world.url}/#key={KEY}", PLAY, tmp_path, width=390)))
+    assert played["address"] == f"{world.url}/"  # the key is not in the address bar
+    assert "look for the red value" in played["words"] and "draft 3, score" in played["words"]
+    assert played["width"] <= 390
+    asked, back = played["said"]
+    assert asked.startswith("The evidence does not suffice: router rules has no fit.json") and "Roll back" in back
+    mode = httpx.get(f"{world.url}/v1/mode", headers=AUTH).json()
+    assert (mode["mode"], mode["reason"]) == ("observe", "rolled back from canary")
+
+
+async def in_browser(url: str, script: str, folder: Path, *, width: int) -> str:
+    """What a script of the page returns, in a window of this width."""
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0"]
+    command += [f"--user-data-dir={folder}", "about:blank"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as browser:
+        try:
+            assert browser.stderr is not None
+            address = next(line.split()[-1] for line in browser.stderr if "DevTools listening on" in line)
+            async with aiohttp.ClientSession() as http, http.ws_connect(address, max_msg_size=0) as socket:
+
+                async def call(method: str, session: str | None = None, **params) -> dict:
+                    of_page = {} if session is None else {"sessionId": session}
+                    await socket.send_json({"id": 1, "method": method, "params": params, **of_page})
+                    while True:
+                        told = await socket.receive_json(timeout=60)
+                        if told.get("id") == 1:
+                            return told["result"]
+
+                tab = (await call("Target.createTarget", url="about:blank"))["targetId"]
+                page = (await call("Target.attachToTarget", targetId=tab, flatten=True))["sessionId"]
+                size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+                await call("Emulation.setDeviceMetricsOverride", page, **size)
+                await call("Page.navigate", page, url=url)
+                done = await call("Runtime.evaluate", page, expression=script, awaitPromise=True)
+                return done["result"]["value"]
+        finally:
+            browser.terminate()
 
 
 def test_a_server_that_does_not_know_n_is_asked_in_parallel(make):

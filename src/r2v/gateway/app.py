@@ -357,8 +357,8 @@ class _Gateway:
         """The latest; `text`, `mode`, `escalated=1` and `failed=1` or `failed=0` leave out others."""
         wanted = http.query_params
         failed = {"1": True, "0": False}.get(wanted.get("failed", ""))
-        found = self.service.ledger.sessions(
-            100, text=wanted.get("text", ""), mode=wanted.get("mode") or None, failed=failed,
+        found = await asyncio.to_thread(
+            self.service.ledger.sessions, 100, text=wanted.get("text", ""), mode=wanted.get("mode") or None, failed=failed,
             escalated=wanted.get("escalated") == "1",
         )  # fmt: skip
         return json_response({"sessions": found})
@@ -389,7 +389,8 @@ class _Gateway:
         change = await self.service.modes.current()
         found = {**service.metrics.stats(), "mode": change.mode, "killed": killed, "models": models}
         if days := http.query_params.get("days"):
-            found["days"] = service.ledger.days(time.time() - DAY * _number(days, "days=14"))
+            since = time.time() - DAY * _number(days, "days=14")
+            found["days"] = await asyncio.to_thread(service.ledger.days, since)
             for day in found["days"]:
                 day["alike_ci95"] = wilson(day["alike"], day["labelled"])
                 day["failed_ci95"] = wilson(day["failed"], day["ended"])
@@ -397,7 +398,7 @@ class _Gateway:
 
     async def mode(self, http: HttpRequest) -> Response:
         change = await self.service.modes.current()
-        enough, reason = self.service.modes.evidence(change)
+        enough, reason = await asyncio.to_thread(self.service.modes.evidence, change)
         return json_response({**asdict(change), "next": {"allowed": enough, "reason": reason}})
 
     async def change_mode(self, http: HttpRequest) -> Response:

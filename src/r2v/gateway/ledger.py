@@ -138,6 +138,8 @@ class Ledger:
             self._db.execute("PRAGMA synchronous = NORMAL")  # survives kill -9; the last steps may be lost with the power
             if self._version() != VERSION:
                 self._migrate(path)
+            # Sums over many steps take as long as they like in another thread: writing does not wait for this connection.
+            self._sums = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         except sqlite3.DatabaseError as error:
             raise ArtifactError(f"{path} is not a ledger ({error}); choose another store.path") from None
 
@@ -164,6 +166,7 @@ class Ledger:
             raise
 
     def close(self) -> None:
+        self._sums.close()
         self._db.close()
 
     def write(self, entry: Entry, tools: bytes | None = None) -> None:
@@ -248,7 +251,7 @@ class Ledger:
             escalated: only those in which the router wanted the teacher.
             failed: only those whose outcome is a failure, or a success.
         """
-        cursor = self._db.execute(
+        cursor = self._sums.execute(
             "SELECT session, COUNT(*) steps, MAX(time) time, SUM(teacher_calls) teacher_calls, SUM(slm_usd) slm_usd, "
             "SUM(teacher_usd) teacher_usd, SUM(saved_usd) saved_usd, goal, mode, COUNT(alike) labelled, SUM(alike) alike, "
             "SUM(route NOT IN ('continue', 'retry') AND score IS NOT NULL) escalated, "
@@ -269,7 +272,7 @@ class Ledger:
         """What was served, spent, saved, labelled and failed on each day (UTC), the earliest first. A session's outcome is
         its last, and counts on the day that it was reported.
         """
-        cursor = self._db.execute(
+        cursor = self._sums.execute(
             "SELECT date(time, 'unixepoch') day, SUM(step) steps, SUM(taught) teacher_steps, SUM(usd) usd, "
             "SUM(saved) saved_usd, SUM(labelled) labelled, SUM(alike) alike, SUM(ended) ended, SUM(failed) failed FROM ("
             "SELECT time, 1 step, source = 'teacher' taught, slm_usd + teacher_usd usd, saved_usd saved, "
@@ -284,7 +287,7 @@ class Ledger:
 
     def labels(self, since: float) -> tuple[int, int]:
         """(steps whose answers were compared, those of them that were alike) from a time on."""
-        counts = self._db.execute("SELECT COALESCE(SUM(alike), 0), COUNT(alike) FROM steps WHERE time >= ?", (since,))
+        counts = self._sums.execute("SELECT COALESCE(SUM(alike), 0), COUNT(alike) FROM steps WHERE time >= ?", (since,))
         alike, labelled = counts.fetchone()
         return labelled, alike
 
@@ -292,7 +295,7 @@ class Ledger:
         """(sessions with an outcome all of whose steps were served in this mode, those of them that failed), of the
         sessions that began after a time.
         """
-        rows = self._db.execute(
+        rows = self._sums.execute(
             "SELECT (SELECT reward FROM outcomes o WHERE o.session = s.session AND o.t IS NULL ORDER BY time DESC LIMIT 1) "
             "FROM steps s WHERE session IN (SELECT session FROM steps WHERE time >= :since AND mode = :mode) "
             "GROUP BY session HAVING MIN(time) >= :since AND MIN(mode = :mode)",

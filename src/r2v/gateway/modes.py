@@ -5,6 +5,7 @@ One moves up a mode at a time, where the evidence of the present one says so; an
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +73,7 @@ class Modes:
     async def promote(self, *, force: bool = False) -> ModeChange:
         """The next mode. Raises Unproven, unless forced, where the evidence does not suffice; OSError."""
         change = await self.current()
-        enough, reason = self.evidence(change)
+        enough, reason = await asyncio.to_thread(self.evidence, change)
         if not enough and (not force or change.mode == MODES[-1]):
             raise Unproven(reason)
         return await self._set(MODES[MODES.index(change.mode) + 1], reason, forced=not enough)

@@ -80,7 +80,7 @@ def own_steps(episodes: Sequence[Episode]) -> tuple[Rows, list[str]]:
     """Steps of the episodes that the SLM played alone, labelled with the outcome; and the task of each.
 
     An episode with a step of the teacher does not show how the SLM would have ended, and leaving out only that step would
-    keep its outcome. So logs should come from shadow mode, or hold sessions outside the canary.
+    keep its outcome. The teacher answers in the modes observe and shadow: the sessions are routed or forced (r2v:slm) ones.
     """
     features, y, owners, tasks = [], [], [], []
     for i, episode in enumerate(episodes):
