@@ -21,6 +21,7 @@ from r2v.core.types import RESTART, Action, Context, Decision, Features, Memory
 from r2v.evaluation.branches import Branch
 from r2v.learning.linear import fit_logistic, fit_ridge
 from r2v.routers.bandit import Bandit, fit_linucb
+from r2v.routers.base import compare
 from r2v.routers.benefit import Benefit
 from r2v.routers.cascade import Cascade
 from r2v.routers.cascade_routing import CascadeRouting
@@ -32,7 +33,6 @@ from r2v.routers.query import Query, fit_goal, words_of
 from r2v.routers.r2v import R2V
 from r2v.routers.random import Random
 from r2v.routers.restart import Renewal, Restart, renewal_at
-from r2v.routers.threshold import compare
 from test_help import Copyable
 from toy import Flat, Scored, ThresholdRouter, Toy, played_episode, routed, run
 

@@ -12,7 +12,7 @@ from r2v.core.fixed import Never
 from r2v.core.loop import run_episode
 from r2v.core.protocols import Router
 from r2v.core.types import Action, Context, Decision, Episode, Features, Memory, Observation, ScoreKind, Task
-from r2v.routers.threshold import compare
+from r2v.routers.base import compare
 
 TASK = Task("toy/press/1", "press", "toy", "press red.")
 

@@ -9,6 +9,7 @@ import hmac
 import math
 import os
 import re
+import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import asdict
@@ -26,18 +27,17 @@ from starlette.routing import Route
 from r2v.core.errors import SettingsError
 from r2v.gateway.budgets import DAY
 from r2v.gateway.candidates import LiveAnswer
-from r2v.gateway.http import headers_of, json_response
-from r2v.gateway.items import Items
 from r2v.gateway.ledger import words_of
 from r2v.gateway.modes import Unproven
 from r2v.gateway.service import Answer, Refused, RequestOptions, Service
+from r2v.gateway.sessions import Items
 from r2v.gateway.settings import Mode
 from r2v.maths.stats import wilson
 from r2v.messages import BUILT_IN
 from r2v.messages.anthropic import MESSAGES
 from r2v.messages.conversation import BadRequest, Json, Request, fingerprint
 from r2v.messages.openai_chat import CHAT
-from r2v.messages.protocol import Piece, ProtocolAdapter, json_object
+from r2v.messages.protocol import Piece, ProtocolAdapter, encode, json_object
 from r2v.runtime import plugins
 
 SESSION_HEADERS = (
@@ -442,6 +442,26 @@ class _Gateway:
             "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; base-uri 'none'"
         )
         return HTMLResponse(text, headers={"content-security-policy": policy, "x-content-type-options": "nosniff"})
+
+
+def json_response(
+    content: Json, status: int = 200, facts: Json | None = None, headers: dict[str, str] | None = None
+) -> Response:
+    return Response(encode(content), status, headers_of(facts or {}) | (headers or {}), "application/json")
+
+
+def headers_of(facts: Json) -> dict[str, str]:
+    """`x-r2v-...` headers of what is known of a step, and the id of the request as each protocol names it."""
+    identity = f"req_{facts.get('decision-id') or secrets.token_hex(8)}"
+    known = {f"x-r2v-{key}": _header(value) for key, value in facts.items() if value is not None}
+    return {"request-id": identity, "x-request-id": identity, **known}
+
+
+def _header(value: Any) -> str:
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    if not (text.isascii() and text.isprintable()):
+        text = "".join(c if 32 <= ord(c) < 127 else "?" for c in text)
+    return text[:300]
 
 
 async def _no_socket(http: HttpRequest) -> Response:

@@ -20,7 +20,6 @@ from r2v.core.errors import ArtifactError
 from r2v.core.types import SOLVED, Decision, ScoreKind, Step
 from r2v.gateway.budgets import Amount
 from r2v.gateway.settings import Mode
-from r2v.runtime.upgrade import ROUTES, upgraded_step
 
 VERSION = 4
 MODES = (
@@ -318,13 +317,16 @@ class Ledger:
 
 
 def _entry(row: tuple[Any, ...]) -> Entry:
+    values: dict[str, Any] = dict(zip(COLUMNS[:-1], row, strict=False))
     try:
         step = _decoder.decode(row[-1])
     except msgspec.ValidationError:  # written by r2v 0.1
+        from r2v.runtime.upgrade import ROUTES, upgraded_step
+
         step = msgspec.convert(upgraded_step(msgspec.json.decode(row[-1])), Step)
-    values: dict[str, Any] = dict(zip(COLUMNS[:-1], row, strict=False))
+        values["route"] = ROUTES.get(values["route"], values["route"])
     alike = None if values["alike"] is None else bool(values["alike"])
-    return Entry(**values | {"route": ROUTES.get(values["route"], values["route"]), "alike": alike}, step=step)
+    return Entry(**values | {"alike": alike}, step=step)
 
 
 def words_of(step: Step) -> dict[str, Any] | None:

@@ -14,11 +14,10 @@ import msgspec
 from msgspec import Meta, Struct
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from r2v.core.types import Candidate, Context
-from r2v.gateway.http import json_response
 from r2v.messages.chat_format import context_of_chat
 from r2v.messages.conversation import BadRequest, Json, Message
 from r2v.messages.openai_chat import chunks, openai_error
@@ -68,16 +67,16 @@ def model_app(model: Model, name: str) -> Starlette:
                 raise BadRequest("this model calls no tools")
             context = context_of_chat([(message.role, message.text) for message in query.messages])
         except (msgspec.DecodeError, BadRequest, ValueError) as error:
-            return json_response(openai_error(str(error), 400, None), 400)
+            return JSONResponse(openai_error(str(error), 400, None), 400)
         drawn = await model.draw(context, query.n or 1, seed=query.seed or 0)
         answer = _completion(drawn, query, name)
         if not query.stream:
-            return json_response(answer)
+            return JSONResponse(answer)
         stream = b"".join(data(chunk) for chunk in chunks(answer, True, {})) + DONE
         return StreamingResponse(iter([stream]), media_type="text/event-stream")
 
     async def models(request: Request) -> Response:
-        return json_response({"object": "list", "data": [{"id": name, "object": "model"}]})
+        return JSONResponse({"object": "list", "data": [{"id": name, "object": "model"}]})
 
     return Starlette(
         routes=[Route("/v1/chat/completions", completions, methods=["POST"]), Route("/v1/models", models, methods=["GET"])]

@@ -16,11 +16,15 @@ from typing import Protocol
 from r2v.core.seeds import derive_seed
 from r2v.core.types import Decision, Memory
 from r2v.gateway.ledger import Ledger, ModeChange, decisions_of
+from r2v.messages.conversation import Json
+from r2v.messages.protocol import encode
 
 DECISIONS = 200
 """The latest of a session, kept for its router."""
 SESSIONS = 5_000
 """Sessions kept in memory; older ones are read from the ledger again."""
+ITEM_BYTES = 64_000_000
+"""Of all items together that clients may refer to; the oldest are forgotten first."""
 SIGNATURES = 500
 """Authors of thinking blocks kept of a session."""
 
@@ -151,3 +155,31 @@ class LocalSessions:
 
     async def close(self) -> None:
         pass
+
+
+class Items:
+    """What clients may refer to instead of sending it again: lists of items of the Responses protocol by id, in memory, for
+    each key of a client, so that no client can refer to another's.
+    """
+
+    def __init__(self, most_bytes: int = ITEM_BYTES) -> None:
+        self._most = most_bytes
+        self._lists: OrderedDict[tuple[str, str], tuple[list[Json], int]] = OrderedDict()
+        self._bytes = 0
+
+    def keep(self, key: str, lists: Mapping[str, list[Json]]) -> None:
+        for identity, items in lists.items():
+            size = len(encode(items))
+            self._forget((key, identity))
+            self._lists[key, identity] = (items, size)
+            self._bytes += size
+        while self._bytes > self._most:
+            self._forget(next(iter(self._lists)))
+
+    def get(self, key: str, identity: str) -> list[Json] | None:
+        found = self._lists.get((key, identity))
+        return None if found is None else found[0]
+
+    def _forget(self, name: tuple[str, str]) -> None:
+        if name in self._lists:
+            self._bytes -= self._lists.pop(name)[1]

@@ -22,8 +22,7 @@ from r2v.core.arrays import to_bytes
 from r2v.core.errors import SettingsError, StageError
 from r2v.core.features import EXTENDED, PAPER, View
 from r2v.core.mlp import RiskMLP
-from r2v.core.types import Context, Decision, Episode, Features, Memory, Route, ScoreKind
-from r2v.routers.threshold import compare
+from r2v.core.types import Code, Context, Decision, Episode, Features, Memory, Route, ScoreKind
 from r2v.runtime.store import whole_file, write_text
 
 if TYPE_CHECKING:
@@ -55,6 +54,32 @@ class FittedWith:
     """What it sees of each step."""
     verifier_sha256: str | None = None
     """Of the verifier's source, where it is known."""
+
+
+def compare(
+    name: str,
+    kind: ScoreKind,
+    score: float,
+    threshold: float,
+    *,
+    above: Route = "escalate",
+    state: tuple[float, ...] = (),
+    why: str = "",
+) -> Decision:
+    """`above` where the score is at least the threshold, else `continue`.
+
+    Args:
+        name: what the reason calls the score.
+        kind: what the score estimates.
+        state: what the router wants to read at its next step.
+        why: added to the reason.
+    """
+    reached = score >= threshold
+    reason = f"{name} {score:.3f} {'>=' if reached else '<'} {threshold:.3f}{why}"
+    if not reached:
+        return Decision("continue", "risk_below", score, kind, threshold, 1.0, state, reason)
+    code: Code = "retry" if above == "retry" else "risk_above"
+    return Decision(above, code, score, kind, threshold, 1.0, state, reason)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -7,8 +7,7 @@ from typing import Literal, get_args
 
 from r2v.core.mlp import RiskMLP
 from r2v.core.types import Context, Decision, Features, Memory, Route
-from r2v.routers.base import RouterBase
-from r2v.routers.threshold import compare
+from r2v.routers.base import RouterBase, compare
 
 How = Literal["retry", "escalate", "escalate_3", "takeover", "restart", "rewind"]
 HOW: tuple[How, ...] = get_args(How)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from r2v.core.types import Context, Decision, Features, Memory
-from r2v.routers.threshold import compare
+from r2v.routers.base import compare
 from r2v.routers.verifier import VerifierRouter
 
 

@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from r2v.core.types import Context, Decision, Episode, Features, Memory
-from r2v.routers.base import FitData, RouterBase, quantiles
-from r2v.routers.threshold import compare
+from r2v.routers.base import FitData, RouterBase, compare, quantiles
 
 RARE = 5
 
