@@ -8,7 +8,7 @@
 
 EXTRAS ?= train,serve,dev
 # One thread a process: two processes share two cores, and threads that wait for each other take many times as long.
-PYTEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+PYTEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2
 ROOMS ?= core routers gateway evaluation
 SAMPLE ?= 1000000
 RUN ?= runs/quickstart
@@ -27,11 +27,12 @@ readme-table:
 
 quick:
 	@scripts/setup.sh $(EXTRAS)
-	$(PYTEST) -m quick --durations=10 --durations-min=2
+	$(PYTEST) --dist worksteal -m quick --durations=10 --durations-min=2
 
+# A file stays in one process: whole runs that its tests share are made once.
 test:
 	@scripts/setup.sh $(EXTRAS)
-	$(PYTEST)
+	$(PYTEST) --dist loadfile --no-loadscope-reorder
 
 # What CI runs, in its order.
 check: lint types package test

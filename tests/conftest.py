@@ -137,11 +137,11 @@ def pytest_ignore_collect(collection_path, config):
 
 
 def pytest_collection_modifyitems(items):
-    """Marks; and the longest file first: where files are shared out to two processes, one would wait for it at the end."""
+    """Marks; and the longest file first, then the slow ones: of two processes, none waits long for the other at the end."""
     for item in items:
         name = f"{item.path.name}::{getattr(item, 'originalname', item.name)}"
         item.add_marker("slow" if item.path.name in SLOW or name in SLOW else "quick")
-    items.sort(key=lambda item: item.path.name != "test_pipeline.py")
+    items.sort(key=lambda item: (item.path.name != "test_pipeline.py", item.path.name not in SLOW))
 
 
 @pytest.hookimpl(wrapper=True, trylast=True)

@@ -57,6 +57,13 @@ def test_the_shipped_set_passes_and_is_not_trivial(problems):
             assert not verdict.base and not verdict.passed and verdict.problem
 
 
+def test_the_solution_that_cheats_want_would_pass():
+    """Where nothing confines it, the cheat below is right: in a sandbox it fails because it cannot read the file."""
+    scope = {}
+    exec(CHEATS["running the canonical solution"], scope)
+    assert scope["longest_run"]("aabbbc") == 3
+
+
 def test_plus_inputs_find_what_base_inputs_miss(problems):
     problem = problems["digital_steps"]
     almost = problem.prompt + problem.canonical.replace("number > 9", "9 < number < 6000")
@@ -123,12 +130,14 @@ def longest_run(word):
         if isinstance(thing, dict) and 'expected' in thing: return thing['expected']
     raise LookupError
 """,
-    "reading the canonical solution": """
-import glob
+    "running the canonical solution": f"""
+import json, pathlib
 def longest_run(word):
-    for path in glob.glob('/**/problems.jsonl', recursive=True) + glob.glob('/**/humaneval/*.json', recursive=True):
-        return len(open(path).read())
-    raise LookupError
+    for problem in map(json.loads, pathlib.Path({str(shipped())!r}).read_text().splitlines()):
+        if problem['entry_point'] == 'longest_run':
+            scope = {{}}
+            exec(problem['prompt'] + problem['canonical_solution'], scope)
+            return scope['longest_run'](word)
 """,
     "patching json and time": """
 import json, time
@@ -157,8 +166,8 @@ def test_cheats_fail(name, backend, problems, monkeypatch):
         sandbox.layers()
     except SettingsError as error:
         pytest.skip(str(error))
-    monkeypatch.setattr("r2v.runtime.sandbox.calls.LONGEST_S", 1.0)
-    monkeypatch.setattr("r2v.runtime.sandbox.calls.SLACK_S", 1.0)
+    monkeypatch.setattr("r2v.runtime.sandbox.calls.LONGEST_S", 0.5)
+    monkeypatch.setattr("r2v.runtime.sandbox.calls.SLACK_S", 0.5)
     verdict = check(problems["longest_run"], CHEATS[name])
     assert not verdict.passed and not verdict.base, verdict
     assert not Path("/tmp/made-by-pickle").exists()

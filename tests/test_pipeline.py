@@ -27,7 +27,7 @@ perturbations: {strength: 0.3}
 clone: {steps: 160, batch_tokens: 1024, checkpoint_every: 20}
 propose: {tasks: 6}
 router: {epochs: 5}
-evaluate: {asked_shares: [0.05, 0.3], resamples: 200}
+evaluate: {asked_shares: [0.05, 0.3], resamples: 200, clairvoyant: 0}
 """
 
 
@@ -169,10 +169,10 @@ SCIENCE = [
 
 @pytest.fixture(scope="module")
 def science(finished, settings, tmp_path_factory) -> Path:
-    """The same run with every router: the small model is not trained again."""
+    """The same run with every router and the clairvoyant bound: the small model is not trained again."""
     out = tmp_path_factory.mktemp("science") / "run"
     shutil.copytree(finished, out)
-    done = r2v("run", str(settings), "--out", str(out), "--set", "routers=all")
+    done = r2v("run", str(settings), "--out", str(out), "--set", "routers=all", "--set", "evaluate.clairvoyant=30")
     assert done.stdout.count("up to date") == 5
     return out
 
