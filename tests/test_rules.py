@@ -8,14 +8,19 @@ import math
 from dataclasses import replace
 
 import msgspec
+import numpy as np
 import pytest
 
 from r2v.clients import mock
 from r2v.clients.mock import MockModel
-from r2v.core.features import FEATURES, featurise
+from r2v.core.features import featurise
+from r2v.core.mlp import linear
 from r2v.core.types import Action, Candidate, Context, Decision, Memory, ToolCall, Usage
+from r2v.gateway.check import problems
 from r2v.gateway.demo import TOOL, play
 from r2v.gateway.serve import mock_settings
+from r2v.gateway.settings import GatewaySettings
+from r2v.routers.r2v import R2V
 from r2v.routers.rules import Rules
 from r2v.verifiers.tool_calls import ToolCallVerifier
 from servers import KEY, gateway, running, settings
@@ -132,5 +137,20 @@ def test_the_mock_sessions_show_routing_with_savings_and_failures(tmp_path):
             assert service.ledger.sessions(len(played))[-1]["reward"] in (0, 1)
 
 
-def test_the_features_that_the_rules_read_are_there():
-    assert {"verifier_best", "first_token_entropy", "best_repeats"} <= set(FEATURES)
+def test_check_says_what_a_router_does_not_know_and_what_it_cannot_see(tmp_path):
+    model = {"base_url": "http://127.0.0.1:9/v1", "model": "m", "price": {"input": 1, "output": 1}}
+    risk = linear(("goal_length",), np.zeros(1), np.ones(1), np.ones(1), 0.0)
+    for name, ends in (("unguarded", None), ("guarded", np.array([[0.0], [1.0]]))):
+        R2V(threshold=0.5, risk=replace(risk, range_2F=ends)).save(tmp_path / name)
+
+    def shown(router: str, **of_model: int) -> str:
+        raw = {"version": 1, "models": {"slm": model | of_model, "teacher": model}, "route": {"router": router},
+               "store": {"path": str(tmp_path / "ledger.db")}}  # fmt: skip
+        lines: list[str] = []
+        problems(GatewaySettings.model_validate(raw), lines.append)
+        return "\n".join(lines)
+
+    assert "fit the router again" in shown(str(tmp_path / "unguarded"))
+    assert "fit the router again" not in shown(str(tmp_path / "guarded")) + shown("rules")
+    assert "2.50 nats; 5 alternatives show 1.79" in shown("heuristic") and "2.00 nats" in shown("entropy")
+    assert "nats" not in shown("rules") + shown("heuristic", vocabulary=32_000) + shown("entropy", top_logprobs=20)

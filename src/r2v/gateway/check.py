@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from r2v.core.errors import R2VError
 from r2v.gateway.ledger import Ledger
 from r2v.gateway.routing import load_configured
 from r2v.gateway.settings import GatewaySettings
+from r2v.routers.heuristic import ENTROPY
 from r2v.verifiers import source_sha256
 
 
@@ -28,6 +30,9 @@ def problems(settings: GatewaySettings, show: Callable[[str], None]) -> list[str
         fitted = router.router.fitted_with
         if fitted and fitted.verifier_sha256 not in (None, source_sha256(router.route.verifier)):
             show("          its verifier has changed since the fit: fit the router again, or watch its calibration")
+        slm, wanted = settings.models["slm"], router.threshold * {"entropy": 1.0, "heuristic": ENTROPY}.get(router.name, 0)
+        if slm.vocabulary is None and wanted > (most := math.log(slm.top_logprobs + 1)):
+            show(f"          it wants an entropy of {wanted:.2f} nats; {slm.top_logprobs} alternatives show {most:.2f}")
         if router.model is not None and router.model.range_2F is None:
             show("          it does not know what it was fitted on, so texts can move it anywhere: fit the router again")
     except R2VError as error:
