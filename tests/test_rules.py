@@ -22,6 +22,7 @@ from r2v.gateway.serve import mock_settings
 from r2v.gateway.settings import GatewaySettings
 from r2v.routers.r2v import R2V
 from r2v.routers.rules import Rules
+from r2v.runtime.settings import validated
 from r2v.verifiers.tool_calls import ToolCallVerifier
 from servers import KEY, gateway, running, settings
 from test_gateway import ASK, TOOLS, make  # noqa: F401  (a fixture)
@@ -147,7 +148,7 @@ def test_check_says_what_a_router_does_not_know_and_what_it_cannot_see(tmp_path)
         raw = {"version": 1, "models": {"slm": model | of_model, "teacher": model}, "route": {"router": router},
                "store": {"path": str(tmp_path / "ledger.db")}}  # fmt: skip
         lines: list[str] = []
-        problems(GatewaySettings.model_validate(raw), lines.append)
+        problems(validated(GatewaySettings, raw), lines.append)
         return "\n".join(lines)
 
     assert "fit the router again" in shown(str(tmp_path / "unguarded"))
