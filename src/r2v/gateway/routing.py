@@ -86,11 +86,14 @@ class GatewayRouter:
                 reason = f"the teacher keeps {self.route.hold_steps} steps"
                 return replace(plain, route="escalate", code="hold", reason=reason)
             if memory.decisions and _came_too_early(memory.decisions[-1]):
-                reason = "the step before was streamed before its score was known, and that was over the threshold"
+                reason = "the step before was streamed before anything was known of it, and would have been escalated"
                 return replace(plain, route="escalate", code="risk_above", reason=reason)
             return plain
         extra = self.route.switch_usd / self.route.failure_usd if self.cold else 0.0
-        if extra and plain.score is not None and plain.threshold is not None and plain.score < plain.threshold + extra:
+        if (
+            extra and plain.code == "risk_above" and plain.score is not None and plain.threshold is not None
+            and plain.score < plain.threshold + extra
+        ):  # fmt: skip
             reason = f"{plain.reason}, a lost cache costs {extra:.3f} more"
             return replace(plain, route="continue", code="switch_cost", reason=reason)
         return plain
@@ -111,8 +114,7 @@ class Noted:
 
 def _came_too_early(decision: Decision) -> bool:
     """Whether a step was streamed early that would have been escalated."""
-    known = decision.score is not None and decision.threshold is not None
-    return decision.code == "early" and known and decision.score >= decision.threshold  # type: ignore[operator]
+    return decision.code == "early" and decision.route != "continue"
 
 
 def _instead(decision: Decision, code: Code) -> Decision:

@@ -30,7 +30,7 @@ from r2v.core.errors import BoundaryError, SettingsError
 from r2v.core.features import best
 from r2v.core.protocols import Verifier
 from r2v.core.seeds import derive_seed
-from r2v.core.types import NO_USAGE, Action, Candidate, Choice, Code, Context, Decision, Memory, Observation, Step
+from r2v.core.types import NO_USAGE, Action, Candidate, Choice, Code, Context, Decision, Memory, Observation, Route, Step
 from r2v.gateway.budgets import DAY, Amount, Budgets, Exhausted, LocalBudgets, Reservation, limits_of
 from r2v.gateway.candidates import CandidateSource, LiveAnswer, most
 from r2v.gateway.ledger import Entry, Ledger
@@ -381,7 +381,9 @@ async def _teacher_alone(step_context: StepContext, code: Code, reason: str) -> 
 async def _slm_alone(step_context: StepContext, router: GatewayRouter, code: Code, reason: str) -> Choice:
     candidates, scores, features = await step_context.look(0)
     wanted = router.router.decide(step_context.context, features, Memory(retries=MAX_RETRIES), seed=step_context.seed)
-    decision = replace(wanted, route="continue", code=code, propensity=1.0, reason=reason)
+    # What was streamed early is not decided on: what the router wanted is kept for the next step.
+    route: Route = wanted.route if code == "early" and wanted.route != "retry" else "continue"
+    decision = replace(wanted, route=route, code=code, propensity=1.0, reason=reason)
     action = candidates[best(candidates, scores)].action
     return Choice(action, "slm", candidates, scores, features, decision, candidates[0].usage, NO_USAGE)
 
