@@ -27,7 +27,6 @@ from r2v.learning import prefer as preferring
 from r2v.learning.clone import clone, descend
 from r2v.learning.losses import bc_loss, dpo_loss, jsd_loss
 from r2v.learning.models import new_model, save_model
-from r2v.learning.packing import branch_logp, forward, pack
 from r2v.learning.pairs import PreferencePair, read_pairs, write_pairs
 from r2v.learning.prefer import prefer
 from r2v.learning.sequences import batches, encode_episodes
@@ -106,7 +105,7 @@ def test_cached_tree_sampling_equals_plain_re_encoding(episodes, folder):
     policy = LocalPolicy.load(folder)
     model, tokenizer = load_model(folder)
     model.eval()
-    chosen = sorted(episodes, key=lambda e: len(e.steps))[::4]
+    chosen = sorted(episodes, key=lambda e: len(e.steps))[::6]
 
     async def step(t):
         live = [(i, e) for i, e in enumerate(chosen) if t < len(e.steps) and not (i == 2 and t == 3)]
@@ -312,30 +311,6 @@ def test_a_missing_model_is_one_line(tmp_path):
     with pytest.raises(ArtifactError) as error:
         load_model(tmp_path / "nothing")
     assert "\n" not in str(error.value)
-
-
-def test_packed_log_probs_equal_unpacked_ones(episodes, folder):
-    model, tokenizer = load_model(folder)
-    model.eval()
-    encoder = Encoder(tokenizer)
-    long = sorted(episodes, key=lambda e: -len(e.steps))[:3]
-    pairs = [PreferencePair(0, t, "look", f"go to cabinet {t}") for t in (0, 2, 5)]
-    rows = [pack(e, pairs, encoder) for e in long]
-    with torch.inference_mode():
-        packed = branch_logp(forward(model, rows, tokenizer.pad_token_id), rows)
-        i = 0
-        for episode in long:
-            for pair in pairs:
-                for text in (pair.chosen, pair.rejected):
-                    context = context_of(episode, pair.t)
-                    prefix = list(encoder.bos)
-                    for piece, is_action in segments(context.goal, context.observations, [a.text for a in context.actions]):
-                        prefix += encoder(piece, action=is_action)
-                    action = encoder(text, action=True)
-                    logits = model(input_ids=torch.tensor([prefix + action])).logits[0]
-                    logp = torch.log_softmax(logits[len(prefix) - 1 : -1], -1)
-                    assert packed[i].item() == pytest.approx(logp[range(len(action)), action].sum().item(), abs=1e-4)
-                    i += 1
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import tempfile
 from pathlib import Path
 
@@ -155,21 +154,6 @@ def test_graders_and_references_are_out_of_reach():
     )
     assert "grade.py" not in answers[0] + answers[1] and answers[1] in ("exit code 0", "exit code 1")
     assert "r2v-" not in answers[2]
-
-
-def test_parts_of_what_is_readable_may_be_hidden_from_a_program(tmp_path):
-    for name in ("own", "open/secret"):
-        (tmp_path / name).mkdir(parents=True)
-    (tmp_path / "open" / "secret" / "key").write_text("1")
-    code = "import os, sys; print(os.getcwd(), *(os.listdir(sys.argv[1] + name) for name in ('', '/secret')))"
-    done = sandbox.run(
-        [sys.executable, "-c", code, str(tmp_path / "open")],
-        folder=tmp_path / "own",
-        readable=[tmp_path / "open"],
-        at="/task",
-        hidden=[tmp_path / "open" / "secret"],
-    )
-    assert (done.stdout, done.stderr) == ("/task ['secret'] []\n", "")
 
 
 @pytest.mark.parametrize(
