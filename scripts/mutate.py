@@ -51,7 +51,7 @@ PRELOAD = (
     "uvicorn", "aiohttp", "httpx", "openai", "anthropic", "torch",
 )  # fmt: skip
 """Imported once, before the mutants fork off; nothing of r2v."""
-FILES = 4
+FILES = 8
 """Test files that a mutant is tried on."""
 OTHER: dict[type[ast.AST], tuple[type[ast.AST], ...]] = {
     ast.Lt: (ast.LtE, ast.GtE), ast.LtE: (ast.Lt, ast.Gt), ast.Gt: (ast.GtE, ast.LtE), ast.GtE: (ast.Gt, ast.Lt),
