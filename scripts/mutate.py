@@ -51,7 +51,7 @@ PRELOAD = (
     "uvicorn", "aiohttp", "httpx", "openai", "anthropic", "torch",
 )  # fmt: skip
 """Imported once, before the mutants fork off; nothing of r2v."""
-FILES = 4
+FILES = 8
 """Test files that a mutant is tried on."""
 OTHER: dict[type[ast.AST], tuple[type[ast.AST], ...]] = {
     ast.Lt: (ast.LtE, ast.GtE), ast.LtE: (ast.Lt, ast.Gt), ast.Gt: (ast.GtE, ast.LtE), ast.GtE: (ast.Gt, ast.Lt),
@@ -282,7 +282,7 @@ def trace(test: Path, kept: Path) -> int:
 
 def tests_for(mutant: Mutant, lines: dict[str, set[str]], costs: dict[str, tuple[int, float]], budget: float) -> list[str]:
     """Tests that run the mutant's line, those that run the fewest lines first; for what runs at import, those that run the
-    most of the file's functions, then what stands beside them. At most `budget` seconds, and few files: each is imported.
+    most of the file's functions, then the quickest beside them. At most `budget` seconds, and few files: each is imported.
     """
     functions = [n for n in ast.walk(ast.parse((SOURCE / mutant.file).read_text())) if isinstance(n, FUNCTION)]
     inside = {line for n in functions for line in range(n.body[0].lineno, (n.end_lineno or 0) + 1)}
@@ -291,7 +291,7 @@ def tests_for(mutant: Mutant, lines: dict[str, set[str]], costs: dict[str, tuple
     beside = {test.split("::")[0] for test in own}
     order = {test: costs[test][0] for test in tests} or {t: -own[t] for t in costs if t.split("::")[0] in beside}
     chosen, files, spent = list[str](), set[str](), 0.0
-    for test in sorted(order, key=lambda test: (order[test], test)):
+    for test in sorted(order, key=lambda test: (order[test], costs[test][1])):
         file = test.split("::")[0]
         if spent + costs[test][1] <= budget and (file in files or len(files) < FILES):
             chosen.append(test)
