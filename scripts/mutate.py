@@ -151,6 +151,18 @@ def mutants_of(file: str) -> Iterator[Mutant]:
         yield from (Mutant(file, line, place, i, what) for i, (what, _) in enumerate(variants(node)))
 
 
+def mutated(mutant: Mutant, control: bool = False) -> ast.Module:
+    """The module with the mutant in it; as a control, without."""
+    tree = ast.parse((SOURCE / mutant.file).read_text())
+    old, parent, field, index = list(nodes(tree))[mutant.place]
+    new = old if control else list(variants(old))[mutant.variant][1]
+    if index is None:
+        setattr(parent, field, ast.copy_location(new, old))
+    else:
+        getattr(parent, field)[index] = ast.copy_location(new, old)
+    return ast.fix_missing_locations(tree)
+
+
 class Hook(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Imports one module from its tree, with the mutant in it (or, as a control, without)."""
 
@@ -158,14 +170,7 @@ class Hook(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         self._path = SOURCE / mutant.file
         self._name = ".".join(("r2v", *Path(mutant.file).with_suffix("").parts)).removesuffix(".__init__")
         assert not any(name.startswith("r2v") for name in sys.modules), "tests would see the code without the mutant"
-        tree = ast.parse(self._path.read_text())
-        old, parent, field, index = list(nodes(tree))[mutant.place]
-        new = old if control else list(variants(old))[mutant.variant][1]
-        if index is None:
-            setattr(parent, field, ast.copy_location(new, old))
-        else:
-            getattr(parent, field)[index] = ast.copy_location(new, old)
-        self._code = compile(ast.fix_missing_locations(tree), str(self._path), "exec")
+        self._code = compile(mutated(mutant, control), str(self._path), "exec")
         self.state = "not loaded"
 
     def find_spec(self, name: str, path: object, target: object = None) -> importlib.machinery.ModuleSpec | None:

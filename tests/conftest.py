@@ -38,7 +38,6 @@ SLOW = {
     "test_traces.py::test_alfworld_example_finds_real_games_and_collects",
     "test_humaneval.py::test_real_files_are_read_whole_and_canonical_solutions_pass",
     # other people's programs: browsers, Redis and nginx, agent frameworks
-    "test_agents.py",
     "test_gateway_replicas.py",
     "test_launch.py",
     "test_gateway.py::test_the_frameworks_people_use",

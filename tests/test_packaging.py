@@ -139,7 +139,7 @@ def test_every_mutant_is_another_program_that_compiles():
     sys.modules["mutate"] = mutate
     spec.loader.exec_module(mutate)
     original = ast.dump(ast.parse((mutate.SOURCE / "core/seeds.py").read_text()))
-    mutants = mutate.mutants_of("core/seeds.py")
+    mutants = list(mutate.mutants_of("core/seeds.py"))
     assert mutants
     changed = [mutate.mutated(mutant) for mutant in mutants]
     assert len({ast.dump(tree) for tree in changed} - {original}) == len(mutants)

@@ -131,6 +131,7 @@ def test_every_built_in_router_is_here():
         "random": None,
         "entropy": "entropy",
         "heuristic": "heuristic",
+        "rules": "heuristic",
         "verifier": "verifier_doubt",
         "query": "goal_risk",
         "cascade": "disagreement",

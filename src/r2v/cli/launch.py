@@ -111,7 +111,9 @@ def launch(
         started.append(subprocess.Popen(command, env=environment(agent, settings, os.environ, url, key)))
         if ended:  # before it was noted as started
             started[0].terminate()
-        status = started[0].wait()
+        # Not one long wait: a signal that comes just before it would only be handled after it.
+        while (status := started[0].poll()) is None:
+            time.sleep(0.05)
     return status if status >= 0 else 128 - status
 
 
