@@ -61,7 +61,7 @@ def serve(
         given = inbound_key(settings)
         key = given if given == gateway.MOCK_KEY or sys.stdout.isatty() else f"${settings.server.key_env}"  # not into a log
         typer.echo(f"gateway  {url}   (OpenAI base URL {url}/v1, Anthropic base URL {url})")
-        typer.echo(f"page     {page(url, key)}\nkey      {key}\nledger   {settings.store.path}")
+        typer.echo(f"key      {key}\nledger   {settings.store.path}\npage     {page(url, key)}")
         typer.echo(f"try      curl {url}/v1/chat/completions -H 'authorization: Bearer {key}' \\")
         typer.echo("""         -d '{"model": "r2v", "messages": [{"role": "user", "content": "hello"}]}' -i""")
         sys.stdout.flush()
