@@ -109,6 +109,8 @@ def test_only_contexts_over_the_total_are_clipped_each_observation_to_its_share(
     assert [len(text) for text in kept.observations] == [10_000, 6666, 6666, 6666]
     cut = long_context((30_000 - 10_000) // 3 + 1)  # one character too much in all
     assert [len(text) for text in cut.observations] == [7500, 6667, 6667, 6667]
+    exactly = long_context(5000, steps=4)
+    assert [len(text) for text in exactly.observations] == [10_000, *[5000] * 4]
     longer = long_context(20_000)
     assert [len(text) for text in longer.observations] == [7500] * 4
     assert all(text.startswith(f"<{i}") and text.endswith(f"{i}>") for i, text in enumerate(longer.observations[1:]))
@@ -219,6 +221,7 @@ STEP = call("look", '{"where": "elsewhere"}')
     [
         (GOOD, {}, 1.0),
         (GOOD, {"goal": "go"}, 1.0),  # names nothing: nothing is held against the call
+        (STEP, {"goal": "look there, where elsewhere is"}, 1.0),  # two words are enough
         (call("look", '{"where": 3}'), {}, 0.0),  # cannot be executed
         (call("look", "{broken"), {}, 0.0),
         (call("sing", '{"where": "value"}'), {}, 0.0),

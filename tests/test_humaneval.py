@@ -372,6 +372,8 @@ LOOP = "def f(x):\n    return [i for i in x]\n"
         (LOOP + "# x\n" * 119, 0.35 / 2 + 0.55),  # too long
         ("def g(x):\n    return [i for i in x]\n", 0.45),  # not the required function, which cannot be tried then
         ("def f(x):\n    return x", 0.35 / 2 + 0.5),  # no control flow
+        ("def f(x): return x", 0.35 / 2 + 0.5),
+        ("", 0.1),
         ("def f(x):\n    return math.sqrt(x)", 0.35 / 2 + 0.55),  # a missing import
         ("def f(x):\n    return 1", (0.35 / 2 + 0.4) * (1 - 0.8 * 0.6)),  # an answer, no method
         ("def f(x:", 0.05),
