@@ -110,10 +110,10 @@ def test_the_cheapest_proven_threshold_is_certified():
 
 
 def test_what_was_tried_is_told_in_the_measure_of_the_target():
-    """The worst half of the four seeds fails with .25 and .5; calls tell the cheapest, whatever the order."""
+    """The worst half of the four seeds fails with .25 and .75; calls tell the cheapest, whatever the order."""
     success_TZ = np.ones((4, 4))
-    success_TZ[0, 1:3] = success_TZ[1, 2] = 0
-    for alpha, failure in ((None, 3 / 16), (0.5, 3 / 8), (0.25, 0.5), (0.3, 3 / 8), (1.0, 3 / 16)):
+    success_TZ[0, 1:3] = success_TZ[1:3, 2] = 0
+    for alpha, failure in ((None, 0.25), (0.5, 0.5), (0.25, 0.75), (0.3, 0.5), (1.0, 0.25)):
         _, (tried,) = certified([(0.3, outcomes(success_TZ, 7))], Target(0.9, 0.1, alpha))
         assert (tried.threshold, tried.failure, tried.calls_per_episode) == (0.3, failure, 7.0), alpha
     perfect = np.ones((200, 4))

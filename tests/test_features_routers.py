@@ -86,6 +86,7 @@ SIGNALS = [
     (GOAL, ("x",) * 18, ("put red",) + ("wait",) * 16, "put red pen drawer",
      {"steps_since_goal": 15, "chosen_names_goal": 1}),
     (GOAL, ("x", "y", "z"), ("wait", "wait"), "wait", {"steps_since_goal": 2, "goal_in_actions": 0, "steps_since_new": 0}),
+    (GOAL, ("x", "y z"), ("wait",), "wait", {"unseen_words": 1, "steps_since_new": 0, "steps_since_goal": 1}),
     ("pen", ("x",), (), "pen", {"chosen_names_goal": 1, "goal_seen": 0}),
     ("", ("x", "y", "y y z"), ("wait", "go"), "wait", {"steps_since_goal": 2, "chosen_names_goal": 0, "goal_seen": 0,
      "unseen_words": 1 / 3}),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from itertools import pairwise
+from itertools import combinations, pairwise
+from random import Random
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from r2v.clients.scripted import ScriptedPolicy
 from r2v.core.agent import AgentModels, Routed
 from r2v.core.fixed import AtSteps, Never
+from r2v.core.seeds import derive_seed
 from r2v.core.types import Observation
 from r2v.domains.household.expert import HouseholdExpert
 from r2v.domains.household.verifier import HouseholdVerifier
@@ -241,7 +243,7 @@ def test_draw_0_of_a_branch_is_the_recorded_future_and_other_draws_differ(small_
         for b in asyncio.run(branch(models, make, i, episode, [0, 2], draws=4, horizon=20))
     ]
     assert all(b.alone == bool(episodes[b.episode].success) for b in found if b.draw == 0)
-    assert any(b.alone != bool(episodes[b.episode].success) for b in found)
+    assert {b.draw for b in found if b.alone != bool(episodes[b.episode].success)} == {1, 2, 3}
 
 
 @pytest.mark.parametrize(("traps", "calls"), [((), 0), ((1,), 1), ((0, 1), 2), ((0, 1, 2), 3)])
@@ -268,6 +270,52 @@ def test_the_clairvoyant_admits_that_nothing_helps_and_refuses_holes():
         asyncio.run(fewest_calls(replace(hopeless, teacher=Down()), lambda t, z: (Copyable(), "none"), alone, horizon=5))
 
 
+class Watched(Toy):
+    """Notes what was done; two `press green` in a row, the second at step 10 or later, solve it."""
+
+    def __init__(self, notes: list[list[str]], solvable: bool):
+        super().__init__()
+        self.actions: list[str] = []
+        self.solvable = solvable
+        notes.append(self.actions)
+
+    async def step(self, action):
+        self.actions.append(action.text)
+        seen = await super().step(action)
+        solved = self.solvable and len(self.actions) > 10 and self.actions[-2:] == ["press green"] * 2
+        return replace(seen, done=True, success=True) if solved else seen
+
+
+def test_the_search_tries_what_it_says_it_tries():
+    """Each call, 24 pairs, runs from every fourth step on, and the last resort; of what helps it takes the fewest calls."""
+    models = routed(slm="press blue", teacher="press green").models
+    alone = run(Routed(models, Never()), horizon=24)
+    notes: list[list[str]] = []
+    found = asyncio.run(fewest_calls(models, lambda task, z: (Watched(notes, False), "none"), alone, horizon=24))
+    assert found.calls is None
+    drawn = Random(derive_seed("clairvoyant", TASK.id, 1)).sample(list(combinations(range(24), 2)), 24)
+    runs = [list(range(t, min(24, t + length))) for length in (3, 8, 20) for t in (0, 4, 8, 12, 16, 20)]
+    last = [list(range(t, 24)) for t in (0, 4, 8)]
+    tried = [[t for t, text in enumerate(actions) if text == "press green"] for actions in notes]
+    assert tried == [*([t] for t in range(24)), *map(list, drawn), *runs, *last]
+    assert not any(t >= 10 and t == before + 1 for before, t in drawn)
+    helped = asyncio.run(fewest_calls(models, lambda task, z: (Watched(notes, True), "none"), alone, horizon=24))
+    assert helped.calls == 2  # from step 12 on; from step 8 on it takes three
+
+
+def test_whether_the_teacher_differs_is_asked_with_the_seed_of_play():
+    seeds = []
+
+    class Told(ScriptedPolicy):
+        async def propose(self, context, k, *, seed):
+            seeds.append((context.t, k, seed))
+            return await super().propose(context, k, seed=seed)
+
+    alone = run(routed(), horizon=3)
+    assert asyncio.run(differs(alone, Told(lambda c: "press blue"), 3)) == [False] * 3
+    assert seeds == [(t, 1, derive_seed(derive_seed(TASK.id, 1, t), "teacher")) for t in range(3)]
+
+
 def test_the_bound_spends_calls_on_the_cheapest_episodes_first():
     """Each of ten searched episodes stands for .04 of all."""
     fewest = [Fewest("a", 1, calls) for calls in (3, 1, None, 2, 3, None, 2, 3, None, 3)]
@@ -279,6 +327,7 @@ def test_the_bound_spends_calls_on_the_cheapest_episodes_first():
     assert found.searched == 10
     assert bound(0.6, fewest, target=0.72).calls_at_target == pytest.approx(0.2)  # just reached
     assert bound(0.6, fewest, target=0.95).calls_at_target is None
+    assert bound(0.5, fewest[:1], target=1.0).success_rate == 1.0
     assert bound(0.6, fewest, target=0.6).calls_at_target == bound(1.0, [], target=1.0).calls_at_target == 0.0
 
 
