@@ -803,11 +803,11 @@ def test_a_takeover_ends_when_the_client_or_the_kill_switch_says_slm(make):  # n
 
 def test_what_a_router_was_fitted_with_holds_and_nothing_else(tmp_path):
     folder = str(router_of_entropy(tmp_path / "r2v", fitted_with=FittedWith(3, 7, "household")))
-    route = load_configured(RouteSettings(router=folder, horizon=7)).route
+    route = load_configured(validated(RouteSettings, {"router": folder, "horizon": 7})).route
     assert (route.k, route.horizon, route.verifier) == (3, 7, "household")
     for wrong in ({"k": 2}, {"horizon": 8}, {"verifier": "tool_calls"}):
         with pytest.raises(SettingsError, match=f"fitted with {next(iter(wrong))}"):
-            load_configured(RouteSettings(router=folder, **wrong))
+            load_configured(validated(RouteSettings, {"router": folder, **wrong}))
 
 
 def test_a_lost_cache_raises_the_threshold_and_a_warm_one_does_not(tmp_path):
