@@ -30,7 +30,7 @@ START_S = 60.0
 
 @dataclass(frozen=True)
 class Agent:
-    """How a program is told of the gateway; $URL and $KEY are filled in."""
+    """How a program gets the gateway's address and key, which $URL and $KEY stand for."""
 
     program: str
     install: str
@@ -81,7 +81,7 @@ def launch(
         agent: of `AGENTS`.
         arguments: its own.
         settings, config: of the gateway, and the file that they stand in.
-        tell: is told where the gateway and its page are.
+        tell: called with lines for the user: where the gateway and its page are.
 
     Returns:
         The agent's exit status.

@@ -21,7 +21,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -152,9 +152,9 @@ class Client(ABC):
 
     # -- what a provider is ---------------------------------------------------------------------------------------
 
-    @abstractmethod
     def headers(self, key: str | None) -> dict[str, str]:
         """HTTP headers besides the content type."""
+        return {} if key is None else {"authorization": f"Bearer {key}"}
 
     @abstractmethod
     async def answers(
@@ -392,6 +392,62 @@ class Client(ABC):
         output = None if raw.get("completion_tokens") is None else tokens.output
         known = prompt is not None and output is not None and self.settings.price is not None
         return Usage(1, prompt, output, self.usd(tokens) if known else None)
+
+
+class Reader(Protocol):
+    """Reads the events of one streamed answer in a model's own protocol."""
+
+    @property
+    def answer(self) -> Json | None:
+        """The whole answer; None until it has ended."""
+
+    def add(self, own: Json) -> Json | None:
+        """The event as a chat-completion chunk; None where that has nothing to say. Raises KeyError, TypeError, ValueError
+        for what is no such event.
+        """
+
+
+class SingleAnswerClient(Client):
+    """A provider that has no `n`, no seed and no log-probabilities: k candidates are k requests."""
+
+    streams = True
+    reader: ClassVar[type[Reader]]
+
+    @abstractmethod
+    def body(self, request: Request, authors: Mapping[str, str]) -> tuple[Json, Sequence[str]]:
+        """The request as the server takes it, and the names of what it lacks of the client's; see `draw`."""
+
+    @abstractmethod
+    def reply(self, answer: Json, dropped: tuple[str, ...]) -> Reply:
+        """An answer of the server. Raises KeyError, TypeError, ValueError for what is none."""
+
+    def _prepared(self, request: Request, authors: Mapping[str, str]) -> tuple[Json, tuple[str, ...], Mapping[str, str]]:
+        """(body, what it lacks, headers): one that speaks the client's protocol lacks nothing of the neutral form."""
+        body, dropped = self.body(request, authors)
+        if request.protocol == self.protocol:
+            return body, tuple(dropped), request.headers
+        return body, (*request.dropped, *dropped), {}
+
+    async def answers(
+        self, request: Request, k: int, *, seed: int | None, logprobs: bool, authors: Mapping[str, str]
+    ) -> list[Part]:
+        body, dropped, headers = self._prepared(request, authors)
+        found = await all_of([self.post(body, headers) for _ in range(k)])
+        replies = [self.read(lambda answer=answer: self.reply(answer, dropped)) for answer in found]  # type: ignore[misc]
+        return [Part([reply], reply.usage) for reply in replies]
+
+    async def stream(
+        self, request: Request, *, logprobs: bool, authors: Mapping[str, str]
+    ) -> AsyncGenerator[Piece | Reply, None]:
+        body, dropped, headers = self._prepared(request, authors)
+        reader = self.reader()
+        async for own in self.events({**body, "stream": True}, headers):
+            yield Piece(self.read(lambda own=own: reader.add(own)), own)  # type: ignore[misc]
+        answer = reader.answer
+        if answer is None:
+            raise self.broken("the stream ended too soon")
+        self.succeeded()
+        yield self.read(lambda: self.reply(answer, dropped))
 
 
 async def _sessions(settings: ClientSettings, headers: Mapping[str, str]) -> AsyncGenerator[aiohttp.ClientSession, None]:

@@ -20,9 +20,6 @@ class OpenAIClient(Client):
     protocol = "chat"
     streams = True
 
-    def headers(self, key: str | None) -> dict[str, str]:
-        return {} if key is None else {"authorization": f"Bearer {key}"}
-
     async def answers(
         self, request: Request, k: int, *, seed: int | None, logprobs: bool, authors: Mapping[str, str]
     ) -> list[Part]:

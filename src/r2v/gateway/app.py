@@ -237,9 +237,8 @@ class _Gateway:
             if request.stream:
                 return await self._streamed(http, request, options, adapter)
             answer = await self._step(http, request, options)
-            content = adapter.whole(answer.reply, request, answer.served)
-            self._items.keep(key, adapter.kept(request.source, content))
-            return json_response(content, 200, answer.facts)
+            self._items.keep(key, adapter.kept(request, answer.reply, answer.served))
+            return json_response(adapter.whole(answer.reply, request, answer.served), 200, answer.facts)
 
         return endpoint
 
@@ -268,9 +267,7 @@ class _Gateway:
                 async for event in self._events(live, begun, work, request, adapter):
                     yield event
                 answer = await work
-                self._items.keep(
-                    options.key, adapter.kept(request.source, adapter.whole(answer.reply, request, answer.served))
-                )
+                self._items.keep(options.key, adapter.kept(request, answer.reply, answer.served))
             except Refused as error:
                 yield adapter.broken(str(error), error.status, error.facts.get("reason"))
             finally:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from r2v.gateway.settings import BudgetSettings, LimitSettings
 
@@ -83,6 +83,13 @@ def limits_of(budget: BudgetSettings, session: str, key: str, day: int, session_
     return [(scope, limit) for scope, limit in scopes if limit != UNLIMITED]
 
 
+def touch(latest: OrderedDict[str, Any], name: str, most: int) -> None:
+    """Note that `name` was used just now; of more than `most` names the one that was not used for longest is forgotten."""
+    latest.move_to_end(name)
+    if len(latest) > most:
+        latest.popitem(last=False)
+
+
 class LocalBudgets:
     """`Budgets` of one process. Nothing in it waits, so no other step comes between a check and what is done on it."""
 
@@ -118,9 +125,7 @@ class LocalBudgets:
             else:
                 *key, day = rest.split(" ")
                 self._spent[scope] = self._history.spent(since=int(day) * DAY, key=key[0] if key else None)
-            if len(self._spent) > SCOPES:
-                self._spent.popitem(last=False)
-        self._spent.move_to_end(scope)
+        touch(self._spent, scope, SCOPES)
         return self._spent[scope]
 
     async def close(self) -> None:

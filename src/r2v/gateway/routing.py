@@ -1,7 +1,7 @@
 """What the gateway decides at a step: the configured router's answer, within modes, budgets and the price of a switch.
 
-The codes of `r2v.core.types.Code` that it adds: budget_exhausted, forced, switch_cost, hold, shadow, explore; what happens
-around it adds upstream_fallback, verifier_failed and early.
+The codes of `r2v.core.types.Code` that it adds: budget_exhausted, forced, switch_cost, hold, explore; what happens around it
+adds upstream_fallback, verifier_failed, early, observe and shadow.
 """
 
 from __future__ import annotations
@@ -46,9 +46,7 @@ class GatewayRouter:
 
     def decide(self, context: Context, features: Features, memory: Memory, *, seed: int) -> Decision:
         decision = self._wanted(context, features, memory, seed)
-        if decision.route in ("continue", "retry"):
-            return decision
-        if memory.calls_left == 0:
+        if memory.calls_left == 0 and decision.route not in ("continue", "retry"):
             return _instead(decision, "budget_exhausted")
         return decision
 

@@ -31,7 +31,7 @@ from r2v.core.features import best
 from r2v.core.protocols import Verifier
 from r2v.core.seeds import derive_seed
 from r2v.core.types import NO_USAGE, Action, Candidate, Choice, Code, Context, Decision, Memory, Observation, Route, Step
-from r2v.gateway.budgets import DAY, Amount, Budgets, Exhausted, LocalBudgets, Reservation, limits_of
+from r2v.gateway.budgets import DAY, Amount, Budgets, Exhausted, LocalBudgets, Reservation, limits_of, touch
 from r2v.gateway.candidates import CandidateSource, LiveAnswer, most
 from r2v.gateway.ledger import Entry, Ledger
 from r2v.gateway.metrics import Metrics
@@ -156,7 +156,7 @@ class Service:
             served.describe(choice, model)
             reply = answered.reply(choice.action)
             if reply.dropped:
-                served.facts["dropped"] = ",".join(reply.dropped)
+                served.facts["dropped"] = ",".join(dict.fromkeys(reply.dropped))  # a name may come of many messages
             if not options.dry:
                 await self._record(served, choice, context)
                 for block in reply.choice["message"].get("thinking_blocks") or []:
@@ -178,7 +178,7 @@ class Service:
         if not session.memory.decisions:
             return route.stream == "early"
         last = session.memory.decisions[-1]
-        threshold = self.router.threshold if options.threshold is None else options.threshold
+        threshold = self._threshold(options)
         bar = threshold if route.stream == "early" else threshold / 2
         return last.route == "continue" and last.score is not None and last.score < bar
 
@@ -230,20 +230,19 @@ class Service:
         """Whether it is no step of the session: agents also ask for titles and summaries under its name, without tools."""
         if request.tools not in (b"null", b"[]"):
             self._with_tools[name] = None
-            self._with_tools.move_to_end(name)
-            if len(self._with_tools) > SESSIONS:
-                self._with_tools.popitem(last=False)
+            touch(self._with_tools, name, SESSIONS)
             return False
         first = request.messages[0]
         return name in self._with_tools or (
             first.role in ("system", "developer") and ASIDE.search(first.text[:1000]) is not None
         )
 
+    def _threshold(self, options: RequestOptions) -> float:
+        return self.router.threshold if options.threshold is None else options.threshold
+
     def _router(self, served: ServedStep) -> GatewayRouter:
-        threshold = self.router.threshold if served.options.threshold is None else served.options.threshold
-        return GatewayRouter(
-            self.router.make(threshold), self.settings.route, forced=served.options.forced, cold=served.session.cold
-        )
+        router = self.router.make(self._threshold(served.options))
+        return GatewayRouter(router, self.settings.route, forced=served.options.forced, cold=served.session.cold)
 
     async def _choose(self, served: ServedStep) -> tuple[Choice, Context]:
         route, session = self.settings.route, served.session
@@ -279,7 +278,6 @@ class Service:
         not ready when the teacher has answered is given up after a moment.
         """
         code: Code = "shadow" if part.name == "shadow" else "observe"
-
         kept = bool(memory.decisions) and memory.decisions[-1].route == "takeover"
         watched = Noted(router)
         drafting = None
@@ -389,7 +387,7 @@ async def _slm_alone(step_context: StepContext, router: GatewayRouter, code: Cod
 
 
 def _alike(choice: Choice) -> bool | None:
-    """Whether the SLM would have acted as the teacher did; None where they were not both asked, or it cannot be told."""
+    """Whether the SLM would have acted as the teacher did; None where they were not both asked, or it is not known."""
     if choice.source != "teacher" or not choice.candidates:
         return None
     return alike(choice.candidates[best(choice.candidates, choice.scores)].action, choice.action)
@@ -419,11 +417,11 @@ def _state(settings: GatewaySettings, ledger: Ledger) -> tuple[Sessions, Budgets
 
 def _unanswered(facts: Json, code: Code, *causes: Exception) -> Refused:
     """No model answered. Where all of them limit their rate, so does the answer, with the shortest of their waits."""
-    limited = all(isinstance(cause, ModelError) and cause.status == 429 for cause in causes)
+    status = 429 if all(isinstance(cause, ModelError) and cause.status == 429 for cause in causes) else 502
     waits = [cause.retry_after for cause in causes if isinstance(cause, ModelError) and cause.retry_after is not None]
     reason = "; ".join(map(str, causes))
     facts = {**facts, "reason": code}
-    return Refused(f"no model answered: {reason}", 429 if limited else 502, facts, retry_after=min(waits, default=None))
+    return Refused(f"no model answered: {reason}", status, facts, retry_after=min(waits, default=None))
 
 
 def _unwritten(error: Exception, facts: Json) -> Refused:

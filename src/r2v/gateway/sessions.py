@@ -15,6 +15,7 @@ from typing import Protocol
 
 from r2v.core.seeds import derive_seed
 from r2v.core.types import Decision, Memory
+from r2v.gateway.budgets import touch
 from r2v.gateway.ledger import Ledger, ModeChange, decisions_of
 from r2v.messages.conversation import Json
 from r2v.messages.protocol import encode
@@ -102,9 +103,7 @@ class LocalSessions:
         if fresh and self._begun(numbered(identity, run)):
             run += 1
         self._runs[identity] = run
-        self._runs.move_to_end(identity)
-        if len(self._runs) > SESSIONS:
-            self._runs.popitem(last=False)
+        touch(self._runs, identity, SESSIONS)
         return numbered(identity, run)
 
     def _begun(self, identity: str) -> bool:
@@ -117,9 +116,7 @@ class LocalSessions:
             entries = self._ledger.steps(identity)
             memory = Memory(seed=derive_seed(identity, "episode"), decisions=decisions_of(entries)[-DECISIONS:])
             record = self._records[identity] = _Record(entries[-1].t + 1 if entries else 0, memory)
-            if len(self._records) > SESSIONS:
-                self._records.popitem(last=False)
-        self._records.move_to_end(identity)
+        touch(self._records, identity, SESSIONS)
         cold = time.monotonic() - record.teacher_at > self._cache_ttl_s
         session = Session(identity, record.steps, record.memory, cold, record.prompt_tokens, record.signatures)
         record.steps += not dry

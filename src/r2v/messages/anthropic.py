@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from r2v.messages.conversation import BadRequest, Json, Request, text_of
+from r2v.messages.conversation import BadRequest, Json, Request, object_of, text_of
 from r2v.messages.protocol import Piece, ProtocolAdapter, Reply, Served, event, pieces
 
 STOP = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use", "content_filter": "refusal"}
@@ -159,15 +159,6 @@ def tool_uses(message: Json) -> list[Json]:
         for call in message.get("tool_calls") or []
         for function in [call.get("function") or {}]
     ]
-
-
-def object_of(arguments: Any) -> Json:
-    """Tool input must be an object; what a model wrote instead is kept as text."""
-    try:
-        value = json.loads(arguments or "{}")
-    except (ValueError, TypeError):
-        value = None
-    return value if isinstance(value, dict) else {"arguments": str(arguments)}
 
 
 def usage_of(usage: Json) -> Json:

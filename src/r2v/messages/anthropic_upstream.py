@@ -12,8 +12,9 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from r2v.messages.anthropic import assistant, object_of, tool_uses
-from r2v.messages.conversation import Json, sent_id, text_of
+from r2v.messages.anthropic import assistant, tool_uses
+from r2v.messages.conversation import Json, object_of, sent_id, text_of
+from r2v.messages.openai_chat import chunk_of
 from r2v.messages.protocol import Reply
 
 FINISH = {
@@ -262,9 +263,9 @@ class MessageReader:
         self._calls = 0
 
     @property
-    def ended(self) -> bool:
-        """Whether the stop reason has come."""
-        return bool(self.message.get("stop_reason"))
+    def answer(self) -> Json | None:
+        """The whole answer; None until its stop reason has come."""
+        return self.message if self.message.get("stop_reason") else None
 
     def add(self, own: Json) -> Json | None:
         """The event as a chat-completion chunk; None where that has nothing to say. Raises KeyError, TypeError, ValueError
@@ -273,7 +274,7 @@ class MessageReader:
         kind = own.get("type")
         if kind == "message_start":
             self.message = {**own["message"], "content": []}
-            return _chunk({"role": "assistant", "content": ""})
+            return chunk_of({"role": "assistant", "content": ""})
         if kind == "content_block_start":
             return self._start(own["index"], dict(own["content_block"]))
         if kind == "content_block_delta":
@@ -283,7 +284,7 @@ class MessageReader:
         elif kind == "message_delta":
             self.message |= own["delta"]
             self.message["usage"] = self.message.get("usage", {}) | {k: v for k, v in own["usage"].items() if v is not None}
-            return _chunk({}, FINISH.get(str(own["delta"].get("stop_reason")), "stop"))
+            return chunk_of({}, FINISH.get(str(own["delta"].get("stop_reason")), "stop"))
         return None
 
     def _start(self, index: int, block: Json) -> Json | None:
@@ -294,7 +295,7 @@ class MessageReader:
             return None
         self._arguments[index], self._calls = "", self._calls + 1
         function = {"name": block["name"], "arguments": ""}
-        return _chunk(
+        return chunk_of(
             {"tool_calls": [{"index": self._calls - 1, "id": block["id"], "type": "function", "function": function}]}
         )
 
@@ -303,10 +304,10 @@ class MessageReader:
         if kind == "input_json_delta" and block.get("type") == "tool_use":
             self._arguments[index] += delta["partial_json"]
             function = {"arguments": delta["partial_json"]}
-            return _chunk({"tool_calls": [{"index": self._calls - 1, "function": function}]})
+            return chunk_of({"tool_calls": [{"index": self._calls - 1, "function": function}]})
         if kind == "text_delta":
             block["text"] = block.get("text", "") + delta["text"]
-            return _chunk({"content": delta["text"]})
+            return chunk_of({"content": delta["text"]})
         if kind == "thinking_delta":
             block["thinking"] = block.get("thinking", "") + delta["thinking"]
         elif kind == "signature_delta":
@@ -316,7 +317,3 @@ class MessageReader:
         elif kind == "input_json_delta":  # of a tool on the server's side
             self._arguments[index] = self._arguments.get(index, "") + delta["partial_json"]
         return None
-
-
-def _chunk(delta: Json, finish: str | None = None) -> Json:
-    return {"choices": [{"index": 0, "delta": delta, "finish_reason": finish}]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -274,6 +275,15 @@ def _call(name: str, arguments: str) -> Action:
 
 
 _known_call = lru_cache(maxsize=8192)(_call)
+
+
+def object_of(arguments: Any) -> Json:
+    """Tool input must be an object; what a model wrote instead is kept as text."""
+    try:
+        value = json.loads(arguments or "{}")
+    except (ValueError, TypeError):
+        value = None
+    return value if isinstance(value, dict) else {"arguments": str(arguments)}
 
 
 def logprobs_of(choice: Json, vocabulary: int | None) -> tuple[float | None, float | None]:

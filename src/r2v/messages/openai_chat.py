@@ -26,7 +26,7 @@ def chunks(answer: Json, include_usage: bool, extra: Json, size: int = 400) -> l
     head = {"id": answer["id"], "object": "chat.completion.chunk", "created": answer["created"], "model": answer["model"]}
 
     def chunk(delta: Json, finish: str | None = None) -> Json:
-        return {**head, "choices": [{"index": 0, "delta": delta, "finish_reason": finish}]}
+        return head | chunk_of(delta, finish)
 
     found = [chunk({"role": "assistant", "content": ""})]
     for text in pieces(message.get("content") or "", size):
@@ -52,6 +52,11 @@ def chunks(answer: Json, include_usage: bool, extra: Json, size: int = 400) -> l
     if include_usage:
         found.append({**head, "choices": [], "usage": answer["usage"], "r2v": extra})
     return found
+
+
+def chunk_of(delta: Json, finish: str | None = None) -> Json:
+    """A chunk of a stream, as far as its choice goes."""
+    return {"choices": [{"index": 0, "delta": delta, "finish_reason": finish}]}
 
 
 class StreamAccumulator:

@@ -99,7 +99,7 @@ class ProtocolAdapter(ABC):
         """The request with what it only refers to. Raises BadRequest."""
         return source
 
-    def kept(self, source: Json, answer: Json) -> Json:
+    def kept(self, request: Request, reply: Reply, served: Served) -> Json:
         """What later requests may refer to of an answer: lists of items by id."""
         return {}
 

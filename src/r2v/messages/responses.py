@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from r2v.messages.conversation import BadRequest, Json, Request, text_of
+from r2v.messages.conversation import BadRequest, Json, Request, object_of, text_of
 from r2v.messages.openai_chat import openai_error
 from r2v.messages.protocol import Piece, ProtocolAdapter, Reply, Served, event, pieces
 
@@ -48,7 +48,7 @@ class ClientTool:
         where: Json = {"name": self.name} | ({"namespace": self.namespace} if self.namespace else {})
         if self.kind == "function":
             return {"type": "function_call", **where, "arguments": arguments}
-        given = _object(arguments)
+        given = object_of(arguments)
         if self.kind == "custom":
             return {"type": "custom_tool_call", **where, "input": str(given.get("input", arguments))}
         command = given.get("command")
@@ -199,14 +199,6 @@ def _part(part: Json, dropped: list[str]) -> Json:
     if "text" not in part:
         dropped.append(str(part.get("type")))
     return {"type": "text", "text": text_of([part])}
-
-
-def _object(arguments: str) -> Json:
-    try:
-        value = json.loads(arguments or "{}")
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def _item_of(call: Json, identity: str, index: int, tools: Mapping[str, ClientTool]) -> Json:
@@ -395,11 +387,12 @@ class Responses(ProtocolAdapter):
                 found.append(item)
         return {**source, "input": found}
 
-    def kept(self, source: Json, answer: Json) -> Json:
-        """What later requests may refer to: lists of items by id."""
-        if source.get("store") is False:
+    def kept(self, request: Request, reply: Reply, served: Served) -> Json:
+        if request.source.get("store") is False:
             return {}
-        return {answer["id"]: [*source["input"], *answer["output"]]} | {item["id"]: [item] for item in answer["output"]}
+        answer = self.whole(reply, request, served)
+        items = {answer["id"]: [*request.source["input"], *answer["output"]]}
+        return items | {item["id"]: [item] for item in answer["output"]}
 
     def neutral(self, source: Json) -> tuple[Json, list[str]]:
         return from_responses(source)

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from r2v.messages.conversation import Json, text_of
+from r2v.messages.openai_chat import chunk_of
 from r2v.messages.protocol import Reply
 
 CONVERTED = (
@@ -21,11 +22,12 @@ def own_response_request(source: Json, *, model: str) -> tuple[Json, list[str]]:
     """A client's own Responses request for a model, and the names of what it lacks. The server is to keep nothing: what the
     request refers to stands in it, and reasoning comes and goes encrypted, for it cannot be referred to either.
     """
-    lost = [item for item in source["input"] if item.get("type") == "reasoning" and not item.get("encrypted_content")]
+    items = source["input"]
+    kept = [item for item in items if item.get("type") != "reasoning" or item.get("encrypted_content")]
     body = {key: value for key, value in source.items() if key not in ("stream", "previous_response_id")}
-    body |= {"model": model, "store": False, "input": [item for item in source["input"] if item not in lost]}
+    body |= {"model": model, "store": False, "input": kept}
     body["include"] = list(dict.fromkeys([*(source.get("include") or []), ENCRYPTED]))
-    return body, ["reasoning"] * bool(lost)
+    return body, ["reasoning"] * (len(kept) < len(items))
 
 
 def to_responses(body: Json, *, model: str) -> tuple[Json, list[str]]:
@@ -126,7 +128,7 @@ class ResponseReader:
     """Says what each event of a streamed Responses answer means in the neutral form; the last holds the whole answer."""
 
     def __init__(self) -> None:
-        self.response: Json | None = None
+        self.answer: Json | None = None
         self._calls: dict[Any, int] = {}
 
     def add(self, own: Json) -> Json | None:
@@ -135,21 +137,17 @@ class ResponseReader:
         """
         kind = own.get("type")
         if kind in ("response.completed", "response.incomplete"):
-            self.response = own["response"]
-            return _chunk({}, reply_of_response(own["response"]).choice["finish_reason"])
+            self.answer = own["response"]
+            return chunk_of({}, reply_of_response(own["response"]).choice["finish_reason"])
         if kind == "response.output_text.delta":
-            return _chunk({"content": own["delta"]})
+            return chunk_of({"content": own["delta"]})
         if kind == "response.output_item.added" and own["item"].get("type") == "function_call":
             item, index = own["item"], len(self._calls)
             self._calls[own["output_index"]] = index
             function = {"name": item["name"], "arguments": ""}
             call = {"index": index, "id": item["call_id"], "type": "function", "function": function}
-            return _chunk({"tool_calls": [call]})
+            return chunk_of({"tool_calls": [call]})
         if kind == "response.function_call_arguments.delta":
             function = {"arguments": own["delta"]}
-            return _chunk({"tool_calls": [{"index": self._calls[own["output_index"]], "function": function}]})
+            return chunk_of({"tool_calls": [{"index": self._calls[own["output_index"]], "function": function}]})
         return None
-
-
-def _chunk(delta: Json, finish: str | None = None) -> Json:
-    return {"choices": [{"index": 0, "delta": delta, "finish_reason": finish}]}
