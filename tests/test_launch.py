@@ -172,3 +172,17 @@ def test_promote_and_rollback_speak_with_the_gateway_that_runs(desk):
     finally:
         served.terminate()
         served.communicate()
+
+
+def test_what_serve_says_to_try_holds_the_key_when_it_is_pasted(desk):
+    served = desk.serve()
+    try:
+        lines = [served.stdout.readline() for _ in range(4)]
+        key = desk.folder / "state" / "r2v" / f"{desk.port}.key"
+        assert f"key      $(cat {key})\n" in lines and key.read_text().strip() not in "".join(lines)
+        pasted = lines[-1].removeprefix("try").strip().removesuffix("\\").replace("curl", "printf '%s\\n'")
+        shell = subprocess.run(["bash", "-c", pasted], capture_output=True, text=True, timeout=30, env=desk.env)
+        assert shell.stdout.splitlines()[1:] == ["-H", f"authorization: Bearer {key.read_text().strip()}"]
+    finally:
+        served.terminate()
+        served.communicate()

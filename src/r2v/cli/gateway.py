@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from r2v.cli.common import Set, cli, gateway_module, imported
-from r2v.cli.launch import AGENTS, ask, inbound_key, launch, page
+from r2v.cli.launch import AGENTS, ask, inbound_key, key_in_shell, launch, page
 from r2v.core.errors import SettingsError
 from r2v.runtime.settings import load
 from r2v.runtime.store import write_episodes, write_text
@@ -54,15 +54,17 @@ def serve(
     if config is None and not mock:
         raise SettingsError("give a config, or --mock for mock models; `r2v init` writes a config to start from")
     settings = gateway.mock_settings(port or 8321) if config is None else _load(config, overrides or [])
+    in_shell = key_in_shell(settings)
     if port is not None:
         settings = settings.but(server=settings.server.but(port=port))
 
     def announce(url: str) -> None:
-        given = inbound_key(settings)
-        key = given if given == gateway.MOCK_KEY or sys.stdout.isatty() else f"${settings.server.key_env}"  # not into a log
+        key = inbound_key(settings)
+        if key != gateway.MOCK_KEY and not sys.stdout.isatty():  # not into a log
+            key = in_shell
         typer.echo(f"gateway  {url}   (OpenAI base URL {url}/v1, Anthropic base URL {url})")
         typer.echo(f"key      {key}\nledger   {settings.store.path}\npage     {page(url, key)}")
-        typer.echo(f"try      curl {url}/v1/chat/completions -H 'authorization: Bearer {key}' \\")
+        typer.echo(f'try      curl {url}/v1/chat/completions -H "authorization: Bearer {key}" \\')
         typer.echo("""         -d '{"model": "r2v", "messages": [{"role": "user", "content": "hello"}]}' -i""")
         sys.stdout.flush()
 
@@ -145,7 +147,7 @@ def promote(
 @cli.command(rich_help_panel="Gateway")
 def rollback(
     config: Annotated[Path, typer.Argument(help="Settings of the gateway that runs.")] = CONFIG,
-    to: Annotated[str, typer.Option(help="observe, shadow or canary.")] = "observe",
+    to: Annotated[Literal["observe", "shadow", "canary"], typer.Option(help="The mode to go to.")] = "observe",
 ) -> None:
     """Move the running gateway down, at once and without conditions."""
     _change_mode(config, {"action": "rollback", "to": to})

@@ -148,12 +148,23 @@ def inbound_key(settings: GatewaySettings) -> str:
     server = settings.server
     if given := os.environ.get(server.key_env, "").split(",")[0].strip():
         return given
-    path = state(f"{server.port}.key")
+    path = _made_key(settings)
     if not path.exists():
         path.touch(0o600)
         path.write_text(f"r2v-{secrets.token_urlsafe(24)}\n")
     os.environ[server.key_env] = path.read_text().strip()
     return os.environ[server.key_env]
+
+
+def key_in_shell(settings: GatewaySettings) -> str:
+    """What a shell makes the key of: the environment variable, or the file of a key that was made for the port."""
+    path, name = _made_key(settings), settings.server.key_env
+    made = path.exists() and path.read_text().strip() == os.environ.get(name)
+    return f"$(cat {path})" if made else f"${name}"
+
+
+def _made_key(settings: GatewaySettings) -> Path:
+    return state(f"{settings.server.port}.key")
 
 
 def state(name: str) -> Path:
