@@ -37,12 +37,13 @@ def provenance(ctx: StageContext, split: str) -> dict[str, Any]:
 
 
 def cpu() -> str:
-    """Name of the processor: training gives other weights on another one."""
+    """The processor: training gives other weights on another one, also on one of the same name."""
     info = Path("/proc/cpuinfo")
     if info.exists():
-        for line in info.read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
+        lines = (line.partition(":") for line in info.read_text(errors="replace").splitlines())
+        found = {key.strip(): value.strip() for key, _, value in lines}
+        if "model name" in found:
+            return f"{found['model name']} (family {found.get('cpu family', '?')}, model {found.get('model', '?')})"
     return platform.processor() or platform.machine()
 
 
