@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from r2v.gateway.routing import load_configured
 from r2v.gateway.settings import RouteSettings
 from r2v.pipeline.run_folder import folder_of
 from r2v.pipeline.stages import STAGES
+from r2v.runtime.executor import LocalProcesses
 
 SETTINGS = """\
 version: 1
@@ -335,6 +337,22 @@ def test_two_runs_in_one_folder_do_not_meet(settings, tmp_path):
 def _sleep(path: str) -> None:
     Path(path).write_text(str(os.getpid()))
     time.sleep(60)
+
+
+def _fails_first(job: int) -> None:
+    if not job:
+        raise ValueError("the first job")
+    time.sleep(0.02)
+
+
+def test_a_failed_job_ends_the_others_without_breaking_the_pools_own_thread():
+    """An exception in that thread fails whichever test runs at that moment (see conftest)."""
+    for _ in range(3):
+        with pytest.raises(ValueError, match="the first job"), LocalProcesses(2) as pool:
+            pool.map(_fails_first, range(200), lambda *_: None)
+        for thread in threading.enumerate():
+            if type(thread).__name__ == "_ExecutorManagerThread":
+                thread.join(10)
 
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="no /proc on this system")

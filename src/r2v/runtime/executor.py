@@ -50,15 +50,13 @@ class LocalProcesses:
                 self._count, mp_context=get_context("spawn"), initializer=_end_with, initargs=(os.getpid(),)
             )
         futures = [self._pool.submit(function, job) for job in jobs]
+        # After an error nothing is cancelled here: the pool's thread breaks on cancelled jobs once its processes are gone.
         try:
             for done, future in enumerate(as_completed(futures), start=1):
                 future.result()
                 report(done, len(futures), note)
         except BrokenProcessPool:
             raise StageError("a worker process was killed (out of memory?); run the same command again to resume") from None
-        finally:
-            for future in futures:
-                future.cancel()
 
 
 def _end_with(parent: int) -> None:
