@@ -1,0 +1,180 @@
+"""What a step says, as hashed words and pairs of words: the input of a model that reads (no vocabulary is stored).
+
+All of it is array arithmetic on bytes: a step costs some tens of microseconds however long its context is, because each
+text is cut to its beginning and its end first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from r2v.core.features import FEATURES
+from r2v.core.mlp import REMEMBERED, Calibration
+from r2v.core.types import Action, Context, Features
+from r2v.maths import Floats
+
+FIELDS = ("goal", "seen", "action", "before")
+"""The goal; the newest observation; what the SLM would do now; the steps before that, shortened."""
+BITS = 15
+ROOM = 1 << BITS
+"""Numbers of a hashed gram, over all fields."""
+_ENDS = {"goal": (1200, 400), "seen": (900, 900), "action": (900, 300)}
+"""Characters kept of the beginning and of the end of each text."""
+_BEFORE, _EACH = 3, 160
+"""Steps before this one that are read, and characters of each of their texts."""
+_MOST = 8192
+"""Bytes of one step that are read; a text of letters beyond ASCII takes more than one for each."""
+
+_ODD, _PAIR = np.uint64(0x9E3779B97F4A7C15), np.uint64(0x2545F4914F6CDD1D)
+_HALF, _DOWN, _BITS, _LOW = np.uint64(29), np.uint64(64 - BITS), np.uint64(BITS), np.uint64(ROOM - 1)
+with np.errstate(over="ignore"):
+    _POWER = np.cumprod(np.full(_MOST + 1, 0x100000001B3, dtype=np.uint64))
+    _INVERSE = np.cumprod(np.full(_MOST + 1, pow(0x100000001B3, -1, 1 << 64), dtype=np.uint64))
+_SALT = np.array([0x243F6A8885A308D3, 0x13198A2E03707344, 0xA4093822299F31D0, 0x082EFA98EC4E6C89], dtype=np.uint64)
+_LETTER = np.zeros(256, dtype=np.uint64)
+"""Each byte of a word in lower case, all digits alike; 0 for what parts words."""
+for _byte in range(256):
+    _character = chr(_byte)
+    if _byte >= 128:
+        _LETTER[_byte] = _byte
+    elif _character.isdigit():
+        _LETTER[_byte] = ord("0")
+    elif _character.isalpha() or _character == "_":
+        _LETTER[_byte] = ord(_character.lower())
+
+
+def texts(context: Context, action: Action) -> tuple[str, ...]:
+    """The text of each of `FIELDS`, cut to a bounded length."""
+    before = []
+    for i in range(max(0, context.t - _BEFORE), context.t):
+        before += [context.observations[i][:_EACH], context.actions[i].text[:_EACH]]
+    return (
+        _cut("goal", context.goal), _cut("seen", context.observations[-1]), _cut("action", action.text), "\n".join(before),
+    )  # fmt: skip
+
+
+def _cut(field: str, text: str) -> str:
+    first, last = _ENDS[field]
+    return text if len(text) <= first + last else f"{text[:first]} \n {text[-last:]}"
+
+
+@dataclass(frozen=True, eq=False)
+class Grams:
+    """The hashed words and pairs of neighbouring words of some steps."""
+
+    index_G: NDArray[np.int32]
+    """Where each counts, in [0, ROOM)."""
+    part_G: NDArray[np.int32]
+    """Which text it is of: the number of the step x `len(FIELDS)` + that of the field."""
+    steps: int
+
+    @cached_property
+    def value_G(self) -> Floats:
+        """1 / sqrt(number of different grams of the text): a long text weighs as much as a short one."""
+        return np.asarray(1 / np.sqrt(np.bincount(self.part_G, minlength=1)[self.part_G]))
+
+    def parts_NP(self, weight_G: Floats) -> Floats:
+        """What each text adds, if each of its grams weighs so much."""
+        added = np.bincount(self.part_G, weight_G[self.index_G] * self.value_G, minlength=self.steps * len(FIELDS))
+        return added.reshape(self.steps, len(FIELDS))
+
+
+def grams(texts: tuple[str, ...]) -> Grams:
+    """The grams of one step, from the texts of its `FIELDS`; each once a text."""
+    packed = [text.encode("utf-8", "replace") for text in texts]
+    letter_B = _LETTER[np.frombuffer(b"\n".join(packed)[:_MOST] + b"\n", dtype=np.uint8)]
+    edge_B = np.flatnonzero(np.diff(letter_B > 0, prepend=False))
+    start_W, end_W = edge_B[0::2], edge_B[1::2]
+    total_B = np.zeros(len(letter_B) + 1, dtype=np.uint64)
+    np.cumsum(letter_B * _POWER[: len(letter_B)], out=total_B[1:])
+    word_W = (total_B[end_W] - total_B[start_W]) * _INVERSE[start_W]
+    ends = [len(part) + 1 for part in packed]
+    field_W = np.searchsorted(np.cumsum(ends[:-1]), start_W, side="right")
+    together = field_W[1:] == field_W[:-1]
+    pair_W = (word_W[:-1] * _PAIR + word_W[1:])[together]
+    hashed = (np.concatenate([word_W, pair_W]) ^ _SALT[np.concatenate([field_W, field_W[1:][together]])]) * _ODD
+    hashed ^= hashed >> _HALF
+    # The text's number stands above the hash, so that one sort finds what is there twice.
+    key = (hashed * _ODD) >> _DOWN
+    key += np.concatenate([field_W, field_W[1:][together]]).astype(np.uint64) << _BITS
+    key.sort()
+    key = key[np.concatenate([[True], key[1:] != key[:-1]])] if len(key) else key
+    return Grams((key & _LOW).astype(np.int32), (key >> _BITS).astype(np.int32), 1)
+
+
+def joined(steps: Sequence[Grams]) -> Grams:
+    """Steps one after the other."""
+    offsets = np.repeat(np.arange(len(steps)) * len(FIELDS), [len(step.index_G) for step in steps])
+    index_G, part_G = ([*map(at, steps)] or [np.zeros(0, np.int32)] for at in (_index, _part))
+    return Grams(np.concatenate(index_G), (np.concatenate(part_G) + offsets).astype(np.int32), len(steps))
+
+
+def _index(step: Grams) -> NDArray[np.int32]:
+    return step.index_G
+
+
+def _part(step: Grams) -> NDArray[np.int32]:
+    return step.part_G
+
+
+@dataclass(frozen=True, eq=False)
+class Reader:
+    """A probability from what a step says and from its features: logistic, every part of it bounded.
+
+    A feature counts by the bin of the fit that it falls in, and what a text adds is clipped to what texts added in the fit:
+    so nothing that anybody writes moves the log-odds further than the texts and numbers of the fit did.
+    """
+
+    names: tuple[str, ...]
+    """Features that it reads, of `r2v.core.features.FEATURES`."""
+    edges_FB: Floats
+    """Between the bins of each feature; infinite where it has fewer."""
+    bins_FB: Floats
+    """Log-odds of each bin; a feature that is absent adds none."""
+    words: Floats
+    """[ROOM]: log-odds of each gram."""
+    range_2P: Floats
+    """Least and most that each text of `FIELDS` may add."""
+    bias: float
+    agents: Mapping[str, float] = field(default_factory=dict)
+    """Log-odds of each model that was fitted on, against their mean."""
+    agent: str | None = None
+    """Whose steps are read; None: not known, which adds nothing."""
+    calibration: Calibration = Calibration()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def logit(self, said: Grams, x_NF: Floats, present_NF: NDArray[np.bool_], offset_N: Floats | float = 0.0) -> Floats:
+        """Log-odds before calibration of many steps; the features are the columns of `names`."""
+        parts_NP = np.clip(said.parts_NP(self.words), *self.range_2P)
+        bin_NF = (x_NF[:, :, None] >= self.edges_FB).sum(axis=2)
+        added_NF = np.where(present_NF, self.bins_FB[np.arange(len(self.names)), bin_NF], 0.0)
+        return np.asarray(parts_NP.sum(axis=1) + added_NF.sum(axis=1) + self.bias + offset_N)
+
+    def score(self, context: Context, action: Action, features: Features) -> float:
+        """The probability at one step.
+
+        Args:
+            context: what was known before it.
+            action: what the SLM would do.
+            features: all `FEATURES` of the step.
+        """
+        return self._score(texts(context, action), features)
+
+    @cached_property
+    def _score(self) -> Any:
+        return lru_cache(REMEMBERED)(self._of_one)
+
+    def _of_one(self, read: tuple[str, ...], features: Features) -> float:
+        x_NF, present_NF = np.array([features.values])[:, self._columns], np.array([features.present])[:, self._columns]
+        offset = self.agents.get(self.agent, 0.0) if self.agent else 0.0
+        return float(self.calibration(self.logit(grams(read), x_NF, present_NF, offset))[0])
+
+    @cached_property
+    def _columns(self) -> list[int]:
+        return [FEATURES.index(name) for name in self.names]

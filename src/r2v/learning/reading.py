@@ -1,0 +1,188 @@
+"""Fits a `Reader`: logistic regression on hashed words, binned features and the model's name, with scikit-learn.
+
+Linear on purpose. On MINT, KnowAgent and tau-bench a boosted model on top of it was no better on tasks left out
+(`benchmarks/reading.py` measures both again).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from r2v.core.features import FEATURES, batch, best
+from r2v.core.mlp import Calibration
+from r2v.core.reading import FIELDS, ROOM, Grams, Reader, grams, joined, texts
+from r2v.core.types import Action, Episode, Step
+from r2v.evaluation.groups import folds
+from r2v.maths import Bools, Floats
+from r2v.maths.calibration import fit_scaling, nll
+
+BINS = 5
+PENALTIES = (0.1, 1.0)
+"""Inverse strengths (scikit-learn's `C`) that are tried on groups of the training rows left out."""
+FEATURE_SCALE, AGENT_SCALE = 0.4, 1.0
+"""Size of the columns beside those of the words, which have length 1 a text: the larger, the less they are shrunk."""
+FOLDS = 5
+CLIPPED = (0.01, 0.99)
+"""Quantiles of what a text adds over the rows of the fit, beyond which it is clipped."""
+
+
+@dataclass(frozen=True, eq=False)
+class ReadRows:
+    """Steps as a reader sees them, one row a step."""
+
+    said: Grams
+    x_NF: Floats
+    present_NF: Bools
+    agent_N: NDArray[np.int64]
+    """Of `agents`."""
+    agents: tuple[str, ...]
+    episode_N: NDArray[np.int64]
+    t_N: NDArray[np.int64]
+    """Steps taken before."""
+    group_N: NDArray[np.int64]
+    """Rows of one group are never on both sides of a split."""
+
+    def __len__(self) -> int:
+        return len(self.agent_N)
+
+    @cached_property
+    def matrix(self) -> Any:
+        """[N, ROOM] of the words (CSR)."""
+        from scipy import sparse
+
+        row_G = self.said.part_G // len(FIELDS)
+        return sparse.csr_matrix((self.said.value_G, (row_G, self.said.index_G)), shape=(len(self), ROOM))
+
+
+def read_rows(
+    episodes: Sequence[Episode], group_E: NDArray[np.int64], steps: Sequence[Sequence[int]], horizon: int = 50
+) -> ReadRows:
+    """The steps of some episodes, each with what the SLM would have done there.
+
+    Args:
+        episodes: recorded ones.
+        group_E: of each episode, the group of its task.
+        steps: of each episode, the numbers of the steps to read; all must have features.
+    """
+    said, features, owners, t = [], [], [], []
+    for i, (episode, wanted) in enumerate(zip(episodes, steps, strict=True)):
+        contexts = episode.contexts(horizon) if len(wanted) else []
+        for number in wanted:
+            step = episode.steps[number]
+            assert step.choice.features is not None
+            said.append(grams(texts(contexts[number], slm_action(step))))
+            features.append(step.choice.features)
+            owners.append(i)
+            t.append(number)
+    agents, agent_E = np.unique([episode.agent for episode in episodes] or [""], return_inverse=True)
+    episode_N = np.array(owners, dtype=np.int64)
+    x_NF, present_NF = batch(features)
+    return ReadRows(
+        joined(said), x_NF, present_NF, agent_E[episode_N], tuple(map(str, agents)), episode_N, np.array(t, dtype=np.int64),
+        np.asarray(group_E)[episode_N],
+    )  # fmt: skip
+
+
+def slm_action(step: Step) -> Action:
+    """What the SLM would have done: the best candidate, also where the teacher then answered."""
+    choice = step.choice
+    return choice.candidates[best(choice.candidates, choice.scores)].action if choice.candidates else choice.action
+
+
+def fit_reader(rows: ReadRows, y_N: Floats, use_N: Bools, *, seed: int, facts: Mapping[str, Any] | None = None) -> Reader:
+    """Fit P(y = 1) on some of the rows; the penalty is chosen on groups of them left out, then all of them are fitted.
+
+    Raises ValueError where all labels are equal.
+    """
+    if not 0 < y_N[use_N].mean() < 1:
+        raise ValueError("the steps to fit on all have the same label")
+    held_N = use_N & (folds(rows.group_N, 4, seed) == 0)
+    rest_N = use_N & ~held_N
+    penalty = PENALTIES[-1]
+    if held_N.any() and 0 < y_N[rest_N].mean() < 1:
+        losses = {c: nll(probability(_fit(rows, y_N, rest_N, c), rows, held_N), y_N[held_N]) for c in PENALTIES}
+        penalty = min(losses, key=lambda c: losses[c])
+    return _fit(rows, y_N, use_N, penalty, {"rows": int(use_N.sum()), "penalty": penalty, **(facts or {})})
+
+
+def probability(reader: Reader, rows: ReadRows, use_N: Bools) -> Floats:
+    """P(y = 1) of some of the rows, each as a step of its own model."""
+    return reader.calibration(logit(reader, rows, use_N))
+
+
+def logit(reader: Reader, rows: ReadRows, use_N: Bools) -> Floats:
+    """Log-odds before calibration."""
+    columns = [FEATURES.index(name) for name in reader.names]
+    offsets = np.array([reader.agents.get(agent, 0.0) for agent in rows.agents])
+    whole = reader.logit(rows.said, rows.x_NF[:, columns], rows.present_NF[:, columns], offsets[rows.agent_N])
+    return np.asarray(whole[use_N])
+
+
+def cross_fitted(rows: ReadRows, y_N: Floats, fold_N: NDArray[np.int64], *, seed: int) -> Floats:
+    """P(y = 1) of each row by a reader that saw no row of its fold; the share of y = 1 where the others are all alike."""
+    p_N = np.full(len(rows), y_N.mean())
+    for fold in np.unique(fold_N):
+        others = fold_N != fold
+        if 0 < y_N[others].mean() < 1:
+            p_N[~others] = probability(fit_reader(rows, y_N, others, seed=seed), rows, ~others)
+        else:
+            p_N[~others] = y_N[others].mean()
+    return p_N
+
+
+def calibrated(reader: Reader, p_N: Floats, y_N: Floats) -> Reader:
+    """The reader with its slope and bias from probabilities on groups left out (Platt)."""
+    from dataclasses import replace
+
+    clipped = np.clip(p_N, 1e-6, 1 - 1e-6)
+    slope, bias = fit_scaling(np.log(clipped / (1 - clipped)), y_N, with_bias=True)
+    return replace(reader, calibration=Calibration(slope, bias))
+
+
+def _fit(rows: ReadRows, y_N: Floats, use_N: Bools, penalty: float, facts: Mapping[str, Any] | None = None) -> Reader:
+    from scipy import sparse
+    from sklearn.linear_model import LogisticRegression
+    from threadpoolctl import threadpool_limits
+
+    used = np.flatnonzero(use_N)
+    known = [f for f in range(rows.x_NF.shape[1]) if rows.present_NF[used, f].any()]
+    x_NF, present_NF = rows.x_NF[used][:, known], rows.present_NF[used][:, known]
+    edges_FB = np.array([_edges(x_NF[present_NF[:, f], f]) for f in range(len(known))]).reshape(len(known), BINS - 1)
+    bin_NF = (x_NF[:, :, None] >= edges_FB).sum(axis=2) + BINS * np.arange(len(known))
+    row_N = np.arange(len(used))
+    binned = sparse.csr_matrix(
+        (np.full(int(present_NF.sum()), FEATURE_SCALE), (np.nonzero(present_NF)[0], bin_NF[present_NF])),
+        shape=(len(used), BINS * len(known)),
+    )
+    named = sparse.csr_matrix(
+        (np.full(len(used), AGENT_SCALE), (row_N, rows.agent_N[used])), shape=(len(used), len(rows.agents))
+    )
+    with threadpool_limits(1):
+        fitted = LogisticRegression(C=penalty, max_iter=80, tol=1e-3).fit(
+            sparse.hstack([rows.matrix[used], binned, named]).tocsr(), y_N[used]
+        )
+    w = fitted.coef_[0]
+    words, bins, agents = w[:ROOM], w[ROOM : ROOM + binned.shape[1]], w[ROOM + binned.shape[1] :] * AGENT_SCALE
+    words = words.astype(np.float32).astype(float)
+    bins_FB = (bins * FEATURE_SCALE).astype(np.float32).astype(float).reshape(len(known), BINS)
+    parts_NP = rows.said.parts_NP(words)[used]
+    count_A = np.bincount(rows.agent_N[used], minlength=len(agents))
+    mean = float(agents @ count_A / count_A.sum())
+    offsets = {name: float(v - mean) for name, v, n in zip(rows.agents, agents, count_A, strict=True) if n}
+    return Reader(
+        tuple(FEATURES[f] for f in known), edges_FB, bins_FB, words, np.quantile(parts_NP, CLIPPED, axis=0),
+        float(fitted.intercept_[0]) + mean, offsets, facts=facts or {},
+    )  # fmt: skip
+
+
+def _edges(values: Floats) -> Floats:
+    """Inner edges of bins with about as many values each; infinite where values repeat."""
+    found = np.unique(np.quantile(values, np.linspace(0, 1, BINS + 1)[1:-1], method="higher"))
+    found = found[found > values.min()]
+    return np.concatenate([found, np.full(BINS - 1 - len(found), np.inf)])
