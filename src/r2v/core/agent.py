@@ -147,7 +147,8 @@ class Routed:
             candidates, scores, features = await step_context.look(retries)
             with boundary("router"):
                 seed = derive_seed(step_context.seed, "router", *([retries] if retries else []))
-                decision = self.router.decide(step_context.context, features, replace(memory, retries=retries), seed=seed)
+                known = replace(step_context.context, proposed=candidates[best(candidates, scores)].action)
+                decision = self.router.decide(known, features, replace(memory, retries=retries), seed=seed)
             if decision.route != "retry":
                 break
         else:

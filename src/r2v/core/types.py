@@ -117,6 +117,8 @@ class Context:
     observations: tuple[str, ...]
     actions: tuple[Action, ...]
     horizon: int
+    proposed: Action | None = None
+    """The SLM's best candidate, where it has been drawn: for routers that read."""
 
     @property
     def t(self) -> int:
@@ -242,6 +244,8 @@ class Step:
     choice: Choice
     messages: tuple[Message, ...] = ()
     """What came into the chat since the step before: system, user, tool results. Empty where no chat is kept."""
+    alike: bool | None = None
+    """Where the teacher answered beside a draft of the SLM: whether both do the same, as far as it was compared."""
 
 
 @dataclass(frozen=True, slots=True)

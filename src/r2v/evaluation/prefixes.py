@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from r2v.evaluation.curves import interval, resample_BT
 from r2v.maths import Bools, Floats
 from r2v.maths.calibration import BINS
-from r2v.maths.stats import auroc_B
+from r2v.maths.stats import auroc_B, auroc_equal_B
 
 RESAMPLES = 1000
+EQUAL_RESAMPLES = 300
 CELLS = 4_000_000
 """Weights held at once."""
 Measures = dict[str, Any]
@@ -74,6 +75,21 @@ def auroc_over_tasks(p_N: Floats, y_N: Floats, task_N: Ints, *, seed: int) -> tu
     at_once = max(1, CELLS // len(y_N))
     pieces = [auroc_B(p_N, y_N, task_N, weights_BT[i : i + at_once]) for i in range(0, len(weights_BT), at_once)]
     values_B = np.concatenate(pieces)
+    return float(values_B[0]), interval(values_B[~np.isnan(values_B)])
+
+
+def auroc_equal_step(
+    p_N: Floats, y_N: Floats, t_N: Ints, task_N: Ints, *, seed: int, within_N: Ints | None = None
+) -> tuple[float | None, list[float] | None]:
+    """The AUROC over pairs of steps of the same number (and of the same `within_N`, a model say), with its 95 % interval over
+    tasks; None where no such pair has both outcomes.
+    """
+    stratum_N = t_N if within_N is None else t_N + (t_N.max() + 1) * within_N
+    task_N = np.unique(task_N, return_inverse=True)[1]
+    weights_BT = _weights_BT(int(task_N.max()) + 1, seed)[: EQUAL_RESAMPLES + 1]
+    values_B = auroc_equal_B(p_N, y_N, task_N, stratum_N, weights_BT)
+    if np.isnan(values_B[0]):
+        return None, None
     return float(values_B[0]), interval(values_B[~np.isnan(values_B)])
 
 

@@ -28,6 +28,24 @@ def auroc_or_none(score_N: Floats, y_N: Floats) -> float | None:
 
 def auroc_B(score_N: Floats, y_N: Floats, task_N: NDArray[np.int64], weights_BT: Floats) -> Floats:
     """The AUROC with each row's weight of its task, for B sets of weights; NaN where one class has no weight."""
+    return _share(*_pairs_B(score_N, y_N, task_N, weights_BT))
+
+
+def auroc_equal_B(
+    score_N: Floats, y_N: Floats, task_N: NDArray[np.int64], stratum_N: NDArray[np.int64], weights_BT: Floats
+) -> Floats:
+    """The same over pairs of one stratum alone: of steps of the same number, say, where age tells nothing."""
+    won_B, pairs_B = np.zeros(len(weights_BT)), np.zeros(len(weights_BT))
+    for stratum in np.unique(stratum_N):
+        inside = stratum_N == stratum
+        if 0 < y_N[inside].mean() < 1:
+            won, pairs = _pairs_B(score_N[inside], y_N[inside], task_N[inside], weights_BT)
+            won_B, pairs_B = won_B + won, pairs_B + pairs
+    return _share(won_B, pairs_B)
+
+
+def _pairs_B(score_N: Floats, y_N: Floats, task_N: NDArray[np.int64], weights_BT: Floats) -> tuple[Floats, Floats]:
+    """(weight of the pairs in which the positive scores higher, weight of all pairs of both classes)."""
     by_score_N = np.argsort(score_N, kind="stable")
     positive, negative = by_score_N[y_N[by_score_N] == 1], by_score_N[y_N[by_score_N] == 0]
     below_BK = np.zeros((len(weights_BT), len(negative) + 1))  # weight of the k lowest negatives
@@ -35,7 +53,10 @@ def auroc_B(score_N: Floats, y_N: Floats, task_N: NDArray[np.int64], weights_BT:
     weight_BP = weights_BT[:, task_N[positive]]
     less, not_more = (np.searchsorted(score_N[negative], score_N[positive], side) for side in ("left", "right"))
     won_B = np.einsum("bp,bp->b", weight_BP, below_BK[:, less] + below_BK[:, not_more]) / 2
-    pairs_B = weight_BP.sum(axis=1) * below_BK[:, -1]
+    return won_B, np.asarray(weight_BP.sum(axis=1) * below_BK[:, -1])
+
+
+def _share(won_B: Floats, pairs_B: Floats) -> Floats:
     return np.asarray(np.divide(won_B, pairs_B, out=np.full(len(pairs_B), np.nan), where=pairs_B > 0))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import msgspec
 
 from r2v.core.arrays import from_file
 from r2v.core.errors import ArtifactError, SettingsError
-from r2v.core.features import featurise
+from r2v.core.features import best, featurise
 from r2v.core.mlp import RiskMLP
 from r2v.core.protocols import Router
 from r2v.core.types import Candidate, Context, Decision, Memory
@@ -35,6 +36,7 @@ BUILT_IN = {
     "conformal": "r2v.routers.conformal:Conformal",
     "bandit": "r2v.routers.bandit:Bandit",
     "restart": "r2v.routers.restart:Restart",
+    "reading": "r2v.routers.reading:Reading",
 }
 """In the order of tables and figures."""
 
@@ -110,4 +112,5 @@ def decide(
         memory: what was decided at earlier steps; keep it up with `memory.after(decision)`.
         seed: of this step; the same one gives the same decision.
     """
-    return router.decide(context, featurise(context, candidates, scores), memory or Memory(), seed=seed)
+    known = replace(context, proposed=candidates[best(candidates, scores)].action)
+    return router.decide(known, featurise(context, candidates, scores), memory or Memory(), seed=seed)

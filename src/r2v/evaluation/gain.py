@@ -1,0 +1,136 @@
+"""What a router gains over random escalation of as many units, from recorded ones; with nulls, intervals and a verdict.
+
+A unit is what is escalated as a whole: a session that is handed over to the stronger model, or one step. Each has a worth:
+what escalating it adds (success of the stronger model minus that of the SLM on the same task; 1 where the teacher differs).
+Random escalation of the same share of each model's units gains that share of the mean worth, so the gain over it is the
+covariance of "escalated" and worth, within each model: no router gains by knowing which model it looks at.
+
+Axes: U units, G groups of tasks, B bootstrap resamples over groups, S shares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from r2v.evaluation.curves import resample_BT
+from r2v.maths import Bools, Floats
+
+SHARES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
+RESAMPLES = 2000
+WANTED = 0.03
+"""A gain that one would like to see: with as many sessions as it takes, were it there."""
+Ints = NDArray[np.int64]
+Verdict = Literal["route", "no_route", "not_enough"]
+
+
+@dataclass(frozen=True, eq=False)
+class Units:
+    """What may be escalated, with scores of readers that saw no unit of its fold."""
+
+    worth_U: Floats
+    scores: Mapping[str, Floats]
+    """[U] of each kind of score; the unit is escalated where it reaches the threshold."""
+    model_U: Ints
+    group_U: Ints
+    fold_U: Ints
+
+    def __len__(self) -> int:
+        return len(self.worth_U)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One operating point: a kind of score, and the share of units that it should escalate."""
+
+    kind: str
+    share: float
+
+
+def threshold(score_U: Floats, share: float) -> float:
+    """The score that this share of the units reaches."""
+    return float(np.quantile(score_U, 1 - share, method="higher"))
+
+
+def mean_gain(escalated_U: Floats, worth_U: Floats, model_U: Ints) -> float:
+    """Covariance of escalation and worth within each model."""
+    return float(gain_B(escalated_U, worth_U, model_U, np.zeros_like(model_U), np.ones((1, 1)))[0])
+
+
+def gain_B(escalated_U: Floats, worth_U: Floats, model_U: Ints, group_U: Ints, weight_BG: Floats) -> Floats:
+    """The same under B sets of weights of the groups."""
+    models, groups = int(model_U.max()) + 1, weight_BG.shape[1]
+    cell_U = group_U * models + model_U
+
+    def sums_BM(value_U: Floats | None) -> Floats:
+        return np.asarray(
+            weight_BG @ np.bincount(cell_U, value_U, minlength=groups * models).reshape(groups, models)
+        )
+
+    n, e, w, both = (sums_BM(v) for v in (np.ones(len(worth_U)), escalated_U, worth_U, escalated_U * worth_U))
+    within_BM = np.divide(both - e * np.divide(w, n, out=np.zeros_like(w), where=n > 0), 1.0)
+    return np.asarray(within_BM.sum(axis=1) / n.sum(axis=1))
+
+
+def chosen(units: Units, use_U: Bools, shares: Sequence[float], kinds: Sequence[str] | None = None) -> Point:
+    """The operating point with the largest gain on some of the units."""
+    points = [Point(kind, share) for kind in kinds or units.scores for share in shares]
+
+    def gain(point: Point) -> float:
+        score_U = units.scores[point.kind][use_U]
+        escalated_U = (score_U >= threshold(score_U, point.share)).astype(float)
+        return mean_gain(escalated_U, units.worth_U[use_U], units.model_U[use_U])
+
+    return max(points, key=gain)
+
+
+def escalated(units: Units, shares: Sequence[float], kinds: Sequence[str] | None = None) -> tuple[Bools, list[Point]]:
+    """What is escalated in each fold, at the operating point and the threshold that the other folds chose.
+
+    Returns:
+        (escalated_U, the point of each fold).
+    """
+    found_U, points = np.zeros(len(units), dtype=bool), []
+    for fold in np.unique(units.fold_U):
+        other_U = units.fold_U != fold
+        point = chosen(units, other_U, shares, kinds)
+        score_U = units.scores[point.kind]
+        found_U[~other_U] = score_U[~other_U] >= threshold(score_U[other_U], point.share)
+        points.append(point)
+    return found_U, points
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What escalating some units gained over random escalation of as many, on groups left out."""
+
+    share: float
+    gain: float
+    ci95: tuple[float, float]
+    ci99: tuple[float, float]
+    groups: int
+
+    @property
+    def beats_random(self) -> bool:
+        """99 in 100, not 95: among many logs of pure noise one in 200 may be believed, not one in 40."""
+        return self.ci99[0] > 0
+
+    def groups_needed(self, effect: float | None = None) -> int:
+        """Groups of tasks with which a gain of this size (by default the one found, if any, else `WANTED`) would show."""
+        effect = effect if effect is not None else (self.gain if self.gain > WANTED / 3 else WANTED)
+        half = (self.ci99[1] - self.ci99[0]) / 2
+        return int(np.ceil(self.groups * (half / effect) ** 2))
+
+
+def gain_of(escalated_U: Bools | Floats, units: Units, seed: int) -> Gain:
+    """With percentile intervals over groups."""
+    _, group_U = np.unique(units.group_U, return_inverse=True)
+    weight_BG = resample_BT(int(group_U.max()) + 1, RESAMPLES, seed)
+    e_U = np.asarray(escalated_U, dtype=float)
+    found_B = gain_B(e_U, units.worth_U, units.model_U, group_U, weight_BG)
+    low, high, lowest, highest = np.quantile(found_B[1:], [0.025, 0.975, 0.005, 0.995]).tolist()
+    return Gain(float(e_U.mean()), float(found_B[0]), (low, high), (lowest, highest), int(group_U.max()) + 1)

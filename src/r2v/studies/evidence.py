@@ -1,0 +1,222 @@
+"""What recorded episodes show about escalating: which steps may be learned from, and what an escalation was worth.
+
+Three kinds, the strongest first. *paired*: a weaker and a stronger model played the same tasks, so handing a session over is
+worth what the stronger one's own run solved more. *alike*: the teacher answered beside the SLM's draft, so escalating a step
+is worth something only where the two differ. *outcomes*: only the SLM played, so what a teacher would add is not in the logs.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from r2v.core.agreement import alike
+from r2v.core.types import Episode, ScoreKind, Step
+from r2v.evaluation.gain import Units
+from r2v.evaluation.groups import Groups
+from r2v.learning.reading import ReadRows, cross_fitted, read_rows, slm_action
+from r2v.maths import Floats
+
+Kind = Literal["paired", "alike", "outcomes"]
+LEAST_GROUPS = 20
+"""Groups of tasks that a comparison of two models takes; with fewer no interval says anything."""
+LEAST_LABELS = 100
+"""Comparisons of drafts with answers."""
+LEAST_EACH = 20
+"""Episodes of each outcome."""
+MOST_STEPS = 25_000
+"""Steps that are fitted on; of more, whole episodes are drawn."""
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """Rows of steps, the label of each for every reader, and how readers' probabilities score a unit."""
+
+    kind: Kind
+    episodes: list[Episode]
+    """Those that are learned from: the SLM's, or of `alike` those with drafts."""
+    rows: ReadRows
+    labels: Mapping[str, Floats]
+    """Of each reader (`risk`: the SLM fails; `teacher_risk`: the stronger model fails; `differs`): 1 or 0 a row."""
+    worth_U: Floats
+    """Of each unit: an episode, or of `alike` a row."""
+    teacher: str | None
+    """The stronger model, where it is known by name."""
+    alone_E: Floats = field(default_factory=lambda: np.zeros(0))
+    """Success of the SLM alone in each episode; empty for `alike`."""
+    handed_E: Floats = field(default_factory=lambda: np.zeros(0))
+    """Success of the stronger model on the same task; empty where it is not known."""
+    left_out: int = 0
+    """Episodes that were not drawn."""
+
+    @property
+    def slms(self) -> tuple[str, ...]:
+        return self.rows.agents
+
+    def kinds(self) -> tuple[ScoreKind, ...]:
+        """Kinds of scores that a router may have."""
+        return {"paired": ("benefit", "risk"), "alike": ("disagreement",), "outcomes": ("risk",)}[self.kind]  # type: ignore[return-value]
+
+    def probabilities(self, fold_N: NDArray[np.int64], seed: int) -> dict[str, Floats]:
+        """[N] of each reader, from models that saw no row of its fold."""
+        return {name: cross_fitted(self.rows, y_N, fold_N, seed=seed) for name, y_N in self.labels.items()}
+
+    def units(self, p: Mapping[str, Floats], fold_N: NDArray[np.int64]) -> Units:
+        """The units with the scores of these probabilities, and of the nulls that look at the first step alone."""
+        score_N = scores(self.kind, p)
+        first_N = self.rows.t_N == self._first_E[self.rows.episode_N]
+        if self.kind == "alike":
+            at_start = {kind: s[first_N][np.searchsorted(np.flatnonzero(first_N), np.arange(len(s)), "right") - 1]
+                        for kind, s in score_N.items()}  # fmt: skip
+            units = {**score_N, **{f"{kind} at step 0": s for kind, s in at_start.items()}}
+            return Units(self.worth_U, units, self.rows.agent_N, self.rows.group_N, fold_N)
+        episode_N, count = self.rows.episode_N, len(self.episodes)
+        highest: dict[str, Floats] = {}
+        for kind, s_N in score_N.items():
+            highest[kind] = np.full(count, -np.inf)
+            np.maximum.at(highest[kind], episode_N, s_N)
+        for kind, s_N in score_N.items():
+            highest[f"{kind} at step 0"] = s_N[first_N]
+        start = np.flatnonzero(first_N)
+        return Units(self.worth_U, highest, self.rows.agent_N[start], self.rows.group_N[start], fold_N[start])
+
+    @property
+    def _first_E(self) -> NDArray[np.int64]:
+        first_E = np.full(len(self.episodes), np.iinfo(np.int64).max)
+        np.minimum.at(first_E, self.rows.episode_N, self.rows.t_N)
+        return first_E
+
+
+def scores(kind: Kind, p: Mapping[str, Floats]) -> dict[str, Floats]:
+    """The score of each kind that a router has at each step, from its readers' probabilities."""
+    if kind == "alike":
+        return {"disagreement": p["differs"]}
+    risk = {"risk": p["risk"]}
+    return {"benefit": p["risk"] - p["teacher_risk"], **risk} if kind == "paired" else risk
+
+
+def evidence_of(
+    episodes: Sequence[Episode], found: Groups, *, slms: Sequence[str] = (), teacher: str | None = None, seed: int = 0
+) -> Evidence | None:
+    """The strongest evidence that the episodes hold; None where they hold too little for any.
+
+    Args:
+        episodes: recorded ones.
+        found: their groups.
+        slms: models that count as the SLM; none: all but the teacher.
+        teacher: the stronger model; None: of those that played at least half of the tasks the one that solved most.
+        seed: of the draw where there are too many steps.
+    """
+    return (
+        _paired(episodes, found, slms, teacher, seed) or _alike(episodes, found, seed) or _outcomes(episodes, found, slms, seed)
+    )
+
+
+def own_steps(episode: Episode) -> list[int]:
+    """Steps after which the SLM played alone to the end, whose outcome is its own: all, or those after the last help."""
+    start = 0
+    for t, step in enumerate(episode.steps):
+        if step.choice.source != "slm":
+            start = t + 1
+    return [t for t in range(start, len(episode.steps)) if episode.steps[t].choice.features is not None]
+
+
+def differs(step: Step) -> bool | None:
+    """Whether the teacher, who answered beside a draft of the SLM, did something else; None where nobody can tell."""
+    if step.alike is not None:
+        return not step.alike
+    if step.choice.source != "teacher" or not step.choice.candidates or step.choice.features is None:
+        return None
+    same = alike(slm_action(step), step.choice.action)
+    return None if same is None else not same
+
+
+def strongest(episodes: Sequence[Episode]) -> str | None:
+    """Of the models that played at least half of the tasks (or as many as any other did) the one that solved most of them."""
+    played, solved = defaultdict(set), defaultdict(list)
+    for e in episodes:
+        if e.success is not None:
+            played[e.agent].add(_cell(e))
+            solved[e.agent].append(float(e.success))
+    if len(played) < 2:
+        return None
+    tasks = len(set().union(*played.values()))
+    enough = min(tasks / 2, sorted(map(len, played.values()))[-2])
+    return max((a for a in played if len(played[a]) >= enough), key=lambda a: (np.mean(solved[a]), len(played[a])))
+
+
+def _cell(episode: Episode) -> tuple[str, str, int]:
+    """What two models must share to be compared: the task, and what disturbed it."""
+    return episode.task.id, episode.perturbation, episode.seed
+
+
+def _paired(
+    episodes: Sequence[Episode], found: Groups, slms: Sequence[str], teacher: str | None, seed: int
+) -> Evidence | None:
+    teacher = teacher or strongest(episodes)
+    solved: dict[tuple[str, str, int], list[float]] = defaultdict(list)
+    for e in episodes:
+        if e.agent == teacher and e.success is not None and all(s.choice.source == "slm" for s in e.steps):
+            solved[_cell(e)].append(float(e.success))
+    mine = [
+        i for i, e in enumerate(episodes)
+        if e.success is not None and e.agent != teacher and (not slms or e.agent in slms) and _cell(e) in solved
+        and all(step.choice.source == "slm" for step in e.steps) and own_steps(e)
+    ]  # fmt: skip
+    if len({found.group_E[i] for i in mine}) < LEAST_GROUPS or not _both([episodes[i] for i in mine]):
+        return None
+    kept, rows, left_out = _drawn(episodes, found, mine, seed)
+    handed_E = np.array([float(np.mean(solved[_cell(e)])) for e in kept])
+    alone_E = np.array([float(bool(e.success)) for e in kept])
+    labels = {"risk": (1 - alone_E)[rows.episode_N], "teacher_risk": (handed_E < 0.5)[rows.episode_N].astype(float)}
+    return Evidence("paired", kept, rows, labels, handed_E - alone_E, teacher, alone_E, handed_E, left_out)
+
+
+def _alike(episodes: Sequence[Episode], found: Groups, seed: int) -> Evidence | None:
+    labelled = {i: {t: d for t, s in enumerate(e.steps) if (d := differs(s)) is not None and s.choice.features is not None}
+                for i, e in enumerate(episodes)}  # fmt: skip
+    mine = [i for i, known in labelled.items() if known]
+    values = [d for known in labelled.values() for d in known.values()]
+    if len(values) < LEAST_LABELS or len({found.group_E[i] for i in mine}) < LEAST_GROUPS or len(set(values)) < 2:
+        return None
+    kept, rows, left_out = _drawn(episodes, found, mine, seed, {i: list(known) for i, known in labelled.items()})
+    differs_N = np.array([float(bool(differs(kept[e].steps[t]))) for e, t in zip(rows.episode_N, rows.t_N, strict=True)])
+    return Evidence("alike", kept, rows, {"differs": differs_N}, differs_N, "teacher", left_out=left_out)
+
+
+def _outcomes(episodes: Sequence[Episode], found: Groups, slms: Sequence[str], seed: int) -> Evidence | None:
+    mine = [i for i, e in enumerate(episodes) if e.success is not None and (not slms or e.agent in slms) and own_steps(e)]
+    if len({found.group_E[i] for i in mine}) < LEAST_GROUPS or not _both([episodes[i] for i in mine]):
+        return None
+    kept, rows, left_out = _drawn(episodes, found, mine, seed)
+    alone_E = np.array([float(bool(e.success)) for e in kept])
+    failed_N = (1 - alone_E)[rows.episode_N]
+    return Evidence("outcomes", kept, rows, {"risk": failed_N}, 1 - alone_E, None, alone_E, left_out=left_out)
+
+
+def _both(episodes: Sequence[Episode]) -> bool:
+    solved = sum(bool(e.success) for e in episodes)
+    return min(solved, len(episodes) - solved) >= LEAST_EACH
+
+
+def _drawn(
+    episodes: Sequence[Episode], found: Groups, mine: Sequence[int], seed: int, steps: Mapping[int, list[int]] | None = None
+) -> tuple[list[Episode], ReadRows, int]:
+    """Rows of at most `MOST_STEPS` steps, by whole episodes; the episodes of these; and how many were left out."""
+    wanted = {i: own_steps(episodes[i]) if steps is None else steps[i] for i in mine}
+    order, total, drawn = np.random.default_rng(seed).permutation(len(mine)), 0, []
+    for i in (mine[n] for n in order):
+        if total and total + len(wanted[i]) > MOST_STEPS:
+            break
+        total += len(wanted[i])
+        drawn.append(i)
+    drawn.sort()
+    kept = [episodes[i] for i in drawn]
+    return kept, read_rows(kept, found.group_E[drawn], [wanted[i] for i in drawn]), len(mine) - len(drawn)
+
+
