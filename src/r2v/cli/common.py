@@ -68,9 +68,9 @@ class Imported:
 
 
 def imported(logs: Path, kind: str, outcomes: Path | None, mapping: Sequence[str] | None = None) -> Imported:
-    """Read logs in the format of that name, in the one that `auto` finds, or by a mapping. Raises ArtifactError, SettingsError.
+    """Read logs in the format of that name, in the one that `auto` finds, or by a mapping.
 
-    A format that was found is told on standard error.
+    A format that was found is told on standard error. Raises ArtifactError, SettingsError.
     """
     from r2v.logs.detection import detect
     from r2v.logs.importing import import_logs, log_format

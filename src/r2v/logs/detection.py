@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -53,24 +54,32 @@ def _of_records(path: Path) -> str:
     records = [raw for _, raw in islice(objects(path), LOOKED_AT)]
     if not records:
         raise ArtifactError(f"{path} holds no records")
-    for name in _names():
-        recognises = getattr(log_format(name), "recognises", None)
-        if recognises is not None and all(_tried(recognises, raw) for raw in records):
-            return name
-    raise ArtifactError(f"{path} is in no format that is known; its first record {_shape(records[0])}; {_MEND}")
+    found = set()
+    for raw in records:
+        name = next((name for name, recognises in _recognisers() if _tried(recognises, raw)), None)
+        if name is None:
+            raise ArtifactError(f"{path} is in no format that is known; a record {_shape(raw)}; {_MEND}")
+        found.add(name)
+    if found == {"openai-jsonl", "anthropic-jsonl"}:
+        return "anthropic-jsonl"  # a chat of plain words alone looks the same in both
+    if len(found) > 1:
+        raise ArtifactError(f"{path} holds records of several formats ({', '.join(sorted(found))}); name one (--format)")
+    return found.pop()
 
 
-def _names() -> Iterator[str]:
+@cache
+def _recognisers() -> list[tuple[str, Callable[[Any], bool]]]:
     """Those of other packages first: they know their own records, which may look like those of a built-in format."""
     every = plugins.names("log_formats", BUILT_IN)
-    yield from (name for name in every if name not in BUILT_IN)
-    yield from BUILT_IN
+    ordered = [*(name for name in every if name not in BUILT_IN), *BUILT_IN]
+    having = [(name, getattr(log_format(name), "recognises", None)) for name in ordered]
+    return [(name, recognises) for name, recognises in having if recognises is not None]
 
 
-def _tried(recognises: Any, raw: Any) -> bool:
+def _tried(recognises: Callable[[Any], bool], raw: Any) -> bool:
     """Records may have any shape: what breaks on one does not recognise it."""
     try:
-        return bool(recognises(raw))
+        return recognises(raw)
     except (KeyError, TypeError, ValueError, AttributeError):
         return False
 

@@ -21,12 +21,12 @@ def is_chat(raw: Any) -> bool:
     if not isinstance(messages, list) or not all(isinstance(m, Mapping) and "role" in m for m in messages):
         return False
     # `info` alone is mini-swe-agent's; `traj`, `reward_info` and `suite` are those of benchmarks.
-    others = {"traj", "reward_info", "suite"} if {"task", "model"} & raw.keys() else {"traj", "reward_info", "suite", "info"}
+    others = {"traj", "reward_info", "suite"} | (set() if {"task", "model"} & raw.keys() else {"info"})
     return bool(messages) and not others & raw.keys()
 
 
 def is_anthropic(raw: Any) -> bool:
-    """Whether a chat has what only Anthropic's have: a system prompt of its own, blocks of tool use, tools of their schema."""
+    """Whether a chat has what only Anthropic's have: a system prompt of its own, blocks of tool use, their tools."""
     blocks = [block for m in raw["messages"] if isinstance(m.get("content"), list) for block in m["content"]]
     kinds = {block.get("type") for block in blocks if isinstance(block, Mapping)}
     tools = [tool for tool in raw.get("tools") or () if isinstance(tool, Mapping)]
