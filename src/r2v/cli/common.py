@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from r2v.core.errors import SettingsError
 from r2v.core.types import Episode
-from r2v.logs import BUILT_IN
+from r2v.logs import AUTO, BUILT_IN
 from r2v.runtime import plugins
+
+if TYPE_CHECKING:
+    from r2v.logs.records import LogFormat
 
 cli = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Step-level routing for LLM agents.")
 
@@ -24,8 +29,16 @@ Format = Annotated[
     str,
     typer.Option(
         "--format",
-        help=f"{', '.join(BUILT_IN)}; or your own, package.module:Thing.",
+        help=f"{AUTO} (by looking at the logs), {', '.join(BUILT_IN)}; or your own, package.module:Thing.",
         autocompletion=lambda: _described(),
+    ),
+]
+Map = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--map",
+        help="In place of a format, for JSON of your own: where each part of a record lies, e.g. --map task=info.id --map "
+        "success=ok --map messages=chat; or goal, steps and, in a step, action, observation, tool, arguments.",
     ),
 ]
 Outcomes = Annotated[
@@ -37,14 +50,44 @@ def _described() -> list[tuple[str, str]]:
     """(name, what it is) of every log format, for the shell's completion."""
     from r2v.logs.importing import log_format
 
-    return [(name, log_format(name).description) for name in plugins.names("log_formats", BUILT_IN)]
+    described = [(name, log_format(name).description) for name in plugins.names("log_formats", BUILT_IN)]
+    return [(AUTO, "by looking at the logs"), *described]
 
 
-def imported(logs: Path, kind: str, outcomes: Path | None) -> tuple[list[Episode], int]:
-    """(episodes, trajectories left out because their outcome is unknown)."""
-    from r2v.logs.importing import import_logs
+@dataclass(frozen=True)
+class Imported:
+    """What a command on logs works with."""
 
-    return import_logs(logs, kind, outcomes)
+    episodes: list[Episode]
+    unknown: int
+    """Trajectories left out because their outcome is unknown."""
+    kind: str
+    """The format as it was named, or found."""
+    verifier: str | None
+    """What scored the steps, where that is known."""
+
+
+def imported(logs: Path, kind: str, outcomes: Path | None, mapping: Sequence[str] | None = None) -> Imported:
+    """Read logs in the format of that name, in the one that `auto` finds, or by a mapping.
+
+    A format that was found is told on standard error. Raises ArtifactError, SettingsError.
+    """
+    from r2v.logs.detection import detect
+    from r2v.logs.importing import import_logs, log_format
+    from r2v.logs.mapped import mapped, mapping_of
+
+    if mapping:
+        if kind != AUTO:
+            raise SettingsError(f"--map takes the place of --format {kind}; leave out one of them")
+        source: LogFormat = mapped(mapping_of(mapping))
+        kind = source.name
+    else:
+        if kind == AUTO:
+            kind = detect(logs)
+            typer.echo(f"format   {kind}", err=True)
+        source = log_format(kind)
+    episodes, unknown = import_logs(logs, source, outcomes)
+    return Imported(episodes, unknown, kind, source.verifier)
 
 
 def gateway_module() -> ModuleType:

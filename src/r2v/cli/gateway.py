@@ -238,8 +238,9 @@ def export(
     out: Annotated[Path, typer.Argument(help="Parquet file to write.")],
 ) -> None:
     """Write the sessions with an outcome as episodes (Parquet); `r2v fit` takes the file as it is."""
-    episodes, unknown = imported(ledger, "ledger", None)
-    write_episodes(out, episodes)
+    read = imported(ledger, "ledger", None)
+    write_episodes(out, read.episodes)
     typer.echo(
-        f"{len(episodes)} episodes, {unknown} sessions without an outcome\nwritten  {out}\nnext     r2v fit {out} --out DIR"
+        f"{len(read.episodes)} episodes, {read.unknown} sessions without an outcome\n"
+        f"written  {out}\nnext     r2v fit {out} --out DIR"
     )

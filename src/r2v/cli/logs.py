@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
-from r2v.cli.common import Format, Logs, Outcomes, cli, imported
+from r2v.cli.common import Format, Imported, Logs, Map, Outcomes, cli, imported
 from r2v.core.features import View
-from r2v.core.types import Episode
+from r2v.logs import AUTO
 from r2v.runtime.settings import dump
 from r2v.runtime.store import write_episodes, write_json, write_text
 
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 def fit(
     logs: Logs,
     out: Annotated[Path, typer.Option(help="Folder for the router.")],
-    kind: Format = "ledger",
+    kind: Format = AUTO,
+    mapping: Map = None,
     outcomes: Outcomes = None,
     asked_share: Annotated[
         float, typer.Option(min=0.001, max=0.999, help="Share of the steps to escalate: places the threshold.")
@@ -37,7 +38,7 @@ def fit(
     Says how many episodes there are, how sure the result is (task-wise cross-validation), and how many it would take; with
     too few of them it writes no router and ends with status 2.
     """
-    if not _fit(imported(logs, kind, outcomes), kind, out, seed=seed, asked_share=asked_share, as_json=as_json):
+    if not _fit(imported(logs, kind, outcomes, mapping), out, seed=seed, asked_share=asked_share, as_json=as_json):
         raise typer.Exit(2)
 
 
@@ -45,7 +46,8 @@ def fit(
 def inspect(
     logs: Logs,
     out: Annotated[Path, typer.Option(help="Folder for inspect.html and inspect.json.")],
-    kind: Format = "ledger",
+    kind: Format = AUTO,
+    mapping: Map = None,
     outcomes: Outcomes = None,
     view: Annotated[
         View, typer.Option(help="What of each step is looked at; `pseudo_entropy` needs several candidates a step.")
@@ -57,7 +59,7 @@ def inspect(
 
     Every risk is from a model that never saw the step's task. Some minutes for 100,000 steps.
     """
-    _inspect(imported(logs, kind, outcomes), kind, out, title=_title(logs), view=view, seed=seed, as_json=as_json)
+    _inspect(imported(logs, kind, outcomes, mapping), out, title=_title(logs), view=view, seed=seed, as_json=as_json)
 
 
 @cli.command(rich_help_panel="Logs and solutions")
@@ -65,7 +67,8 @@ def clone(
     logs: Logs,
     model: Annotated[str, typer.Option(help="Folder or hub id of an instruct model to start from.")],
     out: Annotated[Path, typer.Option(help="Folder for the model and its report.")],
-    kind: Format = "ledger",
+    kind: Format = AUTO,
+    mapping: Map = None,
     outcomes: Outcomes = None,
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 300,
     lora: Annotated[bool, typer.Option("--lora", help="Train low-rank adapters, merged at the end: less memory.")] = False,
@@ -83,15 +86,22 @@ def clone(
     from r2v.learning.settings import CloneSettings, LoraSettings, ModelSettings
     from r2v.runtime.progress import progress
 
-    episodes, unknown = imported(logs, kind, outcomes)
+    read = imported(logs, kind, outcomes, mapping)
     rate = learning_rate or (2e-4 if lora else 2e-5)
     settings = CloneSettings(steps=steps, learning_rate=rate, warmup_steps=steps // 10)
     with progress(Console(stderr=True), "clone") as report:
         start = ModelSettings(path=model, lora=LoraSettings() if lora else None)
-        found = train(episodes, start, settings, out / "model", seed=seed, progress=report)
-    facts = {**asdict(found), "unknown_outcome": unknown, "format": kind, "model": model, "lora": lora, "seed": seed}
+        found = train(read.episodes, start, settings, out / "model", seed=seed, progress=report)
+    facts = {
+        **asdict(found),
+        "unknown_outcome": read.unknown,
+        "format": read.kind,
+        "model": model,
+        "lora": lora,
+        "seed": seed,
+    }
     write_json(out / "report.json", {**facts, "settings": msgspec.to_builtins(settings)})
-    left_out = {"failed": found.left_out, "have no outcome": unknown, **found.unusable}
+    left_out = {"failed": found.left_out, "have no outcome": read.unknown, **found.unusable}
     typer.echo(f"{found.episodes} successful episodes learned from, {found.conversations} of them conversations")
     for reason, count in left_out.items():
         if count:
@@ -113,13 +123,14 @@ def clone(
 def import_episodes(
     logs: Annotated[Path, typer.Argument(help="JSON, JSONL (.gz, .xz) or a folder of files.")],
     out: Annotated[Path, typer.Argument(help="Parquet file to write.")],
-    kind: Format,
+    kind: Format = AUTO,
+    mapping: Map = None,
     outcomes: Outcomes = None,
 ) -> None:
     """Write trajectories of other programs as episodes (Parquet), which `r2v fit` and `r2v inspect` take as they are."""
-    episodes, unknown = imported(logs, kind, outcomes)
-    write_episodes(out, episodes)
-    typer.echo(f"{len(episodes)} episodes, {unknown} without an outcome left out\nwritten  {out}")
+    read = imported(logs, kind, outcomes, mapping)
+    write_episodes(out, read.episodes)
+    typer.echo(f"{len(read.episodes)} episodes, {read.unknown} without an outcome left out\nwritten  {out}")
     typer.echo(f"next     r2v inspect {out} --out DIR, or r2v fit {out} --out DIR")
 
 
@@ -158,26 +169,26 @@ def check_solutions(
 
 def run_logs(settings: LogsSettings, out: Path) -> None:
     """`r2v run` of a file with `logs`: inspect, then fit."""
-    logs, kind = Path(settings.logs.path), settings.logs.format
+    logs = Path(settings.logs.path)
     outcomes = None if settings.logs.outcomes is None else Path(settings.logs.outcomes)
-    read = imported(logs, kind, outcomes)
+    read = imported(logs, settings.logs.format, outcomes)
     write_text(out / "settings.yaml", dump(settings))
-    _inspect(read, kind, out / "inspect", title=_title(logs), view=settings.view, seed=settings.seed, as_json=False)
-    _fit(read, kind, out / "router", seed=settings.seed, asked_share=settings.asked_share, as_json=False)
+    _inspect(read, out / "inspect", title=_title(logs), view=settings.view, seed=settings.seed, as_json=False)
+    _fit(read, out / "router", seed=settings.seed, asked_share=settings.asked_share, as_json=False)
 
 
 def _title(logs: Path) -> str:
     return f"{logs.resolve().parent.name}/{logs.name}"
 
 
-def _fit(read: tuple[list[Episode], int], kind: str, out: Path, *, seed: int, asked_share: float, as_json: bool) -> bool:
+def _fit(read: Imported, out: Path, *, seed: int, asked_share: float, as_json: bool) -> bool:
     """Whether there was enough to fit on."""
-    from r2v.logs.importing import log_format
     from r2v.studies.fit_logs import fit_logs
 
-    episodes, unknown = read
-    found = fit_logs(episodes, out, verifier=log_format(kind).verifier, seed=seed, asked_share=asked_share)
-    typer.echo(f"{found.episodes} episodes with an outcome ({unknown} without one left out), {found.helped} of them helped")
+    found = fit_logs(read.episodes, out, verifier=read.verifier, seed=seed, asked_share=asked_share)
+    typer.echo(
+        f"{found.episodes} episodes with an outcome ({read.unknown} without one left out), {found.helped} of them helped"
+    )
     if found.refused is not None:
         typer.echo(f"no router: {found.refused}; about {found.episodes_needed} episodes would do")
     else:
@@ -191,21 +202,18 @@ def _fit(read: tuple[list[Episode], int], kind: str, out: Path, *, seed: int, as
         typer.echo(f"router    {out}  (escalates {found.asked_share:.0%} of these steps)")
         typer.echo(f"next      route: {{router: {out}, mode: shadow}} in the gateway's settings")
     if as_json:
-        typer.echo(json.dumps({**asdict(found), "unknown_outcome": unknown, "format": kind}))
+        typer.echo(json.dumps({**asdict(found), "unknown_outcome": read.unknown, "format": read.kind}))
     return found.refused is None
 
 
-def _inspect(
-    read: tuple[list[Episode], int], kind: str, out: Path, *, title: str, view: View, seed: int, as_json: bool
-) -> None:
+def _inspect(read: Imported, out: Path, *, title: str, view: View, seed: int, as_json: bool) -> None:
     from r2v.report.inspection import headline, write_inspection
     from r2v.studies.inspect_logs import inspect_logs
 
-    episodes, unknown = read
-    found = inspect_logs(episodes, view=view, seed=seed)
-    results = {"format": kind, "unknown_outcome": unknown, **found.results}
+    found = inspect_logs(read.episodes, view=view, seed=seed)
+    results = {"format": read.kind, "unknown_outcome": read.unknown, **found.results}
     write_json(out / "inspect.json", results)
-    page = write_inspection(results, episodes, found.risks, out, title=f"{title} ({kind})")
+    page = write_inspection(results, read.episodes, found.risks, out, title=f"{title} ({read.kind})")
     typer.echo(headline(results))
     typer.echo(f"page     {page}\nnumbers  {out / 'inspect.json'}")
     if as_json:

@@ -15,4 +15,9 @@ BUILT_IN = {
     "terminalbench": "r2v.logs.terminalbench:FORMAT",
     "knowagent-alfworld": "r2v.logs.knowagent:FORMAT",
     "mint": "r2v.logs.mint:FORMAT",
+    "agentdojo": "r2v.logs.agentdojo:FORMAT",
+    "intercode": "r2v.logs.intercode:FORMAT",
+    "workbench": "r2v.logs.workbench:FORMAT",
 }
+AUTO = "auto"
+"""The name that stands for the format that `r2v.logs.detection.detect` finds."""

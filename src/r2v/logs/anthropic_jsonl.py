@@ -13,4 +13,7 @@ def convert(raw: Json, where: str) -> Recorded:
     return openai_jsonl.convert({**raw, "messages": body["messages"], "tools": body.get("tools")}, where)
 
 
-FORMAT = Records("anthropic-jsonl", "JSON lines of Anthropic Messages with a task and an outcome", convert)
+FORMAT = Records(
+    "anthropic-jsonl", "JSON lines of Anthropic Messages with a task and an outcome", convert,
+    recognises=lambda raw: openai_jsonl.is_chat(raw) and openai_jsonl.is_anthropic(raw),
+)  # fmt: skip

@@ -46,7 +46,7 @@ def _read(file: Path) -> Any:
 
 def convert(raw: Json, where: str) -> Recorded:
     """Raises ValueError for JSON of another schema."""
-    if not str(raw.get("schema_version", "")).startswith("ATIF"):
+    if not _recognises(raw):
         raise ValueError("no schema_version ATIF-...")
     messages: list[Json] = []
     for step in raw["steps"]:
@@ -69,4 +69,11 @@ def _call(call: Json) -> Json:
     return {"id": call["tool_call_id"], "type": "function", "function": function}
 
 
-FORMAT = Records("atif", "Agent Trajectory Interchange Format files, or a job folder of Harbor", convert, trajectories)
+def _recognises(raw: Any) -> bool:
+    return isinstance(raw, dict) and str(raw.get("schema_version", "")).startswith("ATIF")
+
+
+FORMAT = Records(
+    "atif", "Agent Trajectory Interchange Format files, or a job folder of Harbor", convert, trajectories,
+    recognises=_recognises,
+)  # fmt: skip

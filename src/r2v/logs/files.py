@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import lzma
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,12 @@ from r2v.core.errors import ArtifactError
 def objects(path: Path) -> Iterator[tuple[str, Any]]:
     """(where, object) of every JSON object: lines of a file, elements of a list, files of a folder. Raises ArtifactError."""
     for file in files_of(path, ".json", ".jsonl"):
-        text = text_of(file)
         if ".jsonl" in file.name:
-            for number, line in enumerate(text.splitlines(), start=1):
+            for number, line in enumerate(lines_of(file), start=1):
                 if line.strip():
                     yield f"{file}:{number}", json_of(line, f"{file}:{number}")
             continue
-        value = json_of(text, str(file))
+        value = json_of(text_of(file), str(file))
         listed = value.get("simulations") if isinstance(value, dict) and "simulations" in value else value
         for number, entry in enumerate(listed if isinstance(listed, list) else [listed], start=1):
             yield f"{file}:{number}", entry
@@ -41,11 +41,16 @@ def files_of(path: Path, *endings: str) -> list[Path]:
 
 def text_of(file: Path) -> str:
     """What a file holds, unpacked if it is packed. Raises ArtifactError."""
+    return "".join(lines_of(file))
+
+
+def lines_of(file: Path) -> Iterator[str]:
+    """The lines of a file one by one, unpacked if it is packed: it is never held as a whole. Raises ArtifactError."""
     opener: Any = {".xz": lzma.open, ".gz": gzip.open}.get(file.suffix, open)
     try:
         with opener(file, "rt", encoding="utf-8") as stream:
-            return str(stream.read())
-    except (OSError, UnicodeDecodeError, lzma.LZMAError, EOFError) as error:
+            yield from stream
+    except (OSError, UnicodeDecodeError, lzma.LZMAError, zlib.error, EOFError) as error:
         raise ArtifactError(f"{file} cannot be read ({error})") from None
 
 

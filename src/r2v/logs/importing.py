@@ -6,7 +6,8 @@ A recording has one candidate a step and no log-probabilities: features that nee
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import gc
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,14 @@ from r2v.core.types import SOLVED, Candidate, Choice, Decision, Episode, Observa
 from r2v.logs import BUILT_IN
 from r2v.logs.files import json_of, text_of
 from r2v.logs.records import LogFormat, Recorded
-from r2v.messages.conversation import BadRequest, context_of, tools_of
+from r2v.messages.conversation import BadRequest, contexts_of, tools_of
 from r2v.messages.transcript import message_of, tools_text
 from r2v.runtime import plugins
 from r2v.verifiers import verifier_named
 
 HORIZON = 50
+AT_ONCE = 256
+"""Chats that are held until they become episodes."""
 RECORDED = Decision("continue", "recorded", None, None, None, 1.0, (), "recorded")
 
 
@@ -34,62 +37,87 @@ def log_format(name: str) -> LogFormat:
     return made
 
 
-def import_logs(path: Path, format_name: str, outcomes: Path | None = None) -> tuple[list[Episode], int]:
+def import_logs(
+    path: Path, format_name: str | LogFormat, outcomes: Path | None = None, *, keep_unknown: bool = False
+) -> tuple[list[Episode], int]:
     """Read logs as episodes.
 
     Args:
         path: a file or folder; for some formats the name of a data set.
-        format_name: see `r2v.logs.BUILT_IN`.
+        format_name: see `r2v.logs.BUILT_IN`; or a format itself, e.g. `r2v.logs.mapped.mapped({...})`.
         outcomes: JSON with outcomes by task, which go before those in the logs.
+        keep_unknown: trajectories without an outcome are kept, as episodes whose `success` is None.
 
     Returns:
-        (episodes, how many trajectories were left out because their outcome is unknown).
+        (episodes, how many trajectories have no known outcome: they are left out, unless `keep_unknown`).
 
     Raises:
         ArtifactError: what is wrong in which file and line.
         SettingsError: there is no such format, or `outcomes` are given for logs that hold their own.
     """
-    source = log_format(format_name)
+    source = log_format(format_name) if isinstance(format_name, str) else format_name
     known = _outcomes(outcomes) if outcomes else {}
     found: list[Episode] = []
-    chats: list[tuple[Recorded, bool]] = []
+    chats: list[tuple[Recorded, bool | None]] = []
+    groups: dict[str, str] = {}
     unknown = 0
+    collects = gc.isenabled()
+    gc.disable()  # all that is made here stays, and has no cycles: looking for garbage in it is a fifth of the time
     try:
         for item in source.read(path):
             success = known.get(item.task, item.success) if isinstance(item, Recorded) else item.success
-            if success is None:
-                unknown += 1
-            elif isinstance(item, Recorded):
+            unknown += success is None
+            if isinstance(item, Recorded) and item.group is not None:
+                groups.setdefault(item.task, item.group)
+            if success is None and not keep_unknown:
+                continue
+            if isinstance(item, Recorded):
                 chats.append((item, success))
             elif outcomes:
                 raise SettingsError(f"logs of the format {source.name} hold their own outcomes; leave out {outcomes}")
             else:
                 found.append(item)
+            if len(chats) == AT_ONCE:
+                found += asyncio.run(_episodes(chats, source))
+                chats = []
+        if chats:
+            found += asyncio.run(_episodes(chats, source))
     except BadRequest as error:
         raise ArtifactError(f"{path} is not {source.name} ({error})") from None
-    if chats:
-        found += asyncio.run(_episodes(chats, source))
-    return found, unknown
+    finally:
+        if collects:
+            gc.enable()
+    return [_grouped(episode, groups) for episode in found], unknown
 
 
-async def _episodes(chats: Sequence[tuple[Recorded, bool]], source: LogFormat) -> list[Episode]:
+def _grouped(episode: Episode, groups: Mapping[str, str]) -> Episode:
+    """All episodes of a task are in one group, also those whose own record does not show it."""
+    group = groups.get(episode.task.id)
+    return episode if group is None else replace(episode, task=replace(episode.task, family=group))
+
+
+async def _episodes(chats: Sequence[tuple[Recorded, bool | None]], source: LogFormat) -> list[Episode]:
     name: Any = source.verifier
     if name is None:
         raise SettingsError(f"the log format {source.name} gives chats, so it must name the verifier that scores them")
-    return [await _episode(chat, success, verifier_named(name, tools_of(chat.request.tools))) for chat, success in chats]
+    verifiers: dict[bytes, Verifier] = {}  # episodes of one agent offer the same tools
+    found = []
+    for chat, success in chats:
+        tools = chat.request.tools
+        if tools not in verifiers:
+            verifiers[tools] = verifier_named(name, tools_of(tools))
+        found.append(await _episode(chat, success, verifiers[tools]))
+    return found
 
 
-async def _episode(recorded: Recorded, success: bool, verifier: Verifier) -> Episode:
+async def _episode(recorded: Recorded, success: bool | None, verifier: Verifier) -> Episode:
     """Each assistant message is a step, seen with what was known before it: the request that led to it."""
-    request = recorded.request
-    whole = context_of(request, HORIZON)
+    *contexts, whole = contexts_of(recorded.request, HORIZON)
     messages = [message_of(message) for message in recorded.body["messages"]]
     replies = [i for i, message in enumerate(messages) if message.role == "assistant"]
     steps = []
     begin = 0
-    for t, (action, at) in enumerate(zip(whole.actions, replies, strict=True)):
-        # Not a part of `whole`: how much of a text is kept, and what the goal is, would be known from later messages.
-        context = context_of(replace(request, messages=request.messages[:at]), HORIZON)
+    for t, (context, action, at) in enumerate(zip(contexts, whole.actions, replies, strict=True)):
         candidates = (Candidate(action, None, None, Usage()),)
         scores = await verifier.score(context, [action])
         choice = Choice(
@@ -99,10 +127,11 @@ async def _episode(recorded: Recorded, success: bool, verifier: Verifier) -> Epi
         observation = Observation(context.observations[-1], False, None, None, "", ())
         steps.append(Step(t, 0, observation, choice, tuple(messages[begin:at])))
         begin = at + 1
-    final = Observation(whole.observations[-1], True, success, float(success), "", ())
-    task = Task(recorded.task, recorded.model, "recorded", whole.goal)
+    reward = None if success is None else float(success)
+    final = Observation(whole.observations[-1], True, success, reward, "", ())
+    task = Task(recorded.task, recorded.task if recorded.group is None else recorded.group, "recorded", whole.goal)
     return Episode(
-        task, 0, "none", recorded.model, whole.goal, tuple(steps), final, success, "done", None,
+        task, 0, recorded.perturbation, recorded.model, whole.goal, tuple(steps), final, success, "done", None,
         tools_text(recorded.body.get("tools")), tuple(messages[begin:]),
     )  # fmt: skip
 

@@ -5,7 +5,7 @@ The model's thoughts between the commands are left out; the room and the goal ar
 
 from __future__ import annotations
 
-from r2v.logs.records import Recorded, Records, outcome_of, task_of, turns
+from r2v.logs.records import Recorded, Records, has, outcome_of, task_of, turns
 from r2v.messages.conversation import Json
 
 
@@ -13,7 +13,12 @@ def convert(raw: Json, where: str) -> Recorded:
     room, goal = raw["intro"].split("Your task is to: ", 1)
     first, *rest = turns(goal.strip(), [(step["action"], step["observation"]) for step in raw["steps"]])
     messages = [first, {"role": "user", "content": room.strip()}, *rest]
-    return Recorded(task_of(raw, where), outcome_of(raw), {"messages": messages}, f"{raw['model']} {raw['iteration']}")
+    task = task_of(raw, where)
+    game = task.split("/", 1)[0]  # its trials are the same task in the same room
+    return Recorded(task, outcome_of(raw), {"messages": messages}, f"{raw['model']} {raw['iteration']}", game)
 
 
-FORMAT = Records("knowagent-alfworld", "KnowAgent's ALFWorld episodes (JSON lines)", convert, verifier="household")
+FORMAT = Records(
+    "knowagent-alfworld", "KnowAgent's ALFWorld episodes (JSON lines)", convert, verifier="household",
+    recognises=has("intro", "iteration", "steps"),
+)  # fmt: skip

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from r2v.logs.records import Recorded, Records, outcome_of, task_of
+from r2v.logs.records import Recorded, Records, has, outcome_of, task_of
 from r2v.messages.conversation import Json
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -29,5 +29,6 @@ def plain(message: Mapping[str, Any]) -> Json:
 
 
 FORMAT = Records(
-    "mini-swe-agent", "*.traj.json files or a folder of them; outcomes from the file or a SWE-bench report", convert
-)
+    "mini-swe-agent", "*.traj.json files or a folder of them; outcomes from the file or a SWE-bench report", convert,
+    recognises=lambda raw: has("messages", "info")(raw) and not {"task", "model", "suite", "reward_info"} & raw.keys(),
+)  # fmt: skip

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from r2v.core.errors import ArtifactError
 from r2v.logs.files import objects
-from r2v.logs.records import Recorded, Records, outcome_of, task_of, turns
+from r2v.logs.records import Recorded, Records, has, outcome_of, task_of, turns
 from r2v.messages.conversation import Json
 
 
@@ -19,7 +19,10 @@ def convert(raw: Json, where: str) -> Recorded:
     prompts = _prompts(Path(where.rsplit(":", 1)[0]).parent)
     messages = turns(prompts[raw["task"]], [(step["action"], step.get("observation") or "") for step in raw["steps"]])
     feedback = f" + {raw['feedback_kind']} of {raw['teacher']}" if raw["teacher"] else ""
-    return Recorded(task_of(raw, where), outcome_of(raw), {"messages": messages}, f"{raw['model']}{feedback}")
+    task = task_of(raw, where)
+    # Trials of a game of ALFWorld are the same task in the same room.
+    game = task.rsplit("/", 1)[0] if task.startswith("alfworld/") else None
+    return Recorded(task, outcome_of(raw), {"messages": messages}, f"{raw['model']}{feedback}", game)
 
 
 @lru_cache(maxsize=1)
@@ -30,4 +33,7 @@ def _prompts(folder: Path) -> dict[str, str]:
     return {entry["task"]: entry["prompt"] for _, entry in objects(path)}
 
 
-FORMAT = Records("mint", "MINT's episodes (JSON lines), with tasks.jsonl.xz beside them", convert)
+FORMAT = Records(
+    "mint", "MINT's episodes (JSON lines), with tasks.jsonl.xz beside them", convert,
+    recognises=has("task", "teacher", "feedback_kind", "steps"),
+)  # fmt: skip

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from r2v.logs.records import Recorded, Records, outcome_of, task_of
 from r2v.messages.conversation import Json
 
@@ -12,4 +15,27 @@ def convert(raw: Json, where: str) -> Recorded:
     return Recorded(task_of(raw, goal), outcome_of(raw), body, str(raw.get("model", "recorded")))
 
 
-FORMAT = Records("openai-jsonl", "JSON lines of OpenAI chats with a task and an outcome", convert)
+def is_chat(raw: Any) -> bool:
+    """Whether it is a chat of either provider, and not one of the programs that keep chats beside facts of their own."""
+    messages = raw.get("messages") if isinstance(raw, Mapping) else None
+    if not isinstance(messages, list) or not all(isinstance(m, Mapping) and "role" in m for m in messages):
+        return False
+    # `info` alone is mini-swe-agent's; `traj`, `reward_info` and `suite` are those of benchmarks.
+    others = {"traj", "reward_info", "suite"} | (set() if {"task", "model"} & raw.keys() else {"info"})
+    return bool(messages) and not others & raw.keys()
+
+
+def is_anthropic(raw: Any) -> bool:
+    """Whether a chat has what only Anthropic's have: a system prompt of its own, blocks of tool use, their tools."""
+    blocks = [block for m in raw["messages"] if isinstance(m.get("content"), list) for block in m["content"]]
+    kinds = {block.get("type") for block in blocks if isinstance(block, Mapping)}
+    tools = [tool for tool in raw.get("tools") or () if isinstance(tool, Mapping)]
+    return (
+        "system" in raw or bool(kinds & {"tool_use", "tool_result", "thinking"}) or any("input_schema" in t for t in tools)
+    )
+
+
+FORMAT = Records(
+    "openai-jsonl", "JSON lines of OpenAI chats with a task and an outcome", convert,
+    recognises=lambda raw: is_chat(raw) and not is_anthropic(raw),
+)  # fmt: skip

@@ -29,6 +29,11 @@ class Recorded:
     body: Json
     """Chat-completion body (OpenAI) with all messages, and the tools if any were offered."""
     model: str
+    """Who acted: the model, and what else makes it another agent. It becomes `Episode.agent`."""
+    group: str | None = None
+    """What a split must keep together beyond the task, e.g. the user or the data base of several tasks; None: the task."""
+    perturbation: str = "none"
+    """What disturbed the episode: agents are compared where both task and perturbation are the same."""
 
     @cached_property
     def request(self) -> Request:
@@ -37,7 +42,10 @@ class Recorded:
 
 
 class LogFormat(Protocol):
-    """How the logs of a program are read."""
+    """How the logs of a program are read.
+
+    One that also has `recognises(raw) -> bool` is found by `r2v.logs.detection.detect` where JSON records are its own.
+    """
 
     @property
     def name(self) -> str: ...
@@ -67,6 +75,8 @@ class Records:
     """Of one raw record and where it lies. May raise what wrong data raise (KeyError, TypeError, ValueError, ...)."""
     source: Source = objects
     verifier: str = "tool_calls"
+    recognises: Callable[[Any], bool] = lambda raw: False
+    """Whether a JSON record is of this format and of no other; False for formats that are not JSON."""
 
     def read(self, path: Path) -> Iterator[Recorded]:
         """Raises ArtifactError that names file and line."""
@@ -77,6 +87,11 @@ class Records:
             except (KeyError, TypeError, ValueError, AttributeError, BadRequest) as error:
                 raise ArtifactError(f"{where} is not {self.name} ({type(error).__name__}: {error})") from None
             yield recorded
+
+
+def has(*keys: str) -> Callable[[Any], bool]:
+    """What recognises JSON objects that have all these keys."""
+    return lambda raw: isinstance(raw, Mapping) and raw.keys() >= set(keys)
 
 
 def outcome_of(raw: Mapping[str, Any]) -> bool | None:

@@ -1,14 +1,21 @@
-"""Runs of tau-bench ("traj") or tau2-bench ("messages"), or lines with "steps"."""
+"""Runs of tau-bench ("traj") or tau2-bench ("messages"), or lines with "steps".
+
+The benchmarks and their versions hold the same tasks under several names, all about some hundred users: what is of one user
+stays together, by the id that instruction or chat show.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from r2v.logs.mini_swe_agent import plain
-from r2v.logs.records import Recorded, Records, outcome_of, task_of
+from r2v.logs.records import Recorded, Records, has, outcome_of, task_of
 from r2v.messages.conversation import Json
+
+USER = re.compile(r"\b[a-z]+_[a-z]+_\d{4}\b")
 
 
 def convert(raw: Json, where: str) -> Recorded:
@@ -16,12 +23,26 @@ def convert(raw: Json, where: str) -> Recorded:
         messages: list[Json] = [{"role": "user", "content": str(raw.get("user_first") or raw.get("instruction") or "")}]
         for i, step in enumerate(raw["steps"]):
             messages += _step(step, f"call_{i}")
-        return Recorded(task_of(raw, where), outcome_of(raw), {"messages": messages}, str(raw.get("model", "recorded")))
+        return _recorded(raw, where, messages, str(raw.get("model", "recorded")))
     messages = [
         {"role": m["role"], **plain({**m, "tool_calls": [_call(c) for c in m.get("tool_calls") or []] or None})}
         for m in raw.get("traj") or raw["messages"]
     ]
-    return Recorded(task_of(raw, where), outcome_of(raw), {"messages": messages}, "recorded")
+    return _recorded(raw, where, messages, "recorded")
+
+
+def _recorded(raw: Json, where: str, messages: list[Json], model: str) -> Recorded:
+    user = next((found[0] for text in _texts(raw, messages) if (found := USER.search(text))), None)
+    return Recorded(task_of(raw, where), outcome_of(raw), {"messages": messages}, model, user)
+
+
+def _texts(raw: Json, messages: Iterable[Json]) -> Iterable[str]:
+    """Where an id may stand, the surest place first. What the system prompt says is an example."""
+    yield str(raw.get("instruction") or "")
+    for message in messages:
+        if message["role"] != "system":
+            yield from (str(call["function"].get("arguments")) for call in message.get("tool_calls") or ())
+            yield str(message.get("content") or "")
 
 
 def _step(step: Mapping[str, Any], identity: str) -> list[Json]:
@@ -42,4 +63,10 @@ def _call(call: Mapping[str, Any]) -> Json:
     return {"id": call.get("id"), "type": "function", "function": function}
 
 
-FORMAT = Records("tau-bench", "results of tau-bench or tau2-bench, or JSON lines with steps", convert)
+def _recognises(raw: Any) -> bool:
+    return any(one(raw) for one in (has("traj"), has("messages", "reward_info"), has("benchmark", "steps", "user_first")))
+
+
+FORMAT = Records(
+    "tau-bench", "results of tau-bench or tau2-bench, or JSON lines with steps", convert, recognises=_recognises
+)

@@ -17,7 +17,7 @@ from typing import Any
 from r2v.core.errors import ArtifactError, SettingsError
 from r2v.logs import openai_jsonl
 from r2v.logs.files import files_of, objects
-from r2v.logs.records import Recorded, Records, turns
+from r2v.logs.records import Recorded, Records, has, turns
 from r2v.messages.conversation import Json
 
 TRIALS = "yoonholee/terminalbench-trajectories"
@@ -110,5 +110,6 @@ def _is_pointer(text: str | None) -> bool:
 
 
 FORMAT = Records(
-    "terminalbench", f"trials of Terminal-Bench: the data set {TRIALS} or its files", convert, trials, verifier="terminal"
-)
+    "terminalbench", f"trials of Terminal-Bench: the data set {TRIALS} or its files", convert, trials, verifier="terminal",
+    recognises=has(*COLUMNS),
+)  # fmt: skip

@@ -314,13 +314,35 @@ def logprobs_of(choice: Json, vocabulary: int | None) -> tuple[float | None, flo
 
 def context_of(request: Request, horizon: int) -> Context:
     """What the router sees: the first request of the user, what came back since, what the assistant did."""
+    goals, observations, actions = _read(request.messages)
+    return _context(goals[-1], observations, actions, horizon, sum(map(len, observations)))
+
+
+def contexts_of(request: Request, horizon: int) -> list[Context]:
+    """What the router saw at each assistant message, and last what it sees now.
+
+    Each is `context_of` of the messages up to there: how much of a text is kept, and what the goal is, may not depend on
+    later ones. All are made in one pass.
+    """
+    goals, observations, actions = _read(request.messages)
+    found, length = [], 0
+    for t, (goal, observation) in enumerate(zip(goals, observations, strict=True)):
+        length += len(observation)
+        found.append(_context(goal, observations[: t + 1], actions[:t], horizon, length))
+    return found
+
+
+def _read(messages: Sequence[Message]) -> tuple[list[str], list[str], list[Action]]:
+    """(the goal as known, what came back) at each assistant message and at the end, and what the assistant did."""
     goal = ""
+    goals: list[str] = []
     observations: list[str] = []
     actions: list[Action] = []
     pending: list[str] = []
-    for message in request.messages:
+    for message in messages:
         text = message.text
         if message.role == "assistant":
+            goals.append(goal)
             observations.append(pending[0] if len(pending) == 1 else "\n".join(pending))
             calls = [(call.function.name, call.function.arguments or "") for call in message.tool_calls or ()]
             actions.append(_action(text, calls))
@@ -329,8 +351,12 @@ def context_of(request: Request, horizon: int) -> Context:
             if not goal and message.role == "user":
                 goal = own_words(text)
             pending.append(text)
-    observations.append("\n".join(pending))
-    if sum(map(len, observations)) > CLIP_TOTAL:
+    return [*goals, goal], [*observations, "\n".join(pending)], actions
+
+
+def _context(goal: str, observations: list[str], actions: list[Action], horizon: int, length: int) -> Context:
+    """`length` is that of all observations together."""
+    if length > CLIP_TOTAL:
         limit = max(CLIP, CLIP_TOTAL // len(observations))
         observations = [clip(text, limit) for text in observations]
     return Context(clip(goal, CLIP_TOTAL // 10), tuple(observations), tuple(actions), horizon)
