@@ -17,7 +17,7 @@ from itertools import accumulate
 from typing import Literal
 
 from r2v.core.errors import boundary
-from r2v.core.features import View, best, featurise, seen_as
+from r2v.core.features import View, best, featurise, proposing, seen_as
 from r2v.core.protocols import Agent, Policy, Router, Verifier
 from r2v.core.seeds import derive_seed, derive_uniform
 from r2v.core.types import NO_USAGE, RESTART, Action, Candidate, Choice, Context, Decision, Features, Memory
@@ -147,7 +147,7 @@ class Routed:
             candidates, scores, features = await step_context.look(retries)
             with boundary("router"):
                 seed = derive_seed(step_context.seed, "router", *([retries] if retries else []))
-                known = replace(step_context.context, proposed=candidates[best(candidates, scores)].action)
+                known = proposing(step_context.context, candidates, scores)
                 decision = self.router.decide(known, features, replace(memory, retries=retries), seed=seed)
             if decision.route != "retry":
                 break

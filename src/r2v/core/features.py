@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Literal
 
@@ -82,6 +83,11 @@ def best(candidates: Sequence[Candidate], scores: Sequence[float]) -> int:
         range(len(candidates)),
         key=lambda k: (scores[k], candidates[k].logp if candidates[k].logp is not None else float("-inf"), -k),
     )
+
+
+def proposing(context: Context, candidates: Sequence[Candidate], scores: Sequence[float]) -> Context:
+    """The context with the candidate that would act: what routers that read want to see."""
+    return replace(context, proposed=candidates[best(candidates, scores)].action)
 
 
 def _text_signals(observations: Sequence[str], read: str, actions: Sequence[str], chosen: str) -> tuple[float, ...]:

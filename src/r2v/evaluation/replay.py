@@ -11,7 +11,9 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Protocol
 
+from r2v.core.features import proposing
 from r2v.core.protocols import Router
+from r2v.core.features import proposing
 from r2v.core.seeds import derive_seed
 from r2v.core.types import Episode, Memory, Route
 from r2v.evaluation.outcomes import Outcomes, Row, gather, row
@@ -42,7 +44,8 @@ def escalated_steps(router: Router, horizon: int) -> Escalations:
             if step.choice.features is None:
                 raise ValueError(f"step {step.t} of {episode.task.id} has no features; replay needs routed SLM episodes")
             seed = _router_seed(episode.task.id, episode.seed, step.t)
-            decision = router.decide(context, step.choice.features, memory, seed=seed)
+            known = proposing(context, step.choice.candidates, step.choice.scores)
+            decision = router.decide(known, step.choice.features, memory, seed=seed)
             if decision.route in ("retry", "restart"):
                 raise ValueError(f"{router.name} decides {decision.route}; a recorded episode has no more than was recorded")
             if decision.route == "takeover":

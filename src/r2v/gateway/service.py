@@ -27,7 +27,7 @@ from r2v.clients.base import ModelError, Tokens
 from r2v.core.agent import MAX_RETRIES, AgentModels, Routed, StepContext
 from r2v.core.agreement import alike
 from r2v.core.errors import BoundaryError, SettingsError
-from r2v.core.features import best
+from r2v.core.features import best, proposing
 from r2v.core.protocols import Verifier
 from r2v.core.seeds import derive_seed
 from r2v.core.types import NO_USAGE, Action, Candidate, Choice, Code, Context, Decision, Memory, Observation, Route, Step
@@ -378,7 +378,8 @@ async def _teacher_alone(step_context: StepContext, code: Code, reason: str) -> 
 
 async def _slm_alone(step_context: StepContext, router: GatewayRouter, code: Code, reason: str) -> Choice:
     candidates, scores, features = await step_context.look(0)
-    wanted = router.router.decide(step_context.context, features, Memory(retries=MAX_RETRIES), seed=step_context.seed)
+    known = proposing(step_context.context, candidates, scores)
+    wanted = router.router.decide(known, features, Memory(retries=MAX_RETRIES), seed=step_context.seed)
     # What was streamed early is not decided on: what the router wanted is kept for the next step.
     route: Route = wanted.route if code == "early" and wanted.route != "retry" else "continue"
     decision = replace(wanted, route=route, code=code, propensity=1.0, reason=reason)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import msgspec
 
 from r2v.core.arrays import from_file
 from r2v.core.errors import ArtifactError, SettingsError
-from r2v.core.features import best, featurise
+from r2v.core.features import featurise, proposing
 from r2v.core.mlp import RiskMLP
 from r2v.core.protocols import Router
 from r2v.core.types import Candidate, Context, Decision, Memory
@@ -112,5 +111,5 @@ def decide(
         memory: what was decided at earlier steps; keep it up with `memory.after(decision)`.
         seed: of this step; the same one gives the same decision.
     """
-    known = replace(context, proposed=candidates[best(candidates, scores)].action)
+    known = proposing(context, candidates, scores)
     return router.decide(known, featurise(context, candidates, scores), memory or Memory(), seed=seed)

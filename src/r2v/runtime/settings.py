@@ -67,7 +67,7 @@ RUN_HINT = "examples/household.yaml is a file to start from"
 
 def keys(path: Path) -> set[str]:
     """The groups that a settings file has. Raises SettingsError."""
-    return set(_read(path))
+    return set(read(path))
 
 
 def load(path: Path, kind: type[S], overrides: Sequence[str] = (), *, hint: str = RUN_HINT) -> S:
@@ -78,7 +78,7 @@ def load(path: Path, kind: type[S], overrides: Sequence[str] = (), *, hint: str 
     """
     import yaml
 
-    raw = _read(path, hint)
+    raw = read(path, hint)
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals:
@@ -122,7 +122,7 @@ def dump(settings: Settings) -> str:
     return yaml.safe_dump(msgspec.to_builtins(settings), sort_keys=False, allow_unicode=True)
 
 
-def _read(path: Path, hint: str = RUN_HINT) -> dict[str, Any]:
+def read(path: Path, hint: str = RUN_HINT) -> dict[str, Any]:
     import yaml
 
     try:

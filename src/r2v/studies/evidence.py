@@ -10,17 +10,19 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from r2v.core.agreement import alike
-from r2v.core.types import Episode, ScoreKind, Step
+from r2v.core.types import Choice, Episode, ScoreKind, Step
 from r2v.evaluation.gain import Units
 from r2v.evaluation.groups import Groups
 from r2v.learning.reading import ReadRows, cross_fitted, read_rows, slm_action
 from r2v.maths import Floats
+from r2v.studies.costs import tokens_of
 
 Kind = Literal["paired", "alike", "outcomes"]
 LEAST_GROUPS = 20
@@ -29,6 +31,8 @@ LEAST_LABELS = 100
 """Comparisons of drafts with answers."""
 LEAST_EACH = 20
 """Episodes of each outcome."""
+AT_FIRST = " at step 0"
+"""After the kind of a score: as it was at the first step."""
 MOST_STEPS = 25_000
 """Steps that are fitted on; of more, whole episodes are drawn."""
 
@@ -51,12 +55,31 @@ class Evidence:
     """Success of the SLM alone in each episode; empty for `alike`."""
     handed_E: Floats = field(default_factory=lambda: np.zeros(0))
     """Success of the stronger model on the same task; empty where it is not known."""
+    slm_tokens_U2: Floats = field(default_factory=lambda: np.zeros((0, 2)))
+    """[input, output] of each unit."""
+    teacher_tokens_U2: Floats = field(default_factory=lambda: np.zeros((0, 2)))
+    usd_U2: Floats = field(default_factory=lambda: np.zeros((0, 2)))
+    """[SLM, teacher] of each unit as it was served; NaN where it is not known."""
     left_out: int = 0
     """Episodes that were not drawn."""
 
     @property
     def slms(self) -> tuple[str, ...]:
         return self.rows.agents
+
+    @property
+    def unit_models(self) -> NDArray[np.int64]:
+        """Of each unit, the number of its SLM in `slms`."""
+        return self.rows.agent_N if self.kind == "alike" else self.rows.agent_N[self._starts]
+
+    @property
+    def unit_groups(self) -> NDArray[np.int64]:
+        return self.rows.group_N if self.kind == "alike" else self.rows.group_N[self._starts]
+
+    @cached_property
+    def _starts(self) -> NDArray[np.int64]:
+        """Of each episode, its first row: the rows of an episode follow one another."""
+        return np.unique(self.rows.episode_N, return_index=True)[1]
 
     def kinds(self) -> tuple[ScoreKind, ...]:
         """Kinds of scores that a router may have."""
@@ -69,27 +92,14 @@ class Evidence:
     def units(self, p: Mapping[str, Floats], fold_N: NDArray[np.int64]) -> Units:
         """The units with the scores of these probabilities, and of the nulls that look at the first step alone."""
         score_N = scores(self.kind, p)
-        first_N = self.rows.t_N == self._first_E[self.rows.episode_N]
+        at_start = {f"{kind}{AT_FIRST}": s_N[self._starts] for kind, s_N in score_N.items()}
         if self.kind == "alike":
-            at_start = {kind: s[first_N][np.searchsorted(np.flatnonzero(first_N), np.arange(len(s)), "right") - 1]
-                        for kind, s in score_N.items()}  # fmt: skip
-            units = {**score_N, **{f"{kind} at step 0": s for kind, s in at_start.items()}}
-            return Units(self.worth_U, units, self.rows.agent_N, self.rows.group_N, fold_N)
-        episode_N, count = self.rows.episode_N, len(self.episodes)
-        highest: dict[str, Floats] = {}
-        for kind, s_N in score_N.items():
-            highest[kind] = np.full(count, -np.inf)
-            np.maximum.at(highest[kind], episode_N, s_N)
-        for kind, s_N in score_N.items():
-            highest[f"{kind} at step 0"] = s_N[first_N]
-        start = np.flatnonzero(first_N)
-        return Units(self.worth_U, highest, self.rows.agent_N[start], self.rows.group_N[start], fold_N[start])
-
-    @property
-    def _first_E(self) -> NDArray[np.int64]:
-        first_E = np.full(len(self.episodes), np.iinfo(np.int64).max)
-        np.minimum.at(first_E, self.rows.episode_N, self.rows.t_N)
-        return first_E
+            at_start = {kind: s_E[self.rows.episode_N] for kind, s_E in at_start.items()}
+            fold_U = fold_N
+        else:
+            score_N = {kind: np.maximum.reduceat(s_N, self._starts) for kind, s_N in score_N.items()}
+            fold_U = fold_N[self._starts]
+        return Units(self.worth_U, {**score_N, **at_start}, self.unit_models, self.unit_groups, fold_U)
 
 
 def scores(kind: Kind, p: Mapping[str, Floats]) -> dict[str, Floats]:
@@ -160,9 +170,11 @@ def _paired(
 ) -> Evidence | None:
     teacher = teacher or strongest(episodes)
     solved: dict[tuple[str, str, int], list[float]] = defaultdict(list)
+    spent: dict[tuple[str, str, int], list[Floats]] = defaultdict(list)
     for e in episodes:
         if e.agent == teacher and e.success is not None and all(s.choice.source == "slm" for s in e.steps):
             solved[_cell(e)].append(float(e.success))
+            spent[_cell(e)].append(tokens_of(e))
     mine = [
         i for i, e in enumerate(episodes)
         if e.success is not None and e.agent != teacher and (not slms or e.agent in slms) and _cell(e) in solved
@@ -174,7 +186,11 @@ def _paired(
     handed_E = np.array([float(np.mean(solved[_cell(e)])) for e in kept])
     alone_E = np.array([float(bool(e.success)) for e in kept])
     labels = {"risk": (1 - alone_E)[rows.episode_N], "teacher_risk": (handed_E < 0.5)[rows.episode_N].astype(float)}
-    return Evidence("paired", kept, rows, labels, handed_E - alone_E, teacher, alone_E, handed_E, left_out)
+    own_E2 = np.array([tokens_of(e) for e in kept])
+    teacher_E2 = np.array([np.mean(spent[_cell(e)], axis=0) for e in kept])
+    return Evidence(
+        "paired", kept, rows, labels, handed_E - alone_E, teacher, alone_E, handed_E, own_E2, teacher_E2, left_out=left_out
+    )
 
 
 def _alike(episodes: Sequence[Episode], found: Groups, seed: int) -> Evidence | None:
@@ -186,7 +202,22 @@ def _alike(episodes: Sequence[Episode], found: Groups, seed: int) -> Evidence | 
         return None
     kept, rows, left_out = _drawn(episodes, found, mine, seed, {i: list(known) for i, known in labelled.items()})
     differs_N = np.array([float(bool(differs(kept[e].steps[t]))) for e, t in zip(rows.episode_N, rows.t_N, strict=True)])
-    return Evidence("alike", kept, rows, {"differs": differs_N}, differs_N, "teacher", left_out=left_out)
+    choices = [kept[e].steps[t].choice for e, t in zip(rows.episode_N, rows.t_N, strict=True)]
+    tokens_N2, usd_N2 = (np.array([of(c) for c in choices], dtype=float) for of in (_tokens, _usd))
+    return Evidence(
+        "alike", kept, rows, {"differs": differs_N}, differs_N, "teacher", slm_tokens_U2=tokens_N2,
+        teacher_tokens_U2=tokens_N2, usd_U2=usd_N2, left_out=left_out,
+    )  # fmt: skip
+
+
+def _tokens(choice: Choice) -> tuple[float, float]:
+    """Of the teacher's answer; the SLM's draft counts as as many."""
+    usage = choice.teacher
+    return float(usage.prompt_tokens or 0), float(usage.completion_tokens or len(choice.action.text) / 4)
+
+
+def _usd(choice: Choice) -> tuple[float, float]:
+    return tuple(float("nan") if u.usd is None else u.usd for u in (choice.slm, choice.teacher))  # type: ignore[return-value]
 
 
 def _outcomes(episodes: Sequence[Episode], found: Groups, slms: Sequence[str], seed: int) -> Evidence | None:

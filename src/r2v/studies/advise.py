@@ -1,0 +1,277 @@
+"""What recorded episodes advise: whether a router that reads would beat random escalation, and what it would save.
+
+Everything is measured on groups of tasks left out: readers never saw a group that they are measured on, and the operating
+point of a fold is chosen on the others. Beside it stand what needs no router: random escalation of as many (the gain is
+over it), a decision at the first step alone, either model alone, and another run of the SLM in the stronger model's place.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from r2v.core.types import Episode
+from r2v.evaluation.gain import SHARES, Gain, Point, Units, Verdict, chosen, escalated, gain_of, threshold
+from r2v.evaluation.groups import Groups, folds, groups
+from r2v.evaluation.prefixes import auroc_equal_step
+from r2v.learning.reading import calibrated, fit_reader
+from r2v.maths import Bools, Floats
+from r2v.routers.base import FittedWith
+from r2v.routers.reading import Reading
+from r2v.studies.costs import Costs
+from r2v.studies.evidence import AT_FIRST, LEAST_EACH, LEAST_GROUPS, LEAST_LABELS, Evidence, evidence_of
+
+FOLDS = 5
+
+
+@dataclass(frozen=True, eq=False)
+class Advice:
+    """What came out, and what a router is made of if one is wanted."""
+
+    facts: dict[str, Any]
+    """What `advice.json` holds."""
+    evidence: Evidence | None
+    probabilities: Mapping[str, Floats]
+    """Of each reader, on groups left out."""
+    point: Point | None
+    """The operating point that all logs together choose."""
+
+    @property
+    def verdict(self) -> Verdict:
+        found: Verdict = self.facts["verdict"]
+        return found
+
+
+def advise(
+    episodes: Sequence[Episode], costs: Costs, *, slms: Sequence[str] = (), teacher: str | None = None,
+    share: float | None = None, seed: int = 0,
+) -> Advice:  # fmt: skip
+    """Measure.
+
+    Args:
+        episodes: recorded ones, with or without outcomes.
+        costs: what calls cost.
+        slms: models that count as the SLM; none: all but the teacher.
+        teacher: the stronger model; None: the one that solved most.
+        share: the share of units to escalate; None: of `SHARES` the one that gains most.
+        seed: of folds, fits and resamples.
+    """
+    found = groups(episodes)
+    facts = {"seed": seed, **_counts(episodes, found), **_MISSING}
+    evidence = evidence_of(episodes, found, slms=slms, teacher=teacher, seed=seed)
+    if evidence is None:
+        return Advice({**facts, **_not_enough(episodes, found)}, None, {}, None)
+    fold_N = folds(evidence.rows.group_N, FOLDS, seed)
+    p = evidence.probabilities(fold_N, seed)
+    units = evidence.units(p, fold_N)
+    shares = SHARES if share is None else (share,)
+    kinds = evidence.kinds()
+    escalated_U, points = escalated(units, shares, kinds)
+    gain = gain_of(escalated_U, units, seed)
+    point = chosen(units, np.ones(len(units), dtype=bool), shares, kinds)
+    facts |= {
+        "evidence": evidence.kind, "slms": list(evidence.slms), "teacher": evidence.teacher,
+        "episodes_used": len(evidence.episodes), "episodes_not_drawn": evidence.left_out, "steps_used": len(evidence.rows),
+        "groups_used": gain.groups, "score": point.kind, "share_escalated": gain.share,
+        "gain_over_random": gain.gain, "gain_ci95": list(gain.ci95), "gain_ci99": list(gain.ci99),
+        "points_of_folds": [f"{p.kind} at {p.share:.0%}" for p in points],
+        "nulls": _nulls(evidence, units, escalated_U, seed), "by_model": _by_model(evidence, units, escalated_U),
+        "table": [_line(evidence, units, point.kind, s, costs) for s in SHARES],
+        **_area(evidence, p, seed), **_money(evidence, units, escalated_U, costs, seed),
+    }  # fmt: skip
+    return Advice(facts | _verdict(evidence, gain), evidence, p, point)
+
+
+_MISSING: dict[str, Any] = dict.fromkeys(
+    ("evidence", "share_escalated", "gain_over_random", "gain_ci95", "usd_saved_share", "sessions_needed",
+     "auroc_equal_step", "auroc_equal_step_ci95", "why")
+)  # fmt: skip
+
+
+def router_of(advice: Advice, fitted_with: FittedWith, *, seed: int = 0) -> Reading:
+    """The router that was measured, fitted on all of it, at the operating point that all of it chooses.
+
+    Raises ValueError where the logs hold no evidence.
+    """
+    evidence, point = advice.evidence, advice.point
+    if evidence is None or point is None:
+        raise ValueError("these logs hold nothing to fit a router on")
+    every = np.ones(len(evidence.rows), dtype=bool)
+    served = evidence.slms[0] if len(evidence.slms) == 1 else None
+    readers = {
+        name: replace(calibrated(fit_reader(evidence.rows, y_N, every, seed=seed), advice.probabilities[name], y_N), agent=served)
+        for name, y_N in evidence.labels.items()
+    }  # fmt: skip
+    units = evidence.units(advice.probabilities, np.zeros(len(evidence.rows), dtype=np.int64))
+    kept = ("verdict", "evidence", "episodes_used", "groups_used", "teacher", "gain_over_random", "gain_ci95", "share_escalated",
+            "auroc_equal_step", "seed")  # fmt: skip
+    kind: Any = point.kind
+    return Reading(
+        threshold=threshold(units.scores[kind], point.share), estimates=kind,
+        reader=readers["differs" if kind == "disagreement" else "risk"],
+        teacher=readers.get("teacher_risk") if kind == "benefit" else None,
+        hands_over=evidence.kind == "paired", fitted_with=fitted_with,
+        facts={key: advice.facts[key] for key in kept},
+    )  # fmt: skip
+
+
+def _counts(episodes: Sequence[Episode], found: Groups) -> dict[str, Any]:
+    models: dict[str, dict[str, Any]] = {}
+    for name in sorted({e.agent for e in episodes}):
+        mine = [e for e in episodes if e.agent == name]
+        known = [e.success for e in mine if e.success is not None]
+        models[name] = {
+            "sessions": len(mine), "with_outcome": len(known), "solved": float(np.mean(known)) if known else None,
+            "steps": sum(len(e.steps) for e in mine),
+        }  # fmt: skip
+    return {
+        "sessions": len(episodes), "steps": sum(len(e.steps) for e in episodes),
+        "with_outcome": sum(e.success is not None for e in episodes),
+        "helped": sum(any(s.choice.source != "slm" for s in e.steps) for e in episodes),
+        **found.facts(), "models": models,
+    }  # fmt: skip
+
+
+def _not_enough(episodes: Sequence[Episode], found: Groups) -> dict[str, Any]:
+    """What is missing, in the words of what to do about it."""
+    outcomes = [e.success for e in episodes if e.success is not None]
+    missing = []
+    if found.count < LEAST_GROUPS:
+        missing.append(f"{found.count} different tasks of at least {LEAST_GROUPS}")
+    each = min(sum(outcomes), len(outcomes) - sum(outcomes))
+    if each < LEAST_EACH:
+        missing.append(
+            f"{len(outcomes)} outcomes, the rarer one {each} times of at least {LEAST_EACH} (verdicts, POST /v1/outcomes, "
+            f"--outcomes), or {LEAST_LABELS} steps that the teacher answered beside a draft (mode observe)"
+        )
+    rare = max(each / max(1, len(episodes)), 0.02)
+    needed = max(LEAST_GROUPS, int(np.ceil(LEAST_EACH / rare)))
+    return {"verdict": "not_enough", "why": "; ".join(missing), "sessions_needed": max(0, needed - len(episodes)) or needed}
+
+
+def _verdict(evidence: Evidence, gain: Gain) -> dict[str, Any]:
+    per_group = len(evidence.episodes) / gain.groups
+    more = max(0, int(np.ceil((gain.groups_needed() - gain.groups) * per_group)))
+    if evidence.kind == "outcomes":
+        # A risk finds failing sessions; whether anybody else would solve them is not in such logs.
+        why = "only one model's outcomes are known: let the teacher answer some of these tasks (mode observe), or log both"
+        return {"verdict": "not_enough", "why": why, "sessions_needed": LEAST_LABELS}
+    if gain.beats_random:
+        return {"verdict": "route", "why": "the gain over random escalation of as many is above 0", "sessions_needed": 0}
+    return {"verdict": "no_route", "why": "the gain over random escalation may be 0", "sessions_needed": max(1, more)}
+
+
+def _nulls(evidence: Evidence, units: Units, escalated_U: Bools, seed: int) -> dict[str, Any]:
+    """What needs no step-level router, at the same share."""
+    share = float(escalated_U.mean())
+    at_first, _ = escalated(units, (share,), [k for k in units.scores if k.endswith(AT_FIRST)])
+    paired = gain_of(escalated_U.astype(float) - at_first.astype(float), units, seed)
+    found: dict[str, Any] = {
+        "random": {"share": share, "gain": 0.0},
+        "step 0 only": _brief(gain_of(at_first, units, seed)),
+        "gain_over_step_0": {"gain": paired.gain, "ci95": list(paired.ci95)},
+    }
+    if evidence.kind == "alike":
+        return found
+    success = evidence.alone_E + escalated_U * units.worth_U
+    found["success"] = {"router": float(success.mean()), "slm alone": float(evidence.alone_E.mean())}
+    if evidence.kind == "paired":
+        rate_M = np.bincount(units.model_U, escalated_U) / np.maximum(1, np.bincount(units.model_U))
+        found["success"] |= {
+            "random": float((evidence.alone_E + rate_M[units.model_U] * units.worth_U).mean()),
+            "step 0 only": float((evidence.alone_E + at_first * units.worth_U).mean()),
+            "teacher alone": float(evidence.handed_E.mean()),
+            "slm again": _again(evidence, escalated_U),
+        }
+    else:  # a teacher that solves nothing of what is escalated, and one that solves all of it
+        found["success"] = {"slm alone": float(evidence.alone_E.mean()),
+                            "router, at least": float((evidence.alone_E * ~escalated_U).mean()),
+                            "router, at most": float(success.mean())}  # fmt: skip
+    return found
+
+
+def _brief(gain: Gain) -> dict[str, Any]:
+    return {"share": gain.share, "gain": gain.gain, "ci95": list(gain.ci95)}
+
+
+def _again(evidence: Evidence, escalated_U: Bools) -> float | None:
+    """Success if the SLM started anew in place of the stronger model, from its other runs of a task; None without any."""
+    runs: dict[Any, list[float]] = defaultdict(list)
+    cells = [(e.agent, e.task.id, e.perturbation) for e in evidence.episodes]
+    for cell, alone in zip(cells, evidence.alone_E, strict=True):
+        runs[cell].append(float(alone))
+    known = [len(runs[cell]) > 1 for cell in cells]
+    if np.mean(known) < 0.5:
+        return None
+    total = [
+        (sum(runs[c]) - a) / (len(runs[c]) - 1) if asked else a
+        for c, a, asked, ok in zip(cells, evidence.alone_E, escalated_U, known, strict=True)
+        if ok
+    ]
+    return float(np.mean(total))
+
+
+def _by_model(evidence: Evidence, units: Units, escalated_U: Bools) -> dict[str, Any]:
+    found = {}
+    for number, name in enumerate(evidence.slms):
+        mine = units.model_U == number
+        if not mine.any():
+            continue
+        e, w = escalated_U[mine].astype(float), units.worth_U[mine]
+        found[name] = {"units": int(mine.sum()), "share_escalated": float(e.mean()),
+                       "gain_over_random": float((e * w).mean() - e.mean() * w.mean())}  # fmt: skip
+    return found
+
+
+def _line(evidence: Evidence, units: Units, kind: str, share: float, costs: Costs) -> dict[str, Any]:
+    """One line of the table of thresholds: what escalating this share would catch, and what it would save."""
+    score_U = units.scores[kind]
+    asked = score_U >= threshold(score_U, share)
+    bad = units.worth_U > 0.5 if evidence.kind == "alike" else evidence.alone_E < 0.5
+    helpful = units.worth_U > 0
+    return {
+        "share": float(asked.mean()), "threshold": threshold(score_U, share),
+        "failures_caught": float(asked[bad].mean()) if bad.any() else None,
+        "false_alarms": float(asked[~bad].mean()) if (~bad).any() else None,
+        "at_risk": _at_risk(evidence, units, ~asked),
+        "helpful_of_escalated": float(helpful[asked].mean()) if evidence.kind != "outcomes" and asked.any() else None,
+        "usd_saved_share": costs.saved_share(evidence, asked),
+    }  # fmt: skip
+
+
+def _at_risk(evidence: Evidence, units: Units, kept_U: Bools) -> float | None:
+    """Share of sessions that the teacher would have ended better, and that the SLM keeps; of `alike` those with a step that
+    differs, at most; None where no teacher is known.
+    """
+    if evidence.kind == "outcomes":
+        return None
+    lost = kept_U & (units.worth_U > 0)
+    if evidence.kind == "paired":
+        return float((lost * units.worth_U).mean())
+    return len(np.unique(evidence.rows.episode_N[lost])) / len(np.unique(evidence.rows.episode_N))
+
+
+def _area(evidence: Evidence, p: Mapping[str, Floats], seed: int) -> dict[str, Any]:
+    name = "differs" if evidence.kind == "alike" else "risk"
+    rows = evidence.rows
+    arguments = (p[name], evidence.labels[name], rows.t_N, rows.group_N)
+    area, area_ci95 = auroc_equal_step(*arguments, seed=seed)
+    within, within_ci95 = auroc_equal_step(*arguments, seed=seed, within_N=rows.agent_N)
+    return {
+        "auroc_equal_step": area, "auroc_equal_step_ci95": area_ci95,
+        "auroc_equal_step_within_model": within, "auroc_equal_step_within_model_ci95": within_ci95,
+    }  # fmt: skip
+
+
+def _money(evidence: Evidence, units: Units, escalated_U: Bools, costs: Costs, seed: int) -> dict[str, Any]:
+    at_risk = _at_risk(evidence, units, ~escalated_U)
+    found = {"at_risk": at_risk, **costs.money(evidence, escalated_U, seed)}
+    if evidence.kind == "alike":
+        found["alike_share"] = float(1 - units.worth_U.mean())
+    return found
+
+

@@ -1,0 +1,129 @@
+"""What sessions cost with and without a router: from the ledger's own sums, or from tokens and a file of prices.
+
+What is not known is charged: a session that is handed over pays for the SLM's whole run beside the stronger model's. Without
+prices the SLM counts as free and the stronger model by its tokens, so that a share saved can still be told, as an upper bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from r2v.clients.settings import PriceSettings
+from r2v.core.errors import SettingsError
+from r2v.core.types import Episode
+from r2v.evaluation.curves import resample_BT
+from r2v.maths import Bools, Floats
+from r2v.runtime.settings import read, validated
+
+if TYPE_CHECKING:
+    from r2v.studies.evidence import Evidence
+
+CHARACTERS = 4
+"""Of a token, where no count is recorded."""
+RESAMPLES = 500
+
+
+def tokens_of(episode: Episode) -> Floats:
+    """[input, output] tokens of a whole session, each step reading all before it; counted in characters / 4."""
+    read, total_in, total_out = len(episode.goal), 0, 0
+    for step in episode.steps:
+        read += len(step.observation.text)
+        total_in += read
+        total_out += len(step.choice.action.text)
+        read += len(step.choice.action.text)
+    return np.array([total_in, total_out]) / CHARACTERS
+
+
+def read_prices(path: Path) -> dict[str, PriceSettings]:
+    """YAML or JSON: model -> USD per million tokens; `slm` and `teacher` stand for whatever models these are.
+
+    Raises SettingsError in one line.
+    """
+    raw = read(path)
+    found = {}
+    for model, price in raw.items():
+        try:
+            found[model] = validated(PriceSettings, price)
+        except SettingsError as error:
+            raise SettingsError(f"{path}: {model}: {error}") from None
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class Costs:
+    """Prices, and over how many days the sessions were recorded."""
+
+    prices: Mapping[str, PriceSettings] = field(default_factory=dict)
+    days: float | None = None
+
+    def money(self, evidence: Evidence, escalated_U: Bools, seed: int) -> dict[str, Any]:
+        """What routing would have saved against the stronger model alone, with 95 % intervals over groups."""
+        priced, always_U, routed_U = self._of(evidence, escalated_U)
+        if always_U is None or routed_U is None:
+            return {"usd_saved_share": None, "priced": False}
+        group_U = np.unique(evidence.unit_groups, return_inverse=True)[1]
+        weight_BG = resample_BT(int(group_U.max()) + 1, RESAMPLES, seed)
+        always_B, routed_B = (weight_BG @ np.bincount(group_U, cost_U) for cost_U in (always_U, routed_U))
+        share_B = 1 - np.divide(routed_B, always_B, out=np.ones_like(routed_B), where=always_B > 0)
+        facts: dict[str, Any] = {
+            "priced": priced, "usd_saved_share": float(share_B[0]), "usd_saved_share_ci95": _interval(share_B),
+        }  # fmt: skip
+        if priced:
+            facts |= {"usd_teacher_alone": float(always_U.sum()), "usd_routed": float(routed_U.sum())}
+            if self.days:
+                total_B = (always_B - routed_B) * (len(np.unique(group_U)) / self.days)
+                facts |= {"days": self.days, "usd_a_day_teacher_alone": float(always_U.sum() / self.days),
+                          "usd_a_day_saved": float(total_B[0]), "usd_a_day_saved_ci95": _interval(total_B)}  # fmt: skip
+        if evidence.kind == "paired":
+            solved = evidence.alone_E + escalated_U * evidence.worth_U
+            facts["cost_per_solved"] = {
+                "unit": "usd" if priced else "the stronger model's tokens", "router": _each(routed_U, solved),
+                "teacher alone": _each(always_U, evidence.handed_E),
+            }  # fmt: skip
+        return facts
+
+    def saved_share(self, evidence: Evidence, escalated_U: Bools) -> float | None:
+        """Of what the stronger model alone would have cost."""
+        _, always_U, routed_U = self._of(evidence, escalated_U)
+        if always_U is None or routed_U is None or not always_U.sum():
+            return None
+        return float(1 - routed_U.sum() / always_U.sum())
+
+    def _of(self, evidence: Evidence, escalated_U: Bools) -> tuple[bool, Floats | None, Floats | None]:
+        """(are these USD, cost of each unit by the stronger model alone, and as routed); None where no teacher is known."""
+        if evidence.kind == "outcomes":
+            return False, None, None
+        teacher = self.prices.get(evidence.teacher or "", self.prices.get("teacher"))
+        known = [self.prices.get(name, self.prices.get("slm")) for name in evidence.slms]
+        priced = teacher is not None and all(known)
+        always_U = _usd(evidence.teacher_tokens_U2, teacher if priced else None)
+        slm_U = np.zeros(len(always_U))
+        if priced:
+            prices = [_rates(price) for price in known if price is not None]
+            slm_U = (evidence.slm_tokens_U2 * np.array(prices)[evidence.unit_models]).sum(axis=1)
+        elif evidence.kind == "alike" and not np.isnan(evidence.usd_U2).any():  # the ledger's own sums
+            priced, (slm_U, always_U) = True, evidence.usd_U2.T
+        return priced, always_U, slm_U + escalated_U * always_U
+
+
+def _usd(tokens_U2: Floats, price: PriceSettings | None) -> Floats:
+    return np.asarray(tokens_U2.sum(axis=1) if price is None else tokens_U2 @ _rates(price))
+
+
+def _rates(price: PriceSettings) -> Floats:
+    return np.array([price.input, price.output]) / 1e6
+
+
+def _interval(values_B: Floats) -> list[float]:
+    return [float(q) for q in np.quantile(values_B[1:], [0.025, 0.975])]
+
+
+def _each(cost_U: Floats, solved_U: Floats) -> float | None:
+    return float(cost_U.sum() / solved_U.sum()) if solved_U.sum() else None
+
+
