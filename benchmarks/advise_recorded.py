@@ -67,7 +67,7 @@ def line(name: str, episodes: Sequence[Episode], shuffles: int) -> None:
     area = facts["auroc_equal_step"]
     over = (facts.get("nulls") or {}).get("gain_over_step_0")
     print(
-        f"{name:20} {len(episodes):6} {str(facts['evidence']):9} {facts['verdict']:10} {gain}  "
+        f"{name:20} {len(episodes):6} {facts['evidence']!s:9} {facts['verdict']:10} {gain}  "
         f"{'-' if over is None else format(over['gain'], '+.3f'):>7} {'-' if area is None else format(area, '.3f'):>6} "
         f"{facts['sessions_needed']!s:>7} {took:6.0f} s",
         flush=True,

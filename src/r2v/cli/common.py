@@ -67,7 +67,9 @@ class Imported:
     """What scored the steps, where that is known."""
 
 
-def imported(logs: Path, kind: str, outcomes: Path | None, mapping: Sequence[str] | None = None) -> Imported:
+def imported(
+    logs: Path, kind: str, outcomes: Path | None, mapping: Sequence[str] | None = None, *, keep_unknown: bool = False
+) -> Imported:
     """Read logs in the format of that name, in the one that `auto` finds, or by a mapping.
 
     A format that was found is told on standard error. Raises ArtifactError, SettingsError.
@@ -86,7 +88,7 @@ def imported(logs: Path, kind: str, outcomes: Path | None, mapping: Sequence[str
             kind = detect(logs)
             typer.echo(f"format   {kind}", err=True)
         source = log_format(kind)
-    episodes, unknown = import_logs(logs, source, outcomes)
+    episodes, unknown = import_logs(logs, source, outcomes, keep_unknown=keep_unknown)
     return Imported(episodes, unknown, kind, source.verifier)
 
 

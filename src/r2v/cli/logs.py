@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
 
 from r2v.cli.common import Format, Imported, Logs, Map, Outcomes, cli, imported
+from r2v.core.errors import SettingsError
 from r2v.core.features import View
 from r2v.logs import AUTO
 from r2v.runtime.settings import dump
@@ -18,6 +19,51 @@ from r2v.runtime.store import write_episodes, write_json, write_text
 
 if TYPE_CHECKING:
     from r2v.pipeline.settings import LogsSettings
+    from r2v.studies.advise import Advice
+
+
+Slm = Annotated[
+    list[str] | None,
+    typer.Option("--slm", help="A model of the logs that counts as the SLM (repeatable); all but the teacher."),
+]
+Teacher = Annotated[str | None, typer.Option(help="The stronger model of the logs; the one that solved most.")]
+Prices = Annotated[
+    Path | None,
+    typer.Option(help="YAML: model (or slm, teacher): {input: , output: }, in USD per million tokens."),
+]
+Share = Annotated[
+    float | None,
+    typer.Option(min=0.001, max=0.999, help="Share to escalate; the one that gains most on other tasks."),
+]
+Verdicts = Annotated[
+    list[str] | None,
+    typer.Option("--verdict", help="A verdict to measure (repeatable): tests, reward, module:function, ..."),
+]
+
+
+@cli.command(rich_help_panel="Logs and solutions")
+def advise(
+    logs: Logs,
+    out: Annotated[Path, typer.Option(help="Folder for advice.html and advice.json.")] = Path("advice"),
+    kind: Format = AUTO,
+    mapping: Map = None,
+    outcomes: Outcomes = None,
+    prices: Prices = None,
+    slm: Slm = None,
+    teacher: Teacher = None,
+    share: Share = None,
+    seed: Annotated[int, typer.Option(help="Seed of the folds, the fits and the intervals.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="End with one JSON line.")] = False,
+) -> None:
+    """Say what routing would bring on your logs, in money: whether it beats random escalation, at which share, at what risk.
+
+    Reads the gateway's ledger and any log; says something useful for ten sessions, and what is missing.
+    """
+    read = imported(logs, kind, outcomes, mapping, keep_unknown=True)
+    advice = _advised(read, logs, prices, slm, teacher, share, seed)
+    _show(advice.facts, out, _title(logs))
+    if as_json:
+        typer.echo(json.dumps(advice.facts))
 
 
 @cli.command(rich_help_panel="Logs and solutions")
@@ -27,18 +73,27 @@ def fit(
     kind: Format = AUTO,
     mapping: Map = None,
     outcomes: Outcomes = None,
-    asked_share: Annotated[
-        float, typer.Option(min=0.001, max=0.999, help="Share of the steps to escalate: places the threshold.")
-    ] = 0.15,
+    prices: Prices = None,
+    slm: Slm = None,
+    teacher: Teacher = None,
+    asked_share: Share = None,
+    unproven: Annotated[
+        bool, typer.Option("--unproven", help="Write a router also where nothing shows that it beats random escalation.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Seed of the folds and of the fit.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="End with one JSON line.")] = False,
 ) -> None:
-    """Fit a router on recorded episodes alone: your own traffic, or trajectories of other programs. Needs no environment.
+    """Fit a router on recorded episodes alone: your own traffic, or trajectories of other programs.
 
-    Says how many episodes there are, how sure the result is (task-wise cross-validation), and how many it would take; with
-    too few of them it writes no router and ends with status 2.
+    Measures it first, as `r2v advise` does. Where it does not beat random escalation on tasks left out, no router is
+    written, and the status is 2.
     """
-    if not _fit(imported(logs, kind, outcomes, mapping), out, seed=seed, asked_share=asked_share, as_json=as_json):
+    read = imported(logs, kind, outcomes, mapping, keep_unknown=True)
+    advice = _advised(read, logs, prices, slm, teacher, asked_share, seed)
+    facts = _fit(advice, read, out, unproven=unproven, seed=seed)
+    if as_json:
+        typer.echo(json.dumps(facts))
+    if facts["router"] is None:
         raise typer.Exit(2)
 
 
@@ -168,42 +223,77 @@ def check_solutions(
 
 
 def run_logs(settings: LogsSettings, out: Path) -> None:
-    """`r2v run` of a file with `logs`: inspect, then fit."""
+    """`r2v run` of a file with `logs`: inspect, advise, then fit."""
     logs = Path(settings.logs.path)
     outcomes = None if settings.logs.outcomes is None else Path(settings.logs.outcomes)
     read = imported(logs, settings.logs.format, outcomes)
     write_text(out / "settings.yaml", dump(settings))
     _inspect(read, out / "inspect", title=_title(logs), view=settings.view, seed=settings.seed, as_json=False)
-    _fit(read, out / "router", seed=settings.seed, asked_share=settings.asked_share, as_json=False)
+    advice = _advised(read, logs, None, None, None, settings.asked_share, settings.seed)
+    _show(advice.facts, out / "advice", _title(logs))
+    _fit(advice, read, out / "router", unproven=settings.unproven, seed=settings.seed)
 
 
 def _title(logs: Path) -> str:
     return f"{logs.resolve().parent.name}/{logs.name}"
 
 
-def _fit(read: Imported, out: Path, *, seed: int, asked_share: float, as_json: bool) -> bool:
-    """Whether there was enough to fit on."""
+def _advised(
+    read: Imported,
+    logs: Path,
+    prices: Path | None,
+    slms: list[str] | None,
+    teacher: str | None,
+    share: float | None,
+    seed: int,
+) -> Advice:  # fmt: skip
+    try:
+        from r2v.studies.advise import advise
+    except ModuleNotFoundError as error:
+        raise SettingsError(f"{error.name} is not installed; pip install 'r2v[fit]'") from None
+    from r2v.logs.ledger import days_of
+    from r2v.studies.costs import Costs, read_prices
+
+    named = {episode.agent for episode in read.episodes}
+    for name in (*(slms or ()), *([teacher] if teacher else ())):
+        if name not in named:
+            raise SettingsError(f"{logs} has no model {name!r}; it has {', '.join(sorted(named)[:20])}")
+    costs = Costs({} if prices is None else read_prices(prices), days_of(logs) if read.kind == "ledger" else None)
+    return advise(read.episodes, costs, slms=slms or (), teacher=teacher, share=share, seed=seed)
+
+
+def _show(facts: dict[str, Any], out: Path, title: str) -> None:
+    """Print the paragraph and the table, and write the page."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from r2v.report.advice import page, paragraph, table
+
+    write_json(out / "advice.json", facts)
+    write_text(out / "advice.html", page(facts, title=title))
+    typer.echo(paragraph(facts))
+    if lines := table(facts):
+        shown = Table(*lines[0], box=None, pad_edge=False)
+        for line in lines[1:]:
+            shown.add_row(*line)
+        typer.echo("")
+        Console().print(shown)
+    typer.echo(f"\npage     {out / 'advice.html'}\nnumbers  {out / 'advice.json'}")
+
+
+def _fit(advice: Advice, read: Imported, out: Path, *, unproven: bool, seed: int) -> dict[str, Any]:
+    """Write the router and say so; the facts of `fit_logs`."""
+    from r2v.report.advice import paragraph
     from r2v.studies.fit_logs import fit_logs
 
-    found = fit_logs(read.episodes, out, verifier=read.verifier, seed=seed, asked_share=asked_share)
-    typer.echo(
-        f"{found.episodes} episodes with an outcome ({read.unknown} without one left out), {found.helped} of them helped"
-    )
-    if found.refused is not None:
-        typer.echo(f"no router: {found.refused}; about {found.episodes_needed} episodes would do")
+    facts = fit_logs(advice, out, verifier=read.verifier, unproven=unproven, seed=seed)
+    typer.echo(paragraph(facts))
+    if facts["router"] is None:
+        typer.echo(f"no router written ({facts['verdict']}); --unproven writes it all the same")
     else:
-        assert found.auroc is not None and found.auroc_ci95 is not None
-        low, high = found.auroc_ci95
-        typer.echo(f"risk on tasks left out: AUROC {found.auroc:.3f} ({low:.3f} to {high:.3f}), ECE {found.ece:.3f}")
-        typer.echo(f"Brier {found.brier:.3f} (always the base rate: {found.base_brier:.3f})")
-        typer.echo(f"for an interval of +-.05: about {found.episodes_needed} episodes")
-        if not found.beats_random:
-            typer.echo("nothing shows that these risks are better than the base rate: do not route on them")
-        typer.echo(f"router    {out}  (escalates {found.asked_share:.0%} of these steps)")
-        typer.echo(f"next      route: {{router: {out}, mode: shadow}} in the gateway's settings")
-    if as_json:
-        typer.echo(json.dumps({**asdict(found), "unknown_outcome": read.unknown, "format": read.kind}))
-    return found.refused is None
+        typer.echo(f"router   {out}{'' if facts['ready'] else '  (unproven)'}")
+        typer.echo(f"next     route: {{router: {out}, mode: shadow}} in the gateway's settings")
+    return {**facts, "format": read.kind}
 
 
 def _inspect(read: Imported, out: Path, *, title: str, view: View, seed: int, as_json: bool) -> None:

@@ -6,7 +6,7 @@ text is cut to its beginning and its end first.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any
@@ -82,7 +82,7 @@ class Grams:
     def parts_NP(self, weight_G: Floats) -> Floats:
         """What each text adds, if each of its grams weighs so much."""
         added = np.bincount(self.part_G, weight_G[self.index_G] * self.value_G, minlength=self.steps * len(FIELDS))
-        return added.reshape(self.steps, len(FIELDS))
+        return np.asarray(added.reshape(self.steps, len(FIELDS)), dtype=float)
 
 
 def grams(texts: tuple[str, ...]) -> Grams:
@@ -146,7 +146,7 @@ class Reader:
     """Log-odds of each model that was fitted on, against their mean."""
     agent: str | None = None
     """Whose steps are read; None: not known, which adds nothing."""
-    calibration: Calibration = Calibration()
+    calibration: Calibration = field(default_factory=Calibration)
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def logit(self, said: Grams, x_NF: Floats, present_NF: NDArray[np.bool_], offset_N: Floats | float = 0.0) -> Floats:
@@ -164,7 +164,7 @@ class Reader:
             action: what the SLM would do.
             features: all `FEATURES` of the step.
         """
-        return self._score(texts(context, action), features)
+        return float(self._score(texts(context, action), features))
 
     @cached_property
     def _score(self) -> Any:

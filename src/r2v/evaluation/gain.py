@@ -67,9 +67,7 @@ def gain_B(escalated_U: Floats, worth_U: Floats, model_U: Ints, group_U: Ints, w
     cell_U = group_U * models + model_U
 
     def sums_BM(value_U: Floats | None) -> Floats:
-        return np.asarray(
-            weight_BG @ np.bincount(cell_U, value_U, minlength=groups * models).reshape(groups, models)
-        )
+        return np.asarray(weight_BG @ np.bincount(cell_U, value_U, minlength=groups * models).reshape(groups, models))
 
     n, e, w, both = (sums_BM(v) for v in (np.ones(len(worth_U)), escalated_U, worth_U, escalated_U * worth_U))
     within_BM = np.divide(both - e * np.divide(w, n, out=np.zeros_like(w), where=n > 0), 1.0)

@@ -81,8 +81,8 @@ def auroc_over_tasks(p_N: Floats, y_N: Floats, task_N: Ints, *, seed: int) -> tu
 def auroc_equal_step(
     p_N: Floats, y_N: Floats, t_N: Ints, task_N: Ints, *, seed: int, within_N: Ints | None = None
 ) -> tuple[float | None, list[float] | None]:
-    """The AUROC over pairs of steps of the same number (and of the same `within_N`, a model say), with its 95 % interval over
-    tasks; None where no such pair has both outcomes.
+    """The AUROC over pairs of steps of the same number (and of the same `within_N`, a model say), with its 95 % interval
+    over tasks; None where no such pair has both outcomes.
     """
     stratum_N = t_N if within_N is None else t_N + (t_N.max() + 1) * within_N
     task_N = np.unique(task_N, return_inverse=True)[1]

@@ -13,7 +13,6 @@ from typing import Protocol
 
 from r2v.core.features import proposing
 from r2v.core.protocols import Router
-from r2v.core.features import proposing
 from r2v.core.seeds import derive_seed
 from r2v.core.types import Episode, Memory, Route
 from r2v.evaluation.outcomes import Outcomes, Row, gather, row

@@ -110,11 +110,16 @@ class Modes:
         router = self._route.router
         try:
             fit: dict[str, Any] = msgspec.json.decode((Path(router) / "fit.json").read_bytes())
-            area, (low, high), better = fit["auroc"], fit["auroc_ci95"], fit["beats_random"]
+            gain, interval, better = fit["gain_over_random"], fit["gain_ci95"], fit["ready"]
         except (OSError, ValueError, KeyError, TypeError):
             return False, f"router {router} has no fit.json: fit one on your ledger (`r2v fit`), and set route.router to it"
-        found = f"on tasks left out the router's AUROC is {area:.2f} ({low:.2f} to {high:.2f})"
-        return (True, found) if better else (False, f"{found}, no better than chance: fit it again on more sessions")
+        if gain is None:
+            return False, f"router {router} was fitted on outcomes of the SLM alone: whether the teacher helps is not known"
+        low, high = (100 * end for end in interval)
+        found = (
+            f"on tasks left out the router gains {100 * gain:+.1f} points over random escalation ({low:+.1f} to {high:+.1f})"
+        )
+        return (True, found) if better else (False, f"{found}: not proven; fit it again on more sessions")
 
     def _not_worse(self, since: float) -> tuple[bool, str]:
         (n, failed), (others, others_failed) = (self._ledger.ended(mode, since) for mode in ("canary", "control"))

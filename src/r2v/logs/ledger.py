@@ -27,9 +27,21 @@ def sessions(ledger: Ledger) -> Iterator[Episode]:
         yield Episode(
             # Sessions with the same goal are one task: they never fall on both sides of a split.
             Task(goal, "served", "gateway", goal), 0, "none", "r2v", goal,
-            tuple(replace(entry.step, t=i) for i, entry in enumerate(entries)),
+            tuple(replace(entry.step, t=i, alike=entry.alike) for i, entry in enumerate(entries)),
             Observation("", True, success, reward, "", ()), success, "done", None, ledger.tools(session),
         )  # fmt: skip
+
+
+def days_of(path: Path) -> float | None:
+    """Days between the first and the last step of a ledger, one at least; None of other files and of an empty ledger."""
+    if path.suffix == ".parquet" or not path.is_file():
+        return None
+    ledger = Ledger(path)
+    try:
+        times = [entry.time for session in ledger.all_sessions() for entry in ledger.steps(session)]
+    finally:
+        ledger.close()
+    return max(1.0, (max(times) - min(times)) / 86_400) if times else None
 
 
 @dataclass(frozen=True)

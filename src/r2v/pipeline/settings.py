@@ -250,5 +250,7 @@ class LogsSettings(Settings):
     seed: int = 0
     logs: LogSourceSettings
     view: View = "full"
-    asked_share: Annotated[float, Meta(gt=0, lt=1)] = 0.15
-    """Share of the steps to escalate: places the router's threshold."""
+    asked_share: Annotated[float, Meta(gt=0, lt=1)] | None = None
+    """Share of the sessions (of steps, where teacher and drafts are compared) to escalate; null: the one that gains most."""
+    unproven: bool = False
+    """Write the router also where nothing shows that it beats random escalation."""

@@ -15,7 +15,7 @@ Estimate = Literal["risk", "benefit", "disagreement"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Reading(RouterBase):
-    """Escalates where a reader's probability is high: that the SLM fails, that only the teacher solves it, that they differ."""
+    """Escalates where a reader sees that the SLM fails, that only the teacher solves the task, or that the two differ."""
 
     name: str = "reading"
     estimates: Estimate = "risk"
@@ -68,4 +68,5 @@ class Reading(RouterBase):
         if context.proposed is None:
             raise ValueError(f"router {self.name} reads what the SLM proposes: give it in `Context.proposed`")
         above: Route = "takeover" if self.hands_over else "escalate"
-        return compare(self.name, self.estimates, self.score_of(context, context.proposed, features), self.point, above=above)
+        score = self.score_of(context, context.proposed, features)
+        return compare(self.name, self.estimates, score, self.point, above=above)

@@ -7,7 +7,7 @@ over it), a decision at the first step alone, either model alone, and another ru
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,17 +15,21 @@ from typing import Any
 import numpy as np
 
 from r2v.core.types import Episode
-from r2v.evaluation.gain import SHARES, Gain, Point, Units, Verdict, chosen, escalated, gain_of, threshold
+from r2v.evaluation.curves import interval, resample_BT
+from r2v.evaluation.gain import RESAMPLES, SHARES, Gain, Point, Units, Verdict, chosen, escalated, gain_of, threshold
 from r2v.evaluation.groups import Groups, folds, groups
 from r2v.evaluation.prefixes import auroc_equal_step
 from r2v.learning.reading import calibrated, fit_reader
 from r2v.maths import Bools, Floats
 from r2v.routers.base import FittedWith
 from r2v.routers.reading import Reading
-from r2v.studies.costs import Costs
+from r2v.studies.costs import Costs, tokens_of
 from r2v.studies.evidence import AT_FIRST, LEAST_EACH, LEAST_GROUPS, LEAST_LABELS, Evidence, evidence_of
+from r2v.verifiers.tool_calls import FAILED
 
 FOLDS = 5
+LOOKED_AT = 4000
+"""Characters of a result in which an error is looked for."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +81,7 @@ def advise(
         "evidence": evidence.kind, "slms": list(evidence.slms), "teacher": evidence.teacher,
         "episodes_used": len(evidence.episodes), "episodes_not_drawn": evidence.left_out, "steps_used": len(evidence.rows),
         "groups_used": gain.groups, "score": point.kind, "share_escalated": gain.share,
-        "gain_over_random": gain.gain, "gain_ci95": list(gain.ci95), "gain_ci99": list(gain.ci99),
+        **_gains(evidence, gain),
         "points_of_folds": [f"{p.kind} at {p.share:.0%}" for p in points],
         "nulls": _nulls(evidence, units, escalated_U, seed), "by_model": _by_model(evidence, units, escalated_U),
         "table": [_line(evidence, units, point.kind, s, costs) for s in SHARES],
@@ -103,12 +107,15 @@ def router_of(advice: Advice, fitted_with: FittedWith, *, seed: int = 0) -> Read
     every = np.ones(len(evidence.rows), dtype=bool)
     served = evidence.slms[0] if len(evidence.slms) == 1 else None
     readers = {
-        name: replace(calibrated(fit_reader(evidence.rows, y_N, every, seed=seed), advice.probabilities[name], y_N), agent=served)
+        name: replace(calibrated(fit_reader(evidence.rows, y_N, every, seed=seed), p_N, y_N), agent=served)
         for name, y_N in evidence.labels.items()
-    }  # fmt: skip
+        for p_N in [advice.probabilities[name]]
+    }
     units = evidence.units(advice.probabilities, np.zeros(len(evidence.rows), dtype=np.int64))
-    kept = ("verdict", "evidence", "episodes_used", "groups_used", "teacher", "gain_over_random", "gain_ci95", "share_escalated",
-            "auroc_equal_step", "seed")  # fmt: skip
+    kept = (
+        "verdict", "evidence", "episodes_used", "groups_used", "teacher", "gain_over_random", "gain_ci95",
+        "share_escalated", "auroc_equal_step", "seed",
+    )  # fmt: skip
     kind: Any = point.kind
     return Reading(
         threshold=threshold(units.scores[kind], point.share), estimates=kind,
@@ -132,7 +139,23 @@ def _counts(episodes: Sequence[Episode], found: Groups) -> dict[str, Any]:
         "sessions": len(episodes), "steps": sum(len(e.steps) for e in episodes),
         "with_outcome": sum(e.success is not None for e in episodes),
         "helped": sum(any(s.choice.source != "slm" for s in e.steps) for e in episodes),
-        **found.facts(), "models": models,
+        **found.facts(), "models": models, "happened": _happened(episodes),
+    }  # fmt: skip
+
+
+def _happened(episodes: Sequence[Episode]) -> dict[str, Any]:
+    """What a reader of logs asks first."""
+    steps = [step for episode in episodes for step in episode.steps]
+    tools = Counter(call.name for step in steps for call in step.choice.action.tool_calls)
+    actions = [[step.choice.action for step in episode.steps] for episode in episodes]
+    repeated = [action in done[:t] for done in actions for t, action in enumerate(done)]
+    seen = [step.observation.text[:LOOKED_AT] for step in steps if step.t]
+    lengths = [len(episode.steps) for episode in episodes] or [0]
+    return {
+        "tools": dict(tools.most_common(8)), "median_steps": float(np.median(lengths)), "longest": max(lengths),
+        "repeated": float(np.mean(repeated)) if repeated else None,
+        "errors": float(np.mean([FAILED.search(text) is not None for text in seen])) if seen else None,
+        "tokens": np.mean([tokens_of(e) for e in episodes], axis=0).tolist() if episodes else [0.0, 0.0],
     }  # fmt: skip
 
 
@@ -151,6 +174,13 @@ def _not_enough(episodes: Sequence[Episode], found: Groups) -> dict[str, Any]:
     rare = max(each / max(1, len(episodes)), 0.02)
     needed = max(LEAST_GROUPS, int(np.ceil(LEAST_EACH / rare)))
     return {"verdict": "not_enough", "why": "; ".join(missing), "sessions_needed": max(0, needed - len(episodes)) or needed}
+
+
+def _gains(evidence: Evidence, gain: Gain) -> dict[str, Any]:
+    names = ("gain_over_random", "gain_ci95", "gain_ci99")
+    if evidence.kind == "outcomes":  # what is found are failing sessions; nobody knows what a teacher would make of them
+        return {**dict.fromkeys(names), "failures_found_over_random": gain.gain, "failures_found_ci95": list(gain.ci95)}
+    return dict(zip(names, (gain.gain, list(gain.ci95), list(gain.ci99)), strict=True))
 
 
 def _verdict(evidence: Evidence, gain: Gain) -> dict[str, Any]:
@@ -233,13 +263,18 @@ def _line(evidence: Evidence, units: Units, kind: str, share: float, costs: Cost
     asked = score_U >= threshold(score_U, share)
     bad = units.worth_U > 0.5 if evidence.kind == "alike" else evidence.alone_E < 0.5
     helpful = units.worth_U > 0
+    success: dict[str, float] = {}
+    if evidence.kind == "paired":
+        rate_M = np.bincount(units.model_U, asked) / np.maximum(1, np.bincount(units.model_U))
+        success = {"success": float((evidence.alone_E + asked * units.worth_U).mean()),
+                   "random_success": float((evidence.alone_E + rate_M[units.model_U] * units.worth_U).mean())}  # fmt: skip
     return {
         "share": float(asked.mean()), "threshold": threshold(score_U, share),
         "failures_caught": float(asked[bad].mean()) if bad.any() else None,
         "false_alarms": float(asked[~bad].mean()) if (~bad).any() else None,
         "at_risk": _at_risk(evidence, units, ~asked),
         "helpful_of_escalated": float(helpful[asked].mean()) if evidence.kind != "outcomes" and asked.any() else None,
-        "usd_saved_share": costs.saved_share(evidence, asked),
+        "usd_saved_share": costs.saved_share(evidence, asked), **success,
     }  # fmt: skip
 
 
@@ -271,7 +306,8 @@ def _money(evidence: Evidence, units: Units, escalated_U: Bools, costs: Costs, s
     at_risk = _at_risk(evidence, units, ~escalated_U)
     found = {"at_risk": at_risk, **costs.money(evidence, escalated_U, seed)}
     if evidence.kind == "alike":
-        found["alike_share"] = float(1 - units.worth_U.mean())
+        group_U = np.unique(units.group_U, return_inverse=True)[1]
+        weight_BG = resample_BT(int(group_U.max()) + 1, RESAMPLES, seed)
+        alike_B = (weight_BG @ np.bincount(group_U, 1 - units.worth_U)) / (weight_BG @ np.bincount(group_U))
+        found |= {"alike_share": float(alike_B[0]), "alike_share_ci95": interval(alike_B)}
     return found
-
-

@@ -1,7 +1,7 @@
 """What sessions cost with and without a router: from the ledger's own sums, or from tokens and a file of prices.
 
-What is not known is charged: a session that is handed over pays for the SLM's whole run beside the stronger model's. Without
-prices the SLM counts as free and the stronger model by its tokens, so that a share saved can still be told, as an upper bound.
+What is not known is charged: a session that is handed over pays for the SLM's whole run beside the stronger model's.
+Without prices the SLM counts as free and the stronger model by its tokens: the share saved is then an upper bound.
 """
 
 from __future__ import annotations
@@ -125,5 +125,3 @@ def _interval(values_B: Floats) -> list[float]:
 
 def _each(cost_U: Floats, solved_U: Floats) -> float | None:
     return float(cost_U.sum() / solved_U.sum()) if solved_U.sum() else None
-
-

@@ -1,8 +1,8 @@
 """What recorded episodes show about escalating: which steps may be learned from, and what an escalation was worth.
 
-Three kinds, the strongest first. *paired*: a weaker and a stronger model played the same tasks, so handing a session over is
-worth what the stronger one's own run solved more. *alike*: the teacher answered beside the SLM's draft, so escalating a step
-is worth something only where the two differ. *outcomes*: only the SLM played, so what a teacher would add is not in the logs.
+Three kinds, the strongest first. *paired*: a weaker and a stronger model played the same tasks, so handing a session over
+is worth what the stronger one's own run solved more. *alike*: the teacher answered beside the SLM's draft, so escalating a
+step is worth something only where the two differ. *outcomes*: only the SLM played: what a teacher would add is not known.
 """
 
 from __future__ import annotations
@@ -123,7 +123,9 @@ def evidence_of(
         seed: of the draw where there are too many steps.
     """
     return (
-        _paired(episodes, found, slms, teacher, seed) or _alike(episodes, found, seed) or _outcomes(episodes, found, slms, seed)
+        _paired(episodes, found, slms, teacher, seed)
+        or _alike(episodes, found, seed)
+        or _outcomes(episodes, found, slms, seed)
     )
 
 
@@ -147,7 +149,7 @@ def differs(step: Step) -> bool | None:
 
 
 def strongest(episodes: Sequence[Episode]) -> str | None:
-    """Of the models that played at least half of the tasks (or as many as any other did) the one that solved most of them."""
+    """Of the models that played at least half of the tasks, or as many as any other, the one that solved most of them."""
     played, solved = defaultdict(set), defaultdict(list)
     for e in episodes:
         if e.success is not None:
@@ -249,5 +251,3 @@ def _drawn(
     drawn.sort()
     kept = [episodes[i] for i in drawn]
     return kept, read_rows(kept, found.group_E[drawn], [wanted[i] for i in drawn]), len(mine) - len(drawn)
-
-

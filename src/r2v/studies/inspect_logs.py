@@ -16,10 +16,14 @@ from numpy.typing import NDArray
 from r2v.core.errors import StageError
 from r2v.core.features import FEATURES, View, seen_as
 from r2v.core.types import Episode, Step
-from r2v.evaluation.prefixes import Scored, auroc_over_tasks, by_prefix, curves, measures
+from r2v.evaluation.groups import folds, groups
+from r2v.evaluation.prefixes import Scored, auroc_equal_step, auroc_over_tasks, by_prefix, curves, measures
+from r2v.learning.labels import Rows
+from r2v.learning.reading import ReadRows, cross_fitted, read_rows
 from r2v.maths import Floats
 from r2v.maths.calibration import reliability_bins
-from r2v.studies.fit_logs import FOLDS, LEAST_FAILED, LEAST_TASKS, folds, held_out_risk, own_steps
+from r2v.studies.advise import FOLDS
+from r2v.studies.evidence import LEAST_EACH, LEAST_GROUPS, own_steps
 
 
 @dataclass(frozen=True)
@@ -33,38 +37,68 @@ class Inspection:
 def inspect_logs(episodes: Sequence[Episode], *, view: View = "full", seed: int = 0) -> Inspection:
     """Raises StageError where the logs are too few for any estimate."""
     seen = [_seen_as(view, episode) for episode in episodes]
-    rows, tasks = own_steps(seen)
-    names, task_N = np.unique(np.array(tasks, dtype=str), return_inverse=True)
-    _, first_N = np.unique(rows.episode_N, return_index=True)
-    failed = int(rows.y_N[first_N].sum())
-    if len(names) < LEAST_TASKS or min(failed, len(first_N) - failed) < LEAST_FAILED:
+    wanted = [own_steps(episode) if episode.success is not None else [] for episode in seen]
+    used = [i for i, steps in enumerate(wanted) if steps]
+    failed = sum(not seen[i].success for i in used)
+    found = groups([seen[i] for i in used])
+    if found.count < LEAST_GROUPS or min(failed, len(used) - failed) < LEAST_EACH:
         raise StageError(
-            f"{len(first_N)} episodes of {len(names)} tasks, {failed} of them failed, are too few to inspect: it takes "
-            f"{LEAST_TASKS} tasks and {LEAST_FAILED} episodes of each outcome; log more, or give their outcomes (--outcomes)"
+            f"{len(used)} episodes of {found.count} different tasks, {failed} of them failed, are too few to inspect: it "
+            f"takes {LEAST_GROUPS} tasks and {LEAST_EACH} episodes of each outcome; log more, or give outcomes (--outcomes)"
         )
-    fold_N = folds(task_N, seed)
-    t_N = rows.x_NF[:, FEATURES.index("step_index")].astype(np.int64)
-    steps = Scored(held_out_risk(rows, fold_N, seed), rows.y_N, t_N, task_N, rows.episode_N)
-    agents, agent_E = np.unique([episode.agent for episode in episodes], return_inverse=True)
-    agent_N = agent_E[rows.episode_N]
-    rate_N = _rate_elsewhere(steps, agent_N, fold_N, first_N)
+    rows = read_rows([seen[i] for i in used], found.group_E, [wanted[i] for i in used])
+    failed_N = np.array([float(not seen[i].success) for i in used])[rows.episode_N]
+    fold_N = folds(rows.group_N, FOLDS, seed)
+    owner_N = np.array(used)[rows.episode_N]
+    steps = Scored(cross_fitted(rows, failed_N, fold_N, seed=seed), failed_N, rows.t_N, rows.group_N, owner_N)
+    _, first_N = np.unique(owner_N, return_index=True)
+    several = len(rows.agents) > 1
+    rate_N = _rate_elsewhere(steps, rows.agent_N, fold_N, first_N)
     results = {
         "view": view,
         "seed": seed,
         "folds": FOLDS,
-        "left_out": len(episodes) - len(first_N),
+        "left_out": len(episodes) - len(used),
+        **found.facts(),
         "overall": measures(steps, seed=seed),
-        "without_looking": _without_looking(steps, rate_N if len(agents) > 1 else None, seed),
+        "auroc_equal_step": _equal(steps, seed),
+        "auroc_equal_step_within_model": _equal(steps, seed, rows.agent_N) if several else None,
+        "baselines": {
+            "29 features, a small network": _equal(steps.scored_by(_by_features(rows, failed_N, fold_N, seed)), seed),
+            **({"which model it is": _equal(steps.scored_by(rate_N), seed)} if several else {}),
+        },
+        "without_looking": _without_looking(steps, rate_N if several else None, seed),
         "by_prefix": by_prefix(steps, seed=seed),
-        "which_model_by_prefix": _areas(steps.scored_by(rate_N), seed) if len(agents) > 1 else [],
-        "by_model": _by_model(steps, agents, agent_N, seed) if len(agents) > 1 else {},
+        "which_model_by_prefix": _areas(steps.scored_by(rate_N), seed) if several else [],
+        "by_model": _by_model(steps, rows.agents, rows.agent_N, seed) if several else {},
         "curves": curves(steps),
         "calibration": reliability_bins(steps.p_N, steps.y_N),
     }
     risks: list[list[float]] = [[] for _ in episodes]
-    for owner, p in zip(rows.episode_N.tolist(), steps.p_N.tolist(), strict=True):
-        risks[owner].append(p)
+    for owner, p in zip(owner_N.tolist(), steps.p_N.tolist(), strict=True):
+        if len(wanted[owner]) == len(episodes[owner].steps):  # else some steps have no risk of the SLM's own
+            risks[owner].append(p)
     return Inspection(results, risks)
+
+
+def _equal(steps: Scored, seed: int, within_N: NDArray[np.int64] | None = None) -> dict[str, Any]:
+    """AUROC among steps of the same number."""
+    area, area_ci95 = auroc_equal_step(steps.p_N, steps.y_N, steps.t_N, steps.task_N, seed=seed, within_N=within_N)
+    return {"auroc": area, "auroc_ci95": area_ci95}
+
+
+def _by_features(rows: ReadRows, failed_N: Floats, fold_N: NDArray[np.int64], seed: int) -> Floats:
+    """Risk of each row by a small network on the features alone: what reads nothing."""
+    from r2v.learning.tabular import fit_risk
+
+    plain = Rows(rows.x_NF, rows.present_NF, failed_N, np.zeros(len(rows), dtype=int), rows.episode_N)
+    p_N = np.zeros(len(rows))
+    for fold in range(FOLDS):
+        held, inner = fold_N == fold, fold_N == (fold + 1) % FOLDS
+        p_N[held] = fit_risk(plain.where(~held & ~inner), plain.where(inner), FEATURES, seed=seed).risk(
+            rows.x_NF[held], rows.present_NF[held]
+        )
+    return p_N
 
 
 def _seen_as(view: View, episode: Episode) -> Episode:
@@ -113,7 +147,7 @@ def _areas(steps: Scored, seed: int) -> list[dict[str, Any]]:
     return [{"t": int(t), **_area(steps.where(steps.t_N == t), seed)} for t in np.unique(steps.t_N)]
 
 
-def _by_model(steps: Scored, agents: NDArray[np.str_], agent_N: NDArray[np.int64], seed: int) -> dict[str, Any]:
+def _by_model(steps: Scored, agents: Sequence[str], agent_N: NDArray[np.int64], seed: int) -> dict[str, Any]:
     parts = {str(agents[i]): steps.where(agent_N == i) for i in np.unique(agent_N)}
     return {
         agent: {"overall": measures(part, seed=seed), "by_prefix": by_prefix(part, seed=seed)}

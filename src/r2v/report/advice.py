@@ -1,0 +1,288 @@
+"""The paragraph and the page of `r2v advise`. Plain text and HTML: they need no plotting library."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from importlib.resources import files
+from string import Template
+from typing import Any
+
+Facts = Mapping[str, Any]
+WORTH = {
+    "paired": "sessions that the stronger model solves and the SLM does not",
+    "alike": "steps where the teacher differs",
+}
+
+
+def paragraph(facts: Facts) -> str:
+    """What the logs advise, in a few sentences for the person who pays."""
+    sentences = [_situation(facts), *_result(facts), _next(facts)]
+    return " ".join(sentence for sentence in sentences if sentence)
+
+
+def table(facts: Facts) -> list[list[str]]:
+    """The threshold table with its header: one line a share."""
+    if not facts.get("table"):
+        return []
+    paired, alike = facts["evidence"] == "paired", facts["evidence"] == "alike"
+    unit = "steps" if alike else "sessions"
+    columns = [
+        (f"{unit} escalated", "share", True), ("score from", "threshold", True),
+        ("differing steps caught" if alike else "failures caught", "failures_caught", True),
+        ("false alarms", "false_alarms", True), ("solved", "success", paired), ("solved, random", "random_success", paired),
+        ("left at risk", "at_risk", paired or alike), ("cost saved", "usd_saved_share", paired or alike),
+    ]  # fmt: skip
+    shown = [(title, key) for title, key, wanted in columns if wanted]
+    lines = [
+        [f"{line[key]:.3f}" if key == "threshold" else _percent(line[key]) for _, key in shown] for line in facts["table"]
+    ]
+    return [[title for title, _ in shown], *lines]
+
+
+def page(facts: Facts, *, title: str) -> str:
+    """One self-contained HTML page."""
+    parts = [f"<h1>{escape(title)}</h1>", f"<p class=lead>{escape(paragraph(facts))}</p>", _badge(facts)]
+    if facts.get("table"):
+        chart = _chart(facts) if facts["evidence"] == "paired" else ""
+        parts += [
+            "<h2>If you escalate more, or less</h2>",
+            chart,
+            _html_table(table(facts)),
+            f"<p>{escape(_reading(facts))}</p>",
+        ]
+        parts += ["<h2>Beside what needs no router</h2>", _html_table(_nulls(facts))]
+    if facts.get("verdicts"):
+        parts += ["<h2>What your verdicts know</h2>", _html_table(_verdicts(facts))]
+    parts += ["<h2>What is in these logs</h2>", _html_table(_models(facts)), _html_table(_happened(facts))]
+    if facts.get("by_model") and len(facts["by_model"]) > 1:
+        parts += ["<h2>By model</h2>", _html_table(_by_model(facts))]
+    parts += ["<h2>What logs cannot say</h2>", f"<p>{escape(_unknown(facts))}</p>"]
+    frame = files("r2v.report").joinpath("templates/advice.html").read_text("utf-8")
+    return Template(frame).substitute(title=escape(title), body="\n".join(parts))
+
+
+def _situation(f: Facts) -> str:
+    if f["evidence"] == "alike":
+        low, high = f["alike_share_ci95"]
+        return (
+            f"On your traffic the small model would have done {f['alike_share']:.0%} ({low:.0%} to {high:.0%}) of the steps "
+            f"as the teacher did, on {f['episodes_used']} sessions."
+        )
+    if f["evidence"] == "paired":
+        success = f["nulls"]["success"]
+        slm = f["slms"][0] if len(f["slms"]) == 1 else f"each of {len(f['slms'])} weaker models"
+        return (
+            f"{slm} alone solves {success['slm alone']:.0%} of {f['episodes_used']} sessions, {f['teacher']} "
+            f"{success['teacher alone']:.0%} of the same tasks."
+        )
+    known = f"{f['with_outcome']} of them with an outcome"
+    solved = ""
+    if f["evidence"] == "outcomes":
+        solved = f"; {f['nulls']['success']['slm alone']:.0%} of those that one model played alone are solved"
+    return f"{f['sessions']} sessions of {f['tasks']} tasks, {known}{solved}."
+
+
+def _result(f: Facts) -> list[str]:
+    if f["verdict"] == "not_enough":
+        return [f"That does not show yet what routing would bring: {f['why']}."]
+    unit = "steps" if f["evidence"] == "alike" else "sessions"
+    low, high = (f"{100 * end:+.1f}" for end in f["gain_ci95"])
+    gain = f"{100 * f['gain_over_random']:+.1f} points ({low} to {high}) on tasks left out"
+    if f["verdict"] == "no_route":
+        more = f["sessions_needed"]
+        shown = "the gain found" if f["gain_over_random"] > 0.01 else "a gain of 3 points, if there is one"
+        return [
+            f"No router beats random escalation on these logs yet: {gain} at {f['share_escalated']:.0%} of the {unit}.",
+            f"Some {more} more sessions would show {shown}.",
+        ]
+    caught = f"catches more {WORTH[f['evidence']]} than random escalation of as many"
+    found = [f"Escalating {f['share_escalated']:.0%} of the {unit} by what they say {caught}: {gain}."]
+    if f["evidence"] == "paired":
+        success = f["nulls"]["success"]
+        found.append(f"{success['router']:.0%} would be solved; with random escalation {success['random']:.0%}.")
+    if f["usd_saved_share"] is not None:
+        found.append(_saved(f))
+    if f["at_risk"] is not None:
+        if f["evidence"] == "alike":
+            kept = "of the sessions keep a step that the teacher would have done otherwise"
+            found.append(f"{f['at_risk']:.1%} {kept}: so many tasks are put at risk at most.")
+        else:
+            found.append(f"{f['at_risk']:.1%} of the sessions stay unsolved that the stronger model solves.")
+    return found
+
+
+def _saved(f: Facts) -> str:
+    low, high = f["usd_saved_share_ci95"]
+    share = f"{f['usd_saved_share']:.0%} ({low:.0%} to {high:.0%})"
+    if not f["priced"]:
+        return f"It would save {share} of the stronger model's tokens; name prices (--prices) to see money."
+    if f.get("usd_a_day_saved") is not None:
+        low, high = f["usd_a_day_saved_ci95"]
+        return (
+            f"It would have saved ${f['usd_a_day_saved']:.2f} of ${f['usd_a_day_teacher_alone']:.2f} a day "
+            f"(${low:.2f} to ${high:.2f})."
+        )
+    return f"It would have saved {share} of ${f['usd_teacher_alone']:.2f}."
+
+
+def _next(f: Facts) -> str:
+    if f["verdict"] == "route":
+        return "Next: r2v fit on the same logs, then the router in mode shadow, then canary at 10 %."
+    if f["verdict"] == "no_route":
+        return "Next: keep logging; do not route on these scores."
+    return ""
+
+
+def _badge(f: Facts) -> str:
+    words = {"route": "route", "no_route": "do not route yet", "not_enough": "not enough to say"}[f["verdict"]]
+    return f"<p><span class='badge {f['verdict']}'>{words}</span> {escape(str(f.get('why') or ''))}</p>"
+
+
+def _nulls(f: Facts) -> list[list[str]]:
+    nulls = f["nulls"]
+    success = nulls.get("success", {})
+    lines = [["", "gain over random", "95 %", "solved"]]
+    if f["gain_over_random"] is not None:
+        lines.append(["router", _points(f["gain_over_random"]), _interval(f["gain_ci95"]), _percent(success.get("router"))])
+        lines.append(["random, as many", "0", "", _percent(success.get("random"))])
+        first = nulls["step 0 only"]
+        lines.append(
+            [
+                "first step only, as many",
+                _points(first["gain"]),
+                _interval(first["ci95"]),
+                _percent(success.get("step 0 only")),
+            ]
+        )
+    rest = {"slm alone": "SLM alone", "teacher alone": "stronger model alone", "slm again": "SLM again in its place",
+            "router, at least": "router, if the teacher solves none of what it gets",
+            "router, at most": "router, if it solves all of it"}  # fmt: skip
+    lines += [[words, "", "", _percent(success[key])] for key, words in rest.items() if success.get(key) is not None]
+    return lines
+
+
+def _verdicts(f: Facts) -> list[list[str]]:
+    lines = [["verdict", "AUROC", "95 %", "sessions with one", "cost"]]
+    for v in f["verdicts"]:
+        area = "-" if v["auroc"] is None else f"{v['auroc']:.2f}"
+        ends = "" if v["auroc_ci95"] is None else "{:.2f} to {:.2f}".format(*v["auroc_ci95"])
+        lines.append([v["name"], area, ends, _percent(v["coverage"]), f"${v['usd']:.2f}"])
+    return lines
+
+
+def _models(f: Facts) -> list[list[str]]:
+    lines = [["model", "sessions", "with outcome", "solved", "steps"]]
+    for name, m in f["models"].items():
+        lines.append([name, str(m["sessions"]), str(m["with_outcome"]), _percent(m["solved"]), str(m["steps"])])
+    return lines
+
+
+def _happened(f: Facts) -> list[list[str]]:
+    happened = f["happened"]
+    tools = ", ".join(f"{name} ({count})" for name, count in happened["tools"].items()) or "none"
+    return [
+        ["in a session", ""], ["steps, median (longest)", f"{happened['median_steps']:.0f} ({happened['longest']})"],
+        ["calls that repeat an earlier one", _percent(happened["repeated"])],
+        ["results that speak of an error", _percent(happened["errors"])],
+        ["tokens read and written, about", f"{happened['tokens'][0]:,.0f} and {happened['tokens'][1]:,.0f}"],
+        ["tools", tools], ["tasks that are copies of others", str(f["joined_by_the_log"] + f["joined_by_alike_goals"])],
+    ]  # fmt: skip
+
+
+def _by_model(f: Facts) -> list[list[str]]:
+    return [["model", "units", "escalated", "gain over random"]] + [
+        [name, str(m["units"]), _percent(m["share_escalated"]), _points(m["gain_over_random"])]
+        for name, m in f["by_model"].items()
+    ]
+
+
+def _reading(f: Facts) -> str:
+    area = f["auroc_equal_step"]
+    if area is None:
+        return ""
+    low, high = f["auroc_equal_step_ci95"]
+    within = _two(f["auroc_equal_step_within_model"])
+    return (
+        f"Every figure is from tasks that the model behind it never saw ({f['groups_used']} groups of tasks). Among steps "
+        f"of the same number its AUROC is {area:.2f} ({low:.2f} to {high:.2f}), among those of one model {within}."
+    )
+
+
+def _unknown(f: Facts) -> str:
+    if f["evidence"] == "paired":
+        return (
+            "A session that is handed over counts with what the stronger model did from the start. Taking over midway "
+            "may be worse, if the SLM has done damage, or better. A canary shows it."
+        )
+    if f["evidence"] == "alike":
+        return (
+            "Where both differ the small model may be right too: the share at risk is an upper bound. What happens after a "
+            "step of its own is not in such logs. A canary with outcomes shows it."
+        )
+    success = f.get("nulls", {}).get("success", {})
+    if "router, at least" in success:
+        return (
+            "Nobody else played these tasks. Escalating as above, between "
+            f"{success['router, at least']:.0%} (the teacher solves nothing of what it gets) and "
+            f"{success['router, at most']:.0%} (it solves all of it) would be solved."
+        )
+    return "Whether a router would help needs outcomes, or answers of the teacher beside drafts of the small model."
+
+
+def _chart(f: Facts) -> str:
+    """Solved sessions against the share escalated: the router and random escalation."""
+    lines, success = f["table"], f["nulls"]["success"]
+    router = [(0.0, success["slm alone"]), *((line["share"], line["success"]) for line in lines)]
+    chance = [(0.0, success["slm alone"]), *((line["share"], line["random_success"]) for line in lines)]
+    values = [y for _, y in router + chance] + [success["teacher alone"]]
+    low, high, right = min(values) - 0.02, max(values) + 0.02, max(x for x, _ in router) + 0.02
+    w, h, left, bottom = 560, 240, 48, 30
+
+    def at(x: float, y: float) -> str:
+        return f"{left + x / right * (w - left - 10):.1f},{(high - y) / (high - low) * (h - bottom - 10) + 10:.1f}"
+
+    def line(points: Sequence[tuple[float, float]], kind: str) -> str:
+        return f"<polyline class='{kind}' points='{' '.join(at(*p) for p in points)}'/>"
+
+    level = at(0, success["teacher alone"]).split(",")[1]
+    ticks = "".join(
+        f"<text x='{at(x, low).split(',')[0]}' y='{h - 8}' text-anchor='middle'>{x:.0%}</text>"
+        for x in (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
+    )
+    ends = "".join(
+        f"<text x='{left - 6}' y='{float(at(0, y).split(',')[1]) + 4:.0f}' text-anchor='end'>{y:.0%}</text>"
+        for y in (low + 0.02, high - 0.02)
+    )
+    return (
+        f"<svg viewBox='0 0 {w} {h}' role='img' aria-label='solved against share escalated'>"
+        f"<line class=teacher x1='{left}' x2='{w - 10}' y1='{level}' y2='{level}'/>"
+        f"{line(chance, 'chance')}{line(router, 'router')}{ticks}{ends}</svg>"
+        "<p class=key><span class=router>router</span> <span class=chance>random, as many</span> "
+        "<span class=teacher>stronger model alone</span>; solved sessions against the share that is escalated</p>"
+    )
+
+
+def _html_table(lines: Sequence[Sequence[str]]) -> str:
+    if not lines:
+        return ""
+    head, *rest = lines
+    cells = "".join(f"<th>{escape(cell)}</th>" for cell in head)
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in line) + "</tr>" for line in rest)
+    return f"<div class=wide><table><tr>{cells}</tr>{body}</table></div>"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
+
+
+def _points(value: float) -> str:
+    return f"{100 * value:+.1f}"
+
+
+def _interval(ends: Sequence[float]) -> str:
+    return f"{100 * ends[0]:+.1f} to {100 * ends[1]:+.1f}"
+
+
+def _two(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
