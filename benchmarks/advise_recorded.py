@@ -3,8 +3,9 @@
     python benchmarks/advise_recorded.py ../shared/data/trajectories [--shuffles 20] [--only agentdojo ...]
 
 Each set is read whole, and InterCode's SQL sessions of gpt-3.5 also by themselves: shown the reward of each turn
-(`intercode, verdict`) and not (`intercode, none`), both beside gpt-4. With `--shuffles` the outcomes of each model's sessions
-are dealt out anew among them so many times: then there is nothing to find, and `route` should come out at most once in 20.
+(`intercode, verdict`) and not (`intercode, none`), both beside gpt-4. With `--shuffles` the outcomes of each model's
+sessions are dealt out anew among them so many times: then there is nothing to find, and `route` should come out at most
+once in 20.
 """
 
 from __future__ import annotations
