@@ -171,7 +171,9 @@ class Reader:
         return lru_cache(REMEMBERED)(self._of_one)
 
     def _of_one(self, read: tuple[str, ...], features: Features) -> float:
-        x_NF, present_NF = np.array([features.values])[:, self._columns], np.array([features.present])[:, self._columns]
+        columns = self._columns
+        x_NF = np.array([[features.values[f] for f in columns]])
+        present_NF = np.array([[features.present[f] for f in columns]])
         offset = self.agents.get(self.agent, 0.0) if self.agent else 0.0
         return float(self.calibration(self.logit(grams(read), x_NF, present_NF, offset))[0])
 
