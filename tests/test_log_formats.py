@@ -21,7 +21,7 @@ from r2v.cli import cli
 from r2v.core.errors import ArtifactError, SettingsError
 from r2v.core.types import Action, ToolCall
 from r2v.gateway.ledger import Ledger
-from r2v.logs import BUILT_IN
+from r2v.logs import BUILT_IN, detection
 from r2v.logs.detection import detect
 from r2v.logs.files import objects
 from r2v.logs.importing import HORIZON, import_logs, log_format
@@ -32,6 +32,7 @@ from r2v.messages.conversation import CLIP_TOTAL, context_of, contexts_of, parse
 from r2v.messages.transcript import conversation_of, message_of
 from r2v.routers import load_router
 from r2v.routers.r2v import R2V
+from r2v.runtime import plugins
 from r2v.runtime.store import decode, encode, read_episodes, write_episodes
 from servers import KEY, Model, gateway, settings
 from test_fit_logs import RECORDS
@@ -679,7 +680,7 @@ def source(path):
     for n, line in enumerate(path.read_text().splitlines(), 1):
         yield f"{path}:{n}", json.loads(line)
 
-FORMAT = Records("own", "my own logs", convert, source)
+FORMAT = Records("own", "my own logs", convert, source, recognises=lambda raw: "turns" in raw)
 
 class Bare:
     name, description, verifier = "bare", "chats without a verifier", None
@@ -710,6 +711,16 @@ def test_a_format_of_another_package_is_read_like_a_built_in_one(own, tmp_path):
         import_logs(log, f"{own}:FORMAT")
     with pytest.raises(SettingsError, match="bare gives chats, so it must name the verifier"):
         import_logs(log, f"{own}:Bare")
+
+
+def test_a_format_of_an_installed_package_is_found_before_the_built_in_ones(own, tmp_path, monkeypatch):
+    monkeypatch.setattr(plugins, "_installed", lambda group: {"own": f"{own}:FORMAT", "bare": f"{own}:Bare"})
+    detection._recognisers.cache_clear()
+    try:
+        assert detect(lines(tmp_path / "log.jsonl", {"turns": [], "messages": CHAT})) == "own"
+        assert detect(lines(tmp_path / "chat.jsonl", {"messages": CHAT})) == "openai-jsonl"
+    finally:
+        detection._recognisers.cache_clear()
 
 
 def test_an_unknown_format_is_one_line_with_the_nearest(tmp_path):
