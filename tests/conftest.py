@@ -28,6 +28,9 @@ SLOW = {
     "test_plugins.py::test_own_domain_verifier_and_router_go_through_the_pipeline_to_the_report",
     "test_fit_logs.py::test_a_run_on_own_logs_inspects_and_fits",
     "test_log_formats.py::test_fitting_and_inspecting_need_no_torch_and_no_web_server",
+    "test_log_formats.py::test_real_cells_of_agentdojo_are_those_of_every_agent",
+    "test_log_formats.py::test_real_data_bases_of_intercode_are_those_of_spider",
+    "test_log_formats.py::test_real_episodes_of_workbench_are_ten_queries_a_template",
     # other engines, recorded games and answers
     "test_recorded_help.py",
     "test_household_textworld.py",

@@ -238,7 +238,7 @@ class RunSettings(Settings):
 class LogSourceSettings(Settings):
     path: str
     format: str = "ledger"
-    """See `r2v.logs.BUILT_IN`."""
+    """See `r2v.logs.BUILT_IN`; `auto` is found by looking at the logs."""
     outcomes: str | None = None
     """JSON with outcomes by task, for logs that hold none."""
 
