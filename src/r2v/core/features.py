@@ -33,9 +33,9 @@ FEATURES = EXTENDED
 View = Literal["full", "no_entropy", "pseudo_entropy"]
 """Everything; without log-probabilities, as with a closed model; the same with a stand-in for the entropy."""
 NEEDS_LOGPROBS = ("first_token_entropy", "logp_best", "logp_mean", "logp_std", "chosen_logp")
-LONG, NEAR, MOST_WORDS = 30_000, 4_000, 400
-"""Characters of a context up to which all of it is searched; of a longer one as many at the end of what was read, and of what
-was done, so that a decision takes as long on 500,000 characters as on 30,000. And words of a text that are looked up."""
+LONG, NEAR, MOST_WORDS = 10_000, 4_000, 64
+"""Characters of a context up to which all of it is searched. Of a longer one so many at the end of what was read and of what
+was done, for so many words: a decision then takes as long on 500,000 characters as on 10,000."""
 _COMMON = set("a an and are at for from in into it of on some that the then to two under with your".split())  # noqa: SIM905
 """Words of a goal that name nothing."""
 
@@ -59,7 +59,7 @@ def featurise(context: Context, candidates: Sequence[Candidate], scores: Sequenc
     if length + len(goal) <= LONG:
         read, done = " ".join(context.observations[:-1]), "\n".join(actions)
     else:
-        goal, last = goal[:NEAR], last[:NEAR]
+        goal, last = (" ".join(text[:NEAR].split(" ", MOST_WORDS)[:MOST_WORDS]) for text in (goal, last))
         read, done = _end_of(context.observations[:-1], " "), _end_of(actions, "\n")
     chosen = candidates[best(candidates, scores)]
     values: list[float | None] = [
@@ -123,7 +123,7 @@ def _text_signals(
         if not repeated:
             newest = t
             seen.add(observation)
-    words = last.split(" ", MOST_WORDS)[:MOST_WORDS]
+    words = last.split(" ")
     new_words = sum([word not in read for word in words]) / len(words) if len(observations) > 1 else 0.0
     return (
         float(min(actions.count(chosen), 5)),
@@ -155,8 +155,7 @@ def _goal_signals(goal: str, read: str, last: str, done: str, steps: int, chosen
 
 @lru_cache(maxsize=1024)
 def _words_of(goal: str) -> tuple[str, ...]:
-    words = dict.fromkeys(word for word in re.findall(r"[a-z]+", goal.lower()) if word not in _COMMON)
-    return tuple(words)[:MOST_WORDS]
+    return tuple(dict.fromkeys(word for word in re.findall(r"[a-z]+", goal.lower()) if word not in _COMMON))
 
 
 def _mean_std(values: Sequence[float]) -> tuple[float, float]:
