@@ -134,7 +134,7 @@ class Reader:
     names: tuple[str, ...]
     """Features that it reads, of `r2v.core.features.FEATURES`."""
     edges_FB: Floats
-    """Between the bins of each feature; infinite where it has fewer."""
+    """Between the bins of each feature; the largest number where it has fewer."""
     bins_FB: Floats
     """Log-odds of each bin; a feature that is absent adds none."""
     words: Floats

@@ -27,7 +27,8 @@ PENALTIES = (0.1, 1.0)
 """Inverse strengths (scikit-learn's `C`) that are tried on groups of the training rows left out."""
 FEATURE_SCALE, AGENT_SCALE = 0.4, 1.0
 """Size of the columns beside those of the words, which have length 1 a text: the larger, the less they are shrunk."""
-FOLDS = 5
+NEVER = float(np.finfo(np.float32).max)
+"""The edge of a bin that no value reaches."""
 CLIPPED = (0.01, 0.99)
 """Quantiles of what a text adds over the rows of the fit, beyond which it is clipped."""
 
@@ -169,20 +170,26 @@ def _fit(rows: ReadRows, y_N: Floats, use_N: Bools, penalty: float, facts: Mappi
         )
     w = fitted.coef_[0]
     words, bins, agents = w[:ROOM], w[ROOM : ROOM + binned.shape[1]], w[ROOM + binned.shape[1] :] * AGENT_SCALE
-    words = words.astype(np.float32).astype(float)
-    bins_FB = (bins * FEATURE_SCALE).astype(np.float32).astype(float).reshape(len(known), BINS)
+    words, bins_FB = _rounded(words), _rounded(bins * FEATURE_SCALE).reshape(len(known), BINS)
     parts_NP = rows.said.parts_NP(words)[used]
     count_A = np.bincount(rows.agent_N[used], minlength=len(agents))
     mean = float(agents @ count_A / count_A.sum())
     offsets = {name: float(v - mean) for name, v, n in zip(rows.agents, agents, count_A, strict=True) if n}
     return Reader(
-        tuple(FEATURES[f] for f in known), edges_FB, bins_FB, words, np.quantile(parts_NP, CLIPPED, axis=0),
+        tuple(FEATURES[f] for f in known), edges_FB, bins_FB, words, _rounded(np.quantile(parts_NP, CLIPPED, axis=0)),
         float(fitted.intercept_[0]) + mean, offsets, facts=facts or {},
     )  # fmt: skip
 
 
 def _edges(values: Floats) -> Floats:
-    """Inner edges of bins with about as many values each; infinite where values repeat."""
-    found = np.unique(np.quantile(values, np.linspace(0, 1, BINS + 1)[1:-1], method="higher"))
-    found = found[found > values.min()]
-    return np.concatenate([found, np.full(BINS - 1 - len(found), np.inf)])
+    """Inner edges of bins with about as many values each, as a folder holds them; `NEVER` where values repeat."""
+    known = np.unique(values)
+    at = np.unique(np.searchsorted(known, np.quantile(values, np.linspace(0, 1, BINS + 1)[1:-1], method="higher")))
+    at = at[at > 0]
+    between = _rounded((known[at - 1] + known[at]) / 2)  # never on a value, so that rounding moves none to another bin
+    return np.concatenate([between, np.full(BINS - 1 - len(between), NEVER)])
+
+
+def _rounded(values: Floats) -> Floats:
+    """To single precision, as a folder holds them: a router decides after loading as it did before."""
+    return np.asarray(values, dtype=np.float32).astype(np.float64)
