@@ -1,4 +1,4 @@
-"""What each verdict is worth on a user's own logs: how often it knows something, how well that fits the outcome, its price."""
+"""What each verdict is worth on a user's own logs: how often it knows a value, how well that fits outcomes, its price."""
 
 from __future__ import annotations
 

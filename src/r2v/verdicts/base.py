@@ -19,8 +19,8 @@ TOTAL = 200_000
 """Characters read of all results together, the newest first."""
 COLOURS = re.compile(r"\x1b\[[0-9;]{0,20}[A-Za-z]")
 WRAPPED = (
-    ("\\r\\n", "\n"), ("\\n", "\n"), ("\\t", "\t"), ("\\u001b", "\x1b"), ('": "', '":\n'), ('":"', '":\n'), ('", "', '\n", "'),
-    ('","', '\n","'),
+    ("\\r\\n", "\n"), ("\\n", "\n"), ("\\t", "\t"), ("\\u001b", "\x1b"),
+    ('": "', '":\n'), ('":"', '":\n'), ('", "', '\n", "'), ('","', '\n","'),
 )  # fmt: skip
 """What stands in JSON, and where its strings begin and end: a line of what was printed is one of the text again."""
 Known = tuple[tuple[str, float], ...]

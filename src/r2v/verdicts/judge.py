@@ -10,6 +10,7 @@ by calibration on sessions whose outcome is known.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import math
 import os
@@ -83,8 +84,6 @@ class JudgeVerdict(Settings):
 
     async def ask(self, episode: Episode) -> float | None:
         """What the model says, before calibration; from the cache where it has been asked before."""
-        from r2v.clients.base import ModelError
-
         if episode.goal.startswith("sha256:"):
             return None
         record = record_of(episode, self.characters).replace("</record", "<\\/record")
@@ -94,6 +93,16 @@ class JudgeVerdict(Settings):
             return _probability(msgspec.json.decode(kept.read_bytes())["answer"])
         except (OSError, ValueError, KeyError, TypeError):
             pass
+        asking: dict[Path, asyncio.Task[float | None]] = self.__dict__.setdefault("asking", {})
+        if kept not in asking:  # of episodes that are alike, asked at once, one is asked
+            asking[kept] = asyncio.ensure_future(self._answer(words, kept))
+            asking[kept].add_done_callback(lambda _: asking.pop(kept))
+        return await asking[kept]
+
+    async def _answer(self, words: list[dict[str, str]], kept: Path) -> float | None:
+        """What the model answers now; the answer is kept."""
+        from r2v.clients.base import ModelError
+
         body: dict[str, Any] = {"messages": words, "max_tokens": min(1024, self.model.max_output_tokens), "temperature": 0}
         try:
             draw = await self._client.draw(parse(msgspec.json.encode(body)), 1)
