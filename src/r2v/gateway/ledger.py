@@ -287,13 +287,12 @@ class Ledger:
             failed: only those whose outcome is a failure, or a success.
         """
         cursor = self._sums.execute(
-            "SELECT session, COUNT(*) steps, MAX(time) time, SUM(teacher_calls) teacher_calls, SUM(slm_usd) slm_usd, "
+            "SELECT s.session, COUNT(*) steps, MAX(s.time) time, SUM(teacher_calls) teacher_calls, SUM(slm_usd) slm_usd, "
             "SUM(teacher_usd) teacher_usd, SUM(saved_usd) saved_usd, goal, mode, COUNT(alike) labelled, SUM(alike) alike, "
-            "SUM(route NOT IN ('continue', 'retry') AND score IS NOT NULL) escalated, "
-            "(SELECT reward FROM final_outcomes o WHERE o.session = s.session) reward, "
-            "(SELECT verdict FROM final_outcomes o WHERE o.session = s.session) verdict "
-            "FROM steps s WHERE session IN (SELECT session FROM steps ORDER BY time DESC LIMIT :recent) GROUP BY session "
-            "HAVING (:text = '' OR instr(lower(session || ' ' || goal), :text)) AND (:mode IS NULL OR mode = :mode) "
+            "SUM(route NOT IN ('continue', 'retry') AND score IS NOT NULL) escalated, o.reward, o.verdict "
+            "FROM steps s LEFT JOIN final_outcomes o ON o.session = s.session "
+            "WHERE s.session IN (SELECT session FROM steps ORDER BY time DESC LIMIT :recent) GROUP BY s.session "
+            "HAVING (:text = '' OR instr(lower(s.session || ' ' || goal), :text)) AND (:mode IS NULL OR mode = :mode) "
             "AND (NOT :escalated OR escalated) AND (:failed IS NULL OR (reward < :bound) = :failed) "
             "ORDER BY 3 DESC LIMIT :limit",
             {
