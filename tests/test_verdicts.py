@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from r2v.clients.base import Client, ModelError, Part
 from r2v.core.errors import SettingsError
 from r2v.core.types import NO_USAGE, Action, Candidate, Choice, Context, Episode, Observation, Step, Task, ToolCall
+from r2v.gateway.check import problems
 from r2v.gateway.ledger import MIGRATIONS, QUIET_S, VERSION, LastVerdict, Ledger
 from r2v.gateway.settings import GatewaySettings
 from r2v.logs.ledger import FORMAT
@@ -226,15 +227,20 @@ def test_a_megabyte_takes_no_longer_than_its_ends_and_these_are_read_in_linear_t
     assert known < 24 * eighth + 0.01  # in square time it would be 64 times as long
 
 
-def test_a_pattern_that_never_ends_is_given_up_and_the_next_one_is_answered(monkeypatch):
+def test_a_pattern_that_never_ends_is_given_up_and_the_next_one_is_answered():
     bad = verdict_named("regex", {"right": "^(a+)+$"})
     start = time.monotonic()
     assert bad.read(context(("x", "a" * 40 + "b"))) is None
     assert time.monotonic() - start < 60  # by itself: years
     assert bad.read(context(("x", "aaa"))) == 1.0
-    slow = Aside("import sys, time\nprint(1, flush=True)\nfor line in sys.stdin: time.sleep(60)", seconds=0.05)
-    assert slow.ask([]) is None and slow.ask([]) is None
-    assert Aside("import no_such_module").ask([]) is None
+    slow = Aside("import time\ndef answer(): time.sleep(60)", seconds=0.05)
+    assert slow.ask() is None and slow.ask() is None
+    assert Aside("import no_such_module").ask() is None
+    # Without this process, which ends it, it ends by itself.
+    orphan = subprocess.run(
+        [sys.executable, "-c", slow.program], input=b"[]\n", capture_output=True, timeout=50, check=False
+    )
+    assert orphan.returncode == 1 and orphan.stdout == b"ready\n"
 
 
 # -- the others ---------------------------------------------------------------------------------------------------
@@ -261,6 +267,8 @@ def test_reward_is_the_last_line_that_says_one(text, value):
 
 def test_a_reward_may_have_another_name_and_another_scale():
     assert verdict_named("reward", {"label": "score", "full": 100}).read(context(("x", "Score: 45"))) == 0.45
+    whole = verdict_named("reward", {"right_from": 1})
+    assert [whole.read(context(("x", f"Reward: {x}"))) for x in (0.99, 1.0)] == [0.0, 1.0]
     assert verdict_named("reward").read(context()) is None  # the task's text says `Reward: 1`
 
 
@@ -549,6 +557,9 @@ RUNS = ("pytest -q", "1 failed in 0.1s"), ("edit a.py", "done"), ("pytest -q", "
 @pytest.mark.parametrize("redact", [True, False])
 def test_the_gateway_keeps_verdicts_and_they_are_the_outcome_where_none_is_sent(make, tmp_path, redact):  # noqa: F811
     world = make(store__redact=redact, verdicts=["reward", "tests", "second_draft"])
+    said: list[str] = []
+    assert problems(world.config, said.append) == []
+    assert "verdicts  reward, tests, second_draft; the first that knows one is the outcome" in "\n".join(said)
     play(world, "s1", *RUNS)
     play(world, "s2", *RUNS[:2])
     play(world, "s3", *RUNS)

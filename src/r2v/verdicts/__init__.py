@@ -25,7 +25,7 @@ BUILT_IN = {
     "schema": "r2v.verdicts.schema:SchemaVerdict",
     "regex": "r2v.verdicts.regex:RegexVerdict",
     "function": "r2v.verdicts.function:FunctionVerdict",
-    "second_draft": "r2v.verdicts.second_draft:SecondDraftVerdict",
+    "second_draft": "r2v.verdicts.second_draft:AgreementVerdict",
     "judge": "r2v.verdicts.judge:JudgeVerdict",
 }
 

@@ -15,6 +15,18 @@ import msgspec
 SECONDS = 1.0
 """For one answer; what is asked of it finds its way in a thousandth of that."""
 START_S = 30.0
+ORPHANED = 5
+"""After so many times that a process without its parent gives up by itself."""
+PROGRAM = """
+import faulthandler, json, os, sys
+CODE
+nowhere = open(os.devnull, "w")
+print("ready", flush=True)
+for line in sys.stdin:
+    faulthandler.dump_traceback_later(SECONDS, exit=True, file=nowhere)
+    print(json.dumps(answer(*json.loads(line))), flush=True)
+    faulthandler.cancel_dump_traceback_later()
+"""
 _all: weakref.WeakSet[Aside] = weakref.WeakSet()
 
 
@@ -24,22 +36,23 @@ class Aside:
     def __init__(self, code: str, seconds: float = SECONDS) -> None:
         """
         Args:
-            code: of a program that writes a line when it is ready, and then for each line of JSON one line of JSON.
+            code: of a function `answer`, with its imports; what it takes and gives is JSON.
             seconds: after which an answer is given up.
         """
-        self._code, self.seconds = code, seconds
+        self.program = PROGRAM.replace("SECONDS", str(ORPHANED * seconds)).replace("CODE", code)
+        self.seconds = seconds
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._owner = 0
         _all.add(self)
 
-    def ask(self, question: Any) -> Any:
-        """The answer; None where there is none in time."""
+    def ask(self, *question: Any) -> Any:
+        """What `answer` says to these arguments; None where there is none in time."""
         with self._lock:
             try:
                 if self._process is None or self._owner != os.getpid():  # after a fork it is the parent's
                     self._process = subprocess.Popen(
-                        [sys.executable, "-I", "-c", self._code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+                        [sys.executable, "-I", "-c", self.program], stdin=subprocess.PIPE, stdout=subprocess.PIPE
                     )
                     self._owner = os.getpid()
                     self._line(self._process, START_S)

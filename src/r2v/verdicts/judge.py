@@ -152,7 +152,8 @@ class JudgeVerdict(Settings):
             One line that says what was done; nothing is with fewer than `LEAST` sessions of each outcome.
         """
         known = [episode for episode in episodes if episode.success is not None and not episode.outcome_source]
-        pairs = [(said, float(bool(e.success))) for e in known if (said := await self.ask(e)) is not None]
+        answers = await asyncio.gather(*map(self.ask, known))
+        pairs = [(said, float(bool(e.success))) for said, e in zip(answers, known, strict=True) if said is not None]
         solved = sum(y for _, y in pairs)
         counts = f"{solved:.0f} solved and {len(pairs) - solved:.0f} failed sessions"
         if self.calibration == "none" or min(solved, len(pairs) - solved) < LEAST:

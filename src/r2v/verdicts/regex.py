@@ -11,11 +11,9 @@ from r2v.verdicts.aside import SECONDS, Aside
 from r2v.verdicts.base import results, warn_once
 
 SEARCHER = Aside("""
-import json, re, sys
-print("ready", flush=True)
-for line in sys.stdin:
-    patterns, text = json.loads(line)
-    print(int(any(re.search(pattern, text, re.M) for pattern in patterns)), flush=True)
+import re
+def answer(patterns, text):
+    return int(any(re.search(pattern, text, re.M) for pattern in patterns))
 """)
 """Some patterns take exponential time on some texts."""
 
@@ -60,5 +58,5 @@ def _patterns(given: str | tuple[str, ...]) -> tuple[str, ...]:
 @lru_cache(maxsize=1024)  # an agent sends all earlier results again at every step
 def searched(patterns: tuple[str, ...], text: str) -> int | None:
     """1 where one of the patterns is found in a text, 0 where none is, None where that took too long."""
-    found: int | None = SEARCHER.ask([patterns, text.encode("utf-8", "replace").decode()])
+    found: int | None = SEARCHER.ask(patterns, text.encode("utf-8", "replace").decode())
     return found

@@ -18,6 +18,8 @@ class RewardVerdict(Settings):
     """The word before the number, in any case."""
     full: PositiveFloat = 1.0
     """The reward of what is wholly right, e.g. 100."""
+    right_from: float | None = None
+    """The value is 1 from this reward on and 0 below it, e.g. where partial rewards are common; None: the share of `full`."""
 
     def __post_init__(self) -> None:
         if not self.label.strip():
@@ -27,7 +29,10 @@ class RewardVerdict(Settings):
         for _, text in results(context):
             found = [match for line in lines(text) if (match := self._line.match(line))]
             if found:
-                return min(1.0, max(0.0, float(found[-1][1]) / self.full))
+                reward = float(found[-1][1])
+                if self.right_from is not None:
+                    return float(reward >= self.right_from)
+                return min(1.0, max(0.0, reward / self.full))
         return None
 
     @cached_property

@@ -20,19 +20,16 @@ LONGEST = 200_000
 """Characters of a text that is read; of a longer one nothing is known."""
 FENCED = re.compile(r"```(?:json)?[ \t]*\n(.*)\n[ \t]*```", re.DOTALL)
 VALIDATOR = Aside("""
-import json, sys
 from jsonschema import Draft202012Validator
 from referencing import Registry
 from referencing.exceptions import Unresolvable
-print("ready", flush=True)
-for line in sys.stdin:
-    schema, text = json.loads(line)
+def answer(schema, text):
     try:
-        print(int(Draft202012Validator(json.loads(schema), registry=Registry()).is_valid(json.loads(text))), flush=True)
+        return int(Draft202012Validator(json.loads(schema), registry=Registry()).is_valid(json.loads(text)))
     except (ValueError, RecursionError):
-        print(0, flush=True)
+        return 0
     except Unresolvable:  # a reference to elsewhere: nothing is fetched
-        print(-1, flush=True)
+        return -1
 """)
 """Words such as `pattern` and `uniqueItems` take long on some texts."""
 
@@ -89,5 +86,5 @@ class SchemaVerdict(Settings):
 @lru_cache(maxsize=256)
 def fitting(schema: str, text: str) -> int | None:
     """1: the text is JSON that fits; 0: it is not; -1: the schema refers to elsewhere; None: it took too long."""
-    fits: int | None = VALIDATOR.ask([schema, text.encode("utf-8", "replace").decode()])
+    fits: int | None = VALIDATOR.ask(schema, text.encode("utf-8", "replace").decode())
     return fits

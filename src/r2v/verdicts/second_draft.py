@@ -12,7 +12,7 @@ from r2v.core.types import Context, Step
 from r2v.runtime.settings import Settings
 
 
-class SecondDraftVerdict(Settings):
+class AgreementVerdict(Settings):
     """Share of the other drafts of a step that do what the best one does, or what the teacher did. Words that differ count
     as different, so it is for agents that call tools or write commands.
     """
