@@ -19,7 +19,7 @@ class RewardVerdict(Settings):
     full: PositiveFloat = 1.0
     """The reward of what is wholly right, e.g. 100."""
     right_from: float | None = None
-    """The value is 1 from this reward on and 0 below it, e.g. where partial rewards are common; None: the share of `full`."""
+    """The value is 1 from this reward on, else 0, e.g. where partial rewards are common; None: the share of `full`."""
 
     def __post_init__(self) -> None:
         if not self.label.strip():
