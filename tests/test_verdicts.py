@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from contextlib import closing
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -634,6 +635,20 @@ def test_a_session_that_goes_on_is_no_evidence_and_the_first_verdict_in_the_sett
     assert ledger.outcome_of("new") == (1.0, "") and ledger.ended("canary", 0.0) == (2, 1)
     write(ledger, "new", 3, verdict=LastVerdict("tests", 0, 0.0))
     assert ledger.outcome_of("new") == (1.0, "")
+
+
+def test_what_the_ledger_compared_is_a_second_draft_even_where_its_words_are_hashed(ledger, tmp_path):
+    """Hashes of calls that differ only in spelling differ."""
+    hashed = step(0, "sha256:1", choice("sha256:2", source="teacher", answer="sha256:3"))
+    write(ledger, "s", 0, step=hashed, goal="sha256:4", alike=True)
+    write(ledger, "s", 1, step=hashed, goal="sha256:4", alike=None)
+    own_value = step(0, "sha256:1", hashed.choice, verdicts=(("second_draft", 0.25),))
+    write(ledger, "s", 2, step=own_value, goal="sha256:4", alike=True)
+    ledger.outcome("s", None, 1.0)
+    (found,) = FORMAT.read(tmp_path / "ledger.db")
+    assert [s.verdicts for s in found.steps] == [(("second_draft", 1.0),), (), (("second_draft", 0.25),)]
+    (first,) = verdict_report([replace(found, steps=found.steps[:1])], parse_verdicts(["second_draft"]), 0)
+    assert (first["agrees"], first["covered_steps"], first["compared"]) == (1.0, 1.0, 1)
 
 
 def test_a_ledger_of_schema_4_opens_with_its_outcomes(tmp_path):
