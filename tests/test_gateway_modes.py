@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from r2v.core.types import NO_USAGE, Action, Choice, Observation, Step
-from r2v.gateway.ledger import Entry, Ledger
+from r2v.gateway.ledger import Entry, LastVerdict, Ledger
 from r2v.gateway.modes import ENDED, LABELLED, MODES, Modes, Unproven, part_of
 from r2v.gateway.sessions import LocalSessions
 from r2v.gateway.settings import RouteSettings
@@ -26,14 +26,16 @@ STEP = Step(
 )
 
 
-def write(ledger: Ledger, session: str, t: int = 0, *, at: float | None = None, **changes) -> None:
+def write(
+    ledger: Ledger, session: str, t: int = 0, *, at: float | None = None, verdict: LastVerdict | None = None, **changes
+) -> None:
     known = {
         "id": f"{session}-{t}", "session": session, "t": t, "time": time.time() if at is None else at, "key": "k",
         "source": "teacher", "code": "risk_above", "model": "m", "score": 0.5, "score_kind": "risk", "threshold": 0.5,
         "propensity": 1.0, "slm_usd": 0.25, "teacher_usd": 0.5, "saved_usd": -0.25, "tokens": 3, "teacher_calls": 1,
         "candidates": 2, "overhead_ms": 1.0, "route": "escalate", "goal": "mend the Pump", "step": STEP,
     }  # fmt: skip
-    ledger.write(Entry(**known | changes))
+    ledger.write(Entry(**known | changes), verdict=verdict)
 
 
 def modes(ledger: Ledger, **route) -> Modes:

@@ -19,6 +19,7 @@ from r2v.core.mlp import REMEMBERED, Calibration
 from r2v.core.types import Action, Context, Features
 from r2v.maths import Floats
 
+VERDICT = "verdict: "
 FIELDS = ("goal", "seen", "action", "before")
 """The goal; the newest observation; what the SLM would do now; the steps before that, shortened."""
 BITS = 15
@@ -132,7 +133,7 @@ class Reader:
     """
 
     names: tuple[str, ...]
-    """Features that it reads, of `r2v.core.features.FEATURES`."""
+    """Features that it reads, of `r2v.core.features.FEATURES`, and verdicts, each after `VERDICT`."""
     edges_FB: Floats
     """Between the bins of each feature; the largest number where it has fewer."""
     bins_FB: Floats
@@ -164,19 +165,23 @@ class Reader:
             action: what the SLM would do.
             features: all `FEATURES` of the step.
         """
-        return float(self._score(texts(context, action), features))
+        return float(self._score(texts(context, action), features, context.verdicts))
 
     @cached_property
     def _score(self) -> Any:
         return lru_cache(REMEMBERED)(self._of_one)
 
-    def _of_one(self, read: tuple[str, ...], features: Features) -> float:
-        columns = self._columns
-        x_NF = np.array([[features.values[f] for f in columns]])
-        present_NF = np.array([[features.present[f] for f in columns]])
+    def _of_one(self, read: tuple[str, ...], features: Features, verdicts: tuple[tuple[str, float], ...]) -> float:
+        said = dict(verdicts)
+        x_NF = np.array([[features.values[f] if f >= 0 else said.get(name, 0.0) for f, name in self._columns]])
+        present_NF = np.array([[features.present[f] if f >= 0 else name in said for f, name in self._columns]])
         offset = self.agents.get(self.agent, 0.0) if self.agent else 0.0
         return float(self.calibration(self.logit(grams(read), x_NF, present_NF, offset))[0])
 
     @cached_property
-    def _columns(self) -> list[int]:
-        return [FEATURES.index(name) for name in self.names]
+    def _columns(self) -> list[tuple[int, str]]:
+        """Of each of `names`, its place in `FEATURES`, or -1 and the verdict's name."""
+        return [
+            (-1, name.removeprefix(VERDICT)) if name.startswith(VERDICT) else (FEATURES.index(name), name)
+            for name in self.names
+        ]

@@ -91,12 +91,18 @@ def _by_features(rows: ReadRows, failed_N: Floats, fold_N: NDArray[np.int64], se
     """Risk of each row by a small network on the features alone: what reads nothing."""
     from r2v.learning.tabular import fit_risk
 
-    plain = Rows(rows.x_NF, rows.present_NF, failed_N, np.zeros(len(rows), dtype=int), rows.episode_N)
+    plain = Rows(
+        rows.x_NF[:, : len(FEATURES)],
+        rows.present_NF[:, : len(FEATURES)],
+        failed_N,
+        np.zeros(len(rows), dtype=int),
+        rows.episode_N,
+    )
     p_N = np.zeros(len(rows))
     for fold in range(FOLDS):
         held, inner = fold_N == fold, fold_N == (fold + 1) % FOLDS
         p_N[held] = fit_risk(plain.where(~held & ~inner), plain.where(inner), FEATURES, seed=seed).risk(
-            rows.x_NF[held], rows.present_NF[held]
+            plain.x_NF[held], plain.present_NF[held]
         )
     return p_N
 
