@@ -94,7 +94,8 @@ def read_rows(
     x_NF = np.hstack([x_NF, np.nan_to_num(added_NV)])
     present_NF = np.hstack([present_NF, ~np.isnan(added_NV)])
     return ReadRows(
-        joined(said), (*FEATURES, *(VERDICT + name for name in verdicts)), x_NF, present_NF, agent_E[episode_N], tuple(map(str, agents)), episode_N, np.array(t, dtype=np.int64),
+        joined(said), (*FEATURES, *(VERDICT + name for name in verdicts)), x_NF, present_NF, agent_E[episode_N],
+        tuple(map(str, agents)), episode_N, np.array(t, dtype=np.int64),
         np.asarray(group_E)[episode_N],
     )  # fmt: skip
 

@@ -91,13 +91,9 @@ def _by_features(rows: ReadRows, failed_N: Floats, fold_N: NDArray[np.int64], se
     """Risk of each row by a small network on the features alone: what reads nothing."""
     from r2v.learning.tabular import fit_risk
 
-    plain = Rows(
-        rows.x_NF[:, : len(FEATURES)],
-        rows.present_NF[:, : len(FEATURES)],
-        failed_N,
-        np.zeros(len(rows), dtype=int),
-        rows.episode_N,
-    )
+    f = len(FEATURES)
+    none_N = np.zeros(len(rows), dtype=int)
+    plain = Rows(rows.x_NF[:, :f], rows.present_NF[:, :f], failed_N, none_N, rows.episode_N)
     p_N = np.zeros(len(rows))
     for fold in range(FOLDS):
         held, inner = fold_N == fold, fold_N == (fold + 1) % FOLDS

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from r2v.core.types import Context, Episode
+from r2v.core.types import SOLVED, Context, Episode
 from r2v.evaluation.prefixes import auroc_over_tasks
 from r2v.verdicts.base import SessionVerdict, StepVerdict, Verdict, read_all, read_steps
 
@@ -43,6 +44,33 @@ def verdict_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
             area = f"AUROC {row['auroc']:.2f} ({low:.2f} to {high:.2f}), agrees in {row['agrees']:.0%}"
         known = f"known in {row['covered_episodes']:.0%} of episodes, {row['covered_steps']:.0%} of steps"
         found.append(f"{row['verdict']:<13} {area}; {known}; ${row['usd']:.4f}")
+    return found
+
+
+def with_verdicts(episodes: Sequence[Episode], verdicts: Sequence[Verdict]) -> list[Episode]:
+    """The episodes with what the verdicts knew at each step; without an outcome the last value known becomes it.
+
+    A verdict that is asked once a session has ended is no part of a step; the first verdict that knows a value counts.
+    """
+    texts = [verdict for verdict in verdicts if not isinstance(verdict, StepVerdict | SessionVerdict)]
+    found = []
+    for episode in episodes:
+        known: list[dict[str, float]] = [{} for _ in episode.steps]
+        outcome = None
+        for verdict in texts:
+            *values, last = [*_values(verdict, episode), None] if not episode.steps else _values(verdict, episode)
+            for step, value in zip(known, values, strict=False):
+                step |= {} if value is None else {verdict.name: value}
+            final = next((v for v in (last, *reversed(values)) if v is not None), None)
+            outcome = outcome or (None if final is None else (verdict.name, final))
+        steps = tuple(
+            replace(step, verdicts=tuple((dict(step.verdicts) | values).items()))
+            for step, values in zip(episode.steps, known, strict=True)
+        )
+        episode = replace(episode, steps=steps)
+        if episode.success is None and outcome is not None:
+            episode = replace(episode, success=outcome[1] >= SOLVED, outcome_source=outcome[0])
+        found.append(episode)
     return found
 
 
