@@ -280,6 +280,8 @@ class Episode:
     """JSON text of the tools that were offered, in OpenAI's form."""
     closing: tuple[Message, ...] = ()
     """What came into the chat after the last step."""
+    mistake: int | None = None
+    """The step at which it went wrong, if somebody labelled it or a branch showed it."""
 
     def contexts(self, horizon: int) -> list[Context]:
         """What the agent knew at each step: nothing of before a restart, but that it took steps."""
