@@ -17,11 +17,11 @@ import numpy as np
 
 from r2v.core.localiser import NAMES, FailureLabel, labels_of, step_features, turns_of
 from r2v.evaluation.branches import with_mistakes
-from r2v.learning.localise import fit_localiser, save_localiser
+from r2v.learning.localise import save_localiser
 from r2v.logs.importing import import_logs
 from r2v.pipeline.run_folder import RunFolder
 from r2v.routers import load_router
-from r2v.studies.localise import left_out, measured, shipped
+from r2v.studies.localise import fitted, left_out, measured, shipped
 
 SEEDS = 10
 POSITIONS = {i for i, name in enumerate(NAMES) if name.startswith("is_step") or name in ("log_step", "fraction",
@@ -62,18 +62,22 @@ def main() -> None:
     show("random (expected)", found["random"]["top1"], found["random"]["within1"])
     if found["risk_curve"]:
         show("largest rise of the risk", found["risk_curve"]["top1"], found["risk_curve"]["within1"])
-    print(f"{found['episodes']} labelled failures of {found['tasks']} tasks")
+    print(f"{found['episodes']} labelled failures, {found['groups']} groups of tasks")
     if run:
         p_ET = [shipped().of_features(x_TF) for x_TF in features]
         show("the shipped localiser", *hits(labels, p_ET))
         return
+    parts = {}
+    p_ET = left_out(labels, features, seed=0)
     for part, team in (("Algorithm-Generated", False), ("Hand-Crafted", True)):
         mine = [i for i, label in enumerate(labels) if has_leader(label) == team]
-        p_ET = left_out(labels, features, seed=0)
-        show(f"{part} ({len(mine)}), first division", *hits([labels[i] for i in mine], [p_ET[i] for i in mine]))
+        parts[part] = dict(zip(("top1", "within1"), hits([labels[i] for i in mine], [p_ET[i] for i in mine]), strict=True))
+        show(f"{part} ({len(mine)}), first division", **parts[part])
     if options.ship:
-        facts = {"data": DATA, "licence": "MIT", "left_out": found, "positions_alone": by_position["top1"]}
-        save_localiser(fit_localiser(labels, features=features, facts=facts), options.ship)
+        facts = {
+            "data": DATA, "licence": "MIT", "left_out": found, "positions_alone": by_position["top1"], "parts": parts,
+        }  # fmt: skip
+        save_localiser(fitted(labels, features, facts=facts), options.ship)
 
 
 def show(name: str, top1: float, within1: float, ci95: list[float] | None = None) -> None:

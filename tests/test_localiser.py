@@ -18,11 +18,11 @@ from r2v.core.errors import ArtifactError
 from r2v.core.localiser import CARD, WEIGHTS, FailureLabel, labels_of, load_localiser, step_features
 from r2v.core.types import Action, Episode
 from r2v.evaluation.branches import Branch, with_mistakes
-from r2v.learning.localise import fit_localiser, save_localiser, task_folds
+from r2v.learning.localise import save_localiser
 from r2v.logs.importing import import_logs
 from r2v.runtime.store import decode, encode, read_episodes, write_episodes
 from r2v.studies import localise
-from r2v.studies.localise import locate, measured, shipped
+from r2v.studies.localise import fitted, locate, measured, shipped
 
 PLANTED = "I could not look it up, so let us assume a placeholder: probably 4711 guests."
 
@@ -34,7 +34,7 @@ def record(i: int, rng: np.random.Generator, **changed) -> dict:
     said = [f"Room {rng.integers(100)} of the hotel was read aloud." for _ in range(length)]
     said[at] = PLANTED
     return {
-        "question": f"how many guests has hotel {i}?", "question_ID": f"q{i // 2}", "is_correct": False,
+        "question": f"how many guests has hotel {i // 2}?", "question_ID": f"q{i // 2}", "is_correct": False,
         "history": [{"role": "user", "name": f"Member_{t % 3}", "content": text} for t, text in enumerate(said)],
         "mistake_step": str(at), "mistake_agent": "Member_0", "mistake_reason": "made up", "ground_truth": "7", **changed,
     }  # fmt: skip
@@ -61,7 +61,7 @@ def failures(folder) -> list[Episode]:
 
 @pytest.fixture(scope="module")
 def localiser(failures):
-    return fit_localiser(labels_of(failures))
+    return fitted(labels_of(failures), [step_features(episode) for episode in failures])
 
 
 # -- the format ---------------------------------------------------------------------------------------------------
@@ -131,7 +131,7 @@ def test_a_planted_mistake_is_found_in_episodes_of_other_tasks(failures):
     assert found["top1"] > 0.9 and found["top1_ci95"][0] > 0.8 and found["within1"] >= found["top1"]
     assert found["always_step_k"]["best"]["top1"] < 0.5 and found["always_step_k"]["first"]["k"] == 1
     assert found["random"]["top1"] == pytest.approx(np.mean([1 / len(e.steps) for e in failures]))
-    assert (found["episodes"], found["tasks"], found["risk_curve"]) == (88, 44, None)
+    assert (found["episodes"], found["groups"], found["risk_curve"]) == (88, 44, None)
 
 
 def test_labels_by_chance_are_found_by_chance(failures):
@@ -140,33 +140,29 @@ def test_labels_by_chance_are_found_by_chance(failures):
     assert measured(labels, seeds=1).results["top1"] < 0.35
 
 
-def test_tasks_are_never_on_both_sides(failures, monkeypatch):
-    tasks = [episode.task.id for episode in failures]
-    fold_E = task_folds(tasks, 10, 3)
-    assert set(fold_E.tolist()) == set(range(10))
-    assert all(len({int(f) for f, task in zip(fold_E, tasks, strict=True) if task == name}) == 1 for name in set(tasks))
-
+def test_a_question_is_never_on_both_sides(failures, monkeypatch):
     features = [step_features(episode) for episode in failures]
     known = {id(x_TF): episode.task.id for x_TF, episode in zip(features, failures, strict=True)}
-    fitted: list[set[str]] = []
+    seen: list[set[str]] = []
 
     class Spy:
         def of_features(self, x_TF):
-            assert known[id(x_TF)] not in fitted[-1]
+            assert known[id(x_TF)] not in seen[-1]
             return np.full(len(x_TF), 1 / len(x_TF))
 
-    def fit(labels, **_):
-        fitted.append({label.episode.task.id for label in labels})
+    def fit(x_ETF, step_E, group_E, **_):
+        seen.append({known[id(x_TF)] for x_TF in x_ETF})
+        assert len(set(group_E.tolist())) == len(seen[-1])  # and the fit is told which belong together
         return Spy()
 
     monkeypatch.setattr(localise, "fit_localiser", fit)
     assert all(len(p_T) for p_T in localise.left_out(labels_of(failures), features, seed=0))
-    assert len(fitted) == localise.FOLDS
+    assert len(seen) == localise.FOLDS
 
 
 def test_too_few_tasks_are_refused(failures):
     with pytest.raises(ValueError, match="too few"):
-        fit_localiser(labels_of(failures[:8]))
+        fitted(labels_of(failures[:8]), [step_features(episode) for episode in failures[:8]])
 
 
 def test_neither_label_nor_outcome_is_read(localiser, failures):

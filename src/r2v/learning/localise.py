@@ -1,6 +1,6 @@
 """Fits a localiser to failures whose decisive step is known: a conditional logit over the steps of each, by Newton's method.
 
-The penalty is chosen by the likelihood of failures left out, task by task, inside of what the fit is given.
+The penalty is chosen by the likelihood of failures left out, group by group, inside of what the fit is given.
 
 Axes: E episodes, N steps of all of them, F features.
 """
@@ -17,58 +17,52 @@ import numpy as np
 from numpy.typing import NDArray
 
 from r2v.core.arrays import to_bytes
-from r2v.core.localiser import CARD, FORMAT, NAMES, WEIGHTS, FailureLabel, Localiser, step_features
+from r2v.core.localiser import CARD, FORMAT, NAMES, WEIGHTS, Localiser
 from r2v.maths import Floats
 from r2v.runtime.store import whole_file, write_text
 
 PENALTIES = (3.0, 10.0, 30.0, 100.0, 300.0)
 INNER_FOLDS = 5
-LEAST_TASKS = 10
-"""Tasks of labelled failures below which nothing is fitted."""
+LEAST_GROUPS = 10
+"""Groups of labelled failures below which nothing is fitted."""
 Ints = NDArray[np.int64]
 
 
-def task_folds(tasks: Sequence[str], count: int, seed: int) -> Ints:
-    """A fold for each task name; equal names are in the same one."""
-    _, task_E = np.unique(np.array(tasks, dtype=str), return_inverse=True)
-    order = np.random.default_rng(seed).permutation(int(task_E.max()) + 1)
-    return np.asarray((order % count)[task_E])
-
-
 def fit_localiser(
-    labels: Sequence[FailureLabel],
+    x_ETF: Sequence[Floats],
+    step_E: Sequence[int],
+    group_E: Ints,
     *,
-    features: Sequence[Floats] | None = None,
     seed: int = 0,
     facts: Mapping[str, Any] | None = None,
 ) -> Localiser:
-    """Fit with the penalty of `PENALTIES` that is best on tasks left out.
+    """Fit with the penalty of `PENALTIES` that is best on groups left out.
 
     Args:
-        labels: failures of at least `LEAST_TASKS` tasks, else ValueError is raised.
-        features: [T, F] of each, if they are known already (`r2v.core.localiser.step_features`).
+        x_ETF: of each failure the rows of its steps (`r2v.core.localiser.step_features`).
+        step_E: the decisive step of each.
+        group_E: what must stay together, numbered from 0; ValueError is raised for fewer than `LEAST_GROUPS`.
         seed: of the folds.
         facts: the card.
     """
-    x_ETF = [step_features(label.episode) for label in labels] if features is None else features
-    at_E, tasks = np.array([label.step for label in labels]), [label.episode.task.id for label in labels]
-    if len(set(tasks)) < LEAST_TASKS:
-        raise ValueError(f"failures of {len(set(tasks))} tasks are too few to fit a localiser on: it takes {LEAST_TASKS}")
-    fold_E = task_folds(tasks, INNER_FOLDS, seed)
+    at_E, groups = np.array(step_E), int(group_E.max(initial=-1)) + 1
+    if groups < LEAST_GROUPS:
+        raise ValueError(f"failures of {groups} groups of tasks are too few for a localiser: it takes {LEAST_GROUPS}")
+    fold_E = (np.random.default_rng(seed).permutation(groups) % INNER_FOLDS)[group_E]
     loss = dict.fromkeys(PENALTIES, 0.0)
     for fold in range(INNER_FOLDS):
         inside, outside = np.flatnonzero(fold_E != fold).tolist(), np.flatnonzero(fold_E == fold).tolist()
         made = _scale([x_ETF[i] for i in inside])
-        z_NTF = [made.standardised(x_ETF[i]) for i in inside]
+        z_ETF = [made.standardised(x_ETF[i]) for i in inside]
         weight_F = made.weight_F
         for penalty in sorted(PENALTIES, reverse=True):  # each starts from the smoother one
-            weight_F = _newton(z_NTF, at_E[inside], penalty, weight_F)
+            weight_F = _newton(z_ETF, at_E[inside], penalty, weight_F)
             now = replace(made, weight_F=weight_F)
             loss[penalty] -= sum(float(np.log(now.of_features(x_ETF[i])[at_E[i]] + 1e-12)) for i in outside)
     penalty = min(PENALTIES, key=loss.__getitem__)
     made = _scale(x_ETF)
     weight_F = _newton([made.standardised(x_TF) for x_TF in x_ETF], at_E, penalty, made.weight_F)
-    return replace(made, weight_F=weight_F, facts={"episodes": len(labels), "penalty": penalty, **(facts or {})})
+    return replace(made, weight_F=weight_F, facts={"failures": len(at_E), "penalty": penalty, **(facts or {})})
 
 
 def _scale(x_ETF: Sequence[Floats]) -> Localiser:
