@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from r2v.cli import cli
 from r2v.core.errors import ArtifactError
-from r2v.core.localiser import CARD, WEIGHTS, FailureLabel, labels_of, load_localiser, step_features
+from r2v.core.localiser import CARD, WEIGHTS, FailureLabel, Localiser, labels_of, load_localiser, step_features
 from r2v.core.types import Action, Episode
 from r2v.evaluation.branches import Branch, with_mistakes
 from r2v.learning.localise import save_localiser
@@ -188,13 +188,24 @@ def test_it_comes_back_bit_for_bit(localiser, failures, tmp_path):
 def test_a_damaged_one_is_refused(localiser, tmp_path):
     save_localiser(localiser, tmp_path / "l")
     whole = json.loads((tmp_path / "l" / CARD).read_text())
-    for card in ({**whole, "features": whole["features"][1:]}, {**whole, "format": 9}, [], {}):
+    other = {**whole, "features": ["no feature", *whole["features"][1:]]}
+    for card in ({**whole, "features": whole["features"][1:]}, other, {**whole, "format": 9}, [], {}):
         (tmp_path / "l" / CARD).write_text(json.dumps(card))
         with pytest.raises(ArtifactError, match="fit it again"):
             load_localiser(tmp_path / "l")
     (tmp_path / "l" / WEIGHTS).unlink()
     with pytest.raises(ArtifactError):
         load_localiser(tmp_path / "l")
+
+
+def test_it_reads_its_own_features_by_name(localiser, failures):
+    """A later r2v may know more features; a localiser of before still reads its own."""
+    some = [i for i, name in enumerate(localiser.names) if name.startswith("says_")]
+    names = tuple(localiser.names[i] for i in some)
+    few = Localiser(names, *(a[..., some] for a in localiser.arrays.values()))
+    assert list(few.standardised(step_features(failures[0])).shape) == [len(failures[0].steps), len(some)]
+    x_TF = localiser.standardised(step_features(failures[0]))[:, some]
+    assert np.array_equal(few.standardised(step_features(failures[0])), x_TF)
 
 
 def said(episode: Episode, t: int, text: str) -> Episode:

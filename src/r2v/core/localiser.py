@@ -13,7 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ import numpy as np
 
 from r2v.core.arrays import from_file
 from r2v.core.errors import ArtifactError
+from r2v.core.features import FEATURES
 from r2v.core.types import Episode, Step
 from r2v.maths import Floats
 
@@ -114,8 +115,12 @@ def _clipped(text: str) -> str:
 
 
 def step_features(episode: Episode) -> Floats:
-    """[T, F]: a row for each step of the episode, a column for each of `NAMES`."""
-    return np.array([list(row.values()) for row in _rows(episode.goal, turns_of(episode))]).reshape(-1, len(NAMES))
+    """[T, F]: a row for each step of the episode, a column for each of `NAMES`; 0 where a router's feature is not known."""
+    rows = [list(row.values()) for row in _rows(episode.goal, turns_of(episode))]
+    for row, step in zip(rows, episode.steps, strict=True):
+        known = step.choice.features
+        row += [0.0] * len(FEATURES) if known is None else known.values
+    return np.array(rows).reshape(-1, len(NAMES))
 
 
 class _Said(NamedTuple):
@@ -222,13 +227,16 @@ def _rows(goal: str, turns: Sequence[Turn]) -> list[dict[str, float]]:
     return rows
 
 
-NAMES = tuple(_rows("", [Turn("", "", "")])[0])
+NAMES = (*_rows("", [Turn("", "", "")])[0], *(f"router_{name}" for name in FEATURES))
+"""What is read of the step in its episode, then what a router sees of it."""
 
 
 @dataclass(frozen=True, eq=False)
 class Localiser:
     """Features are clipped to the range that they had in the fit: beyond it the fit says nothing."""
 
+    names: tuple[str, ...]
+    """Features that it reads, of `NAMES`."""
     mean_F: Floats
     std_F: Floats
     range_2F: Floats
@@ -238,13 +246,21 @@ class Localiser:
     """Its card: what it was fitted on, and what it is worth on failures left out."""
 
     def __post_init__(self) -> None:
+        if unknown := set(self.names) - set(NAMES):
+            raise ValueError(f"unknown features {sorted(unknown)}")
         shapes = [self.mean_F.shape, self.std_F.shape, self.range_2F[0].shape, self.weight_F.shape]
-        if shapes != [(len(NAMES),)] * 4 or len(self.range_2F) != 2:
-            raise ValueError(f"arrays of the shapes {shapes} are no localiser of {len(NAMES)} features")
+        if shapes != [(len(self.names),)] * 4 or len(self.range_2F) != 2:
+            raise ValueError(f"arrays of the shapes {shapes} do not fit {len(self.names)} features")
+
+    @cached_property
+    def columns(self) -> list[int]:
+        """Positions of its features in `NAMES`."""
+        return [NAMES.index(name) for name in self.names]
 
     def standardised(self, x_TF: Floats) -> Floats:
+        """[T, columns of its own] of a row for each step with a column for each of `NAMES`."""
         low_F, high_F = self.range_2F
-        return np.asarray((np.minimum(np.maximum(x_TF, low_F), high_F) - self.mean_F) / self.std_F)
+        return np.asarray((np.minimum(np.maximum(x_TF[:, self.columns], low_F), high_F) - self.mean_F) / self.std_F)
 
     def probabilities(self, episode: Episode) -> Floats:
         """Of each step, the probability that it is the decisive one, given that the episode failed; empty without steps."""
@@ -268,8 +284,10 @@ def load_localiser(folder: Path) -> Localiser:
     arrays = from_file(folder / WEIGHTS)
     try:
         card = json.loads((folder / CARD).read_text(encoding="utf-8"))
-        if card["format"] != FORMAT or tuple(card["features"]) != NAMES:
-            raise ValueError("it reads other features than this r2v")
-        return Localiser(arrays["mean"], arrays["std"], arrays["range"], arrays["weight"], card["facts"])
+        if card["format"] != FORMAT:
+            raise ValueError(f"format {card['format']}, this r2v reads {FORMAT}")
+        return Localiser(
+            tuple(card["features"]), arrays["mean"], arrays["std"], arrays["range"], arrays["weight"], card["facts"]
+        )
     except (OSError, KeyError, TypeError, ValueError, IndexError) as error:
         raise ArtifactError(f"{folder} is no localiser ({error}); fit it again") from None

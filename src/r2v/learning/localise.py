@@ -21,7 +21,7 @@ from r2v.core.localiser import CARD, FORMAT, NAMES, WEIGHTS, Localiser
 from r2v.maths import Floats
 from r2v.runtime.store import whole_file, write_text
 
-PENALTIES = (3.0, 10.0, 30.0, 100.0, 300.0)
+PENALTIES = (10.0, 30.0, 100.0, 300.0)
 INNER_FOLDS = 5
 LEAST_GROUPS = 10
 """Groups of labelled failures below which nothing is fitted."""
@@ -70,7 +70,7 @@ def _scale(x_ETF: Sequence[Floats]) -> Localiser:
     x_NF = np.vstack(x_ETF)
     std_F = x_NF.std(axis=0)
     std_F[std_F < 1e-9] = 1.0
-    return Localiser(x_NF.mean(axis=0), std_F, np.stack([x_NF.min(axis=0), x_NF.max(axis=0)]), np.zeros(len(NAMES)))
+    return Localiser(NAMES, x_NF.mean(axis=0), std_F, np.stack([x_NF.min(axis=0), x_NF.max(axis=0)]), np.zeros(len(NAMES)))
 
 
 def _newton(z_ETF: Sequence[Floats], at_E: Ints, penalty: float, weight_F: Floats) -> Floats:
@@ -101,14 +101,14 @@ def _newton(z_ETF: Sequence[Floats], at_E: Ints, penalty: float, weight_F: Float
             length /= 2
         weight_F = weight_F - length * step_F
         gained, (now, p_N) = now - after[0], after
-        if gained < 1e-8:
+        if gained < 1e-6:
             break
     return weight_F
 
 
 def save_localiser(localiser: Localiser, folder: Path) -> None:
     """Write the folder that `r2v.core.localiser.load_localiser` reads."""
-    card = {"format": FORMAT, "features": NAMES, "facts": localiser.facts}
+    card = {"format": FORMAT, "features": localiser.names, "facts": localiser.facts}
     with whole_file(folder / WEIGHTS) as aside:
         aside.write_bytes(to_bytes(localiser.arrays))
     write_text(folder / CARD, json.dumps(card, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
