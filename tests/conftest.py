@@ -37,6 +37,7 @@ SLOW = {
     "test_traces.py::test_our_engine_answers_a_real_model_as_alfworld_did",
     "test_traces.py::test_where_the_game_is_at_hand_every_step_is_compared",
     "test_traces.py::test_real_traces_are_inspected",
+    "test_localiser.py::test_inspect_names_steps_and_measures_itself_on_the_logs_own_labels",
     "test_traces.py::test_the_expert_rescues_a_real_model_and_gaps_are_counted",
     "test_traces.py::test_alfworld_example_finds_real_games_and_collects",
     "test_humaneval.py::test_real_files_are_read_whole_and_canonical_solutions_pass",

@@ -126,7 +126,7 @@ def inspect(
     seed: Annotated[int, typer.Option(help="Seed of the folds, the fits and the intervals.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="End with one JSON line.")] = False,
 ) -> None:
-    """Show where recorded episodes go wrong: the risk of each step, and what it is worth after each number of steps.
+    """Show where recorded episodes go wrong: the risk of each step, what it is worth, and the step at which each failed.
 
     Every risk is from a model that never saw the step's task. Some minutes for 100,000 steps.
     """
@@ -333,14 +333,27 @@ def _fit(advice: Advice, read: Imported, out: Path, *, unproven: bool, seed: int
 
 
 def _inspect(read: Imported, out: Path, *, title: str, view: View, seed: int, as_json: bool) -> None:
-    from r2v.report.inspection import headline, write_inspection
+    from r2v.core.errors import StageError
+    from r2v.report.inspection import headline, naming, write_inspection
     from r2v.studies.inspect_logs import inspect_logs
+    from r2v.studies.localise import locate
 
-    found = inspect_logs(read.episodes, view=view, seed=seed)
-    results = {"format": read.kind, "unknown_outcome": read.unknown, **found.results}
+    results: dict[str, Any] = {"format": read.kind, "unknown_outcome": read.unknown}
+    try:
+        found = inspect_logs(read.episodes, view=view, seed=seed)
+    except StageError as error:  # labelled failures are worth a look even where none was solved
+        if all(episode.mistake is None for episode in read.episodes):
+            raise
+        results["localiser"] = locate(read.episodes, seed=seed).results
+        write_json(out / "inspect.json", results)
+        typer.echo(f"no risks, no page: {error}\n{naming(results['localiser'])}\nnumbers  {out / 'inspect.json'}")
+        if as_json:
+            typer.echo(json.dumps(results))
+        return
+    results |= found.results
     write_json(out / "inspect.json", results)
-    page = write_inspection(results, read.episodes, found.risks, out, title=f"{title} ({read.kind})")
-    typer.echo(headline(results))
+    page = write_inspection(results, read.episodes, found.risks, out, title=f"{title} ({read.kind})", named=found.named)
+    typer.echo(f"{headline(results)}\n{naming(results['localiser'])}")
     typer.echo(f"page     {page}\nnumbers  {out / 'inspect.json'}")
     if as_json:
         typer.echo(json.dumps(results))

@@ -286,6 +286,8 @@ class Episode:
     """What came into the chat after the last step."""
     outcome_source: str = ""
     """The verdict (`r2v.verdicts`) that `success` was taken from; empty where the outcome was seen or sent."""
+    mistake: int | None = None
+    """The step at which it went wrong, if somebody labelled it or a branch showed it."""
 
     def contexts(self, horizon: int) -> list[Context]:
         """What the agent knew at each step: nothing of before a restart, but that it took steps."""

@@ -24,6 +24,7 @@ from r2v.maths import Floats
 from r2v.maths.calibration import reliability_bins
 from r2v.studies.advise import FOLDS
 from r2v.studies.evidence import LEAST_EACH, LEAST_GROUPS, own_steps
+from r2v.studies.localise import locate
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Inspection:
     """What `inspect.json` holds."""
     risks: list[list[float]]
     """Of each episode, a risk for each step; empty for an episode that was left out."""
+    named: list[int | None]
+    """Of each failed episode, the step at which it went wrong (`r2v.studies.localise`)."""
 
 
 def inspect_logs(episodes: Sequence[Episode], *, view: View = "full", seed: int = 0) -> Inspection:
@@ -78,7 +81,8 @@ def inspect_logs(episodes: Sequence[Episode], *, view: View = "full", seed: int 
     for owner, p in zip(owner_N.tolist(), steps.p_N.tolist(), strict=True):
         if len(wanted[owner]) == len(episodes[owner].steps):  # else some steps have no risk of the SLM's own
             risks[owner].append(p)
-    return Inspection(results, risks)
+    located = locate(episodes, risks, seed=seed)
+    return Inspection({**results, "localiser": located.results}, risks, located.named)
 
 
 def _equal(steps: Scored, seed: int, within_N: NDArray[np.int64] | None = None) -> dict[str, Any]:
