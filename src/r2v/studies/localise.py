@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from r2v.core.localiser import FailureLabel, Localiser, labels_of, load_localiser, step_features
 from r2v.core.types import Episode
 from r2v.evaluation.curves import interval, resample_BT
-from r2v.evaluation.groups import folds, groups
+from r2v.core.groups import folds, groups
 from r2v.learning.localise import fit_localiser
 from r2v.maths import Floats
 from r2v.report.inspection import rise
@@ -99,7 +99,7 @@ def measured(
     """What naming is worth on failures of tasks left out, beside rules that look at nothing.
 
     Args:
-        labels: failures, of at least `FOLDS` groups of tasks (`r2v.evaluation.groups`); a group is never on both sides.
+        labels: failures, of at least `FOLDS` groups of tasks (`r2v.core.groups`); a group is never on both sides.
         features: of each, if they are known (`r2v.core.localiser.step_features`).
         risks: of each a risk for each step, or nothing where none is known.
         seed: of the first folds.
