@@ -106,7 +106,7 @@ def test_a_label_is_of_a_failure_and_of_one_of_its_steps(failures):
         FailureLabel(one, len(one.steps))
 
 
-def test_a_branch_labels_the_first_step_that_gains_where_all_before_it_were_tried(failures):
+def test_branches_label_the_first_step_that_gains_where_all_were_tried(failures):
     one = failures[0]
     differ = [False, True, True, True, *[False] * (len(one.steps) - 4)]
 
@@ -116,11 +116,14 @@ def test_a_branch_labels_the_first_step_that_gains_where_all_before_it_were_trie
 
     lost, won = (False, False), (True, False)
     assert mistake((1, 0, *lost), (2, 0, *won), (3, 0, *won)) == 2
-    assert mistake((1, 0, *won), (2, 0, *won)) == 1
-    assert mistake((2, 0, *won)) is None, "step 1 was not tried"
+    assert mistake((1, 0, *won), (2, 0, *won), (3, 0, *lost)) == 1
+    assert mistake((2, 0, *won), (3, 0, *won)) is None, "step 1 was not tried"
+    assert mistake((1, 0, *won), (2, 0, *lost)) is None, "those that go wrong late would be left out"
     assert mistake((1, 0, *lost), (2, 0, *lost), (3, 0, *lost)) is None
-    assert mistake((1, 0, *won), success=True) is None
-    assert mistake((1, 0, *won), (1, 1, False, True), (2, 0, *won)) == 2, "what one draw gained another one lost"
+    assert mistake((1, 0, *won), (2, 0, *won), (3, 0, *won), success=True) is None
+    assert mistake((1, 0, *won), (1, 1, False, True), (2, 0, *won), (3, 0, *lost)) == 2, (
+        "what one draw gained another one lost"
+    )
 
 
 # -- the fit ------------------------------------------------------------------------------------------------------

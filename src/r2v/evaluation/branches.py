@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from r2v.core.agent import AgentModels, Forked, Routed
 from r2v.core.agreement import alike
 from r2v.core.features import best
@@ -82,20 +80,21 @@ def with_mistakes(
 ) -> list[Episode]:
     """The episodes; a failed one with the step at which it went wrong (`mistake`), where its branches show that.
 
-    That is the first step at which the teacher's action gains: more of its futures are solved than of the SLM's. It is
-    known only where each earlier step on which the teacher differs was branched, too, and gained nothing.
+    That is the first step at which the teacher's action gains: more of its futures are solved than of the SLM's. An
+    episode is labelled only where each step on which the teacher differs was branched: else the labelled ones would be
+    those that go wrong early.
 
     Args:
         branches: of these episodes, by number.
         differ: of each episode, whether the teacher would have done something else at each step.
     """
-    gains: dict[tuple[int, int], list[int]] = {}
+    gains: dict[tuple[int, int], int] = {}
     for b in branches:
-        gains.setdefault((b.episode, b.t), []).append(b.helped - b.alone)
+        gains[b.episode, b.t] = gains.get((b.episode, b.t), 0) + b.helped - b.alone
     found = []
     for number, (episode, other) in enumerate(zip(episodes, differ, strict=True)):
-        tried = [gains.get((number, int(t))) for t in np.flatnonzero(other)]
-        known = next((i for i, gained in enumerate(tried) if gained is None or sum(gained) > 0), None)
-        shown = known is not None and tried[known] is not None and episode.success is False
-        found.append(replace(episode, mistake=int(np.flatnonzero(other)[known])) if shown else episode)
+        steps = [(number, t) for t, differs_here in enumerate(other) if differs_here]
+        gaining = [t for _, t in steps if gains.get((number, t), 0) > 0]
+        known = bool(gaining) and episode.success is False and all(step in gains for step in steps)
+        found.append(replace(episode, mistake=gaining[0]) if known else episode)
     return found
