@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from r2v.core.errors import StageError
 from r2v.core.features import FEATURES, View, seen_as
-from r2v.core.types import Episode, Step
 from r2v.core.groups import folds, groups
+from r2v.core.types import Episode, Step
 from r2v.evaluation.prefixes import Scored, auroc_equal_step, auroc_over_tasks, by_prefix, curves, measures
 from r2v.learning.labels import Rows
 from r2v.learning.reading import ReadRows, cross_fitted, read_rows
