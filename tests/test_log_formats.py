@@ -774,7 +774,8 @@ episodes, _ = import_logs(log, "openai-jsonl")
 fit_logs(advise(episodes, Costs()), out / "router", verifier="tool_calls", unproven=True)
 hidden.remove("httpx")  # the command line reads the pipeline's settings
 from r2v.cli import cli
-for command in (["fit", str(log), "--out", str(out / "again"), "--unproven"], ["inspect", str(log), "--out", str(out / "page")]):
+fit = ["fit", str(log), "--out", str(out / "again"), "--unproven"]
+for command in (fit, ["inspect", str(log), "--out", str(out / "page")]):
     cli([*command, "--format", "openai-jsonl"], standalone_mode=False)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
