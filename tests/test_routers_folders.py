@@ -15,6 +15,7 @@ from r2v.core.arrays import to_bytes
 from r2v.core.errors import ArtifactError, SettingsError, StageError
 from r2v.core.features import EXTENDED, FEATURES, PAPER, featurise
 from r2v.core.mlp import Calibration, RiskMLP, linear
+from r2v.core.reading import FIELDS, ROOM, Reader
 from r2v.core.types import Action, Candidate, Context, Features, Memory, Usage
 from r2v.learning.labels import failure_rows, labelled_rows
 from r2v.learning.settings import RouterSettings
@@ -26,6 +27,7 @@ from r2v.routers.conformal import Band
 from r2v.routers.helper import Mixture
 from r2v.routers.r2v import R2V
 from r2v.routers.r2v_paper import R2VPaper
+from r2v.routers.recorded import CELLS, Kinds
 from r2v.routers.restart import Renewal
 from r2v.runtime.settings import validated
 from toy import Scored, played_episode, routed, run
@@ -60,6 +62,22 @@ def renewal(share: float) -> Renewal:
     return Renewal(share, 4.0, 9.0, 0.9, 0.1, 3.0, 1 / 3)
 
 
+def reader(seed: int) -> Reader:
+    made = np.random.default_rng(seed)
+    edges = np.array([[0.2, 0.5, 1e30, 1e30], [1.0, 2.0, 3.0, 4.0]])
+    ends = np.array([np.full(len(FIELDS), -1.5), np.full(len(FIELDS), 1 / 3)])
+    return Reader(
+        ("unseen_words", "step_index"), edges, made.normal(size=(2, 5)), made.normal(size=ROOM), ends, 0.1, {"a": 0.2}, "a",
+    )  # fmt: skip
+
+
+def kinds() -> Kinds:
+    made = np.random.default_rng(15)
+    centre = made.normal(size=(2, CELLS))
+    weight, middle = made.uniform(0.5, 2, CELLS), made.normal(size=CELLS) / 99
+    return Kinds(("one", "two"), weight, middle, centre, np.array([0.0, 0.01]), np.array([0.02, 0.01]))
+
+
 PARTS = {
     "random": {"threshold": 0.3},
     "entropy": {"threshold": 0.4},
@@ -85,6 +103,8 @@ PARTS = {
     },
     "bandit": {"gain": logistic(seed=12), "inverse_AFF": np.stack([square(1), square(2)]), "bonus": 0.7, "threshold": 0.1},
     "restart": {"risk": network(seed=13), "measured": ((0.2, renewal(0.9)), (0.5, renewal(0.4))), "threshold": 0.5},
+    "reading": {"reader": reader(14), "estimates": "benefit", "teacher": reader(15), "threshold": 0.05},
+    "recorded": {"reader": reader(16), "teacher": reader(17), "kinds": kinds(), "threshold": 0.05},
 }  # fmt: skip
 """Of each built-in router: what it was fitted with, made by hand."""
 FITTED_WITH = FittedWith(3, HORIZON, "tool_calls", "no_entropy", "ab" * 32)
@@ -105,7 +125,7 @@ def steps(seed: int = 5):
             present = rng.random(len(FEATURES)) < 0.9
             values = np.where(present, rng.normal(0.4, 0.5, len(FEATURES)), 0.0)
             row = Features(tuple(values.tolist()), tuple(present.tolist()))
-            yield Context(goal, tuple(seen), tuple(done), HORIZON), row
+            yield Context(goal, tuple(seen), tuple(done), HORIZON, Action(f"open box {t}")), row
             seen.append(f"box {t}")
             done.append(Action(f"open box {t}"))
 
@@ -141,12 +161,13 @@ def test_every_built_in_router_is_here():
         "benefit": "benefit",
         "helper": "benefit",
         "bandit": "benefit",
+        "recorded": "benefit",
     }
     assert {name: router_class(name).kind for name in BUILT_IN} == {**dict.fromkeys(BUILT_IN, "risk"), **doubts}
     needs = {"benefit": {"answers", "branches"}, "helper": {"answers", "exploration"}, "cascade": {"answers"},
              "cascade_routing": {"answers", "redraws"}, "bandit": {"exploration"}}  # fmt: skip
     routes = {"judge_latch": "takeover", "conformal": "takeover", "query": "takeover", "cascade_routing": "retry escalate",
-              "restart": "restart escalate"}  # fmt: skip
+              "restart": "restart escalate", **dict.fromkeys(("reading", "recorded"), "escalate takeover")}  # fmt: skip
     for name in BUILT_IN:
         router = router_class(name)
         assert (router.name, router.needs) == (name, needs.get(name, set()))
@@ -278,7 +299,8 @@ def test_a_router_decides_about_a_step_of_ones_own_agent():
     decide(router, context, candidates, [0.5])
     decide(router, context, candidates, [0.5], memory=memory, seed=7)
     features = featurise(context, candidates, [0.5])
-    assert asked == [((context, features, Memory()), {"seed": 0}), ((context, features, memory), {"seed": 7})]
+    known = replace(context, proposed=Action("a"))
+    assert asked == [((known, features, Memory()), {"seed": 0}), ((known, features, memory), {"seed": 7})]
 
 
 class Options(msgspec.Struct):

@@ -134,7 +134,7 @@ class Reader:
     names: tuple[str, ...]
     """Features that it reads, of `r2v.core.features.FEATURES`."""
     edges_FB: Floats
-    """Between the bins of each feature; infinite where it has fewer."""
+    """Between the bins of each feature; beyond all values where it has fewer."""
     bins_FB: Floats
     """Log-odds of each bin; a feature that is absent adds none."""
     words: Floats
@@ -171,9 +171,13 @@ class Reader:
         return lru_cache(REMEMBERED)(self._of_one)
 
     def _of_one(self, read: tuple[str, ...], features: Features) -> float:
+        return self.score_of(grams(read), features)
+
+    def score_of(self, said: Grams, features: Features) -> float:
+        """The probability at one step whose grams are known already."""
         x_NF, present_NF = np.array([features.values])[:, self._columns], np.array([features.present])[:, self._columns]
         offset = self.agents.get(self.agent, 0.0) if self.agent else 0.0
-        return float(self.calibration(self.logit(grams(read), x_NF, present_NF, offset))[0])
+        return float(self.calibration(self.logit(said, x_NF, present_NF, offset))[0])
 
     @cached_property
     def _columns(self) -> list[int]:

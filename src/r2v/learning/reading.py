@@ -27,6 +27,8 @@ PENALTIES = (0.1, 1.0)
 """Inverse strengths (scikit-learn's `C`) that are tried on groups of the training rows left out."""
 FEATURE_SCALE, AGENT_SCALE = 0.4, 1.0
 """Size of the columns beside those of the words, which have length 1 a text: the larger, the less they are shrunk."""
+BEYOND = 1e30
+"""An edge that no value reaches; a router's folder holds no infinity."""
 FOLDS = 5
 CLIPPED = (0.01, 0.99)
 """Quantiles of what a text adds over the rows of the fit, beyond which it is clipped."""
@@ -95,7 +97,10 @@ def slm_action(step: Step) -> Action:
     return choice.candidates[best(choice.candidates, choice.scores)].action if choice.candidates else choice.action
 
 
-def fit_reader(rows: ReadRows, y_N: Floats, use_N: Bools, *, seed: int, facts: Mapping[str, Any] | None = None) -> Reader:
+def fit_reader(
+    rows: ReadRows, y_N: Floats, use_N: Bools, *, seed: int, facts: Mapping[str, Any] | None = None,
+    penalties: Sequence[float] = PENALTIES,
+) -> Reader:  # fmt: skip
     """Fit P(y = 1) on some of the rows; the penalty is chosen on groups of them left out, then all of them are fitted.
 
     Raises ValueError where all labels are equal.
@@ -104,9 +109,9 @@ def fit_reader(rows: ReadRows, y_N: Floats, use_N: Bools, *, seed: int, facts: M
         raise ValueError("the steps to fit on all have the same label")
     held_N = use_N & (folds(rows.group_N, 4, seed) == 0)
     rest_N = use_N & ~held_N
-    penalty = PENALTIES[-1]
-    if held_N.any() and 0 < y_N[rest_N].mean() < 1:
-        losses = {c: nll(probability(_fit(rows, y_N, rest_N, c), rows, held_N), y_N[held_N]) for c in PENALTIES}
+    penalty = penalties[-1]
+    if len(penalties) > 1 and held_N.any() and 0 < y_N[rest_N].mean() < 1:
+        losses = {c: nll(probability(_fit(rows, y_N, rest_N, c), rows, held_N), y_N[held_N]) for c in penalties}
         penalty = min(losses, key=lambda c: losses[c])
     return _fit(rows, y_N, use_N, penalty, {"rows": int(use_N.sum()), "penalty": penalty, **(facts or {})})
 
@@ -182,7 +187,7 @@ def _fit(rows: ReadRows, y_N: Floats, use_N: Bools, penalty: float, facts: Mappi
 
 
 def _edges(values: Floats) -> Floats:
-    """Inner edges of bins with about as many values each; infinite where values repeat."""
+    """Inner edges of bins with about as many values each; beyond all values where values repeat."""
     found = np.unique(np.quantile(values, np.linspace(0, 1, BINS + 1)[1:-1], method="higher"))
     found = found[found > values.min()]
-    return np.concatenate([found, np.full(BINS - 1 - len(found), np.inf)])
+    return np.concatenate([found, np.full(BINS - 1 - len(found), BEYOND)])
