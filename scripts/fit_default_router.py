@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from r2v.core.features import FEATURES
+from r2v.core.features import FEATURES, featurise
 from r2v.core.reading import Grams, Reader
 from r2v.core.types import Episode
 from r2v.evaluation.gain import SHARES, Gain, Units, chosen, gain_of, threshold
@@ -37,7 +38,7 @@ from r2v.routers.rules import UNSURE
 from r2v.runtime.store import write_text
 from r2v.studies.evidence import evidence_of, own_steps
 
-SEED = 1
+SEED, HORIZON = 1, 50
 FOLDS, INNER_FOLDS = 5, 3
 STEPS, MEASURED_STEPS = 8000, 5000
 """Of the weaker agents of one kind that is fitted on, and of one that is not; of more, whole sessions are drawn."""
@@ -78,6 +79,10 @@ SOURCES = (
 )  # fmt: skip
 TRAINED = ("InterCode SQL", "InterCode Bash", "WorkBench")
 """InterCode Python is left out because no agent of it is stronger than the other."""
+
+
+VERDICT = re.compile(r"\s*\bReward: -?[\d.]+\s*$")
+"""What InterCode tells its agents after each turn, and no environment of yours would: it is taken off before all else."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,6 +134,21 @@ def episodes_of(source: Source, data: Path) -> list[Episode]:
     return list(import_logs(path, detect(path))[0])
 
 
+def without_verdicts(episode: Episode) -> Episode:
+    """The session had the environment not said how good each turn was, its features counted anew."""
+    if not any(VERDICT.search(step.observation.text) for step in episode.steps):
+        return episode
+    steps = [replace(step, observation=replace(step.observation, text=VERDICT.sub("", step.observation.text)))
+             for step in episode.steps]  # fmt: skip
+    bare = replace(episode, steps=tuple(steps))
+    for t, (step, context) in enumerate(zip(bare.steps, bare.contexts(HORIZON), strict=True)):
+        choice = step.choice
+        if choice.features is not None:
+            counted = featurise(context, choice.candidates, choice.scores)
+            steps[t] = replace(step, choice=replace(choice, features=counted))
+    return replace(bare, steps=tuple(steps))
+
+
 def sampled(episodes: Sequence[Episode], teacher: str | None, steps: int) -> list[Episode]:
     """All sessions of the stronger model, and whole sessions of the others with about so many steps."""
     rng, total = np.random.default_rng(SEED), 0
@@ -150,7 +170,7 @@ def pool_of(kinds: Mapping[str, tuple[Sequence[Episode], str | None]], steps: in
     group, worth, kind, paired = [], [], [], True
     offset = 0
     for number, (name, (episodes, teacher)) in enumerate(kinds.items()):
-        mine = sampled(episodes, teacher or strongest(episodes), steps)
+        mine = [without_verdicts(episode) for episode in sampled(episodes, teacher or strongest(episodes), steps)]
         found = groups(mine)
         evidence = evidence_of(mine, found, teacher=teacher, seed=SEED)
         if evidence is None or evidence.kind == "alike":
@@ -204,7 +224,8 @@ def _centres(pool: Pool, use_N: Bools, numbers: NDArray[np.int64]) -> Kinds:
     held_KC = np.array([(directions_NC(part, ones) > 0).mean(axis=0) for part in parts])
     weight_C = _single(np.log1p(1 / np.maximum(held_KC.mean(axis=0), 1e-3)))
     mean_KC = np.array([directions_NC(part, weight_C).mean(axis=0) for part in parts])
-    middle_C = _single(mean_KC.mean(axis=0))
+    # Of one kind alone nothing is taken off: what its steps share is all that it is known by.
+    middle_C = _single(mean_KC.mean(axis=0)) * (len(numbers) > 1)
     off = []
     for part in parts:
         off_NC = directions_NC(part, weight_C) - middle_C
@@ -496,6 +517,7 @@ them. `NOTICE` of r2v names those that were.
 - A text that somebody else writes (a web page, a file) can make a step unlike the recorded ones, so that only `rules`
   decides, or move the reader's score within the range of the fit. It cannot take back what `rules` escalates.
 - The reader looks at words and {len(router.reader.names)} features that do not depend on K, verifier or log-probabilities.
+- InterCode told its agents the reward of each turn. That line was taken off before anything was fitted or measured.
 - The recorded agents drew one candidate a step without log-probabilities; `rules` beside it sees more in a gateway.
 
 Made by `scripts/fit_default_router.py`. `r2v.load_router("recorded")` needs NumPy and msgspec alone.
