@@ -459,9 +459,7 @@ def card(router: Recorded, within: Sequence[Line], left_out: Sequence[Line], uns
     least = min((*left_out, *unseen), key=lambda x: x.abstains)
     transfer = "Its reading transfers to most kinds that were tried, but a gateway cannot know to which."
     if 2 * len(reads) <= len(new):
-        transfer = (
-            f"Its reading does not transfer: alone it would beat random escalation on {len(reads)} of {len(new)} new kinds."
-        )
+        transfer = f"Its reading does not transfer: alone it would beat random on {len(reads)} of {len(new)} new kinds."
     return f"""# Router recorded
 
 Comes with r2v, fitted on recorded sessions of other people's agents. On traffic like theirs it hands a session over to the
@@ -503,7 +501,7 @@ Which of its own kinds are read was chosen by the very numbers of the first tabl
 {table(unseen)}
 
 \\* Only one model's sessions: what a stronger one would make of them is not known, so the number is failing sessions found
-over random, not success gained.
+over random, not success gained. In InterCode Python neither of two agents is the stronger one: handing over is a second try.
 
 ## Data and licences
 

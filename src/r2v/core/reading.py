@@ -6,6 +6,8 @@ text is cut to its beginning and its end first.
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -174,11 +176,25 @@ class Reader:
         return self.score_of(grams(read), features)
 
     def score_of(self, said: Grams, features: Features) -> float:
-        """The probability at one step whose grams are known already."""
-        x_NF, present_NF = np.array([features.values])[:, self._columns], np.array([features.present])[:, self._columns]
-        offset = self.agents.get(self.agent, 0.0) if self.agent else 0.0
-        return float(self.calibration(self.logit(said, x_NF, present_NF, offset))[0])
+        """The probability at one step whose grams are known already (arrays of a few numbers would cost more)."""
+        added = np.bincount(said.part_G, self.words[said.index_G] * said.value_G, minlength=len(FIELDS)).tolist()
+        total = self.bias + (self.agents.get(self.agent, 0.0) if self.agent else 0.0)
+        for part, least, most in zip(added, *self._ends, strict=True):
+            total += min(max(part, least), most)
+        for column, edges, bins in self._bins:
+            if features.present[column]:
+                total += bins[bisect_right(edges, features.values[column])]
+        if self.calibration.x:
+            return float(self.calibration(np.array([total]))[0])
+        return 1 / (1 + math.exp(-min(max(self.calibration.slope * total + self.calibration.bias, -40), 40)))
 
     @cached_property
-    def _columns(self) -> list[int]:
-        return [FEATURES.index(name) for name in self.names]
+    def _ends(self) -> tuple[list[float], list[float]]:
+        least, most = self.range_2P.tolist()
+        return least, most
+
+    @cached_property
+    def _bins(self) -> list[tuple[int, list[float], list[float]]]:
+        """(column, edges, log-odds) of each feature."""
+        columns = [FEATURES.index(name) for name in self.names]
+        return list(zip(columns, self.edges_FB.tolist(), self.bins_FB.tolist(), strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Any, Self
@@ -45,11 +46,38 @@ class Kinds:
         off_NC = directions_NC(said, self.weight_C) - self.middle_C
         return np.asarray(off_NC @ self.centre_KC.T / np.maximum(np.linalg.norm(off_NC, axis=1, keepdims=True), 1e-12))
 
+    @cached_property
+    def _known_KC(self) -> Floats:
+        """The centres, and last the middle."""
+        return np.vstack([self.centre_KC, self.middle_C])
+
+    @cached_property
+    def _taken(self) -> list[float]:
+        """How far the middle lies along each of these."""
+        along: list[float] = (self._known_KC @ self.middle_C).tolist()
+        return along
+
+    @cached_property
+    def _least(self) -> list[float]:
+        least: list[float] = self.least_K.tolist()
+        return least
+
     def nearest_N(self, said: Grams) -> tuple[NDArray[np.int64], Floats]:
         """Of each step: the kind whose bound it exceeds most, and by how much; below 0 it is like none."""
         beyond_NK = self.cosines_NK(said) - self.least_K
         best_N = beyond_NK.argmax(axis=1)
         return best_N, np.asarray(beyond_NK[np.arange(said.steps), best_N])
+
+    def nearest(self, said: Grams) -> tuple[int, float]:
+        """The same of one step, in less time."""
+        held_C = np.bincount(said.index_G >> (BITS - CELL_BITS), said.value_G, minlength=CELLS) * self.weight_C
+        size = math.sqrt(held_C @ held_C) + 1e-12
+        *along, middle = (self._known_KC @ held_C).tolist()
+        *taken, length = self._taken
+        off = math.sqrt(max(1 - 2 * middle / size + length, 1e-12))
+        beyond = [(a / size - t) / off - least for a, t, least in zip(along, taken, self._least, strict=True)]
+        best = max(range(len(beyond)), key=beyond.__getitem__)
+        return best, beyond[best]
 
 
 def cells_NC(said: Grams) -> Floats:
@@ -119,13 +147,11 @@ class Recorded(Reading):
     def _of_texts(self, read: tuple[str, ...], features: Features) -> tuple[str, float, float | None]:
         """(nearest kind, how far within its bound, score or None to abstain), with one look at the words."""
         said = grams(read)
-        (nearest,), (beyond,) = self.kinds.nearest_N(said)
+        nearest, beyond = self.kinds.nearest(said)
         price = float(self.kinds.price_K[nearest])
         if beyond < 0 or price >= UNREAD:
-            return self.kinds.names[nearest], float(beyond), None
+            return self.kinds.names[nearest], beyond, None
         score = self.reader.score_of(said, features) - price
-        return (
-            self.kinds.names[nearest],
-            float(beyond),
-            score - (self.teacher.score_of(said, features) if self.teacher else 0),
-        )
+        if self.teacher is not None:
+            score -= self.teacher.score_of(said, features)
+        return self.kinds.names[nearest], beyond, score
