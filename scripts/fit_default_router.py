@@ -24,10 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from r2v.core.features import FEATURES, featurise
+from r2v.core.groups import folds, groups
 from r2v.core.reading import Grams, Reader
 from r2v.core.types import Episode
 from r2v.evaluation.gain import SHARES, Gain, Units, chosen, gain_of, threshold
-from r2v.evaluation.groups import folds, groups
 from r2v.learning.reading import ReadRows, fit_reader, read_rows
 from r2v.logs.detection import detect
 from r2v.logs.importing import import_logs
@@ -116,7 +116,7 @@ class Pool:
     @cached_property
     def read(self) -> ReadRows:
         """The steps with no feature but those of `READ`."""
-        kept_F = np.array([name in READ for name in FEATURES])
+        kept_F = np.array([name in READ for name in self.rows.names])
         return replace(self.rows, present_NF=self.rows.present_NF & kept_F)
 
     def units(self, score_N: Floats, use_U: Bools | None = None) -> Units:

@@ -335,7 +335,9 @@ def settings(small: str, teacher: str, ledger: Any, *, teacher_provider: str = "
     }  # fmt: skip
     for path, value in changes.items():
         group, _, key = path.partition("__")
-        if group in ("small", "teacher"):
+        if not key:
+            raw[group] = value
+        elif group in ("small", "teacher"):
             raw["models"][group][key] = value
         else:
             raw.setdefault(group, {})[key] = value

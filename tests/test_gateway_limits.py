@@ -368,7 +368,7 @@ def test_the_ledger_sums_and_lists_what_was_written(tmp_path):
     assert older == {
         "session": "a", "steps": 2, "time": 1.0, "teacher_calls": 1, "slm_usd": pytest.approx(0.002),
         "teacher_usd": pytest.approx(0.04), "saved_usd": 0.0, "goal": "goal", "reward": 0.75,
-        "alike": None, "escalated": 0, "labelled": 0, "mode": None,
+        "verdict": "", "alike": None, "escalated": 0, "labelled": 0, "mode": None,
     }  # fmt: skip
     assert ledger.steps("a")[1] == entry_of("a", 1, 0.2, "teacher")
     ledger.close()
@@ -652,9 +652,9 @@ def test_a_ledger_of_version_2_opens_and_goes_on(make, tmp_path):  # noqa: F811
     ledger.abandon("k/s", "k", Amount(0, 1, 0.0))
     assert ledger.spent(session="k/s").tokens == 68
     with closing(sqlite3.connect(tmp_path / "ledger.db")) as db:
-        assert db.execute("PRAGMA user_version").fetchone() == (4,)
+        assert db.execute("PRAGMA user_version").fetchone() == (5,)
         fresh = Ledger(tmp_path / "fresh.db")
-        for table in ("steps", "outcomes", "abandoned", "modes"):  # as in a new ledger
+        for table in ("steps", "outcomes", "abandoned", "modes", "verdicts", "final_outcomes"):  # as in a new ledger
             migrated, new = ({row[1:4] for row in one.execute(f"PRAGMA table_info({table})")} for one in (db, fresh._db))
             assert migrated == new
         fresh.close()
@@ -675,8 +675,8 @@ def test_a_migration_that_fails_leaves_the_ledger_as_it_was(tmp_path):
 def test_a_ledger_of_a_newer_version_is_refused_in_one_line(tmp_path):
     Ledger(tmp_path / "ledger.db").close()
     with closing(sqlite3.connect(tmp_path / "ledger.db")) as db:
-        db.execute("PRAGMA user_version = 5")
-    with pytest.raises(ArtifactError, match=r"schema 5, this one has 4.*upgrade r2v or choose another store\.path"):
+        db.execute("PRAGMA user_version = 6")
+    with pytest.raises(ArtifactError, match=r"schema 6, this one has 5.*upgrade r2v or choose another store\.path"):
         Ledger(tmp_path / "ledger.db")
 
 

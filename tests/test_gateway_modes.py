@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from r2v.core.types import NO_USAGE, Action, Choice, Observation, Step
-from r2v.gateway.ledger import Entry, Ledger
+from r2v.gateway.ledger import Entry, LastVerdict, Ledger
 from r2v.gateway.modes import ENDED, LABELLED, MODES, Modes, Unproven, part_of
 from r2v.gateway.sessions import LocalSessions
 from r2v.gateway.settings import RouteSettings
@@ -26,14 +26,16 @@ STEP = Step(
 )
 
 
-def write(ledger: Ledger, session: str, t: int = 0, *, at: float | None = None, **changes) -> None:
+def write(
+    ledger: Ledger, session: str, t: int = 0, *, at: float | None = None, verdict: LastVerdict | None = None, **changes
+) -> None:
     known = {
         "id": f"{session}-{t}", "session": session, "t": t, "time": time.time() if at is None else at, "key": "k",
         "source": "teacher", "code": "risk_above", "model": "m", "score": 0.5, "score_kind": "risk", "threshold": 0.5,
         "propensity": 1.0, "slm_usd": 0.25, "teacher_usd": 0.5, "saved_usd": -0.25, "tokens": 3, "teacher_calls": 1,
         "candidates": 2, "overhead_ms": 1.0, "route": "escalate", "goal": "mend the Pump", "step": STEP,
     }  # fmt: skip
-    ledger.write(Entry(**known | changes))
+    ledger.write(Entry(**known | changes), verdict=verdict)
 
 
 def modes(ledger: Ledger, **route) -> Modes:
@@ -90,12 +92,15 @@ def test_one_moves_up_only_with_evidence_and_down_at_once(ledger, tmp_path):
     [
         (None, "has no fit.json"),
         ("{", "has no fit.json"),
-        (False, r"0\.52 \(0\.40 to 0\.60\), no better than chance"),
+        (False, r"gains \+1\.0 points over random escalation \(-0\.5 to \+2\.4\): not proven"),
+        ("outcomes", "fitted on outcomes of the SLM alone"),
         (True, None),
     ],
 )
-def test_a_canary_takes_a_router_whose_own_fit_beats_chance(ledger, tmp_path, report, told):
-    fit = {"auroc": 0.52, "auroc_ci95": [0.4, 0.6], "beats_random": report}
+def test_a_canary_takes_a_router_whose_own_fit_beats_random(ledger, tmp_path, report, told):
+    fit = {"gain_over_random": 0.01, "gain_ci95": [-0.005, 0.024], "ready": report}
+    if report == "outcomes":
+        fit = {"gain_over_random": None, "gain_ci95": None, "ready": False}
     if report is not None:
         (tmp_path / "fit.json").write_text("{" if report == "{" else json.dumps(fit))
     state = modes(ledger, mode="shadow", router=str(tmp_path))

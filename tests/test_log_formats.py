@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import lzma
 import subprocess
 import sys
+from collections import Counter, defaultdict
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import httpx
@@ -17,14 +21,22 @@ from r2v.cli import cli
 from r2v.core.errors import ArtifactError, SettingsError
 from r2v.core.types import Action, ToolCall
 from r2v.gateway.ledger import Ledger
-from r2v.logs import BUILT_IN
-from r2v.logs.importing import import_logs, log_format
+from r2v.logs import BUILT_IN, detection
+from r2v.logs.detection import detect
+from r2v.logs.files import objects
+from r2v.logs.importing import HORIZON, import_logs, log_format
+from r2v.logs.intercode import databases
+from r2v.logs.mapped import mapped, mapping_of
 from r2v.maths.stats import auroc
+from r2v.messages.conversation import CLIP_TOTAL, context_of, contexts_of, parse
 from r2v.messages.transcript import conversation_of, message_of
 from r2v.routers import load_router
 from r2v.routers.r2v import R2V
+from r2v.runtime import plugins
 from r2v.runtime.store import decode, encode, read_episodes, write_episodes
 from servers import KEY, Model, gateway, settings
+from test_fit_logs import RECORDS
+from test_terminal_logs import LOG, TRIAL
 
 TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}]
 
@@ -209,6 +221,456 @@ def test_the_saved_network_is_the_mean_of_those_that_were_fitted(monkeypatch, tm
     assert auroc(model.risk(x, present), y) > 0.75  # the product of two features: no linear model could
 
 
+# -- AgentDojo, InterCode, WorkBench, and what belongs together ---------------------------------------------------------
+
+DOJO = {
+    "setting": "gpt-x-tool_filter", "model": "gpt-x", "defense": "tool_filter", "suite": "slack", "user_task": "user_task_3",
+    "injection_task": "injection_task_3", "attack": "important_instructions", "success": False, "security_flag": True,
+    "messages": [
+        {"role": "system", "content": "s"},
+        {"role": "user", "content": "greet everybody"},
+        {"role": "assistant", "content": None, "tool_calls": [
+            {"id": "a", "type": "function", "function": {"name": "users", "arguments": {"channel": "g\u00e9n"}}}]},
+        {"role": "tool", "content": "", "tool_call_id": "a", "tool_call": {}, "error": "ValueError: no channel"},
+        {"role": "assistant", "content": "There is nobody.", "tool_calls": []},
+    ],
+}  # fmt: skip
+SQL = {
+    "env": "sql", "model": "gpt-3.5", "setting": "ic_sql_multiturn_gpt-3.5-10_turns_handicap",
+    "dataset": "./data/spider/dev_spider.json", "task": 7, "query": "How many cars?", "hardness": "easy", "max_reward": 1.0,
+    "success": True,
+    "steps": [
+        {"action": "SELECT count(*) FROM autos", "reward": 0.0, "valid": False,
+         "observation": "Error executing query: Table 'car_1.autos' doesn't exist"},
+        {"action": "SELECT count(*) FROM cars", "observation": "[(5,)]", "reward": 1.0, "valid": True},
+    ],
+}  # fmt: skip
+OFFICE = {
+    "domain": "email", "model": "gpt-x", "tools_in_prompt": "all", "query": "mail Ann", "template": "mail {name}",
+    "calls": [], "success": True, "error": None,
+    "steps": [
+        {"tool": "email.send", "input": {"to": "ann"}, "thought": "I write.", "observation": "sent"},
+        {"tool": None, "input": None, "thought": None, "observation": None},
+    ],
+}  # fmt: skip
+WALK = {
+    "task": "pick-Mug/trial_1", "model": "m", "iteration": "D0", "success": False,
+    "intro": "You see a shelf 1.\nYour task is to: put a mug in shelf.",
+    "steps": [{"thoughts": [], "action": "go to shelf 1", "observation": "On the shelf 1, you see nothing."}],
+}  # fmt: skip
+MINT = {"task": "gsm8k/1", "model": "m", "teacher": None, "feedback_kind": None, "success": True, "steps": [{"action": "5"}]}
+BOOK = {
+    "benchmark": "tau-bench airline", "task": 3, "model": "m", "success": True, "user_first": "Hi!",
+    "instruction": "You are mia_li_3668. You want to fly.",
+    "steps": [{"action": "Where to?", "tool": None, "arguments": None, "observation": "To Seattle.", "from": "user"}],
+}  # fmt: skip
+
+
+def lines(path: Path, *records: dict) -> Path:
+    path.write_text("\n".join(map(json.dumps, records)))
+    return path
+
+
+def test_an_attacked_episode_of_agentdojo_is_a_cell_of_its_own(tmp_path):
+    clean = {**DOJO, "attack": None, "injection_task": None, "success": True}
+    lost = {**DOJO, "user_task": "user_task_4", "messages": []}
+    (attacked, other, empty), unknown = import_logs(lines(tmp_path / "d.jsonl", DOJO, clean, lost), "agentdojo")
+    assert unknown == 0
+    assert (attacked.task.id, attacked.task.family) == ("slack/user_task_3", "slack/user_task_3")
+    assert (attacked.agent, attacked.success) == ("gpt-x-tool_filter", False)
+    assert (attacked.perturbation, other.perturbation) == ("important_instructions", "none")
+    first, second = attacked.steps
+    assert first.choice.action.tool_calls == (ToolCall("users", '{"channel": "g\u00e9n"}'),)
+    assert second.observation.text == "ValueError: no channel"  # the agent read the error, its content is empty
+    assert (empty.success, empty.steps, empty.goal) == (False, (), "")
+
+
+def test_an_agent_of_intercode_reads_a_reward_only_where_it_was_shown_one(tmp_path):
+    asked = "react_10_turns"
+    react = {**SQL, "setting": f"ic_sql_{asked}", "steps": [{**step, "reward": 0} for step in SQL["steps"]]}
+    ended = {
+        **react,
+        "task": 8,
+        "success": False,
+        "steps": [SQL["steps"][1]] * 10 + [{**SQL["steps"][1], "action": "submit"}],
+    }
+    refusal = {"action": "blocked", "observation": None, "reward": 0, "valid": None}
+    blocked = {**SQL, "task": 9, "success": False, "steps": [SQL["steps"][0], refusal]}
+    never = {**SQL, "setting": "ic_sql_plan_solve", "dataset": None, "task": None, "query": None, "steps": []}
+    episodes, unknown = import_logs(lines(tmp_path / "i.jsonl", SQL, react, ended, blocked, never), "intercode")
+    assert unknown == 1
+    shown, hidden, forced, refused = episodes
+    assert shown.task.id == hidden.task.id == "sql/dev_spider/7"
+    assert [episode.agent for episode in (shown, hidden)] == [
+        "gpt-3.5 multiturn 10 turns handicap",
+        "gpt-3.5 react 10 turns",
+    ]
+    error = "Error executing query: Table 'car_1.autos' doesn't exist"
+    assert [step.observation.text for step in shown.steps] == ["How many cars?", f"{error}\nReward: 0.0"]
+    assert [step.observation.text for step in hidden.steps] == ["How many cars?", error]
+    assert shown.final.text == hidden.final.text == "[(5,)]"  # the last reward is the outcome: nobody read it
+    assert len(forced.steps) == 10 and forced.steps[-1].choice.action.text != "submit"
+    assert len(refused.steps) == 1 and refused.final.text == error
+
+
+@pytest.mark.parametrize(
+    ("setting", "model", "agent"),
+    [
+        ("ic_bash_react_10_turns_fs_2", "gpt-3.5", "gpt-3.5 react 10 turns"),
+        ("ic_bash_multiturn_chat-bison-001_10_turns_fs_1", "chat-bison-001", "chat-bison-001 multiturn 10 turns"),
+        ("ic_bash_plan_solve_fs_1", "gpt-3.5", "gpt-3.5 plan solve"),
+        ("ic_bash_multiturn_gpt-4_7_turns", "gpt-3.5", "gpt-3.5 multiturn gpt-4 7 turns"),
+    ],
+)
+def test_who_acted_in_intercode_is_the_model_and_how_it_was_asked(tmp_path, setting, model, agent):
+    record = {**SQL, "env": "bash", "dataset": "./data/nl2bash/nl2bash_fs_2.json", "setting": setting, "model": model}
+    (episode,), _ = import_logs(lines(tmp_path / "i.jsonl", record), "intercode")
+    assert (episode.task.id, episode.task.family, episode.agent) == ("bash/nl2bash_fs_2/7", "bash/nl2bash_fs_2/7", agent)
+
+
+def test_the_data_base_of_a_sql_task_shows_in_what_its_agents_saw():
+    def saw(task: int, *pairs: tuple[str, str]) -> dict:
+        return {
+            **SQL,
+            "task": task,
+            "steps": [{"action": a, "observation": o, "reward": 0, "valid": True} for a, o in pairs],
+        }
+
+    tables = "[('cars',), (b'Makers',)]"
+    records = [
+        saw(1, ("SELECT 1 FROM x", "Error: Table 'car_1.x' doesn't exist"), ("show tables;", tables)),
+        saw(2, ("execute[SHOW TABLES]", tables)),
+        saw(3, ("SELECT a FROM makers JOIN cars", "[(1,)]")),
+        saw(4, ("SELECT a FROM elsewhere", "[(1,)]")),
+        saw(5, ("SELECT 1", "[(1,)]")),
+        {"env": "sql", "task": 6},
+    ]
+    assert databases(records) == {1: "car_1", 2: "car_1", 3: "car_1"}
+
+
+def test_a_step_of_workbench_is_a_call_and_what_was_not_read_is_left_out(tmp_path):
+    broken = {**OFFICE, "query": "mail Bob", "steps": None, "error": "Context window exceeded", "success": False}
+    (episode, lost), _ = import_logs(lines(tmp_path / "w.jsonl", OFFICE, broken), "workbench")
+    assert (episode.task.id, episode.task.family, episode.agent) == ("email/mail Ann", "mail {name}", "gpt-x all")
+    first, second = episode.steps
+    assert first.choice.action.tool_calls == (ToolCall("email.send", '{"to": "ann"}'),)
+    assert (first.choice.reply.content, second.observation.text, episode.goal) == ("I write.", "sent", "mail Ann")
+    assert second.choice.action.text == "" and not second.choice.action.tool_calls
+    assert (lost.success, lost.steps, lost.final.text) == (False, (), "mail Bob")
+
+
+def test_one_user_is_one_group_under_every_name_of_a_benchmark_and_a_task_is_never_in_two(tmp_path):
+    call = {
+        "action": None,
+        "tool": "get_user",
+        "arguments": '{"user_id": "mia_li_3668"}',
+        "observation": "{}",
+        "from": "tool",
+    }
+    other = {**BOOK, "benchmark": "tau2-bench airline", "task": 9, "instruction": None, "steps": [*BOOK["steps"], call]}
+    unseen = {**BOOK, "instruction": None}
+    episodes, _ = import_logs(lines(tmp_path / "t.jsonl", unseen, BOOK, other), "tau-bench")
+    assert [episode.task.family for episode in episodes] == ["mia_li_3668"] * 3
+    (alone,), _ = import_logs(lines(tmp_path / "u.jsonl", unseen), "tau-bench")
+    assert alone.task.family == alone.task.id == "tau-bench airline/3"
+    (walked,), _ = import_logs(lines(tmp_path / "k.jsonl", WALK), "knowagent-alfworld")
+    assert walked.task.family == "pick-Mug"
+
+
+@pytest.mark.parametrize(("name", "record"), [("agentdojo", DOJO), ("intercode", SQL), ("workbench", OFFICE)])
+def test_records_that_lack_something_are_one_line_that_names_the_place(tmp_path, name, record):
+    for key in ("success", "query", "suite", "steps", "messages"):
+        lacking = {k: v for k, v in record.items() if k != key}
+        log = lines(tmp_path / "log.jsonl", record, lacking)
+        if key == "success":
+            assert import_logs(log, name)[1] == 1
+        elif key in record:
+            with pytest.raises(ArtifactError, match=rf"log\.jsonl:2 is not {name} \(KeyError: '{key}'\)$"):
+                import_logs(log, name)
+
+
+def test_what_is_without_an_outcome_is_kept_on_demand(tmp_path):
+    log = lines(tmp_path / "log.jsonl", {"messages": CHAT, "task": "t"}, {"messages": CHAT, "task": "u", "success": True})
+    (only,), unknown = import_logs(log, "openai-jsonl")
+    episodes, again = import_logs(log, "openai-jsonl", keep_unknown=True)
+    assert (only.task.id, unknown, again) == ("u", 1, 1)
+    assert [(e.task.id, e.success, e.final.success, e.final.reward) for e in episodes] == [
+        ("t", None, None, None), ("u", True, True, 1.0)
+    ]  # fmt: skip
+    write_episodes(tmp_path / "e.parquet", episodes)
+    assert import_logs(tmp_path / "e.parquet", "ledger", keep_unknown=True) == (episodes, 1)
+    assert import_logs(tmp_path / "e.parquet", "ledger") == (episodes[1:], 1)
+
+
+def test_contexts_of_all_steps_are_those_of_each_step_alone():
+    """Also where a late text makes the whole long: what is kept of the early ones at early steps does not change."""
+    messages = [{"role": "system", "content": "s"}]
+    for t in range(6):
+        long = "x" * (CLIP_TOTAL if t == 3 else 900)
+        messages += [{"role": "assistant", "content": f"a{t}"}, {"role": "user", "content": long}, *CHAT[:1], *CHAT[2:4]]
+    request = parse(json.dumps({"messages": messages}).encode())
+    replies = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    alone = [context_of(replace(request, messages=request.messages[:at]), HORIZON) for at in replies]
+    assert contexts_of(request, HORIZON) == [*alone, context_of(request, HORIZON)]
+    assert alone[0].goal == "" and alone[-1].goal
+
+
+def test_lines_are_read_one_by_one_from_every_kind_of_file(tmp_path):
+    text = '{"a": 1}\n\n{"a": "\u2028"}\n{oops\n'
+    (tmp_path / "a.jsonl").write_text(text)
+    with gzip.open(tmp_path / "a.jsonl.gz", "wt") as packed:
+        packed.write(text)
+    with lzma.open(tmp_path / "a.jsonl.xz", "wt") as packed:
+        packed.write(text)
+    for name in ("a.jsonl", "a.jsonl.gz", "a.jsonl.xz"):
+        read = objects(tmp_path / name)
+        assert next(read) == (f"{tmp_path / name}:1", {"a": 1})  # the bad line is not reached
+        assert next(read) == (f"{tmp_path / name}:3", {"a": "\u2028"})
+        with pytest.raises(ArtifactError, match=rf"{name}:4 is not JSON"):
+            next(read)
+    with gzip.open(tmp_path / "whole.jsonl.gz", "wt") as packed:
+        packed.write('{"a": 1}\n' * 9)
+    (tmp_path / "cut.jsonl.gz").write_bytes((tmp_path / "whole.jsonl.gz").read_bytes()[:-12])
+    with pytest.raises(ArtifactError, match=r"cut\.jsonl\.gz cannot be read"):
+        list(objects(tmp_path / "cut.jsonl.gz"))
+
+
+# -- detection ----------------------------------------------------------------------------------------------------------
+
+FAILURE = {
+    "question": "how many rooms?", "question_ID": "q", "is_correct": False, "mistake_step": "1", "mistake_agent": "B",
+    "history": [{"role": "user", "name": name, "content": f"{name} counts"} for name in "AB"], "ground_truth": "7",
+}  # fmt: skip
+FOUND = {
+    **RECORDS,
+    "terminal-log": ("a.log", LOG),
+    "terminalbench": ("t.jsonl", json.dumps(TRIAL)),
+    "knowagent-alfworld": ("k.jsonl", json.dumps(WALK)),
+    "mint": ("m.jsonl", json.dumps(MINT)),
+    "agentdojo": ("d.jsonl", json.dumps(DOJO)),
+    "intercode": ("i.jsonl", json.dumps(SQL)),
+    "workbench": ("w.jsonl", json.dumps(OFFICE)),
+    "who-and-when": ("1.json", json.dumps(FAILURE)),
+}
+
+
+@pytest.mark.parametrize("kind", [name for name in BUILT_IN if name != "ledger"])
+def test_every_format_is_found_by_looking_in_a_file_and_in_a_folder(tmp_path, kind):
+    name, text = FOUND[kind]
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / name).write_text(text)
+    assert detect(tmp_path / "folder" / name) == detect(tmp_path / "folder") == kind
+    if kind != "terminal-log":
+        record = json.loads(text)
+        record = record[0] if isinstance(record, list) else record
+        others = [log_format(other) for other in BUILT_IN if other not in ("ledger", kind)]
+        assert not any(other.recognises(record) for other in others)  # whatever their order
+
+
+def test_variants_of_formats_are_found_too(host, tmp_path):
+    for number, (kind, record) in enumerate([
+        ("tau-bench", BOOK),
+        ("tau-bench", {"simulations": [{"task_id": "t", "reward_info": {"reward": 1.0}, "messages": CHAT}]}),
+        ("mini-swe-agent", {"messages": CHAT, "info": {}}),
+        ("openai-jsonl", {"messages": CHAT, "task": "t", "info": {"reward": 1}}),
+        ("openai-jsonl", {"messages": CHAT, "tools": TOOLS}),
+        ("anthropic-jsonl", {"messages": [{"role": "user", "content": "x"}], "tools": [{"name": "a", "input_schema": {}}]}),
+    ]):  # fmt: skip
+        (tmp_path / f"{number}.json").write_text(json.dumps(record))
+        assert detect(tmp_path / f"{number}.json") == kind
+    (tmp_path / "two.jsonl").write_text(RECORDS["anthropic-jsonl"][1] + "\n" + json.dumps({"messages": CHAT[1:2]}))
+    assert detect(tmp_path / "two.jsonl") == "anthropic-jsonl"
+    (episode,), _ = import_logs(write(tmp_path / "log.jsonl"), "openai-jsonl")
+    write_episodes(tmp_path / "e.parquet", [episode])
+    assert detect(tmp_path / "e.parquet") == "ledger"
+    assert detect(served(host, tmp_path, redact=True)) == "ledger"
+    assert detect(Path("yoonholee/terminalbench-trajectories@train[:5]")) == "terminalbench"
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ('{"id": 1, "rows": 2}', r"in no format that is known; a record has the keys id, rows; .*--map task="),
+        ("[1]", "a record is no object but int"),
+        ('{"messages": 3}', "has the keys messages"),
+        ("\n", "holds no records"),
+        ('{"steps": [1], "messages": [{"role": 1}, 2]}', "in no format"),
+        (json.dumps(SQL) + "\n" + json.dumps(DOJO), r"of several formats \(agentdojo, intercode\)"),
+        ("{oops", r"log\.jsonl:1 is not JSON"),
+    ],
+)
+def test_what_is_in_no_format_is_one_line_that_says_what_was_seen(tmp_path, text, what):
+    (tmp_path / "log.jsonl").write_text(text if text != "[1]" else "1")
+    with pytest.raises(ArtifactError, match=what) as told:
+        detect(tmp_path / "log.jsonl")
+    assert "\n" not in str(told.value)
+
+
+def test_a_path_without_logs_is_told(tmp_path):
+    with pytest.raises(ArtifactError, match=r"none\.jsonl does not exist"):
+        detect(tmp_path / "none.jsonl")
+    with pytest.raises(ArtifactError, match=r"holds no \.json or"):
+        detect(tmp_path)
+
+
+# -- a mapping ----------------------------------------------------------------------------------------------------------
+
+OWN_CHAT = {"id": {"n": 4}, "result": {"status": "Passed"}, "chats": [CHAT], "fns": TOOLS, "by": "me", "team": 7}
+OWN_STEPS = {
+    "case": "c1", "verdict": "not_resolved", "ask": "find it", "engine": "e-1",
+    "trace": [
+        {"say": "I look.", "call": {"fn": "look", "args": {"where": "left"}}, "got": "blue"},
+        {"say": "It is blue."},
+    ],
+}  # fmt: skip
+CHAT_MAP = ["task=id.n", "success=result.status", "messages=chats.0", "tools=fns", "model=by", "group=team"]
+STEPS_MAP = [
+    "task=case", "success=verdict", "goal=ask", "steps=trace", "action=say", "observation=got", "tool=call.fn",
+    "arguments=call.args", "model=engine",
+]  # fmt: skip
+
+
+def test_a_mapping_reads_chats_and_steps(tmp_path):
+    log = lines(tmp_path / "c.jsonl", OWN_CHAT)
+    (chat,), _ = import_logs(log, mapped(mapping_of(CHAT_MAP)))
+    assert (chat.task.id, chat.task.family, chat.agent, chat.success) == ("4", "7", "me", True)
+    assert conversation_of(chat) == CHAT and json.loads(chat.tools) == TOOLS
+    (steps,), _ = import_logs(lines(tmp_path / "s.jsonl", OWN_STEPS), mapped(mapping_of(STEPS_MAP)))
+    assert (steps.task.id, steps.agent, steps.success, steps.goal) == ("c1", "e-1", False, "find it")
+    first, second = steps.steps
+    assert first.choice.action.tool_calls == (ToolCall("look", '{"where": "left"}'),)
+    assert (second.observation.text, second.choice.action.text) == ("blue", "It is blue.")
+
+
+@pytest.mark.parametrize(
+    ("value", "success"),
+    [(True, True), (0.5, True), (0.4, False), (0, False), ("PASSED", True), (" failed ", False), ("Resolved", True),
+     ("unresolved", False), (None, None)],
+)  # fmt: skip
+def test_outcomes_in_other_words(tmp_path, value, success):
+    log = lines(tmp_path / "c.jsonl", {**OWN_CHAT, "result": {"status": value}})
+    (episode,), unknown = import_logs(log, mapped(mapping_of(CHAT_MAP)), keep_unknown=True)
+    assert episode.success is success and unknown == (success is None)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "what"),
+    [
+        (["task"], "--map task: write KEY=PATH"),
+        (["task=a", "task=b"], "--map task is given twice"),
+        (["tasks=a"], "--map has no key tasks; there are task, success"),
+        (["task=a", "success=b"], "either messages=PATH"),
+        (["task=a", "messages=b"], "--map success=PATH is missing: records with messages"),
+        (["task=a", "success=b", "steps=c", "goal=d"], "--map action=PATH is missing"),
+        (["task=a", "success=b", "messages=c", "goal=d"], "--map goal does not go with messages"),
+    ],
+)
+def test_a_mapping_that_is_none_is_one_line(pairs, what):
+    with pytest.raises(SettingsError, match=what):
+        mapped(mapping_of(pairs))
+
+
+@pytest.mark.parametrize(
+    ("changed", "what"),
+    [
+        ({"result": {"state": "x"}}, r"nothing at result\.status: no status; there are state\)"),
+        ({"result": {"status": "so so"}}, "success is 'so so'"),
+        ({"chats": []}, r"nothing at chats\.0: no 0"),
+        ({"chats": [3]}, "is not mapped"),
+    ],
+)
+def test_a_record_that_the_mapping_does_not_fit_is_named(tmp_path, changed, what):
+    log = lines(tmp_path / "c.jsonl", OWN_CHAT, {**OWN_CHAT, **changed})
+    with pytest.raises(ArtifactError, match=rf"c\.jsonl:2 is not mapped .*{what}" if "mapped" not in what else what) as told:
+        import_logs(log, mapped(mapping_of(CHAT_MAP)))
+    assert "\n" not in str(told.value)
+
+
+def test_only_the_last_step_may_have_led_to_nothing(tmp_path):
+    log = lines(tmp_path / "s.jsonl", {**OWN_STEPS, "trace": [{"say": "x"}, OWN_STEPS["trace"][1]]})
+    with pytest.raises(ArtifactError, match="nothing at got"):
+        import_logs(log, mapped(mapping_of(STEPS_MAP)))
+
+
+def test_the_commands_find_the_format_and_take_a_mapping(tmp_path):
+    out = tmp_path / "e.parquet"
+
+    def told(*arguments: str):
+        return CliRunner().invoke(cli, ["import", *arguments])
+
+    done = told(str(lines(tmp_path / "d.jsonl", DOJO)), str(out))
+    assert done.exit_code == 0 and "format   agentdojo" in done.output, done.output
+    assert [episode.agent for episode in read_episodes(out)] == ["gpt-x-tool_filter"]
+    own_log = lines(tmp_path / "c.jsonl", OWN_CHAT)
+    done = told(str(own_log), str(out), *(part for pair in CHAT_MAP for part in ("--map", pair)))
+    assert done.exit_code == 0 and [episode.agent for episode in read_episodes(out)] == ["me"]
+    for arguments in ([], ["--map", "tasks=x"], ["--map", "task=x", "--format", "mint"]):
+        assert told(str(own_log), str(out), *arguments).exit_code != 0
+
+
+# -- the real data ------------------------------------------------------------------------------------------------------
+
+REAL = {
+    "agentdojo": "agentdojo/episodes", "intercode": "intercode/episodes", "workbench": "workbench/episodes",
+    "tau-bench": "tau_bench/episodes", "knowagent-alfworld": "knowagent_alfworld/episodes", "mint": "mint/dev_episodes",
+}  # fmt: skip
+
+
+def real(folder: Path, kind: str) -> Path:
+    path = folder / "trajectories" / f"{REAL[kind]}.jsonl.xz"
+    if not path.exists():
+        pytest.skip(f"{path} is not here")
+    return path
+
+
+@pytest.mark.parametrize("kind", REAL)
+def test_real_logs_are_found(shared_data, kind):
+    assert detect(real(shared_data, kind)) == kind
+
+
+def test_real_cells_of_agentdojo_are_those_of_every_agent(shared_data):
+    episodes, unknown = import_logs(real(shared_data, "agentdojo"), "agentdojo")
+    assert (len(episodes), unknown, len({episode.task.id for episode in episodes})) == (2464, 0, 77)
+    assert Counter(e.perturbation for e in episodes) == {"none": 1309, "important_instructions": 1155}
+    agents = Counter((e.agent, e.perturbation) for e in episodes)
+    assert {count for (_, name), count in agents.items() if name == "none"} == {77}
+    assert max(Counter((e.task.id, e.perturbation, e.agent) for e in episodes).values()) == 1
+
+
+def test_real_episodes_of_workbench_are_ten_queries_a_template(shared_data):
+    episodes, unknown = import_logs(real(shared_data, "workbench"), "workbench")
+    assert (len(episodes), unknown, len({e.agent for e in episodes})) == (3840, 0, 8)
+    tasks = defaultdict(set)
+    for episode in episodes:
+        tasks[episode.task.family].add(episode.task.id)
+    assert {len(ids) for ids in tasks.values()} == {10} and len(tasks) == 48
+
+
+def test_real_data_bases_of_intercode_are_those_of_spider(shared_data, tmp_path):
+    path = real(shared_data, "intercode")
+    found = databases(raw for _, raw in objects(path))
+    assert len(found) >= 845 and len(set(found.values())) == 20
+    with lzma.open(path, "rt") as file:
+        (tmp_path / "some.jsonl").write_text("".join(islice(file, 2000)))
+    episodes, _ = import_logs(tmp_path / "some.jsonl", "intercode")
+    for episode in episodes:
+        rewards = ["\nReward: 1" in step.observation.text for step in episode.steps]
+        assert not any(rewards)  # a reward of 1 ends an episode: an agent never reads it
+        assert "multiturn" in episode.agent or not any("Reward:" in step.observation.text for step in episode.steps)
+
+
+def test_real_users_of_tau_bench_are_groups(shared_data):
+    episodes, _ = import_logs(real(shared_data, "tau-bench"), "tau-bench")
+    benchmarks = defaultdict(set)
+    for episode in episodes:
+        benchmarks[episode.task.family].add(episode.task.id.split("/")[0])
+    assert len(benchmarks) < 90 and sum(len(names) > 1 for names in benchmarks.values()) >= 80
+    families = defaultdict(set)
+    for episode in episodes:
+        families[episode.task.id].add(episode.task.family)
+    assert {len(of_task) for of_task in families.values()} == {1}
+
+
 # -- plug-ins -----------------------------------------------------------------------------------------------------
 
 OWN = """
@@ -223,7 +685,7 @@ def source(path):
     for n, line in enumerate(path.read_text().splitlines(), 1):
         yield f"{path}:{n}", json.loads(line)
 
-FORMAT = Records("own", "my own logs", convert, source)
+FORMAT = Records("own", "my own logs", convert, source, recognises=lambda raw: "turns" in raw)
 
 class Bare:
     name, description, verifier = "bare", "chats without a verifier", None
@@ -254,6 +716,16 @@ def test_a_format_of_another_package_is_read_like_a_built_in_one(own, tmp_path):
         import_logs(log, f"{own}:FORMAT")
     with pytest.raises(SettingsError, match="bare gives chats, so it must name the verifier"):
         import_logs(log, f"{own}:Bare")
+
+
+def test_a_format_of_an_installed_package_is_found_before_the_built_in_ones(own, tmp_path, monkeypatch):
+    monkeypatch.setattr(plugins, "_installed", lambda group: {"own": f"{own}:FORMAT", "bare": f"{own}:Bare"})
+    detection._recognisers.cache_clear()
+    try:
+        assert detect(lines(tmp_path / "log.jsonl", {"turns": [], "messages": CHAT})) == "own"
+        assert detect(lines(tmp_path / "chat.jsonl", {"messages": CHAT})) == "openai-jsonl"
+    finally:
+        detection._recognisers.cache_clear()
 
 
 def test_an_unknown_format_is_one_line_with_the_nearest(tmp_path):
@@ -295,12 +767,15 @@ class Hide:
 sys.meta_path.insert(0, Hide())
 log, out = Path({str(tmp_path / "log.jsonl")!r}), Path({str(tmp_path)!r})
 from r2v.logs.importing import import_logs
+from r2v.studies.advise import advise
+from r2v.studies.costs import Costs
 from r2v.studies.fit_logs import fit_logs
 episodes, _ = import_logs(log, "openai-jsonl")
-fit_logs(episodes, out / "router", verifier="tool_calls")
+fit_logs(advise(episodes, Costs()), out / "router", verifier="tool_calls", unproven=True)
 hidden.remove("httpx")  # the command line reads the pipeline's settings
 from r2v.cli import cli
-for command in (["fit", str(log), "--out", str(out / "again")], ["inspect", str(log), "--out", str(out / "page")]):
+fit = ["fit", str(log), "--out", str(out / "again"), "--unproven"]
+for command in (fit, ["inspect", str(log), "--out", str(out / "page")]):
     cli([*command, "--format", "openai-jsonl"], standalone_mode=False)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

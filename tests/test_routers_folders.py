@@ -63,12 +63,15 @@ def renewal(share: float) -> Renewal:
 
 
 def reader(seed: int) -> Reader:
-    made = np.random.default_rng(seed)
-    edges = np.array([[0.2, 0.5, 1e30, 1e30], [1.0, 2.0, 3.0, 4.0]])
-    ends = np.array([np.full(len(FIELDS), -1.5), np.full(len(FIELDS), 1 / 3)])
-    return Reader(
-        ("unseen_words", "step_index"), edges, made.normal(size=(2, 5)), made.normal(size=ROOM), ends, 0.1, {"a": 0.2}, "a",
-    )  # fmt: skip
+    """Of a few features, a verdict and random words, rounded as a fit rounds them."""
+    rng = np.random.default_rng(seed)
+    names = ("step_index", "verifier_best", "verdict: tests")
+
+    def numbers(*shape: int) -> np.ndarray:
+        return rng.normal(size=shape).astype(np.float32).astype(float)
+
+    ends = np.sort(numbers(2, len(FIELDS)), axis=0)
+    return Reader(names, np.sort(numbers(3, 4), axis=1), numbers(3, 5), numbers(ROOM), ends, 0.1, {"m": 0.3}, "m")
 
 
 def kinds() -> Kinds:
@@ -102,8 +105,8 @@ PARTS = {
         "band": Band(np.linspace(0.3, 0.5, HORIZON), np.full(HORIZON, 1 / 7), np.sort(RNG.normal(size=20))),
     },
     "bandit": {"gain": logistic(seed=12), "inverse_AFF": np.stack([square(1), square(2)]), "bonus": 0.7, "threshold": 0.1},
+    "reading": {"estimates": "benefit", "reader": reader(14), "teacher": reader(15), "hands_over": True, "threshold": 0.02},
     "restart": {"risk": network(seed=13), "measured": ((0.2, renewal(0.9)), (0.5, renewal(0.4))), "threshold": 0.5},
-    "reading": {"reader": reader(14), "estimates": "benefit", "teacher": reader(15), "threshold": 0.05},
     "recorded": {"reader": reader(16), "teacher": reader(17), "kinds": kinds(), "threshold": 0.05},
 }  # fmt: skip
 """Of each built-in router: what it was fitted with, made by hand."""
@@ -125,7 +128,9 @@ def steps(seed: int = 5):
             present = rng.random(len(FEATURES)) < 0.9
             values = np.where(present, rng.normal(0.4, 0.5, len(FEATURES)), 0.0)
             row = Features(tuple(values.tolist()), tuple(present.tolist()))
-            yield Context(goal, tuple(seen), tuple(done), HORIZON, Action(f"open box {t}")), row
+            proposed = Action(f"open box {rng.integers(9)}")
+            verdicts = (("tests", float(rng.random() < 0.5)),) if t % 3 else ()
+            yield Context(goal, tuple(seen), tuple(done), HORIZON, proposed, verdicts), row
             seen.append(f"box {t}")
             done.append(Action(f"open box {t}"))
 
@@ -298,9 +303,8 @@ def test_a_router_decides_about_a_step_of_ones_own_agent():
     candidates, router = (Candidate(Action("a"), -1.0, 0.5, Usage()),), Asked(risk=network())
     decide(router, context, candidates, [0.5])
     decide(router, context, candidates, [0.5], memory=memory, seed=7)
-    features = featurise(context, candidates, [0.5])
-    known = replace(context, proposed=Action("a"))
-    assert asked == [((known, features, Memory()), {"seed": 0}), ((known, features, memory), {"seed": 7})]
+    features, context = featurise(context, candidates, [0.5]), replace(context, proposed=Action("a"))
+    assert asked == [((context, features, Memory()), {"seed": 0}), ((context, features, memory), {"seed": 7})]
 
 
 class Options(msgspec.Struct):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 _REPORT = ("sklearn", "pyarrow", "jsonschema", "matplotlib", "jinja2", "markupsafe")
 EXTRAS = {
     "fit": ("sklearn", "pyarrow", "jsonschema"),
-    "serve": ("starlette", "uvicorn", "aiohttp", "jsonschema", "prometheus_client"),
+    "serve": ("sklearn", "starlette", "uvicorn", "aiohttp", "jsonschema", "prometheus_client"),
     "report": _REPORT,
     "train": (*_REPORT, "torch", "transformers", "tokenizers", "safetensors", "peft", "aiohttp"),
     "redis": ("redis",),
@@ -18,7 +18,7 @@ EXTRAS = {
 _COMMANDS = {
     **dict.fromkeys(("run", "evaluate", "certify", "ablate", "clone"), "train"),
     **dict.fromkeys(("serve", "check", "serve-model", "launch", "promote", "rollback"), "serve"),
-    **dict.fromkeys(("fit", "export", "import"), "fit"),
+    **dict.fromkeys(("advise", "fit", "export", "import"), "fit"),
     **dict.fromkeys(("inspect", "explain"), "report"),
 }
 

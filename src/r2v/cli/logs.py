@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,8 +21,11 @@ from r2v.runtime.store import write_episodes, write_json, write_text
 if TYPE_CHECKING:
     from r2v.pipeline.settings import LogsSettings
     from r2v.studies.advise import Advice
+    from r2v.verdicts.base import Verdict
 
 
+SAMPLE = 500
+"""Sessions on which verdicts are measured that nobody has named."""
 Slm = Annotated[
     list[str] | None,
     typer.Option("--slm", help="A model of the logs that counts as the SLM (repeatable); all but the teacher."),
@@ -41,6 +45,16 @@ Verdicts = Annotated[
 ]
 
 
+VerdictNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--verdict",
+        help="What tells right from wrong while a session runs (repeatable): tests, reward, ... or a settings file with "
+        "`verdicts`. It is read at each step, for the router too, and is the outcome of sessions that have none.",
+    ),
+]
+
+
 @cli.command(rich_help_panel="Logs and solutions")
 def advise(
     logs: Logs,
@@ -49,6 +63,7 @@ def advise(
     mapping: Map = None,
     outcomes: Outcomes = None,
     prices: Prices = None,
+    verdict: VerdictNames = None,
     slm: Slm = None,
     teacher: Teacher = None,
     share: Share = None,
@@ -60,7 +75,7 @@ def advise(
     Reads the gateway's ledger and any log; says something useful for ten sessions, and what is missing.
     """
     read = imported(logs, kind, outcomes, mapping, keep_unknown=True)
-    advice = _advised(read, logs, prices, slm, teacher, share, seed)
+    advice = _advised(read, logs, prices, slm, teacher, share, seed, verdict)
     _show(advice.facts, out, _title(logs))
     if as_json:
         typer.echo(json.dumps(advice.facts))
@@ -74,6 +89,7 @@ def fit(
     mapping: Map = None,
     outcomes: Outcomes = None,
     prices: Prices = None,
+    verdict: VerdictNames = None,
     slm: Slm = None,
     teacher: Teacher = None,
     asked_share: Share = None,
@@ -89,7 +105,7 @@ def fit(
     written, and the status is 2.
     """
     read = imported(logs, kind, outcomes, mapping, keep_unknown=True)
-    advice = _advised(read, logs, prices, slm, teacher, asked_share, seed)
+    advice = _advised(read, logs, prices, slm, teacher, asked_share, seed, verdict)
     facts = _fit(advice, read, out, unproven=unproven, seed=seed)
     if as_json:
         typer.echo(json.dumps(facts))
@@ -110,7 +126,7 @@ def inspect(
     seed: Annotated[int, typer.Option(help="Seed of the folds, the fits and the intervals.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="End with one JSON line.")] = False,
 ) -> None:
-    """Show where recorded episodes go wrong: the risk of each step, and what it is worth after each number of steps.
+    """Show where recorded episodes go wrong: the risk of each step, what it is worth, and the step at which each failed.
 
     Every risk is from a model that never saw the step's task. Some minutes for 100,000 steps.
     """
@@ -245,7 +261,7 @@ def _advised(
     slms: list[str] | None,
     teacher: str | None,
     share: float | None,
-    seed: int,
+    seed: int, names: Sequence[str] | None = None,
 ) -> Advice:  # fmt: skip
     try:
         from r2v.studies.advise import advise
@@ -253,13 +269,31 @@ def _advised(
         raise SettingsError(f"{error.name} is not installed; pip install 'r2v[fit]'") from None
     from r2v.logs.ledger import days_of
     from r2v.studies.costs import Costs, read_prices
+    from r2v.studies.verdict_report import verdict_report, with_verdicts
 
     named = {episode.agent for episode in read.episodes}
     for name in (*(slms or ()), *([teacher] if teacher else ())):
         if name not in named:
             raise SettingsError(f"{logs} has no model {name!r}; it has {', '.join(sorted(named)[:20])}")
     costs = Costs({} if prices is None else read_prices(prices), days_of(logs) if read.kind == "ledger" else None)
-    return advise(read.episodes, costs, slms=slms or (), teacher=teacher, share=share, seed=seed)
+    verdicts, episodes = _verdicts(names or ()), read.episodes
+    sample = episodes if verdicts else episodes[:: -(-len(episodes) // SAMPLE) or 1]
+    known = verdict_report(sample, verdicts or _verdicts(("tests", "reward")), seed)
+    if verdicts:
+        episodes = with_verdicts(episodes, verdicts)
+    advice = advise(episodes, costs, slms=slms or (), teacher=teacher, share=share, seed=seed)
+    return replace(advice, facts={**advice.facts, "verdicts": known})
+
+
+def _verdicts(names: Sequence[str]) -> tuple[Verdict, ...]:
+    """By name, or those that a settings file lists."""
+    from r2v.runtime.settings import read
+    from r2v.verdicts import parse_verdicts
+
+    listed: list[Any] = []
+    for name in names:
+        listed += read(Path(name)).get("verdicts", []) if name.endswith((".yaml", ".yml")) else [name]
+    return parse_verdicts(listed)
 
 
 def _show(facts: dict[str, Any], out: Path, title: str) -> None:
@@ -268,6 +302,7 @@ def _show(facts: dict[str, Any], out: Path, title: str) -> None:
     from rich.table import Table
 
     from r2v.report.advice import page, paragraph, table
+    from r2v.studies.verdict_report import verdict_lines
 
     write_json(out / "advice.json", facts)
     write_text(out / "advice.html", page(facts, title=title))
@@ -278,6 +313,7 @@ def _show(facts: dict[str, Any], out: Path, title: str) -> None:
             shown.add_row(*line)
         typer.echo("")
         Console().print(shown)
+    typer.echo("\n".join(["", *verdict_lines([v for v in facts["verdicts"] if v["covered_episodes"]])]))
     typer.echo(f"\npage     {out / 'advice.html'}\nnumbers  {out / 'advice.json'}")
 
 
@@ -297,14 +333,27 @@ def _fit(advice: Advice, read: Imported, out: Path, *, unproven: bool, seed: int
 
 
 def _inspect(read: Imported, out: Path, *, title: str, view: View, seed: int, as_json: bool) -> None:
-    from r2v.report.inspection import headline, write_inspection
+    from r2v.core.errors import StageError
+    from r2v.report.inspection import headline, naming, write_inspection
     from r2v.studies.inspect_logs import inspect_logs
+    from r2v.studies.localise import locate
 
-    found = inspect_logs(read.episodes, view=view, seed=seed)
-    results = {"format": read.kind, "unknown_outcome": read.unknown, **found.results}
+    results: dict[str, Any] = {"format": read.kind, "unknown_outcome": read.unknown}
+    try:
+        found = inspect_logs(read.episodes, view=view, seed=seed)
+    except StageError as error:  # labelled failures are worth a look even where none was solved
+        if all(episode.mistake is None for episode in read.episodes):
+            raise
+        results["localiser"] = locate(read.episodes, seed=seed).results
+        write_json(out / "inspect.json", results)
+        typer.echo(f"no risks, no page: {error}\n{naming(results['localiser'])}\nnumbers  {out / 'inspect.json'}")
+        if as_json:
+            typer.echo(json.dumps(results))
+        return
+    results |= found.results
     write_json(out / "inspect.json", results)
-    page = write_inspection(results, read.episodes, found.risks, out, title=f"{title} ({read.kind})")
-    typer.echo(headline(results))
+    page = write_inspection(results, read.episodes, found.risks, out, title=f"{title} ({read.kind})", named=found.named)
+    typer.echo(f"{headline(results)}\n{naming(results['localiser'])}")
     typer.echo(f"page     {page}\nnumbers  {out / 'inspect.json'}")
     if as_json:
         typer.echo(json.dumps(results))

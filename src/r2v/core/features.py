@@ -33,6 +33,9 @@ FEATURES = EXTENDED
 View = Literal["full", "no_entropy", "pseudo_entropy"]
 """Everything; without log-probabilities, as with a closed model; the same with a stand-in for the entropy."""
 NEEDS_LOGPROBS = ("first_token_entropy", "logp_best", "logp_mean", "logp_std", "chosen_logp")
+LONG, NEAR, MOST_WORDS = 10_000, 4_000, 64
+"""Characters of a context up to which all of it is searched. Of a longer one so many at the end of what was read and of what
+was done, for so many words: a decision then takes as long on 500,000 characters as on 10,000."""
 _COMMON = set("a an and are at for from in into it of on some that the then to two under with your".split())  # noqa: SIM905
 """Words of a goal that name nothing."""
 
@@ -52,7 +55,12 @@ def featurise(context: Context, candidates: Sequence[Candidate], scores: Sequenc
     actions = [action.text for action in context.actions]
     length = sum(map(len, context.observations)) + sum(map(len, actions))
     best_score = max(scores)
-    read = " ".join(context.observations[:-1])
+    goal, last, read, done = context.goal, context.observations[-1], "", ""
+    if length + len(goal) <= LONG:
+        read, done = " ".join(context.observations[:-1]), "\n".join(actions)
+    else:
+        goal, last = (" ".join(text[:NEAR].split(" ", MOST_WORDS)[:MOST_WORDS]) for text in (goal, last))
+        read, done = _end_of(context.observations[:-1], " "), _end_of(actions, "\n")
     chosen = candidates[best(candidates, scores)]
     values: list[float | None] = [
         entropy,
@@ -68,10 +76,10 @@ def featurise(context: Context, candidates: Sequence[Candidate], scores: Sequenc
         float(t),
         length / 10_000,
         len(context.goal) / 1_000,
-        *_text_signals(context.observations, read, actions, chosen.action.text),
+        *_text_signals(context.observations, last, read, actions, chosen.action.text),
         chosen.logp,
         texts.count(chosen.action.text) / k,
-        *_goal_signals(context.goal, read, context.observations[-1], actions, chosen.action.text),
+        *_goal_signals(goal, read, last, done, len(actions), chosen.action.text[:LONG]),
     ]
     known = tuple([value is not None for value in values])
     return Features(tuple([0.0 if value is None else value for value in values]), known)
@@ -90,7 +98,21 @@ def proposing(context: Context, candidates: Sequence[Candidate], scores: Sequenc
     return replace(context, proposed=candidates[best(candidates, scores)].action)
 
 
-def _text_signals(observations: Sequence[str], read: str, actions: Sequence[str], chosen: str) -> tuple[float, ...]:
+def _end_of(texts: Sequence[str], between: str) -> str:
+    """The last `NEAR` characters of the joined texts."""
+    kept: list[str] = []
+    room = NEAR
+    for text in reversed(texts):
+        if room <= 0:
+            break
+        kept.append(text[-room:])
+        room -= len(text) + 1
+    return between.join(reversed(kept))
+
+
+def _text_signals(
+    observations: Sequence[str], last: str, read: str, actions: Sequence[str], chosen: str
+) -> tuple[float, ...]:
     """Signs of being stuck or lost: repeats, nothing new, an odd last observation."""
     seen: set[str] = set()
     newest = 0
@@ -101,7 +123,6 @@ def _text_signals(observations: Sequence[str], read: str, actions: Sequence[str]
         if not repeated:
             newest = t
             seen.add(observation)
-    last = observations[-1]
     words = last.split(" ")
     new_words = sum([word not in read for word in words]) / len(words) if len(observations) > 1 else 0.0
     return (
@@ -110,16 +131,16 @@ def _text_signals(observations: Sequence[str], read: str, actions: Sequence[str]
         sum(repeats[-5:]) / 5,
         len(set(actions)) / max(1, len(actions)),
         float(min(len(observations) - 1 - newest, 10)),
-        len(last) / 100,
+        len(observations[-1]) / 100,
         new_words,
     )
 
 
-def _goal_signals(goal: str, read: str, last: str, actions: Sequence[str], chosen: str) -> tuple[float, ...]:
+def _goal_signals(goal: str, read: str, last: str, done: str, steps: int, chosen: str) -> tuple[float, ...]:
     """Signs of progress: which shares of the goal's words the action names, were read at all, just now, were acted on."""
     words = _words_of(goal)
     n = max(1, len(words))
-    read, last, done = read.lower(), last.lower(), "\n".join(actions)
+    read, last = read.lower(), last.lower()
     now = [word in last for word in words]
     at = [done.rfind(word) for word in words]
     newest = max(at, default=-1)
@@ -128,7 +149,7 @@ def _goal_signals(goal: str, read: str, last: str, actions: Sequence[str], chose
         sum([new or word in read for word, new in zip(words, now, strict=True)]) / n,
         sum(now) / n,
         sum([place >= 0 for place in at]) / n,
-        float(min(done.count("\n", newest) if newest >= 0 else len(actions), 15)),
+        float(min(done.count("\n", newest) if newest >= 0 else steps, 15)),
     )
 
 

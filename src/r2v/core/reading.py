@@ -21,6 +21,7 @@ from r2v.core.mlp import REMEMBERED, Calibration
 from r2v.core.types import Action, Context, Features
 from r2v.maths import Floats
 
+VERDICT = "verdict: "
 FIELDS = ("goal", "seen", "action", "before")
 """The goal; the newest observation; what the SLM would do now; the steps before that, shortened."""
 BITS = 15
@@ -134,9 +135,9 @@ class Reader:
     """
 
     names: tuple[str, ...]
-    """Features that it reads, of `r2v.core.features.FEATURES`."""
+    """Features that it reads, of `r2v.core.features.FEATURES`, and verdicts, each after `VERDICT`."""
     edges_FB: Floats
-    """Between the bins of each feature; beyond all values where it has fewer."""
+    """Between the bins of each feature; the largest number where it has fewer."""
     bins_FB: Floats
     """Log-odds of each bin; a feature that is absent adds none."""
     words: Floats
@@ -166,24 +167,29 @@ class Reader:
             action: what the SLM would do.
             features: all `FEATURES` of the step.
         """
-        return float(self._score(texts(context, action), features))
+        return float(self._score(texts(context, action), features, context.verdicts))
 
     @cached_property
     def _score(self) -> Any:
         return lru_cache(REMEMBERED)(self._of_one)
 
-    def _of_one(self, read: tuple[str, ...], features: Features) -> float:
-        return self.score_of(grams(read), features)
+    def _of_one(self, read: tuple[str, ...], features: Features, verdicts: tuple[tuple[str, float], ...]) -> float:
+        return self.score_of(grams(read), features, verdicts)
 
-    def score_of(self, said: Grams, features: Features) -> float:
+    def score_of(self, said: Grams, features: Features, verdicts: tuple[tuple[str, float], ...] = ()) -> float:
         """The probability at one step whose grams are known already (arrays of a few numbers would cost more)."""
         added = np.bincount(said.part_G, self.words[said.index_G] * said.value_G, minlength=len(FIELDS)).tolist()
         total = self.bias + (self.agents.get(self.agent, 0.0) if self.agent else 0.0)
         for part, least, most in zip(added, *self._ends, strict=True):
             total += min(max(part, least), most)
-        for column, edges, bins in self._bins:
-            if features.present[column]:
-                total += bins[bisect_right(edges, features.values[column])]
+        known = dict(verdicts)
+        for column, name, edges, bins in self._bins:
+            if column < 0:
+                value = known.get(name)
+            else:
+                value = features.values[column] if features.present[column] else None
+            if value is not None:
+                total += bins[bisect_right(edges, value)]
         if self.calibration.x:
             return float(self.calibration(np.array([total]))[0])
         return 1 / (1 + math.exp(-min(max(self.calibration.slope * total + self.calibration.bias, -40), 40)))
@@ -194,7 +200,11 @@ class Reader:
         return least, most
 
     @cached_property
-    def _bins(self) -> list[tuple[int, list[float], list[float]]]:
-        """(column, edges, log-odds) of each feature."""
-        columns = [FEATURES.index(name) for name in self.names]
-        return list(zip(columns, self.edges_FB.tolist(), self.bins_FB.tolist(), strict=True))
+    def _bins(self) -> list[tuple[int, str, list[float], list[float]]]:
+        """(its place in `FEATURES`, or -1 and the verdict's name, edges, log-odds) of each of `names`."""
+        return [
+            (-1, name.removeprefix(VERDICT), edges, bins)
+            if name.startswith(VERDICT)
+            else (FEATURES.index(name), name, edges, bins)
+            for name, edges, bins in zip(self.names, self.edges_FB.tolist(), self.bins_FB.tolist(), strict=True)
+        ]

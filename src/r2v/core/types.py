@@ -3,8 +3,8 @@
 Every stage reads episodes and writes episodes, or something fitted on them. All types are frozen. Units: log-probabilities
 and entropies in nats, money in USD, time in seconds; probabilities, scores and rewards in [0, 1]. `None` means "not known",
 never 0 and never False. No number in `Episode`, `Step` or `Decision` has a default: a forgotten seed must not become a
-silent 0 (that is how CVaR was switched off in the paper's released code). Only the messages have one: most domains are no
-chats, and files of before they were kept still load.
+silent 0 (that is how CVaR was switched off in the paper's released code). Only what later versions added has one (messages,
+verdicts, the source of an outcome), and it says that there is none: files of before still load.
 """
 
 from __future__ import annotations
@@ -119,6 +119,8 @@ class Context:
     horizon: int
     proposed: Action | None = None
     """The SLM's best candidate, where it has been drawn: for routers that read."""
+    verdicts: tuple[tuple[str, float], ...] = ()
+    """(name, value) of each verdict (`r2v.verdicts`) that knows one from what was seen so far."""
 
     @property
     def t(self) -> int:
@@ -246,6 +248,8 @@ class Step:
     """What came into the chat since the step before: system, user, tool results. Empty where no chat is kept."""
     alike: bool | None = None
     """Where the teacher answered beside a draft of the SLM: whether both do the same, as far as it was compared."""
+    verdicts: tuple[tuple[str, float], ...] = ()
+    """(name, value) of each verdict (`r2v.verdicts`) that knew one when this step was decided: 1 right, 0 wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,6 +284,10 @@ class Episode:
     """JSON text of the tools that were offered, in OpenAI's form."""
     closing: tuple[Message, ...] = ()
     """What came into the chat after the last step."""
+    outcome_source: str = ""
+    """The verdict (`r2v.verdicts`) that `success` was taken from; empty where the outcome was seen or sent."""
+    mistake: int | None = None
+    """The step at which it went wrong, if somebody labelled it or a branch showed it."""
 
     def contexts(self, horizon: int) -> list[Context]:
         """What the agent knew at each step: nothing of before a restart, but that it took steps."""
@@ -289,7 +297,10 @@ class Episode:
         for t in range(len(actions)):
             if t and actions[t - 1] == RESTART:
                 start = t
-            known.append(Context(self.goal, observations[start : t + 1], actions[start:t], horizon - start))
+            verdicts = self.steps[t].verdicts
+            known.append(
+                Context(self.goal, observations[start : t + 1], actions[start:t], horizon - start, verdicts=verdicts)
+            )
         return known
 
     @property

@@ -73,3 +73,28 @@ async def branch(
         for t in steps
         for draw in range(draws)
     ]
+
+
+def with_mistakes(
+    episodes: Sequence[Episode], branches: Sequence[Branch], differ: Sequence[Sequence[bool]]
+) -> list[Episode]:
+    """The episodes; a failed one with the step at which it went wrong (`mistake`), where its branches show that.
+
+    That is the first step at which the teacher's action gains: more of its futures are solved than of the SLM's. An
+    episode is labelled only where each step on which the teacher differs was branched: else the labelled ones would be
+    those that go wrong early.
+
+    Args:
+        branches: of these episodes, by number.
+        differ: of each episode, whether the teacher would have done something else at each step.
+    """
+    gains: dict[tuple[int, int], int] = {}
+    for b in branches:
+        gains[b.episode, b.t] = gains.get((b.episode, b.t), 0) + b.helped - b.alone
+    found = []
+    for number, (episode, other) in enumerate(zip(episodes, differ, strict=True)):
+        steps = [(number, t) for t, differs_here in enumerate(other) if differs_here]
+        gaining = [t for _, t in steps if gains.get((number, t), 0) > 0]
+        known = bool(gaining) and episode.success is False and all(step in gains for step in steps)
+        found.append(replace(episode, mistake=gaining[0]) if known else episode)
+    return found

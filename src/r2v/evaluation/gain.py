@@ -125,10 +125,23 @@ class Gain:
 
 
 def gain_of(escalated_U: Bools | Floats, units: Units, seed: int) -> Gain:
-    """With percentile intervals over groups."""
+    """With intervals over groups (bootstrap)."""
     _, group_U = np.unique(units.group_U, return_inverse=True)
-    weight_BG = resample_BT(int(group_U.max()) + 1, RESAMPLES, seed)
+    size_G = np.bincount(group_U)
+    weight_BG = resample_BT(len(size_G), RESAMPLES, seed)
     e_U = np.asarray(escalated_U, dtype=float)
     found_B = gain_B(e_U, units.worth_U, units.model_U, group_U, weight_BG)
-    low, high, lowest, highest = np.quantile(found_B[1:], [0.025, 0.975, 0.005, 0.995]).tolist()
-    return Gain(float(e_U.mean()), float(found_B[0]), (low, high), (lowest, highest), int(group_U.max()) + 1)
+    gain, effective = float(found_B[0]), float(size_G.sum() ** 2 / (size_G**2).sum())
+    ci95, ci99 = (_ends(found_B, effective, z, outside) for z, outside in ((1.95996, 0.025), (2.57583, 0.005)))
+    return Gain(float(e_U.mean()), gain, ci95, ci99, len(size_G))
+
+
+def _ends(found_B: Floats, groups: float, z: float, outside: float) -> tuple[float, float]:
+    """Percentile interval, widened as Student's quantile is over the normal one: few groups, or a few large ones, make the
+    bootstrap too sure of itself.
+    """
+    degrees = max(2.0, groups - 1)
+    student = z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
+    wider = student / z * float(np.sqrt((degrees + 1) / degrees))
+    low, high = (float(found_B[0] + wider * (end - found_B[0])) for end in np.quantile(found_B[1:], [outside, 1 - outside]))
+    return low, high

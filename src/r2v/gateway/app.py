@@ -372,11 +372,14 @@ class _Gateway:
                 "saved_usd": e.saved_usd, "tokens": e.tokens, "candidates": e.candidates,
                 "scores": list(e.step.choice.scores), "overhead_ms": e.overhead_ms, "would": e.route,
                 "why": e.step.choice.decision.reason if e.step.choice.decision else None,
-                "mode": e.mode, "alike": e.alike, "words": words_of(e.step),
+                "mode": e.mode, "alike": e.alike, "words": words_of(e.step), "verdicts": dict(e.step.verdicts),
             }
             for e in entries
         ]  # fmt: skip
-        outcomes = [{"step": t, "reward": reward} for t, reward in self.service.ledger.outcomes(entries[0].session)]
+        ledger, name = self.service.ledger, entries[0].session
+        outcomes = [{"step": t, "reward": reward, "source": "sent"} for t, reward in ledger.outcomes(name)]
+        if (final := ledger.outcome_of(name)) is not None and final[1]:
+            outcomes.append({"step": None, "reward": final[0], "source": "verdict", "verdict": final[1]})
         return json_response({"session_id": identity, "goal": entries[0].goal, "steps": steps, "outcomes": outcomes})
 
     async def stats(self, http: HttpRequest) -> Response:

@@ -15,6 +15,7 @@ from r2v.gateway.ledger import Ledger
 from r2v.gateway.routing import load_configured
 from r2v.gateway.settings import GatewaySettings
 from r2v.routers.heuristic import ENTROPY
+from r2v.verdicts import parse_verdicts
 from r2v.verifiers import source_sha256
 
 
@@ -37,6 +38,9 @@ def problems(settings: GatewaySettings, show: Callable[[str], None]) -> list[str
             show("          it does not know what it was fitted on, so texts can move it anywhere: fit the router again")
     except R2VError as error:
         found.append(str(error))
+    if settings.verdicts:
+        named = ", ".join(verdict.name for verdict in parse_verdicts(settings.verdicts))
+        show(f"verdicts  {named}; the first that knows one is the outcome of a session to which none is sent")
     try:
         Ledger(Path(settings.store.path)).close()
         show(f"ledger    {settings.store.path}")

@@ -21,11 +21,19 @@ from r2v.core.types import SOLVED, Decision, ScoreKind, Step
 from r2v.gateway.budgets import Amount
 from r2v.gateway.settings import Mode
 
-VERSION = 4
+VERSION = 5
 MODES = (
     "CREATE TABLE modes (mode TEXT NOT NULL, configured TEXT NOT NULL, reason TEXT NOT NULL, time REAL NOT NULL, "
     "forced INTEGER NOT NULL)"
 )
+VERDICTS = (
+    "CREATE TABLE verdicts (session TEXT PRIMARY KEY, name TEXT NOT NULL, rank INTEGER NOT NULL, value REAL NOT NULL, "
+    "time REAL NOT NULL)",
+    "CREATE VIEW final_outcomes AS SELECT session, reward, time, '' verdict FROM outcomes WHERE rowid IN "
+    "(SELECT MAX(rowid) FROM outcomes WHERE t IS NULL GROUP BY session) UNION ALL SELECT session, value, time, name FROM "
+    "verdicts v WHERE NOT EXISTS (SELECT 1 FROM outcomes o WHERE o.session = v.session AND o.t IS NULL)",
+)
+"""The last verdict known of each session, and the outcome of each: the one that was sent last, else the verdict."""
 TOOLS = "CREATE TABLE IF NOT EXISTS tools (session TEXT PRIMARY KEY, text TEXT NOT NULL)"
 SCHEMA = (
     "CREATE TABLE steps (id TEXT PRIMARY KEY, session TEXT NOT NULL, t INTEGER NOT NULL, time REAL NOT NULL, "
@@ -42,6 +50,7 @@ SCHEMA = (
     "CREATE INDEX abandoned_of_session ON abandoned (session)",
     TOOLS,
     MODES,
+    *VERDICTS,
 )
 MIGRATIONS = {
     2: (
@@ -56,6 +65,7 @@ MIGRATIONS = {
         TOOLS,
     ),
     3: ("ALTER TABLE steps ADD COLUMN alike INTEGER", "ALTER TABLE steps ADD COLUMN mode TEXT", MODES),
+    4: VERDICTS,
 }
 """Schema version -> the statements that make it the next one. They touch no row, so that a large ledger opens at once:
 routes and records stay as r2v 0.1 wrote them, and `_entry` reads them as today's.
@@ -65,6 +75,8 @@ COLUMNS = (
     "slm_usd", "teacher_usd", "saved_usd", "tokens", "teacher_calls", "candidates", "overhead_ms", "route", "goal",
     "alike", "mode", "record",
 )  # fmt: skip
+QUIET_S = 600.0
+"""After so long without a step a session has ended: only then its verdict is evidence of how sessions end."""
 RECENT = 20_000
 """Steps that `Ledger.sessions` looks back on, so that a page that asks for it again and again stays cheap."""
 _encoder, _decoder = msgspec.json.Encoder(), msgspec.json.Decoder(Step)
@@ -108,6 +120,16 @@ class Entry:
     """Whether the SLM's best candidate did what the teacher's answer did; None: not compared, or not comparable."""
     mode: str | None = None
     """`r2v.gateway.modes.Part.name` of the step; None in rows that older versions wrote."""
+
+
+@dataclass(frozen=True)
+class LastVerdict:
+    """What a step leaves as the outcome of its session, should none be sent later."""
+
+    name: str
+    rank: int
+    """Its place in the settings: a verdict that stands before another goes before it."""
+    value: float
 
 
 @dataclass(frozen=True)
@@ -168,9 +190,13 @@ class Ledger:
         self._sums.close()
         self._db.close()
 
-    def write(self, entry: Entry, tools: bytes | None = None) -> None:
-        """`tools`: JSON of what the session may call, kept once. Raises sqlite3.Error when it cannot be written; then the
-        answer must not leave.
+    def write(self, entry: Entry, tools: bytes | None = None, verdict: LastVerdict | None = None) -> None:
+        """Write a step. Raises sqlite3.Error when it cannot be written; then the answer must not leave.
+
+        Args:
+            entry: the step.
+            tools: JSON of what the session may call, kept once.
+            verdict: the outcome of the session so far, where one is known.
         """
         values = [getattr(entry, name) for name in COLUMNS[:-1]]
         marks = ", ".join("?" * len(COLUMNS))
@@ -179,6 +205,12 @@ class Ledger:
         )
         if tools is not None and tools != b"null":
             self._db.execute("INSERT OR IGNORE INTO tools VALUES (?, ?)", (entry.session, tools.decode()))
+        if verdict is not None:
+            self._db.execute(
+                "INSERT INTO verdicts VALUES (?, ?, ?, ?, ?) ON CONFLICT (session) DO UPDATE SET name = excluded.name, "
+                "rank = excluded.rank, value = excluded.value, time = excluded.time WHERE excluded.rank <= rank",
+                (entry.session, verdict.name, verdict.rank, verdict.value, entry.time),
+            )
 
     def abandon(self, session: str, key: str, amount: Amount) -> None:
         """Note what a step that was abandoned can have cost. What cannot be written is forgotten with this process."""
@@ -204,6 +236,11 @@ class Ledger:
     def outcomes(self, session: str) -> list[tuple[int | None, float]]:
         return list(self._db.execute("SELECT t, reward FROM outcomes WHERE session = ? ORDER BY time", (session,)))
 
+    def outcome_of(self, session: str) -> tuple[float, str] | None:
+        """(reward, name of the verdict that it was taken from; empty where it was sent); None where nothing is known."""
+        row = self._db.execute("SELECT reward, verdict FROM final_outcomes WHERE session = ?", (session,)).fetchone()
+        return None if row is None else (row[0], row[1])
+
     def spent(self, *, session: str | None = None, since: float | None = None, key: str | None = None) -> Amount:
         """By a session, or since a time, or both; of one key or of all."""
         conditions = {"session =": session, "time >=": since, "key =": key}
@@ -227,14 +264,13 @@ class Ledger:
             [(score, 1.0 for failure) of each step], and of how many sessions they are.
         """
         ended = (
-            "SELECT session, reward FROM outcomes WHERE rowid IN (SELECT MAX(rowid) FROM outcomes WHERE t IS NULL GROUP BY "
-            "session ORDER BY MAX(rowid) DESC LIMIT :sessions) "
-            "AND session NOT IN (SELECT session FROM steps WHERE source = 'teacher')"
+            "SELECT session, reward FROM (SELECT * FROM final_outcomes WHERE verdict = '' OR time < :quiet "
+            "ORDER BY time DESC LIMIT :sessions) WHERE session NOT IN (SELECT session FROM steps WHERE source = 'teacher')"
         )
         rows = self._db.execute(
             f"SELECT s.session, s.score, e.reward < :bound FROM ({ended}) e JOIN steps s ON s.session = e.session "
             "WHERE s.score IS NOT NULL AND (:kind IS NULL OR COALESCE(s.score_kind, :kind) = :kind)",
-            {"sessions": sessions, "bound": SOLVED, "kind": kind},
+            {"sessions": sessions, "bound": SOLVED, "kind": kind, "quiet": time.time() - QUIET_S},
         ).fetchall()
         return [(score, float(failed)) for _, score, failed in rows], len({session for session, _, _ in rows})
 
@@ -251,12 +287,12 @@ class Ledger:
             failed: only those whose outcome is a failure, or a success.
         """
         cursor = self._sums.execute(
-            "SELECT session, COUNT(*) steps, MAX(time) time, SUM(teacher_calls) teacher_calls, SUM(slm_usd) slm_usd, "
+            "SELECT s.session, COUNT(*) steps, MAX(s.time) time, SUM(teacher_calls) teacher_calls, SUM(slm_usd) slm_usd, "
             "SUM(teacher_usd) teacher_usd, SUM(saved_usd) saved_usd, goal, mode, COUNT(alike) labelled, SUM(alike) alike, "
-            "SUM(route NOT IN ('continue', 'retry') AND score IS NOT NULL) escalated, "
-            "(SELECT reward FROM outcomes o WHERE o.session = s.session AND o.t IS NULL ORDER BY time DESC LIMIT 1) reward "
-            "FROM steps s WHERE session IN (SELECT session FROM steps ORDER BY time DESC LIMIT :recent) GROUP BY session "
-            "HAVING (:text = '' OR instr(lower(session || ' ' || goal), :text)) AND (:mode IS NULL OR mode = :mode) "
+            "SUM(route NOT IN ('continue', 'retry') AND score IS NOT NULL) escalated, o.reward, o.verdict "
+            "FROM steps s LEFT JOIN final_outcomes o ON o.session = s.session "
+            "WHERE s.session IN (SELECT session FROM steps ORDER BY time DESC LIMIT :recent) GROUP BY s.session "
+            "HAVING (:text = '' OR instr(lower(s.session || ' ' || goal), :text)) AND (:mode IS NULL OR mode = :mode) "
             "AND (NOT :escalated OR escalated) AND (:failed IS NULL OR (reward < :bound) = :failed) "
             "ORDER BY 3 DESC LIMIT :limit",
             {
@@ -277,8 +313,8 @@ class Ledger:
             "SELECT time, 1 step, source = 'teacher' taught, slm_usd + teacher_usd usd, saved_usd saved, "
             "alike IS NOT NULL labelled, COALESCE(alike, 0) alike, 0 ended, 0 failed FROM steps WHERE time >= :since "
             "UNION ALL SELECT time, 0, 0, usd, 0, 0, 0, 0, 0 FROM abandoned WHERE time >= :since "
-            "UNION ALL SELECT time, 0, 0, 0, 0, 0, 0, 1, reward < :bound FROM outcomes WHERE time >= :since "
-            "AND rowid IN (SELECT MAX(rowid) FROM outcomes WHERE t IS NULL GROUP BY session)) GROUP BY day ORDER BY day",
+            "UNION ALL SELECT time, 0, 0, 0, 0, 0, 0, 1, reward < :bound FROM final_outcomes WHERE time >= :since) "
+            "GROUP BY day ORDER BY day",
             {"since": since, "bound": SOLVED},
         )
         names = [column[0] for column in cursor.description]
@@ -291,16 +327,18 @@ class Ledger:
         return labelled, alike
 
     def ended(self, mode: str, since: float) -> tuple[int, int]:
-        """(sessions with an outcome all of whose steps were served in this mode, those of them that failed), of the
-        sessions that began after a time.
+        """How many sessions have ended, of those that began after a time and were served in one mode from first to last.
+
+        Returns:
+            (sessions with an outcome, those of them that failed). A verdict counts once a session has been quiet.
         """
         rows = self._sums.execute(
-            "SELECT (SELECT reward FROM outcomes o WHERE o.session = s.session AND o.t IS NULL ORDER BY time DESC LIMIT 1) "
-            "FROM steps s WHERE session IN (SELECT session FROM steps WHERE time >= :since AND mode = :mode) "
-            "GROUP BY session HAVING MIN(time) >= :since AND MIN(mode = :mode)",
-            {"mode": mode, "since": since},
+            "SELECT o.reward FROM steps s JOIN final_outcomes o ON o.session = s.session "
+            "WHERE s.session IN (SELECT session FROM steps WHERE time >= :since AND mode = :mode) GROUP BY s.session "
+            "HAVING MIN(s.time) >= :since AND MIN(s.mode = :mode) AND (o.verdict = '' OR MAX(s.time) < :quiet)",
+            {"mode": mode, "since": since, "quiet": time.time() - QUIET_S},
         )
-        rewards = [reward for (reward,) in rows if reward is not None]
+        rewards = [reward for (reward,) in rows]
         return len(rewards), sum(reward < SOLVED for reward in rewards)
 
     def mode(self) -> ModeChange | None:

@@ -125,7 +125,7 @@ class Modes:
         (n, failed), (others, others_failed) = (self._ledger.ended(mode, since) for mode in ("canary", "control"))
         found = f"{failed} of {n} routed sessions failed, {others_failed} of {others} others"
         if min(n, others) < ENDED:
-            return False, f"{found}; it takes {ENDED} of each with an outcome (POST /v1/outcomes)"
+            return False, f"{found}; it takes {ENDED} of each with an outcome (POST /v1/outcomes, or `verdicts`)"
         low, high = newcombe(failed, n, others_failed, others)
         found += f": {100 * low:+.0f} to {100 * high:+.0f} points"
         return high <= MARGIN, found if high <= MARGIN else f"{found}; {100 * MARGIN:+.0f} at most: wait, or roll back"

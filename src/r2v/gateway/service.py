@@ -20,7 +20,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from r2v.clients import make_client
 from r2v.clients.base import ModelError, Tokens
@@ -43,6 +43,9 @@ from r2v.messages.conversation import Json, Request, context_of, limited, tools_
 from r2v.messages.protocol import Reply, Served
 from r2v.messages.transcript import incoming, message_of
 from r2v.verifiers import verifier_named
+
+if TYPE_CHECKING:
+    from r2v.gateway.verdicts import SessionVerdicts
 
 OF_CONTEXT = 4
 """The SLM's answers may fill this part of its context: agents ask for as many tokens as the large models can write."""
@@ -105,6 +108,8 @@ class ServedStep:
     """Whether the SLM's only draft is streamed before anything is decided."""
     facts: Json
     start: float
+    verdicts: tuple[tuple[str, float], ...] = ()
+    """What was known when the step was decided."""
 
     def describe(self, choice: Choice, model: str) -> None:
         """Put the choice into the facts for the client and the ledger; the overhead is the time without the models'."""
@@ -129,6 +134,7 @@ class Service:
         self.teacher = make_client(settings.models["teacher"], "teacher")
         self.router = load_configured(settings.route)
         self.settings = settings.but(route=self.router.route)
+        self.verdicts = _verdicts(settings)
         self.ledger = Ledger(Path(settings.store.path))
         self.sessions, self.budgets = _state(settings, self.ledger)
         self._with_tools: OrderedDict[str, None] = OrderedDict()
@@ -247,6 +253,9 @@ class Service:
     async def _choose(self, served: ServedStep) -> tuple[Choice, Context]:
         route, session = self.settings.route, served.session
         context = context_of(served.request, route.horizon)
+        if self.verdicts is not None:
+            served.verdicts = await self.verdicts.of_context(context)
+            context = replace(context, verdicts=served.verdicts)
         k = 1 if served.early else route.k
         first = None if route.clear is None or k == 1 else 1
         verifier = _verifier(route.verifier, served.request.tools)
@@ -335,8 +344,11 @@ class Service:
         """The row of the step. Raises Refused when it cannot be written: then the answer must not leave."""
         decision, facts, slm, teacher = choice.decision, served.facts, served.slm, served.teacher
         assert decision is not None
-        redact = self.settings.store.redact
+        redact, verdict = self.settings.store.redact, None
         step = Step(served.session.t, 0, Observation(context.observations[-1], False, None, None, "", ()), choice)
+        if self.verdicts is not None:
+            step = replace(step, verdicts=(*served.verdicts, *self.verdicts.of_step(step)))
+            verdict = await self.verdicts.last(served.verdicts, context, choice.action)
         entry = Entry(
             facts["decision-id"], served.session.id, served.session.t, time.time(), served.options.key, choice.source,
             facts["reason"], facts["model"], decision.score, decision.score_kind, decision.threshold, decision.propensity,
@@ -346,7 +358,7 @@ class Service:
             _redacted(step) if redact else _with_messages(step, served), _alike(choice), served.part.name,
         )  # fmt: skip
         try:
-            self.ledger.write(entry, None if redact or served.session.t else served.request.tools)
+            self.ledger.write(entry, None if redact or served.session.t else served.request.tools, verdict)
         except Exception as error:  # disk full, locked, corrupt
             raise _unwritten(error, facts) from None
         try:
@@ -357,6 +369,8 @@ class Service:
         except OSError as error:
             raise _unreachable(error, facts) from None
         self.metrics.note(entry, {source.name: source.seconds for source in (slm, teacher) if source.drawn})
+        if verdict is not None:
+            self.metrics.outcome()
         facts["cost-usd"] = round(slm.usd + teacher.usd, 8)
 
     def _saved(self, served: ServedStep) -> float:
@@ -397,6 +411,15 @@ def _alike(choice: Choice) -> bool | None:
 @lru_cache(maxsize=256)
 def _verifier(name: str, tools: bytes) -> Verifier:
     return verifier_named(name, tools_of(tools))
+
+
+def _verdicts(settings: GatewaySettings) -> SessionVerdicts | None:
+    if not settings.verdicts:
+        return None
+    from r2v.gateway.verdicts import SessionVerdicts  # here, because most gateways have none
+    from r2v.verdicts import parse_verdicts
+
+    return SessionVerdicts(parse_verdicts(settings.verdicts))
 
 
 def _state(settings: GatewaySettings, ledger: Ledger) -> tuple[Sessions, Budgets]:

@@ -130,8 +130,14 @@ class GatewaySettings(Settings):
     budget: BudgetSettings = BudgetSettings()
     server: ServerSettings = ServerSettings()
     store: StoreSettings = StoreSettings()
+    verdicts: tuple[Any, ...] = ()
+    """What says whether the work is right, the most trusted first: names, or {name: {options}} (`r2v.verdicts`)."""
 
     def __post_init__(self) -> None:
+        if self.verdicts:
+            from r2v.verdicts import parse_verdicts  # here, because most gateways have none
+
+            parse_verdicts(self.verdicts)
         if missing := {"slm", "teacher"} - self.models.keys():
             raise ValueError(f"models: {missing.pop()} is missing; a gateway needs slm and teacher")
 

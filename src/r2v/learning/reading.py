@@ -15,21 +15,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from r2v.core.features import FEATURES, batch, best
+from r2v.core.groups import folds
 from r2v.core.mlp import Calibration
-from r2v.core.reading import FIELDS, ROOM, Grams, Reader, grams, joined, texts
+from r2v.core.reading import FIELDS, ROOM, VERDICT, Grams, Reader, grams, joined, texts
 from r2v.core.types import Action, Episode, Step
-from r2v.evaluation.groups import folds
 from r2v.maths import Bools, Floats
 from r2v.maths.calibration import fit_scaling, nll
 
 BINS = 5
+DRAFTS = "second_draft"
+"""The verdict that is known only after the step was decided: whether another draft does the same."""
 PENALTIES = (0.1, 1.0)
 """Inverse strengths (scikit-learn's `C`) that are tried on groups of the training rows left out."""
 FEATURE_SCALE, AGENT_SCALE = 0.4, 1.0
 """Size of the columns beside those of the words, which have length 1 a text: the larger, the less they are shrunk."""
-BEYOND = 1e30
-"""An edge that no value reaches; a router's folder holds no infinity."""
-FOLDS = 5
+NEVER = float(np.finfo(np.float32).max)
+"""The edge of a bin that no value reaches."""
 CLIPPED = (0.01, 0.99)
 """Quantiles of what a text adds over the rows of the fit, beyond which it is clipped."""
 
@@ -39,6 +40,8 @@ class ReadRows:
     """Steps as a reader sees them, one row a step."""
 
     said: Grams
+    names: tuple[str, ...]
+    """Columns of `x_NF`: all `FEATURES`, and the verdicts that any of the steps has."""
     x_NF: Floats
     present_NF: Bools
     agent_N: NDArray[np.int64]
@@ -72,7 +75,7 @@ def read_rows(
         group_E: of each episode, the group of its task.
         steps: of each episode, the numbers of the steps to read; all must have features.
     """
-    said, features, owners, t = [], [], [], []
+    said, features, known, owners, t = [], [], [], [], []
     for i, (episode, wanted) in enumerate(zip(episodes, steps, strict=True)):
         contexts = episode.contexts(horizon) if len(wanted) else []
         for number in wanted:
@@ -80,13 +83,19 @@ def read_rows(
             assert step.choice.features is not None
             said.append(grams(texts(contexts[number], slm_action(step))))
             features.append(step.choice.features)
+            known.append(dict(step.verdicts))
             owners.append(i)
             t.append(number)
     agents, agent_E = np.unique([episode.agent for episode in episodes] or [""], return_inverse=True)
     episode_N = np.array(owners, dtype=np.int64)
     x_NF, present_NF = batch(features)
+    verdicts = sorted({name for row in known for name in row} - {DRAFTS})
+    added_NV = np.array([[row.get(name, np.nan) for name in verdicts] for row in known]).reshape(len(known), len(verdicts))
+    x_NF = np.hstack([x_NF, np.nan_to_num(added_NV)])
+    present_NF = np.hstack([present_NF, ~np.isnan(added_NV)])
     return ReadRows(
-        joined(said), x_NF, present_NF, agent_E[episode_N], tuple(map(str, agents)), episode_N, np.array(t, dtype=np.int64),
+        joined(said), (*FEATURES, *(VERDICT + name for name in verdicts)), x_NF, present_NF, agent_E[episode_N],
+        tuple(map(str, agents)), episode_N, np.array(t, dtype=np.int64),
         np.asarray(group_E)[episode_N],
     )  # fmt: skip
 
@@ -123,7 +132,7 @@ def probability(reader: Reader, rows: ReadRows, use_N: Bools) -> Floats:
 
 def logit(reader: Reader, rows: ReadRows, use_N: Bools) -> Floats:
     """Log-odds before calibration."""
-    columns = [FEATURES.index(name) for name in reader.names]
+    columns = [rows.names.index(name) for name in reader.names]
     offsets = np.array([reader.agents.get(agent, 0.0) for agent in rows.agents])
     whole = reader.logit(rows.said, rows.x_NF[:, columns], rows.present_NF[:, columns], offsets[rows.agent_N])
     return np.asarray(whole[use_N])
@@ -174,20 +183,26 @@ def _fit(rows: ReadRows, y_N: Floats, use_N: Bools, penalty: float, facts: Mappi
         )
     w = fitted.coef_[0]
     words, bins, agents = w[:ROOM], w[ROOM : ROOM + binned.shape[1]], w[ROOM + binned.shape[1] :] * AGENT_SCALE
-    words = words.astype(np.float32).astype(float)
-    bins_FB = (bins * FEATURE_SCALE).astype(np.float32).astype(float).reshape(len(known), BINS)
+    words, bins_FB = _rounded(words), _rounded(bins * FEATURE_SCALE).reshape(len(known), BINS)
     parts_NP = rows.said.parts_NP(words)[used]
     count_A = np.bincount(rows.agent_N[used], minlength=len(agents))
     mean = float(agents @ count_A / count_A.sum())
     offsets = {name: float(v - mean) for name, v, n in zip(rows.agents, agents, count_A, strict=True) if n}
     return Reader(
-        tuple(FEATURES[f] for f in known), edges_FB, bins_FB, words, np.quantile(parts_NP, CLIPPED, axis=0),
+        tuple(rows.names[f] for f in known), edges_FB, bins_FB, words, _rounded(np.quantile(parts_NP, CLIPPED, axis=0)),
         float(fitted.intercept_[0]) + mean, offsets, facts=facts or {},
     )  # fmt: skip
 
 
 def _edges(values: Floats) -> Floats:
-    """Inner edges of bins with about as many values each; beyond all values where values repeat."""
-    found = np.unique(np.quantile(values, np.linspace(0, 1, BINS + 1)[1:-1], method="higher"))
-    found = found[found > values.min()]
-    return np.concatenate([found, np.full(BINS - 1 - len(found), BEYOND)])
+    """Inner edges of bins with about as many values each, as a folder holds them; `NEVER` where values repeat."""
+    known = np.unique(values)
+    at = np.unique(np.searchsorted(known, np.quantile(values, np.linspace(0, 1, BINS + 1)[1:-1], method="higher")))
+    at = at[at > 0]
+    between = _rounded((known[at - 1] + known[at]) / 2)  # never on a value, so that rounding moves none to another bin
+    return np.concatenate([between, np.full(BINS - 1 - len(between), NEVER)])
+
+
+def _rounded(values: Floats) -> Floats:
+    """To single precision, as a folder holds them: a router decides after loading as it did before."""
+    return np.asarray(values, dtype=np.float32).astype(np.float64)

@@ -18,6 +18,7 @@ BUILT_IN = {
     "agentdojo": "r2v.logs.agentdojo:FORMAT",
     "intercode": "r2v.logs.intercode:FORMAT",
     "workbench": "r2v.logs.workbench:FORMAT",
+    "who-and-when": "r2v.logs.who_and_when:FORMAT",
 }
 AUTO = "auto"
 """The name that stands for the format that `r2v.logs.detection.detect` finds."""

@@ -132,7 +132,7 @@ async def _episode(recorded: Recorded, success: bool | None, verifier: Verifier)
     task = Task(recorded.task, recorded.task if recorded.group is None else recorded.group, "recorded", whole.goal)
     return Episode(
         task, 0, recorded.perturbation, recorded.model, whole.goal, tuple(steps), final, success, "done", None,
-        tools_text(recorded.body.get("tools")), tuple(messages[begin:]),
+        tools_text(recorded.body.get("tools")), tuple(messages[begin:]), mistake=recorded.mistake,
     )  # fmt: skip
 
 

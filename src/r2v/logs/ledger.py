@@ -11,25 +11,34 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from r2v.core.errors import ArtifactError
-from r2v.core.types import SOLVED, Episode, Observation, Task
-from r2v.gateway.ledger import Ledger
+from r2v.core.types import SOLVED, Episode, Observation, Step, Task
+from r2v.gateway.ledger import Entry, Ledger
 from r2v.runtime.store import read_episodes
 
 
 def sessions(ledger: Ledger) -> Iterator[Episode]:
-    """Each session as an episode; `success` is None where it has no outcome."""
+    """Each session as an episode; `success` is None where it has no outcome, neither one that was sent nor a verdict."""
     for session in ledger.all_sessions():
         entries = ledger.steps(session)
-        rewards = [reward for t, reward in ledger.outcomes(session) if t is None]
-        reward = rewards[-1] if rewards else None
+        reward, verdict = ledger.outcome_of(session) or (None, "")
         success = None if reward is None else reward >= SOLVED
         goal = entries[0].goal
         yield Episode(
             # Sessions with the same goal are one task: they never fall on both sides of a split.
             Task(goal, "served", "gateway", goal), 0, "none", "r2v", goal,
-            tuple(replace(entry.step, t=i, alike=entry.alike) for i, entry in enumerate(entries)),
-            Observation("", True, success, reward, "", ()), success, "done", None, ledger.tools(session),
+            tuple(_step(entry, i) for i, entry in enumerate(entries)),
+            Observation("", True, success, reward, "", ()), success, "done", None, ledger.tools(session), (), verdict,
         )  # fmt: skip
+
+
+def _step(entry: Entry, t: int) -> Step:
+    """The step with its place in the session, and with what the ledger knows of it beside its record: whether a second draft
+    did the same.
+    """
+    verdicts = entry.step.verdicts
+    if entry.alike is not None and all(name != "second_draft" for name, _ in verdicts):
+        verdicts = (*verdicts, ("second_draft", float(entry.alike)))
+    return replace(entry.step, t=t, verdicts=verdicts, alike=entry.alike)
 
 
 def days_of(path: Path) -> float | None:

@@ -34,6 +34,8 @@ class Recorded:
     """What a split must keep together beyond the task, e.g. the user or the data base of several tasks; None: the task."""
     perturbation: str = "none"
     """What disturbed the episode: agents are compared where both task and perturbation are the same."""
+    mistake: int | None = None
+    """The step at which it went wrong, if the log says so."""
 
     @cached_property
     def request(self) -> Request:

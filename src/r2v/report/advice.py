@@ -52,7 +52,7 @@ def page(facts: Facts, *, title: str) -> str:
             f"<p>{escape(_reading(facts))}</p>",
         ]
         parts += ["<h2>Beside what needs no router</h2>", _html_table(_nulls(facts))]
-    if facts.get("verdicts"):
+    if any(v["covered_episodes"] for v in facts.get("verdicts") or ()):
         parts += ["<h2>What your verdicts know</h2>", _html_table(_verdicts(facts))]
     parts += ["<h2>What is in these logs</h2>", _html_table(_models(facts)), _html_table(_happened(facts))]
     if facts.get("by_model") and len(facts["by_model"]) > 1:
@@ -163,11 +163,12 @@ def _nulls(f: Facts) -> list[list[str]]:
 
 
 def _verdicts(f: Facts) -> list[list[str]]:
-    lines = [["verdict", "AUROC", "95 %", "sessions with one", "cost"]]
+    lines = [["verdict", "AUROC", "95 %", "sessions with one", "steps with one", "cost"]]
     for v in f["verdicts"]:
         area = "-" if v["auroc"] is None else f"{v['auroc']:.2f}"
         ends = "" if v["auroc_ci95"] is None else "{:.2f} to {:.2f}".format(*v["auroc_ci95"])
-        lines.append([v["name"], area, ends, _percent(v["coverage"]), f"${v['usd']:.2f}"])
+        known = [_percent(v["covered_episodes"]), _percent(v["covered_steps"])]
+        lines.append([v["verdict"], area, ends, *known, f"${v['usd']:.2f}"])
     return lines
 
 

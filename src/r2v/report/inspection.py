@@ -23,17 +23,26 @@ MARKED_T = (0, 1, 2, 4, 8, 16)
 
 
 def write_inspection(
-    results: dict[str, Any], episodes: Sequence[Episode], risks: Sequence[Sequence[float]], out: Path, *, title: str
+    results: dict[str, Any],
+    episodes: Sequence[Episode],
+    risks: Sequence[Sequence[float]],
+    out: Path,
+    *,
+    title: str,
+    named: Sequence[int | None] = (),
 ) -> Path:
-    """Write `inspect.html` into `out`; `risks` as in `r2v.studies.inspect_logs.Inspection`. Returns the page's path."""
+    """Write `inspect.html` into `out`; `risks` and `named` as in `r2v.studies.inspect_logs.Inspection`. Returns the page's
+    path.
+    """
     template = page_template("inspect.html.j2")
     path = out / "inspect.html"
     text = template.render(
         title=title,
         r=results,
         headline=headline(results),
+        naming=naming(results["localiser"]) if "localiser" in results else "",
         figures=[(caption, Markup(svg(draw(results)))) for caption, draw in FIGURES],
-        episodes=script_safe(selected(episodes, risks)),
+        episodes=script_safe(selected(episodes, risks, named)),
     )
     path.write_text(text, encoding="utf-8")
     return path
@@ -54,7 +63,24 @@ def headline(results: dict[str, Any]) -> str:
     return f"Among episodes of the same age the risk separates failing from solved with AUROC {values}; {verdict}."
 
 
-def selected(episodes: Sequence[Episode], risks: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
+def naming(found: dict[str, Any]) -> str:
+    """What it is worth that a step of each failed episode is named, in words."""
+    low, high = found["top1_ci95"]
+    best, first, risk = found["always_step_k"]["best"], found["always_step_k"]["first"], found["risk_curve"]
+    where = "here, on tasks left out" if found["source"].startswith("labels") else "not measured here; on its own data"
+    others = {f"step {best['k']}": best, f"step {first['k']}": first, "a random step": found["random"]}
+    others |= {} if risk is None else {"the largest rise of the risk": risk}
+    return (
+        f"The step that is named in a failed episode is the decisive one in {found['top1']:.0%} ({low:.0%} to {high:.0%}; "
+        f"{where}, {found['episodes']} labelled failures), at most one off in {found['within1']:.0%}. Without a localiser: "
+        + ", ".join(f"{name} {rule['top1']:.0%}" for name, rule in others.items())
+        + "."
+    )
+
+
+def selected(
+    episodes: Sequence[Episode], risks: Sequence[Sequence[float]], named: Sequence[int | None] = ()
+) -> list[dict[str, Any]]:
     """Three kinds of episodes: failed where the risk rose most, solved where it rose most, failed where it never rose."""
     live = [i for i, p in enumerate(risks) if p]
     by_rise = sorted(live, key=lambda i: -rise(risks[i])[0])
@@ -64,7 +90,8 @@ def selected(episodes: Sequence[Episode], risks: Sequence[Sequence[float]]) -> l
         "the risk rose, yet it was solved": [i for i in by_rise if episodes[i].success][:SHOWN],
         "it failed, and no risk was seen": sorted(failed, key=lambda i: max(risks[i]))[:SHOWN],
     }
-    return [_episode(kind, episodes[i], risks[i]) for kind, chosen in kinds.items() for i in chosen]
+    named = named or [None] * len(episodes)
+    return [{**_episode(kind, episodes[i], risks[i]), "named": named[i]} for kind, chosen in kinds.items() for i in chosen]
 
 
 def rise(p: Sequence[float]) -> tuple[float, int]:
@@ -82,6 +109,7 @@ def _episode(kind: str, episode: Episode, p: Sequence[float]) -> dict[str, Any]:
         "model": episode.agent,
         "goal": _clipped(episode.goal),
         "success": episode.success,
+        "labelled": episode.mistake,
         "rise": round(climb, 3),
         "jump": jump,
         "final": None if episode.final is None else _clipped(episode.final.text),

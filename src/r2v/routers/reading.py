@@ -35,7 +35,7 @@ class Reading(RouterBase):
         """The risk of failing, on the SLM's own episodes."""
         import numpy as np
 
-        from r2v.evaluation.groups import folds
+        from r2v.core.groups import folds
         from r2v.learning.reading import calibrated, cross_fitted, fit_reader, read_rows
 
         tasks = {task: i for i, task in enumerate(dict.fromkeys(episode.task.id for episode in data.rollouts))}

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from r2v.core.groups import Groups, folds, groups
 from r2v.core.types import Episode
 from r2v.evaluation.curves import interval, resample_BT
 from r2v.evaluation.gain import RESAMPLES, SHARES, Gain, Point, Units, Verdict, chosen, escalated, gain_of, threshold
-from r2v.evaluation.groups import Groups, folds, groups
 from r2v.evaluation.prefixes import auroc_equal_step
 from r2v.learning.reading import calibrated, fit_reader
 from r2v.maths import Bools, Floats
@@ -76,6 +76,7 @@ def advise(
     kinds = evidence.kinds()
     escalated_U, points = escalated(units, shares, kinds)
     gain = gain_of(escalated_U, units, seed)
+    again = _split_again(evidence, shares, seed) if gain.beats_random and evidence.kind != "outcomes" else None
     point = chosen(units, np.ones(len(units), dtype=bool), shares, kinds)
     facts |= {
         "evidence": evidence.kind, "slms": list(evidence.slms), "teacher": evidence.teacher,
@@ -87,7 +88,14 @@ def advise(
         "table": [_line(evidence, units, point.kind, s, costs) for s in SHARES],
         **_area(evidence, p, seed), **_money(evidence, units, escalated_U, costs, seed),
     }  # fmt: skip
-    return Advice(facts | _verdict(evidence, gain), evidence, p, point)
+    return Advice(facts | _verdict(evidence, gain, again), evidence, p, point)
+
+
+def _split_again(evidence: Evidence, shares: Sequence[float], seed: int) -> Gain:
+    """The gain with other folds: what is there shows in both, luck with one split seldom does."""
+    fold_N = folds(evidence.rows.group_N, FOLDS, seed + 1)
+    units = evidence.units(evidence.probabilities(fold_N, seed + 1), fold_N)
+    return gain_of(escalated(units, shares, evidence.kinds())[0], units, seed)
 
 
 _MISSING: dict[str, Any] = dict.fromkeys(
@@ -183,16 +191,19 @@ def _gains(evidence: Evidence, gain: Gain) -> dict[str, Any]:
     return dict(zip(names, (gain.gain, list(gain.ci95), list(gain.ci99)), strict=True))
 
 
-def _verdict(evidence: Evidence, gain: Gain) -> dict[str, Any]:
+def _verdict(evidence: Evidence, gain: Gain, again: Gain | None) -> dict[str, Any]:
     per_group = len(evidence.episodes) / gain.groups
     more = max(0, int(np.ceil((gain.groups_needed() - gain.groups) * per_group)))
     if evidence.kind == "outcomes":
         # A risk finds failing sessions; whether anybody else would solve them is not in such logs.
         why = "only one model's outcomes are known: let the teacher answer some of these tasks (mode observe), or log both"
         return {"verdict": "not_enough", "why": why, "sessions_needed": LEAST_LABELS}
-    if gain.beats_random:
-        return {"verdict": "route", "why": "the gain over random escalation of as many is above 0", "sessions_needed": 0}
-    return {"verdict": "no_route", "why": "the gain over random escalation may be 0", "sessions_needed": max(1, more)}
+    second = {} if again is None else {"gain_other_folds": again.gain, "gain_other_folds_ci99": list(again.ci99)}
+    if again is not None and again.beats_random:
+        why = "the gain over random escalation of as many is above 0, on two splits of the tasks"
+        return {"verdict": "route", "why": why, "sessions_needed": 0, **second}
+    why = "the gain over random escalation may be 0"
+    return {"verdict": "no_route", "why": why, "sessions_needed": max(1, more), **second}
 
 
 def _nulls(evidence: Evidence, units: Units, escalated_U: Bools, seed: int) -> dict[str, Any]:

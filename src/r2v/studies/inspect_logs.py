@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from r2v.core.errors import StageError
 from r2v.core.features import FEATURES, View, seen_as
+from r2v.core.groups import folds, groups
 from r2v.core.types import Episode, Step
-from r2v.evaluation.groups import folds, groups
 from r2v.evaluation.prefixes import Scored, auroc_equal_step, auroc_over_tasks, by_prefix, curves, measures
 from r2v.learning.labels import Rows
 from r2v.learning.reading import ReadRows, cross_fitted, read_rows
@@ -24,6 +24,7 @@ from r2v.maths import Floats
 from r2v.maths.calibration import reliability_bins
 from r2v.studies.advise import FOLDS
 from r2v.studies.evidence import LEAST_EACH, LEAST_GROUPS, own_steps
+from r2v.studies.localise import locate
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Inspection:
     """What `inspect.json` holds."""
     risks: list[list[float]]
     """Of each episode, a risk for each step; empty for an episode that was left out."""
+    named: list[int | None]
+    """Of each failed episode, the step at which it went wrong (`r2v.studies.localise`)."""
 
 
 def inspect_logs(episodes: Sequence[Episode], *, view: View = "full", seed: int = 0) -> Inspection:
@@ -64,7 +67,7 @@ def inspect_logs(episodes: Sequence[Episode], *, view: View = "full", seed: int 
         "auroc_equal_step": _equal(steps, seed),
         "auroc_equal_step_within_model": _equal(steps, seed, rows.agent_N) if several else None,
         "baselines": {
-            "29 features, a small network": _equal(steps.scored_by(_by_features(rows, failed_N, fold_N, seed)), seed),
+            "29 features, a small network": _equal(steps.scored_by(by_features(rows, failed_N, fold_N, seed)), seed),
             **({"which model it is": _equal(steps.scored_by(rate_N), seed)} if several else {}),
         },
         "without_looking": _without_looking(steps, rate_N if several else None, seed),
@@ -78,7 +81,8 @@ def inspect_logs(episodes: Sequence[Episode], *, view: View = "full", seed: int 
     for owner, p in zip(owner_N.tolist(), steps.p_N.tolist(), strict=True):
         if len(wanted[owner]) == len(episodes[owner].steps):  # else some steps have no risk of the SLM's own
             risks[owner].append(p)
-    return Inspection(results, risks)
+    located = locate(episodes, risks, seed=seed)
+    return Inspection({**results, "localiser": located.results}, risks, located.named)
 
 
 def _equal(steps: Scored, seed: int, within_N: NDArray[np.int64] | None = None) -> dict[str, Any]:
@@ -87,16 +91,18 @@ def _equal(steps: Scored, seed: int, within_N: NDArray[np.int64] | None = None) 
     return {"auroc": area, "auroc_ci95": area_ci95}
 
 
-def _by_features(rows: ReadRows, failed_N: Floats, fold_N: NDArray[np.int64], seed: int) -> Floats:
+def by_features(rows: ReadRows, failed_N: Floats, fold_N: NDArray[np.int64], seed: int) -> Floats:
     """Risk of each row by a small network on the features alone: what reads nothing."""
     from r2v.learning.tabular import fit_risk
 
-    plain = Rows(rows.x_NF, rows.present_NF, failed_N, np.zeros(len(rows), dtype=int), rows.episode_N)
+    f = len(FEATURES)
+    none_N = np.zeros(len(rows), dtype=int)
+    plain = Rows(rows.x_NF[:, :f], rows.present_NF[:, :f], failed_N, none_N, rows.episode_N)
     p_N = np.zeros(len(rows))
     for fold in range(FOLDS):
         held, inner = fold_N == fold, fold_N == (fold + 1) % FOLDS
         p_N[held] = fit_risk(plain.where(~held & ~inner), plain.where(inner), FEATURES, seed=seed).risk(
-            rows.x_NF[held], rows.present_NF[held]
+            plain.x_NF[held], plain.present_NF[held]
         )
     return p_N
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
+from r2v.evaluation.branches import with_mistakes
 from r2v.pipeline.agents import AgentSpec
 from r2v.pipeline.branching import teacher_answers
 from r2v.pipeline.play import at, play, play_episodes
@@ -30,6 +31,8 @@ def rollout(ctx: StageContext) -> None:
     if "answers" in needs:
         count = settings.help.branches if "branches" in needs else 0
         differ, branches = teacher_answers(ctx, episodes, "branches", branches=count)
+        if branches:
+            write_episodes(ctx.out / "router.parquet", with_mistakes(episodes, branches, differ))
         validation, _ = teacher_answers(ctx, run.validation_episodes(), "answers")
         redrawn_differ = None
         if "redraws" in needs:

@@ -1,0 +1,483 @@
+"""What logs advise: tasks are grouped before folds, a reader is bounded, a gain is over random escalation."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from r2v.cli import cli
+from r2v.core.features import FEATURES, featurise
+from r2v.core.groups import folds, groups
+from r2v.core.reading import FIELDS, ROOM, Reader, grams, texts
+from r2v.core.types import NO_USAGE, Action, Candidate, Context, Features, Memory, Task
+from r2v.evaluation.gain import Units, gain_of, mean_gain
+from r2v.learning.reading import fit_reader, probability, read_rows
+from r2v.logs.importing import import_logs
+from r2v.maths.stats import auroc, auroc_equal_B
+from r2v.report.advice import page, paragraph
+from r2v.routers import decide, load_router
+from r2v.routers.reading import Reading
+from r2v.studies.advise import advise, router_of
+from r2v.studies.costs import Costs, read_prices, tokens_of
+from r2v.studies.evidence import differs, evidence_of, own_steps
+from r2v.studies.fit_logs import fitted_with
+
+HARD = ("refund", "dispute", "escrow")
+EASY = ("lookup", "status", "greeting")
+
+
+def session(i: int, model: str, *, hard: bool, stuck: bool, success: bool | None, steps: int = 4) -> dict:
+    """One task; a hard goal says so, a stuck session gets errors."""
+    noun = (HARD if hard else EASY)[i % 3]
+    messages: list[dict] = [
+        {"role": "user", "content": f"{noun} number {i} of customer c{i * 37 % 101} in town t{i * 53 % 89}"}
+    ]
+    for t in range(steps):
+        function = {"name": "desk", "arguments": json.dumps({"query": f"{noun} {i} {t if not stuck else 0}"})}
+        messages.append({"role": "assistant", "content": None, "tool_calls": [{"id": str(t), "function": function}]})
+        seen = "Error: the desk does not answer" if stuck and t else f"entry {i * 7 + t} is open"
+        messages.append({"role": "tool", "tool_call_id": str(t), "content": seen})
+    raw = {"messages": messages, "task": f"task {i}", "model": model}
+    return raw if success is None else {**raw, "success": success}
+
+
+def paired(path: Path, tasks: int = 200, *, noise: bool = False, seed: int = 0) -> Path:
+    """A small model that gets stuck on some tasks, and a strong one that solves most of these but not the hard ones."""
+    rng = np.random.default_rng(seed)
+    lines = []
+    for i in range(tasks):
+        hard, stuck = bool(rng.random() < 0.3), bool(rng.random() < 0.4)
+        small = rng.random() < (0.1 if hard else 0.15 if stuck else 0.95)
+        strong = rng.random() < (0.1 if hard else 0.95)
+        if noise:
+            small, strong = rng.random() < 0.45, rng.random() < 0.7
+        lines.append(session(i, "small", hard=hard, stuck=stuck, success=bool(small)))
+        lines.append(session(i, "strong", hard=hard, stuck=False, success=bool(strong)))
+    path.write_text("\n".join(map(json.dumps, lines)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory):
+    return paired(tmp_path_factory.mktemp("log") / "log.jsonl")
+
+
+@pytest.fixture(scope="module")
+def episodes(log):
+    return import_logs(log, "openai-jsonl")[0]
+
+
+@pytest.fixture(scope="module")
+def advice(episodes):
+    return advise(episodes, Costs())
+
+
+# Groups
+
+
+def with_goals(goals: list[str], ids: list[str] | None = None, families: list[str] | None = None):
+    """Episodes without steps, of recorded tasks."""
+    base = import_logs_of([session(0, "m", hard=False, stuck=False, success=True)])[0]
+    names = ids or [f"id {i}" for i in range(len(goals))]
+    return [
+        replace(base, task=Task(name, (families or names)[i], "recorded", goal), goal=goal)
+        for i, (name, goal) in enumerate(zip(names, goals, strict=True))
+    ]
+
+
+def import_logs_of(records: list[dict]):
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "log.jsonl"
+        path.write_text("\n".join(map(json.dumps, records)))
+        return import_logs(path, "openai-jsonl", keep_unknown=True)[0]
+
+
+def words(seed: int, n: int = 12) -> str:
+    rng = np.random.default_rng(seed)
+    return " ".join(f"w{rng.integers(10_000)}" for _ in range(n))
+
+
+def test_copies_and_groups_are_joined_and_others_are_not():
+    goals = [words(i) for i in range(30)]
+    goals[7] = goals[3] + " please"
+    found = groups(with_goals(goals, families=[f"f{max(1, i)}" for i in range(30)]))
+    assert found.group_E[7] == found.group_E[3] and found.group_E[0] == found.group_E[1]
+    assert found.count == 28
+    assert found.facts() == {"tasks": 30, "groups": 28, "joined_by_the_log": 1, "joined_by_alike_goals": 1}
+
+
+def test_a_prompt_that_all_share_makes_no_copies():
+    frame = words(999, 80)
+    assert groups(with_goals([f"{frame} {words(i, 6)}" for i in range(40)])).count == 40
+
+
+def test_short_goals_are_copies_only_if_they_are_the_same():
+    goals = ["go north", "go south", "Go  north", *[words(i) for i in range(20)]]
+    found = groups(with_goals(goals)).group_E
+    assert found[0] == found[2] != found[1]
+
+
+def test_goals_of_one_template_do_not_become_one_task():
+    assert groups(with_goals([f"please do the usual thing with item number {i}" for i in range(40)])).count >= 10
+
+
+@hypothesis_settings(deadline=None)
+@given(st.lists(st.integers(0, 12), min_size=1, max_size=200), st.integers(0, 5))
+def test_a_group_is_in_one_fold(numbers, seed):
+    group_N = np.unique(numbers, return_inverse=True)[1]
+    fold_N = folds(group_N, 5, seed)
+    assert all(len(set(fold_N[group_N == g])) == 1 for g in set(group_N.tolist()))
+    if len(set(numbers)) >= 5:
+        assert set(fold_N.tolist()) == set(range(5))
+
+
+# The reader
+
+
+def plain_grams(parts: tuple[str, ...]) -> int:
+    """How many different words and neighbouring pairs there are, a text; by another way than hashing."""
+    import re
+
+    count = 0
+    for part in parts:
+        found = [re.sub(rb"[0-9]", b"0", w.lower()) for w in re.findall(rb"[A-Za-z0-9_\x80-\xff]+", part.encode())]
+        count += len(set(found)) + len(set(itertools.pairwise(found)))
+    return count
+
+
+ALPHABET = st.text(st.sampled_from("ab cdE9_-.\n\u00e9\u4e2d"), max_size=60)
+
+
+@hypothesis_settings(deadline=None)
+@given(st.tuples(ALPHABET, ALPHABET, ALPHABET, ALPHABET))
+def test_grams_are_the_words_and_pairs_of_each_text(parts):
+    found = grams(parts)
+    assert len(found.index_G) <= plain_grams(parts) <= len(found.index_G) + 2  # two may share a number, rarely
+    assert ((found.index_G >= 0) & (found.index_G < ROOM)).all() and (found.part_G < len(FIELDS)).all()
+    assert len({*zip(found.part_G.tolist(), found.index_G.tolist(), strict=True)}) == len(found.index_G)
+
+
+def test_words_count_in_their_text_whatever_their_case_and_digits():
+    one, other = grams(("Order 17", "", "", "")), grams(("order 94", "", "", ""))
+    assert (one.index_G == other.index_G).all()
+    moved = grams(("", "order 94", "", ""))
+    assert set(moved.part_G.tolist()) == {1} and not set(moved.index_G.tolist()) & set(one.index_G.tolist())
+    assert len(grams(("", "", "", "")).index_G) == 0
+
+
+@given(st.text(max_size=40), st.integers(1, 4))
+@hypothesis_settings(max_examples=25, deadline=None)
+def test_any_text_of_any_length_is_read(text, times):
+    context = Context(text * 10**times, (text * 10**times,), (), 10)
+    assert sum(map(len, texts(context, Action(text)))) < 6000
+    assert len(grams(texts(context, Action(text))).index_G) < 5000
+
+
+def test_a_reader_scores_one_step_as_it_scores_many(episodes):
+    some = episodes[:60]
+    rows = read_rows(some, groups(some).group_E, [own_steps(e) for e in some])
+    failed_N = np.array([float(not e.success) for e in some])[rows.episode_N]
+    every = np.ones(len(rows), dtype=bool)
+    reader = replace(fit_reader(rows, failed_N, every, seed=0), agent="small")
+    p_N = probability(reader, rows, every)
+    row = 0
+    for episode in some:
+        for context, step in zip(episode.contexts(50), episode.steps, strict=True):
+            if episode.agent == "small":
+                assert reader.score(context, step.choice.action, step.choice.features) == pytest.approx(p_N[row], abs=1e-12)
+            row += 1
+
+
+def a_reader(episodes) -> tuple[Reader, list[tuple[Context, Action, Features]]]:
+    rows = read_rows(episodes, groups(episodes).group_E, [own_steps(e) for e in episodes])
+    failed_N = np.array([float(not e.success) for e in episodes])[rows.episode_N]
+    steps = [(c, s.choice.action, s.choice.features) for e in episodes for c, s in zip(e.contexts(50), e.steps, strict=True)]
+    return fit_reader(rows, failed_N, np.ones(len(rows), dtype=bool), seed=0), steps
+
+
+def logit_of(p: float) -> float:
+    return float(np.log(p / (1 - p)))
+
+
+def test_no_text_moves_a_score_further_than_the_texts_of_the_fit_did(episodes):
+    reader, steps = a_reader(episodes)
+    low_P, high_P = reader.range_2P
+    seen = FIELDS.index("seen")
+    for context, action, features in steps[:200]:
+        plain = logit_of(reader.score(context, action, features))
+        for attack in (
+            " refund dispute escrow" * 500,
+            " entry is open" * 500,
+            context.goal * 50,
+            "\u200b" * 9000,
+            "zz " * 3000,
+        ):
+            *before, last = context.observations
+            now = reader.score(replace(context, observations=(*before, last + attack)), action, features)
+            assert abs(logit_of(now) - plain) <= high_P[seen] - low_P[seen] + 1e-9
+
+
+def test_no_feature_moves_a_score_further_than_its_bins(episodes):
+    reader, steps = a_reader(episodes)
+    context, action, features = steps[5]
+    widest = sum(np.ptp(np.append(bins, 0.0)) for bins in reader.bins_FB)
+    plain = logit_of(reader.score(context, action, features))
+    for value in (-1e300, 0.0, 1e300, float("inf"), float("nan")):
+        now = reader.score(context, action, Features((value,) * len(FEATURES), (True,) * len(FEATURES)))
+        assert abs(logit_of(now) - plain) <= widest + 1e-9
+
+
+def test_a_router_that_reads_needs_to_know_what_is_proposed(advice, episodes):
+    router = router_of(advice, fitted_with(episodes, "tool_calls"))
+    step, context = episodes[0].steps[1], episodes[0].contexts(50)[1]
+    with pytest.raises(ValueError, match=r"Context\.proposed"):
+        router.decide(context, step.choice.features, Memory(), seed=0)
+    decision = decide(router, context, step.choice.candidates, step.choice.scores)
+    assert decision.score_kind == router.estimates and decision.route in ("continue", "takeover")
+
+
+# The gain
+
+
+@given(st.integers(0, 1000))
+@hypothesis_settings(max_examples=25, deadline=None)
+def test_the_gain_is_what_random_escalation_of_as_many_leaves(seed):
+    rng = np.random.default_rng(seed)
+    worth, asked, model = rng.choice([-1, 0, 1], 300), rng.random(300) < 0.3, rng.integers(0, 3, 300)
+    drawn = []
+    for _ in range(300):  # random escalation, with each model's own share
+        at_random = np.zeros(300, dtype=bool)
+        for m in range(3):
+            mine = np.flatnonzero(model == m)
+            at_random[rng.permutation(mine)[: asked[mine].sum()]] = True
+        drawn.append((asked * worth).mean() - (at_random * worth).mean())
+    assert mean_gain(asked.astype(float), worth.astype(float), model) == pytest.approx(np.mean(drawn), abs=0.01)
+
+
+def test_knowing_the_model_alone_gains_nothing():
+    model = np.repeat([0, 1], 100)
+    worth = np.where(model == 1, 1.0, 0.0)
+    assert mean_gain((model == 1).astype(float), worth, model) == 0.0
+
+
+def test_an_interval_is_over_groups_not_over_sessions():
+    """The same 40 groups, each session five times: more sessions of the same tasks are no more evidence."""
+    rng = np.random.default_rng(0)
+    worth, asked = rng.choice([0.0, 1.0], 40), (rng.random(40) < 0.5).astype(float)
+
+    def width(times: int) -> float:
+        repeat = [np.repeat(a, times) for a in (worth, np.zeros(40, int), np.arange(40), np.zeros(40, int))]
+        units = Units(repeat[0], {}, repeat[1], repeat[2], repeat[3])
+        low, high = gain_of(np.repeat(asked, times), units, 0).ci95
+        return high - low
+
+    assert width(5) == pytest.approx(width(1), rel=1e-9)
+
+
+def test_auroc_among_equals_is_the_mean_over_strata_weighted_by_pairs():
+    rng = np.random.default_rng(0)
+    score, y, t = rng.random(300), (rng.random(300) < 0.4).astype(float), rng.integers(0, 4, 300)
+    parts = [(auroc(score[t == k], y[t == k]), y[t == k].sum() * (1 - y[t == k]).sum()) for k in range(4)]
+    wanted = sum(a * n for a, n in parts) / sum(n for _, n in parts)
+    found = auroc_equal_B(score, y, np.arange(300), t, np.ones((1, 300)))
+    assert found[0] == pytest.approx(wanted)
+    # a score that only counts steps is at chance, however the outcome depends on the step
+    assert auroc_equal_B(t.astype(float), y, np.arange(300), t, np.ones((1, 300)))[0] == 0.5
+
+
+# Advice
+
+
+def test_a_planted_signal_is_found_beside_the_nulls(advice):
+    facts = advice.facts
+    assert (facts["verdict"], facts["evidence"], facts["teacher"], facts["slms"]) == ("route", "paired", "strong", ["small"])
+    assert facts["gain_ci95"][0] > 0.02 and facts["sessions_needed"] == 0
+    success = facts["nulls"]["success"]
+    assert success["router"] > success["random"] and success["router"] > success["slm alone"]
+    assert facts["nulls"]["gain_over_step_0"]["gain"] > 0, "being stuck shows only later"
+    assert 0.5 < facts["auroc_equal_step"] < 1 and 0 < facts["usd_saved_share"] < 1
+    assert [line["share"] for line in facts["table"]] == sorted(line["share"] for line in facts["table"])
+    json.dumps(facts, allow_nan=False)
+
+
+def test_noise_is_no_route_and_says_how_many_more_sessions(tmp_path):
+    episodes, _ = import_logs(paired(tmp_path / "log.jsonl", noise=True), "openai-jsonl")
+    facts = advise(episodes, Costs()).facts
+    assert facts["verdict"] == "no_route" and facts["sessions_needed"] > 0
+    assert "No router beats random" in paragraph(facts) and str(facts["sessions_needed"]) in paragraph(facts)
+
+
+def test_one_models_outcomes_are_a_bracket_not_a_route(episodes):
+    facts = advise([e for e in episodes if e.agent == "small"], Costs()).facts
+    assert (facts["verdict"], facts["evidence"], facts["gain_over_random"]) == ("not_enough", "outcomes", None)
+    success = facts["nulls"]["success"]
+    assert success["router, at least"] < success["slm alone"] < success["router, at most"]
+    assert "Nobody else played these tasks" in page(facts, title="x")
+
+
+@pytest.mark.parametrize("outcome", [None, True])
+def test_ten_sessions_are_a_useful_page(outcome):
+    few = import_logs_of([session(i, "m", hard=False, stuck=i % 2 == 0, success=outcome) for i in range(10)])
+    facts = advise(few, Costs()).facts
+    assert facts["verdict"] == "not_enough" and facts["sessions_needed"] >= 10
+    assert "10 different tasks of at least 20" in facts["why"]
+    assert facts["happened"]["tools"] == {"desk": 40} and facts["happened"]["repeated"] == 15 / 40
+    shown = page(facts, title="<b>")
+    assert "desk (40)" in shown and "&lt;b&gt;" in shown and "<b>" not in shown
+
+
+def observed(episodes, seed: int = 0):
+    """As a ledger in mode observe: the teacher answered beside the SLM's draft, and differed on what is hard."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for e in episodes:
+        if e.agent != "small":
+            continue
+        hard = e.goal.split()[0] in HARD
+        steps = []
+        for s in e.steps:
+            other = bool(rng.random() < (0.8 if hard else 0.1))
+            action = Action("something else") if other else s.choice.action
+            steps.append(replace(s, alike=not other, choice=replace(s.choice, source="teacher", action=action)))
+        found.append(replace(e, steps=tuple(steps), success=None))
+    return found
+
+
+def test_drafts_beside_answers_are_learned_from_without_any_outcome(episodes):
+    facts = advise(observed(episodes), Costs()).facts
+    assert (facts["verdict"], facts["evidence"], facts["score"]) == ("route", "alike", "disagreement")
+    low, high = facts["alike_share_ci95"]
+    assert low < facts["alike_share"] < high and 0.6 < facts["alike_share"] < 0.8
+    assert "would have done" in paragraph(facts) and facts["at_risk"] is not None
+
+
+def test_steps_after_the_last_help_are_the_slms_own(episodes):
+    e = episodes[0]
+    helped = replace(e.steps[1], choice=replace(e.steps[1].choice, source="teacher"))
+    assert own_steps(e) == [0, 1, 2, 3]
+    assert own_steps(replace(e, steps=(e.steps[0], helped, *e.steps[2:]))) == [2, 3]
+    assert differs(helped) is False and differs(e.steps[1]) is None
+    other = replace(helped, choice=replace(helped.choice, action=Action("x", e.steps[1].choice.action.tool_calls[:0])))
+    assert differs(other) is True
+
+
+def test_helped_sessions_are_not_thrown_away(episodes):
+    small = [e for e in episodes if e.agent == "small"]
+    some = [
+        replace(e, steps=(replace(e.steps[0], choice=replace(e.steps[0].choice, source="teacher")), *e.steps[1:]))
+        for e in small
+    ]
+    evidence = evidence_of(some, groups(some))
+    assert evidence is not None and len(evidence.episodes) == len(small) and (evidence.rows.t_N > 0).all()
+
+
+def test_the_models_can_be_named(episodes):
+    facts = advise(episodes, Costs(), slms=["strong"], teacher="small").facts
+    assert facts["slms"] == ["strong"] and facts["teacher"] == "small"
+
+
+# Money
+
+
+def test_what_routing_saves_is_in_money_where_prices_are_known(episodes, tmp_path):
+    path = tmp_path / "prices.yaml"
+    path.write_text("small: {input: 0.5, output: 1.5}\nteacher: {input: 5, output: 15}\n")
+    facts = advise(episodes, Costs(read_prices(path), days=2.0)).facts
+    assert facts["priced"] and facts["usd_a_day_teacher_alone"] == pytest.approx(facts["usd_teacher_alone"] / 2)
+    strong = [tokens_of(e) for e in episodes if e.agent == "strong"]
+    assert facts["usd_teacher_alone"] == pytest.approx(sum(t @ np.array([5e-6, 15e-6]) for t in strong))
+    assert facts["usd_saved_share"] == pytest.approx(1 - facts["usd_routed"] / facts["usd_teacher_alone"])
+    assert "a day" in paragraph(facts)
+    free = advise(episodes, Costs()).facts
+    assert not free["priced"] and facts["usd_saved_share"] < free["usd_saved_share"]
+
+
+def test_a_wrong_price_is_one_line(tmp_path):
+    from r2v.core.errors import SettingsError
+
+    path = tmp_path / "prices.yaml"
+    path.write_text("small: {input: -1, output: 2}\n")
+    with pytest.raises(SettingsError, match=r"prices\.yaml: small"):
+        read_prices(path)
+
+
+# The commands
+
+
+def run(*arguments: str):
+    return CliRunner().invoke(cli, list(arguments))
+
+
+def test_advise_ends_with_its_verdict_and_leaves_a_page(log, tmp_path):
+    done = run("advise", str(log), "--out", str(tmp_path / "advice"), "--json")
+    assert done.exit_code == 0, done.output
+    facts = json.loads(done.stdout.splitlines()[-1])
+    wanted = {"verdict", "share_escalated", "gain_over_random", "gain_ci95", "usd_saved_share", "sessions_needed"}
+    assert wanted | {"auroc_equal_step"} <= facts.keys() and facts["verdict"] == "route"
+    assert json.loads((tmp_path / "advice" / "advice.json").read_text())["verdict"] == "route"
+    assert "<svg" in (tmp_path / "advice" / "advice.html").read_text()
+
+
+def test_fit_writes_the_router_that_was_measured(log, episodes, tmp_path):
+    out = tmp_path / "router"
+    done = run("fit", str(log), "--out", str(out), "--json")
+    assert done.exit_code == 0, done.output
+    facts = json.loads(done.stdout.splitlines()[-1])
+    assert facts["ready"] and facts["router"] == str(out) and json.loads((out / "fit.json").read_text())["ready"]
+    router = load_router(out)
+    assert isinstance(router, Reading) and router.hands_over and router.fitted_with.verifier == "tool_calls"
+    routes = []
+    for e in episodes:
+        if e.agent == "small":
+            decisions = [
+                decide(router, c, s.choice.candidates, s.choice.scores) for c, s in zip(e.contexts(50), e.steps, strict=True)
+            ]
+            routes.append(any(d.route == "takeover" for d in decisions))
+    assert np.mean(routes) == pytest.approx(facts["share_escalated"], abs=0.12)
+    weights = (out / "weights.safetensors").stat().st_size
+    assert weights < 700_000
+
+
+def test_fit_writes_nothing_that_may_lose(tmp_path):
+    log = paired(tmp_path / "log.jsonl", noise=True, tasks=120)
+    done = run("fit", str(log), "--out", str(tmp_path / "router"), "--json")
+    assert done.exit_code == 2 and not (tmp_path / "router").exists()
+    assert json.loads(done.stdout.splitlines()[-1])["ready"] is False
+    forced = run("fit", str(log), "--out", str(tmp_path / "router"), "--unproven", "--json")
+    assert forced.exit_code == 0 and json.loads((tmp_path / "router" / "fit.json").read_text())["ready"] is False
+
+
+def test_a_model_that_is_not_in_the_logs_is_one_line(log):
+    done = run("advise", str(log), "--teacher", "gpt-9")
+    assert done.exit_code != 0 and "has no model 'gpt-9'; it has small, strong" in str(done.exception)
+
+
+def test_a_candidate_is_read_where_the_teacher_answered(episodes):
+    """A reader sees what the SLM would have done, in training as in service."""
+    from r2v.learning.reading import slm_action
+
+    step = episodes[0].steps[0]
+    mine = Candidate(Action("mine"), None, None, NO_USAGE)
+    choice = replace(step.choice, source="teacher", action=Action("the teacher's"), candidates=(mine,), scores=(0.5,))
+    assert slm_action(replace(step, choice=choice)) == Action("mine")
+
+
+def test_long_contexts_have_features_of_their_ends():
+    observations = tuple(f"page {i} " + "lorem ipsum " * 400 for i in range(20))
+    context = Context("find lorem", observations, tuple(Action(f"read {i}") for i in range(19)), 50)
+    candidate = (Candidate(Action("read 20"), None, None, NO_USAGE),)
+    found = featurise(context, candidate, (0.5,))
+    values = dict(zip(FEATURES, found.values, strict=True))
+    assert values["context_length"] == pytest.approx((sum(map(len, observations)) + 19 * 6 + 10) / 10_000, rel=0.01)
+    assert values["goal_in_last"] == 0.5 and values["unseen_words"] < 0.1
