@@ -6,6 +6,8 @@ text is cut to its beginning and its end first.
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -188,11 +190,35 @@ class Reader:
         return lru_cache(REMEMBERED)(self._of_one)
 
     def _of_one(self, read: tuple[str, ...], features: Features, verdicts: tuple[tuple[str, float], ...]) -> float:
-        said = dict(verdicts)
-        x_NF = np.array([[features.values[f] if f >= 0 else said.get(name, 0.0) for f, name in self._columns]])
-        present_NF = np.array([[features.present[f] if f >= 0 else name in said for f, name in self._columns]])
-        offset = self.agents.get(self.agent, 0.0) if self.agent else 0.0
-        return float(self.calibration(self.logit(grams(read), x_NF, present_NF, offset))[0])
+        return self.score_of(grams(read), features, verdicts)
+
+    def score_of(self, said: Grams, features: Features, verdicts: tuple[tuple[str, float], ...] = ()) -> float:
+        """The probability at one step whose grams are known already (arrays of a few numbers would cost more)."""
+        added = np.bincount(said.part_G, self.words[said.index_G] * said.value_G, minlength=len(FIELDS)).tolist()
+        own = self.bias + (self.agents.get(self.agent, 0.0) if self.agent else 0.0)
+        others = 0.0
+        for field_name, part, least, most in zip(FIELDS, added, *self._ends, strict=True):
+            value = min(max(part, least), most)
+            if field_name in WRITTEN_BY_OTHERS:
+                others += value
+            else:
+                own += value
+        known = dict(verdicts)
+        for column, name, edges, bins in self._bins:
+            if column < 0:
+                found = known.get(name)
+            else:
+                found = features.values[column] if features.present[column] else None
+            if found is None:
+                continue
+            if name in WRITTEN_BY_OTHERS:
+                others += bins[bisect_right(edges, found)]
+            else:
+                own += bins[bisect_right(edges, found)]
+        total = own + (max(others, self.floor) if self.floored else others)
+        if self.calibration.x:
+            return float(self.calibration(np.array([total]))[0])
+        return 1 / (1 + math.exp(-min(max(self.calibration.slope * total + self.calibration.bias, -40), 40)))
 
     @cached_property
     def _others(self) -> list[int]:
@@ -203,9 +229,16 @@ class Reader:
         return [i for i, name in enumerate(self.names) if name not in WRITTEN_BY_OTHERS]
 
     @cached_property
-    def _columns(self) -> list[tuple[int, str]]:
-        """Of each of `names`, its place in `FEATURES`, or -1 and the verdict's name."""
+    def _ends(self) -> tuple[list[float], list[float]]:
+        least, most = self.range_2P.tolist()
+        return least, most
+
+    @cached_property
+    def _bins(self) -> list[tuple[int, str, list[float], list[float]]]:
+        """(its place in `FEATURES`, or -1 and the verdict's name, edges, log-odds) of each of `names`."""
         return [
-            (-1, name.removeprefix(VERDICT)) if name.startswith(VERDICT) else (FEATURES.index(name), name)
-            for name in self.names
+            (-1, name.removeprefix(VERDICT), edges, bins)
+            if name.startswith(VERDICT)
+            else (FEATURES.index(name), name, edges, bins)
+            for name, edges, bins in zip(self.names, self.edges_FB.tolist(), self.bins_FB.tolist(), strict=True)
         ]

@@ -108,7 +108,10 @@ def slm_action(step: Step) -> Action:
     return choice.candidates[best(choice.candidates, choice.scores)].action if choice.candidates else choice.action
 
 
-def fit_reader(rows: ReadRows, y_N: Floats, use_N: Bools, *, seed: int, facts: Mapping[str, Any] | None = None) -> Reader:
+def fit_reader(
+    rows: ReadRows, y_N: Floats, use_N: Bools, *, seed: int, facts: Mapping[str, Any] | None = None,
+    penalties: Sequence[float] = PENALTIES,
+) -> Reader:  # fmt: skip
     """Fit P(y = 1) on some of the rows; the penalty is chosen on groups of them left out, then all of them are fitted.
 
     Raises ValueError where all labels are equal.
@@ -117,9 +120,9 @@ def fit_reader(rows: ReadRows, y_N: Floats, use_N: Bools, *, seed: int, facts: M
         raise ValueError("the steps to fit on all have the same label")
     held_N = use_N & (folds(rows.group_N, 4, seed) == 0)
     rest_N = use_N & ~held_N
-    penalty = PENALTIES[-1]
-    if held_N.any() and 0 < y_N[rest_N].mean() < 1:
-        tried = {c: replace(_fit(rows, y_N, rest_N, c), floored=False) for c in PENALTIES}
+    penalty = penalties[-1]
+    if len(penalties) > 1 and held_N.any() and 0 < y_N[rest_N].mean() < 1:
+        tried = {c: replace(_fit(rows, y_N, rest_N, c), floored=False) for c in penalties}
         losses = {c: nll(probability(reader, rows, held_N), y_N[held_N]) for c, reader in tried.items()}
         penalty = min(losses, key=lambda c: losses[c])
     return _fit(rows, y_N, use_N, penalty, {"rows": int(use_N.sum()), "penalty": penalty, **(facts or {})})

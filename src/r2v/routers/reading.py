@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from r2v.core.reading import Reader
-from r2v.core.types import Action, Context, Decision, Episode, Features, Memory, Route
+from r2v.core.types import Action, Context, Decision, Episode, Features, Memory, Route, ScoreKind
 from r2v.routers.base import FitData, RouterBase, compare, quantiles
 
 Estimate = Literal["risk", "benefit", "disagreement"]
@@ -25,7 +25,7 @@ class Reading(RouterBase):
     """P(the teacher fails on this task), of `benefit`: its score is the difference."""
     hands_over: bool = False
     """The teacher keeps the session from there on: what was measured on recorded sessions of both."""
-    kind = "risk"
+    kind: ClassVar[ScoreKind | None] = "risk"
     routes = frozenset({"continue", "escalate", "takeover"})
     colour = "#ee7733"
     cites = "Ours; hashed words as in feature hashing (arXiv 0902.2206)."
@@ -67,6 +67,9 @@ class Reading(RouterBase):
         """Raises ValueError where the context does not say what the SLM proposes."""
         if context.proposed is None:
             raise ValueError(f"router {self.name} reads what the SLM proposes: give it in `Context.proposed`")
+        return self.compared(self.score_of(context, context.proposed, features))
+
+    def compared(self, score: float, why: str = "") -> Decision:
+        """The decision on a score; `why` is added to its reason."""
         above: Route = "takeover" if self.hands_over else "escalate"
-        score = self.score_of(context, context.proposed, features)
-        return compare(self.name, self.estimates, score, self.point, above=above)
+        return compare(self.name, self.estimates, score, self.point, above=above, why=why)
