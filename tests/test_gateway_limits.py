@@ -751,7 +751,7 @@ def test_a_certificate_holds_for_its_router_and_threshold_alone(make, tmp_path):
         load_configured(certify(threshold=None))
     with pytest.raises(ArtifactError, match=r"proves the threshold 0\.4"):
         load_configured(certify(threshold=0.4))
-    with pytest.raises(SettingsError, match="no certificates"):
+    with pytest.raises(SettingsError, match="only routers of a run have certificates"):
         load_configured(RouteSettings(router="entropy", certificate=str(path)))
 
 

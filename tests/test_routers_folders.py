@@ -71,7 +71,9 @@ def reader(seed: int) -> Reader:
         return rng.normal(size=shape).astype(np.float32).astype(float)
 
     ends = np.sort(numbers(2, len(FIELDS)), axis=0)
-    return Reader(names, np.sort(numbers(3, 4), axis=1), numbers(3, 5), numbers(ROOM), ends, 0.1, 0.2, True, {"m": 0.3}, "m")
+    return Reader(
+        names, np.sort(numbers(3, 4), axis=1), numbers(3, 5), numbers(ROOM), ends, 0.1, 0.2, bool(seed % 2), {"m": 0.3}, "m"
+    )
 
 
 def kinds() -> Kinds:

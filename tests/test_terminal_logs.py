@@ -193,4 +193,4 @@ def test_a_job_of_harbor_is_read_with_its_outcomes(tmp_path):
 def test_the_command_line_reads_them(folder):
     done = CliRunner().invoke(cli, ["fit", str(folder), "--format", "terminalbench", "--out", str(folder / "r"), "--json"])
     told = json.loads(done.stdout.splitlines()[-1])
-    assert (done.exit_code, told["episodes"], told["unknown_outcome"]) == (2, 2, 3)
+    assert (done.exit_code, told["with_outcome"], told["sessions"]) == (2, 2, 5)

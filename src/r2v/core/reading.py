@@ -153,10 +153,9 @@ class Reader:
     """Least and most that each text of `FIELDS` may add."""
     bias: float
     floor: float = 0.0
-    """The least that all of `WRITTEN_BY_OTHERS` may add together: what tools return can ask for help, but not talk a router
-    out of it."""
-    floored: bool = True
-    """Whether the floor holds; not where whoever writes what tools return is trusted."""
+    """The least that all of `WRITTEN_BY_OTHERS` may add together where that is `floored`."""
+    floored: bool = False
+    """What tools return can then ask for help, but hardly talk a router out of it; the router knows less."""
     agents: Mapping[str, float] = field(default_factory=dict)
     """Log-odds of each model that was fitted on, against their mean."""
     agent: str | None = None

@@ -122,8 +122,7 @@ def fit_reader(
     rest_N = use_N & ~held_N
     penalty = penalties[-1]
     if len(penalties) > 1 and held_N.any() and 0 < y_N[rest_N].mean() < 1:
-        tried = {c: replace(_fit(rows, y_N, rest_N, c), floored=False) for c in penalties}
-        losses = {c: nll(probability(reader, rows, held_N), y_N[held_N]) for c, reader in tried.items()}
+        losses = {c: nll(probability(_fit(rows, y_N, rest_N, c), rows, held_N), y_N[held_N]) for c in penalties}
         penalty = min(losses, key=lambda c: losses[c])
     return _fit(rows, y_N, use_N, penalty, {"rows": int(use_N.sum()), "penalty": penalty, **(facts or {})})
 
@@ -153,8 +152,8 @@ def cross_fitted(rows: ReadRows, y_N: Floats, fold_N: NDArray[np.int64], *, seed
         p_N[held] = floored_N[held] = y_N[~held].mean()
         if 0 < y_N[~held].mean() < 1:
             reader = fit_reader(rows, y_N, ~held, seed=seed)
-            p_N[held] = probability(replace(reader, floored=False), rows, held)
-            floored_N[held] = probability(reader, rows, held)
+            p_N[held] = probability(reader, rows, held)
+            floored_N[held] = probability(replace(reader, floored=True), rows, held)
     return p_N, floored_N
 
 
@@ -203,7 +202,7 @@ def _fit(rows: ReadRows, y_N: Floats, use_N: Bools, penalty: float, facts: Mappi
     floor = float(_rounded(np.quantile(others_N, FLOOR)))
     return Reader(
         tuple(rows.names[f] for f in known), edges_FB, bins_FB, words, range_2P,
-        float(fitted.intercept_[0]) + mean, floor, True, offsets, facts=facts or {},
+        float(fitted.intercept_[0]) + mean, floor, False, offsets, facts=facts or {},
     )  # fmt: skip
 
 

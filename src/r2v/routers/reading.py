@@ -43,7 +43,7 @@ class Reading(RouterBase):
         steps = [[t for t, s in enumerate(e.steps) if s.choice.features is not None] for e in data.rollouts]
         rows = read_rows(data.rollouts, group_E, steps, data.horizon)
         failed_N = np.array([float(not episode.success) for episode in data.rollouts])[rows.episode_N]
-        _, p_N = cross_fitted(rows, failed_N, folds(rows.group_N, 5, data.seed), seed=data.seed)
+        p_N, _ = cross_fitted(rows, failed_N, folds(rows.group_N, 5, data.seed), seed=data.seed)
         facts = {**data.facts, "seed": data.seed, "estimates": "the risk that going on with the SLM will fail the episode"}
         reader = fit_reader(rows, failed_N, np.ones(len(rows), dtype=bool), seed=data.seed, facts=facts)
         return cls(reader=calibrated(reader, p_N, failed_N), fitted_with=data.fitted_with)

@@ -52,7 +52,7 @@ class Advice:
 
 def advise(
     episodes: Sequence[Episode], costs: Costs, *, slms: Sequence[str] = (), teacher: str | None = None,
-    share: float | None = None, trust_results: bool = False, seed: int = 0,
+    share: float | None = None, distrust_results: bool = False, seed: int = 0,
 ) -> Advice:  # fmt: skip
     """Measure.
 
@@ -62,24 +62,24 @@ def advise(
         slms: models that count as the SLM; none: all but the teacher.
         teacher: the stronger model; None: the one that solved most.
         share: the share of units to escalate; None: of `SHARES` the one that gains most.
-        trust_results: what tools return may also lower a score; else it can only raise it (`Reader.floor`).
+        distrust_results: what tools return can raise a score, but hardly lower it (`Reader.floor`).
         seed: of folds, fits and resamples.
     """
     found = groups(episodes)
-    facts = {"seed": seed, "trust_results": trust_results, **_counts(episodes, found), **_MISSING}
+    facts = {"seed": seed, "distrust_results": distrust_results, **_counts(episodes, found), **_MISSING}
     evidence = evidence_of(episodes, found, slms=slms, teacher=teacher, seed=seed)
     if evidence is None:
         return Advice({**facts, **_not_enough(episodes, found)}, None, {}, None)
     fold_N = folds(evidence.rows.group_N, FOLDS, seed)
     plain, floored = evidence.probabilities(fold_N, seed)
-    p = plain if trust_results else floored
+    p = floored if distrust_results else plain
     units = evidence.units(p, fold_N)
     shares = SHARES if share is None else (share,)
     kinds = evidence.kinds()
     escalated_U, points = escalated(units, shares, kinds)
     gain = gain_of(escalated_U, units, seed)
     again = (
-        _split_again(evidence, shares, trust_results, seed) if gain.beats_random and evidence.kind != "outcomes" else None
+        _split_again(evidence, shares, distrust_results, seed) if gain.beats_random and evidence.kind != "outcomes" else None
     )
     point = chosen(units, np.ones(len(units), dtype=bool), shares, kinds)
     facts |= {
@@ -95,11 +95,11 @@ def advise(
     return Advice(facts | _verdict(evidence, gain, again), evidence, p, point)
 
 
-def _split_again(evidence: Evidence, shares: Sequence[float], trust_results: bool, seed: int) -> Gain:
+def _split_again(evidence: Evidence, shares: Sequence[float], distrust_results: bool, seed: int) -> Gain:
     """The gain with other folds: what is there shows in both, luck with one split seldom does."""
     fold_N = folds(evidence.rows.group_N, FOLDS, seed + 1)
     plain, floored = evidence.probabilities(fold_N, seed + 1)
-    units = evidence.units(plain if trust_results else floored, fold_N)
+    units = evidence.units(floored if distrust_results else plain, fold_N)
     return gain_of(escalated(units, shares, evidence.kinds())[0], units, seed)
 
 
@@ -119,7 +119,7 @@ def router_of(advice: Advice, fitted_with: FittedWith, *, seed: int = 0) -> Read
         raise ValueError("these logs hold nothing to fit a router on")
     every = np.ones(len(evidence.rows), dtype=bool)
     served = evidence.slms[0] if len(evidence.slms) == 1 else None
-    floored = not advice.facts["trust_results"]
+    floored = advice.facts["distrust_results"]
     readers = {
         name: replace(calibrated(fit_reader(evidence.rows, y_N, every, seed=seed), p_N, y_N), agent=served, floored=floored)
         for name, y_N in evidence.labels.items()
