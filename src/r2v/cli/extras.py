@@ -7,7 +7,7 @@ from collections.abc import Sequence
 _REPORT = ("sklearn", "pyarrow", "jsonschema", "matplotlib", "jinja2", "markupsafe")
 EXTRAS = {
     "fit": ("sklearn", "pyarrow", "jsonschema"),
-    "serve": ("starlette", "uvicorn", "aiohttp", "jsonschema", "prometheus_client"),
+    "serve": ("sklearn", "starlette", "uvicorn", "aiohttp", "jsonschema", "prometheus_client"),
     "report": _REPORT,
     "train": (*_REPORT, "torch", "transformers", "tokenizers", "safetensors", "peft", "aiohttp"),
     "redis": ("redis",),
