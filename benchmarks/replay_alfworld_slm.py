@@ -30,6 +30,7 @@ from typing import Any
 
 import numpy as np
 from alfworld_replay import Games, Json, normal, rebuilt, room_of
+from fold_risk import FOLDS, fold_models, folds, held_out_risk, own_steps
 from replay_real_slm import SEED, SHARES, Table
 
 from r2v.clients.recorded import RecordedPolicy
@@ -43,7 +44,6 @@ from r2v.domains.household.verifier import HouseholdVerifier
 from r2v.evaluation.closed_loop import play
 from r2v.logs.importing import HORIZON, import_logs
 from r2v.routers.interventions import How, Intervention
-from r2v.studies.fit_logs import FOLDS, fold_models, folds, held_out_risk, own_steps
 
 
 class AsRecorded:

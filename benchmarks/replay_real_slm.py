@@ -25,6 +25,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from fold_risk import FOLDS, fold_models, folds, own_steps
 
 from r2v.clients.recorded import RecordedPolicy
 from r2v.core.agent import AgentModels, Routed
@@ -35,7 +36,6 @@ from r2v.evaluation.closed_loop import play
 from r2v.evaluation.curves import interval, resample_BT
 from r2v.logs.importing import import_logs
 from r2v.routers.interventions import How, Intervention
-from r2v.studies.fit_logs import FOLDS, fold_models, folds, own_steps
 from r2v.verifiers.tool_calls import ToolCallVerifier
 
 SHARES = (0.01, 0.03, 0.1, 0.2, 0.4)

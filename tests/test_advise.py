@@ -16,12 +16,12 @@ from typer.testing import CliRunner
 
 from r2v.cli import cli
 from r2v.core.features import FEATURES, featurise
+from r2v.core.groups import folds, groups
 from r2v.core.reading import FIELDS, ROOM, Reader, grams, texts
 from r2v.core.types import NO_USAGE, Action, Candidate, Context, Features, Memory, Task
 from r2v.evaluation.gain import Units, gain_of, mean_gain
 from r2v.gateway.routing import load_configured
 from r2v.gateway.settings import GatewaySettings
-from r2v.core.groups import folds, groups
 from r2v.learning.reading import fit_reader, probability, read_rows
 from r2v.logs.importing import import_logs
 from r2v.maths.stats import auroc, auroc_equal_B

@@ -92,12 +92,15 @@ def test_one_moves_up_only_with_evidence_and_down_at_once(ledger, tmp_path):
     [
         (None, "has no fit.json"),
         ("{", "has no fit.json"),
-        (False, r"0\.52 \(0\.40 to 0\.60\), no better than chance"),
+        (False, r"gains \+1\.0 points over random escalation \(-0\.5 to \+2\.4\): not proven"),
+        ("outcomes", "fitted on outcomes of the SLM alone"),
         (True, None),
     ],
 )
-def test_a_canary_takes_a_router_whose_own_fit_beats_chance(ledger, tmp_path, report, told):
-    fit = {"auroc": 0.52, "auroc_ci95": [0.4, 0.6], "beats_random": report}
+def test_a_canary_takes_a_router_whose_own_fit_beats_random(ledger, tmp_path, report, told):
+    fit = {"gain_over_random": 0.01, "gain_ci95": [-0.005, 0.024], "ready": report}
+    if report == "outcomes":
+        fit = {"gain_over_random": None, "gain_ci95": None, "ready": False}
     if report is not None:
         (tmp_path / "fit.json").write_text("{" if report == "{" else json.dumps(fit))
     state = modes(ledger, mode="shadow", router=str(tmp_path))

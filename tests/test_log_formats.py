@@ -437,6 +437,10 @@ def test_lines_are_read_one_by_one_from_every_kind_of_file(tmp_path):
 
 # -- detection ----------------------------------------------------------------------------------------------------------
 
+FAILURE = {
+    "question": "how many rooms?", "question_ID": "q", "is_correct": False, "mistake_step": "1", "mistake_agent": "B",
+    "history": [{"role": "user", "name": name, "content": f"{name} counts"} for name in "AB"], "ground_truth": "7",
+}  # fmt: skip
 FOUND = {
     **RECORDS,
     "terminal-log": ("a.log", LOG),
@@ -446,6 +450,7 @@ FOUND = {
     "agentdojo": ("d.jsonl", json.dumps(DOJO)),
     "intercode": ("i.jsonl", json.dumps(SQL)),
     "workbench": ("w.jsonl", json.dumps(OFFICE)),
+    "who-and-when": ("1.json", json.dumps(FAILURE)),
 }
 
 
@@ -762,12 +767,15 @@ class Hide:
 sys.meta_path.insert(0, Hide())
 log, out = Path({str(tmp_path / "log.jsonl")!r}), Path({str(tmp_path)!r})
 from r2v.logs.importing import import_logs
+from r2v.studies.advise import advise
+from r2v.studies.costs import Costs
 from r2v.studies.fit_logs import fit_logs
 episodes, _ = import_logs(log, "openai-jsonl")
-fit_logs(episodes, out / "router", verifier="tool_calls")
+fit_logs(advise(episodes, Costs()), out / "router", verifier="tool_calls", unproven=True)
 hidden.remove("httpx")  # the command line reads the pipeline's settings
 from r2v.cli import cli
-for command in (["fit", str(log), "--out", str(out / "again")], ["inspect", str(log), "--out", str(out / "page")]):
+fit = ["fit", str(log), "--out", str(out / "again"), "--unproven"]
+for command in (fit, ["inspect", str(log), "--out", str(out / "page")]):
     cli([*command, "--format", "openai-jsonl"], standalone_mode=False)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

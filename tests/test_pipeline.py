@@ -28,7 +28,7 @@ tasks: {policy: 60, router: 16, validation: 8, test: 8}
 perturbations: {strength: 0.3}
 clone: {steps: 160, batch_tokens: 1024, checkpoint_every: 20}
 propose: {tasks: 6}
-router: {epochs: 5}
+router: {epochs: 5, reads: true}
 evaluate: {asked_shares: [0.05, 0.3], resamples: 200, clairvoyant: 0}
 """
 
@@ -89,7 +89,7 @@ def test_the_results_have_their_documented_shape(finished):
         [41, 42, 43, 44],
     )
     assert list(results["routers"]) == [
-        "slm_only", "llm_only", "random", "entropy", "heuristic", "verifier", "r2v", "r2v_paper"
+        "slm_only", "llm_only", "random", "entropy", "heuristic", "verifier", "r2v", "r2v_paper", "reading"
     ]  # fmt: skip
     for name, router in results["routers"].items():
         low, high = router["ci95"]

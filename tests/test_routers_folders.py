@@ -15,6 +15,7 @@ from r2v.core.arrays import to_bytes
 from r2v.core.errors import ArtifactError, SettingsError, StageError
 from r2v.core.features import EXTENDED, FEATURES, PAPER, featurise
 from r2v.core.mlp import Calibration, RiskMLP, linear
+from r2v.core.reading import FIELDS, ROOM, Reader
 from r2v.core.types import Action, Candidate, Context, Features, Memory, Usage
 from r2v.learning.labels import failure_rows, labelled_rows
 from r2v.learning.settings import RouterSettings
@@ -60,6 +61,18 @@ def renewal(share: float) -> Renewal:
     return Renewal(share, 4.0, 9.0, 0.9, 0.1, 3.0, 1 / 3)
 
 
+def reader(seed: int) -> Reader:
+    """Of a few features, a verdict and random words, rounded as a fit rounds them."""
+    rng = np.random.default_rng(seed)
+    names = ("step_index", "verifier_best", "verdict: tests")
+
+    def numbers(*shape: int) -> np.ndarray:
+        return rng.normal(size=shape).astype(np.float32).astype(float)
+
+    ends = np.sort(numbers(2, len(FIELDS)), axis=0)
+    return Reader(names, np.sort(numbers(3, 4), axis=1), numbers(3, 5), numbers(ROOM), ends, 0.1, {"m": 0.3}, "m")
+
+
 PARTS = {
     "random": {"threshold": 0.3},
     "entropy": {"threshold": 0.4},
@@ -84,6 +97,7 @@ PARTS = {
         "band": Band(np.linspace(0.3, 0.5, HORIZON), np.full(HORIZON, 1 / 7), np.sort(RNG.normal(size=20))),
     },
     "bandit": {"gain": logistic(seed=12), "inverse_AFF": np.stack([square(1), square(2)]), "bonus": 0.7, "threshold": 0.1},
+    "reading": {"estimates": "benefit", "reader": reader(14), "teacher": reader(15), "hands_over": True, "threshold": 0.02},
     "restart": {"risk": network(seed=13), "measured": ((0.2, renewal(0.9)), (0.5, renewal(0.4))), "threshold": 0.5},
 }  # fmt: skip
 """Of each built-in router: what it was fitted with, made by hand."""
@@ -105,7 +119,9 @@ def steps(seed: int = 5):
             present = rng.random(len(FEATURES)) < 0.9
             values = np.where(present, rng.normal(0.4, 0.5, len(FEATURES)), 0.0)
             row = Features(tuple(values.tolist()), tuple(present.tolist()))
-            yield Context(goal, tuple(seen), tuple(done), HORIZON), row
+            proposed = Action(f"open box {rng.integers(9)}")
+            verdicts = (("tests", float(rng.random() < 0.5)),) if t % 3 else ()
+            yield Context(goal, tuple(seen), tuple(done), HORIZON, proposed, verdicts), row
             seen.append(f"box {t}")
             done.append(Action(f"open box {t}"))
 
@@ -146,7 +162,7 @@ def test_every_built_in_router_is_here():
     needs = {"benefit": {"answers", "branches"}, "helper": {"answers", "exploration"}, "cascade": {"answers"},
              "cascade_routing": {"answers", "redraws"}, "bandit": {"exploration"}}  # fmt: skip
     routes = {"judge_latch": "takeover", "conformal": "takeover", "query": "takeover", "cascade_routing": "retry escalate",
-              "restart": "restart escalate"}  # fmt: skip
+              "restart": "restart escalate", "reading": "escalate takeover"}  # fmt: skip
     for name in BUILT_IN:
         router = router_class(name)
         assert (router.name, router.needs) == (name, needs.get(name, set()))
@@ -277,7 +293,7 @@ def test_a_router_decides_about_a_step_of_ones_own_agent():
     candidates, router = (Candidate(Action("a"), -1.0, 0.5, Usage()),), Asked(risk=network())
     decide(router, context, candidates, [0.5])
     decide(router, context, candidates, [0.5], memory=memory, seed=7)
-    features = featurise(context, candidates, [0.5])
+    features, context = featurise(context, candidates, [0.5]), replace(context, proposed=Action("a"))
     assert asked == [((context, features, Memory()), {"seed": 0}), ((context, features, memory), {"seed": 7})]
 
 

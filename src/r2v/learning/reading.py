@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from r2v.core.features import FEATURES, batch, best
+from r2v.core.groups import folds
 from r2v.core.mlp import Calibration
 from r2v.core.reading import FIELDS, ROOM, VERDICT, Grams, Reader, grams, joined, texts
 from r2v.core.types import Action, Episode, Step
-from r2v.core.groups import folds
 from r2v.maths import Bools, Floats
 from r2v.maths.calibration import fit_scaling, nll
 

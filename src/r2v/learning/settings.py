@@ -68,6 +68,8 @@ class PreferSettings(Settings):
 class RouterSettings(Settings):
     features: Literal["paper", "extended"] = "extended"
     """Of router r2v: the paper's 15, or those and the text signals of `r2v.core.features`. r2v_paper always has the 15."""
+    reads: bool = False
+    """Also fit the router `reading`, which reads texts beside the features."""
     weighting: Literal["step", "episode"] = "step"
     """Each step counts the same, or each episode (then the many late steps of failed episodes do not decide alone, but the
     risk is too low on them: on validation ECE .051 against .017 at equal AUROC)."""

@@ -219,9 +219,10 @@ class RunSettings(Settings):
 
     @cached_property
     def chosen_routers(self) -> dict[str, tuple[type[RouterBase], dict[str, Any]]]:
-        """name -> (class, own settings) of each of `routers`, in their order."""
+        """name -> (class, own settings) of each of `routers`, in their order; then `reading`, if `router.reads`."""
         found = {}
-        for entry in self.routers:
+        listed = [*self.routers, *(["reading"] if self.router.reads and "reading" not in self.routers else [])]
+        for entry in listed:
             options = {} if isinstance(entry, str) else {key: value for key, value in entry.items() if key != "kind"}
             router = router_class(entry if isinstance(entry, str) else str(entry.get("kind")))
             found[router.name] = (router, options)
@@ -231,7 +232,8 @@ class RunSettings(Settings):
         chosen = self.chosen_routers
         for router, options in chosen.values():
             own_settings(router, options)
-        if "r2v" not in chosen or len(chosen) != len(self.routers):
+        added = self.router.reads and "reading" not in self.routers
+        if "r2v" not in chosen or len(chosen) != len(self.routers) + added:
             raise ValueError("routers: name each router once, and r2v among them: the others are compared with it")
 
 

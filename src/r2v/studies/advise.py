@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from r2v.core.groups import Groups, folds, groups
 from r2v.core.types import Episode
 from r2v.evaluation.curves import interval, resample_BT
 from r2v.evaluation.gain import RESAMPLES, SHARES, Gain, Point, Units, Verdict, chosen, escalated, gain_of, threshold
-from r2v.core.groups import Groups, folds, groups
 from r2v.evaluation.prefixes import auroc_equal_step
 from r2v.learning.reading import calibrated, fit_reader
 from r2v.maths import Bools, Floats

@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from r2v.core.agreement import alike
+from r2v.core.groups import Groups
 from r2v.core.types import Choice, Episode, ScoreKind, Step
 from r2v.evaluation.gain import Units
-from r2v.core.groups import Groups
 from r2v.learning.reading import ReadRows, cross_fitted, read_rows, slm_action
 from r2v.maths import Floats
 from r2v.studies.costs import tokens_of

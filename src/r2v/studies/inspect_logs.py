@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from r2v.core.errors import StageError
 from r2v.core.features import FEATURES, View, seen_as
-from r2v.core.types import Episode, Step
 from r2v.core.groups import folds, groups
+from r2v.core.types import Episode, Step
 from r2v.evaluation.prefixes import Scored, auroc_equal_step, auroc_over_tasks, by_prefix, curves, measures
 from r2v.learning.labels import Rows
 from r2v.learning.reading import ReadRows, cross_fitted, read_rows
@@ -67,7 +67,7 @@ def inspect_logs(episodes: Sequence[Episode], *, view: View = "full", seed: int 
         "auroc_equal_step": _equal(steps, seed),
         "auroc_equal_step_within_model": _equal(steps, seed, rows.agent_N) if several else None,
         "baselines": {
-            "29 features, a small network": _equal(steps.scored_by(_by_features(rows, failed_N, fold_N, seed)), seed),
+            "29 features, a small network": _equal(steps.scored_by(by_features(rows, failed_N, fold_N, seed)), seed),
             **({"which model it is": _equal(steps.scored_by(rate_N), seed)} if several else {}),
         },
         "without_looking": _without_looking(steps, rate_N if several else None, seed),
@@ -91,7 +91,7 @@ def _equal(steps: Scored, seed: int, within_N: NDArray[np.int64] | None = None) 
     return {"auroc": area, "auroc_ci95": area_ci95}
 
 
-def _by_features(rows: ReadRows, failed_N: Floats, fold_N: NDArray[np.int64], seed: int) -> Floats:
+def by_features(rows: ReadRows, failed_N: Floats, fold_N: NDArray[np.int64], seed: int) -> Floats:
     """Risk of each row by a small network on the features alone: what reads nothing."""
     from r2v.learning.tabular import fit_risk
 

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from r2v.core.groups import folds, groups
 from r2v.core.localiser import FailureLabel, Localiser, labels_of, load_localiser, step_features
 from r2v.core.types import Episode
 from r2v.evaluation.curves import interval, resample_BT
-from r2v.core.groups import folds, groups
 from r2v.learning.localise import fit_localiser
 from r2v.maths import Floats
 from r2v.report.inspection import rise
