@@ -66,6 +66,7 @@ def test_ranges_are_in_the_project_and_pins_in_the_constraints():
         ("torch", "run", "train"),
         ("pyarrow", "run", "train"),
         ("pyarrow", "fit", "fit"),
+        ("scipy", "fit", "fit"),
         ("pyarrow.parquet", "inspect", "report"),
         ("jinja2", "evaluate", "train"),
         ("uvicorn", "serve", "serve"),
