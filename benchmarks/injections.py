@@ -1,6 +1,7 @@
 """What texts that an attacker writes do to routers: teacher calls that they buy, and teacher calls that they suppress.
 
     python benchmarks/injections.py runs/quickstart [--outside escalate|abstain|clip] [--routers r2v benefit]
+    python benchmarks/injections.py --logs LOGS    the router of `r2v fit --unproven LOGS`, on steps of these logs
 
 Steps are those that each fitted router decided on the test tasks of a finished run; of the gateway's default router those of
 the mock sessions (`r2v serve --mock`). The newest observation or the goal is changed, the candidates are not; the verifier
@@ -18,14 +19,19 @@ from pathlib import Path
 from random import Random
 
 from r2v.clients.mock import SLM, TEACHER, complete
-from r2v.core.features import best, featurise, seen_as
+from r2v.core.features import best, featurise, proposing, seen_as
 from r2v.core.protocols import Router, Verifier
 from r2v.core.types import NO_USAGE, Candidate, Context, Decision, Memory
 from r2v.gateway.demo import SESSIONS, TOOL, Shop
+from r2v.logs.detection import detect
+from r2v.logs.importing import import_logs, log_format
 from r2v.messages.conversation import action_of, context_of, logprobs_of, parse
 from r2v.pipeline.run_folder import RunFolder
 from r2v.routers.base import Outside, RouterBase
 from r2v.routers.rules import Rules
+from r2v.studies.advise import advise, router_of
+from r2v.studies.costs import Costs
+from r2v.studies.fit_logs import fitted_with
 from r2v.verifiers import verifier_named
 from r2v.verifiers.tool_calls import ToolCallVerifier
 
@@ -129,7 +135,23 @@ def asks(router: Router, verifier: Verifier, step: Step) -> bool:
     features = featurise(context, candidates, scores)
     if isinstance(router, RouterBase) and router.fitted_with is not None:
         features = seen_as(router.fitted_with.view, features, scores)
-    return router.decide(context, features, memory, seed=0).route in ("escalate", "takeover")
+    known = proposing(context, candidates, scores)
+    return router.decide(known, features, memory, seed=0).route in ("escalate", "takeover")
+
+
+def fitted(logs: Path, limit: int) -> tuple[Router, list[Step]]:
+    """The router of the logs, and steps of the SLM on which it asks the teacher and on which it does not."""
+    kind = detect(logs)
+    episodes, _ = import_logs(logs, kind)
+    advice = advise(episodes, Costs())
+    assert advice.evidence is not None
+    router = router_of(advice, fitted_with(advice.evidence.episodes, log_format(kind).verifier))
+    parts: tuple[list[Step], list[Step]] = ([], [])
+    for episode in advice.evidence.episodes:
+        for step, context in zip(episode.steps, episode.contexts(50), strict=True):
+            one: Step = (context, step.choice.candidates, Memory())
+            parts[asks(router, ToolCallVerifier([]), one)].append(one)
+    return router, [s for part in parts for s in part[:: -(-len(part) // limit) or 1]]
 
 
 def share(changed: list[bool]) -> str:
@@ -160,11 +182,16 @@ def table(name: str, router: Router, verifier: Verifier, steps: list[Step]) -> b
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="folder of a finished run")
+    parser.add_argument("run", type=Path, nargs="?", help="folder of a finished run")
+    parser.add_argument("--logs", type=Path, help="recorded sessions, in place of a run")
     parser.add_argument("--outside", choices=Outside.__args__, default="escalate")  # type: ignore[attr-defined]
     parser.add_argument("--routers", nargs="*", help="of the run; all by default")
     parser.add_argument("--steps", type=int, default=200, help="of each router with a call, and as many without")
     given = parser.parse_args()
+    if given.logs:
+        router, steps = fitted(given.logs, given.steps)
+        table(f"reading ({given.logs})", router, ToolCallVerifier([]), steps)
+        return
     run = RunFolder(given.run)
     verifier = verifier_named(run.settings.domain.verifier)
     results = {"rules": table("rules (mock sessions)", Rules(), ToolCallVerifier([TOOL]), list(sessions()))}

@@ -47,7 +47,7 @@ def on_top(rows: ReadRows, y_N: Floats, fold_N: NDArray[np.int64], seen_NF: Floa
     for fold in range(FOLDS):
         held = fold_N == fold
         inner_N = np.where(held, -1, fold_N)
-        reader_N = cross_fitted(rows, y_N, inner_N, seed=0)  # of the held fold: by a reader of all others
+        reader_N = cross_fitted(rows, y_N, inner_N, seed=0)[0]  # of the held fold: by a reader of all others
         model = HistGradientBoostingClassifier(max_iter=80, learning_rate=0.06, max_leaf_nodes=8, random_state=0)
         x_NF = np.column_stack([seen_NF, reader_N])
         p_N[held] = model.fit(x_NF[~held], y_N[~held]).predict_proba(x_NF[held])[:, 1]
@@ -78,7 +78,7 @@ def measure(name: str, path: Path, most: int, top: bool) -> None:
         "which model": rate_A[fold_N, rows.agent_N],
         "29 features, small network (before)": by_features(rows, y_N, fold_N, 0),
         "29 features, boosted": boosted(seen_NF, y_N, fold_N),
-        "reading": cross_fitted(rows, y_N, fold_N, seed=0),
+        "reading": cross_fitted(rows, y_N, fold_N, seed=0)[0],
     }
     if top:
         models["reading, boosted on top"] = on_top(rows, y_N, fold_N, seen_NF)

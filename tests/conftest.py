@@ -27,6 +27,7 @@ SLOW = {
     "test_gateway_household.py",
     "test_plugins.py::test_own_domain_verifier_and_router_go_through_the_pipeline_to_the_report",
     "test_fit_logs.py::test_a_run_on_own_logs_inspects_and_fits",
+    "test_recorded_router.py::test_the_script_makes_the_same_folder_twice_and_finds_what_is_there",
     "test_log_formats.py::test_fitting_and_inspecting_need_no_torch_and_no_web_server",
     "test_log_formats.py::test_real_cells_of_agentdojo_are_those_of_every_agent",
     "test_log_formats.py::test_real_data_bases_of_intercode_are_those_of_spider",

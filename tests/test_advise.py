@@ -454,7 +454,7 @@ def test_fit_writes_the_router_that_was_measured(log, episodes, tmp_path):
     assert f"route: {{router: {out}, mode: shadow}} in the gateway's settings, and no k" in done.stdout
     assert run("init", str(tmp_path / "r2v.yaml")).exit_code == 0
     text = (tmp_path / "r2v.yaml").read_text()
-    text = text.replace("router: rules", f"router: {out}").replace("mode: observe", "mode: shadow")
+    text = text.replace("router: recorded", f"router: {out}").replace("mode: observe", "mode: shadow")
     (tmp_path / "r2v.yaml").write_text("\n".join(line for line in text.splitlines() if not line.startswith("  k:")))
     assert load_configured(load(tmp_path / "r2v.yaml", GatewaySettings).route).router.fitted_with == router.fitted_with
 

@@ -153,7 +153,7 @@ def test_what_stands_in_the_way_of_launch_is_one_line(desk):
         assert (
             desk.run("launch", "claude").stderr == f"r2v: what answers at {other} is not r2v; choose another server.port\n"
         )
-    (desk.folder / "r2v.yaml").write_text(text.replace("router: rules", "router: gone"))
+    (desk.folder / "r2v.yaml").write_text(text.replace("router: recorded", "router: gone"))
     done = desk.run("launch", "claude")
     assert done.returncode == 1 and "did not start: " in done.stderr and "gone" in done.stderr and "(log: " in done.stderr
     assert desk.run("launch", "emacs").stderr.startswith("r2v: emacs is not known to launch; known: claude, codex")
@@ -171,7 +171,7 @@ def test_promote_and_rollback_speak_with_the_gateway_that_runs(desk):
         assert refused.returncode == 1 and refused.stderr.startswith("r2v: 0 of 200 comparisons with the teacher")
         forced = desk.run("promote", "--force")
         assert forced.returncode == 0 and forced.stdout.startswith("mode     shadow: 0 of 200 comparisons")
-        assert "(forced)\nnext     router rules has no fit.json" in forced.stdout
+        assert "(forced)\nnext     router recorded has no fit.json" in forced.stdout
         assert desk.run("rollback", "--to", "canary").stderr == "r2v: canary is above shadow: promote to it\n"
         assert desk.run("rollback").stdout.startswith("mode     observe: rolled back from shadow\n")
         other = desk.run("promote", env={**desk.env, "R2V_API_KEY": "wrong"})

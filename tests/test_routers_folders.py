@@ -27,6 +27,7 @@ from r2v.routers.conformal import Band
 from r2v.routers.helper import Mixture
 from r2v.routers.r2v import R2V
 from r2v.routers.r2v_paper import R2VPaper
+from r2v.routers.recorded import CELLS, Kinds
 from r2v.routers.restart import Renewal
 from r2v.runtime.settings import validated
 from toy import Scored, played_episode, routed, run
@@ -70,7 +71,14 @@ def reader(seed: int) -> Reader:
         return rng.normal(size=shape).astype(np.float32).astype(float)
 
     ends = np.sort(numbers(2, len(FIELDS)), axis=0)
-    return Reader(names, np.sort(numbers(3, 4), axis=1), numbers(3, 5), numbers(ROOM), ends, 0.1, {"m": 0.3}, "m")
+    return Reader(names, np.sort(numbers(3, 4), axis=1), numbers(3, 5), numbers(ROOM), ends, 0.1, 0.2, True, {"m": 0.3}, "m")
+
+
+def kinds() -> Kinds:
+    made = np.random.default_rng(15)
+    centre = made.normal(size=(2, CELLS))
+    weight, middle = made.uniform(0.5, 2, CELLS), made.normal(size=CELLS) / 99
+    return Kinds(("one", "two"), weight, middle, centre, np.array([0.0, 0.01]), np.array([0.02, 0.01]))
 
 
 PARTS = {
@@ -99,6 +107,7 @@ PARTS = {
     "bandit": {"gain": logistic(seed=12), "inverse_AFF": np.stack([square(1), square(2)]), "bonus": 0.7, "threshold": 0.1},
     "reading": {"estimates": "benefit", "reader": reader(14), "teacher": reader(15), "hands_over": True, "threshold": 0.02},
     "restart": {"risk": network(seed=13), "measured": ((0.2, renewal(0.9)), (0.5, renewal(0.4))), "threshold": 0.5},
+    "recorded": {"reader": reader(16), "teacher": reader(17), "kinds": kinds(), "threshold": 0.05},
 }  # fmt: skip
 """Of each built-in router: what it was fitted with, made by hand."""
 FITTED_WITH = FittedWith(3, HORIZON, "tool_calls", "no_entropy", "ab" * 32)
@@ -157,12 +166,13 @@ def test_every_built_in_router_is_here():
         "benefit": "benefit",
         "helper": "benefit",
         "bandit": "benefit",
+        "recorded": "benefit",
     }
     assert {name: router_class(name).kind for name in BUILT_IN} == {**dict.fromkeys(BUILT_IN, "risk"), **doubts}
     needs = {"benefit": {"answers", "branches"}, "helper": {"answers", "exploration"}, "cascade": {"answers"},
              "cascade_routing": {"answers", "redraws"}, "bandit": {"exploration"}}  # fmt: skip
     routes = {"judge_latch": "takeover", "conformal": "takeover", "query": "takeover", "cascade_routing": "retry escalate",
-              "restart": "restart escalate", "reading": "escalate takeover"}  # fmt: skip
+              "restart": "restart escalate", **dict.fromkeys(("reading", "recorded"), "escalate takeover")}  # fmt: skip
     for name in BUILT_IN:
         router = router_class(name)
         assert (router.name, router.needs) == (name, needs.get(name, set()))

@@ -45,6 +45,14 @@ Verdicts = Annotated[
 ]
 
 
+Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust-results",
+        help="What tools return may also lower a score. Without it, text in a tool result can ask for the teacher, but "
+        "hardly talk the router out of it; the router then knows less.",
+    ),
+]
 VerdictNames = Annotated[
     list[str] | None,
     typer.Option(
@@ -67,6 +75,7 @@ def advise(
     slm: Slm = None,
     teacher: Teacher = None,
     share: Share = None,
+    trust_results: Trust = False,
     seed: Annotated[int, typer.Option(help="Seed of the folds, the fits and the intervals.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="End with one JSON line.")] = False,
 ) -> None:
@@ -75,7 +84,7 @@ def advise(
     Reads the gateway's ledger and any log; says something useful for ten sessions, and what is missing.
     """
     read = imported(logs, kind, outcomes, mapping, keep_unknown=True)
-    advice = _advised(read, logs, prices, slm, teacher, share, seed, verdict)
+    advice = _advised(read, logs, prices, slm, teacher, share, seed, verdict, trust=trust_results)
     _show(advice.facts, out, _title(logs))
     if as_json:
         typer.echo(json.dumps(advice.facts))
@@ -93,6 +102,7 @@ def fit(
     slm: Slm = None,
     teacher: Teacher = None,
     asked_share: Share = None,
+    trust_results: Trust = False,
     unproven: Annotated[
         bool, typer.Option("--unproven", help="Write a router also where nothing shows that it beats random escalation.")
     ] = False,
@@ -105,7 +115,7 @@ def fit(
     written, and the status is 2.
     """
     read = imported(logs, kind, outcomes, mapping, keep_unknown=True)
-    advice = _advised(read, logs, prices, slm, teacher, asked_share, seed, verdict)
+    advice = _advised(read, logs, prices, slm, teacher, asked_share, seed, verdict, trust=trust_results)
     facts = _fit(advice, read, out, unproven=unproven, seed=seed)
     if as_json:
         typer.echo(json.dumps(facts))
@@ -261,7 +271,7 @@ def _advised(
     slms: list[str] | None,
     teacher: str | None,
     share: float | None,
-    seed: int, names: Sequence[str] | None = None,
+    seed: int, names: Sequence[str] | None = None, *, trust: bool = False,
 ) -> Advice:  # fmt: skip
     try:
         from r2v.studies.advise import advise
@@ -281,7 +291,7 @@ def _advised(
     known = verdict_report(sample, verdicts or _verdicts(("tests", "reward")), seed)
     if verdicts:
         episodes = with_verdicts(episodes, verdicts)
-    advice = advise(episodes, costs, slms=slms or (), teacher=teacher, share=share, seed=seed)
+    advice = advise(episodes, costs, slms=slms or (), teacher=teacher, share=share, trust_results=trust, seed=seed)
     return replace(advice, facts={**advice.facts, "verdicts": known})
 
 

@@ -6,6 +6,8 @@ text is cut to its beginning and its end first.
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -21,12 +23,19 @@ from r2v.maths import Floats
 
 VERDICT = "verdict: "
 FIELDS = ("goal", "seen", "action", "before")
+WRITTEN_BY_OTHERS = frozenset({
+    "seen", "before", "context_length", "last_observation_repeats", "repeats_in_last_five", "steps_since_new",
+    "last_observation_length", "unseen_words", "goal_seen", "goal_in_last",
+})  # fmt: skip
+"""Fields and features that tool results move, and so whoever writes what tools return."""
 """The goal; the newest observation; what the SLM would do now; the steps before that, shortened."""
 BITS = 15
 ROOM = 1 << BITS
 """Numbers of a hashed gram, over all fields."""
 _ENDS = {"goal": (1200, 400), "seen": (900, 900), "action": (900, 300)}
 """Characters kept of the beginning and of the end of each text."""
+_OTHERS = [i for i, field in enumerate(FIELDS) if field in WRITTEN_BY_OTHERS]
+_OWN = [i for i, field in enumerate(FIELDS) if field not in WRITTEN_BY_OTHERS]
 _BEFORE, _EACH = 3, 160
 """Steps before this one that are read, and characters of each of their texts."""
 _MOST = 8192
@@ -143,6 +152,11 @@ class Reader:
     range_2P: Floats
     """Least and most that each text of `FIELDS` may add."""
     bias: float
+    floor: float = 0.0
+    """The least that all of `WRITTEN_BY_OTHERS` may add together: what tools return can ask for help, but not talk a router
+    out of it."""
+    floored: bool = True
+    """Whether the floor holds; not where whoever writes what tools return is trusted."""
     agents: Mapping[str, float] = field(default_factory=dict)
     """Log-odds of each model that was fitted on, against their mean."""
     agent: str | None = None
@@ -155,7 +169,11 @@ class Reader:
         parts_NP = np.clip(said.parts_NP(self.words), *self.range_2P)
         bin_NF = (x_NF[:, :, None] >= self.edges_FB).sum(axis=2)
         added_NF = np.where(present_NF, self.bins_FB[np.arange(len(self.names)), bin_NF], 0.0)
-        return np.asarray(parts_NP.sum(axis=1) + added_NF.sum(axis=1) + self.bias + offset_N)
+        others_N = parts_NP[:, _OTHERS].sum(axis=1) + added_NF[:, self._others].sum(axis=1)
+        own_N = parts_NP[:, _OWN].sum(axis=1) + added_NF[:, self._own].sum(axis=1)
+        if self.floored:
+            others_N = np.maximum(others_N, self.floor)
+        return np.asarray(others_N + own_N + self.bias + offset_N)
 
     def score(self, context: Context, action: Action, features: Features) -> float:
         """The probability at one step.
@@ -172,16 +190,55 @@ class Reader:
         return lru_cache(REMEMBERED)(self._of_one)
 
     def _of_one(self, read: tuple[str, ...], features: Features, verdicts: tuple[tuple[str, float], ...]) -> float:
-        said = dict(verdicts)
-        x_NF = np.array([[features.values[f] if f >= 0 else said.get(name, 0.0) for f, name in self._columns]])
-        present_NF = np.array([[features.present[f] if f >= 0 else name in said for f, name in self._columns]])
-        offset = self.agents.get(self.agent, 0.0) if self.agent else 0.0
-        return float(self.calibration(self.logit(grams(read), x_NF, present_NF, offset))[0])
+        return self.score_of(grams(read), features, verdicts)
+
+    def score_of(self, said: Grams, features: Features, verdicts: tuple[tuple[str, float], ...] = ()) -> float:
+        """The probability at one step whose grams are known already (arrays of a few numbers would cost more)."""
+        added = np.bincount(said.part_G, self.words[said.index_G] * said.value_G, minlength=len(FIELDS)).tolist()
+        own = self.bias + (self.agents.get(self.agent, 0.0) if self.agent else 0.0)
+        others = 0.0
+        for field_name, part, least, most in zip(FIELDS, added, *self._ends, strict=True):
+            value = min(max(part, least), most)
+            if field_name in WRITTEN_BY_OTHERS:
+                others += value
+            else:
+                own += value
+        known = dict(verdicts)
+        for column, name, edges, bins in self._bins:
+            if column < 0:
+                found = known.get(name)
+            else:
+                found = features.values[column] if features.present[column] else None
+            if found is None:
+                continue
+            if name in WRITTEN_BY_OTHERS:
+                others += bins[bisect_right(edges, found)]
+            else:
+                own += bins[bisect_right(edges, found)]
+        total = own + (max(others, self.floor) if self.floored else others)
+        if self.calibration.x:
+            return float(self.calibration(np.array([total]))[0])
+        return 1 / (1 + math.exp(-min(max(self.calibration.slope * total + self.calibration.bias, -40), 40)))
 
     @cached_property
-    def _columns(self) -> list[tuple[int, str]]:
-        """Of each of `names`, its place in `FEATURES`, or -1 and the verdict's name."""
+    def _others(self) -> list[int]:
+        return [i for i, name in enumerate(self.names) if name in WRITTEN_BY_OTHERS]
+
+    @cached_property
+    def _own(self) -> list[int]:
+        return [i for i, name in enumerate(self.names) if name not in WRITTEN_BY_OTHERS]
+
+    @cached_property
+    def _ends(self) -> tuple[list[float], list[float]]:
+        least, most = self.range_2P.tolist()
+        return least, most
+
+    @cached_property
+    def _bins(self) -> list[tuple[int, str, list[float], list[float]]]:
+        """(its place in `FEATURES`, or -1 and the verdict's name, edges, log-odds) of each of `names`."""
         return [
-            (-1, name.removeprefix(VERDICT)) if name.startswith(VERDICT) else (FEATURES.index(name), name)
-            for name in self.names
+            (-1, name.removeprefix(VERDICT), edges, bins)
+            if name.startswith(VERDICT)
+            else (FEATURES.index(name), name, edges, bins)
+            for name, edges, bins in zip(self.names, self.edges_FB.tolist(), self.bins_FB.tolist(), strict=True)
         ]

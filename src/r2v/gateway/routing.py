@@ -17,7 +17,7 @@ from r2v.core.protocols import Router
 from r2v.core.seeds import derive_uniform
 from r2v.core.types import Code, Context, Decision, Features, Memory, Route
 from r2v.gateway.settings import RouteSettings
-from r2v.routers import BUILT_IN, load_router, router_class
+from r2v.routers import BUILT_IN, SHIPPED, load_router, router_class
 from r2v.routers.base import RouterBase
 from r2v.runtime.store import sha256
 
@@ -157,8 +157,8 @@ class Configured:
 
 
 def load_configured(route: RouteSettings) -> Configured:
-    """A rule by its name, or the folder of a fitted router: the object that the evaluation played. Raises SettingsError,
-    ArtifactError.
+    """A rule or the router that comes fitted by its name, or the folder of a fitted one: the object that the evaluation
+    played. Raises SettingsError, ArtifactError.
     """
     folder = None if route.router in BUILT_IN or ":" in route.router else Path(route.router)
     router = _rule(route.router) if folder is None else load_router(folder)
@@ -178,13 +178,15 @@ def load_configured(route: RouteSettings) -> Configured:
     certificate = None
     if route.certificate is not None:
         if folder is None:
-            raise SettingsError(f"{route.certificate} cannot be for {name}: rules have no certificates")
+            raise SettingsError(f"{route.certificate} cannot be for {name}: only routers of a run have certificates")
         certificate = _certificate(Path(route.certificate), folder, router.threshold)
     return Configured(name, router, _as_fitted(route, router), certificate)
 
 
 def _rule(name: str) -> RouterBase:
-    """A router that is fitted on nothing, at the threshold of the paper."""
+    """A router that is fitted on nothing, at the threshold of the paper, or the one that comes fitted."""
+    if name in SHIPPED:
+        return load_router(name)
     try:
         return router_class(name)()
     except TypeError:

@@ -7,7 +7,7 @@ Linear on purpose. On MINT, KnowAgent and tau-bench a boosted model on top of it
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from r2v.core.features import FEATURES, batch, best
 from r2v.core.groups import folds
 from r2v.core.mlp import Calibration
-from r2v.core.reading import FIELDS, ROOM, VERDICT, Grams, Reader, grams, joined, texts
+from r2v.core.reading import FIELDS, ROOM, VERDICT, WRITTEN_BY_OTHERS, Grams, Reader, grams, joined, texts
 from r2v.core.types import Action, Episode, Step
 from r2v.maths import Bools, Floats
 from r2v.maths.calibration import fit_scaling, nll
@@ -31,6 +31,8 @@ FEATURE_SCALE, AGENT_SCALE = 0.4, 1.0
 """Size of the columns beside those of the words, which have length 1 a text: the larger, the less they are shrunk."""
 NEVER = float(np.finfo(np.float32).max)
 """The edge of a bin that no value reaches."""
+FLOOR = 0.95
+"""Quantile, over the rows of the fit, of what tool results add together, below which they add no less."""
 CLIPPED = (0.01, 0.99)
 """Quantiles of what a text adds over the rows of the fit, beyond which it is clipped."""
 
@@ -106,7 +108,10 @@ def slm_action(step: Step) -> Action:
     return choice.candidates[best(choice.candidates, choice.scores)].action if choice.candidates else choice.action
 
 
-def fit_reader(rows: ReadRows, y_N: Floats, use_N: Bools, *, seed: int, facts: Mapping[str, Any] | None = None) -> Reader:
+def fit_reader(
+    rows: ReadRows, y_N: Floats, use_N: Bools, *, seed: int, facts: Mapping[str, Any] | None = None,
+    penalties: Sequence[float] = PENALTIES,
+) -> Reader:  # fmt: skip
     """Fit P(y = 1) on some of the rows; the penalty is chosen on groups of them left out, then all of them are fitted.
 
     Raises ValueError where all labels are equal.
@@ -115,9 +120,10 @@ def fit_reader(rows: ReadRows, y_N: Floats, use_N: Bools, *, seed: int, facts: M
         raise ValueError("the steps to fit on all have the same label")
     held_N = use_N & (folds(rows.group_N, 4, seed) == 0)
     rest_N = use_N & ~held_N
-    penalty = PENALTIES[-1]
-    if held_N.any() and 0 < y_N[rest_N].mean() < 1:
-        losses = {c: nll(probability(_fit(rows, y_N, rest_N, c), rows, held_N), y_N[held_N]) for c in PENALTIES}
+    penalty = penalties[-1]
+    if len(penalties) > 1 and held_N.any() and 0 < y_N[rest_N].mean() < 1:
+        tried = {c: replace(_fit(rows, y_N, rest_N, c), floored=False) for c in penalties}
+        losses = {c: nll(probability(reader, rows, held_N), y_N[held_N]) for c, reader in tried.items()}
         penalty = min(losses, key=lambda c: losses[c])
     return _fit(rows, y_N, use_N, penalty, {"rows": int(use_N.sum()), "penalty": penalty, **(facts or {})})
 
@@ -135,22 +141,25 @@ def logit(reader: Reader, rows: ReadRows, use_N: Bools) -> Floats:
     return np.asarray(whole[use_N])
 
 
-def cross_fitted(rows: ReadRows, y_N: Floats, fold_N: NDArray[np.int64], *, seed: int) -> Floats:
-    """P(y = 1) of each row by a reader that saw no row of its fold; the share of y = 1 where the others are all alike."""
-    p_N = np.full(len(rows), y_N.mean())
+def cross_fitted(rows: ReadRows, y_N: Floats, fold_N: NDArray[np.int64], *, seed: int) -> tuple[Floats, Floats]:
+    """P(y = 1) of each row by a reader that saw no row of its fold; the share of y = 1 where the others are all alike.
+
+    Returns:
+        (p_N, floored_N): without and with the reader's floor.
+    """
+    p_N, floored_N = np.zeros(len(rows)), np.zeros(len(rows))
     for fold in np.unique(fold_N):
-        others = fold_N != fold
-        if 0 < y_N[others].mean() < 1:
-            p_N[~others] = probability(fit_reader(rows, y_N, others, seed=seed), rows, ~others)
-        else:
-            p_N[~others] = y_N[others].mean()
-    return p_N
+        held = fold_N == fold
+        p_N[held] = floored_N[held] = y_N[~held].mean()
+        if 0 < y_N[~held].mean() < 1:
+            reader = fit_reader(rows, y_N, ~held, seed=seed)
+            p_N[held] = probability(replace(reader, floored=False), rows, held)
+            floored_N[held] = probability(reader, rows, held)
+    return p_N, floored_N
 
 
 def calibrated(reader: Reader, p_N: Floats, y_N: Floats) -> Reader:
     """The reader with its slope and bias from probabilities on groups left out (Platt)."""
-    from dataclasses import replace
-
     clipped = np.clip(p_N, 1e-6, 1 - 1e-6)
     slope, bias = fit_scaling(np.log(clipped / (1 - clipped)), y_N, with_bias=True)
     return replace(reader, calibration=Calibration(slope, bias))
@@ -185,9 +194,16 @@ def _fit(rows: ReadRows, y_N: Floats, use_N: Bools, penalty: float, facts: Mappi
     count_A = np.bincount(rows.agent_N[used], minlength=len(agents))
     mean = float(agents @ count_A / count_A.sum())
     offsets = {name: float(v - mean) for name, v, n in zip(rows.agents, agents, count_A, strict=True) if n}
+    range_2P = _rounded(np.quantile(parts_NP, CLIPPED, axis=0))
+    others = [name in WRITTEN_BY_OTHERS for name in rows.names]
+    bin_of = bin_NF - BINS * np.arange(len(known))
+    added_NF = np.where(present_NF, bins_FB[np.arange(len(known)), bin_of], 0.0)
+    fields = [field in WRITTEN_BY_OTHERS for field in FIELDS]
+    others_N = np.clip(parts_NP, *range_2P)[:, fields].sum(axis=1) + added_NF[:, [others[f] for f in known]].sum(axis=1)
+    floor = float(_rounded(np.quantile(others_N, FLOOR)))
     return Reader(
-        tuple(rows.names[f] for f in known), edges_FB, bins_FB, words, _rounded(np.quantile(parts_NP, CLIPPED, axis=0)),
-        float(fitted.intercept_[0]) + mean, offsets, facts=facts or {},
+        tuple(rows.names[f] for f in known), edges_FB, bins_FB, words, range_2P,
+        float(fitted.intercept_[0]) + mean, floor, True, offsets, facts=facts or {},
     )  # fmt: skip
 
 

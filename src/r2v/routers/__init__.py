@@ -36,8 +36,11 @@ BUILT_IN = {
     "bandit": "r2v.routers.bandit:Bandit",
     "restart": "r2v.routers.restart:Restart",
     "reading": "r2v.routers.reading:Reading",
+    "recorded": "r2v.routers.recorded:Recorded",
 }
 """In the order of tables and figures."""
+SHIPPED = {"recorded": Path(__file__).parent / "default"}
+"""Routers that come fitted, by name: their folders."""
 
 
 def router_class(name: str) -> type[RouterBase]:
@@ -51,10 +54,14 @@ def router_class(name: str) -> type[RouterBase]:
 def load_router(folder: Path | str) -> RouterBase:
     """The router in a folder, at its operating point; it decides as it did where it was fitted.
 
+    Args:
+        folder: a router folder, or the name of a router that comes fitted (`recorded`).
+
     Raises:
         ArtifactError: the folder is incomplete, damaged or of another version.
         SettingsError: it holds a router whose code is not installed.
     """
+    folder = SHIPPED.get(str(folder), folder)
     path = Path(folder) / "router.json"
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from r2v.core.reading import Reader
-from r2v.core.types import Action, Context, Decision, Episode, Features, Memory, Route
+from r2v.core.types import Action, Context, Decision, Episode, Features, Memory, Route, ScoreKind
 from r2v.routers.base import FitData, RouterBase, compare, quantiles
 
 Estimate = Literal["risk", "benefit", "disagreement"]
@@ -25,7 +25,7 @@ class Reading(RouterBase):
     """P(the teacher fails on this task), of `benefit`: its score is the difference."""
     hands_over: bool = False
     """The teacher keeps the session from there on: what was measured on recorded sessions of both."""
-    kind = "risk"
+    kind: ClassVar[ScoreKind | None] = "risk"
     routes = frozenset({"continue", "escalate", "takeover"})
     colour = "#ee7733"
     cites = "Ours; hashed words as in feature hashing (arXiv 0902.2206)."
@@ -43,7 +43,7 @@ class Reading(RouterBase):
         steps = [[t for t, s in enumerate(e.steps) if s.choice.features is not None] for e in data.rollouts]
         rows = read_rows(data.rollouts, group_E, steps, data.horizon)
         failed_N = np.array([float(not episode.success) for episode in data.rollouts])[rows.episode_N]
-        p_N = cross_fitted(rows, failed_N, folds(rows.group_N, 5, data.seed), seed=data.seed)
+        _, p_N = cross_fitted(rows, failed_N, folds(rows.group_N, 5, data.seed), seed=data.seed)
         facts = {**data.facts, "seed": data.seed, "estimates": "the risk that going on with the SLM will fail the episode"}
         reader = fit_reader(rows, failed_N, np.ones(len(rows), dtype=bool), seed=data.seed, facts=facts)
         return cls(reader=calibrated(reader, p_N, failed_N), fitted_with=data.fitted_with)
@@ -67,6 +67,9 @@ class Reading(RouterBase):
         """Raises ValueError where the context does not say what the SLM proposes."""
         if context.proposed is None:
             raise ValueError(f"router {self.name} reads what the SLM proposes: give it in `Context.proposed`")
+        return self.compared(self.score_of(context, context.proposed, features))
+
+    def compared(self, score: float, why: str = "") -> Decision:
+        """The decision on a score; `why` is added to its reason."""
         above: Route = "takeover" if self.hands_over else "escalate"
-        score = self.score_of(context, context.proposed, features)
-        return compare(self.name, self.estimates, score, self.point, above=above)
+        return compare(self.name, self.estimates, score, self.point, above=above, why=why)

@@ -52,7 +52,7 @@ class Advice:
 
 def advise(
     episodes: Sequence[Episode], costs: Costs, *, slms: Sequence[str] = (), teacher: str | None = None,
-    share: float | None = None, seed: int = 0,
+    share: float | None = None, trust_results: bool = False, seed: int = 0,
 ) -> Advice:  # fmt: skip
     """Measure.
 
@@ -62,21 +62,25 @@ def advise(
         slms: models that count as the SLM; none: all but the teacher.
         teacher: the stronger model; None: the one that solved most.
         share: the share of units to escalate; None: of `SHARES` the one that gains most.
+        trust_results: what tools return may also lower a score; else it can only raise it (`Reader.floor`).
         seed: of folds, fits and resamples.
     """
     found = groups(episodes)
-    facts = {"seed": seed, **_counts(episodes, found), **_MISSING}
+    facts = {"seed": seed, "trust_results": trust_results, **_counts(episodes, found), **_MISSING}
     evidence = evidence_of(episodes, found, slms=slms, teacher=teacher, seed=seed)
     if evidence is None:
         return Advice({**facts, **_not_enough(episodes, found)}, None, {}, None)
     fold_N = folds(evidence.rows.group_N, FOLDS, seed)
-    p = evidence.probabilities(fold_N, seed)
+    plain, floored = evidence.probabilities(fold_N, seed)
+    p = plain if trust_results else floored
     units = evidence.units(p, fold_N)
     shares = SHARES if share is None else (share,)
     kinds = evidence.kinds()
     escalated_U, points = escalated(units, shares, kinds)
     gain = gain_of(escalated_U, units, seed)
-    again = _split_again(evidence, shares, seed) if gain.beats_random and evidence.kind != "outcomes" else None
+    again = (
+        _split_again(evidence, shares, trust_results, seed) if gain.beats_random and evidence.kind != "outcomes" else None
+    )
     point = chosen(units, np.ones(len(units), dtype=bool), shares, kinds)
     facts |= {
         "evidence": evidence.kind, "slms": list(evidence.slms), "teacher": evidence.teacher,
@@ -86,15 +90,16 @@ def advise(
         "points_of_folds": [f"{p.kind} at {p.share:.0%}" for p in points],
         "nulls": _nulls(evidence, units, escalated_U, seed), "by_model": _by_model(evidence, units, escalated_U),
         "table": [_line(evidence, units, point.kind, s, costs) for s in SHARES],
-        **_area(evidence, p, seed), **_money(evidence, units, escalated_U, costs, seed),
+        **_area(evidence, plain, seed), **_money(evidence, units, escalated_U, costs, seed),
     }  # fmt: skip
     return Advice(facts | _verdict(evidence, gain, again), evidence, p, point)
 
 
-def _split_again(evidence: Evidence, shares: Sequence[float], seed: int) -> Gain:
+def _split_again(evidence: Evidence, shares: Sequence[float], trust_results: bool, seed: int) -> Gain:
     """The gain with other folds: what is there shows in both, luck with one split seldom does."""
     fold_N = folds(evidence.rows.group_N, FOLDS, seed + 1)
-    units = evidence.units(evidence.probabilities(fold_N, seed + 1), fold_N)
+    plain, floored = evidence.probabilities(fold_N, seed + 1)
+    units = evidence.units(plain if trust_results else floored, fold_N)
     return gain_of(escalated(units, shares, evidence.kinds())[0], units, seed)
 
 
@@ -114,8 +119,9 @@ def router_of(advice: Advice, fitted_with: FittedWith, *, seed: int = 0) -> Read
         raise ValueError("these logs hold nothing to fit a router on")
     every = np.ones(len(evidence.rows), dtype=bool)
     served = evidence.slms[0] if len(evidence.slms) == 1 else None
+    floored = not advice.facts["trust_results"]
     readers = {
-        name: replace(calibrated(fit_reader(evidence.rows, y_N, every, seed=seed), p_N, y_N), agent=served)
+        name: replace(calibrated(fit_reader(evidence.rows, y_N, every, seed=seed), p_N, y_N), agent=served, floored=floored)
         for name, y_N in evidence.labels.items()
         for p_N in [advice.probabilities[name]]
     }

@@ -85,9 +85,10 @@ class Evidence:
         """Kinds of scores that a router may have."""
         return {"paired": ("benefit", "risk"), "alike": ("disagreement",), "outcomes": ("risk",)}[self.kind]  # type: ignore[return-value]
 
-    def probabilities(self, fold_N: NDArray[np.int64], seed: int) -> dict[str, Floats]:
-        """[N] of each reader, from models that saw no row of its fold."""
-        return {name: cross_fitted(self.rows, y_N, fold_N, seed=seed) for name, y_N in self.labels.items()}
+    def probabilities(self, fold_N: NDArray[np.int64], seed: int) -> tuple[dict[str, Floats], dict[str, Floats]]:
+        """[N] of each reader without its floor, and with it, from models that saw no row of its fold."""
+        found = {name: cross_fitted(self.rows, y_N, fold_N, seed=seed) for name, y_N in self.labels.items()}
+        return {name: p_N for name, (p_N, _) in found.items()}, {name: p_N for name, (_, p_N) in found.items()}
 
     def units(self, p: Mapping[str, Floats], fold_N: NDArray[np.int64]) -> Units:
         """The units with the scores of these probabilities, and of the nulls that look at the first step alone."""

@@ -53,7 +53,7 @@ def inspect_logs(episodes: Sequence[Episode], *, view: View = "full", seed: int 
     failed_N = np.array([float(not seen[i].success) for i in used])[rows.episode_N]
     fold_N = folds(rows.group_N, FOLDS, seed)
     owner_N = np.array(used)[rows.episode_N]
-    steps = Scored(cross_fitted(rows, failed_N, fold_N, seed=seed), failed_N, rows.t_N, rows.group_N, owner_N)
+    steps = Scored(cross_fitted(rows, failed_N, fold_N, seed=seed)[0], failed_N, rows.t_N, rows.group_N, owner_N)
     _, first_N = np.unique(owner_N, return_index=True)
     several = len(rows.agents) > 1
     rate_N = _rate_elsewhere(steps, rows.agent_N, fold_N, first_N)
