@@ -208,7 +208,9 @@ def logs(user: User) -> float:
     told = user.types("r2v", "advise", "log.jsonl", "--out", "advice")
     user.types("r2v", "fit", "log.jsonl", "--out", "router")
     yaml = user.folder / "project/r2v.yaml"
-    lines = yaml.read_text().replace("router: recorded", "router: router").replace("mode: observe", "mode: shadow").splitlines()
+    lines = (
+        yaml.read_text().replace("router: recorded", "router: router").replace("mode: observe", "mode: shadow").splitlines()
+    )
     yaml.write_text("\n".join(line for line in lines if not line.startswith("  k:")))  # as fit's last line says
     user.types("r2v", "check", "r2v.yaml")
     found = [name for name in UNWANTED if list((user.folder / "venv").glob(f"lib/python3*/site-packages/{name}"))]

@@ -214,7 +214,7 @@ def serve(env: Installed) -> None:
     env.run("r2v", "fit", "log.jsonl", "--format", "openai-jsonl", "--out", "router")
     if not (env.work / "router" / "router.json").exists():
         raise Failed("`r2v fit` wrote no router")
-    env.misses("fit", "import", "log.jsonl", "episodes.parquet")
+    env.misses("fit", "import", "log.jsonl", "episodes.parquet", "--format", "openai-jsonl")
     env.misses("train", "run", env.file("tiny.yaml", TINY), "--out", "run")
 
 
