@@ -165,7 +165,7 @@ def test_changing_a_setting_runs_only_what_depends_on_it(finished, settings, tmp
 
 SCIENCE = [
     "random", "entropy", "heuristic", "verifier", "rules", "r2v", "r2v_paper", "benefit", "helper", "query", "cascade",
-    "cascade_routing", "judge_latch", "conformal", "bandit", "restart",
+    "cascade_routing", "judge_latch", "conformal", "bandit", "restart", "reading", "recorded",
 ]  # fmt: skip
 
 

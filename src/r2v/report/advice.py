@@ -131,12 +131,17 @@ def _next(f: Facts) -> str:
         return "Next: r2v fit on the same logs, then the router in mode shadow, then canary at 10 %."
     if f["verdict"] == "no_route":
         return "Next: keep logging; do not route on these scores."
+    known = [v for v in f.get("verdicts") or () if v["covered_episodes"] > 0 and not v["compared"]]
+    if not f["with_outcome"] and known:
+        name, share = known[0]["verdict"], known[0]["covered_episodes"]
+        return f"Next: the verdict {name} knows {share:.0%} of these sessions; with --verdict {name} it is their outcome."
     return ""
 
 
 def _badge(f: Facts) -> str:
     words = {"route": "route", "no_route": "do not route yet", "not_enough": "not enough to say"}[f["verdict"]]
-    return f"<p><span class='badge {f['verdict']}'>{words}</span> {escape(str(f.get('why') or ''))}</p>"
+    why = "" if f["verdict"] == "not_enough" else str(f["why"])  # then it stands in the paragraph
+    return f"<p><span class='badge {f['verdict']}'>{words}</span> {escape(why)}</p>"
 
 
 def _nulls(f: Facts) -> list[list[str]]:
