@@ -208,10 +208,11 @@ def logs(user: User) -> float:
     told = user.types("r2v", "advise", "log.jsonl", "--out", "advice")
     user.types("r2v", "fit", "log.jsonl", "--out", "router")
     yaml = user.folder / "project/r2v.yaml"
-    lines = (
-        yaml.read_text().replace("router: recorded", "router: router").replace("mode: observe", "mode: shadow").splitlines()
-    )
-    yaml.write_text("\n".join(line for line in lines if not line.startswith("  k:")))  # as fit's last line says
+    settings = yaml.read_text()
+    for old, new in (("router: recorded", "router: router"), ("mode: observe", "mode: shadow"), ("  k: 4", "  #")):
+        assert old in settings, old  # as fit's last line says
+        settings = settings.replace(old, new)
+    yaml.write_text(settings)
     user.types("r2v", "check", "r2v.yaml")
     found = [name for name in UNWANTED if list((user.folder / "venv").glob(f"lib/python3*/site-packages/{name}"))]
     if found:
