@@ -10,6 +10,7 @@ installed by CI's own environment only (scripts/setup.sh): compiling and downloa
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import platform
@@ -129,10 +130,10 @@ def _torch_from() -> list[str]:
 
 
 def _log(env: Installed) -> str:
-    """160 recorded episodes: those that repeat a failing call mostly fail."""
+    """160 tasks, each played by two models: the small one gets stuck on half of them, and mostly fails there."""
     lines = []
-    for i in range(160):
-        stuck = i % 2 == 0
+    for i, model in itertools.product(range(160), ("small", "strong")):
+        stuck = model == "small" and i % 2 == 0
         messages: list[dict[str, object]] = [{"role": "user", "content": f"do thing {i}"}]
         for t in range(5):
             text = '{"x": 1}' if stuck and t > 1 else json.dumps({"x": i * 7 + t * 13})
@@ -140,7 +141,7 @@ def _log(env: Installed) -> str:
             messages.append({"role": "assistant", "content": None, "tool_calls": [call]})
             messages.append({"role": "tool", "tool_call_id": str(t), "content": "Error" if stuck else f"ok {i * t}"})
         success = (i % 10 == 0) if stuck else (i % 10 != 1)
-        lines.append(json.dumps({"messages": messages, "success": success, "task": f"t{i}", "model": "m"}))
+        lines.append(json.dumps({"messages": messages, "success": success, "task": f"t{i}", "model": model}))
     return env.file("log.jsonl", "\n".join(lines))
 
 
@@ -209,7 +210,11 @@ def serve(env: Installed) -> None:
         with urllib.request.urlopen(request, timeout=30) as answer:
             if not json.load(answer)["choices"]:
                 raise Failed("the gateway answers nothing")
-    env.misses("fit", "fit", _log(env), "--format", "openai-jsonl", "--out", "router")
+    env.run("r2v", "advise", _log(env), "--format", "openai-jsonl", "--out", "advice")
+    env.run("r2v", "fit", "log.jsonl", "--format", "openai-jsonl", "--out", "router")
+    if not (env.work / "router" / "router.json").exists():
+        raise Failed("`r2v fit` wrote no router")
+    env.misses("fit", "import", "log.jsonl", "episodes.parquet", "--format", "openai-jsonl")
     env.misses("train", "run", env.file("tiny.yaml", TINY), "--out", "run")
 
 

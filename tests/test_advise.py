@@ -20,12 +20,15 @@ from r2v.core.groups import folds, groups
 from r2v.core.reading import FIELDS, ROOM, Reader, grams, texts
 from r2v.core.types import NO_USAGE, Action, Candidate, Context, Features, Memory, Task
 from r2v.evaluation.gain import Units, gain_of, mean_gain
+from r2v.gateway.routing import load_configured
+from r2v.gateway.settings import GatewaySettings
 from r2v.learning.reading import fit_reader, probability, read_rows
 from r2v.logs.importing import import_logs
 from r2v.maths.stats import auroc, auroc_equal_B
 from r2v.report.advice import page, paragraph
 from r2v.routers import decide, load_router
 from r2v.routers.reading import Reading
+from r2v.runtime.settings import load
 from r2v.studies.advise import advise, router_of
 from r2v.studies.costs import Costs, read_prices, tokens_of
 from r2v.studies.evidence import differs, evidence_of, own_steps
@@ -447,6 +450,13 @@ def test_fit_writes_the_router_that_was_measured(log, episodes, tmp_path):
     assert np.mean(routes) == pytest.approx(facts["share_escalated"], abs=0.12)
     weights = (out / "weights.safetensors").stat().st_size
     assert weights < 700_000
+    # The settings of `r2v init` take the router once they are changed as the last line says.
+    assert f"route: {{router: {out}, mode: shadow}} in the gateway's settings, and no k" in done.stdout
+    assert run("init", str(tmp_path / "r2v.yaml")).exit_code == 0
+    text = (tmp_path / "r2v.yaml").read_text()
+    text = text.replace("router: recorded", f"router: {out}").replace("mode: observe", "mode: shadow")
+    (tmp_path / "r2v.yaml").write_text("\n".join(line for line in text.splitlines() if not line.startswith("  k:")))
+    assert load_configured(load(tmp_path / "r2v.yaml", GatewaySettings).route).router.fitted_with == router.fitted_with
 
 
 def test_fit_writes_nothing_that_may_lose(tmp_path):

@@ -86,6 +86,13 @@ def test_what_init_writes_is_valid_and_cautious(tmp_path, teacher, monkeypatch):
     assert "r2v launch claude --config my.yaml" in done.stdout
 
 
+def test_models_on_this_machine_are_asked_past_any_proxy(desk):
+    assert "http_proxy" in desk.env and "no_proxy" not in desk.env
+    checked = desk.run("check", "r2v.yaml")
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert checked.stderr == ""  # no connection is left to an event loop that has ended
+
+
 def test_each_agent_is_told_of_the_gateway_and_of_no_other_key(desk):
     served = desk.serve()
     try:

@@ -66,6 +66,7 @@ def test_ranges_are_in_the_project_and_pins_in_the_constraints():
         ("torch", "run", "train"),
         ("pyarrow", "run", "train"),
         ("pyarrow", "fit", "fit"),
+        ("scipy", "fit", "fit"),
         ("pyarrow.parquet", "inspect", "report"),
         ("jinja2", "evaluate", "train"),
         ("uvicorn", "serve", "serve"),
@@ -131,6 +132,17 @@ def test_ci_fails_on_a_skip_that_is_not_on_the_list(tmp_path, reason, ci, status
     )
     assert done.returncode == status, done.stdout
     assert (reason in done.stdout) == bool(status)
+
+
+def test_the_latest_clients_are_those_that_a_user_gets_who_names_no_version():
+    spec = importlib.util.spec_from_file_location("install", ROOT / "tests" / "agents" / "install.py")
+    install = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(install)
+    text = (ROOT / "tests" / "agents" / "versions.json").read_text()
+    pinned, _ = install.wanted(text, latest=False)
+    latest, _ = install.wanted(text, latest=True)
+    assert {group: list(packages) for group, packages in latest.items()} == {g: list(p) for g, p in pinned.items()}
+    assert set(latest["npm"].values()) == {"latest"}  # not "*", which is an older release where Node is an older one
 
 
 def test_every_mutant_is_another_program_that_compiles():

@@ -31,15 +31,22 @@ def program(command: list[str], folder: Path | None = None) -> None:
         raise SystemExit(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
 
 
+def wanted(text: str, latest: bool) -> tuple[dict[str, dict[str, str]], str]:
+    """The versions of each group, and the day that pins what the programs need, too."""
+    pins = json.loads(text)
+    day = pins.pop("before")
+    if latest:
+        # npm takes * as the newest that says it runs on this Node; `latest` is what its users get who name no version.
+        pins = {group: dict.fromkeys(packages, "latest" if group == "npm" else "*") for group, packages in pins.items()}
+    return pins, day
+
+
 def main(folder: Path, latest: bool) -> None:
     text = (HERE / "versions.json").read_text()
     stamp = folder / "versions.json"
     if not latest and stamp.exists() and stamp.read_text() == text:
         return
-    pins = json.loads(text)
-    day = pins.pop("before")  # pins what the programs need, too
-    if latest:
-        pins = {group: dict.fromkeys(packages, "*") for group, packages in pins.items()}
+    pins, day = wanted(text, latest)
     folder.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor() as pool:
         work = [

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-_REPORT = ("sklearn", "pyarrow", "jsonschema", "matplotlib", "jinja2", "markupsafe")
+_REPORT = ("sklearn", "scipy", "pyarrow", "jsonschema", "matplotlib", "jinja2", "markupsafe")
 EXTRAS = {
-    "fit": ("sklearn", "pyarrow", "jsonschema"),
-    "serve": ("sklearn", "starlette", "uvicorn", "aiohttp", "jsonschema", "prometheus_client"),
+    "fit": ("sklearn", "scipy", "pyarrow", "jsonschema"),
+    "serve": ("sklearn", "scipy", "starlette", "uvicorn", "aiohttp", "jsonschema", "prometheus_client"),
     "report": _REPORT,
     "train": (*_REPORT, "torch", "transformers", "tokenizers", "safetensors", "peft", "aiohttp"),
     "redis": ("redis",),

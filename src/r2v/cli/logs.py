@@ -338,7 +338,9 @@ def _fit(advice: Advice, read: Imported, out: Path, *, unproven: bool, seed: int
         typer.echo(f"no router written ({facts['verdict']}); --unproven writes it all the same")
     else:
         typer.echo(f"router   {out}{'' if facts['ready'] else '  (unproven)'}")
-        typer.echo(f"next     route: {{router: {out}, mode: shadow}} in the gateway's settings")
+        typer.echo(
+            f"next     route: {{router: {out}, mode: shadow}} in the gateway's settings, and no k: the router has its own"
+        )
     return {**facts, "format": read.kind}
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import ipaddress
 import math
 import os
 import re
@@ -518,6 +519,15 @@ def _message_of(error: Any) -> str:
 
 
 def _proxy_of(url: str) -> str | None:
-    """The proxy that the environment names for this address (HTTPS_PROXY, NO_PROXY)."""
+    """The proxy that the environment names for this address (HTTPS_PROXY, NO_PROXY); none for this machine's own."""
     parts = urlsplit(url)
-    return None if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme)
+    host = parts.hostname or ""
+    return None if _is_here(host) or proxy_bypass(host) else getproxies().get(parts.scheme)
+
+
+def _is_here(host: str) -> bool:
+    """Whether a name or an address is this machine's own (localhost, 127.x.y.z, ::1)."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from r2v.clients import make_client
-from r2v.clients.base import ModelError
+from r2v.clients.base import Client, ModelError
 from r2v.core.errors import R2VError
 from r2v.gateway.ledger import Ledger
 from r2v.gateway.routing import load_configured
@@ -48,8 +48,16 @@ def problems(settings: GatewaySettings, show: Callable[[str], None]) -> list[str
         found.append(str(error))
     for role, model in settings.models.items():
         try:
-            asyncio.run(make_client(model, role).probe())
+            asyncio.run(_probed(make_client(model, role)))
             show(f"{role:<9} {model.model} at {model.base_url} is reachable")
         except (R2VError, ModelError) as error:
             found.append(str(error))
     return found
+
+
+async def _probed(client: Client) -> None:
+    """Raises ModelError when nothing answers."""
+    try:
+        await client.probe()
+    finally:
+        await client.close()
