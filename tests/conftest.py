@@ -9,9 +9,14 @@ import sys
 import tarfile
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from r2v.domains.household.scenes import SceneSettings, make_tasks
+
+# How long an example takes is a matter of what else the machine does: no test is about seconds.
+hypothesis.settings.register_profile("r2v", deadline=None)
+hypothesis.settings.load_profile("r2v")
 
 SMALL = SceneSettings(house="small", receptacles=(5, 8), objects=(6, 11))
 

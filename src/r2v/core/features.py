@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Literal
@@ -33,7 +33,7 @@ FEATURES = EXTENDED
 View = Literal["full", "no_entropy", "pseudo_entropy"]
 """Everything; without log-probabilities, as with a closed model; the same with a stand-in for the entropy."""
 NEEDS_LOGPROBS = ("first_token_entropy", "logp_best", "logp_mean", "logp_std", "chosen_logp")
-LONG, NEAR, MOST_WORDS = 10_000, 4_000, 64
+LONG, NEAR, MOST_WORDS = 10_000, 4_000, 32
 """Characters of a context up to which all of it is searched. Of a longer one so many at the end of what was read and of what
 was done, for so many words: a decision then takes as long on 500,000 characters as on 10,000."""
 _COMMON = set("a an and are at for from in into it of on some that the then to two under with your".split())  # noqa: SIM905
@@ -56,7 +56,7 @@ def featurise(context: Context, candidates: Sequence[Candidate], scores: Sequenc
     length = sum(map(len, context.observations)) + sum(map(len, actions))
     best_score = max(scores)
     goal, last, read, done = context.goal, context.observations[-1], "", ""
-    if length + len(goal) <= LONG:
+    if length <= LONG and len(goal) <= LONG:
         read, done = " ".join(context.observations[:-1]), "\n".join(actions)
     else:
         goal, last = (" ".join(text[:NEAR].split(" ", MOST_WORDS)[:MOST_WORDS]) for text in (goal, last))
@@ -76,7 +76,7 @@ def featurise(context: Context, candidates: Sequence[Candidate], scores: Sequenc
         float(t),
         length / 10_000,
         len(context.goal) / 1_000,
-        *_text_signals(context.observations, last, read, actions, chosen.action.text),
+        *_text_signals(context.observations, last, read, actions, chosen.action.text, length > LONG),
         chosen.logp,
         texts.count(chosen.action.text) / k,
         *_goal_signals(goal, read, last, done, len(actions), chosen.action.text[:LONG]),
@@ -111,13 +111,15 @@ def _end_of(texts: Sequence[str], between: str) -> str:
 
 
 def _text_signals(
-    observations: Sequence[str], last: str, read: str, actions: Sequence[str], chosen: str
+    observations: Sequence[str], last: str, read: str, actions: Sequence[str], chosen: str, long: bool
 ) -> tuple[float, ...]:
     """Signs of being stuck or lost: repeats, nothing new, an odd last observation."""
-    seen: set[str] = set()
+    texts: Sequence[Hashable] = [_mark(text) for text in observations] if long else observations
+    done: Sequence[Hashable] = [_mark(text) for text in actions] if long else actions
+    seen: set[Hashable] = set()
     newest = 0
     repeats = []
-    for t, observation in enumerate(observations):
+    for t, observation in enumerate(texts):
         repeated = observation in seen
         repeats.append(repeated)
         if not repeated:
@@ -129,11 +131,16 @@ def _text_signals(
         float(min(actions.count(chosen), 5)),
         float(repeats[-1]),
         sum(repeats[-5:]) / 5,
-        len(set(actions)) / max(1, len(actions)),
+        len(set(done)) / max(1, len(actions)),
         float(min(len(observations) - 1 - newest, 10)),
         len(observations[-1]) / 100,
         new_words,
     )
+
+
+def _mark(text: str) -> tuple[int, str, str]:
+    """What tells long texts apart without reading all of them: length, beginning and end."""
+    return len(text), text[:100], text[-100:]
 
 
 def _goal_signals(goal: str, read: str, last: str, done: str, steps: int, chosen: str) -> tuple[float, ...]:

@@ -46,6 +46,7 @@ _HALF, _DOWN, _BITS, _LOW = np.uint64(29), np.uint64(64 - BITS), np.uint64(BITS)
 with np.errstate(over="ignore"):
     _POWER = np.cumprod(np.full(_MOST + 1, 0x100000001B3, dtype=np.uint64))
     _INVERSE = np.cumprod(np.full(_MOST + 1, pow(0x100000001B3, -1, 1 << 64), dtype=np.uint64))
+_FIRST = np.ones(1, dtype=bool)
 _SALT = np.array([0x243F6A8885A308D3, 0x13198A2E03707344, 0xA4093822299F31D0, 0x082EFA98EC4E6C89], dtype=np.uint64)
 _LETTER = np.zeros(256, dtype=np.uint64)
 """Each byte of a word in lower case, all digits alike; 0 for what parts words."""
@@ -98,23 +99,24 @@ class Grams:
 def grams(texts: tuple[str, ...]) -> Grams:
     """The grams of one step, from the texts of its `FIELDS`; each once a text."""
     packed = [text.encode("utf-8", "replace") for text in texts]
-    letter_B = _LETTER[np.frombuffer(b"\n".join(packed)[:_MOST] + b"\n", dtype=np.uint8)]
-    edge_B = np.flatnonzero(np.diff(letter_B > 0, prepend=False))
+    letter_B = _LETTER[np.frombuffer(b"\n%b\n" % b"\n".join(packed)[: _MOST - 1], dtype=np.uint8)]
+    inside_B = letter_B != 0
+    edge_B = np.flatnonzero(inside_B[1:] != inside_B[:-1])  # the last byte before, and the last byte of, each word
     start_W, end_W = edge_B[0::2], edge_B[1::2]
-    total_B = np.zeros(len(letter_B) + 1, dtype=np.uint64)
-    np.cumsum(letter_B * _POWER[: len(letter_B)], out=total_B[1:])
-    word_W = (total_B[end_W] - total_B[start_W]) * _INVERSE[start_W]
-    ends = [len(part) + 1 for part in packed]
-    field_W = np.searchsorted(np.cumsum(ends[:-1]), start_W, side="right")
+    total_B = np.cumsum(letter_B * _POWER[: len(letter_B)])
+    word_W = (total_B[end_W] - total_B[start_W]) * _INVERSE[start_W + 1]
+    parts = np.cumsum([len(part) + 1 for part in packed])
+    field_W = np.searchsorted(parts[:-1], start_W, side="right").astype(np.uint64)
+    pair_W = word_W[:-1] * _PAIR + word_W[1:]
     together = field_W[1:] == field_W[:-1]
-    pair_W = (word_W[:-1] * _PAIR + word_W[1:])[together]
-    hashed = (np.concatenate([word_W, pair_W]) ^ _SALT[np.concatenate([field_W, field_W[1:][together]])]) * _ODD
+    field_G = np.concatenate([field_W, field_W[1:][together]])
+    hashed = (np.concatenate([word_W, pair_W[together]]) ^ _SALT[field_G]) * _ODD
     hashed ^= hashed >> _HALF
     # The text's number stands above the hash, so that one sort finds what is there twice.
-    key = (hashed * _ODD) >> _DOWN
-    key += np.concatenate([field_W, field_W[1:][together]]).astype(np.uint64) << _BITS
+    key = ((hashed * _ODD) >> _DOWN) | (field_G << _BITS)
     key.sort()
-    key = key[np.concatenate([[True], key[1:] != key[:-1]])] if len(key) else key
+    if len(key):
+        key = key[np.concatenate([_FIRST, key[1:] != key[:-1]])]
     return Grams((key & _LOW).astype(np.int32), (key >> _BITS).astype(np.int32), 1)
 
 
