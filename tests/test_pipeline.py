@@ -103,7 +103,7 @@ def test_the_results_have_their_documented_shape(finished):
             assert 0 <= router["area"] <= 1
     assert results["routers"]["slm_only"]["llm_call_rate"] == 0.0
     assert results["routers"]["llm_only"]["llm_call_rate"] == 1.0
-    assert set(results["differences"]) == {"random", "entropy", "heuristic", "verifier", "r2v_paper"}
+    assert set(results["differences"]) == {"random", "entropy", "heuristic", "verifier", "r2v_paper", "reading"}
     assert results["replay"]["routers"]["oracle"]["success_rate"] == 1.0
 
 
