@@ -80,7 +80,8 @@ def _situation(f: Facts) -> str:
     solved = ""
     if f["evidence"] == "outcomes":
         solved = f"; {f['nulls']['success']['slm alone']:.0%} of those that one model played alone are solved"
-    return f"{f['sessions']} sessions of {f['tasks']} tasks, {known}{solved}."
+    tasks = "1 task" if f["tasks"] == 1 else f"{f['tasks']} tasks"
+    return f"{f['sessions']} sessions of {tasks}, {known}{solved}."
 
 
 def _result(f: Facts) -> list[str]:
