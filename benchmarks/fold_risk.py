@@ -1,4 +1,4 @@
-"""The risk of a small network on features alone, for each fold of tasks: what the replay benchmarks study.
+"""Rows and folds of the replay benchmarks, whose risk is a small network on features (`r2v.learning.tabular`).
 
 `r2v fit` reads texts (`r2v.learning.reading`); these studies are of routers on features, as the household's are.
 """
@@ -10,11 +10,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from r2v.core.features import FEATURES, batch
-from r2v.core.mlp import RiskMLP
+from r2v.core.features import batch
 from r2v.core.types import Episode
 from r2v.learning.labels import Rows
-from r2v.maths import Floats
 
 FOLDS = 5
 
@@ -43,24 +41,3 @@ def own_steps(episodes: Sequence[Episode]) -> tuple[Rows, list[str]]:
 def folds(task_N: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
     """The fold of each row; a task, numbered from 0, is in one fold."""
     return np.asarray(np.random.default_rng(seed).permutation(int(task_N.max()) + 1)[task_N] % FOLDS)
-
-
-def fold_models(rows: Rows, fold_N: NDArray[np.int64], seed: int) -> list[RiskMLP]:
-    """For each fold, a risk fitted and calibrated on the others."""
-    from r2v.learning.tabular import fit_risk
-
-    models = []
-    for fold in range(FOLDS):
-        held, inner = fold_N == fold, fold_N == (fold + 1) % FOLDS
-        train, check = rows.where(~held & ~inner), rows.where(inner)
-        models.append(fit_risk(train, check, FEATURES, seed=seed))
-    return models
-
-
-def held_out_risk(rows: Rows, fold_N: NDArray[np.int64], seed: int) -> Floats:
-    """Risk of each row by the model that did not see its fold."""
-    p_N = np.zeros(len(rows))
-    for fold, model in enumerate(fold_models(rows, fold_N, seed)):
-        held = fold_N == fold
-        p_N[held] = model.risk(rows.x_NF[held], rows.present_NF[held])
-    return p_N

@@ -25,7 +25,7 @@ from r2v.logs.detection import detect
 from r2v.logs.importing import import_logs
 from r2v.maths import Floats
 from r2v.maths.stats import auroc_equal_B
-from r2v.studies.evidence import own_steps
+from r2v.studies.evidence import drawn_within, own_steps
 from r2v.studies.inspect_logs import by_features
 
 FOLDS, RESAMPLES = 5, 300
@@ -59,13 +59,7 @@ def measure(name: str, path: Path, most: int, top: bool) -> None:
     start = time.perf_counter()
     episodes, _ = import_logs(path, detect(path))
     episodes = [e for e in episodes if e.success is not None and own_steps(e)]
-    order, total, drawn = np.random.default_rng(0).permutation(len(episodes)), 0, []
-    for i in order:
-        if total and total + len(episodes[i].steps) > most:
-            break
-        total += len(episodes[i].steps)
-        drawn.append(int(i))
-    episodes = [episodes[i] for i in sorted(drawn)]
+    episodes = [episodes[i] for i in sorted(drawn_within([len(e.steps) for e in episodes], most, 0))]
     found = groups(episodes)
     rows = read_rows(episodes, found.group_E, [own_steps(e) for e in episodes])
     y_N = np.array([float(not e.success) for e in episodes])[rows.episode_N]

@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 from alfworld_replay import Games, Json, normal, rebuilt, room_of
-from fold_risk import FOLDS, fold_models, folds, held_out_risk, own_steps
+from fold_risk import FOLDS, folds, own_steps
 from replay_real_slm import SEED, SHARES, Table
 
 from r2v.clients.recorded import RecordedPolicy
@@ -42,6 +42,7 @@ from r2v.domains.household.expert import HouseholdExpert
 from r2v.domains.household.rules import World
 from r2v.domains.household.verifier import HouseholdVerifier
 from r2v.evaluation.closed_loop import play
+from r2v.learning.tabular import fold_models, held_out_risk
 from r2v.logs.importing import HORIZON, import_logs
 from r2v.routers.interventions import How, Intervention
 

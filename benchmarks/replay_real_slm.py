@@ -25,7 +25,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from fold_risk import FOLDS, fold_models, folds, own_steps
+from fold_risk import FOLDS, folds, own_steps
 
 from r2v.clients.recorded import RecordedPolicy
 from r2v.core.agent import AgentModels, Routed
@@ -34,6 +34,7 @@ from r2v.core.types import Episode, Features
 from r2v.domains.recorded import RecordedTask
 from r2v.evaluation.closed_loop import play
 from r2v.evaluation.curves import interval, resample_BT
+from r2v.learning.tabular import fold_models
 from r2v.logs.importing import import_logs
 from r2v.routers.interventions import How, Intervention
 from r2v.verifiers.tool_calls import ToolCallVerifier

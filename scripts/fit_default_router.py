@@ -241,7 +241,7 @@ def _single(values: Floats) -> Floats:
 
 
 def readers_of(pool: Pool, use_N: Bools) -> dict[str, Reader]:
-    """The two readers, fitted on some of the steps; which agent acts is not told to them afterwards."""
+    """The two readers, fitted on some of the steps; afterwards they do not know which agent acts."""
     return {
         name: fit_reader(pool.read, y_N, use_N, seed=SEED, penalties=(PENALTY,)) for name, y_N in sorted(pool.labels.items())
     }
@@ -278,7 +278,7 @@ def priced(kinds: Kinds, pool: Pool, benefit: Floats, like: NDArray[np.int64], u
     prices = []
     for name in kinds.names:
         units = pool.units(score_N, use_U & (pool.kind_U == pool.names.index(name)))
-        share = chosen(units, np.ones(len(units), dtype=bool), SHARES).share
+        share = chosen(units, np.ones(len(units), dtype=bool), SHARES, tuple(units.scores)).share
         prices.append(float(np.clip(threshold(units.scores["benefit"], share), -1, UNREAD)))
     return replace(kinds, price_K=_single(np.array(prices)))
 
@@ -515,7 +515,7 @@ them. `NOTICE` of r2v names those that were.
 - A text that somebody else writes (a web page, a file) can make a step unlike the recorded ones, so that only `rules`
   decides, or move the reader's score within the range of the fit. It cannot take back what `rules` escalates.
 - The reader looks at words and {len(router.reader.names)} features that do not depend on K, verifier or log-probabilities.
-- InterCode told its agents the reward of each turn. That line was taken off before anything was fitted or measured.
+- InterCode showed its agents the reward of each turn. That line was taken off before anything was fitted or measured.
 - The recorded agents drew one candidate a step without log-probabilities; `rules` beside it sees more in a gateway.
 
 Made by `scripts/fit_default_router.py`. `r2v.load_router("recorded")` needs NumPy and msgspec alone.

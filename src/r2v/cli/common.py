@@ -72,7 +72,7 @@ def imported(
 ) -> Imported:
     """Read logs in the format of that name, in the one that `auto` finds, or by a mapping.
 
-    A format that was found is told on standard error. Raises ArtifactError, SettingsError.
+    A format that was found is printed on standard error. Raises ArtifactError, SettingsError.
     """
     from r2v.logs.detection import detect
     from r2v.logs.importing import import_logs, log_format

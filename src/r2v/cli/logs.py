@@ -39,12 +39,6 @@ Share = Annotated[
     float | None,
     typer.Option(min=0.001, max=0.999, help="Share to escalate; the one that gains most on other tasks."),
 ]
-Verdicts = Annotated[
-    list[str] | None,
-    typer.Option("--verdict", help="A verdict to measure (repeatable): tests, reward, module:function, ..."),
-]
-
-
 Distrust = Annotated[
     bool,
     typer.Option(

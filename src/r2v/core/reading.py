@@ -22,13 +22,14 @@ from r2v.core.types import Action, Context, Features
 from r2v.maths import Floats
 
 VERDICT = "verdict: "
+"""Before the name of a verdict among a reader's names."""
 FIELDS = ("goal", "seen", "action", "before")
+"""The goal; the newest observation; what the SLM would do now; the steps before that, shortened."""
 WRITTEN_BY_OTHERS = frozenset({
     "seen", "before", "context_length", "last_observation_repeats", "repeats_in_last_five", "steps_since_new",
     "last_observation_length", "unseen_words", "goal_seen", "goal_in_last",
 })  # fmt: skip
 """Fields and features that tool results move, and so whoever writes what tools return."""
-"""The goal; the newest observation; what the SLM would do now; the steps before that, shortened."""
 BITS = 15
 ROOM = 1 << BITS
 """Numbers of a hashed gram, over all fields."""
@@ -123,16 +124,10 @@ def grams(texts: tuple[str, ...]) -> Grams:
 def joined(steps: Sequence[Grams]) -> Grams:
     """Steps one after the other."""
     offsets = np.repeat(np.arange(len(steps)) * len(FIELDS), [len(step.index_G) for step in steps])
-    index_G, part_G = ([*map(at, steps)] or [np.zeros(0, np.int32)] for at in (_index, _part))
-    return Grams(np.concatenate(index_G), (np.concatenate(part_G) + offsets).astype(np.int32), len(steps))
-
-
-def _index(step: Grams) -> NDArray[np.int32]:
-    return step.index_G
-
-
-def _part(step: Grams) -> NDArray[np.int32]:
-    return step.part_G
+    none = np.zeros(0, dtype=np.int32)  # of no steps there is nothing to join
+    index_G = np.concatenate([none, *(step.index_G for step in steps)])
+    part_G = np.concatenate([none, *(step.part_G for step in steps)])
+    return Grams(index_G, (part_G + offsets).astype(np.int32), len(steps))
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,14 +162,19 @@ class Reader:
 
     def logit(self, said: Grams, x_NF: Floats, present_NF: NDArray[np.bool_], offset_N: Floats | float = 0.0) -> Floats:
         """Log-odds before calibration of many steps; the features are the columns of `names`."""
+        own_N, others_N = self.added(said, x_NF, present_NF)
+        if self.floored:
+            others_N = np.maximum(others_N, self.floor)
+        return np.asarray(others_N + own_N + self.bias + offset_N)
+
+    def added(self, said: Grams, x_NF: Floats, present_NF: NDArray[np.bool_]) -> tuple[Floats, Floats]:
+        """Log-odds that each of many steps adds: by what only the agent moves, and by `WRITTEN_BY_OTHERS`."""
         parts_NP = np.clip(said.parts_NP(self.words), *self.range_2P)
         bin_NF = (x_NF[:, :, None] >= self.edges_FB).sum(axis=2)
         added_NF = np.where(present_NF, self.bins_FB[np.arange(len(self.names)), bin_NF], 0.0)
         others_N = parts_NP[:, _OTHERS].sum(axis=1) + added_NF[:, self._others].sum(axis=1)
         own_N = parts_NP[:, _OWN].sum(axis=1) + added_NF[:, self._own].sum(axis=1)
-        if self.floored:
-            others_N = np.maximum(others_N, self.floor)
-        return np.asarray(others_N + own_N + self.bias + offset_N)
+        return np.asarray(own_N), np.asarray(others_N)
 
     def score(self, context: Context, action: Action, features: Features) -> float:
         """The probability at one step.
@@ -196,26 +196,18 @@ class Reader:
     def score_of(self, said: Grams, features: Features, verdicts: tuple[tuple[str, float], ...] = ()) -> float:
         """The probability at one step whose grams are known already (arrays of a few numbers would cost more)."""
         added = np.bincount(said.part_G, self.words[said.index_G] * said.value_G, minlength=len(FIELDS)).tolist()
-        own = self.bias + (self.agents.get(self.agent, 0.0) if self.agent else 0.0)
-        others = 0.0
-        for field_name, part, least, most in zip(FIELDS, added, *self._ends, strict=True):
-            value = min(max(part, least), most)
-            if field_name in WRITTEN_BY_OTHERS:
-                others += value
-            else:
-                own += value
+        sums = [self.bias + (self.agents.get(self.agent, 0.0) if self.agent else 0.0), 0.0]  # the agent's own, of others
+        for name, part, least, most in zip(FIELDS, added, *self._ends, strict=True):
+            sums[name in WRITTEN_BY_OTHERS] += min(max(part, least), most)
         known = dict(verdicts)
         for column, name, edges, bins in self._bins:
             if column < 0:
                 found = known.get(name)
             else:
                 found = features.values[column] if features.present[column] else None
-            if found is None:
-                continue
-            if name in WRITTEN_BY_OTHERS:
-                others += bins[bisect_right(edges, found)]
-            else:
-                own += bins[bisect_right(edges, found)]
+            if found is not None:
+                sums[name in WRITTEN_BY_OTHERS] += bins[bisect_right(edges, found)]
+        own, others = sums
         total = own + (max(others, self.floor) if self.floored else others)
         if self.calibration.x:
             return float(self.calibration(np.array([total]))[0])

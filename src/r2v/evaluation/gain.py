@@ -66,17 +66,17 @@ def gain_B(escalated_U: Floats, worth_U: Floats, model_U: Ints, group_U: Ints, w
     models, groups = int(model_U.max()) + 1, weight_BG.shape[1]
     cell_U = group_U * models + model_U
 
-    def sums_BM(value_U: Floats | None) -> Floats:
+    def sums_BM(value_U: Floats) -> Floats:
         return np.asarray(weight_BG @ np.bincount(cell_U, value_U, minlength=groups * models).reshape(groups, models))
 
     n, e, w, both = (sums_BM(v) for v in (np.ones(len(worth_U)), escalated_U, worth_U, escalated_U * worth_U))
-    within_BM = np.divide(both - e * np.divide(w, n, out=np.zeros_like(w), where=n > 0), 1.0)
+    within_BM = both - e * np.divide(w, n, out=np.zeros_like(w), where=n > 0)
     return np.asarray(within_BM.sum(axis=1) / n.sum(axis=1))
 
 
-def chosen(units: Units, use_U: Bools, shares: Sequence[float], kinds: Sequence[str] | None = None) -> Point:
+def chosen(units: Units, use_U: Bools, shares: Sequence[float], kinds: Sequence[str]) -> Point:
     """The operating point with the largest gain on some of the units."""
-    points = [Point(kind, share) for kind in kinds or units.scores for share in shares]
+    points = [Point(kind, share) for kind in kinds for share in shares]
 
     def gain(point: Point) -> float:
         score_U = units.scores[point.kind][use_U]
@@ -86,7 +86,7 @@ def chosen(units: Units, use_U: Bools, shares: Sequence[float], kinds: Sequence[
     return max(points, key=gain)
 
 
-def escalated(units: Units, shares: Sequence[float], kinds: Sequence[str] | None = None) -> tuple[Bools, list[Point]]:
+def escalated(units: Units, shares: Sequence[float], kinds: Sequence[str]) -> tuple[Bools, list[Point]]:
     """What is escalated in each fold, at the operating point and the threshold that the other folds chose.
 
     Returns:
@@ -117,9 +117,10 @@ class Gain:
         """99 in 100, not 95: among many logs of pure noise one in 200 may be believed, not one in 40."""
         return self.ci99[0] > 0
 
-    def groups_needed(self, effect: float | None = None) -> int:
-        """Groups of tasks with which a gain of this size (by default the one found, if any, else `WANTED`) would show."""
-        effect = effect if effect is not None else (self.gain if self.gain > WANTED / 3 else WANTED)
+    @property
+    def groups_needed(self) -> int:
+        """Groups of tasks with which the gain found would show; where none was, one of `WANTED`."""
+        effect = self.gain if self.gain > WANTED / 3 else WANTED
         half = (self.ci99[1] - self.ci99[0]) / 2
         return int(np.ceil(self.groups * (half / effect) ** 2))
 

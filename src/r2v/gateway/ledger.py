@@ -225,6 +225,11 @@ class Ledger:
         rows = self._db.execute(f"SELECT {', '.join(COLUMNS)} FROM steps WHERE session = ? ORDER BY t, time", (session,))
         return [_entry(row) for row in rows]
 
+    def span(self) -> tuple[float, float] | None:
+        """Times of the first and of the last step; None of an empty ledger."""
+        first, last = self._db.execute("SELECT MIN(time), MAX(time) FROM steps").fetchone()
+        return None if first is None else (first, last)
+
     def tools(self, session: str) -> str:
         """JSON of what the session was offered when it began; empty where nothing was, or the ledger is redacted."""
         row = self._db.execute("SELECT text FROM tools WHERE session = ?", (session,)).fetchone()

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from r2v.core.features import FEATURES, batch, best
 from r2v.core.groups import folds
 from r2v.core.mlp import Calibration
-from r2v.core.reading import FIELDS, ROOM, VERDICT, WRITTEN_BY_OTHERS, Grams, Reader, grams, joined, texts
+from r2v.core.reading import FIELDS, ROOM, VERDICT, Grams, Reader, grams, joined, texts
 from r2v.core.types import Action, Episode, Step
 from r2v.maths import Bools, Floats
 from r2v.maths.calibration import fit_scaling, nll
@@ -189,21 +189,16 @@ def _fit(rows: ReadRows, y_N: Floats, use_N: Bools, penalty: float, facts: Mappi
     w = fitted.coef_[0]
     words, bins, agents = w[:ROOM], w[ROOM : ROOM + binned.shape[1]], w[ROOM + binned.shape[1] :] * AGENT_SCALE
     words, bins_FB = _rounded(words), _rounded(bins * FEATURE_SCALE).reshape(len(known), BINS)
-    parts_NP = rows.said.parts_NP(words)[used]
     count_A = np.bincount(rows.agent_N[used], minlength=len(agents))
     mean = float(agents @ count_A / count_A.sum())
     offsets = {name: float(v - mean) for name, v, n in zip(rows.agents, agents, count_A, strict=True) if n}
-    range_2P = _rounded(np.quantile(parts_NP, CLIPPED, axis=0))
-    others = [name in WRITTEN_BY_OTHERS for name in rows.names]
-    bin_of = bin_NF - BINS * np.arange(len(known))
-    added_NF = np.where(present_NF, bins_FB[np.arange(len(known)), bin_of], 0.0)
-    fields = [field in WRITTEN_BY_OTHERS for field in FIELDS]
-    others_N = np.clip(parts_NP, *range_2P)[:, fields].sum(axis=1) + added_NF[:, [others[f] for f in known]].sum(axis=1)
-    floor = float(_rounded(np.quantile(others_N, FLOOR)))
-    return Reader(
-        tuple(rows.names[f] for f in known), edges_FB, bins_FB, words, range_2P,
-        float(fitted.intercept_[0]) + mean, floor, False, offsets, facts=facts or {},
+    range_2P = _rounded(np.quantile(rows.said.parts_NP(words)[used], CLIPPED, axis=0))
+    reader = Reader(
+        tuple(rows.names[f] for f in known), edges_FB, bins_FB, words, range_2P, float(fitted.intercept_[0]) + mean,
+        agents=offsets, facts=facts or {},
     )  # fmt: skip
+    _, others_N = reader.added(rows.said, rows.x_NF[:, known], rows.present_NF[:, known])
+    return replace(reader, floor=float(np.float32(np.quantile(others_N[used], FLOOR))))
 
 
 def _edges(values: Floats) -> Floats:

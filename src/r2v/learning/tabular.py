@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from sklearn.neural_network import MLPClassifier
 from threadpoolctl import threadpool_limits
 
+from r2v.core.features import FEATURES
 from r2v.core.mlp import Calibration, RiskMLP
 from r2v.learning.labels import Rows
 from r2v.learning.linear import ranges, standardisation
@@ -74,3 +75,21 @@ def _network(
             best_nll = now
             best = [(w.copy(), b.copy()) for w, b in zip(network.coefs_, network.intercepts_, strict=True)]
     return best
+
+
+def fold_models(rows: Rows, fold_N: NDArray[np.int64], seed: int) -> list[RiskMLP]:
+    """For each fold, a risk on all `FEATURES`, fitted and calibrated on the others."""
+    models, count = [], int(fold_N.max()) + 1
+    for fold in range(count):
+        held, inner = fold_N == fold, fold_N == (fold + 1) % count
+        models.append(fit_risk(rows.where(~held & ~inner), rows.where(inner), FEATURES, seed=seed))
+    return models
+
+
+def held_out_risk(rows: Rows, fold_N: NDArray[np.int64], seed: int) -> Floats:
+    """Risk of each row by the model that did not see its fold."""
+    p_N = np.zeros(len(rows))
+    for fold, model in enumerate(fold_models(rows, fold_N, seed)):
+        held = fold_N == fold
+        p_N[held] = model.risk(rows.x_NF[held], rows.present_NF[held])
+    return p_N

@@ -47,10 +47,10 @@ def days_of(path: Path) -> float | None:
         return None
     ledger = Ledger(path)
     try:
-        times = [entry.time for session in ledger.all_sessions() for entry in ledger.steps(session)]
+        span = ledger.span()
     finally:
         ledger.close()
-    return max(1.0, (max(times) - min(times)) / 86_400) if times else None
+    return None if span is None else max(1.0, (span[1] - span[0]) / 86_400)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,19 @@ import numpy as np
 from r2v.core.groups import Groups, folds, groups
 from r2v.core.types import Episode
 from r2v.evaluation.curves import interval, resample_BT
-from r2v.evaluation.gain import RESAMPLES, SHARES, Gain, Point, Units, Verdict, chosen, escalated, gain_of, threshold
+from r2v.evaluation.gain import (
+    RESAMPLES,
+    SHARES,
+    Gain,
+    Point,
+    Units,
+    Verdict,
+    chosen,
+    escalated,
+    gain_of,
+    mean_gain,
+    threshold,
+)
 from r2v.evaluation.prefixes import auroc_equal_step
 from r2v.learning.reading import calibrated, fit_reader
 from r2v.maths import Bools, Floats
@@ -199,7 +211,7 @@ def _gains(evidence: Evidence, gain: Gain) -> dict[str, Any]:
 
 def _verdict(evidence: Evidence, gain: Gain, again: Gain | None) -> dict[str, Any]:
     per_group = len(evidence.episodes) / gain.groups
-    more = max(0, int(np.ceil((gain.groups_needed() - gain.groups) * per_group)))
+    more = max(0, int(np.ceil((gain.groups_needed - gain.groups) * per_group)))
     if evidence.kind == "outcomes":
         # A risk finds failing sessions; whether anybody else would solve them is not in such logs.
         why = "only one model's outcomes are known: let the teacher answer some of these tasks (mode observe), or log both"
@@ -227,9 +239,8 @@ def _nulls(evidence: Evidence, units: Units, escalated_U: Bools, seed: int) -> d
     success = evidence.alone_E + escalated_U * units.worth_U
     found["success"] = {"router": float(success.mean()), "slm alone": float(evidence.alone_E.mean())}
     if evidence.kind == "paired":
-        rate_M = np.bincount(units.model_U, escalated_U) / np.maximum(1, np.bincount(units.model_U))
         found["success"] |= {
-            "random": float((evidence.alone_E + rate_M[units.model_U] * units.worth_U).mean()),
+            "random": _at_random(evidence, units, escalated_U),
             "step 0 only": float((evidence.alone_E + at_first * units.worth_U).mean()),
             "teacher alone": float(evidence.handed_E.mean()),
             "slm again": _again(evidence, escalated_U),
@@ -239,6 +250,12 @@ def _nulls(evidence: Evidence, units: Units, escalated_U: Bools, seed: int) -> d
                             "router, at least": float((evidence.alone_E * ~escalated_U).mean()),
                             "router, at most": float(success.mean())}  # fmt: skip
     return found
+
+
+def _at_random(evidence: Evidence, units: Units, escalated_U: Bools) -> float:
+    """Success if as many sessions of each model were handed over at random."""
+    rate_M = np.bincount(units.model_U, escalated_U) / np.maximum(1, np.bincount(units.model_U))
+    return float((evidence.alone_E + rate_M[units.model_U] * units.worth_U).mean())
 
 
 def _brief(gain: Gain) -> dict[str, Any]:
@@ -268,9 +285,9 @@ def _by_model(evidence: Evidence, units: Units, escalated_U: Bools) -> dict[str,
         mine = units.model_U == number
         if not mine.any():
             continue
-        e, w = escalated_U[mine].astype(float), units.worth_U[mine]
-        found[name] = {"units": int(mine.sum()), "share_escalated": float(e.mean()),
-                       "gain_over_random": float((e * w).mean() - e.mean() * w.mean())}  # fmt: skip
+        e = escalated_U[mine].astype(float)
+        gain = mean_gain(e, units.worth_U[mine], units.model_U[mine])
+        found[name] = {"units": int(mine.sum()), "share_escalated": float(e.mean()), "gain_over_random": gain}
     return found
 
 
@@ -282,9 +299,8 @@ def _line(evidence: Evidence, units: Units, kind: str, share: float, costs: Cost
     helpful = units.worth_U > 0
     success: dict[str, float] = {}
     if evidence.kind == "paired":
-        rate_M = np.bincount(units.model_U, asked) / np.maximum(1, np.bincount(units.model_U))
         success = {"success": float((evidence.alone_E + asked * units.worth_U).mean()),
-                   "random_success": float((evidence.alone_E + rate_M[units.model_U] * units.worth_U).mean())}  # fmt: skip
+                   "random_success": _at_random(evidence, units, asked)}  # fmt: skip
     return {
         "share": float(asked.mean()), "threshold": threshold(score_U, share),
         "failures_caught": float(asked[bad].mean()) if bad.any() else None,

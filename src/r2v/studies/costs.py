@@ -16,7 +16,7 @@ import numpy as np
 from r2v.clients.settings import PriceSettings
 from r2v.core.errors import SettingsError
 from r2v.core.types import Episode
-from r2v.evaluation.curves import resample_BT
+from r2v.evaluation.curves import interval, resample_BT
 from r2v.maths import Bools, Floats
 from r2v.runtime.settings import read, validated
 
@@ -71,14 +71,14 @@ class Costs:
         always_B, routed_B = (weight_BG @ np.bincount(group_U, cost_U) for cost_U in (always_U, routed_U))
         share_B = 1 - np.divide(routed_B, always_B, out=np.ones_like(routed_B), where=always_B > 0)
         facts: dict[str, Any] = {
-            "priced": priced, "usd_saved_share": float(share_B[0]), "usd_saved_share_ci95": _interval(share_B),
+            "priced": priced, "usd_saved_share": float(share_B[0]), "usd_saved_share_ci95": interval(share_B),
         }  # fmt: skip
         if priced:
             facts |= {"usd_teacher_alone": float(always_U.sum()), "usd_routed": float(routed_U.sum())}
             if self.days:
                 total_B = (always_B - routed_B) * (len(np.unique(group_U)) / self.days)
                 facts |= {"days": self.days, "usd_a_day_teacher_alone": float(always_U.sum() / self.days),
-                          "usd_a_day_saved": float(total_B[0]), "usd_a_day_saved_ci95": _interval(total_B)}  # fmt: skip
+                          "usd_a_day_saved": float(total_B[0]), "usd_a_day_saved_ci95": interval(total_B)}  # fmt: skip
         if evidence.kind == "paired":
             solved = evidence.alone_E + escalated_U * evidence.worth_U
             facts["cost_per_solved"] = {
@@ -117,10 +117,6 @@ def _usd(tokens_U2: Floats, price: PriceSettings | None) -> Floats:
 
 def _rates(price: PriceSettings) -> Floats:
     return np.array([price.input, price.output]) / 1e6
-
-
-def _interval(values_B: Floats) -> list[float]:
-    return [float(q) for q in np.quantile(values_B[1:], [0.025, 0.975])]
 
 
 def _each(cost_U: Floats, solved_U: Floats) -> float | None:

@@ -22,7 +22,7 @@ from r2v.core.types import Choice, Episode, ScoreKind, Step
 from r2v.evaluation.gain import Units
 from r2v.learning.reading import ReadRows, cross_fitted, read_rows, slm_action
 from r2v.maths import Floats
-from r2v.studies.costs import tokens_of
+from r2v.studies.costs import CHARACTERS, tokens_of
 
 Kind = Literal["paired", "alike", "outcomes"]
 LEAST_GROUPS = 20
@@ -216,7 +216,7 @@ def _alike(episodes: Sequence[Episode], found: Groups, seed: int) -> Evidence | 
 def _tokens(choice: Choice) -> tuple[float, float]:
     """Of the teacher's answer; the SLM's draft counts as as many."""
     usage = choice.teacher
-    return float(usage.prompt_tokens or 0), float(usage.completion_tokens or len(choice.action.text) / 4)
+    return float(usage.prompt_tokens or 0), float(usage.completion_tokens or len(choice.action.text) / CHARACTERS)
 
 
 def _usd(choice: Choice) -> tuple[float, float]:
@@ -238,17 +238,22 @@ def _both(episodes: Sequence[Episode]) -> bool:
     return min(solved, len(episodes) - solved) >= LEAST_EACH
 
 
+def drawn_within(steps: Sequence[int], most: int, seed: int) -> list[int]:
+    """Places of episodes in random order, one at least, as long as their steps together are at most so many."""
+    total, drawn = 0, []
+    for n in np.random.default_rng(seed).permutation(len(steps)).tolist():
+        if total and total + steps[n] > most:
+            break
+        total += steps[n]
+        drawn.append(n)
+    return drawn
+
+
 def _drawn(
     episodes: Sequence[Episode], found: Groups, mine: Sequence[int], seed: int, steps: Mapping[int, list[int]] | None = None
 ) -> tuple[list[Episode], ReadRows, int]:
     """Rows of at most `MOST_STEPS` steps, by whole episodes; the episodes of these; and how many were left out."""
     wanted = {i: own_steps(episodes[i]) if steps is None else steps[i] for i in mine}
-    order, total, drawn = np.random.default_rng(seed).permutation(len(mine)), 0, []
-    for i in (mine[n] for n in order):
-        if total and total + len(wanted[i]) > MOST_STEPS:
-            break
-        total += len(wanted[i])
-        drawn.append(i)
-    drawn.sort()
+    drawn = sorted(mine[n] for n in drawn_within([len(wanted[i]) for i in mine], MOST_STEPS, seed))
     kept = [episodes[i] for i in drawn]
     return kept, read_rows(kept, found.group_E[drawn], [wanted[i] for i in drawn]), len(mine) - len(drawn)

@@ -93,18 +93,12 @@ def _equal(steps: Scored, seed: int, within_N: NDArray[np.int64] | None = None) 
 
 def by_features(rows: ReadRows, failed_N: Floats, fold_N: NDArray[np.int64], seed: int) -> Floats:
     """Risk of each row by a small network on the features alone: what reads nothing."""
-    from r2v.learning.tabular import fit_risk
+    from r2v.learning.tabular import held_out_risk
 
     f = len(FEATURES)
     none_N = np.zeros(len(rows), dtype=int)
     plain = Rows(rows.x_NF[:, :f], rows.present_NF[:, :f], failed_N, none_N, rows.episode_N)
-    p_N = np.zeros(len(rows))
-    for fold in range(FOLDS):
-        held, inner = fold_N == fold, fold_N == (fold + 1) % FOLDS
-        p_N[held] = fit_risk(plain.where(~held & ~inner), plain.where(inner), FEATURES, seed=seed).risk(
-            plain.x_NF[held], plain.present_NF[held]
-        )
-    return p_N
+    return held_out_risk(plain, fold_N, seed)
 
 
 def _seen_as(view: View, episode: Episode) -> Episode:

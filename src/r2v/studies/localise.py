@@ -72,13 +72,13 @@ def locate(episodes: Sequence[Episode], risks: Sequence[Sequence[float]] = (), *
         about = localiser.facts
         results = {**about["left_out"], "source": f"shipped, figures of its own data: {about['data']}"}
     named: list[int | None] = [None] * len(episodes)
-    told = []
+    listed = []
     for i in failed:
         p_T = p[i] if i in p else localiser.of_features(features[i])
         step = int(p_T.argmax())
         named[i] = step
-        told.append({"episode": i, "task": episodes[i].task.id, "step": step, "p": round(float(p_T[step]), 4)})
-    return Located({**results, "labelled_here": len(labels), "named": told}, named)
+        listed.append({"episode": i, "task": episodes[i].task.id, "step": step, "p": round(float(p_T[step]), 4)})
+    return Located({**results, "labelled_here": len(labels), "named": listed}, named)
 
 
 @dataclass(frozen=True)

@@ -58,8 +58,8 @@ def with_verdicts(episodes: Sequence[Episode], verdicts: Sequence[Verdict]) -> l
         known: list[dict[str, float]] = [{} for _ in episode.steps]
         outcome = None
         for verdict in texts:
-            *values, last = [*_values(verdict, episode), None] if not episode.steps else _values(verdict, episode)
-            for step, value in zip(known, values, strict=False):
+            *values, last = _values(verdict, episode)
+            for step, value in zip(known, values, strict=True):
                 step |= {} if value is None else {verdict.name: value}
             final = next((v for v in (last, *reversed(values)) if v is not None), None)
             outcome = outcome or (None if final is None else (verdict.name, final))
@@ -113,7 +113,8 @@ def _values(verdict: Verdict, episode: Episode) -> list[float | None]:
     """What it knew at each step, and at last once the episode had ended."""
     hashed = episode.goal.startswith("sha256:")
     found: list[float | None] = []
-    for step, context in zip(episode.steps, episode.contexts(HORIZON), strict=True):
+    contexts = episode.contexts(HORIZON)
+    for step, context in zip(episode.steps, contexts, strict=True):
         noted = dict(step.verdicts).get(verdict.name)
         if hashed and noted is not None:
             found.append(noted)
@@ -122,7 +123,7 @@ def _values(verdict: Verdict, episode: Episode) -> list[float | None]:
         found.append(read[0][1] if read else noted)
     end = None
     if episode.steps and not isinstance(verdict, StepVerdict):
-        context = episode.contexts(HORIZON)[-1]
+        context = contexts[-1]
         final = episode.final.text if episode.final is not None else ""
         answer = episode.steps[-1].choice.action
         whole = Context(context.goal, (*context.observations, final), (*context.actions, answer), HORIZON)
