@@ -459,6 +459,27 @@ def test_fit_writes_the_router_that_was_measured(log, episodes, tmp_path):
     assert load_configured(load(tmp_path / "r2v.yaml", GatewaySettings).route).router.fitted_with == router.fitted_with
 
 
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [(None, "a file of verdicts holds"), ("verdicts: 3", "must be a list"), ("version: 1", "must be a list")],
+)
+def test_a_wrong_file_of_verdicts_is_one_line(log, tmp_path, text, line):
+    from r2v.core.errors import SettingsError
+
+    path = tmp_path / "verdicts.yaml"
+    if text is not None:
+        path.write_text(text)
+    done = run("advise", str(log), "--verdict", str(path), "--out", str(tmp_path / "advice"))
+    assert isinstance(done.exception, SettingsError) and line in str(done.exception)
+
+
+def test_fit_promises_a_router_only_where_the_logs_hold_evidence(tmp_path):
+    few = [session(i, "m", hard=False, stuck=False, success=None) for i in range(10)]
+    (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, few)))
+    done = run("fit", str(tmp_path / "log.jsonl"), "--out", str(tmp_path / "router"), "--unproven")
+    assert done.exit_code == 2 and "no router written (not_enough)\n" in done.output and "--unproven" not in done.output
+
+
 def test_fit_writes_nothing_that_may_lose(tmp_path):
     log = paired(tmp_path / "log.jsonl", noise=True, tasks=120)
     done = run("fit", str(log), "--out", str(tmp_path / "router"), "--json")

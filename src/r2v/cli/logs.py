@@ -296,7 +296,12 @@ def _verdicts(names: Sequence[str]) -> tuple[Verdict, ...]:
 
     listed: list[Any] = []
     for name in names:
-        listed += read(Path(name)).get("verdicts", []) if name.endswith((".yaml", ".yml")) else [name]
+        if not name.endswith((".yaml", ".yml")):
+            listed.append(name)
+            continue
+        in_file: Any = read(Path(name), "a file of verdicts holds e.g. `verdicts: [tests]`").get("verdicts")
+        parse_verdicts(in_file)  # before lists are joined: it may be anything
+        listed += in_file
     return parse_verdicts(listed)
 
 
@@ -329,7 +334,8 @@ def _fit(advice: Advice, read: Imported, out: Path, *, unproven: bool, seed: int
     facts = fit_logs(advice, out, verifier=read.verifier, unproven=unproven, seed=seed)
     typer.echo(paragraph(facts))
     if facts["router"] is None:
-        typer.echo(f"no router written ({facts['verdict']}); --unproven writes it all the same")
+        anyway = "" if facts["evidence"] is None else "; --unproven writes it all the same"
+        typer.echo(f"no router written ({facts['verdict']}){anyway}")
     else:
         typer.echo(f"router   {out}{'' if facts['ready'] else '  (unproven)'}")
         typer.echo(

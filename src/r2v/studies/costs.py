@@ -44,7 +44,7 @@ def read_prices(path: Path) -> dict[str, PriceSettings]:
 
     Raises SettingsError in one line.
     """
-    raw = read(path)
+    raw = read(path, "a file of prices holds e.g. `slm: {input: 0.5, output: 1.5}`")
     found = {}
     for model, price in raw.items():
         try:
