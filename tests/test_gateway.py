@@ -16,6 +16,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
+from itertools import count
 from pathlib import Path
 
 import aiohttp
@@ -26,6 +27,7 @@ import pytest
 from r2v.clients import make_client
 from r2v.clients.mock import MockModel, complete
 from r2v.core.agent import AgentModels, Routed, StepContext
+from r2v.core.errors import ArtifactError
 from r2v.core.seeds import derive_seed
 from r2v.core.types import Memory
 from r2v.gateway.candidates import CandidateSource
@@ -50,13 +52,22 @@ ASK = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "l
 AUTH = {"authorization": f"Bearer {KEY}"}
 
 
+def _is_served(path: Path) -> bool:
+    """Whether an earlier gateway of the test still serves from this ledger."""
+    try:
+        Ledger(path, owner=True).close()
+    except ArtifactError:
+        return True
+    return False
+
+
 class World:
     """Two made-up models and a gateway before them."""
 
     def __init__(self, host, tmp_path: Path, **changes) -> None:
         self.stack = ExitStack()
         self.small, self.teacher = Model("small-1", error_rate=0.5), Model("teacher-1")
-        self.ledger = tmp_path / "ledger.db"
+        self.ledger = next(path for i in count() if not _is_served(path := tmp_path / f"ledger{i or ''}.db"))
         self.config = settings(host(self.small), host(self.teacher), self.ledger, **changes)
         self.url, self.service = self.stack.enter_context(gateway(self.config))
         self.client = self.stack.enter_context(httpx.Client(base_url=self.url, headers=AUTH, timeout=20))

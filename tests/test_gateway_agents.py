@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import threading
 import time
+from contextlib import closing
 
 import httpx
 import openai
 import pytest
 
+from r2v.clients.base import Tokens
 from r2v.clients.mock import MockModel
 from r2v.messages.conversation import context_of, own_words, parse
 from servers import KEY, events_of
@@ -203,7 +206,9 @@ def test_a_live_answer_that_breaks_is_charged_and_ends_with_the_error(make):  # 
     world.teacher.cut = 4
     text = world.post("/v1/messages", claude(), {"x-r2v-arm": "teacher"}).text
     assert "ended too soon" in text.splitlines()[-2] and "message_stop" not in text
-    assert not world.rows("id") and world.service.ledger.spent().usd > 0
+    with closing(sqlite3.connect(world.ledger)) as db:
+        ((usd, why),) = db.execute("SELECT usd, why FROM abandoned").fetchall()
+    assert not world.rows("id") and usd > 0 and why == "upstream_fallback"
 
 
 def test_pings_of_messages_are_events(make):  # noqa: F811
@@ -249,7 +254,7 @@ def test_usage_is_that_of_the_answer_whatever_else_was_drawn(make):  # noqa: F81
     verifier = make(route__router="verifier", route__threshold=0.0, store__path=str(world.ledger.with_name("v.db")))
     assert verifier.post().json()["usage"] == alone  # the drafts before it are in the bill alone
     assert float(verifier.post().headers["x-r2v-cost-usd"]) > verifier.service.teacher.usd(
-        verifier.service.teacher.priced([]).tokens
+        Tokens(alone["prompt_tokens"], alone["completion_tokens"])
     )
 
 

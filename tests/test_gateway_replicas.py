@@ -14,14 +14,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-from hypothesis import HealthCheck, given
-from hypothesis import settings as hypothesis_settings
-from hypothesis import strategies as st
 
 from r2v.core.types import Decision
-from r2v.gateway.budgets import Amount, Exhausted, LocalBudgets
-from r2v.gateway.ledger import Ledger, ModeChange
-from r2v.gateway.settings import LimitSettings
+from r2v.gateway.ledger import ModeChange
 from servers import KEY, Model, gateway, running, settings
 
 pytest.importorskip("redis", reason="the extra `redis` is not installed")
@@ -64,75 +59,10 @@ def redis_url(tmp_path_factory):
         yield f"redis://127.0.0.1:{port}/0"
 
 
-def shared_budgets(url: str, prefix: str, longest_step_s: float = 60.0):
-    from r2v.gateway.redis_state import Connection, RedisBudgets
-
-    return RedisBudgets(Connection(url, prefix), longest_step_s)
-
-
 def shared_sessions(url: str, prefix: str):
     from r2v.gateway.redis_state import Connection, RedisSessions
 
     return RedisSessions(Connection(url, prefix), 0.2)
-
-
-limits = st.builds(
-    LimitSettings,
-    teacher_calls=st.one_of(st.none(), st.integers(0, 4)),
-    tokens=st.one_of(st.none(), st.integers(0, 60)),
-    usd=st.one_of(st.none(), st.sampled_from([0.0, 0.5, 1.0, 2.0])),
-)
-amounts = st.tuples(st.integers(0, 20), st.sampled_from([0.0, 0.125, 0.25, 0.5]))
-moves = st.lists(st.one_of(st.tuples(st.just("reserve"), amounts, amounts), st.tuples(st.just("settle"), st.integers(0, 9))))
-counter = iter(range(10**9))
-
-
-@hypothesis_settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(session=limits, day=limits, script=moves)
-def test_both_kinds_of_budgets_grant_the_same(redis_url, tmp_path, session, day, script):
-    """Whatever is reserved and settled in whatever order: the script in Redis and the code in the process agree."""
-    tag = next(counter)
-    bounds = [(f"session s{tag}", session), (f"all {tag + 10**6}", day)]
-
-    async def play() -> None:
-        ledger = Ledger(tmp_path / f"{tag}.db")
-        local, remote = LocalBudgets(ledger), shared_budgets(redis_url, f"p{tag}")
-        open_reservations = []
-        for i, move in enumerate(script):
-            if move[0] == "reserve":
-                slm, teacher = Amount(0, *move[1]), Amount(1, *move[2])
-                granted = []
-                for budgets in (local, remote):
-                    try:
-                        granted.append(await budgets.reserve(f"h{i}", bounds, slm, teacher))
-                    except Exhausted:
-                        granted.append(None)
-                a, b = granted
-                assert (a is None) == (b is None)
-                if a is not None and b is not None:
-                    assert (a.teacher, a.calls_left) == (b.teacher, b.calls_left)
-                    open_reservations.append((a, b, slm + teacher if a.teacher else slm))
-            elif open_reservations:
-                a, b, amount = open_reservations.pop(move[1] % len(open_reservations))
-                await local.settle(a, amount)
-                await remote.settle(b, amount)
-        await remote.close()
-        ledger.close()
-
-    asyncio.run(play())
-
-
-def test_what_a_dead_replica_reserved_is_given_back(redis_url):
-    async def play() -> None:
-        budgets = shared_budgets(redis_url, "dead", longest_step_s=0.3)
-        one = [("session x", LimitSettings(teacher_calls=1))]
-        assert (await budgets.reserve("a", one, Amount(), Amount(1))).teacher
-        assert not (await budgets.reserve("b", one, Amount(), Amount(1))).teacher
-        await asyncio.sleep(0.4)  # "a" was never settled
-        assert (await budgets.reserve("c", one, Amount(), Amount(1))).teacher
-        await budgets.close()
-
-    asyncio.run(play())
 
 
 def test_a_session_is_one_for_all_replicas(redis_url):

@@ -21,6 +21,7 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol, TypeVar
 from urllib.parse import urlsplit
@@ -38,17 +39,33 @@ from r2v.messages.protocol import Piece, Reply
 TOO_LONG = re.compile(r"context.{0,20}(length|window|size)|maximum context|too (long|many tokens)|exceed.{0,40}tokens", re.I)
 """How servers report that a request does not fit: there is no common code for it."""
 RETRIED = (408, 409, 425, 429, 500, 502, 503, 504, 529)
+UNKNOWN = (408, 504)
+"""Statuses after which the model may have written an answer that somebody else did not wait for."""
+HIDDEN = 1_000
+"""Tokens that a provider may add to a prompt by itself: its template, and what it says of tools."""
 T = TypeVar("T")
+on_lost: ContextVar[Callable[[int, bool], Awaitable[bool]] | None] = ContextVar("on_lost", default=None)
+"""Called after each try that may have been paid for without an answer, with the number of answers that it asked for and
+whether another try would follow; that may be refused, because of what it may cost.
+"""
 
 
 class ModelError(RuntimeError):
     """A model did not answer. `status` is what the gateway's client should see: that of a bad request, else 502."""
 
     def __init__(
-        self, reason: str, *, status: int = 502, clients_fault: bool = False, retry_after: float | None = None
+        self,
+        reason: str,
+        *,
+        status: int = 502,
+        clients_fault: bool = False,
+        retry_after: float | None = None,
+        paid: bool = False,
     ) -> None:
         super().__init__(reason)
         self.status, self.retry_after = status, retry_after
+        self.paid = paid
+        """Whether answers may have to be paid all the same, beside those of which `on_lost` knows."""
         self.clients_fault = clients_fault
         """The request itself was refused (HTTP 4xx): another model would refuse it, too."""
 
@@ -77,11 +94,12 @@ class Tokens:
 
     @classmethod
     def of(cls, usage: Json) -> Tokens:
-        """From `usage` of a chat completion. Raises TypeError or ValueError where a count is none."""
-        details = usage.get("prompt_tokens_details") or {}
+        """From `usage` of a chat completion; 0 for a count that is none."""
+        details = usage.get("prompt_tokens_details")
+        details = details if isinstance(details, dict) else {}
         counts = (usage.get("prompt_tokens"), usage.get("completion_tokens"))
         caches = (details.get("cached_tokens"), details.get("cache_creation_tokens"))
-        return cls(*(int(count or 0) for count in (*counts, *caches)))
+        return cls(*(_count(count) or 0 for count in (*counts, *caches)))
 
     @property
     def usage(self) -> Json:
@@ -114,6 +132,8 @@ class Draw:
     tokens: Tokens
     usage: Usage
     """One call, whatever the number of requests; counts that a server did not report are None."""
+    unknown: int = 0
+    """Answers of which nobody knows what they cost: they are not in `tokens`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,17 +213,36 @@ class Client(ABC):
         self.check_length(request)
         parts = await self.answers(request, k, seed=seed, logprobs=logprobs, authors=authors or {})
         self.succeeded()
-        draw = self.priced(parts, k)
+        draw = self.priced(request, parts, k)
         if len(draw.replies) < k:
-            raise ModelError(f"{self.name} answered with {len(draw.replies)} of {k} choices")
+            raise ModelError(f"{self.name} answered with {len(draw.replies)} of {k} choices", paid=True)
         return draw
 
-    def priced(self, parts: Sequence[Part], k: int = 1) -> Draw:
-        """The first k replies of HTTP answers, with what all of the answers cost."""
+    def priced(self, request: Request, parts: Sequence[Part], k: int = 1) -> Draw:
+        """The first k replies of HTTP answers to a request, with what all of the answers cost. A count that cannot be true,
+        because it is missing, below 0, or above what the request and its answers can have, is none.
+        """
         replies = [reply for part in parts for reply in part.replies][:k]
-        tokens = self.read(lambda: sum((Tokens.of(part.usage) for part in parts), Tokens()))
-        usage = sum((self._usage(part.usage) for part in parts), NO_USAGE)
-        return Draw(replies, tokens, replace(usage, calls=1))
+        tokens, usage, unknown = Tokens(), NO_USAGE, 0
+        for part in parts:
+            counted = self._counted(part.usage, self.bound(request, len(part.replies))[0])
+            unknown += len(part.replies) if counted is None else 0
+            tokens += counted or Tokens()
+            usage += self._usage(part.usage)
+        return Draw(replies, tokens, replace(usage, calls=1), unknown)
+
+    def _usage(self, raw: Json) -> Usage:
+        """As the server says; None for a count that is none."""
+        prompt, output = (_count(raw.get(key)) for key in ("prompt_tokens", "completion_tokens"))
+        known = prompt is not None and output is not None and self.settings.price is not None
+        return Usage(1, prompt, output, self.usd(Tokens.of(raw)) if known else None)
+
+    def _counted(self, usage: Json, most: int) -> Tokens | None:
+        """What a server counted; None where it did not, or not in earnest. `most`: tokens that can be."""
+        if _count(usage.get("prompt_tokens")) is None or _count(usage.get("completion_tokens")) is None:
+            return None
+        found = Tokens.of(usage)
+        return found if found.cached + found.cache_written <= found.prompt and found.total <= most else None
 
     def candidates(self, draw: Draw, action: Callable[[Json], Action]) -> tuple[Candidate, ...]:
         """The replies of a draw as candidates; `action` reads an assistant message."""
@@ -228,7 +267,7 @@ class Client(ABC):
         """(tokens, USD) that so many answers can cost at most: every byte of the request a token, each answer the longest.
         Servers without `n` read the request for each answer.
         """
-        size, output = request.size, request.max_tokens or self.settings.max_output_tokens
+        size, output = request.size + HIDDEN, request.max_tokens or self.settings.max_output_tokens
         dearest = max(self.usd(Tokens(size, output)), self.usd(Tokens(size, output, cache_written=size)))
         return answers * (size + output), answers * dearest
 
@@ -270,12 +309,12 @@ class Client(ABC):
             async with self._sent(body, headers) as response:
                 return msgspec.json.decode(await response.read())
 
-        return await self._tried(once)
+        return await self._tried(once, body.get("n") or 1)
 
     async def events(self, body: Json, headers: Mapping[str, str] | None = None) -> AsyncGenerator[Json, None]:
         """The server-sent events of an answer, as many tries as the settings allow before the first. Raises ModelError."""
         async with AsyncExitStack() as stack:
-            response = await self._tried(lambda: stack.enter_async_context(self._sent(body, headers)))
+            response = await self._tried(lambda: stack.enter_async_context(self._sent(body, headers)), 1)
             rest = b""
             try:
                 async for piece in response.content.iter_any():
@@ -289,30 +328,37 @@ class Client(ABC):
             except (aiohttp.ClientError, TimeoutError, ValueError, AttributeError) as error:
                 raise self.broken(f"the stream broke ({type(error).__name__})") from None
 
-    async def _tried(self, call: Callable[[], Awaitable[T]]) -> T:
-        """What the first try gives that does not fail. Raises ModelError."""
+    async def _tried(self, call: Callable[[], Awaitable[T]], answers: int) -> T:
+        """What the first try gives that does not fail; `answers`: how many it asks for. Raises ModelError."""
         problem, status, asked = "", 502, None
         for attempt in range(self.settings.retries + 1):
             self.check_available()
+            sent = True
             try:
                 return await call()
             except _Passing as error:
                 problem, status, asked = error.args
+                sent = status in UNKNOWN
             except TimeoutError as error:
                 problem, status, asked = f"no answer in time ({type(error).__name__})", 504, None
+                sent = not isinstance(error, aiohttp.ConnectionTimeoutError)
                 self.count("timeout")
             except aiohttp.ClientError as error:
                 problem, status, asked = f"connection failed ({type(error).__name__})", 502, None
+                sent = not isinstance(error, aiohttp.ClientConnectorError)
                 self.count("connection")
             except ValueError:
                 problem, status, asked = "an answer that is not JSON", 502, None
                 self.count("garbage")
             if status != 429:  # a limit of rates is no outage
                 self.failed()
-            if asked is not None and asked > self.settings.longest_wait_s:
-                break  # another model may answer meanwhile
-            if attempt < self.settings.retries:
-                await asyncio.sleep(self.settings.backoff_s * min(16, 2**attempt) if asked is None else asked)
+            # Where the server asks for a long wait, another model may answer meanwhile.
+            again = attempt < self.settings.retries and (asked is None or asked <= self.settings.longest_wait_s)
+            if sent and (lost := on_lost.get()) is not None and not await lost(answers, again) and again:
+                problem, again = f"{problem}, no budget for another try", False
+            if not again:
+                break
+            await asyncio.sleep(self.settings.backoff_s * min(16, 2**attempt) if asked is None else asked)
         tries = "1 try" if attempt == 0 else f"{attempt + 1} tries"
         raise ModelError(f"{self.name}: {problem} after {tries}", status=429 if status == 429 else 502, retry_after=asked)
 
@@ -356,13 +402,13 @@ class Client(ABC):
         except (KeyError, TypeError, ValueError, AttributeError):
             self.count("garbage")
             self.failed()
-            raise ModelError(f"{self.name} answered with something that is not a completion") from None
+            raise ModelError(f"{self.name} answered with something that is not a completion", paid=True) from None
 
     def broken(self, problem: str) -> ModelError:
         """The error for a stream that cannot go on."""
         self.count("stream")
         self.failed()
-        return ModelError(f"{self.name}: {problem}")
+        return ModelError(f"{self.name}: {problem}", paid=True)
 
     def _refusal(self, status: int, content: bytes) -> ModelError:
         """The error for an answer that no further try will change. What is too long for this model may fit another."""
@@ -386,13 +432,6 @@ class Client(ABC):
 
     def count(self, outcome: str) -> None:
         self.attempts[outcome] = self.attempts.get(outcome, 0) + 1
-
-    def _usage(self, raw: Json) -> Usage:
-        tokens = Tokens.of(raw)
-        prompt = None if raw.get("prompt_tokens") is None else tokens.prompt
-        output = None if raw.get("completion_tokens") is None else tokens.output
-        known = prompt is not None and output is not None and self.settings.price is not None
-        return Usage(1, prompt, output, self.usd(tokens) if known else None)
 
 
 class Reader(Protocol):
@@ -477,13 +516,22 @@ async def _closed(owner: AsyncGenerator[aiohttp.ClientSession, None]) -> None:
 
 
 async def all_of(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """The results of calls that run at once; one failure cancels the others."""
+    """The results of calls that run at once; one failure cancels the others, which may have to be paid all the same."""
+    tasks: list[asyncio.Task[T]] = []
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(call) for call in calls]
+            tasks += [group.create_task(call) for call in calls]
     except BaseExceptionGroup as errors:
-        raise errors.exceptions[0] from None
+        first = errors.exceptions[0]
+        if isinstance(first, ModelError):
+            first.paid |= any(task.cancelled() or task.exception() is None for task in tasks)
+        raise first from None
     return [task.result() for task in tasks]
+
+
+def _count(value: Any) -> int | None:
+    """A number of tokens; None for anything else."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53 else None
 
 
 def retry_after(value: str | None) -> float | None:

@@ -11,6 +11,8 @@ from r2v.messages.protocol import Piece, Reply
 
 PRIVATE = ("thinking_blocks", "reasoning_content")
 """Keys of messages that are for one model alone."""
+ITS_OWN = "https://api.openai.com/"
+"""Newer models there refuse `max_tokens`, the only name that many other servers know."""
 SEEDS = 2**31
 """Servers take seeds below this."""
 
@@ -58,6 +60,8 @@ class OpenAIClient(Client):
         s, body = self.settings, Json(request.fields, model=self.settings.model)
         if not request.plain:
             body["messages"] = [_sendable(message) for message in request.body()["messages"]]
+        if s.base_url.startswith(ITS_OWN) and "max_tokens" in body:
+            body["max_completion_tokens"] = body.pop("max_tokens")
         if logprobs and s.offers_logprobs and not request.logprobs:
             body |= {"logprobs": True, "top_logprobs": s.top_logprobs}
         return body

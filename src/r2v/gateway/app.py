@@ -428,8 +428,8 @@ class _Gateway:
         return json_response({"status": "ok"})
 
     async def ready(self, http: HttpRequest) -> Response:
-        up = {"small": self.service.slm.available, "teacher": self.service.teacher.available}
-        return json_response({"ready": any(up.values()), "models": up}, 200 if any(up.values()) else 503)
+        found = await self.service.ready()
+        return json_response(found, 200 if found["ready"] else 503)
 
     async def metrics(self, http: HttpRequest) -> Response:
         text = self.service.metrics.prometheus()

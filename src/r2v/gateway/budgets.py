@@ -1,24 +1,26 @@
-"""Budgets that no step may exceed: what it can cost at most is reserved before a model is called, the rest returned after.
+"""Budgets that no step may exceed: what it can cost at most is charged before a model is called, the rest returned after.
 
-`LocalBudgets` counts in one process, starting from what the ledger has; `r2v.gateway.redis_state.RedisBudgets` counts in
-Redis, for replicas.
+A charge is durable before money is spent, so what nobody learns the cost of (a killed process, an answer without `usage`, a
+broken stream) stays charged in full. `LocalBudgets` keeps the charges in the ledger; `r2v.gateway.redis_state.RedisBudgets`
+in Redis, for replicas.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from r2v.gateway.settings import BudgetSettings, LimitSettings
 
-SCOPES = 5_000
-"""Scopes whose sums are kept in memory; others are summed up from the ledger again."""
+if TYPE_CHECKING:
+    from r2v.gateway.accounts import Accounts
+
 DAY = 86_400
 UNLIMITED = LimitSettings()
-
-Limits = list[tuple[str, LimitSettings]]
-"""(scope, limit) of everything that limits one step. Scopes that end in a number are of that day."""
+SESSIONS_A_DAY = 1_000
+"""That a key may begin where sessions have a budget and its own settings say nothing: new sessions do not dodge it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,23 +31,51 @@ class Amount:
     """Of the teacher."""
     tokens: int = 0
     usd: float = 0.0
+    sessions: int = 0
+    """That were begun."""
+
+    @property
+    def parts(self) -> tuple[int, int, float, int]:
+        return self.calls, self.tokens, self.usd, self.sessions
+
+    def at_most(self, other: Amount) -> Amount:
+        """The smaller of each, and nothing below 0."""
+        return Amount(*(max(0, min(a, b)) for a, b in zip(self.parts, other.parts, strict=True)))  # type: ignore[arg-type]
 
     def __add__(self, other: Amount) -> Amount:
-        return Amount(self.calls + other.calls, self.tokens + other.tokens, self.usd + other.usd)
+        return Amount(
+            self.calls + other.calls, self.tokens + other.tokens, self.usd + other.usd, self.sessions + other.sessions
+        )
 
     def __sub__(self, other: Amount) -> Amount:
-        return Amount(self.calls - other.calls, self.tokens - other.tokens, self.usd - other.usd)
-
-    def within(self, limit: LimitSettings) -> bool:
-        pairs = ((self.calls, limit.teacher_calls), (self.tokens, limit.tokens), (self.usd, limit.usd))
-        return all(most is None or amount <= most for amount, most in pairs)
+        return Amount(
+            self.calls - other.calls, self.tokens - other.tokens, self.usd - other.usd, self.sessions - other.sessions
+        )
 
 
 @dataclass(frozen=True)
+class Account:
+    """Whose money a step spends, and on which day (of UTC, since 1970)."""
+
+    session: str
+    key: str
+    day: int
+
+    @property
+    def scopes(self) -> tuple[str, str, str]:
+        return f"session {self.session}", f"key {self.key} {self.day}", f"all {self.day}"
+
+
+Limits = list[tuple[str, LimitSettings]]
+"""(scope, limit) of everything that limits one step; the first is the session's."""
+
+
+@dataclass(eq=False)
 class Reservation:
-    """What is reserved for one step."""
+    """What one step has been charged so far."""
 
     id: str
+    account: Account
     limits: Limits
     amount: Amount
     teacher: bool
@@ -59,28 +89,66 @@ class Exhausted(Exception):
 
 
 class Budgets(Protocol):
-    async def reserve(self, name: str, limits: Limits, slm: Amount, teacher: Amount) -> Reservation:
-        """Reserve what both models can cost, or the SLM alone where there is no room for both. Raises Exhausted."""
+    async def reserve(self, name: str, account: Account, limits: Limits, slm: Amount, teacher: Amount) -> Reservation:
+        """Charge what both models can cost, or the SLM alone where there is no room for both. Raises Exhausted."""
 
-    async def settle(self, reservation: Reservation, spent: Amount) -> None:
-        """Replace what was reserved by what was spent."""
+    async def extend(self, reservation: Reservation, amount: Amount) -> None:
+        """Charge more to the same step, before it spends it. Raises Exhausted."""
+
+    async def settle(self, reservation: Reservation, spent: Amount, lost: Amount, why: str) -> None:
+        """Return what was charged and not spent.
+
+        Args:
+            reservation: of a step that has ended.
+            spent: what it is known to have cost.
+            lost: what it may have cost beside that.
+            why: what became of a step that left no row.
+        """
+
+    async def check(self) -> None:
+        """Raises OSError or sqlite3.Error where nothing could be charged now."""
 
     async def close(self) -> None: ...
 
 
-class History(Protocol):
-    """What was spent before this process started; `r2v.gateway.ledger.Ledger`."""
-
-    def spent(self, *, session: str | None = None, since: float | None = None, key: str | None = None) -> Amount: ...
-
-
-def limits_of(budget: BudgetSettings, session: str, key: str, day: int, session_usd: float | None) -> Limits:
+def limits_of(budget: BudgetSettings, account: Account, session_usd: float | None) -> Limits:
     """The limits of a step. `session_usd` is what the client set for its session; the lower one counts."""
-    own = budget.session
+    own, of_key = budget.session, budget.key_per_day
+    if own != UNLIMITED and of_key.sessions is None:
+        of_key = of_key.but(sessions=SESSIONS_A_DAY)
     if session_usd is not None:
         own = own.but(usd=session_usd if own.usd is None else min(own.usd, session_usd))
-    scopes = [(f"session {session}", own), (f"key {key} {day}", budget.key_per_day), (f"all {day}", budget.per_day)]
-    return [(scope, limit) for scope, limit in scopes if limit != UNLIMITED]
+    limits = list(zip(account.scopes, (own, of_key, budget.per_day), strict=True))
+    return limits if any(limit != UNLIMITED for _, limit in limits) else []
+
+
+def granted(
+    used: Sequence[tuple[Amount, LimitSettings]], slm: Amount, teacher: Amount
+) -> tuple[Amount | None, bool, int | None]:
+    """What fits into the limits.
+
+    Args:
+        used: what each scope has been charged so far, the session's first, and its limit.
+        slm: what the SLM can cost at most.
+        teacher: what the teacher can cost at most, beside that.
+
+    Returns:
+        (amount to charge; None where nothing fits, whether the teacher's part is in it, teacher calls left or None).
+    """
+    if used and not used[0][0].sessions:
+        teacher += Amount(sessions=1)
+    left = [max(0, limit.teacher_calls - amount.calls) for amount, limit in used if limit.teacher_calls is not None]
+    for amount, both in ((slm + teacher, True), (slm, False)):
+        if all(_fits(charged, amount, limit) for charged, limit in used):
+            return amount, both, min(left, default=None)
+    return None, False, min(left, default=None)
+
+
+def _fits(used: Amount, more: Amount, limit: LimitSettings) -> bool:
+    """What adds nothing to a sum never exceeds its limit, even where that was lowered since."""
+    bounds = (limit.teacher_calls, limit.tokens, limit.usd, limit.sessions)
+    sums = zip(used.parts, more.parts, bounds, strict=True)
+    return all(most is None or not added or before + added <= most for before, added, most in sums)
 
 
 def touch(latest: OrderedDict[str, Any], name: str, most: int) -> None:
@@ -91,42 +159,34 @@ def touch(latest: OrderedDict[str, Any], name: str, most: int) -> None:
 
 
 class LocalBudgets:
-    """`Budgets` of one process. Nothing in it waits, so no other step comes between a check and what is done on it."""
+    """`Budgets` of the processes that share one ledger: each charge is one transaction."""
 
-    def __init__(self, history: History) -> None:
-        self._history = history
-        self._spent: OrderedDict[str, Amount] = OrderedDict()
-        self._reserved: dict[str, Amount] = {}
+    def __init__(self, accounts: Accounts) -> None:
+        self._accounts = accounts
 
-    async def reserve(self, name: str, limits: Limits, slm: Amount, teacher: Amount) -> Reservation:
-        used = [(self._spent_in(scope) + self._reserved.get(scope, Amount()), limit) for scope, limit in limits]
-        if not all((amount + slm).within(limit) for amount, limit in used):
-            raise Exhausted
-        both = all((amount + slm + teacher).within(limit) for amount, limit in used)
-        left = [limit.teacher_calls - amount.calls for amount, limit in used if limit.teacher_calls is not None]
-        reserved = slm + teacher if both else slm
-        for scope, _ in limits:
-            self._reserved[scope] = self._reserved.get(scope, Amount()) + reserved
-        return Reservation(name, limits, reserved, both, max(0, min(left)) if left else None)
+    async def reserve(self, name: str, account: Account, limits: Limits, slm: Amount, teacher: Amount) -> Reservation:
+        with self._accounts.transaction():
+            used = [(self._accounts.charged(scope), limit) for scope, limit in limits]
+            amount, both, left = granted(used, slm, teacher)
+            if amount is None:
+                raise Exhausted
+            self._accounts.hold(name, account, amount)
+        return Reservation(name, account, limits, amount, both, left)
 
-    async def settle(self, reservation: Reservation, spent: Amount) -> None:
-        for scope, _ in reservation.limits:
-            left = self._reserved.pop(scope, Amount()) - reservation.amount  # one of nothing may have been removed
-            if left.usd > 1e-12 or left.tokens or left.calls:
-                self._reserved[scope] = left
-            self._spent[scope] = self._spent_in(scope) + spent
+    async def extend(self, reservation: Reservation, amount: Amount) -> None:
+        with self._accounts.transaction():
+            used = [(self._accounts.charged(scope), limit) for scope, limit in reservation.limits]
+            if not all(_fits(charged, amount, limit) for charged, limit in used):
+                raise Exhausted
+            self._accounts.extend(reservation.id, reservation.account, amount)
+        reservation.amount += amount
 
-    def _spent_in(self, scope: str) -> Amount:
-        """From memory, or summed up from the ledger."""
-        if scope not in self._spent:
-            kind, rest = scope.split(" ", 1)
-            if kind == "session":
-                self._spent[scope] = self._history.spent(session=rest)
-            else:
-                *key, day = rest.split(" ")
-                self._spent[scope] = self._history.spent(since=int(day) * DAY, key=key[0] if key else None)
-        touch(self._spent, scope, SCOPES)
-        return self._spent[scope]
+    async def settle(self, reservation: Reservation, spent: Amount, lost: Amount, why: str) -> None:
+        with self._accounts.transaction():
+            self._accounts.release(reservation.id, spent, lost, why)
+
+    async def check(self) -> None:
+        self._accounts.check()
 
     async def close(self) -> None:
         pass

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import replace
 
-from r2v.clients.base import Client, Draw, ModelError, Part, Tokens
+from r2v.clients.base import Client, Draw, ModelError, Part, Tokens, on_lost
 from r2v.core.types import Action, Candidate, Context
 from r2v.gateway.budgets import Amount
 from r2v.messages.conversation import Json, Request, action_of
@@ -58,13 +58,23 @@ class CandidateSource:
     """The candidates of one model at one step (`r2v.core.protocols.Policy`), and what they cost."""
 
     def __init__(
-        self, client: Client, request: Request, authors: Mapping[str, str], *, teacher: bool, live: LiveAnswer | None = None
-    ) -> None:
-        """`authors`: signature of a thinking block -> the model that wrote it; `live`: where a single answer goes while it
-        is written. Only the SLM returns log-probabilities.
+        self, client: Client, request: Request, authors: Mapping[str, str], *, teacher: bool, live: LiveAnswer | None = None,
+        paid: int = 0, pay: Callable[[Amount], Awaitable[bool]] | None = None,
+    ) -> None:  # fmt: skip
+        """Only the SLM returns log-probabilities.
+
+        Args:
+            client: of the model.
+            request: what it is asked.
+            authors: signature of a thinking block -> the model that wrote it.
+            teacher: whether it is the teacher.
+            live: where a single answer goes while it is written.
+            paid: answers that the step has been charged for already.
+            pay: charges the step for more; whether there is room for it. None: nobody counts.
         """
         self.name, self.client, self.teacher = client.name, client, teacher
         self._request, self._authors, self._live = request, authors, live
+        self._paid, self._pay = paid, pay
         self._replies: dict[Action, Reply] = {}
         self.tokens = Tokens()
         self.usd = 0.0
@@ -75,7 +85,9 @@ class CandidateSource:
         self.seconds = 0.0
 
     async def propose(self, context: Context, k: int, *, seed: int) -> tuple[Candidate, ...]:
-        start = time.perf_counter()
+        if not await self._afford(k):
+            raise ModelError(f"{self.name}: the budget has no room for further answers")
+        start, token = time.perf_counter(), on_lost.set(self._lost_try)
         try:
             if k == 1 and self._live is not None and self.client.streams:
                 draw = await self._streamed(self._live)
@@ -86,37 +98,51 @@ class CandidateSource:
         except asyncio.CancelledError:
             self._lose(k)
             raise
+        except ModelError as error:
+            if error.paid:
+                self._lose(k)
+            raise
         finally:
+            on_lost.reset(token)
             self.seconds += time.perf_counter() - start
         return self._take(draw)
 
     async def _streamed(self, live: LiveAnswer) -> Draw:
         self.client.check_length(self._request)
         reply = None
-        try:
-            async with aclosing(
-                self.client.stream(self._request, logprobs=not self.teacher, authors=self._authors)
-            ) as parts:
-                async for part in parts:
-                    if isinstance(part, Reply):
-                        reply = part
-                    else:
-                        live.put(self, part)
-        except ModelError:
-            if live.source is self:
-                self._lose(1)
-            raise
+        async with aclosing(self.client.stream(self._request, logprobs=not self.teacher, authors=self._authors)) as parts:
+            async for part in parts:
+                if isinstance(part, Reply):
+                    reply = part
+                else:
+                    live.put(self, part)
         assert reply is not None
-        return self.client.priced([Part([reply], reply.usage)])
+        return self.client.priced(self._request, [Part([reply], reply.usage)])
+
+    async def _afford(self, k: int) -> bool:
+        """Whether k more answers are paid for, or can be."""
+        self._paid -= k
+        missing, self._paid = -min(0, self._paid), max(0, self._paid)
+        return not missing or self._pay is None or await self._pay(self._most(missing))
+
+    async def _lost_try(self, answers: int, again: bool) -> bool:
+        """`r2v.clients.base.on_lost`."""
+        self._lose(answers)
+        return not again or await self._afford(answers)
+
+    def _most(self, answers: int) -> Amount:
+        return most(self.client, self._request, answers) + Amount(calls=int(self.teacher))
 
     def _lose(self, k: int) -> None:
         """Nobody will know what k answers cost that had begun."""
-        self.lost += most(self.client, self._request, k) + Amount(calls=int(self.teacher))
+        self.lost += self._most(k)
 
     def _take(self, draw: Draw) -> tuple[Candidate, ...]:
         self.usd += self.client.usd(draw.tokens)
         self.tokens += draw.tokens
         self.drawn += len(draw.replies)
+        if draw.unknown:
+            self.lost += self._most(draw.unknown) - Amount(calls=int(self.teacher))  # the answer is there: it is one call
         candidates = self.client.candidates(draw, action_of)
         for candidate, reply in zip(candidates, draw.replies, strict=True):
             self._replies.setdefault(candidate.action, reply)
@@ -131,5 +157,5 @@ class CandidateSource:
 
     @property
     def spent(self) -> Amount:
-        calls = int(self.teacher and self.drawn > 0)
-        return Amount(calls, self.tokens.total, self.usd) + self.lost
+        """What is known to have been spent; `lost` comes on top of it."""
+        return Amount(int(self.teacher and self.drawn > 0), self.tokens.total, self.usd)

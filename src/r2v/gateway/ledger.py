@@ -9,7 +9,6 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,12 @@ import msgspec
 
 from r2v.core.errors import ArtifactError
 from r2v.core.types import SOLVED, Decision, ScoreKind, Step
+from r2v.gateway.accounts import SCHEMA as ACCOUNTS
+from r2v.gateway.accounts import Accounts
 from r2v.gateway.budgets import Amount
 from r2v.gateway.settings import Mode
 
-VERSION = 5
+VERSION = 6
 MODES = (
     "CREATE TABLE modes (mode TEXT NOT NULL, configured TEXT NOT NULL, reason TEXT NOT NULL, time REAL NOT NULL, "
     "forced INTEGER NOT NULL)"
@@ -34,6 +35,11 @@ VERDICTS = (
     "verdicts v WHERE NOT EXISTS (SELECT 1 FROM outcomes o WHERE o.session = v.session AND o.t IS NULL)",
 )
 """The last verdict known of each session, and the outcome of each: the one that was sent last, else the verdict."""
+IDENTITY = (
+    "CREATE TABLE identity (id TEXT NOT NULL)",
+    "INSERT INTO identity VALUES (lower(hex(randomblob(8))))",
+)
+"""What tells this ledger from those of other replicas."""
 TOOLS = "CREATE TABLE IF NOT EXISTS tools (session TEXT PRIMARY KEY, text TEXT NOT NULL)"
 SCHEMA = (
     "CREATE TABLE steps (id TEXT PRIMARY KEY, session TEXT NOT NULL, t INTEGER NOT NULL, time REAL NOT NULL, "
@@ -46,11 +52,13 @@ SCHEMA = (
     "CREATE TABLE outcomes (session TEXT NOT NULL, t INTEGER, reward REAL NOT NULL, time REAL NOT NULL)",
     "CREATE INDEX outcomes_of_session ON outcomes (session)",
     "CREATE TABLE abandoned (session TEXT NOT NULL, key TEXT NOT NULL, time REAL NOT NULL, calls INTEGER NOT NULL, "
-    "tokens INTEGER NOT NULL, usd REAL NOT NULL)",
+    "tokens INTEGER NOT NULL, usd REAL NOT NULL, why TEXT)",
     "CREATE INDEX abandoned_of_session ON abandoned (session)",
     TOOLS,
     MODES,
     *VERDICTS,
+    *ACCOUNTS,
+    *IDENTITY,
 )
 MIGRATIONS = {
     2: (
@@ -66,6 +74,7 @@ MIGRATIONS = {
     ),
     3: ("ALTER TABLE steps ADD COLUMN alike INTEGER", "ALTER TABLE steps ADD COLUMN mode TEXT", MODES),
     4: VERDICTS,
+    5: ("ALTER TABLE abandoned ADD COLUMN why TEXT", *ACCOUNTS, *IDENTITY),
 }
 """Schema version -> the statements that make it the next one. They touch no row, so that a large ledger opens at once:
 routes and records stay as r2v 0.1 wrote them, and `_entry` reads them as today's.
@@ -146,14 +155,22 @@ class ModeChange:
 
 
 class Ledger:
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, owner: bool = False) -> None:
         """Opens or makes the ledger; one of an older version is migrated in place, in one transaction.
 
+        Args:
+            path: of its file.
+            owner: serve from it: no other process may, until this one ends, and what was being served when the last one was
+                killed is noted as abandoned.
+
         Raises:
-            ArtifactError: the file is not a ledger, or a newer r2v wrote it.
+            ArtifactError: the file is not a ledger, a newer r2v wrote it, or another process serves from it.
         """
+        self._lock = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            if owner:
+                self._lock = _locked(path)
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = NORMAL")  # survives kill -9; the last steps may be lost with the power
@@ -161,6 +178,9 @@ class Ledger:
                 self._migrate(path)
             # Sums over many steps take as long as they like in another thread: writing does not wait for this connection.
             self._sums = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            self.accounts = Accounts(self._db, path)
+            if owner:
+                self.accounts.recover()
         except sqlite3.DatabaseError as error:
             raise ArtifactError(f"{path} is not a ledger ({error}); choose another store.path") from None
 
@@ -189,20 +209,44 @@ class Ledger:
     def close(self) -> None:
         self._sums.close()
         self._db.close()
+        if self._lock is not None:
+            self._lock.close()
 
-    def write(self, entry: Entry, tools: bytes | None = None, verdict: LastVerdict | None = None) -> None:
-        """Write a step. Raises sqlite3.Error when it cannot be written; then the answer must not leave.
+    @property
+    def identity(self) -> str:
+        """What tells this ledger from those of other replicas."""
+        return str(self._db.execute("SELECT id FROM identity").fetchone()[0])
+
+    def write(
+        self,
+        entry: Entry,
+        tools: bytes | None = None,
+        verdict: LastVerdict | None = None,
+        lost: Amount = Amount(),  # noqa: B008
+    ) -> None:
+        """Write a step, and end its hold. Raises sqlite3.Error when it cannot be written; then the answer must not leave.
 
         Args:
             entry: the step.
             tools: JSON of what the session may call, kept once.
             verdict: the outcome of the session so far, where one is known.
+            lost: what it may have cost beside what the entry says.
         """
+        record = _encoder.encode(entry.step)
+        try:
+            with self.accounts.transaction():
+                self._insert(entry, record, tools, verdict)
+                spent = Amount(entry.teacher_calls, entry.tokens, entry.slm_usd + entry.teacher_usd)
+                self.accounts.release(entry.id, spent, lost, None)
+        except sqlite3.Error:
+            self.accounts.room = 2 * len(record) + 8192  # from now on a step that would not fit does not begin
+            raise
+        self.accounts.room = 0
+
+    def _insert(self, entry: Entry, record: bytes, tools: bytes | None, verdict: LastVerdict | None) -> None:
         values = [getattr(entry, name) for name in COLUMNS[:-1]]
         marks = ", ".join("?" * len(COLUMNS))
-        self._db.execute(
-            f"INSERT INTO steps ({', '.join(COLUMNS)}) VALUES ({marks})", (*values, _encoder.encode(entry.step))
-        )
+        self._db.execute(f"INSERT INTO steps ({', '.join(COLUMNS)}) VALUES ({marks})", (*values, record))
         if tools is not None and tools != b"null":
             self._db.execute("INSERT OR IGNORE INTO tools VALUES (?, ?)", (entry.session, tools.decode()))
         if verdict is not None:
@@ -211,12 +255,6 @@ class Ledger:
                 "rank = excluded.rank, value = excluded.value, time = excluded.time WHERE excluded.rank <= rank",
                 (entry.session, verdict.name, verdict.rank, verdict.value, entry.time),
             )
-
-    def abandon(self, session: str, key: str, amount: Amount) -> None:
-        """Note what a step that was abandoned can have cost. What cannot be written is forgotten with this process."""
-        values = (session, key, time.time(), amount.calls, amount.tokens, amount.usd)
-        with suppress(sqlite3.Error):
-            self._db.execute("INSERT INTO abandoned VALUES (?, ?, ?, ?, ?, ?)", values)
 
     def outcome(self, session: str, t: int | None, reward: float) -> None:
         self._db.execute("INSERT INTO outcomes VALUES (?, ?, ?, ?)", (session, t, reward, time.time()))
@@ -245,18 +283,6 @@ class Ledger:
         """(reward, name of the verdict that it was taken from; empty where it was sent); None where nothing is known."""
         row = self._db.execute("SELECT reward, verdict FROM final_outcomes WHERE session = ?", (session,)).fetchone()
         return None if row is None else (row[0], row[1])
-
-    def spent(self, *, session: str | None = None, since: float | None = None, key: str | None = None) -> Amount:
-        """By a session, or since a time, or both; of one key or of all."""
-        conditions = {"session =": session, "time >=": since, "key =": key}
-        known = {column: value for column, value in conditions.items() if value is not None}
-        where = " AND ".join(f"{column} ?" for column in known) or "1"
-        total = Amount()
-        for calls, usd, table in (("teacher_calls", "slm_usd + teacher_usd", "steps"), ("calls", "usd", "abandoned")):
-            sums = f"COALESCE(SUM({calls}), 0), COALESCE(SUM(tokens), 0), COALESCE(SUM({usd}), 0.0)"
-            row = self._db.execute(f"SELECT {sums} FROM {table} WHERE {where}", tuple(known.values())).fetchone()
-            total += Amount(*row)
-        return total
 
     def scores_and_failures(self, sessions: int, kind: ScoreKind | None) -> tuple[list[tuple[float, float]], int]:
         """Scores against outcomes, where the SLM alone played: only there is it known how continuing ended.
@@ -357,6 +383,17 @@ class Ledger:
     def all_sessions(self) -> Iterator[str]:
         for (session,) in self._db.execute("SELECT session FROM steps GROUP BY session ORDER BY MIN(time)").fetchall():
             yield session
+
+
+def _locked(path: Path) -> sqlite3.Connection:
+    """A lock beside the ledger, which ends with its process. Raises ArtifactError where another process has it."""
+    lock = sqlite3.connect(path.with_name(path.name + ".lock"), timeout=0, isolation_level=None, check_same_thread=False)
+    try:
+        lock.execute("BEGIN EXCLUSIVE")
+    except sqlite3.OperationalError:
+        lock.close()
+        raise ArtifactError(f"{path}: another gateway serves from it; stop that one, or choose another store.path") from None
+    return lock
 
 
 def _entry(row: tuple[Any, ...]) -> Entry:

@@ -1,12 +1,14 @@
 """Sessions and budgets in Redis: replicas behind any load balancer share them, and the kill switch.
 
-Budgets are checked and taken in one script, which Redis runs alone, so that no two replicas can take the last of one. A
-reservation expires when its step can no longer be running: a replica that died gives its part back. Redis is the truth: run
-it with `appendonly yes`; without it no step is served (503). Each replica writes a ledger of its own.
+Budgets are checked and charged in one script, which Redis runs alone, so that no two replicas can take the last of one. What
+a replica that died had reserved stays charged. Redis is the truth: run it with `appendonly yes`; without it no step is
+served (503). Each replica writes a ledger of its own.
 """
 
 from __future__ import annotations
 
+import secrets
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,64 +17,75 @@ import redis.asyncio as redis
 
 from r2v.core.seeds import derive_seed
 from r2v.core.types import Decision, Memory
-from r2v.gateway.budgets import Amount, Exhausted, Limits, Reservation
+from r2v.gateway.accounts import Accounts
+from r2v.gateway.budgets import DAY, UNLIMITED, Account, Amount, Exhausted, Limits, Reservation
 from r2v.gateway.ledger import ModeChange
 from r2v.gateway.sessions import DECISIONS, Session, numbered
 from r2v.runtime.upgrade import upgraded_decision
 
 KEPT_S = 14 * 86_400
 """Sessions and budgets that were not used for so long are forgotten."""
+BATCH = 200
+"""Scopes of which Redis learns at once."""
 _encoder = msgspec.json.Encoder()
 
-# KEYS: (spent, held) of each scope; a member of `held` is a reservation. ARGV: its name, seconds until it expires, tokens
-# and USD of the SLM's part, then of the teacher's, then the limits (calls, tokens, USD; -1 = none) of each scope. Answers
-# {0 for nothing, 1 for the SLM, 2 for both; teacher calls left or -1}.
+# KEYS: the epoch, the replicas, then what each limited scope has been charged, the session's first.
+# ARGV: the epoch, the replica; calls, tokens and USD of the SLM's part, then of the teacher's; whether a session may begin
+# (1 or 0); of each scope its limits (calls, tokens, USD, sessions; -1 = none) and what this replica's ledger has charged to
+# it (the same four), which counts at the replica's first use of the scope in this epoch; in the end, seconds to keep.
+# Answers {0 for nothing, 1 for the SLM, 2 for both; teacher calls left or -1; sessions charged; replicas}, or {-1} where the
+# epoch is another: Redis has lost what it knew.
 RESERVE = """
-local clock = redis.call('TIME')
-local now = tonumber(clock[1]) + tonumber(clock[2]) / 1e6
-local slm, both, left = true, true, -1
-for i = 1, #KEYS / 2 do
-  local used = {0, 0, 0}
-  for j, unit in ipairs({'calls', 'tokens', 'usd'}) do
-    used[j] = tonumber(redis.call('HGET', KEYS[2 * i - 1], unit) or 0)
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return {-1} end
+local units = {'calls', 'tokens', 'usd', 'sessions'}
+local slm, teacher = {ARGV[3], ARGV[4], ARGV[5], 0}, {ARGV[6], ARGV[7], ARGV[8], 0}
+local fits, both, left = true, true, -1
+for i = 3, #KEYS do
+  local at = 9 + 8 * (i - 3)
+  if redis.call('HSETNX', KEYS[i], 'of ' .. ARGV[2], 1) == 1 then
+    for j, unit in ipairs(units) do redis.call('HINCRBYFLOAT', KEYS[i], unit, ARGV[at + 4 + j]) end
   end
-  redis.call('ZREMRANGEBYSCORE', KEYS[2 * i], '-inf', now)
-  for _, member in ipairs(redis.call('ZRANGE', KEYS[2 * i], 0, -1)) do
-    local calls, tokens, usd = string.match(member, '^%S+ (%S+) (%S+) (%S+)$')
-    used[1], used[2], used[3] = used[1] + tonumber(calls), used[2] + tonumber(tokens), used[3] + tonumber(usd)
-  end
-  local first = {0, tonumber(ARGV[3]), tonumber(ARGV[4])}
-  local second = {1, tonumber(ARGV[5]), tonumber(ARGV[6])}
-  for j = 1, 3 do
-    local limit = tonumber(ARGV[6 + 3 * (i - 1) + j])
+  local used = redis.call('HMGET', KEYS[i], 'calls', 'tokens', 'usd', 'sessions')
+  if i == 3 and ARGV[9] == '1' and tonumber(used[4]) == 0 then teacher[4] = 1 end
+  for j = 1, 4 do
+    local limit, before = tonumber(ARGV[at + j]), tonumber(used[j])
+    local first, second = tonumber(slm[j]), tonumber(slm[j]) + tonumber(teacher[j])
     if limit >= 0 then
-      if used[j] + first[j] > limit then slm = false end
-      if used[j] + first[j] + second[j] > limit then both = false end
-      if j == 1 and (left < 0 or limit - used[1] < left) then left = math.max(0, limit - used[1]) end
+      if first ~= 0 and before + first > limit then fits = false end
+      if second ~= 0 and before + second > limit then both = false end
+      if j == 1 and (left < 0 or limit - before < left) then left = math.max(0, limit - before) end
     end
   end
 end
-if not slm then return {0, left} end
-local member = ARGV[1] .. ' 0 ' .. ARGV[3] .. ' ' .. ARGV[4]
-if both then member = ARGV[1] .. ' 1 ' .. (ARGV[3] + ARGV[5]) .. ' ' .. (ARGV[4] + ARGV[6]) end
-for i = 1, #KEYS / 2 do
-  redis.call('ZADD', KEYS[2 * i], now + tonumber(ARGV[2]), member)
-  redis.call('EXPIRE', KEYS[2 * i], math.ceil(tonumber(ARGV[2])))
+local replicas = redis.call('SCARD', KEYS[2])
+if not (fits or both) then return {0, left, 0, replicas} end
+for i = 3, #KEYS do
+  for j, unit in ipairs(units) do
+    redis.call('HINCRBYFLOAT', KEYS[i], unit, tonumber(slm[j]) + (both and tonumber(teacher[j]) or 0))
+  end
+  redis.call('EXPIRE', KEYS[i], ARGV[10 + 8 * (#KEYS - 2)])
 end
-return {both and 2 or 1, left}
+return {both and 2 or 1, left, both and teacher[4] or 0, replicas}
 """
 
-# KEYS as above. ARGV: name, calls, tokens, USD that were spent, seconds to keep.
+# KEYS: the epoch, then what each scope has been charged. ARGV: the epoch; calls, tokens and USD to take back.
 SETTLE = """
-for i = 1, #KEYS / 2 do
-  for _, member in ipairs(redis.call('ZRANGE', KEYS[2 * i], 0, -1)) do
-    if string.sub(member, 1, #ARGV[1] + 1) == ARGV[1] .. ' ' then redis.call('ZREM', KEYS[2 * i], member) end
-  end
-  redis.call('HINCRBYFLOAT', KEYS[2 * i - 1], 'calls', ARGV[2])
-  redis.call('HINCRBYFLOAT', KEYS[2 * i - 1], 'tokens', ARGV[3])
-  redis.call('HINCRBYFLOAT', KEYS[2 * i - 1], 'usd', ARGV[4])
-  redis.call('EXPIRE', KEYS[2 * i - 1], ARGV[5])
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return end
+for i = 2, #KEYS do
+  for j, unit in ipairs({'calls', 'tokens', 'usd'}) do redis.call('HINCRBYFLOAT', KEYS[i], unit, -tonumber(ARGV[1 + j])) end
 end
+"""
+
+# KEYS: the epoch, the replicas. ARGV: the name of a new epoch, the replica, whether it may begin one (1 or 0). Answers
+# {epoch, 1 for a replica that is new to it}, or nothing.
+JOIN = """
+local epoch = redis.call('GET', KEYS[1])
+if not epoch then
+  if ARGV[3] == '0' then return false end
+  epoch = ARGV[1]
+  redis.call('SET', KEYS[1], epoch)
+end
+return {epoch, redis.call('SADD', KEYS[2], ARGV[2])}
 """
 
 
@@ -161,33 +174,101 @@ class RedisSessions:
 
 
 class RedisBudgets:
-    """See `r2v.gateway.budgets.Budgets`; raises OSError."""
+    """See `r2v.gateway.budgets.Budgets`; raises OSError.
 
-    def __init__(self, connection: Connection, longest_step_s: float) -> None:
-        """`longest_step_s`: after that nothing of a step is running any more, and its reservation expires."""
-        self._redis, self._longest_s = connection, longest_step_s
+    What Redis knows is of one epoch, which it loses with the rest when it is restarted without its data. Then each replica
+    adds what its own ledger has charged; but none that knows of others begins an epoch by itself: what they spent would be
+    missing until they did the same.
+    """
 
-    async def reserve(self, name: str, limits: Limits, slm: Amount, teacher: Amount) -> Reservation:
-        if not limits:
-            return Reservation(name, limits, slm + teacher, True, None)
-        bounds = [-1 if x is None else x for _, limit in limits for x in (limit.teacher_calls, limit.tokens, limit.usd)]
-        amounts = (slm.tokens, slm.usd, teacher.tokens, teacher.usd)
-        keys = self._keys(limits)
-        ((granted, left),) = await self._redis.run(
-            ("EVAL", RESERVE, len(keys), *keys, name, self._longest_s, *amounts, *bounds)
-        )
-        if granted == 0:
+    def __init__(self, connection: Connection, accounts: Accounts, replica: str) -> None:
+        """`accounts` and `replica` (its name) are those of this replica's own ledger."""
+        self._redis, self._accounts, self._replica = connection, accounts, replica
+        self._epoch, self._replicas = "", 1
+
+    async def reserve(self, name: str, account: Account, limits: Limits, slm: Amount, teacher: Amount) -> Reservation:
+        amount, both, left = slm + teacher, True, None
+        if limits:
+            granted, rest, sessions = await self._charge(limits, slm, teacher, begins=True)
+            if granted == 0:
+                raise Exhausted
+            both, left = granted == 2, None if rest < 0 else rest
+            amount = (slm + teacher if both else slm) + Amount(sessions=sessions)
+        with self._accounts.transaction():
+            self._accounts.hold(name, account, amount)
+        return Reservation(name, account, limits, amount, both, left)
+
+    async def extend(self, reservation: Reservation, amount: Amount) -> None:
+        if reservation.limits and not (await self._charge(reservation.limits, amount, Amount(), begins=False))[0]:
             raise Exhausted
-        amount = slm + teacher if granted == 2 else slm
-        return Reservation(name, limits, amount, granted == 2, None if left < 0 else int(left))
+        with self._accounts.transaction():
+            self._accounts.extend(reservation.id, reservation.account, amount)
+        reservation.amount += amount
 
-    async def settle(self, reservation: Reservation, spent: Amount) -> None:
+    async def settle(self, reservation: Reservation, spent: Amount, lost: Amount, why: str) -> None:
+        with self._accounts.transaction():
+            self._accounts.release(reservation.id, spent, lost, why)
         if reservation.limits:
-            keys, amounts = self._keys(reservation.limits), (spent.calls, spent.tokens, spent.usd)
-            await self._redis.run(("EVAL", SETTLE, len(keys), *keys, reservation.id, *amounts, KEPT_S))
+            back = reservation.amount - spent - lost
+            keys = [self._redis.key("epoch"), *self._keys(reservation.limits)]
+            await self._redis.run(("EVAL", SETTLE, len(keys), *keys, self._epoch, *back.parts[:3]))
+
+    async def check(self) -> None:
+        self._accounts.check()
+        (epoch,) = await self._redis.run(("GET", self._redis.key("epoch")))
+        if epoch is None or epoch.decode() != self._epoch:
+            await self._join()
+
+    async def _charge(self, limits: Limits, first: Amount, second: Amount, *, begins: bool) -> tuple[int, int, int]:
+        """(0 for nothing, 1 for the first, 2 for both; teacher calls left or -1; sessions charged)."""
+        if not self._epoch:
+            await self._join()
+        found = await self._asked(limits, first, second, begins=begins)
+        if found[0] < 0:
+            await self._join()
+            found = await self._asked(limits, first, second, begins=begins)
+            if found[0] < 0:
+                raise OSError("Redis forgets what it is given")
+        granted, left, sessions, self._replicas = found
+        return granted, left, sessions
+
+    async def _asked(self, limits: Limits, first: Amount, second: Amount, *, begins: bool) -> tuple[int, int, int, int]:
+        """What `RESERVE` answers."""
+        keys = [self._redis.key("epoch"), self._redis.key("replicas"), *self._keys(limits)]
+        with self._accounts.transaction():
+            own = [self._accounts.charged(scope) for scope, _ in limits]
+        bounds: list[float] = []
+        for (_, limit), charged in zip(limits, own, strict=True):
+            most = (limit.teacher_calls, limit.tokens, limit.usd, limit.sessions)
+            bounds += [*(-1 if bound is None else bound for bound in most), *charged.parts]
+        amounts = (*first.parts[:3], *second.parts[:3], int(begins))
+        command = ("EVAL", RESERVE, len(keys), *keys, self._epoch, self._replica, *amounts, *bounds, KEPT_S)
+        ((granted, *rest),) = await self._redis.run(command)
+        left, sessions, replicas = rest or (0, 0, 0)
+        return granted, left, sessions, replicas
+
+    async def _join(self) -> None:
+        """Take part in the epoch of Redis; in a new one, with all that this ledger has charged. Raises OSError where Redis
+        has lost what other replicas spent.
+        """
+        alone = not self._epoch or self._replicas <= 1
+        keys = (self._redis.key("epoch"), self._redis.key("replicas"))
+        (found,) = await self._redis.run(("EVAL", JOIN, 2, *keys, secrets.token_hex(8), self._replica, int(alone)))
+        if found is None:
+            raise OSError(
+                f"Redis has lost what {self._replicas} replicas spent (run it with `appendonly yes`); stop all of them, and "
+                "start them again to go on from their own ledgers"
+            )
+        self._epoch, new = found[0].decode(), found[1]
+        if new:
+            scopes = self._accounts.scopes(int(time.time() // DAY))
+            for i in range(0, len(scopes), BATCH):
+                batch = [(scope, UNLIMITED) for scope in scopes[i : i + BATCH]]
+                if (await self._asked(batch, Amount(), Amount(), begins=False))[0] < 0:
+                    raise OSError("Redis forgets what it is given")
 
     def _keys(self, limits: Limits) -> list[str]:
-        return [self._redis.key(kind, scope) for scope, _ in limits for kind in ("spent", "held")]
+        return [self._redis.key("spent", scope) for scope, _ in limits]
 
     async def close(self) -> None:
         await self._redis.close()

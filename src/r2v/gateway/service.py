@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import os
 import re
 import secrets
@@ -31,7 +32,7 @@ from r2v.core.features import best, proposing
 from r2v.core.protocols import Verifier
 from r2v.core.seeds import derive_seed
 from r2v.core.types import NO_USAGE, Action, Candidate, Choice, Code, Context, Decision, Memory, Observation, Route, Step
-from r2v.gateway.budgets import DAY, Amount, Budgets, Exhausted, LocalBudgets, Reservation, limits_of, touch
+from r2v.gateway.budgets import DAY, Account, Amount, Budgets, Exhausted, LocalBudgets, Reservation, limits_of, touch
 from r2v.gateway.candidates import CandidateSource, LiveAnswer, most
 from r2v.gateway.ledger import Entry, Ledger
 from r2v.gateway.metrics import Metrics
@@ -39,7 +40,7 @@ from r2v.gateway.modes import Modes, Part, part_of
 from r2v.gateway.routing import GatewayRouter, Noted, load_configured
 from r2v.gateway.sessions import SESSIONS, LocalSessions, Session, Sessions
 from r2v.gateway.settings import GatewaySettings
-from r2v.messages.conversation import Json, Request, context_of, limited, tools_of
+from r2v.messages.conversation import Json, Request, bounded, context_of, limited, tools_of
 from r2v.messages.protocol import Reply, Served
 from r2v.messages.transcript import incoming, message_of
 from r2v.verifiers import verifier_named
@@ -111,6 +112,16 @@ class ServedStep:
     verdicts: tuple[tuple[str, float], ...] = ()
     """What was known when the step was decided."""
 
+    @property
+    def spent(self) -> Amount:
+        """What the step is known to have cost."""
+        return self.slm.spent + self.teacher.spent
+
+    @property
+    def lost(self) -> Amount:
+        """What it may have cost beside that: no more than it was charged for."""
+        return (self.slm.lost + self.teacher.lost).at_most(self.reservation.amount - self.spent)
+
     def describe(self, choice: Choice, model: str) -> None:
         """Put the choice into the facts for the client and the ledger; the overhead is the time without the models'."""
         assert choice.decision is not None
@@ -135,11 +146,12 @@ class Service:
         self.router = load_configured(settings.route)
         self.settings = settings.but(route=self.router.route)
         self.verdicts = _verdicts(settings)
-        self.ledger = Ledger(Path(settings.store.path))
+        self.ledger = Ledger(Path(settings.store.path), owner=True)
         self.sessions, self.budgets = _state(settings, self.ledger)
         self._with_tools: OrderedDict[str, None] = OrderedDict()
         """Sessions of clients in which tools were offered; the latest ones."""
         self.modes = Modes(self.settings.route, self.sessions, self.ledger)
+        self._checked, self._problem = -math.inf, ""
         self.metrics = Metrics(self.router, self.ledger, (self.slm, self.teacher))
 
     async def close(self) -> None:
@@ -148,6 +160,20 @@ class Service:
         await self.sessions.close()
         await self.budgets.close()
         self.ledger.close()
+
+    async def ready(self) -> Json:
+        """{"ready": whether a step would be answered now, "models": {name: whether it is called}, "problem": what is wrong}.
+        What writes to the ledger is done once a second at most.
+        """
+        up = {"small": self.slm.available, "teacher": self.teacher.available}
+        if time.monotonic() - self._checked > 1.0:
+            self._problem = "" if any(up.values()) else "no model is called for a while, after failures"
+            try:
+                await self.budgets.check()
+            except (OSError, sqlite3.Error) as error:
+                self._problem = str(error)
+            self._checked = time.monotonic()
+        return {"ready": not self._problem, "models": up, **({"problem": self._problem} if self._problem else {})}
 
     # -- the step -------------------------------------------------------------------------------------------------
 
@@ -195,10 +221,10 @@ class Service:
         facts: Json = {} if live is None else live.facts
         facts["decision-id"] = secrets.token_hex(8)
         try:
-            name = options.session
+            name = owner = options.session
             if not options.named:
                 fresh = not options.dry and all(message.role != "assistant" for message in request.messages)
-                name = await self.sessions.run_of(name, fresh=fresh)
+                name = owner = await self.sessions.run_of(name, fresh=fresh)
             elif self._is_aside(name, request):
                 name += ".aside"
             session = await self.sessions.enter(name, dry=options.dry)
@@ -207,30 +233,56 @@ class Service:
             part = part_of(mode, self.settings.route, session.id, session.t)
             early = live is not None and self._is_early(session, options, part)
             drafts = 1 if early else self.settings.route.k
-            limits = limits_of(budget, name, options.key, int(time.time() // DAY), options.session_usd)
-            context = self.slm.settings.context_tokens
-            drafted = request if context is None else limited(request, context // OF_CONTEXT)
-            amounts = most(self.slm, drafted, drafts), most(self.teacher, request, 1) + Amount(calls=1)
-            reservation = await self.budgets.reserve(facts["decision-id"], limits, *amounts)
+            account = Account(owner, options.key, int(time.time() // DAY))
+            limits = limits_of(budget, account, options.session_usd)
+            asked = {"slm": request, "teacher": request}
+            if any(limit.tokens is not None or limit.usd is not None for _, limit in limits):
+                asked = {role: bounded(request, model.max_output_tokens) for role, model in self.settings.models.items()}
+            if (context := self.slm.settings.context_tokens) is not None:
+                asked["slm"] = limited(asked["slm"], context // OF_CONTEXT)
+            amounts = most(self.slm, asked["slm"], drafts), most(self.teacher, asked["teacher"], 1) + Amount(calls=1)
+            reservation = await self.budgets.reserve(facts["decision-id"], account, limits, *amounts)
         except Exhausted:
             raise Refused("the budget is exhausted", 402, {**facts, "reason": "budget_exhausted"}) from None
         except OSError as error:
             raise _unreachable(error, facts) from None
         except sqlite3.Error as error:  # before money is spent
             raise _unwritten(error, facts) from None
-        slm = CandidateSource(self.slm, drafted, session.signatures, teacher=False, live=live if early else None)
-        teacher = CandidateSource(self.teacher, request, session.signatures, teacher=True, live=live)
+
+        async def pay(amount: Amount) -> bool:
+            try:
+                await self.budgets.extend(reservation, amount)
+            except (Exhausted, OSError, sqlite3.Error):
+                return False
+            return True
+
+        authors = session.signatures
+        slm = CandidateSource(
+            self.slm, asked["slm"], authors, teacher=False, live=live if early else None, paid=drafts, pay=pay
+        )
+        teacher = CandidateSource(
+            self.teacher, asked["teacher"], authors, teacher=True, live=live, paid=int(reservation.teacher), pay=pay
+        )
+        served = ServedStep(request, options, session, reservation, slm, teacher, part, live, early, facts, start)
+        why = "refused"
         try:
             if not reservation.teacher and budget.on_exhaustion == "stop":
                 raise Refused("the budget for the teacher is exhausted", 402, {**facts, "reason": "budget_exhausted"})
-            yield ServedStep(request, options, session, reservation, slm, teacher, part, live, early, facts, start)
+            yield served
+            why = "decided only"
+        except asyncio.CancelledError:
+            why = "client gone"
+            raise
+        except Refused as error:
+            why = str(error.facts.get("reason", why))
+            raise
         finally:
-            if (lost := slm.lost + teacher.lost) != Amount():
-                self.ledger.abandon(session.id, options.key, lost)
             try:
-                await self.budgets.settle(reservation, slm.spent + teacher.spent)
-            except OSError as error:  # what is reserved stays so until it expires: never more is spent than allowed
+                await self.budgets.settle(reservation, served.spent, served.lost, why)
+            except OSError as error:  # what is charged stays so: never more is spent than allowed
                 raise _unreachable(error, facts) from None
+            except sqlite3.Error as error:
+                raise _unwritten(error, facts) from None
 
     def _is_aside(self, name: str, request: Request) -> bool:
         """Whether it is no step of the session: agents also ask for titles and summaries under its name, without tools."""
@@ -352,13 +404,14 @@ class Service:
         entry = Entry(
             facts["decision-id"], served.session.id, served.session.t, time.time(), served.options.key, choice.source,
             facts["reason"], facts["model"], decision.score, decision.score_kind, decision.threshold, decision.propensity,
-            slm.usd, teacher.usd, self._saved(served), slm.spent.tokens + teacher.spent.tokens,
+            slm.usd, teacher.usd, self._saved(served), slm.tokens.total + teacher.tokens.total,
             int(teacher.drawn > 0), slm.drawn,
             facts["overhead-ms"], decision.route, _hash(context.goal) if redact else context.goal,
             _redacted(step) if redact else _with_messages(step, served), _alike(choice), served.part.name,
         )  # fmt: skip
         try:
-            self.ledger.write(entry, None if redact or served.session.t else served.request.tools, verdict)
+            tools = None if redact or served.session.t else served.request.tools
+            self.ledger.write(entry, tools, verdict, served.lost)
         except Exception as error:  # disk full, locked, corrupt
             raise _unwritten(error, facts) from None
         try:
@@ -426,17 +479,15 @@ def _state(settings: GatewaySettings, ledger: Ledger) -> tuple[Sessions, Budgets
     """Of this process, or in the Redis that replicas share. Raises SettingsError."""
     name, ttl_s = settings.store.redis_env, settings.route.cache_ttl_s
     if name is None:
-        return LocalSessions(ledger, ttl_s), LocalBudgets(ledger)
+        return LocalSessions(ledger, ttl_s), LocalBudgets(ledger.accounts)
     if not (url := os.environ.get(name, "").strip()):
         raise SettingsError(f"environment variable {name} of store.redis_env is not set; it must hold the URL of a Redis")
     try:
         from r2v.gateway.redis_state import Connection, RedisBudgets, RedisSessions
     except ModuleNotFoundError:
         raise SettingsError("store.redis_env needs the extra redis: pip install 'r2v[redis]'") from None
-    models = settings.models.values()
-    longest = sum((m.retries + 1) * (m.timeout_s + m.connect_timeout_s + m.longest_wait_s) for m in models)
     connection = Connection(url)
-    return RedisSessions(connection, ttl_s), RedisBudgets(connection, 2 * longest)
+    return RedisSessions(connection, ttl_s), RedisBudgets(connection, ledger.accounts, ledger.identity)
 
 
 def _unanswered(facts: Json, code: Code, *causes: Exception) -> Refused:

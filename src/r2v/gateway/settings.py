@@ -86,17 +86,26 @@ class LimitSettings(Settings):
     teacher_calls: NonNegativeInt | None = None
     tokens: NonNegativeInt | None = None
     usd: NonNegativeFloat | None = None
+    sessions: NonNegativeInt | None = None
+    """That may be begun with the teacher at hand; the SLM answers all others alone. Not of a session."""
 
 
 class BudgetSettings(Settings):
-    """Limits that no step may exceed."""
+    """Limits that no step may exceed. What an answer costs at most is charged before it is asked for, and a request that
+    names no limit of its own is then sent with the model's `max_output_tokens`.
+    """
 
     session: LimitSettings = LimitSettings()
     key_per_day: LimitSettings = LimitSettings()
-    """Of each inbound key; days are those of UTC."""
+    """Of each inbound key; days are those of UTC. Where sessions have a limit, a key may begin 1000 a day unless `sessions`
+    says otherwise: with a new session for each request it would have none."""
     per_day: LimitSettings = LimitSettings()
     on_exhaustion: Literal["slm", "stop"] = "slm"
     """slm: the SLM answers alone, with code budget_exhausted, while its own answers fit. stop: HTTP 402."""
+
+    def __post_init__(self) -> None:
+        if self.session.sessions is not None:
+            raise ValueError("budget.session.sessions: a session is one; set it in key_per_day or per_day")
 
 
 class ServerSettings(Settings):

@@ -213,6 +213,17 @@ def limited(request: Request, most: int) -> Request:
     )
 
 
+def bounded(request: Request, most: int) -> Request:
+    """The request with an answer of at most so many tokens, where it names no limit of its own."""
+    if request.max_tokens is not None:
+        return request
+    source = {**request.source, "max_output_tokens": most} if request.protocol == "responses" else request.source
+    fields = {**request.fields, "max_tokens": msgspec.Raw(str(most).encode())}
+    return replace(
+        request, fields=fields, source=source, max_tokens=most, dropped=(*request.dropped, f"max_tokens over {most}")
+    )
+
+
 def sent_id(identity: Any, limit: int = ID_LENGTH) -> str:
     """The id of a call as every API takes it; the same id always becomes the same one."""
     text = str(identity)

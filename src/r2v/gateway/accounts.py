@@ -1,0 +1,155 @@
+"""What every session, key and day has been charged, and what is held for steps that have not ended: part of the ledger.
+
+A hold is charged in full when it is made. Ending a step takes back what it did not spend; a step that never ends, because
+its process was killed, stays charged.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from r2v.gateway.budgets import DAY, Account, Amount
+
+SCHEMA = (
+    "CREATE TABLE charges (scope TEXT PRIMARY KEY, calls INTEGER NOT NULL, tokens INTEGER NOT NULL, usd REAL NOT NULL, "
+    "sessions INTEGER NOT NULL) WITHOUT ROWID",
+    "CREATE TABLE holds (id TEXT PRIMARY KEY, session TEXT NOT NULL, key TEXT NOT NULL, day INTEGER NOT NULL, "
+    "process INTEGER NOT NULL, calls INTEGER NOT NULL, tokens INTEGER NOT NULL, usd REAL NOT NULL, "
+    "sessions INTEGER NOT NULL, room BLOB) WITHOUT ROWID",
+)
+FREE_BYTES = 32_000_000
+"""Of the disk: with less no step begins, because its row might not fit."""
+ADD = "calls = calls + ?, tokens = tokens + ?, usd = usd + ?, sessions = sessions + ?"
+
+
+class Accounts:
+    """All of it in the ledger's database, through its connection. Every method raises sqlite3.Error."""
+
+    def __init__(self, db: sqlite3.Connection, path: Path) -> None:
+        self._db, self._path = db, path
+        self.room = 0
+        """Bytes that a hold keeps free for the row of its step: 0, until a row did not fit."""
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All or nothing; other processes wait."""
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            if self._db.in_transaction:  # a full disk ends it by itself
+                self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+
+    def charged(self, scope: str) -> Amount:
+        """What a scope has been charged: summed up from the steps where nothing has been charged since they were written."""
+        row = self._db.execute("SELECT calls, tokens, usd, sessions FROM charges WHERE scope = ?", (scope,)).fetchone()
+        if row is None:
+            amount = self._before(scope)
+            self._db.execute("INSERT INTO charges VALUES (?, ?, ?, ?, ?)", (scope, *amount.parts))
+            return amount
+        return Amount(*row)
+
+    def scopes(self, day: int) -> list[str]:
+        """Scopes of sessions and of a day that have been charged anything."""
+        rows = self._db.execute(
+            "SELECT scope FROM charges WHERE (calls OR tokens OR usd OR sessions) AND "
+            "(scope LIKE 'session %' OR scope LIKE ?)", (f"% {day}",),
+        )  # fmt: skip
+        return [scope for (scope,) in rows]
+
+    def hold(self, name: str, account: Account, amount: Amount) -> None:
+        """Charge what a step can cost. Raises sqlite3.OperationalError where its row would not fit on the disk."""
+        self._check_disk()
+        room = b"\0" * self.room if self.room else None
+        values = (name, account.session, account.key, account.day, os.getpid(), *amount.parts, room)
+        self._db.execute("INSERT INTO holds VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
+        self._charge(account, amount)
+
+    def extend(self, name: str, account: Account, amount: Amount) -> None:
+        """Charge more to a step."""
+        self._db.execute(f"UPDATE holds SET {ADD} WHERE id = ?", (*amount.parts, name))
+        self._charge(account, amount)
+
+    def release(self, name: str, spent: Amount, lost: Amount, why: str | None) -> None:
+        """End a hold; nothing where it has ended already.
+
+        Args:
+            name: of the hold.
+            spent: what the step is known to have cost.
+            lost: what it may have cost beside that.
+            why: what became of it, where it left no row; None where its row holds what it spent.
+        """
+        row = self._db.execute("DELETE FROM holds WHERE id = ? RETURNING *", (name,)).fetchone()
+        if row is None:
+            return
+        _, session, key, day, _, calls, tokens, usd, sessions, _ = row
+        account, held = Account(session, key, day), Amount(calls, tokens, usd, sessions)
+        self._charge(account, Amount(*(spent + lost).parts[:3], sessions) - held)
+        rest = lost if why is None else spent + lost
+        if rest != Amount():
+            self._abandon(session, key, rest, why or "lost")
+
+    def recover(self, process: int | None = None) -> int:
+        """Note as abandoned what a process (None: any) held when it was killed; it stays charged. Returns how many."""
+        with self.transaction():
+            which = "1" if process is None else "process = ?"
+            rows = self._db.execute(
+                f"DELETE FROM holds WHERE {which} RETURNING session, key, calls, tokens, usd",
+                () if process is None else (process,),
+            ).fetchall()
+            for session, key, *amount in rows:
+                self._abandon(session, key, Amount(*amount), "killed")
+        return len(rows)
+
+    def check(self) -> None:
+        """Write and delete as much as a step may need."""
+        self._check_disk()
+        with self.transaction():
+            nobody = (0, 0, 0, 0.0, 0)
+            self._db.execute(
+                "INSERT INTO holds VALUES ('', '', '', 0, ?, ?, ?, ?, ?, zeroblob(?))", (*nobody, self.room + 4096)
+            )
+            self._db.execute("DELETE FROM holds WHERE id = ''")
+
+    def _check_disk(self) -> None:
+        free = shutil.disk_usage(self._path.parent).free
+        if free < FREE_BYTES:
+            raise sqlite3.OperationalError(f"only {free // 10**6} MB of disk are left beside {self._path}")
+
+    def _charge(self, account: Account, amount: Amount) -> None:
+        for scope in account.scopes:
+            changed = self._db.execute(f"UPDATE charges SET {ADD} WHERE scope = ?", (*amount.parts, scope))
+            if not changed.rowcount:
+                before = self._before(scope) + amount
+                self._db.execute("INSERT INTO charges VALUES (?, ?, ?, ?, ?)", (scope, *before.parts))
+
+    def _abandon(self, session: str, key: str, amount: Amount, why: str) -> None:
+        values = (session, key, time.time(), amount.calls, amount.tokens, amount.usd, why)
+        self._db.execute("INSERT INTO abandoned VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+
+    def _before(self, scope: str) -> Amount:
+        """What a version of r2v that charged nothing had spent in a scope: nothing of what this one began."""
+        kind, rest = scope.split(" ", 1)
+        if kind == "session":
+            where, values = "session = ?", (rest,)
+        else:
+            *key, day = rest.split(" ")
+            since = int(day) * DAY
+            where, values = f"time >= ? AND time < ?{' AND key = ?' if key else ''}", (since, since + DAY, *key)  # type: ignore[assignment]
+        calls, tokens, usd = 0, 0, 0.0
+        for columns, table in (
+            ("teacher_calls, tokens, slm_usd + teacher_usd", "steps"),
+            ("calls, tokens, usd", "abandoned"),
+        ):
+            sums = ", ".join(f"COALESCE(SUM({column}), 0)" for column in columns.split(", "))
+            row = self._db.execute(f"SELECT {sums} FROM {table} WHERE {where}", values).fetchone()
+            calls, tokens, usd = calls + row[0], tokens + row[1], usd + row[2]
+        return Amount(calls, tokens, float(usd))
