@@ -171,6 +171,32 @@ def test_grams_are_the_words_and_pairs_of_each_text(parts):
     assert len({*zip(found.part_G.tolist(), found.index_G.tolist(), strict=True)}) == len(found.index_G)
 
 
+def hashed(part: bytes, salt: int) -> set[int]:
+    """The numbers of the words and pairs of one text, without arrays."""
+    import re
+
+    def number(word: bytes) -> int:
+        return sum(letter * pow(0x100000001B3, i, 1 << 64) for i, letter in enumerate(word))
+
+    words = [number(re.sub(rb"[0-9]", b"0", w.lower())) for w in re.findall(rb"[A-Za-z0-9_\x80-\xff]+", part)]
+    found = set()
+    for gram in (*words, *(one * 0x2545F4914F6CDD1D + other for one, other in itertools.pairwise(words))):
+        mixed = (gram % (1 << 64) ^ salt) * 0x9E3779B97F4A7C15 % (1 << 64)
+        found.add(((mixed ^ mixed >> 29) * 0x9E3779B97F4A7C15 % (1 << 64)) >> 49)
+    return found
+
+
+@hypothesis_settings(deadline=None)
+@given(st.tuples(ALPHABET, ALPHABET, ALPHABET, ALPHABET))
+def test_the_numbers_of_grams_are_those_that_routers_were_fitted_on(parts):
+    found = grams(parts)
+    salts = (0x243F6A8885A308D3, 0x13198A2E03707344, 0xA4093822299F31D0, 0x082EFA98EC4E6C89)
+    expected = [
+        (i, n) for i, (part, salt) in enumerate(zip(parts, salts, strict=True)) for n in sorted(hashed(part.encode(), salt))
+    ]
+    assert [*zip(found.part_G.tolist(), found.index_G.tolist(), strict=True)] == expected
+
+
 def test_words_count_in_their_text_whatever_their_case_and_digits():
     one, other = grams(("Order 17", "", "", "")), grams(("order 94", "", "", ""))
     assert (one.index_G == other.index_G).all()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,17 @@ import torch
 
 from r2v.core import arrays
 from r2v.core.errors import ArtifactError
-from r2v.core.features import EXTENDED, FEATURES, PAPER, batch, featurise, seen_as, with_pseudo_entropy, without_logprobs
+from r2v.core.features import (
+    EXTENDED,
+    FEATURES,
+    PAPER,
+    batch,
+    featurise,
+    proposing,
+    seen_as,
+    with_pseudo_entropy,
+    without_logprobs,
+)
 from r2v.core.mlp import Calibration, RiskMLP
 from r2v.core.types import Action, Candidate, Context, Features, Memory, Usage
 from r2v.learning.labels import Rows
@@ -100,6 +111,44 @@ def test_the_signals_of_a_text_by_hand(goal, seen, done, chosen, expected):
     features = dict(zip(FEATURES, featurise(context, others, (0.1, 0.9, 0.9, 0.1)).values, strict=True))
     assert {name: features[name] for name in expected} == pytest.approx(expected)
     assert (features["chosen_logp"], features["chosen_share"], features["verifier_worst"]) == (-2.0, 0.5, 0.1)
+
+
+TALE = "it was a dark and stormy night, " * 400
+
+
+@pytest.mark.parametrize(
+    ("seen", "repeats"),
+    [
+        ((TALE + "a", TALE + "b", TALE + "c"), (0, 0, 0)),
+        ((TALE + "a", TALE + "b", TALE + "a"), (1, 0.2, 1)),
+        ((TALE + "a", TALE + "bc", TALE + "a" * 3), (0, 0, 0)),
+        (("a" + TALE, "b" + TALE, "b" + TALE, "b" + TALE), (1, 0.4, 2)),
+    ],
+)
+def test_repeats_among_long_texts(seen, repeats):
+    """Told apart by length, beginning and end."""
+    context = Context("a pen", seen, tuple(Action(text) for text in seen[1:]), 40)
+    features = dict(zip(FEATURES, featurise(context, CANDIDATES, SCORES).values, strict=True))
+    names = ("last_observation_repeats", "repeats_in_last_five", "steps_since_new")
+    assert tuple(features[name] for name in names) == pytest.approx(repeats)
+    assert features["distinct_actions"] == pytest.approx(len(set(seen[1:])) / len(seen[1:]))
+
+
+def test_words_that_are_nearly_there_take_no_longer_in_a_longer_text():
+    def seconds(characters: int) -> float:
+        words = " ".join(f"aaaa{i:x}b" for i in range(characters // 9))
+        context = Context("pen aaaab", ("aaaa" * (characters // 4), words), (Action(words),), 40)
+        started = time.perf_counter()
+        featurise(context, CANDIDATES, SCORES)
+        return time.perf_counter() - started
+
+    short, long = (min(seconds(characters) for _ in range(5)) for characters in (30_000, 3_000_000))
+    assert long < 20 * short  # all that is read of either is 4,000 characters
+
+
+def test_what_is_proposed_is_added_to_a_context_and_nothing_is_lost():
+    context = replace(CONTEXT, proposed=Action("sing"), verdicts=(("judge", 1.0),))
+    assert proposing(context, CANDIDATES, SCORES) == replace(context, proposed=CANDIDATES[3].action)
 
 
 def test_the_order_of_the_features_is_part_of_every_router_folder():

@@ -11,6 +11,7 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -35,21 +36,26 @@ ROOM = 1 << BITS
 """Numbers of a hashed gram, over all fields."""
 _ENDS = {"goal": (1200, 400), "seen": (900, 900), "action": (900, 300)}
 """Characters kept of the beginning and of the end of each text."""
-_OTHERS = [i for i, field in enumerate(FIELDS) if field in WRITTEN_BY_OTHERS]
-_OWN = [i for i, field in enumerate(FIELDS) if field not in WRITTEN_BY_OTHERS]
+_BY_OTHERS = [field in WRITTEN_BY_OTHERS for field in FIELDS]
+_OTHERS = [i for i, others in enumerate(_BY_OTHERS) if others]
+_OWN = [i for i, others in enumerate(_BY_OTHERS) if not others]
 _BEFORE, _EACH = 3, 160
 """Steps before this one that are read, and characters of each of their texts."""
 _MOST = 8192
 """Bytes of one step that are read; a text of letters beyond ASCII takes more than one for each."""
 
-_ODD, _PAIR = np.uint64(0x9E3779B97F4A7C15), np.uint64(0x2545F4914F6CDD1D)
-_HALF, _DOWN, _BITS, _LOW = np.uint64(29), np.uint64(64 - BITS), np.uint64(BITS), np.uint64(ROOM - 1)
+# 0-dimensional arrays: NumPy would make one of a number at each call.
+_ODD, _PAIR = np.array(0x9E3779B97F4A7C15, dtype=np.uint64), np.array(0x2545F4914F6CDD1D, dtype=np.uint64)
+_HALF, _DOWN = np.array(29, dtype=np.uint64), np.array(64 - BITS, dtype=np.uint64)
+_BITS, _LOW = np.array(BITS, dtype=np.uint32), np.array(ROOM - 1, dtype=np.uint32)
 with np.errstate(over="ignore"):
     _POWER = np.cumprod(np.full(_MOST + 1, 0x100000001B3, dtype=np.uint64))
     _INVERSE = np.cumprod(np.full(_MOST + 1, pow(0x100000001B3, -1, 1 << 64), dtype=np.uint64))
-_FIRST = np.ones(1, dtype=bool)
-_SALT = np.array([0x243F6A8885A308D3, 0x13198A2E03707344, 0xA4093822299F31D0, 0x082EFA98EC4E6C89], dtype=np.uint64)
-_LETTER = np.zeros(256, dtype=np.uint64)
+_SALT = np.array([0x243F6A8885A308D3, 0x13198A2E03707344, 0xA4093822299F31D0, 0x082EFA98EC4E6C89] * 2, dtype=np.uint64)
+"""Of each of `FIELDS`, for its words and once more for its pairs."""
+_PLACE = np.array([*range(len(FIELDS))] * 2, dtype=np.uint32) << _BITS
+"""The same: the number of the text, above the hash."""
+_LETTER = bytearray(256)
 """Each byte of a word in lower case, all digits alike; 0 for what parts words."""
 for _byte in range(256):
     _character = chr(_byte)
@@ -99,26 +105,42 @@ class Grams:
 
 def grams(texts: tuple[str, ...]) -> Grams:
     """The grams of one step, from the texts of its `FIELDS`; each once a text."""
+    # At some hundred words a call of NumPy costs more than its arithmetic, so there are few, and they work in place.
     packed = [text.encode("utf-8", "replace") for text in texts]
-    letter_B = _LETTER[np.frombuffer(b"\n%b\n" % b"\n".join(packed)[: _MOST - 1], dtype=np.uint8)]
+    letter_B = np.frombuffer((b"\n%b\n" % b"\n".join(packed)[: _MOST - 1]).translate(_LETTER), dtype=np.uint8)
     inside_B = letter_B != 0
-    edge_B = np.flatnonzero(inside_B[1:] != inside_B[:-1])  # the last byte before, and the last byte of, each word
-    start_W, end_W = edge_B[0::2], edge_B[1::2]
-    total_B = np.cumsum(letter_B * _POWER[: len(letter_B)])
-    word_W = (total_B[end_W] - total_B[start_W]) * _INVERSE[start_W + 1]
-    parts = np.cumsum([len(part) + 1 for part in packed])
-    field_W = np.searchsorted(parts[:-1], start_W, side="right").astype(np.uint64)
-    pair_W = word_W[:-1] * _PAIR + word_W[1:]
-    together = field_W[1:] == field_W[:-1]
-    field_G = np.concatenate([field_W, field_W[1:][together]])
-    hashed = (np.concatenate([word_W, pair_W[together]]) ^ _SALT[field_G]) * _ODD
-    hashed ^= hashed >> _HALF
+    start_W = (inside_B[1:] > inside_B[:-1]).nonzero()[0]  # the last byte before each word
+    n = len(start_W)
+    if not n:
+        return Grams(np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.int32), 1)
+    parts = list(accumulate([len(part) + 1 for part in packed]))
+    ends = [*start_W.searchsorted(parts[:-1]).tolist(), n]  # how many words there are up to the end of each text
+    start_W += 1
+    hash_G = np.empty(2 * n, dtype=np.uint64)
+    word_W, pair_W = hash_G[:n], hash_G[n:]
+    # What parts words counts 0, so a word may be summed up to the start of the next.
+    np.add.reduceat(letter_B * _POWER[: len(letter_B)], start_W, out=word_W)
+    word_W *= _INVERSE[start_W]
+    np.multiply(word_W, _PAIR, out=pair_W)
+    pair_W[:-1] += word_W[1:]
+    for end in ends:
+        if end:  # the last word of a text has no neighbour: it stands there twice, and twice counts once
+            pair_W[end - 1] = word_W[end - 1]
+    counts = np.array([end - start for start, end in zip((0, *ends), ends, strict=False)] * 2)
+    hash_G ^= _SALT.repeat(counts)
+    hash_G *= _ODD
+    hash_G ^= hash_G >> _HALF
+    hash_G *= _ODD
+    hash_G >>= _DOWN
     # The text's number stands above the hash, so that one sort finds what is there twice.
-    key = ((hashed * _ODD) >> _DOWN) | (field_G << _BITS)
-    key.sort()
-    if len(key):
-        key = key[np.concatenate([_FIRST, key[1:] != key[:-1]])]
-    return Grams((key & _LOW).astype(np.int32), (key >> _BITS).astype(np.int32), 1)
+    key_G = hash_G.astype(np.uint32)
+    key_G |= _PLACE.repeat(counts)
+    key_G.sort()
+    last_G = np.empty(2 * n, dtype=bool)
+    last_G[-1] = True
+    np.not_equal(key_G[1:], key_G[:-1], out=last_G[:-1])
+    key_G = key_G[last_G]
+    return Grams((key_G & _LOW).view(np.int32), (key_G >> _BITS).view(np.int32), 1)
 
 
 def joined(steps: Sequence[Grams]) -> Grams:
@@ -197,16 +219,16 @@ class Reader:
         """The probability at one step whose grams are known already (arrays of a few numbers would cost more)."""
         added = np.bincount(said.part_G, self.words[said.index_G] * said.value_G, minlength=len(FIELDS)).tolist()
         sums = [self.bias + (self.agents.get(self.agent, 0.0) if self.agent else 0.0), 0.0]  # the agent's own, of others
-        for name, part, least, most in zip(FIELDS, added, *self._ends, strict=True):
-            sums[name in WRITTEN_BY_OTHERS] += min(max(part, least), most)
+        for of_others, part, least, most in zip(_BY_OTHERS, added, *self._ends, strict=True):
+            sums[of_others] += min(max(part, least), most)
+        values, present = features.values, features.present
+        for of_others, column, edges, bins in self._bins:
+            if present[column]:
+                sums[of_others] += bins[bisect_right(edges, values[column])]
         known = dict(verdicts)
-        for column, name, edges, bins in self._bins:
-            if column < 0:
-                found = known.get(name)
-            else:
-                found = features.values[column] if features.present[column] else None
-            if found is not None:
-                sums[name in WRITTEN_BY_OTHERS] += bins[bisect_right(edges, found)]
+        for name, edges, bins in self._verdicts:
+            if (found := known.get(name)) is not None:
+                sums[0] += bins[bisect_right(edges, found)]
         own, others = sums
         total = own + (max(others, self.floor) if self.floored else others)
         if self.calibration.x:
@@ -227,11 +249,13 @@ class Reader:
         return least, most
 
     @cached_property
-    def _bins(self) -> list[tuple[int, str, list[float], list[float]]]:
-        """(its place in `FEATURES`, or -1 and the verdict's name, edges, log-odds) of each of `names`."""
-        return [
-            (-1, name.removeprefix(VERDICT), edges, bins)
-            if name.startswith(VERDICT)
-            else (FEATURES.index(name), name, edges, bins)
-            for name, edges, bins in zip(self.names, self.edges_FB.tolist(), self.bins_FB.tolist(), strict=True)
-        ]
+    def _bins(self) -> list[tuple[bool, int, list[float], list[float]]]:
+        """(whether others move it, its place in `FEATURES`, edges, log-odds) of each feature."""
+        rows = zip(self.names, self.edges_FB.tolist(), self.bins_FB.tolist(), strict=True)
+        return [(n in WRITTEN_BY_OTHERS, FEATURES.index(n), *of_bins) for n, *of_bins in rows if not n.startswith(VERDICT)]
+
+    @cached_property
+    def _verdicts(self) -> list[tuple[str, list[float], list[float]]]:
+        """(name, edges, log-odds) of each verdict."""
+        rows = zip(self.names, self.edges_FB.tolist(), self.bins_FB.tolist(), strict=True)
+        return [(n.removeprefix(VERDICT), *of_bins) for n, *of_bins in rows if n.startswith(VERDICT)]
