@@ -5,20 +5,32 @@ cost. Nothing may be paid above a limit.
 from __future__ import annotations
 
 import asyncio
+import json
+import os
 import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from itertools import count
 from pathlib import Path
 from tempfile import mkdtemp
 
+import httpx
 import pytest
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
+from r2v.core.errors import ArtifactError
 from r2v.gateway.budgets import Account, Amount, Exhausted, LocalBudgets, granted, limits_of
 from r2v.gateway.ledger import Ledger
 from r2v.gateway.settings import BudgetSettings, LimitSettings
-from test_gateway import ASK, AUTH, World, make  # noqa: F401  (a fixture)
+from servers import KEY, Model, running
+from test_gateway import ASK, AUTH, make  # noqa: F401  (a fixture)
 from test_gateway_replicas import free_port, redis_url, started  # noqa: F401  (a fixture)
 
 # -- rules --------------------------------------------------------------------------------------------------------
@@ -222,13 +234,237 @@ class RedisMachine(Machine):
 
 
 Machine.TestCase.settings = RedisMachine.TestCase.settings = hypothesis_settings(
-    max_examples=40, stateful_step_count=40, deadline=None
+    max_examples=25, stateful_step_count=40, deadline=None
 )
 TestLocalBudgets = Machine.TestCase
 
 
 def test_budgets_in_redis_under_everything(redis_url):  # noqa: F811
-    from hypothesis.stateful import run_state_machine_as_test
-
     RedisMachine.url = redis_url
     run_state_machine_as_test(RedisMachine, settings=Machine.TestCase.settings)
+
+
+# -- the gateway --------------------------------------------------------------------------------------------------
+
+ALWAYS = {"route__router": "verifier", "route__threshold": 0.0}
+"""Every step is escalated."""
+DAY_SCOPE = f"all {int(time.time() // 86_400)}"
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        None,
+        {},
+        {"prompt_tokens": 7},
+        {"prompt_tokens": -(10**9), "completion_tokens": -1},
+        {"prompt_tokens": 10**12, "completion_tokens": 1},
+        {"prompt_tokens": 10, "completion_tokens": 1, "prompt_tokens_details": {"cached_tokens": 10**9}},
+        {"prompt_tokens": "many", "completion_tokens": [1]},
+        {"prompt_tokens": True, "completion_tokens": 1.5},
+        {"prompt_tokens": 1e308, "completion_tokens": 2},
+    ],
+)
+def test_what_a_model_does_not_say_of_its_cost_is_charged_in_full(make, usage):  # noqa: F811
+    world = make(**ALWAYS, budget__per_day={"usd": 0.3})
+    answer = {"choices": [{"index": 0, "message": {"role": "assistant", "content": "look"}, "finish_reason": "stop"}]}
+    world.teacher.reply = lambda body: json.loads(json.dumps(answer | ({} if usage is None else {"usage": usage})))
+    arms = [world.post(max_tokens=1000).headers.get("x-r2v-arm") for _ in range(12)]
+    # 1000 tokens beside the request and 1000 of answer, at 10 and 20 USD a million: some .032 each.
+    assert arms.count("teacher") == len(world.teacher.seen) == 9
+    assert world.service.ledger.accounts.charged(DAY_SCOPE).usd <= 0.3
+
+
+def test_what_may_be_spent_is_asked_for_and_no_more(make):  # noqa: F811
+    free = make(**ALWAYS)
+    free.post()
+    assert "max_tokens" not in free.teacher.seen[-1] | free.small.seen[-1]
+    world = make(**ALWAYS, budget__per_day={"usd": 5.0}, teacher__max_output_tokens=777)
+    answer = world.post()
+    assert (world.small.seen[-1]["max_tokens"], world.teacher.seen[-1]["max_tokens"]) == (4096, 777)
+    assert "max_tokens over 777" in answer.headers["x-r2v-dropped"]
+    world.post(max_tokens=5)
+    assert world.teacher.seen[-1]["max_tokens"] == 5
+
+
+def test_a_try_that_may_have_been_paid_is_charged_and_the_next_needs_room(make):  # noqa: F811
+    world = make(**ALWAYS, budget__per_day={"teacher_calls": 5}, teacher__retries=3, teacher__timeout_s=0.2)
+    world.teacher.delay = 5
+    first, second = world.post(), world.post()
+    assert (first.headers["x-r2v-reason"], second.headers["x-r2v-reason"]) == ("upstream_fallback", "upstream_fallback")
+    assert world.teacher.started == 5  # four tries, then the one that was left
+    assert world.service.ledger.accounts.charged(DAY_SCOPE).calls == 5
+    world.teacher.delay = 0
+    assert world.post().headers["x-r2v-reason"] == "budget_exhausted"
+
+
+def test_a_model_that_answers_with_an_error_costs_nothing(make):  # noqa: F811
+    world = make(**ALWAYS, budget__per_day={"teacher_calls": 2}, teacher__breaker_failures=None)
+    world.teacher.status = [(500, {})]
+    assert [world.post().headers["x-r2v-arm"] for _ in range(3)] == ["slm"] * 3
+    world.teacher.status = []
+    assert world.post().headers["x-r2v-arm"] == "teacher"
+
+
+def test_fresh_sessions_do_not_dodge_the_budget_of_a_session(make):  # noqa: F811
+    world = make(**ALWAYS, budget__session={"teacher_calls": 1}, budget__key_per_day={"sessions": 3})
+    arms = [world.post(headers={"x-session-id": f"s{i // 2}"}).headers["x-r2v-arm"] for i in range(12)]
+    assert arms == ["teacher", "slm"] * 3 + ["slm"] * 6
+
+
+def test_what_an_agent_asks_beside_its_session_counts_for_it(make):  # noqa: F811
+    world = make(**ALWAYS, budget__session={"teacher_calls": 1})
+    title = [{"role": "system", "content": "write a title"}, {"role": "user", "content": "hello"}]
+    headers = {"x-session-id": "s"}
+    assert world.post(messages=title, headers=headers).headers["x-r2v-session-id"] == "s.aside"
+    assert [world.post(headers=headers).headers["x-r2v-arm"] for _ in range(2)] == ["slm", "slm"]
+
+
+def test_where_the_limit_was_lowered_the_slm_goes_on(make, tmp_path):  # noqa: F811
+    world = make(**ALWAYS, budget__per_day={"teacher_calls": 5})
+    assert [world.post().headers["x-r2v-arm"] for _ in range(3)] == ["teacher"] * 3
+    world.stack.close()
+    world = make(**ALWAYS, budget__per_day={"teacher_calls": 1})
+    assert [(a.status_code, a.headers["x-r2v-arm"]) for a in (world.post(), world.post())] == [(200, "slm")] * 2
+
+
+def test_without_room_for_its_row_no_step_begins(make, monkeypatch):  # noqa: F811
+    world = make()
+    assert world.post().status_code == 200 and world.client.get("/ready").json()["ready"]
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 5 * 10**6, 5 * 10**6))
+    asked = len(world.small.seen)
+    answer = world.post()
+    assert (answer.status_code, answer.headers["x-r2v-reason"]) == (503, "ledger") and len(world.small.seen) == asked
+    assert "only 5 MB of disk are left" in answer.json()["error"]["message"]
+    time.sleep(1.1)  # `/ready` looks once a second
+    ready = world.client.get("/ready")
+    assert ready.status_code == 503 and "5 MB" in ready.json()["problem"]
+
+
+def test_a_ledger_that_is_full_costs_one_step_and_not_each(make):  # noqa: F811
+    world = make()
+    world.post()
+    db = world.service.ledger._db
+    db.execute(f"PRAGMA max_page_count = {db.execute('PRAGMA page_count').fetchone()[0] + 1}")
+    asked = len(world.small.seen)
+    answers = [world.post(messages=[{"role": "user", "content": "x" * 3000}]) for _ in range(20)]
+    assert [answer.status_code for answer in answers[-15:]] == [503] * 15
+    paid = len(world.small.seen) - asked - sum(answer.status_code == 200 for answer in answers)
+    assert paid <= 1  # of those that got no answer
+    time.sleep(1.1)
+    assert world.client.get("/ready").status_code == 503
+    db.execute("PRAGMA max_page_count = 1000000")
+    assert world.post().status_code == 200
+
+
+@pytest.fixture
+def served(tmp_path):
+    """Starts `r2v serve` on a configuration, as a process of its own; yields (process, URL)."""
+    processes = []
+
+    def serve(config) -> tuple[subprocess.Popen, str]:
+        path = tmp_path / "gateway.json"
+        path.write_text(json.dumps(config))
+        command = [sys.executable, "-c", "from r2v.cli import app; app()", "serve", str(path), "--port", "0"]
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "R2V_API_KEY": KEY}
+        )
+        processes.append(process)
+        line = process.stdout.readline()
+        return process, line.split()[1] if line else ""
+
+    yield serve
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def config_of(small: str, teacher: str, folder: Path, **budget) -> dict:
+    price = {"input": 1, "output": 2}
+    return {
+        "version": 1, "route": {"router": "verifier", "threshold": 0.0, "k": 1}, "budget": budget,
+        "models": {
+            "slm": {"base_url": f"{small}/v1", "model": "small-1", "price": price},
+            "teacher": {"base_url": f"{teacher}/v1", "model": "teacher-1", "price": price, "retries": 0},
+        },
+        "store": {"path": str(folder / "ledger.db")},
+    }  # fmt: skip
+
+
+def test_a_gateway_that_is_killed_again_and_again_pays_nothing_twice(tmp_path, served):
+    small, teacher = Model("small-1"), Model("teacher-1")
+    teacher.delay = 0.5
+    with running(small.app()) as a, running(teacher.app()) as b:
+        config = config_of(a, b, tmp_path, per_day={"teacher_calls": 12})
+
+        def ask(url: str) -> None:
+            with httpx.Client(headers=AUTH, timeout=10) as client, suppress(httpx.HTTPError):
+                client.post(f"{url}/v1/chat/completions", json={"messages": ASK})
+
+        for _ in range(3):
+            process, url = served(config)
+            before = teacher.started
+            with ThreadPoolExecutor(5) as pool:
+                for _ in range(5):
+                    pool.submit(ask, url)
+                deadline = time.monotonic() + 20
+                while teacher.started < min(before + 5, 12):
+                    assert time.monotonic() < deadline
+                    time.sleep(0.01)
+                process.send_signal(signal.SIGKILL)
+        assert teacher.started == 12
+        teacher.delay = 0
+        _, url = served(config)
+        answers = [httpx.post(f"{url}/v1/chat/completions", json={"messages": ASK}, headers=AUTH) for _ in range(3)]
+    assert [answer.headers["x-r2v-reason"] for answer in answers] == ["budget_exhausted"] * 3
+    assert teacher.started == 12
+    with closing(sqlite3.connect(tmp_path / "ledger.db")) as db:
+        killed = db.execute("SELECT SUM(calls) FROM abandoned WHERE why = 'killed'").fetchone()[0]
+        assert killed == 12 and db.execute("SELECT COUNT(*) FROM holds").fetchone() == (0,)
+
+
+def test_a_second_process_on_a_ledger_says_so_and_stops(tmp_path, served):
+    config = config_of("http://127.0.0.1:1", "http://127.0.0.1:1", tmp_path)
+    first, url = served(config)
+    assert url
+    second, nothing = served(config)
+    _, error = second.communicate(timeout=20)
+    assert (second.returncode, nothing) == (1, "") and "another gateway serves from it" in error
+    assert "Traceback" not in error and first.poll() is None
+    Ledger(tmp_path / "ledger.db").close()  # reading is no serving
+    with pytest.raises(ArtifactError, match="another gateway"):
+        Ledger(tmp_path / "ledger.db", owner=True)
+
+
+def test_a_redis_that_lost_what_others_spent_stops_all_of_them(make, tmp_path, monkeypatch):  # noqa: F811
+    if shutil.which("redis-server") is None:
+        pytest.skip("redis-server is not installed")
+    port = free_port()
+    monkeypatch.setenv("TEST_REDIS", f"redis://127.0.0.1:{port}/0")
+    command = ["redis-server", "--port", str(port), "--save", "", "--appendonly", "no", "--dir", str(tmp_path)]
+    shared = {**ALWAYS, "store__redis_env": "TEST_REDIS", "budget__per_day": {"teacher_calls": 4}}
+    with started(command, port):
+        one, two = make(**shared), make(**shared)
+        assert [world.post().headers["x-r2v-arm"] for world in (one, two, one)] == ["teacher"] * 3
+    with started(command, port):  # without its data
+        for world in (one, two):
+            world.post()  # on a connection that is gone
+            answer = world.post()
+            assert (answer.status_code, answer.headers["x-r2v-reason"]) == (503, "store")
+            assert "Redis has lost what 2 replicas spent" in answer.json()["error"]["message"]
+            assert world.client.get("/ready").status_code == 503
+        one.stack.close(), two.stack.close()
+        asked = len(one.teacher.seen) + len(two.teacher.seen)
+        three, four = make(**shared, store__path=str(one.ledger)), make(**shared, store__path=str(two.ledger))
+        arms = [world.post().headers["x-r2v-arm"] for world in (three, four, three, four)]
+        assert arms.count("teacher") == 1 and asked == 3  # three of four were spent before
+
+
+def test_a_stream_that_breaks_before_a_word_came_is_charged(make):  # noqa: F811
+    world = make(route__stream="early", small__retries=0, teacher__retries=0)
+    world.small.cut, world.teacher.status = 0, [(500, {})]
+    text = world.post(stream=True, max_tokens=100).text
+    assert "error" in text
+    with closing(sqlite3.connect(world.ledger)) as db:
+        ((tokens, why),) = db.execute("SELECT tokens, why FROM abandoned").fetchall()
+    assert tokens > 1000 and why == "upstream_fallback"

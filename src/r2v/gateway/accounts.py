@@ -57,12 +57,9 @@ class Accounts:
             return amount
         return Amount(*row)
 
-    def scopes(self, day: int) -> list[str]:
-        """Scopes of sessions and of a day that have been charged anything."""
-        rows = self._db.execute(
-            "SELECT scope FROM charges WHERE (calls OR tokens OR usd OR sessions) AND "
-            "(scope LIKE 'session %' OR scope LIKE ?)", (f"% {day}",),
-        )  # fmt: skip
+    def scopes(self) -> list[str]:
+        """Those that have been charged anything."""
+        rows = self._db.execute("SELECT scope FROM charges WHERE calls OR tokens OR usd OR sessions")
         return [scope for (scope,) in rows]
 
     def hold(self, name: str, account: Account, amount: Amount) -> None:

@@ -8,7 +8,6 @@ served (503). Each replica writes a ledger of its own.
 from __future__ import annotations
 
 import secrets
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +17,7 @@ import redis.asyncio as redis
 from r2v.core.seeds import derive_seed
 from r2v.core.types import Decision, Memory
 from r2v.gateway.accounts import Accounts
-from r2v.gateway.budgets import DAY, UNLIMITED, Account, Amount, Exhausted, Limits, Reservation
+from r2v.gateway.budgets import UNLIMITED, Account, Amount, Exhausted, Limits, Reservation
 from r2v.gateway.ledger import ModeChange
 from r2v.gateway.sessions import DECISIONS, Session, numbered
 from r2v.runtime.upgrade import upgraded_decision
@@ -261,7 +260,7 @@ class RedisBudgets:
             )
         self._epoch, new = found[0].decode(), found[1]
         if new:
-            scopes = self._accounts.scopes(int(time.time() // DAY))
+            scopes = self._accounts.scopes()
             for i in range(0, len(scopes), BATCH):
                 batch = [(scope, UNLIMITED) for scope in scopes[i : i + BATCH]]
                 if (await self._asked(batch, Amount(), Amount(), begins=False))[0] < 0:
