@@ -38,6 +38,15 @@ from r2v.messages.protocol import Piece, Reply
 
 TOO_LONG = re.compile(r"context.{0,20}(length|window|size)|maximum context|too (long|many tokens)|exceed.{0,40}tokens", re.I)
 """How servers report that a request does not fit: there is no common code for it."""
+CODES = frozenset((
+    "api_error", "authentication_error", "billing_error", "content_filter", "content_policy_violation",
+    "context_length_exceeded", "insufficient_quota", "internal_error", "invalid_api_key", "invalid_prompt",
+    "invalid_request_error", "invalid_type", "invalid_value", "missing_required_parameter", "model_not_found",
+    "not_found_error", "overloaded_error", "permission_error", "rate_limit_error", "rate_limit_exceeded",
+    "request_too_large", "server_error", "string_above_max_length", "timeout_error", "unknown_parameter",
+    "unsupported_parameter", "unsupported_value",
+))  # fmt: skip
+"""What OpenAI's and Anthropic's APIs call their errors."""
 RETRIED = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 UNKNOWN = (408, 504)
 """Statuses after which the model may have written an answer that somebody else did not wait for."""
@@ -323,7 +332,7 @@ class Client(ABC):
                         if line.startswith(b"data:") and (data := line[5:].strip()) not in (b"[DONE]", b""):
                             found = msgspec.json.decode(data)
                             if error := found.get("error"):
-                                raise self.broken(f"the stream ended with an error: {_message_of(error)}")
+                                raise self.broken(f"the stream ended with an error{said_of(found, body)[0]}")
                             yield found
             except (aiohttp.ClientError, TimeoutError, ValueError, AttributeError) as error:
                 raise self.broken(f"the stream broke ({type(error).__name__})") from None
@@ -379,7 +388,7 @@ class Client(ABC):
                     asked = retry_after(response.headers.get("retry-after"))
                     raise _Passing(f"HTTP {response.status}", response.status, asked)
                 if response.status != 200:
-                    raise self._refusal(response.status, await response.read())
+                    raise self._refusal(response.status, await response.read(), body)
                 yield response
         finally:
             self.in_flight -= 1
@@ -410,12 +419,15 @@ class Client(ABC):
         self.failed()
         return ModelError(f"{self.name}: {problem}", paid=True)
 
-    def _refusal(self, status: int, content: bytes) -> ModelError:
+    def _refusal(self, status: int, content: bytes, body: Json) -> ModelError:
         """The error for an answer that no further try will change. What is too long for this model may fit another."""
-        explanation = _error_of(content)
-        fault = status in (400, 404, 413, 422) and not TOO_LONG.search(explanation)
-        reason = f"{self.name}: HTTP {status} {explanation}".rstrip()
-        return ModelError(reason, status=status if fault else 502, clients_fault=fault)
+        try:
+            answer = msgspec.json.decode(content)
+        except ValueError:
+            answer = None
+        said, too_long = said_of(answer, body)
+        fault = status in (400, 404, 413, 422) and not too_long
+        return ModelError(f"{self.name}: HTTP {status}{said}", status=status if fault else 502, clients_fault=fault)
 
     def check_available(self) -> None:
         """Raises ModelError while the breaker is open."""
@@ -554,16 +566,27 @@ def _key(settings: ClientSettings, name: str) -> str | None:
     return key
 
 
-def _error_of(content: bytes) -> str:
-    """The server's message, short; it may be shown to the client."""
-    try:
-        return _message_of(msgspec.json.decode(content)["error"])
-    except (ValueError, KeyError, TypeError):
-        return ""
+def said_of(answer: Any, body: Json) -> tuple[str, bool]:
+    """What may be repeated of a server's error: a code of `CODES`, and the field of the request that it names. Its words may
+    hold anything, the key that it was sent among it, and are not repeated.
 
-
-def _message_of(error: Any) -> str:
-    return str(error.get("message") if isinstance(error, dict) else error)[:300]
+    Returns:
+        (text to append, whether the request is too long for the model).
+    """
+    error = answer.get("error") if isinstance(answer, dict) else None
+    fields = error if isinstance(error, dict) else {"message": error}
+    words = str(fields.get("message"))
+    found = [str(fields[key]) for key in ("code", "type") if isinstance(fields.get(key), str) and fields[key] in CODES]
+    param = re.split(r"[.\[]", str(fields.get("param")))[0]
+    if param not in body:
+        param = next((key for key in body if re.search(rf"(^|[`'\"]){re.escape(key)}\b", words[:2000])), None)
+    too_long = TOO_LONG.search(words[:2000]) is not None
+    if too_long:
+        counts = re.findall(r"\b\d{3,9}\b", words[:2000])
+        found.append("the prompt is too long" + (f": {' > '.join(counts[:2])} tokens" if counts else ""))
+    elif param is not None:
+        found.append(f"because of `{param}`")
+    return " " + " ".join(found) if found else "", too_long
 
 
 def _proxy_of(url: str) -> str | None:

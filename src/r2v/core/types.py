@@ -43,6 +43,11 @@ SOLVED = 0.5
 """Reward of a whole episode from which on it counts as solved."""
 
 
+def is_hashed(text: str) -> bool:
+    """Whether a redacted ledger kept this in the place of a text."""
+    return text.startswith(("hmac:", "sha256:"))
+
+
 @dataclass(frozen=True, slots=True)
 class Task:
     """One thing to do. `family` is the stratum of the split; `environment` names who can play `id`."""

@@ -8,7 +8,6 @@ down, and the row in the ledger that is written before the answer leaves.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import math
 import os
 import re
@@ -19,7 +18,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,12 +30,13 @@ from r2v.core.errors import BoundaryError, SettingsError
 from r2v.core.features import best, proposing
 from r2v.core.protocols import Verifier
 from r2v.core.seeds import derive_seed
-from r2v.core.types import NO_USAGE, Action, Candidate, Choice, Code, Context, Decision, Memory, Observation, Route, Step
+from r2v.core.types import NO_USAGE, Choice, Code, Context, Decision, Memory, Observation, Route, Step
 from r2v.gateway.budgets import DAY, Account, Amount, Budgets, Exhausted, LocalBudgets, Reservation, limits_of, touch
 from r2v.gateway.candidates import CandidateSource, LiveAnswer, most
 from r2v.gateway.ledger import Entry, Ledger
 from r2v.gateway.metrics import Metrics
 from r2v.gateway.modes import Modes, Part, part_of
+from r2v.gateway.redaction import Redactor, secret_of
 from r2v.gateway.routing import GatewayRouter, Noted, load_configured
 from r2v.gateway.sessions import SESSIONS, LocalSessions, Session, Sessions
 from r2v.gateway.settings import GatewaySettings
@@ -147,6 +147,7 @@ class Service:
         self.settings = settings.but(route=self.router.route)
         self.verdicts = _verdicts(settings)
         self.ledger = Ledger(Path(settings.store.path), owner=True)
+        self._redactor = Redactor(secret_of(settings.store)) if settings.store.redact else None
         self.sessions, self.budgets = _state(settings, self.ledger)
         self._with_tools: OrderedDict[str, None] = OrderedDict()
         """Sessions of clients in which tools were offered; the latest ones."""
@@ -396,21 +397,24 @@ class Service:
         """The row of the step. Raises Refused when it cannot be written: then the answer must not leave."""
         decision, facts, slm, teacher = choice.decision, served.facts, served.slm, served.teacher
         assert decision is not None
-        redact, verdict = self.settings.store.redact, None
+        verdict = None
         step = Step(served.session.t, 0, Observation(context.observations[-1], False, None, None, "", ()), choice)
         if self.verdicts is not None:
             step = replace(step, verdicts=(*served.verdicts, *self.verdicts.of_step(step)))
             verdict = await self.verdicts.last(served.verdicts, context, choice.action)
+        if self._redactor is None:
+            goal, kept = context.goal, _with_messages(step, served)
+        else:
+            goal, kept = self._redactor.hash(context.goal), self._redactor.step(step)
         entry = Entry(
             facts["decision-id"], served.session.id, served.session.t, time.time(), served.options.key, choice.source,
             facts["reason"], facts["model"], decision.score, decision.score_kind, decision.threshold, decision.propensity,
             slm.usd, teacher.usd, self._saved(served), slm.tokens.total + teacher.tokens.total,
             int(teacher.drawn > 0), slm.drawn,
-            facts["overhead-ms"], decision.route, _hash(context.goal) if redact else context.goal,
-            _redacted(step) if redact else _with_messages(step, served), _alike(choice), served.part.name,
+            facts["overhead-ms"], decision.route, goal, kept, _alike(choice), served.part.name,
         )  # fmt: skip
         try:
-            tools = None if redact or served.session.t else served.request.tools
+            tools = None if self._redactor or served.session.t else served.request.tools
             self.ledger.write(entry, tools, verdict, served.lost)
         except Exception as error:  # disk full, locked, corrupt
             raise _unwritten(error, facts) from None
@@ -507,30 +511,8 @@ def _unreachable(error: OSError, facts: Json) -> Refused:
     return Refused(f"the shared state is out of reach ({error}); no answer was given", 503, {**facts, "reason": "store"})
 
 
-def _hash(text: str) -> str:
-    return "sha256:" + hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16]
-
-
 def _with_messages(step: Step, served: ServedStep) -> Step:
     answered = served.teacher if step.choice.source == "teacher" else served.slm
     reply = message_of(answered.reply(step.choice.action).choice["message"])
     messages = incoming(served.request, first=not served.session.t)
     return replace(step, choice=replace(step.choice, reply=reply), messages=messages)
-
-
-def _redacted(step: Step) -> Step:
-    @cache
-    def hidden(action: Action) -> Action:
-        return Action(_hash(action.text))
-
-    choice = step.choice
-    return replace(
-        step,
-        observation=replace(step.observation, text=_hash(step.observation.text)),
-        choice=replace(
-            choice,
-            action=hidden(choice.action),
-            candidates=tuple(Candidate(hidden(c.action), c.logp, c.entropy, c.usage) for c in choice.candidates),
-            decision=choice.decision and replace(choice.decision, reason=choice.decision.code),
-        ),
-    )

@@ -113,7 +113,14 @@ class ServerSettings(Settings):
     port: PositiveInt = 8321
     key_env: str = "R2V_API_KEY"
     """Environment variable with the inbound keys, comma separated."""
+    admin_key_env: str = "R2V_ADMIN_KEY"
+    """Environment variable with the keys of those who may do everything: the page, modes, the kill switch, all sessions.
+    Without it a key that stands alone in `key_env` may; of several none may what concerns the others."""
     require_key: bool = True
+    """false: anybody may do everything, if the request is meant for this machine (`allowed_hosts`) and no page of another
+    site sent it."""
+    allowed_hosts: tuple[str, ...] = ("localhost", "127.0.0.1", "[::1]")
+    """Names that requests may be meant for where no key is required; a page in a browser must not be taken for its user."""
     accepted_models: tuple[str, ...] = ("*",)
     """Names of models that clients may ask for, with * for any part: the router answers them all. `r2v:slm` and
     `r2v:teacher` insist on a model."""
@@ -127,7 +134,10 @@ class ServerSettings(Settings):
 class StoreSettings(Settings):
     path: str = "r2v-ledger.db"
     redact: bool = True
-    """Keep hashes and numbers of messages, not their text."""
+    """Keep hashes and numbers of messages, not their text. The hashes are keyed."""
+    hash_key_env: str | None = None
+    """Environment variable with the key of the hashes, where replicas are to have the same; None: a file beside the
+    ledger."""
     redis_env: str | None = None
     """Environment variable with the URL of a Redis in which replicas share sessions, budgets and the kill switch."""
 

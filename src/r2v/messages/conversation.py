@@ -27,6 +27,15 @@ KEPT = 2_000
 """Characters of a call's arguments up to which its canonical form is remembered."""
 ID_LENGTH = 40
 """Characters of a call's id that OpenAI's API takes."""
+ELSEWHERE = re.compile(
+    r"(api|aws|azure|vertex|watsonx|litellm|openai|anthropic|mock)_.*|.*(base|key|secret|token|credentials|headers?|proxy|url|uri)"
+    r"|endpoint|custom_llm_provider|deployment|organization|project|region(_name)?|extra_(body|query)|fallbacks|.*_fallbacks"
+    r"|model_list|user_config|callbacks?|success_callback|failure_callback|guardrails|transport|host(name)?",
+    re.IGNORECASE,
+)
+"""Names of fields with which a proxy could be made to ask another server, with another key: never passed on."""
+MEANT = frozenset({"prompt_cache_key"})
+"""Fields that look like it and are not."""
 AROUND = re.compile(r"<([\w-]*(?:context|reminder|instructions|environment|permissions|caveat|setup)[\w-]*)>", re.I)
 """Opens a block that agent programs put before the user's own words."""
 SPACE = re.compile(r"\s*")
@@ -176,6 +185,11 @@ def parse(
     tools_of(tools)
     if read.n not in (None, 1):
         raise BadRequest("n > 1 is not offered: r2v draws candidates itself and answers with one")
+    elsewhere = [key for key in fields if _leads_elsewhere(key)]
+    if source:
+        elsewhere += [key for key in source if _leads_elsewhere(key) and key not in elsewhere]
+        source = {key: value for key, value in source.items() if not _leads_elsewhere(key)}
+    dropped = (*dropped, *(key[:ID_LENGTH] for key in elsewhere))
     length, images, plain = len(tools) if "tools" in fields else 0, 0, True
     for message in read.messages:
         length += len(message.text)
@@ -184,7 +198,11 @@ def parse(
         plain = plain and message.plain
     return Request(
         messages=read.messages,
-        fields={key: value for key, value in fields.items() if key not in ("model", "stream", "stream_options", "n")},
+        fields={
+            key: value
+            for key, value in fields.items()
+            if key not in ("model", "stream", "stream_options", "n") and key not in elsewhere
+        },
         wanted_model=read.model or "r2v",
         stream=bool(read.stream),
         include_usage=bool(read.stream_options and read.stream_options.include_usage),
@@ -199,6 +217,15 @@ def parse(
         plain=plain,
         tools=tools,
     )
+
+
+def _leads_elsewhere(key: str) -> bool:
+    return len(key) > ID_LENGTH or _is_denied(key)
+
+
+@lru_cache(maxsize=256)
+def _is_denied(key: str) -> bool:
+    return key not in MEANT and ELSEWHERE.fullmatch(key) is not None
 
 
 def limited(request: Request, most: int) -> Request:

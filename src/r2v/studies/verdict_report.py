@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from r2v.core.types import SOLVED, Context, Episode
+from r2v.core.types import SOLVED, Context, Episode, is_hashed
 from r2v.evaluation.prefixes import auroc_over_tasks
 from r2v.verdicts.base import SessionVerdict, StepVerdict, Verdict, read_all, read_steps
 
@@ -111,7 +111,7 @@ def _row(episodes: Sequence[Episode], verdict: Verdict, seed: int) -> dict[str, 
 
 def _values(verdict: Verdict, episode: Episode) -> list[float | None]:
     """What it knew at each step, and at last once the episode had ended."""
-    hashed = episode.goal.startswith("sha256:")
+    hashed = is_hashed(episode.goal)
     found: list[float | None] = []
     contexts = episode.contexts(HORIZON)
     for step, context in zip(episode.steps, contexts, strict=True):

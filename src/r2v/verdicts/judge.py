@@ -24,7 +24,7 @@ import msgspec
 import numpy as np
 
 from r2v.clients.settings import ClientSettings, PriceSettings
-from r2v.core.types import Context, Episode
+from r2v.core.types import Context, Episode, is_hashed
 from r2v.maths.calibration import fit_isotonic, fit_scaling
 from r2v.messages.conversation import clip, parse, text_of
 from r2v.runtime.settings import PositiveInt, Settings
@@ -84,7 +84,7 @@ class JudgeVerdict(Settings):
 
     async def ask(self, episode: Episode) -> float | None:
         """What the model says, before calibration; from the cache where it has been asked before."""
-        if episode.goal.startswith("sha256:"):
+        if is_hashed(episode.goal):
             return None
         record = record_of(episode, self.characters).replace("</record", "<\\/record")
         words = [{"role": "system", "content": PROMPT}, {"role": "user", "content": f"<record>\n{record}\n</record>"}]
@@ -104,12 +104,13 @@ class JudgeVerdict(Settings):
         from r2v.clients.base import ModelError
 
         body: dict[str, Any] = {"messages": words, "max_tokens": min(1024, self.model.max_output_tokens), "temperature": 0}
+        request = parse(msgspec.json.encode(body))
         try:
-            draw = await self._client.draw(parse(msgspec.json.encode(body)), 1)
+            draw = await self._client.draw(request, 1)
         except ModelError as error:
             warn_once(self.name, str(error))
             return None
-        usd = self._client.usd(draw.tokens)
+        usd = self._client.usd(draw.tokens) + self._client.bound(request, draw.unknown)[1]  # unknown: what it may have cost
         self.__dict__["paid"] = self.usd + usd
         answer = text_of(draw.replies[0].choice["message"].get("content"))
         self._keep(kept, {"answer": answer, "usd": usd, "model": self.model.model})
