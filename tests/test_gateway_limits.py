@@ -35,7 +35,7 @@ from r2v.evaluation.certificate import Certificate, Target, Tried
 from r2v.gateway import budgets, sessions
 from r2v.gateway.budgets import Amount, Exhausted, LocalBudgets, limits_of
 from r2v.gateway.candidates import CandidateSource
-from r2v.gateway.ledger import Entry, Ledger
+from r2v.gateway.ledger import VERSION, Entry, Ledger
 from r2v.gateway.routing import GatewayRouter, load_configured
 from r2v.gateway.sessions import LocalSessions
 from r2v.gateway.settings import (
@@ -150,7 +150,7 @@ def test_a_scope_counts_its_past_what_is_reserved_and_what_was_spent():
         local = LocalBudgets(past)
         first = await local.reserve("1", limits, slm, teacher)
         assert (first.amount, first.teacher, first.calls_left) == (Amount(1, 24, 0.75), True, 3)
-        assert past.asked == [{"session": "s 1"}, {"since": 259_200, "key": "k"}, {"since": 259_200, "key": None}]
+        assert past.asked == [{"session": "s 1"}, {"day": 3, "key": "k"}, {"day": 3, "key": None}]
         second = await local.reserve("2", limits, slm, teacher)  # just fits
         assert (second.teacher, second.calls_left) == (True, 2)
         with pytest.raises(Exhausted):
@@ -352,8 +352,8 @@ def test_the_ledger_sums_and_lists_what_was_written(tmp_path):
     ledger.write(entry_of("a", 1, 0.2, "teacher"), b'["second"]')
     ledger.write(replace(entry_of("b", 5, 0.3), key="other"), b"null")
     ledger.abandon("b", "other", Amount(2, 5, 1.0))
-    step = pytest.approx(0.021)
-    assert ledger.spent(session="a", since=1.0) == Amount(1, 10, step)
+    assert ledger.spent(session="a") == Amount(1, 20, pytest.approx(0.042))
+    assert ledger.spent(key="key", day=0) == Amount(1, 20, pytest.approx(0.042)) and ledger.spent(day=1) == Amount()
     assert ledger.spent(key="other") == Amount(2, 15, pytest.approx(1.021))
     assert ledger.spent() == Amount(3, 35, pytest.approx(1.063))
     assert ledger.spent(session="nobody") == Amount(0, 0, 0.0)
@@ -652,9 +652,17 @@ def test_a_ledger_of_version_2_opens_and_goes_on(make, tmp_path):  # noqa: F811
     ledger.abandon("k/s", "k", Amount(0, 1, 0.0))
     assert ledger.spent(session="k/s").tokens == 68
     with closing(sqlite3.connect(tmp_path / "ledger.db")) as db:
-        assert db.execute("PRAGMA user_version").fetchone() == (5,)
+        assert db.execute("PRAGMA user_version").fetchone() == (VERSION,)
         fresh = Ledger(tmp_path / "fresh.db")
-        for table in ("steps", "outcomes", "abandoned", "modes", "verdicts", "final_outcomes"):  # as in a new ledger
+        for table in (
+            "steps",
+            "outcomes",
+            "abandoned",
+            "modes",
+            "verdicts",
+            "session_totals",
+            "day_totals",
+        ):  # as in a new ledger
             migrated, new = ({row[1:4] for row in one.execute(f"PRAGMA table_info({table})")} for one in (db, fresh._db))
             assert migrated == new
         fresh.close()
@@ -675,8 +683,8 @@ def test_a_migration_that_fails_leaves_the_ledger_as_it_was(tmp_path):
 def test_a_ledger_of_a_newer_version_is_refused_in_one_line(tmp_path):
     Ledger(tmp_path / "ledger.db").close()
     with closing(sqlite3.connect(tmp_path / "ledger.db")) as db:
-        db.execute("PRAGMA user_version = 6")
-    with pytest.raises(ArtifactError, match=r"schema 6, this one has 5.*upgrade r2v or choose another store\.path"):
+        db.execute("PRAGMA user_version = 7")
+    with pytest.raises(ArtifactError, match=r"schema 7, this one has 6.*upgrade r2v or choose another store\.path"):
         Ledger(tmp_path / "ledger.db")
 
 

@@ -71,7 +71,7 @@ class Budgets(Protocol):
 class History(Protocol):
     """What was spent before this process started; `r2v.gateway.ledger.Ledger`."""
 
-    def spent(self, *, session: str | None = None, since: float | None = None, key: str | None = None) -> Amount: ...
+    def spent(self, *, session: str | None = None, day: int | None = None, key: str | None = None) -> Amount: ...
 
 
 def limits_of(budget: BudgetSettings, session: str, key: str, day: int, session_usd: float | None) -> Limits:
@@ -124,7 +124,7 @@ class LocalBudgets:
                 self._spent[scope] = self._history.spent(session=rest)
             else:
                 *key, day = rest.split(" ")
-                self._spent[scope] = self._history.spent(since=int(day) * DAY, key=key[0] if key else None)
+                self._spent[scope] = self._history.spent(day=int(day), key=key[0] if key else None)
         touch(self._spent, scope, SCOPES)
         return self._spent[scope]
 
