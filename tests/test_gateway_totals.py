@@ -21,7 +21,8 @@ def uncount(ledger: Ledger, tables: tuple[str, ...] = ()) -> None:
     db = ledger._db
     for trigger, *_ in db.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
         db.execute(f"DROP TRIGGER {trigger}")
-    for table in ("session_totals", "day_totals", "comparisons", "uncounted", *tables):
+    shared = ("session_states", "signatures", "kill_switch", "worker_counts")
+    for table in ("session_totals", "day_totals", "comparisons", "uncounted", *shared, *tables):
         db.execute(f"DROP TABLE {table}")
     db.execute("PRAGMA user_version = 5")
 

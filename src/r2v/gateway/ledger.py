@@ -22,6 +22,8 @@ import msgspec
 from r2v.core.errors import ArtifactError
 from r2v.core.types import SOLVED, Decision, ScoreKind, Step
 from r2v.gateway.budgets import Amount
+from r2v.gateway.session_state import SCHEMA as SESSION_STATES
+from r2v.gateway.session_state import SessionStates
 from r2v.gateway.settings import Mode
 
 VERSION = 6
@@ -124,6 +126,7 @@ SCHEMA = (
     MODES,
     *VERDICTS,
     *ROLLUPS,
+    *SESSION_STATES,
 )
 MIGRATIONS = {
     2: (
@@ -139,7 +142,7 @@ MIGRATIONS = {
     ),
     3: ("ALTER TABLE steps ADD COLUMN alike INTEGER", "ALTER TABLE steps ADD COLUMN mode TEXT", MODES),
     4: VERDICTS,
-    5: ROLLUPS,
+    5: (*ROLLUPS, *SESSION_STATES),
 }
 """Schema version -> the statements that make it the next one. They touch no step, so that a large ledger opens at once:
 routes and records stay as r2v 0.1 wrote them, and `_entry` reads them as today's.
@@ -157,6 +160,10 @@ EVIDENCE = 2_000
 """The latest comparisons, and the latest sessions of a mode, that evidence for another mode rests on."""
 OLD_ROWS = 500
 """Steps that are counted, or sessions that are deleted, in one transaction: writers wait for it some milliseconds."""
+OF_SESSION = (
+    "steps", "outcomes", "verdicts", "abandoned", "tools", "signatures", "session_states", "session_totals",
+)  # fmt: skip
+"""The tables that have rows of a session."""
 _encoder, _decoder = msgspec.json.Encoder(), msgspec.json.Decoder(Step)
 
 
@@ -240,6 +247,9 @@ class Ledger:
             # For other threads: what is read on it may take as long as it likes, and no writing waits for it.
             self._reader = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             self._reader.execute("PRAGMA query_only = ON")
+            self.states = SessionStates(self._db)
+            self.last_row = 0
+            """Of the step that this process wrote last."""
         except sqlite3.DatabaseError as error:
             raise ArtifactError(f"{path} is not a ledger ({error}); choose another store.path") from None
 
@@ -279,9 +289,10 @@ class Ledger:
         marks = ", ".join("?" * len(COLUMNS))
         whole = (tools is None or tools == b"null") and verdict is None
         with nullcontext() if whole else self._transaction():
-            self._db.execute(
+            written = self._db.execute(
                 f"INSERT INTO steps ({', '.join(COLUMNS)}) VALUES ({marks})", (*values, _encoder.encode(entry.step))
             )
+            self.last_row = written.lastrowid or 0
             if tools is not None and tools != b"null":
                 self._db.execute("INSERT OR IGNORE INTO tools VALUES (?, ?)", (entry.session, tools.decode()))
             if verdict is not None:
@@ -339,6 +350,31 @@ class Ledger:
             self._db.execute("UPDATE uncounted SET up_to = ?", (low,))
         return int(low)
 
+    def delete_old(self, before: float) -> int:
+        """Delete some of the sessions whose last step is older than a time: all that is known of them, but not what they add
+        to the sums of their days.
+
+        Returns:
+            How many were deleted; 0 when none is left, or while steps of before are not counted yet.
+        """
+        with self._transaction():
+            old = self._db.execute(
+                "SELECT session, steps FROM session_totals WHERE time < ? AND (SELECT up_to FROM uncounted) = 0 "
+                "ORDER BY time LIMIT ?",
+                (before, OLD_ROWS),
+            ).fetchall()
+            steps, deleted = 0, 0
+            for session, of_session in old:
+                if deleted and steps + of_session > OLD_ROWS:
+                    break
+                steps, deleted = steps + of_session, deleted + 1
+                self._db.execute(
+                    "DELETE FROM comparisons WHERE (time, id) IN (SELECT time, id FROM steps WHERE session = ?)", (session,)
+                )
+                for table in OF_SESSION:
+                    self._db.execute(f"DELETE FROM {table} WHERE session = ?", (session,))
+        return deleted
+
     def uncounted(self) -> int:
         """How many steps of before are not in the totals yet."""
         return int(self._reader.execute("SELECT up_to FROM uncounted").fetchone()[0])
@@ -346,6 +382,13 @@ class Ledger:
     def steps(self, session: str) -> list[Entry]:
         rows = self._reader.execute(f"SELECT {', '.join(COLUMNS)} FROM steps WHERE session = ? ORDER BY t, time", (session,))
         return [_entry(row) for row in rows]
+
+    def later_steps(self, session: str, row: int) -> tuple[int, list[Entry]]:
+        """(last row, steps) of what was written of a session after a row; 0: from its beginning."""
+        rows = self._db.execute(
+            f"SELECT rowid, {', '.join(COLUMNS)} FROM steps WHERE session = ? AND rowid > ? ORDER BY t, time", (session, row)
+        ).fetchall()
+        return max((last for last, *_ in rows), default=row), [_entry(tuple(rest)) for _, *rest in rows]
 
     def span(self) -> tuple[float, float] | None:
         """Times of the first and of the last step; None of an empty ledger."""

@@ -136,11 +136,11 @@ class Service:
         self.settings = settings.but(route=self.router.route)
         self.verdicts = _verdicts(settings)
         self.ledger = Ledger(Path(settings.store.path))
-        self.sessions, self.budgets = _state(settings, self.ledger)
+        self.sessions, self.budgets = shared_state(settings, self.ledger)
         self._with_tools: OrderedDict[str, None] = OrderedDict()
         """Sessions of clients in which tools were offered; the latest ones."""
         self.modes = Modes(self.settings.route, self.sessions, self.ledger)
-        self.metrics = Metrics(self.router, self.ledger, (self.slm, self.teacher))
+        self.metrics = Metrics(self.router, (self.slm, self.teacher))
 
     async def close(self) -> None:
         await self.slm.close()
@@ -199,7 +199,7 @@ class Service:
             if not options.named:
                 fresh = not options.dry and all(message.role != "assistant" for message in request.messages)
                 name = await self.sessions.run_of(name, fresh=fresh)
-            elif self._is_aside(name, request):
+            elif await self._is_aside(name, request):
                 name += ".aside"
             session = await self.sessions.enter(name, dry=options.dry)
             facts |= {"session-id": name.split("/", 1)[-1], "step": session.t}
@@ -232,15 +232,19 @@ class Service:
             except OSError as error:  # what is reserved stays so until it expires: never more is spent than allowed
                 raise _unreachable(error, facts) from None
 
-    def _is_aside(self, name: str, request: Request) -> bool:
+    async def _is_aside(self, name: str, request: Request) -> bool:
         """Whether it is no step of the session: agents also ask for titles and summaries under its name, without tools."""
         if request.tools not in (b"null", b"[]"):
+            if name not in self._with_tools:
+                await self.sessions.offer_tools(name)
             self._with_tools[name] = None
             touch(self._with_tools, name, SESSIONS)
             return False
         first = request.messages[0]
-        return name in self._with_tools or (
-            first.role in ("system", "developer") and ASIDE.search(first.text[:1000]) is not None
+        return (
+            name in self._with_tools
+            or (first.role in ("system", "developer") and ASIDE.search(first.text[:1000]) is not None)
+            or await self.sessions.had_tools(name)
         )
 
     def _threshold(self, options: RequestOptions) -> float:
@@ -369,8 +373,6 @@ class Service:
         except OSError as error:
             raise _unreachable(error, facts) from None
         self.metrics.note(entry, {source.name: source.seconds for source in (slm, teacher) if source.drawn})
-        if verdict is not None:
-            self.metrics.outcome()
         facts["cost-usd"] = round(slm.usd + teacher.usd, 8)
 
     def _saved(self, served: ServedStep) -> float:
@@ -422,8 +424,8 @@ def _verdicts(settings: GatewaySettings) -> SessionVerdicts | None:
     return SessionVerdicts(parse_verdicts(settings.verdicts))
 
 
-def _state(settings: GatewaySettings, ledger: Ledger) -> tuple[Sessions, Budgets]:
-    """Of this process, or in the Redis that replicas share. Raises SettingsError."""
+def shared_state(settings: GatewaySettings, ledger: Ledger) -> tuple[Sessions, Budgets]:
+    """What the processes of a gateway share: in its ledger, or in the Redis of all replicas. Raises SettingsError."""
     name, ttl_s = settings.store.redis_env, settings.route.cache_ttl_s
     if name is None:
         return LocalSessions(ledger, ttl_s), LocalBudgets(ledger)
