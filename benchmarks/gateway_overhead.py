@@ -137,7 +137,7 @@ def gateway(port: int, to: int, folder: str) -> None:
         "version": 1, "models": {"slm": model, "teacher": model}, "route": route,
         "server": {"port": port}, "store": {"path": f"{folder}/ledger.db"}, "budget": {"session": {"usd": 1e9}},
     }  # fmt: skip
-    serve(validated(GatewaySettings, raw), mock=False, announce=lambda url: None)
+    serve(validated(GatewaySettings, raw), mock=False, announce=lambda *urls: None)
 
 
 def litellm(command: str, port: int, to: int, folder: str) -> subprocess.Popen:

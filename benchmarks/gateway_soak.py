@@ -81,7 +81,7 @@ def gateway(port: int, folder: str) -> None:
         "server": {"port": port}, "store": {"path": f"{folder}/ledger.db"},
         "budget": {"session": {"teacher_calls": SESSION_CALLS, "usd": 0.2}},
     }  # fmt: skip
-    serve(validated(GatewaySettings, raw), mock=False, announce=lambda url: None)
+    serve(validated(GatewaySettings, raw), mock=False, announce=lambda *urls: None)
 
 
 class Load:

@@ -356,7 +356,7 @@ def test_500_forever_names_the_url_and_the_tries():
 
 
 def test_401_is_not_retried_and_the_servers_words_are_not_passed_on():
-    with serving(lambda body, number: busy(401)) as server, pytest.raises(ModelError, match="HTTP 401$"):
+    with serving(lambda body, number: busy(401)) as server, pytest.raises(ModelError, match=r"HTTP 401$"):
         propose(chat(server.url, retries=4))
     assert len(server.bodies) == 1
 

@@ -35,7 +35,7 @@ from r2v.evaluation.certificate import Certificate, Target, Tried
 from r2v.gateway import sessions
 from r2v.gateway.budgets import Account, Amount
 from r2v.gateway.candidates import CandidateSource
-from r2v.gateway.ledger import Entry, Ledger
+from r2v.gateway.ledger import VERSION, Entry, Ledger
 from r2v.gateway.routing import GatewayRouter, load_configured
 from r2v.gateway.sessions import LocalSessions
 from r2v.gateway.settings import (
@@ -199,7 +199,7 @@ def test_sessions_keep_the_latest_of_everything(tmp_path, monkeypatch):
         assert ([d.score for d in a.memory.decisions], a.prompt_tokens, a.cold) == ([1.0, 2.0], 2, False)
         for identity in ("b", "a", "c"):  # b has not been used for longest
             await local.enter(identity, dry=False)
-        assert [(await local.enter(identity, dry=True)).t for identity in ("a", "c", "b")] == [3, 1, 0]
+        assert [(await local.enter(identity, dry=True)).t for identity in ("a", "c", "b")] == [3, 1, 1]
         await local.remember(old, old.memory.decisions[0], teacher=True, tokens=1)  # forgotten: the ledger has it
         await local.sign(old, "sig", "model")
         assert not await local.killed()
@@ -581,9 +581,9 @@ def test_a_ledger_of_version_2_opens_and_goes_on(make, tmp_path):  # noqa: F811
     world.post(headers={"x-session-id": "new"})
     assert ledger.accounts.charged("all 0") == Amount(2, 67, 1.625)
     with closing(sqlite3.connect(tmp_path / "ledger.db")) as db:
-        assert db.execute("PRAGMA user_version").fetchone() == (6,)
+        assert db.execute("PRAGMA user_version").fetchone() == (VERSION,)
         fresh = Ledger(tmp_path / "fresh.db")
-        tables = ("steps", "outcomes", "abandoned", "modes", "verdicts", "final_outcomes", "charges", "holds")
+        tables = ("steps", "outcomes", "abandoned", "modes", "verdicts", "session_totals", "day_totals", "charges", "holds")
         for table in tables:  # as in a new ledger
             migrated, new = ({row[1:4] for row in one.execute(f"PRAGMA table_info({table})")} for one in (db, fresh._db))
             assert migrated == new

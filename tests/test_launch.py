@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -42,6 +43,7 @@ class Desk:
             "PATH": f"{folder / 'bin'}:/usr/bin:/bin", "HOME": str(folder), "XDG_STATE_HOME": str(folder / "state"),
             "ANTHROPIC_API_KEY": "teacher-secret", "COPY": "teacher-secret", "ANTHROPIC_BASE_URL": "http://elsewhere",
             "OPENAI_API_KEY": "another", "EDITOR": "vi", "http_proxy": "http://proxy.invalid:9",
+            **{name: value for name, value in os.environ.items() if name == "PYTHONPATH"},
         }  # fmt: skip
         assert self.run("init", "r2v.yaml", "--slm-url", f"{models}/v1").returncode == 0
         text = (folder / "r2v.yaml").read_text()
@@ -176,6 +178,29 @@ def test_promote_and_rollback_speak_with_the_gateway_that_runs(desk):
         assert desk.run("rollback").stdout.startswith("mode     observe: rolled back from shadow\n")
         other = desk.run("promote", env={**desk.env, "R2V_API_KEY": "wrong"})
         assert other.stderr.endswith("has another key; set R2V_API_KEY to it\n")
+    finally:
+        served.terminate()
+        served.communicate()
+
+
+def test_the_commands_find_the_port_of_the_control_plane(desk):
+    text = (desk.folder / "r2v.yaml").read_text()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        admin = free.getsockname()[1]
+    more = f"port: {desk.port}, workers: 2, admin_port: {admin}"
+    (desk.folder / "r2v.yaml").write_text(text.replace(f"port: {desk.port}", more))
+    program = desk.folder / "bin" / "claude"
+    program.write_text("#!/bin/sh\necho $ANTHROPIC_BASE_URL\n")
+    program.chmod(0o755)
+    served = desk.serve()
+    try:
+        assert [served.stdout.readline() for _ in range(3)][-1].startswith(f"page     http://127.0.0.1:{admin}/#key=")
+        (desk.folder / "r2v.yaml").write_text(text)  # what runs says where its control plane is
+        assert desk.run("promote", "--force").stdout.startswith("mode     shadow: 0 of 200 comparisons")
+        assert desk.run("rollback").stdout.startswith("mode     observe: rolled back from shadow\n")
+        done = desk.run("launch", "claude")
+        assert done.stdout == f"http://127.0.0.1:{desk.port}\n" and f"page     http://127.0.0.1:{admin}/#key=" in done.stderr
     finally:
         served.terminate()
         served.communicate()

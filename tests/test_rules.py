@@ -134,7 +134,7 @@ def test_the_mock_sessions_show_routing_with_savings_and_failures(tmp_path):
             assert {step["x-r2v-reason"] for step in steps} == {"risk_below", "no_valid_call", "repeats_failure", "unsure"}
             assert sum(session.shop.invalid for session in played) == 0
             assert 0 < sum(not session.shop.solved for session in played) < len(played) / 2
-            assert service.metrics.stats()["saved_usd"] > 0
+            assert service.metrics.counts().saved_usd > 0
             assert service.ledger.sessions(len(played))[-1]["reward"] in (0, 1)
 
 

@@ -43,6 +43,10 @@ def serve(
     config: Annotated[Path | None, typer.Argument(help="Gateway settings; `r2v init` writes a file to start from.")] = None,
     mock: Annotated[bool, typer.Option("--mock", help="Mock models beside it: needs no keys, no config.")] = False,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="Instead of the port in the config.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes that serve the port.")] = None,
+    admin_port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Page, stats and metrics there, in a process of their own.")
+    ] = None,
     overrides: Set = None,
 ) -> None:
     """Serve the gateway: agents change their base URL to it, and each of their steps is routed.
@@ -55,20 +59,25 @@ def serve(
         raise SettingsError("give a config, or --mock for mock models; `r2v init` writes a config to start from")
     settings = gateway.mock_settings(port or 8321) if config is None else _load(config, overrides or [])
     in_shell = key_in_shell(settings)
-    if port is not None:
-        settings = settings.but(server=settings.server.but(port=port))
+    given = {"port": port, "workers": workers, "admin_port": admin_port}
+    settings = settings.but(server=settings.server.but(**{k: v for k, v in given.items() if v is not None}))
 
-    def announce(url: str) -> None:
+    def announce(url: str, admin_url: str) -> None:
         key = inbound_key(settings)
         if key != gateway.MOCK_KEY and not sys.stdout.isatty():  # not into a log
             key = in_shell
         typer.echo(f"gateway  {url}   (OpenAI base URL {url}/v1, Anthropic base URL {url})")
-        typer.echo(f"key      {key}\nledger   {settings.store.path}\npage     {page(url, key)}")
+        typer.echo(f"key      {key}\nledger   {settings.store.path}\npage     {page(admin_url, key)}")
         typer.echo(f'try      curl {url}/v1/chat/completions -H "authorization: Bearer {key}" \\')
         typer.echo("""         -d '{"model": "r2v", "messages": [{"role": "user", "content": "hello"}]}' -i""")
         sys.stdout.flush()
 
-    gateway.serve(settings, mock=mock, announce=announce)
+    if settings.server.control_port is None:
+        gateway.serve(settings, mock=mock, announce=announce)
+    else:
+        from r2v.gateway.workers import serve_planes
+
+        serve_planes(settings, mock=mock, announce=announce)
 
 
 @cli.command("serve-model", rich_help_panel="Gateway")

@@ -94,7 +94,7 @@ def launch(
         raise SettingsError(f"{agent.program} is not on PATH; {agent.install}")
     key = inbound_key(settings)
     with _gateway(settings, config, tell) as url:
-        tell(f"page     {page(url, key)}")
+        tell(f"page     {page(control_address(settings), key)}")
         command = [program, *(_filled(part, url, key) for part in agent.arguments), *arguments]
         started: list[subprocess.Popen[bytes]] = []
         ended: list[int] = []
@@ -139,6 +139,16 @@ def address(settings: GatewaySettings) -> str:
     """Where the gateway of these settings is reached from this machine."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.server.host, settings.server.host)
     return f"http://{f'[{host}]' if ':' in host else host}:{settings.server.port}"
+
+
+def control_address(settings: GatewaySettings) -> str:
+    """Where the control plane of the gateway that runs is reached: the gateway itself says so."""
+    url = address(settings)
+    try:
+        with _open(Request(f"{url}/health"), 5) as answer:
+            return str(json.load(answer).get("admin_url", url))
+    except (OSError, ValueError, AttributeError):
+        return url
 
 
 def inbound_key(settings: GatewaySettings) -> str:
@@ -222,10 +232,8 @@ def _answers(url: str) -> bool:
 
 def ask(settings: GatewaySettings, path: str, body: Mapping[str, Any] | None = None, *, config: Path) -> Any:
     """What the running gateway of these settings answers. Raises SettingsError where it refuses, or does not run."""
-    url, headers = (
-        address(settings),
-        {"authorization": f"Bearer {inbound_key(settings)}", "content-type": "application/json"},
-    )
+    url = control_address(settings)
+    headers = {"authorization": f"Bearer {inbound_key(settings)}", "content-type": "application/json"}
     try:
         with _open(Request(url + path, None if body is None else json.dumps(body).encode(), headers), 30) as answer:
             return json.load(answer)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from r2v.gateway.budgets import DAY, Account, Amount
 
@@ -133,20 +134,17 @@ class Accounts:
         self._db.execute("INSERT INTO abandoned VALUES (?, ?, ?, ?, ?, ?, ?)", values)
 
     def _before(self, scope: str) -> Amount:
-        """What a version of r2v that charged nothing had spent in a scope: nothing of what this one began."""
+        """What was spent in a scope before this ledger charged anything: by an older version of r2v."""
         kind, rest = scope.split(" ", 1)
-        if kind == "session":
-            where, values = "session = ?", (rest,)
-        else:
+        values: tuple[Any, ...] = (rest,)
+        where = "session = ?"
+        if kind != "session":
             *key, day = rest.split(" ")
             since = int(day) * DAY
-            where, values = f"time >= ? AND time < ?{' AND key = ?' if key else ''}", (since, since + DAY, *key)  # type: ignore[assignment]
-        calls, tokens, usd = 0, 0, 0.0
-        for columns, table in (
-            ("teacher_calls, tokens, slm_usd + teacher_usd", "steps"),
-            ("calls, tokens, usd", "abandoned"),
-        ):
-            sums = ", ".join(f"COALESCE(SUM({column}), 0)" for column in columns.split(", "))
-            row = self._db.execute(f"SELECT {sums} FROM {table} WHERE {where}", values).fetchone()
-            calls, tokens, usd = calls + row[0], tokens + row[1], usd + row[2]
-        return Amount(calls, tokens, float(usd))
+            where, values = f"time >= ? AND time < ?{' AND key = ?' if key else ''}", (since, since + DAY, *key)
+        where += " AND time < (SELECT since FROM identity)"
+        total = Amount()
+        for calls, usd, table in (("teacher_calls", "slm_usd + teacher_usd", "steps"), ("calls", "usd", "abandoned")):
+            sums = f"COALESCE(SUM({calls}), 0), COALESCE(SUM(tokens), 0), COALESCE(SUM({usd}), 0.0)"
+            total += Amount(*self._db.execute(f"SELECT {sums} FROM {table} WHERE {where}", values).fetchone())
+        return total

@@ -1,91 +1,81 @@
-"""The HTTP surface: authentication, limits, endpoints. Protocols are in `r2v.messages`, the step in `.service`."""
+"""The data plane over HTTP: authentication, limits, what agents ask. Protocols are in `r2v.messages`, the step is in
+`.service`, what operators ask in `.control`.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
-import hmac
-import math
-import os
 import re
-import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import asdict
+from collections.abc import AsyncIterator, Sequence
 from fnmatch import fnmatchcase
-from importlib.resources import files
-from typing import Any, Literal
+from typing import Any
 
-import msgspec
 from starlette.applications import Starlette
-from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
-from starlette.responses import HTMLResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from r2v.core.errors import SettingsError
-from r2v.gateway.budgets import DAY
 from r2v.gateway.candidates import LiveAnswer
-from r2v.gateway.ledger import words_of
-from r2v.gateway.modes import Unproven
+from r2v.gateway.guard import Endpoint, Guard, headers_of, inbound_keys, json_response, number, scoped
+from r2v.gateway.metrics import together
 from r2v.gateway.service import Answer, Refused, RequestOptions, Service
 from r2v.gateway.sessions import Items
-from r2v.gateway.settings import Mode
-from r2v.maths.stats import wilson
 from r2v.messages import BUILT_IN
 from r2v.messages.anthropic import MESSAGES
 from r2v.messages.conversation import BadRequest, Json, Request, fingerprint
 from r2v.messages.openai_chat import CHAT
-from r2v.messages.protocol import Piece, ProtocolAdapter, encode, json_object
+from r2v.messages.protocol import Piece, ProtocolAdapter, json_object
 from r2v.runtime import plugins
 
 SESSION_HEADERS = (
     "x-r2v-session-id", "x-session-id", "x-claude-code-session-id", "x-switchyard-session-id", "session_id", "session-id",
     "thread-id", "conversation_id",
 )  # fmt: skip
-IDENTITY = re.compile(r"[\w.:@/-]{1,200}")
 SESSION_IN_USER = re.compile(r"session_([\w-]{8,100})$")
 """How older versions of Claude Code put the session into the name of the user."""
 STREAM = {"cache-control": "no-store", "x-accel-buffering": "no"}
-Endpoint = Callable[[HttpRequest], Awaitable[Response]]
+CONTROL_PATHS = ("/sessions", "/sessions/{session:path}", "/stats", "/kill", "/mode", "/cleanup")
+"""Of the control plane, beside the page and the metrics."""
 
 
-class Unauthorized(Exception):
-    pass
+def build_app(service: Service, *, admin_url: str | None = None, items: str = ":memory:") -> Starlette:
+    """The gateway's endpoints.
+
+    Args:
+        service: what answers.
+        admin_url: of the control plane, where that is another process; None: it is served here, too.
+        items: file of the items that clients may refer to, shared with other workers.
+
+    Raises:
+        SettingsError: keys are required and none is set.
+    """
+    return _DataPlane(service, inbound_keys(service.settings.server), admin_url, items).app()
 
 
-class TooLarge(Exception):
-    pass
-
-
-class ModeRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """Body of `POST /v1/mode`."""
-
-    action: Literal["promote", "rollback"]
-    force: bool = False
-    to: Mode = "observe"
-
-
-def build_app(service: Service) -> Starlette:
-    """Raises SettingsError when keys are required and none is set."""
-    server = service.settings.server
-    keys = [key.strip() for key in os.environ.get(server.key_env, "").split(",") if key.strip()]
-    if server.require_key and not keys:
-        raise SettingsError(f"set {server.key_env} to the key clients must send, or server.require_key: false")
-    return _Gateway(service, keys).app()
-
-
-class _Gateway:
-    def __init__(self, service: Service, keys: Sequence[str]) -> None:
-        self.service, self.started = service, time.time()
-        self._items = Items()
-        self._keys = [hashlib.sha256(key.encode()).digest() for key in keys]
+class _DataPlane(Guard):
+    def __init__(self, service: Service, keys: Sequence[str], admin_url: str | None, items: str) -> None:
+        super().__init__(service.settings.server, keys)
+        self.service, self.started, self._admin_url = service, time.time(), admin_url
+        self._items, self._given_keys = Items(items), keys
 
     def app(self) -> Starlette:
+        control = None
+        if self._admin_url is None:
+            from r2v.gateway.control import ControlPlane  # which a worker does not need
+
+            service = self.service
+            control = ControlPlane(
+                service.settings, self._given_keys, service.router, service.ledger, service.sessions, service.modes,
+                lambda: together([(True, service.metrics.counts())]),
+            )  # fmt: skip
+
         @contextlib.asynccontextmanager
         async def lifespan(app: Starlette) -> AsyncIterator[None]:
-            yield
+            async with contextlib.nullcontext() if control is None else control.upkeep():
+                yield
+            self._items.close()
             await self.service.close()
 
         adapters = [plugins.load("protocols", name, BUILT_IN) for name in plugins.names("protocols", BUILT_IN)]
@@ -96,30 +86,23 @@ class _Gateway:
             ("/models/{model:path}", self.model, "GET", CHAT),
             ("/decision", self.decision, "POST", CHAT),
             ("/outcomes", self.outcomes, "POST", CHAT),
-            ("/sessions", self.sessions, "GET", CHAT),
-            ("/sessions/{session:path}", self.session, "GET", CHAT),
-            ("/stats", self.stats, "GET", CHAT),
-            ("/kill", self.kill, "POST", CHAT),
-            ("/mode", self.mode, "GET", CHAT),
-            ("/mode", self.change_mode, "POST", CHAT),
         ]
-        routes = [
-            Route(prefix + path, self._guarded(endpoint, adapter), methods=[method])
-            for path, endpoint, method, adapter in known
-            for prefix in ("/v1", "")
-        ]
+        routes = self.routes(known)
         # Codex tries a web socket first; this answer makes it take HTTP at once.
         routes += [
             Route(prefix + adapter.path, _no_socket, methods=["GET"]) for adapter in adapters for prefix in ("/v1", "")
         ]
-        routes += [
-            Route("/", self.page),
-            Route("/health", self.health),
-            Route("/ready", self.ready),
-            Route("/metrics", self._guarded(self.metrics, CHAT)),
-        ]
+        routes += [Route("/health", self.health), Route("/ready", self.ready)]
+        if control is not None:
+            routes += control.all_routes()
+        else:
+            routes += [
+                Route(prefix + path, self.elsewhere, methods=["GET", "POST"])
+                for path in CONTROL_PATHS for prefix in ("/v1", "")
+            ]  # fmt: skip
+            routes += [Route(path, self.elsewhere) for path in ("/", "/metrics")]
         app = Starlette(routes=routes, lifespan=lifespan)
-        if origins := self.service.settings.server.cors_origins:
+        if origins := self.server.cors_origins:
             from starlette.middleware.cors import CORSMiddleware
 
             app.add_middleware(
@@ -131,55 +114,15 @@ class _Gateway:
             )
         return app
 
-    # -- authentication ---------------------------------------------------------------------------------------------
-
-    def _key_of(self, http: HttpRequest) -> str:
-        """Hash of the inbound key. Raises Unauthorized."""
-        given = http.headers.get("x-api-key") or http.headers.get("authorization", "").removeprefix("Bearer ").strip()
-        digest = hashlib.sha256(given.encode("utf-8", "replace")).digest()
-        matches = [hmac.compare_digest(digest, key) for key in self._keys]  # all of them: the time reveals nothing
-        if self.service.settings.server.require_key and not any(matches):
-            raise Unauthorized
-        return digest.hex()[:12] if any(matches) else "open"
-
-    def _guarded(self, endpoint: Endpoint, adapter: ProtocolAdapter) -> Endpoint:
-        async def guarded(http: HttpRequest) -> Response:
-            facts: Json = {}
-            headers = {}
-            try:
-                http.state.key = self._key_of(http)
-                return await endpoint(http)
-            except Unauthorized:
-                reason, status = "the key is missing or wrong", 401
-            except BadRequest as error:
-                reason, status = str(error), 400
-            except TooLarge as error:
-                reason, status = str(error), 413
-            except ClientDisconnect:
-                reason, status = "the client went away", 499
-            except Refused as error:
-                reason, status, facts = str(error), error.status, dict(error.facts)
-                if error.retry_after is not None:
-                    headers["retry-after"] = str(math.ceil(error.retry_after))
-            return json_response(adapter.error(reason, status), status, facts, headers)
-
-        return guarded
+    async def elsewhere(self, http: HttpRequest) -> Response:
+        return json_response(CHAT.error(f"this is on the admin port: {self._admin_url}{http.url.path}", 404), 404)
 
     # -- one step -------------------------------------------------------------------------------------------------
-
-    async def _body(self, http: HttpRequest) -> bytes:
-        """Raises TooLarge."""
-        limit, seen = self.service.settings.server.max_body_bytes, bytearray()
-        async for piece in http.stream():
-            seen += piece
-            if len(seen) > limit:
-                raise TooLarge(f"the request is larger than {limit} bytes")
-        return bytes(seen)
 
     def _options(self, http: HttpRequest, request: Request, *, dry: bool = False) -> RequestOptions:
         """Overrides by header or by model name: r2v:slm, r2v:teacher, r2v@tau=0.3. Raises BadRequest."""
         model = request.wanted_model
-        threshold = _number(model.split("@tau=", 1)[1].split(":")[0], "r2v@tau=0.3") if "@tau=" in model else None
+        threshold = number(model.split("@tau=", 1)[1].split(":")[0], "r2v@tau=0.3") if "@tau=" in model else None
         usd = http.headers.get("x-r2v-budget-usd")
         mode = http.headers.get("x-r2v-mode", "")
         if mode not in ("", "active", "shadow"):
@@ -188,7 +131,7 @@ class _Gateway:
         return RequestOptions(
             http.state.key, session or fingerprint(request, http.state.key), session is not None,
             self._forced(http, model), threshold, shadow=mode == "shadow",
-            session_usd=None if usd is None else max(0.0, _number(usd, "x-r2v-budget-usd: 0.25")), dry=dry,
+            session_usd=None if usd is None else max(0.0, number(usd, "x-r2v-budget-usd: 0.25")), dry=dry,
         )  # fmt: skip
 
     def _forced(self, http: HttpRequest, model: str) -> str | None:
@@ -204,7 +147,7 @@ class _Gateway:
 
     def _check_accepted(self, model: str) -> None:
         """Raises BadRequest."""
-        accepted = self.service.settings.server.accepted_models
+        accepted = self.server.accepted_models
         if model not in ("", "auto") and not any(fnmatchcase(model, pattern) for pattern in accepted):
             raise BadRequest(f"model {model[:80]!r} is not served here; ask for r2v, r2v:slm, r2v:teacher or r2v@tau=0.3")
 
@@ -248,7 +191,7 @@ class _Gateway:
         """The answer as events: while its model writes it, or as a whole once it is chosen among others. A decision that
         comes soon is in the headers, too; until a later one comes, pings keep the connection alive.
         """
-        live, pause = LiveAnswer(), self.service.settings.server.keep_alive_s
+        live, pause = LiveAnswer(), self.server.keep_alive_s
         work = asyncio.ensure_future(self._step(http, request, options, live))
         headers, begun = dict(STREAM), None
         try:
@@ -279,7 +222,7 @@ class _Gateway:
         self, live: LiveAnswer, begun: Piece | None, work: asyncio.Future[Answer], request: Request, adapter: ProtocolAdapter
     ) -> AsyncIterator[bytes]:
         """The events of a step that `work` serves; `begun` is the first piece of its answer, if it has come."""
-        piece, encoder, pause = begun, None, self.service.settings.server.keep_alive_s
+        piece, encoder, pause = begun, None, self.server.keep_alive_s
         while piece is not None or not (work.done() and live.source is None):
             if piece is not None:
                 if encoder is None:
@@ -337,7 +280,7 @@ class _Gateway:
     async def outcomes(self, http: HttpRequest) -> Response:
         raw = json_object(await self._body(http))
         session, reward, t = raw.get("session_id"), raw.get("reward"), raw.get("step")
-        session = _scoped(http, session) if isinstance(session, str) else ""
+        session = scoped(http, session) if isinstance(session, str) else ""
         if not self.service.ledger.has(session):
             raise BadRequest("`session_id` must name a session with at least one step")
         if isinstance(reward, bool):
@@ -347,121 +290,15 @@ class _Gateway:
         if t is not None and (not isinstance(t, int) or isinstance(t, bool) or not 0 <= t < 2**31):
             raise BadRequest("`step` must be the number of a step")
         self.service.ledger.outcome(session, t, float(reward))
-        self.service.metrics.outcome()
         return json_response({"ok": True})
 
-    async def sessions(self, http: HttpRequest) -> Response:
-        """The latest; `text`, `mode`, `escalated=1` and `failed=1` or `failed=0` leave out others."""
-        wanted = http.query_params
-        failed = {"1": True, "0": False}.get(wanted.get("failed", ""))
-        found = await asyncio.to_thread(
-            self.service.ledger.sessions, 100, text=wanted.get("text", ""), mode=wanted.get("mode") or None, failed=failed,
-            escalated=wanted.get("escalated") == "1",
-        )  # fmt: skip
-        return json_response({"sessions": found})
-
-    async def session(self, http: HttpRequest) -> Response:
-        identity = http.path_params["session"]
-        entries = self.service.ledger.steps(_scoped(http, identity)) or self.service.ledger.steps(identity)
-        if not entries:
-            return json_response(CHAT.error("no such session", 404), 404)
-        steps = [
-            {
-                "step": e.t, "decision_id": e.id, "time": e.time, "arm": e.source, "reason": e.code, "model": e.model,
-                "risk": e.score, "threshold": e.threshold, "propensity": e.propensity, "cost_usd": e.slm_usd + e.teacher_usd,
-                "saved_usd": e.saved_usd, "tokens": e.tokens, "candidates": e.candidates,
-                "scores": list(e.step.choice.scores), "overhead_ms": e.overhead_ms, "would": e.route,
-                "why": e.step.choice.decision.reason if e.step.choice.decision else None,
-                "mode": e.mode, "alike": e.alike, "words": words_of(e.step), "verdicts": dict(e.step.verdicts),
-            }
-            for e in entries
-        ]  # fmt: skip
-        ledger, name = self.service.ledger, entries[0].session
-        outcomes = [{"step": t, "reward": reward, "source": "sent"} for t, reward in ledger.outcomes(name)]
-        if (final := ledger.outcome_of(name)) is not None and final[1]:
-            outcomes.append({"step": None, "reward": final[0], "source": "verdict", "verdict": final[1]})
-        return json_response({"session_id": identity, "goal": entries[0].goal, "steps": steps, "outcomes": outcomes})
-
-    async def stats(self, http: HttpRequest) -> Response:
-        service = self.service
-        models = {u.name: {"model": u.settings.model, "available": u.available} for u in (service.slm, service.teacher)}
-        killed = await service.sessions.killed()
-        change = await self.service.modes.current()
-        found = {**service.metrics.stats(), "mode": change.mode, "killed": killed, "models": models}
-        if days := http.query_params.get("days"):
-            since = time.time() - DAY * _number(days, "days=14")
-            found["days"] = await asyncio.to_thread(service.ledger.days, since)
-            for day in found["days"]:
-                day["alike_ci95"] = wilson(day["alike"], day["labelled"])
-                day["failed_ci95"] = wilson(day["failed"], day["ended"])
-        return json_response(found)
-
-    async def mode(self, http: HttpRequest) -> Response:
-        change = await self.service.modes.current()
-        enough, reason = await asyncio.to_thread(self.service.modes.evidence, change)
-        return json_response({**asdict(change), "next": {"allowed": enough, "reason": reason}})
-
-    async def change_mode(self, http: HttpRequest) -> Response:
-        """{"action": "promote", "force": false}, or {"action": "rollback", "to": "observe"}; 409 where nothing allows it."""
-        try:
-            wanted = msgspec.json.decode(await self._body(http), type=ModeRequest)
-        except msgspec.DecodeError as error:
-            raise BadRequest(str(error)) from None
-        try:
-            if wanted.action == "promote":
-                await self.service.modes.promote(force=wanted.force)
-            else:
-                await self.service.modes.rollback(wanted.to)
-        except Unproven as error:
-            return json_response(CHAT.error(str(error), 409), 409)
-        return await self.mode(http)
-
-    async def kill(self, http: HttpRequest) -> Response:
-        """The kill switch: {"on": true} gives every step to the SLM."""
-        on = json_object(await self._body(http)).get("on")
-        if not isinstance(on, bool):
-            raise BadRequest("`on` must be true or false")
-        await self.service.sessions.kill(on)
-        return json_response({"on": on})
-
     async def health(self, http: HttpRequest) -> Response:
-        return json_response({"status": "ok"})
+        elsewhere = {} if self._admin_url is None else {"admin_url": self._admin_url}
+        return json_response({"status": "ok", **elsewhere})
 
     async def ready(self, http: HttpRequest) -> Response:
         found = await self.service.ready()
         return json_response(found, 200 if found["ready"] else 503)
-
-    async def metrics(self, http: HttpRequest) -> Response:
-        text = self.service.metrics.prometheus()
-        return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
-
-    async def page(self, http: HttpRequest) -> Response:
-        """Holds no data: what it shows it fetches with the key that the reader types in."""
-        text = files("r2v.gateway").joinpath("page.html").read_text("utf-8")
-        policy = (
-            "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; base-uri 'none'"
-        )
-        return HTMLResponse(text, headers={"content-security-policy": policy, "x-content-type-options": "nosniff"})
-
-
-def json_response(
-    content: Json, status: int = 200, facts: Json | None = None, headers: dict[str, str] | None = None
-) -> Response:
-    return Response(encode(content), status, headers_of(facts or {}) | (headers or {}), "application/json")
-
-
-def headers_of(facts: Json) -> dict[str, str]:
-    """`x-r2v-...` headers of what is known of a step, and the id of the request as each protocol names it."""
-    identity = f"req_{facts.get('decision-id') or secrets.token_hex(8)}"
-    known = {f"x-r2v-{key}": _header(value) for key, value in facts.items() if value is not None}
-    return {"request-id": identity, "x-request-id": identity, **known}
-
-
-def _header(value: Any) -> str:
-    text = f"{value:.6g}" if isinstance(value, float) else str(value)
-    if not (text.isascii() and text.isprintable()):
-        text = "".join(c if 32 <= ord(c) < 127 else "?" for c in text)
-    return text[:300]
 
 
 async def _no_socket(http: HttpRequest) -> Response:
@@ -482,7 +319,7 @@ def _session_of(http: HttpRequest, request: Request) -> str | None:
     found += [metadata.get("session_id"), _session_in(metadata.get("user_id")), request.said("prompt_cache_key")]
     for value in found:
         if isinstance(value, str) and value:
-            return _scoped(http, value)
+            return scoped(http, value)
     return None
 
 
@@ -496,21 +333,3 @@ def _session_in(user: Any) -> str | None:
         match = SESSION_IN_USER.search(user)
         return match[1] if match else None
     return read.get("session_id")
-
-
-def _scoped(http: HttpRequest, value: str) -> str:
-    """The session of this key that goes by this name; one that r2v named itself is scoped already."""
-    if not IDENTITY.fullmatch(value):
-        value = "h-" + hashlib.sha256(value.encode("utf-8", "replace")).hexdigest()[:24]
-    return value if value.startswith("auto-") else f"{http.state.key}/{value}"
-
-
-def _number(text: str, example: str) -> float:
-    """Raises BadRequest for what is not a finite number."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise BadRequest(f"{text[:40]!r} is no number; write {example}")
-    return value

@@ -1,11 +1,14 @@
 """The ledger: every step in SQLite before its answer leaves; sessions are rebuilt from it after a restart.
 
 One row a step. `record` holds the whole step (`r2v.core.types.Step`) as JSON, in which words are hashed when the ledger
-redacts: what learning needs (features, scores, log-probabilities, decisions, usage) is numbers.
+redacts: what learning needs (features, scores, log-probabilities, decisions, usage) is numbers. What the page and the
+budgets sum up (`ROLLUPS`) is kept by triggers in the transaction of the row, so that no request reads all rows. Rows that
+r2v wrote before there were totals are counted in batches (`Ledger.count_old`).
 """
 
 from __future__ import annotations
 
+import math
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -20,6 +23,8 @@ from r2v.core.types import SOLVED, Decision, ScoreKind, Step
 from r2v.gateway.accounts import SCHEMA as ACCOUNTS
 from r2v.gateway.accounts import Accounts
 from r2v.gateway.budgets import Amount
+from r2v.gateway.session_state import SCHEMA as SESSION_STATES
+from r2v.gateway.session_state import SessionStates
 from r2v.gateway.settings import Mode
 
 VERSION = 6
@@ -30,16 +35,85 @@ MODES = (
 VERDICTS = (
     "CREATE TABLE verdicts (session TEXT PRIMARY KEY, name TEXT NOT NULL, rank INTEGER NOT NULL, value REAL NOT NULL, "
     "time REAL NOT NULL)",
-    "CREATE VIEW final_outcomes AS SELECT session, reward, time, '' verdict FROM outcomes WHERE rowid IN "
-    "(SELECT MAX(rowid) FROM outcomes WHERE t IS NULL GROUP BY session) UNION ALL SELECT session, value, time, name FROM "
-    "verdicts v WHERE NOT EXISTS (SELECT 1 FROM outcomes o WHERE o.session = v.session AND o.t IS NULL)",
 )
-"""The last verdict known of each session, and the outcome of each: the one that was sent last, else the verdict."""
+"""The last verdict known of each session: its outcome where none was sent."""
 IDENTITY = (
-    "CREATE TABLE identity (id TEXT NOT NULL)",
-    "INSERT INTO identity VALUES (lower(hex(randomblob(8))))",
+    "CREATE TABLE identity (id TEXT NOT NULL, since REAL NOT NULL)",
+    "INSERT INTO identity VALUES (lower(hex(randomblob(8))), CAST(strftime('%s', 'now') AS REAL))",
 )
-"""What tells this ledger from those of other replicas."""
+"""What tells this ledger from those of other replicas, and since when its steps have been charged."""
+_COUNT_IN_SESSION = """
+INSERT INTO session_totals (session, key, steps, begun, time, teacher_steps, teacher_calls, tokens, slm_usd, teacher_usd,
+  saved_usd, labelled, alike, escalated, goal, mode, only_mode)
+SELECT {row}.session, {row}.key, 1, {row}.time, {row}.time, {row}.source = 'teacher', {row}.teacher_calls, {row}.tokens,
+  {row}.slm_usd, {row}.teacher_usd, {row}.saved_usd, {row}.alike IS NOT NULL, COALESCE({row}.alike, 0),
+  {row}.route NOT IN ('continue', 'retry') AND {row}.score IS NOT NULL, {row}.goal, {row}.mode, {row}.mode {rows}
+ON CONFLICT (session) DO UPDATE SET steps = steps + 1, begun = MIN(begun, excluded.begun),
+  teacher_steps = teacher_steps + excluded.teacher_steps, teacher_calls = teacher_calls + excluded.teacher_calls,
+  tokens = tokens + excluded.tokens, slm_usd = slm_usd + excluded.slm_usd, teacher_usd = teacher_usd + excluded.teacher_usd,
+  saved_usd = saved_usd + excluded.saved_usd, labelled = labelled + excluded.labelled, alike = alike + excluded.alike,
+  escalated = escalated + excluded.escalated, goal = CASE WHEN excluded.time >= time THEN excluded.goal ELSE goal END,
+  mode = CASE WHEN excluded.time >= time THEN excluded.mode ELSE mode END,
+  only_mode = CASE WHEN only_mode IS excluded.only_mode THEN only_mode END, time = MAX(time, excluded.time)
+"""
+_COUNT_ON_DAY = """
+INSERT INTO day_totals (day, key, steps, teacher_steps, calls, tokens, usd, saved_usd, labelled, alike)
+SELECT CAST({row}.time / 86400 AS INTEGER), {row}.key, 1, {row}.source = 'teacher', {row}.teacher_calls, {row}.tokens,
+  {row}.slm_usd + {row}.teacher_usd, {row}.saved_usd, {row}.alike IS NOT NULL, COALESCE({row}.alike, 0) {rows}
+ON CONFLICT (day, key) DO UPDATE SET steps = steps + 1, teacher_steps = teacher_steps + excluded.teacher_steps,
+  calls = calls + excluded.calls, tokens = tokens + excluded.tokens, usd = usd + excluded.usd,
+  saved_usd = saved_usd + excluded.saved_usd, labelled = labelled + excluded.labelled, alike = alike + excluded.alike
+"""
+_COUNT_COMPARISON = "INSERT INTO comparisons SELECT {row}.time, {row}.id, {row}.alike {rows} AND {row}.alike IS NOT NULL"
+COUNTS = (_COUNT_IN_SESSION, _COUNT_ON_DAY, _COUNT_COMPARISON)
+"""What a step adds to the totals: of one row in a trigger, of many in `Ledger.count_old`."""
+_COUNT_ABANDONED = """
+INSERT INTO day_totals (day, key, calls, tokens, usd)
+SELECT CAST({row}.time / 86400 AS INTEGER), {row}.key, {row}.calls, {row}.tokens, {row}.usd {rows}
+ON CONFLICT (day, key) DO UPDATE SET calls = calls + excluded.calls, tokens = tokens + excluded.tokens,
+  usd = usd + excluded.usd
+"""
+_NEW = {"row": "NEW", "rows": "WHERE 1"}
+_VERDICT_ENDS = (
+    "UPDATE session_totals SET reward = NEW.value, verdict = NEW.name, ended = NEW.time "
+    "WHERE session = NEW.session AND verdict IS NOT ''"
+)
+ROLLUPS = (
+    "CREATE TABLE session_totals (session TEXT PRIMARY KEY, key TEXT NOT NULL, steps INTEGER NOT NULL, begun REAL NOT NULL, "
+    "time REAL NOT NULL, teacher_steps INTEGER NOT NULL, teacher_calls INTEGER NOT NULL, tokens INTEGER NOT NULL, "
+    "slm_usd REAL NOT NULL, teacher_usd REAL NOT NULL, saved_usd REAL NOT NULL, labelled INTEGER NOT NULL, "
+    "alike INTEGER NOT NULL, escalated INTEGER NOT NULL, goal TEXT NOT NULL, mode TEXT, only_mode TEXT, reward REAL, "
+    "verdict TEXT, ended REAL)",
+    "CREATE INDEX session_totals_by_time ON session_totals (time)",
+    "CREATE INDEX session_totals_ended ON session_totals (ended) WHERE ended IS NOT NULL",
+    "CREATE INDEX session_totals_of_mode ON session_totals (only_mode, begun) WHERE ended IS NOT NULL",
+    "CREATE TABLE day_totals (day INTEGER NOT NULL, key TEXT NOT NULL, steps INTEGER NOT NULL DEFAULT 0, "
+    "teacher_steps INTEGER NOT NULL DEFAULT 0, calls INTEGER NOT NULL DEFAULT 0, tokens INTEGER NOT NULL DEFAULT 0, "
+    "usd REAL NOT NULL DEFAULT 0, saved_usd REAL NOT NULL DEFAULT 0, labelled INTEGER NOT NULL DEFAULT 0, "
+    "alike INTEGER NOT NULL DEFAULT 0, ended INTEGER NOT NULL DEFAULT 0, failed INTEGER NOT NULL DEFAULT 0, "
+    "PRIMARY KEY (day, key)) WITHOUT ROWID",
+    "CREATE TABLE comparisons (time REAL NOT NULL, id TEXT NOT NULL, alike INTEGER NOT NULL, PRIMARY KEY (time, id)) "
+    "WITHOUT ROWID",
+    f"CREATE TRIGGER count_step AFTER INSERT ON steps BEGIN {'; '.join(COUNTS).format(**_NEW)}; END",
+    f"CREATE TRIGGER count_abandoned AFTER INSERT ON abandoned BEGIN {_COUNT_ABANDONED.format(**_NEW)}; END",
+    "CREATE TRIGGER outcome_ends AFTER INSERT ON outcomes WHEN NEW.t IS NULL BEGIN "
+    "UPDATE session_totals SET reward = NEW.reward, verdict = '', ended = NEW.time WHERE session = NEW.session; END",
+    f"CREATE TRIGGER verdict_ends AFTER INSERT ON verdicts BEGIN {_VERDICT_ENDS}; END",
+    f"CREATE TRIGGER later_verdict_ends AFTER UPDATE ON verdicts BEGIN {_VERDICT_ENDS}; END",
+    "CREATE TRIGGER count_end AFTER UPDATE OF reward, ended ON session_totals BEGIN "
+    f"UPDATE day_totals SET ended = ended - 1, failed = failed - (OLD.reward < {SOLVED}) "
+    "WHERE OLD.reward IS NOT NULL AND day = CAST(OLD.ended / 86400 AS INTEGER) AND key = OLD.key; "
+    "INSERT INTO day_totals (day, key, ended, failed) "
+    f"VALUES (CAST(NEW.ended / 86400 AS INTEGER), NEW.key, 1, NEW.reward < {SOLVED}) "
+    "ON CONFLICT (day, key) DO UPDATE SET ended = ended + 1, failed = failed + excluded.failed; END",
+    "CREATE TABLE uncounted (up_to INTEGER NOT NULL)",
+    "INSERT INTO uncounted SELECT COALESCE(MAX(rowid), 0) FROM steps",
+    _COUNT_ABANDONED.format(row="abandoned", rows="FROM abandoned WHERE 1"),
+    "DROP VIEW IF EXISTS final_outcomes",
+)
+"""Totals of each session and of each day (of UTC) and key, kept as rows come; `verdict` is empty where the outcome was
+sent. `uncounted` has the last rowid of those steps of before that are not in the totals yet.
+"""
 TOOLS = "CREATE TABLE IF NOT EXISTS tools (session TEXT PRIMARY KEY, text TEXT NOT NULL)"
 SCHEMA = (
     "CREATE TABLE steps (id TEXT PRIMARY KEY, session TEXT NOT NULL, t INTEGER NOT NULL, time REAL NOT NULL, "
@@ -59,6 +133,8 @@ SCHEMA = (
     *VERDICTS,
     *ACCOUNTS,
     *IDENTITY,
+    *ROLLUPS,
+    *SESSION_STATES,
 )
 MIGRATIONS = {
     2: (
@@ -74,9 +150,9 @@ MIGRATIONS = {
     ),
     3: ("ALTER TABLE steps ADD COLUMN alike INTEGER", "ALTER TABLE steps ADD COLUMN mode TEXT", MODES),
     4: VERDICTS,
-    5: ("ALTER TABLE abandoned ADD COLUMN why TEXT", *ACCOUNTS, *IDENTITY),
+    5: ("ALTER TABLE abandoned ADD COLUMN why TEXT", *ACCOUNTS, *IDENTITY, *ROLLUPS, *SESSION_STATES),
 }
-"""Schema version -> the statements that make it the next one. They touch no row, so that a large ledger opens at once:
+"""Schema version -> the statements that make it the next one. They touch no step, so that a large ledger opens at once:
 routes and records stay as r2v 0.1 wrote them, and `_entry` reads them as today's.
 """
 COLUMNS = (
@@ -86,8 +162,16 @@ COLUMNS = (
 )  # fmt: skip
 QUIET_S = 600.0
 """After so long without a step a session has ended: only then its verdict is evidence of how sessions end."""
-RECENT = 20_000
-"""Steps that `Ledger.sessions` looks back on, so that a page that asks for it again and again stays cheap."""
+RECENT = 5_000
+"""Sessions that `Ledger.sessions` looks through from where it begins, so that a filter that fits none stays cheap."""
+EVIDENCE = 2_000
+"""The latest comparisons, and the latest sessions of a mode, that evidence for another mode rests on."""
+OLD_ROWS = 500
+"""Steps that are counted, or sessions that are deleted, in one transaction: writers wait for it some milliseconds."""
+OF_SESSION = (
+    "steps", "outcomes", "verdicts", "abandoned", "tools", "signatures", "session_states", "session_totals",
+)  # fmt: skip
+"""The tables that have rows of a session."""
 _encoder, _decoder = msgspec.json.Encoder(), msgspec.json.Decoder(Step)
 
 
@@ -174,11 +258,15 @@ class Ledger:
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = NORMAL")  # survives kill -9; the last steps may be lost with the power
+            self.accounts = Accounts(self._db, path)
             if self._version() != VERSION:
                 self._migrate(path)
-            # Sums over many steps take as long as they like in another thread: writing does not wait for this connection.
-            self._sums = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-            self.accounts = Accounts(self._db, path)
+            # For other threads: what is read on it may take as long as it likes, and no writing waits for it.
+            self._reader = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            self._reader.execute("PRAGMA query_only = ON")
+            self.states = SessionStates(self._db)
+            self.last_row = 0
+            """Of the step that this process wrote last."""
             if owner:
                 self.accounts.recover()
         except sqlite3.DatabaseError as error:
@@ -189,25 +277,23 @@ class Ledger:
 
     def _migrate(self, path: Path) -> None:
         """All or nothing: until the last statement the file is one that the older version reads."""
-        self._db.execute("BEGIN IMMEDIATE")
         try:
-            version = self._version()  # read again: another process may have migrated it meanwhile
-            if version > VERSION or (version and version < min(MIGRATIONS)):
-                raise ArtifactError(
-                    f"{path} was written by another version of r2v (schema {version}, this one has {VERSION}); "
-                    f"{'upgrade r2v' if version > VERSION else 'open it with r2v 0.1'} or choose another store.path"
-                )
-            for statement in SCHEMA if version == 0 else [one for v in range(version, VERSION) for one in MIGRATIONS[v]]:
-                self._db.execute(statement)
-            self._db.execute(f"PRAGMA user_version = {VERSION}")
-            self._db.execute("COMMIT")
+            with self.accounts.transaction():
+                version = self._version()  # read again: another process may have migrated it meanwhile
+                if version > VERSION or (version and version < min(MIGRATIONS)):
+                    raise ArtifactError(
+                        f"{path} was written by another version of r2v (schema {version}, this one has {VERSION}); "
+                        f"{'upgrade r2v' if version > VERSION else 'open it with r2v 0.1'} or choose another store.path"
+                    )
+                for statement in SCHEMA if version == 0 else [one for v in range(version, VERSION) for one in MIGRATIONS[v]]:
+                    self._db.execute(statement)
+                self._db.execute(f"PRAGMA user_version = {VERSION}")
         except BaseException:
-            self._db.execute("ROLLBACK")
             self._db.close()
             raise
 
     def close(self) -> None:
-        self._sums.close()
+        self._reader.close()
         self._db.close()
         if self._lock is not None:
             self._lock.close()
@@ -246,7 +332,8 @@ class Ledger:
     def _insert(self, entry: Entry, record: bytes, tools: bytes | None, verdict: LastVerdict | None) -> None:
         values = [getattr(entry, name) for name in COLUMNS[:-1]]
         marks = ", ".join("?" * len(COLUMNS))
-        self._db.execute(f"INSERT INTO steps ({', '.join(COLUMNS)}) VALUES ({marks})", (*values, record))
+        written = self._db.execute(f"INSERT INTO steps ({', '.join(COLUMNS)}) VALUES ({marks})", (*values, record))
+        self.last_row = written.lastrowid or 0
         if tools is not None and tools != b"null":
             self._db.execute("INSERT OR IGNORE INTO tools VALUES (?, ?)", (entry.session, tools.decode()))
         if verdict is not None:
@@ -259,30 +346,101 @@ class Ledger:
     def outcome(self, session: str, t: int | None, reward: float) -> None:
         self._db.execute("INSERT INTO outcomes VALUES (?, ?, ?, ?)", (session, t, reward, time.time()))
 
+    def count_old(self) -> int:
+        """Count some of the steps that were written before there were totals, the latest of them first.
+
+        Returns:
+            How many rows are left.
+        """
+        with self.accounts.transaction():
+            (high,) = self._db.execute("SELECT up_to FROM uncounted").fetchone()
+            low = max(0, high - OLD_ROWS)
+            rows = f"FROM steps WHERE steps.rowid > {low} AND steps.rowid <= {high}"
+            for count in COUNTS:
+                self._db.execute(count.format(row="steps", rows=rows))
+            of_session = "WHERE session = s.session"
+            for known, but in (
+                (f"SELECT value, name, time FROM verdicts {of_session}", "verdict IS NULL"),
+                (
+                    f"SELECT reward, '', time FROM outcomes {of_session} AND t IS NULL ORDER BY rowid DESC",
+                    "verdict IS NOT ''",
+                ),
+            ):
+                self._db.execute(
+                    f"UPDATE session_totals AS s SET (reward, verdict, ended) = ({known} LIMIT 1) "
+                    f"WHERE {but} AND session IN (SELECT session {rows}) AND EXISTS ({known})"
+                )
+            self._db.execute("UPDATE uncounted SET up_to = ?", (low,))
+        return int(low)
+
+    def delete_old(self, before: float) -> int:
+        """Delete some of the sessions whose last step is older than a time: all that is known of them, but not what they add
+        to the sums of their days.
+
+        Returns:
+            How many were deleted; 0 when none is left, or while steps of before are not counted yet.
+        """
+        with self.accounts.transaction():
+            old = self._db.execute(
+                "SELECT session, steps FROM session_totals WHERE time < ? AND (SELECT up_to FROM uncounted) = 0 "
+                "ORDER BY time LIMIT ?",
+                (before, OLD_ROWS),
+            ).fetchall()
+            steps, deleted = 0, 0
+            for session, of_session in old:
+                if deleted and steps + of_session > OLD_ROWS:
+                    break
+                steps, deleted = steps + of_session, deleted + 1
+                self._db.execute(
+                    "DELETE FROM comparisons WHERE (time, id) IN (SELECT time, id FROM steps WHERE session = ?)", (session,)
+                )
+                for table in OF_SESSION:
+                    self._db.execute(f"DELETE FROM {table} WHERE session = ?", (session,))
+        return deleted
+
+    def uncounted(self) -> int:
+        """How many steps of before are not in the totals yet."""
+        return int(self._reader.execute("SELECT up_to FROM uncounted").fetchone()[0])
+
     def steps(self, session: str) -> list[Entry]:
-        rows = self._db.execute(f"SELECT {', '.join(COLUMNS)} FROM steps WHERE session = ? ORDER BY t, time", (session,))
+        rows = self._reader.execute(f"SELECT {', '.join(COLUMNS)} FROM steps WHERE session = ? ORDER BY t, time", (session,))
         return [_entry(row) for row in rows]
+
+    def later_steps(self, session: str, row: int) -> tuple[int, list[Entry]]:
+        """(last row, steps) of what was written of a session after a row; 0: from its beginning."""
+        rows = self._db.execute(
+            f"SELECT rowid, {', '.join(COLUMNS)} FROM steps WHERE session = ? AND rowid > ? ORDER BY t, time", (session, row)
+        ).fetchall()
+        return max((last for last, *_ in rows), default=row), [_entry(tuple(rest)) for _, *rest in rows]
 
     def span(self) -> tuple[float, float] | None:
         """Times of the first and of the last step; None of an empty ledger."""
-        first, last = self._db.execute("SELECT MIN(time), MAX(time) FROM steps").fetchone()
+        ends = "SELECT (SELECT MIN(time) FROM steps), (SELECT MAX(time) FROM steps)"  # each from the index
+        first, last = self._reader.execute(ends).fetchone()
         return None if first is None else (first, last)
 
     def tools(self, session: str) -> str:
         """JSON of what the session was offered when it began; empty where nothing was, or the ledger is redacted."""
-        row = self._db.execute("SELECT text FROM tools WHERE session = ?", (session,)).fetchone()
+        row = self._reader.execute("SELECT text FROM tools WHERE session = ?", (session,)).fetchone()
         return row[0] if row else ""
 
     def has(self, session: str) -> bool:
         return self._db.execute("SELECT 1 FROM steps WHERE session = ? LIMIT 1", (session,)).fetchone() is not None
 
     def outcomes(self, session: str) -> list[tuple[int | None, float]]:
-        return list(self._db.execute("SELECT t, reward FROM outcomes WHERE session = ? ORDER BY time", (session,)))
+        return list(self._reader.execute("SELECT t, reward FROM outcomes WHERE session = ? ORDER BY time", (session,)))
 
     def outcome_of(self, session: str) -> tuple[float, str] | None:
         """(reward, name of the verdict that it was taken from; empty where it was sent); None where nothing is known."""
-        row = self._db.execute("SELECT reward, verdict FROM final_outcomes WHERE session = ?", (session,)).fetchone()
-        return None if row is None else (row[0], row[1])
+        sent = "SELECT reward, '' FROM outcomes WHERE session = ? AND t IS NULL ORDER BY rowid DESC LIMIT 1"
+        verdict = "SELECT value, name FROM verdicts WHERE session = ?"
+        rows = (self._reader.execute(query, (session,)).fetchone() for query in (sent, verdict))
+        return next((row for row in rows if row is not None), None)
+
+    def last_end(self) -> float | None:
+        """When the latest outcome or verdict came."""
+        last = self._reader.execute("SELECT MAX(ended) FROM session_totals WHERE ended IS NOT NULL").fetchone()
+        return None if last[0] is None else float(last[0])
 
     def scores_and_failures(self, sessions: int, kind: ScoreKind | None) -> tuple[list[tuple[float, float]], int]:
         """Scores against outcomes, where the SLM alone played: only there is it known how continuing ended.
@@ -294,21 +452,20 @@ class Ledger:
         Returns:
             [(score, 1.0 for failure) of each step], and of how many sessions they are.
         """
-        ended = (
-            "SELECT session, reward FROM (SELECT * FROM final_outcomes WHERE verdict = '' OR time < :quiet "
-            "ORDER BY time DESC LIMIT :sessions) WHERE session NOT IN (SELECT session FROM steps WHERE source = 'teacher')"
-        )
-        rows = self._db.execute(
-            f"SELECT s.session, s.score, e.reward < :bound FROM ({ended}) e JOIN steps s ON s.session = e.session "
-            "WHERE s.score IS NOT NULL AND (:kind IS NULL OR COALESCE(s.score_kind, :kind) = :kind)",
+        rows = self._reader.execute(
+            "SELECT s.session, s.score, e.reward < :bound FROM (SELECT * FROM session_totals "
+            "WHERE ended IS NOT NULL AND (verdict = '' OR ended < :quiet) ORDER BY ended DESC LIMIT :sessions) e "
+            "CROSS JOIN steps s ON s.session = e.session "
+            "WHERE e.teacher_steps = 0 AND s.score IS NOT NULL AND (:kind IS NULL OR COALESCE(s.score_kind, :kind) = :kind)",
             {"sessions": sessions, "bound": SOLVED, "kind": kind, "quiet": time.time() - QUIET_S},
         ).fetchall()
         return [(score, float(failed)) for _, score, failed in rows], len({session for session, _, _ in rows})
 
     def sessions(
-        self, limit: int, *, text: str = "", mode: str | None = None, escalated: bool = False, failed: bool | None = None
-    ) -> list[dict[str, Any]]:
-        """The latest sessions, the newest first, among those of the latest `RECENT` steps.
+        self, limit: int, *, text: str = "", mode: str | None = None, escalated: bool = False, failed: bool | None = None,
+        before: float | None = None,
+    ) -> list[dict[str, Any]]:  # fmt: skip
+        """The latest sessions, the newest first, among the latest `RECENT`.
 
         Args:
             limit: how many at most.
@@ -316,44 +473,47 @@ class Ledger:
             mode: of the latest step.
             escalated: only those in which the router wanted the teacher.
             failed: only those whose outcome is a failure, or a success.
+            before: only those whose last step was before that time: the next page.
         """
-        cursor = self._sums.execute(
-            "SELECT s.session, COUNT(*) steps, MAX(s.time) time, SUM(teacher_calls) teacher_calls, SUM(slm_usd) slm_usd, "
-            "SUM(teacher_usd) teacher_usd, SUM(saved_usd) saved_usd, goal, mode, COUNT(alike) labelled, SUM(alike) alike, "
-            "SUM(route NOT IN ('continue', 'retry') AND score IS NOT NULL) escalated, o.reward, o.verdict "
-            "FROM steps s LEFT JOIN final_outcomes o ON o.session = s.session "
-            "WHERE s.session IN (SELECT session FROM steps ORDER BY time DESC LIMIT :recent) GROUP BY s.session "
-            "HAVING (:text = '' OR instr(lower(s.session || ' ' || goal), :text)) AND (:mode IS NULL OR mode = :mode) "
+        return self._rows(
+            "SELECT session, steps, time, teacher_calls, slm_usd, teacher_usd, saved_usd, goal, mode, labelled, "
+            "CASE WHEN labelled THEN alike END alike, escalated, reward, verdict FROM (SELECT * FROM session_totals "
+            "WHERE time < :before ORDER BY time DESC LIMIT :recent) "
+            "WHERE (:text = '' OR instr(lower(session || ' ' || goal), :text)) AND (:mode IS NULL OR mode = :mode) "
             "AND (NOT :escalated OR escalated) AND (:failed IS NULL OR (reward < :bound) = :failed) "
-            "ORDER BY 3 DESC LIMIT :limit",
+            "ORDER BY time DESC LIMIT :limit",
             {
                 "limit": limit, "recent": RECENT, "text": text.lower(), "mode": mode, "escalated": escalated,
-                "failed": failed, "bound": SOLVED,
+                "failed": failed, "bound": SOLVED, "before": math.inf if before is None else before,
             },
         )  # fmt: skip
-        names = [column[0] for column in cursor.description]
-        return [dict(zip(names, row, strict=True)) for row in cursor]
 
     def days(self, since: float) -> list[dict[str, Any]]:
-        """What was served, spent, saved, labelled and failed on each day (UTC), the earliest first. A session's outcome is
-        its last, and counts on the day that it was reported.
+        """What was served, spent, saved, labelled and failed on each day (UTC) from that of a time on, the earliest first. A
+        session's outcome is its last, and counts on the day that it was reported.
         """
-        cursor = self._sums.execute(
-            "SELECT date(time, 'unixepoch') day, SUM(step) steps, SUM(taught) teacher_steps, SUM(usd) usd, "
-            "SUM(saved) saved_usd, SUM(labelled) labelled, SUM(alike) alike, SUM(ended) ended, SUM(failed) failed FROM ("
-            "SELECT time, 1 step, source = 'teacher' taught, slm_usd + teacher_usd usd, saved_usd saved, "
-            "alike IS NOT NULL labelled, COALESCE(alike, 0) alike, 0 ended, 0 failed FROM steps WHERE time >= :since "
-            "UNION ALL SELECT time, 0, 0, usd, 0, 0, 0, 0, 0 FROM abandoned WHERE time >= :since "
-            "UNION ALL SELECT time, 0, 0, 0, 0, 0, 0, 1, reward < :bound FROM final_outcomes WHERE time >= :since) "
-            "GROUP BY day ORDER BY day",
-            {"since": since, "bound": SOLVED},
+        sums = ", ".join(
+            f"SUM({name}) {name}"
+            for name in ("steps", "teacher_steps", "usd", "saved_usd", "labelled", "alike", "ended", "failed")
         )
+        return self._rows(
+            f"SELECT date(86400 * day, 'unixepoch') day, {sums} FROM day_totals WHERE day >= :first "
+            "GROUP BY 1 HAVING SUM(steps) OR SUM(usd) OR SUM(ended) ORDER BY 1",
+            {"first": int(since // 86_400)},
+        )
+
+    def _rows(self, query: str, values: dict[str, Any]) -> list[dict[str, Any]]:
+        cursor = self._reader.execute(query, values)
         names = [column[0] for column in cursor.description]
         return [dict(zip(names, row, strict=True)) for row in cursor]
 
     def labels(self, since: float) -> tuple[int, int]:
-        """(steps whose answers were compared, those of them that were alike) from a time on."""
-        counts = self._sums.execute("SELECT COALESCE(SUM(alike), 0), COUNT(alike) FROM steps WHERE time >= ?", (since,))
+        """(steps whose answers were compared, those of them that were alike) from a time on, of the latest `EVIDENCE`."""
+        counts = self._reader.execute(
+            "SELECT COALESCE(SUM(alike), 0), COUNT(*) FROM "
+            "(SELECT alike FROM comparisons WHERE time >= ? ORDER BY time DESC LIMIT ?)",
+            (since, EVIDENCE),
+        )
         alike, labelled = counts.fetchone()
         return labelled, alike
 
@@ -361,16 +521,17 @@ class Ledger:
         """How many sessions have ended, of those that began after a time and were served in one mode from first to last.
 
         Returns:
-            (sessions with an outcome, those of them that failed). A verdict counts once a session has been quiet.
+            (sessions with an outcome, those of them that failed) of the latest `EVIDENCE`. A verdict counts once a session
+            has been quiet.
         """
-        rows = self._sums.execute(
-            "SELECT o.reward FROM steps s JOIN final_outcomes o ON o.session = s.session "
-            "WHERE s.session IN (SELECT session FROM steps WHERE time >= :since AND mode = :mode) GROUP BY s.session "
-            "HAVING MIN(s.time) >= :since AND MIN(s.mode = :mode) AND (o.verdict = '' OR MAX(s.time) < :quiet)",
-            {"mode": mode, "since": since, "quiet": time.time() - QUIET_S},
+        count = self._reader.execute(
+            "SELECT COUNT(*), COALESCE(SUM(reward < :bound), 0) FROM (SELECT reward FROM session_totals "
+            "WHERE only_mode = :mode AND begun >= :since AND ended IS NOT NULL AND (verdict = '' OR time < :quiet) "
+            "ORDER BY begun DESC LIMIT :most)",
+            {"mode": mode, "since": since, "quiet": time.time() - QUIET_S, "bound": SOLVED, "most": EVIDENCE},
         )
-        rewards = [reward for (reward,) in rows]
-        return len(rewards), sum(reward < SOLVED for reward in rewards)
+        ended, failed = count.fetchone()
+        return ended, failed
 
     def mode(self) -> ModeChange | None:
         """The last change of the mode."""
@@ -381,7 +542,7 @@ class Ledger:
         self._db.execute("INSERT INTO modes VALUES (?, ?, ?, ?, ?)", astuple(change))
 
     def all_sessions(self) -> Iterator[str]:
-        for (session,) in self._db.execute("SELECT session FROM steps GROUP BY session ORDER BY MIN(time)").fetchall():
+        for (session,) in self._reader.execute("SELECT session FROM steps GROUP BY session ORDER BY MIN(time)").fetchall():
             yield session
 
 

@@ -1,12 +1,17 @@
-"""What was served, in numbers: metrics for Prometheus, and from the same source the figures on the live page."""
+"""What was served, in numbers: each process counts, and the control plane shows the sum, to Prometheus and on the page."""
 
 from __future__ import annotations
 
+import time
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
+import msgspec
 import numpy as np
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
@@ -21,127 +26,248 @@ RECENT = 500
 """Steps that drift is averaged over."""
 OUTCOMES = 2_000
 """Sessions with an outcome that calibration looks back on."""
+CALIBRATED_S = 60.0
+"""After so long calibration is computed again, though no outcome came: verdicts count once their session is quiet."""
 OVERHEAD_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5)
 MODEL_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0)
+Pair = tuple[str, str]
 
 
-class Metrics(Collector):
-    """Metrics of one gateway, in a registry of its own. Labels are from closed lists."""
+class Times(msgspec.Struct):
+    """A histogram of seconds."""
 
-    def __init__(self, router: Configured, ledger: Ledger, upstreams: Sequence[Client]) -> None:
-        self._router, self._ledger, self._upstreams = router, ledger, upstreams
-        self._shift_F, self._seen = np.zeros(0), 0
-        self._calibration: Json | None = None
-        self._registry = registry = CollectorRegistry()
-        self._requests = Counter("r2v_requests", "Steps by the model that answered.", ["arm"], registry=registry)
-        self._decisions = Counter("r2v_decisions", "Steps by model and code.", ["arm", "reason"], registry=registry)
-        self._usd = Counter("r2v_cost_usd", "USD paid for each model, drafts included.", ["model"], registry=registry)
-        self._tokens = Counter("r2v_tokens", "Tokens of all calls, drafts included.", registry=registry)
-        self._candidates = Counter("r2v_candidates", "Candidates drawn from the SLM.", registry=registry)
-        self._implicit = Counter("r2v_implicit_sessions", "Steps whose client named no session.", registry=registry)
-        self._saved = Gauge("r2v_saved_usd", "USD saved against the teacher alone; may be below 0.", registry=registry)
-        self._overhead = Histogram(
-            "r2v_overhead_seconds", "Time of a step without the models'.", buckets=OVERHEAD_S, registry=registry
-        )
-        self._model_s = Histogram(
-            "r2v_model_seconds", "Time a step waited for a model.", ["model"], buckets=MODEL_S, registry=registry
-        )
-        registry.register(self)
+    bounds: tuple[float, ...]
+    counts: list[int] = []
+    """Up to each bound, and above the last."""
+    total: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.counts = self.counts or [0] * (len(self.bounds) + 1)
+
+    def add(self, seconds: float) -> None:
+        self.counts[bisect_left(self.bounds, seconds)] += 1
+        self.total += seconds
+
+    @property
+    def buckets(self) -> list[tuple[str, float]]:
+        """(bound, how many up to it), as Prometheus wants them."""
+        sums = np.cumsum(self.counts).tolist()
+        return list(zip([*(str(bound) for bound in self.bounds), "+Inf"], sums, strict=True))
+
+
+class Counts(msgspec.Struct):
+    """What a process has counted since it started."""
+
+    decisions: dict[Pair, int] = {}
+    """(model that answered, code) -> steps."""
+    usd: dict[str, float] = msgspec.field(default_factory=lambda: {"small": 0.0, "teacher": 0.0})
+    saved_usd: float = 0.0
+    tokens: int = 0
+    candidates: int = 0
+    implicit: int = 0
+    """Steps whose client named no session."""
+    overhead: Times = msgspec.field(default_factory=lambda: Times(OVERHEAD_S))
+    model: dict[str, Times] = {}
+    """What steps waited for each model."""
+    attempts: dict[Pair, int] = {}
+    """(model, HTTP status or what went wrong) -> calls."""
+    available: dict[str, bool] = {}
+    """Whether each model is called."""
+    steps: int = 0
+    """That drift was seen in."""
+    shift_F: list[float] = []
+    """How far the features lie from where the router was fitted: their mean over the latest steps, the older the less, in
+    standard deviations of the fitting data."""
+
+    @property
+    def arms(self) -> dict[str, int]:
+        """Steps that each model answered."""
+        found: dict[str, int] = {}
+        for (source, _), count in self.decisions.items():
+            found[source] = found.get(source, 0) + count
+        return found
+
+
+def together(all_counts: Sequence[tuple[bool, Counts]]) -> Counts:
+    """The sum of what several processes have counted.
+
+    Args:
+        all_counts: (whether the process runs, its counts). Only those that run say whether a model is called, and only if
+            none of them has given up on it.
+    """
+    found = Counts()
+    shifts, weights = [], []
+    for runs, counts in all_counts:
+        for mine, theirs in (
+            (found.decisions, counts.decisions),
+            (found.attempts, counts.attempts),
+            (found.usd, counts.usd),
+        ):
+            _add(mine, theirs)
+        found.saved_usd += counts.saved_usd
+        found.tokens += counts.tokens
+        found.candidates += counts.candidates
+        found.implicit += counts.implicit
+        found.steps += counts.steps
+        _add_times(found.overhead, counts.overhead)
+        for name, times in counts.model.items():
+            _add_times(found.model.setdefault(name, Times(times.bounds)), times)
+        for name, available in counts.available.items() if runs else ():
+            found.available[name] = available and found.available.get(name, True)
+        if counts.shift_F:
+            shifts.append(counts.shift_F)
+            weights.append(min(counts.steps, RECENT))
+    if shifts:
+        found.shift_F = np.average(np.array(shifts), axis=0, weights=weights).tolist()
+    return found
+
+
+def _add(mine: dict[Any, Any], theirs: Mapping[Any, Any]) -> None:
+    for name, count in theirs.items():
+        mine[name] = mine.get(name, 0) + count
+
+
+def _add_times(mine: Times, theirs: Times) -> None:
+    mine.counts = [a + b for a, b in zip(mine.counts, theirs.counts, strict=True)]
+    mine.total += theirs.total
+
+
+class Metrics:
+    """Counts the steps of one process."""
+
+    def __init__(self, router: Configured, upstreams: Sequence[Client]) -> None:
+        self._router, self._upstreams, self._counts = router, upstreams, Counts()
 
     def note(self, entry: Entry, model_s: Mapping[str, float]) -> None:
         """Count a step; `model_s`: seconds that it waited for each model it called."""
-        self._requests.labels(entry.source).inc()
-        self._decisions.labels(entry.source, entry.code).inc()
-        self._usd.labels("small").inc(entry.slm_usd)
-        self._usd.labels("teacher").inc(entry.teacher_usd)
-        self._saved.inc(entry.saved_usd)
-        self._tokens.inc(entry.tokens)
-        self._candidates.inc(entry.candidates)
-        self._overhead.observe(max(0.0, entry.overhead_ms / 1000))
+        counts = self._counts
+        _add(counts.decisions, {(entry.source, entry.code): 1})
+        _add(counts.usd, {"small": entry.slm_usd, "teacher": entry.teacher_usd})
+        counts.saved_usd += entry.saved_usd
+        counts.tokens += entry.tokens
+        counts.candidates += entry.candidates
+        counts.implicit += entry.session.startswith("auto-")
+        counts.overhead.add(max(0.0, entry.overhead_ms / 1000))
         for model, seconds in model_s.items():
-            self._model_s.labels(model).observe(seconds)
-        if entry.session.startswith("auto-"):
-            self._implicit.inc()
+            counts.model.setdefault(model, Times(MODEL_S)).add(seconds)
         if entry.step.choice.features is not None:
             self._drift(entry.step.choice.features)
 
-    def outcome(self) -> None:
-        """An outcome arrived: what is known of calibration is out of date."""
-        self._calibration = None
-
     def _drift(self, features: Features) -> None:
-        """How far the features lie from where the router was fitted: their mean over the latest steps, the older the less,
-        in standard deviations of the fitting data.
-        """
         if self._router.model is not None:
-            z_F = self._router.model.standardised(features)
-            self._seen += 1
-            self._shift_F = z_F if self._seen == 1 else self._shift_F + (z_F - self._shift_F) / min(self._seen, RECENT)
+            counts, z_F = self._counts, self._router.model.standardised(features)
+            counts.steps += 1
+            shift_F = np.array(counts.shift_F) if counts.shift_F else z_F
+            counts.shift_F = (shift_F + (z_F - shift_F) / min(counts.steps, RECENT)).tolist()
 
-    def drift(self) -> Json | None:
+    def counts(self) -> Counts:
+        """What was counted so far; it goes on changing."""
+        for upstream in self._upstreams:
+            self._counts.available[upstream.name] = upstream.available
+            self._counts.attempts.update({(upstream.name, code): count for code, count in upstream.attempts.items()})
+        return self._counts
+
+
+@dataclass(eq=False)
+class _Scrape(Collector):
+    families: Sequence[Metric]
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self.families
+
+
+class Overview:
+    """What the control plane shows of the data plane. Labels are from closed lists."""
+
+    def __init__(self, router: Configured, ledger: Ledger) -> None:
+        self._router, self._ledger = router, ledger
+        self._calibration: Json = {}
+        self._calibrated: tuple[float | None, float] = (None, -np.inf)
+        """When the last outcome came that is in the calibration, and when that was computed."""
+
+    def _drift(self, counts: Counts) -> Json | None:
         """{"score": largest shift in standard deviations, "feature": whose, "steps": n}; None for a baseline or no steps."""
-        if self._router.model is None or not self._seen:
+        if self._router.model is None or not counts.shift_F:
             return None
-        worst = int(np.abs(self._shift_F).argmax())
-        name, score = self._router.model.names[worst], abs(float(self._shift_F[worst]))
-        return {"score": score, "feature": name, "steps": self._seen}
+        worst = int(np.abs(counts.shift_F).argmax())
+        return {"score": abs(counts.shift_F[worst]), "feature": self._router.model.names[worst], "steps": counts.steps}
 
     def calibration(self) -> Json:
         """Scores against outcomes, over the steps of sessions that the SLM played alone. Where the router's score is no
         probability there are only the counts.
         """
-        if self._calibration is None:
-            calibrated = self._router.calibrated
-            pairs, sessions = self._ledger.scores_and_failures(OUTCOMES, "risk" if calibrated else None)
-            self._calibration = {"sessions": sessions, "steps": len(pairs)}
-            if pairs and calibrated:
-                risk_N, failed_N = np.array(pairs).T
-                self._calibration |= {
-                    "ece": ece(risk_N, failed_N),
-                    "brier": brier(risk_N, failed_N),
-                    "bins": [list(one) for one in reliability_bins(risk_N, failed_N)],
-                }
-        return self._calibration
+        last, now = self._ledger.last_end(), time.monotonic()
+        if last == self._calibrated[0] and now - self._calibrated[1] < CALIBRATED_S:
+            return self._calibration
+        calibrated = self._router.calibrated
+        pairs, sessions = self._ledger.scores_and_failures(OUTCOMES, "risk" if calibrated else None)
+        found: Json = {"sessions": sessions, "steps": len(pairs)}
+        if pairs and calibrated:
+            risk_N, failed_N = np.array(pairs).T
+            found |= {
+                "ece": ece(risk_N, failed_N),
+                "brier": brier(risk_N, failed_N),
+                "bins": [list(one) for one in reliability_bins(risk_N, failed_N)],
+            }
+        self._calibration, self._calibrated = found, (last, now)
+        return found
 
-    def collect(self) -> Iterator[Metric]:
-        """Metrics computed at the time of collection (`prometheus_client.registry.Collector`)."""
-        attempts = CounterMetricFamily("r2v_upstream_attempts", "HTTP calls by outcome.", labels=["model", "code"])
+    def prometheus(self, counts: Counts) -> str:
+        """The text that Prometheus scrapes, of what all processes have counted together."""
+        registry = CollectorRegistry()
+        registry.register(_Scrape(tuple(self._families(counts))))
+        return generate_latest(registry).decode()
+
+    def _families(self, counts: Counts) -> Iterator[Metric]:
+        for name, told, value in (
+            ("r2v_tokens", "Tokens of all calls, drafts included.", counts.tokens),
+            ("r2v_candidates", "Candidates drawn from the SLM.", counts.candidates),
+            ("r2v_implicit_sessions", "Steps whose client named no session.", counts.implicit),
+        ):
+            yield CounterMetricFamily(name, told, value)
+        labelled: tuple[tuple[str, str, list[str], dict[Any, Any]], ...] = (
+            ("r2v_requests", "Steps by the model that answered.", ["arm"], counts.arms),
+            ("r2v_decisions", "Steps by model and code.", ["arm", "reason"], counts.decisions),
+            ("r2v_cost_usd", "USD paid for each model, drafts included.", ["model"], counts.usd),
+            ("r2v_upstream_attempts", "HTTP calls by outcome.", ["model", "code"], counts.attempts),
+        )
+        for name, told, labels, values in labelled:
+            counter = CounterMetricFamily(name, told, labels=labels)
+            for key, value in sorted(values.items()):
+                counter.add_metric([key] if isinstance(key, str) else list(key), value)
+            yield counter
+        yield HistogramMetricFamily(
+            "r2v_overhead_seconds", "Time of a step without the models'.", counts.overhead.buckets, counts.overhead.total
+        )
+        waited = HistogramMetricFamily("r2v_model_seconds", "Time a step waited for a model.", labels=["model"])
+        for name, times in sorted(counts.model.items()):
+            waited.add_metric([name], times.buckets, times.total)
+        yield waited
+        yield GaugeMetricFamily("r2v_saved_usd", "USD saved against the teacher alone; may be below 0.", counts.saved_usd)
         available = GaugeMetricFamily("r2v_upstream_available", "0 while a model is not called.", labels=["model"])
-        for upstream in self._upstreams:
-            available.add_metric([upstream.name], upstream.available)
-            for code, count in sorted(upstream.attempts.items()):
-                attempts.add_metric([upstream.name, code], count)
-        yield attempts
+        for name, value in counts.available.items():
+            available.add_metric([name], value)
         yield available
-        if drift := self.drift():
+        if drift := self._drift(counts):
             yield GaugeMetricFamily("r2v_drift_score", "Largest mean shift of a feature.", drift["score"])
         if "ece" in (calibration := self.calibration()):
             yield GaugeMetricFamily("r2v_calibration_ece", "Expected calibration error.", calibration["ece"])
         valid = self._router.certificate is not None
         yield GaugeMetricFamily("r2v_certificate_valid", "Whether a certificate is configured.", valid)
 
-    def describe(self) -> list[Metric]:
-        """Nothing: registering must not compute a calibration."""
-        return []
-
-    def prometheus(self) -> str:
-        """The text that Prometheus scrapes."""
-        return generate_latest(self._registry).decode()
-
-    def stats(self) -> Json:
-        samples = [sample for metric in self._registry.collect() for sample in metric.samples]
-        value = {(sample.name, *sample.labels.values()): sample.value for sample in samples}
-        steps = value["r2v_overhead_seconds_count",]
+    def stats(self, counts: Counts) -> Json:
+        """What the page shows, of what all processes have counted together."""
         certificate = self._router.certificate
+        steps = sum(counts.overhead.counts)
         return {
             "router": self._router.name,
             "threshold": self._router.threshold,
-            "arms": {source: int(value.get(("r2v_requests_total", source), 0)) for source in ("slm", "teacher")},
-            "usd": {model: value.get(("r2v_cost_usd_total", model), 0.0) for model in ("small", "teacher")},
-            "saved_usd": value["r2v_saved_usd",],
-            "candidates_per_step": value["r2v_candidates_total",] / steps if steps else None,
-            "overhead_ms": 1000 * value["r2v_overhead_seconds_sum",] / steps if steps else None,
-            "drift": self.drift(),
+            "arms": {source: counts.arms.get(source, 0) for source in ("slm", "teacher")},
+            "usd": counts.usd,
+            "saved_usd": counts.saved_usd,
+            "candidates_per_step": counts.candidates / steps if steps else None,
+            "overhead_ms": 1000 * counts.overhead.total / steps if steps else None,
+            "drift": self._drift(counts),
             "calibration": self.calibration(),
             "certificate": None
             if certificate is None

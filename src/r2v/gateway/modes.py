@@ -87,6 +87,8 @@ class Modes:
 
     def evidence(self, change: ModeChange) -> tuple[bool, str]:
         """Whether what was seen since the change allows the next mode, and why or why not, in one line."""
+        if left := self._ledger.uncounted():
+            return False, f"{left} steps of an older ledger are being counted; ask again in a while"
         if change.mode == "observe":
             return self._compared(change.time)
         if change.mode == "shadow":

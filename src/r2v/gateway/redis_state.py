@@ -155,6 +155,12 @@ class RedisSessions:
     async def sign(self, session: Session, signature: str, model: str) -> None:
         await self._redis.run(("HSET", self._redis.key("signatures", session.id), signature, model))
 
+    async def offer_tools(self, identity: str) -> None:
+        await self._redis.run(("SET", self._redis.key("tools", identity), 1, "EX", KEPT_S))
+
+    async def had_tools(self, identity: str) -> bool:
+        return bool((await self._redis.run(("EXISTS", self._redis.key("tools", identity))))[0])
+
     async def kill(self, on: bool) -> None:
         await self._redis.run(("SET", self._redis.key("killed"), 1) if on else ("DEL", self._redis.key("killed")))
 

@@ -6,12 +6,11 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import aiohttp
-import prometheus_client
 import uvicorn
 
 try:
@@ -26,16 +25,31 @@ from r2v.gateway.settings import GatewaySettings
 from r2v.runtime.settings import validated
 from r2v.verifiers import verifier_named
 
+if TYPE_CHECKING:
+    from r2v.clients.mock import MockModel
+
 MOCK_KEY = "r2v-mock"
 
 
-def serve(settings: GatewaySettings, *, mock: bool, announce: Callable[[str], None]) -> None:
-    """Serve until a signal. Raises SettingsError when the port is taken or a key is missing."""
-    if mock and not os.environ.get(settings.server.key_env):
-        os.environ[settings.server.key_env] = MOCK_KEY
-    # The start of each counter would be a series of its own.
-    prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
+def serve(settings: GatewaySettings, *, mock: bool, announce: Callable[[str, str], None]) -> None:
+    """Serve until a signal, as one process; `r2v.gateway.workers` serves as several.
+
+    Args:
+        settings: of the gateway.
+        mock: with mock models beside it, and sessions to show.
+        announce: called with the URLs that agents and operators take, once the gateway answers.
+
+    Raises:
+        SettingsError: a port is taken or a key is missing.
+    """
+    if mock:
+        set_mock_key(settings)
     run(_serve(settings, mock, announce))
+
+
+def set_mock_key(settings: GatewaySettings) -> None:
+    """A key for clients, where none is set."""
+    os.environ[settings.server.key_env] = os.environ.get(settings.server.key_env) or MOCK_KEY
 
 
 def serve_app(app: object, host: str, port: int, announce: Callable[[str], None]) -> None:
@@ -43,6 +57,11 @@ def serve_app(app: object, host: str, port: int, announce: Callable[[str], None]
     listener = _listen(host, port)
     announce(f"http://{host}:{listener.getsockname()[1]}")
     run(uvicorn.Server(_config(app)).serve([listener]))
+
+
+def run_loop(main: Coroutine[Any, Any, None]) -> None:
+    """Run it in the fastest event loop of this platform."""
+    run(main)
 
 
 def mock_settings(port: int) -> GatewaySettings:
@@ -60,31 +79,40 @@ def mock_settings(port: int) -> GatewaySettings:
     return validated(GatewaySettings, raw)
 
 
-async def _serve(settings: GatewaySettings, mock: bool, announce: Callable[[str], None]) -> None:
+def mocked(settings: GatewaySettings) -> tuple[GatewaySettings, list[tuple[MockModel, socket.socket]]]:
+    """The settings with mock models, and where each of these listens."""
+    from r2v.clients.mock import SLM, TEACHER
+
+    models, mocks = dict(settings.models), []
+    named: tuple[tuple[Literal["slm", "teacher"], MockModel], ...] = (("slm", SLM), ("teacher", TEACHER))
+    for name, model in named:
+        listener = _listen("127.0.0.1", 0)
+        mocks.append((model, listener))
+        models[name] = models[name].but(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}/v1", model=model.name)
+    return settings.but(models=models), mocks
+
+
+async def _serve(settings: GatewaySettings, mock: bool, announce: Callable[[str, str], None]) -> None:
     servers: list[uvicorn.Server] = []
     running: list[asyncio.Task[None]] = []
     if mock:
-        from r2v.clients.mock import SLM, TEACHER, MockModel, mock_app
+        from r2v.clients.mock import mock_app
 
-        models = dict(settings.models)
-        mock_models: tuple[tuple[Literal["slm", "teacher"], MockModel], ...] = (("slm", SLM), ("teacher", TEACHER))
-        for name, mock_model in mock_models:
-            listener = _listen("127.0.0.1", 0)
-            server = uvicorn.Server(_config(mock_app(mock_model)))
+        settings, mocks = mocked(settings)
+        for model, listener in mocks:
+            server = uvicorn.Server(_config(mock_app(model)))
             servers.append(server)
             running.append(asyncio.create_task(server.serve([listener])))
-            url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
-            models[name] = models[name].but(base_url=url, model=mock_model.name)
-        settings = settings.but(models=models)
     service = Service(settings)
     app = build_app(service)
     listener = _listen(settings.server.host, settings.server.port)
     host, port = listener.getsockname()[:2]
-    announce(f"http://{host}:{port}")
+    url = f"http://{host}:{port}"
+    announce(url, url)
     verifier_named(service.settings.route.verifier)  # its imports are not the first request's to wait for
     main = uvicorn.Server(_config(app))
     if mock and not service.ledger.sessions(1):
-        running.append(asyncio.create_task(_demonstrate(main, f"http://{host}:{port}", os.environ[settings.server.key_env])))
+        running.append(asyncio.create_task(_demonstrate(main, url, os.environ[settings.server.key_env])))
     try:
         await main.serve([listener])
     finally:

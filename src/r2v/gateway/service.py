@@ -139,21 +139,23 @@ class ServedStep:
 
 
 class Service:
-    def __init__(self, settings: GatewaySettings) -> None:
-        """Raises SettingsError, ArtifactError."""
+    def __init__(self, settings: GatewaySettings, *, owner: bool = True) -> None:
+        """`owner`: whether no other process serves from the ledger; False for one of several workers, whose parent owns it.
+        Raises SettingsError, ArtifactError.
+        """
         self.slm = make_client(settings.models["slm"], "small")
         self.teacher = make_client(settings.models["teacher"], "teacher")
         self.router = load_configured(settings.route)
         self.settings = settings.but(route=self.router.route)
         self.verdicts = _verdicts(settings)
-        self.ledger = Ledger(Path(settings.store.path), owner=True)
+        self.ledger = Ledger(Path(settings.store.path), owner=owner)
         self._redactor = Redactor(secret_of(settings.store)) if settings.store.redact else None
-        self.sessions, self.budgets = _state(settings, self.ledger)
+        self.sessions, self.budgets = shared_state(settings, self.ledger)
         self._with_tools: OrderedDict[str, None] = OrderedDict()
         """Sessions of clients in which tools were offered; the latest ones."""
         self.modes = Modes(self.settings.route, self.sessions, self.ledger)
         self._checked, self._problem = -math.inf, ""
-        self.metrics = Metrics(self.router, self.ledger, (self.slm, self.teacher))
+        self.metrics = Metrics(self.router, (self.slm, self.teacher))
 
     async def close(self) -> None:
         await self.slm.close()
@@ -226,7 +228,7 @@ class Service:
             if not options.named:
                 fresh = not options.dry and all(message.role != "assistant" for message in request.messages)
                 name = owner = await self.sessions.run_of(name, fresh=fresh)
-            elif self._is_aside(name, request):
+            elif await self._is_aside(name, request):
                 name += ".aside"
             session = await self.sessions.enter(name, dry=options.dry)
             facts |= {"session-id": name.split("/", 1)[-1], "step": session.t}
@@ -285,15 +287,19 @@ class Service:
             except sqlite3.Error as error:
                 raise _unwritten(error, facts) from None
 
-    def _is_aside(self, name: str, request: Request) -> bool:
+    async def _is_aside(self, name: str, request: Request) -> bool:
         """Whether it is no step of the session: agents also ask for titles and summaries under its name, without tools."""
         if request.tools not in (b"null", b"[]"):
+            if name not in self._with_tools:
+                await self.sessions.offer_tools(name)
             self._with_tools[name] = None
             touch(self._with_tools, name, SESSIONS)
             return False
         first = request.messages[0]
-        return name in self._with_tools or (
-            first.role in ("system", "developer") and ASIDE.search(first.text[:1000]) is not None
+        return (
+            name in self._with_tools
+            or (first.role in ("system", "developer") and ASIDE.search(first.text[:1000]) is not None)
+            or await self.sessions.had_tools(name)
         )
 
     def _threshold(self, options: RequestOptions) -> float:
@@ -426,8 +432,6 @@ class Service:
         except OSError as error:
             raise _unreachable(error, facts) from None
         self.metrics.note(entry, {source.name: source.seconds for source in (slm, teacher) if source.drawn})
-        if verdict is not None:
-            self.metrics.outcome()
         facts["cost-usd"] = round(slm.usd + teacher.usd, 8)
 
     def _saved(self, served: ServedStep) -> float:
@@ -479,8 +483,8 @@ def _verdicts(settings: GatewaySettings) -> SessionVerdicts | None:
     return SessionVerdicts(parse_verdicts(settings.verdicts))
 
 
-def _state(settings: GatewaySettings, ledger: Ledger) -> tuple[Sessions, Budgets]:
-    """Of this process, or in the Redis that replicas share. Raises SettingsError."""
+def shared_state(settings: GatewaySettings, ledger: Ledger) -> tuple[Sessions, Budgets]:
+    """What the processes of a gateway share: in its ledger, or in the Redis of all replicas. Raises SettingsError."""
     name, ttl_s = settings.store.redis_env, settings.route.cache_ttl_s
     if name is None:
         return LocalSessions(ledger, ttl_s), LocalBudgets(ledger.accounts)

@@ -1,17 +1,21 @@
 """Sessions: what one step leaves for the next, and what holds for all of them: the mode and the kill switch.
 
-`LocalSessions` is the state of one process, rebuilt from the ledger; `r2v.gateway.redis_state.RedisSessions` keeps the same
-in Redis, for replicas.
+`LocalSessions` keeps it in the ledger, for the processes of one gateway; `r2v.gateway.redis_state.RedisSessions` in Redis,
+for replicas.
 """
 
 from __future__ import annotations
 
 import math
+import sqlite3
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Protocol
+
+import msgspec
 
 from r2v.core.seeds import derive_seed
 from r2v.core.types import Decision, Memory
@@ -61,6 +65,12 @@ class Sessions(Protocol):
     async def sign(self, session: Session, signature: str, model: str) -> None:
         """Keep who wrote a thinking block."""
 
+    async def offer_tools(self, identity: str) -> None:
+        """Keep that a request of the session had tools."""
+
+    async def had_tools(self, identity: str) -> bool:
+        """Whether any request of the session had tools."""
+
     async def kill(self, on: bool) -> None:
         """The kill switch: while it is on, the SLM answers every step."""
 
@@ -80,29 +90,36 @@ def numbered(identity: str, run: int) -> str:
 
 @dataclass
 class _Record:
-    steps: int
     memory: Memory
+    row: int = 0
+    """Of the ledger: the memory has the session's steps up to it."""
+    version: int = -1
+    """Of the ledger when the record was last brought up to date."""
     teacher_at: float = -math.inf
     prompt_tokens: int = 0
     signatures: dict[str, str] = field(default_factory=dict)
 
 
 class LocalSessions:
-    """`Sessions` of one process."""
+    """`Sessions` of the processes that serve from one ledger. What is kept in memory is looked at again when another process
+    has written to the ledger.
+    """
 
     def __init__(self, ledger: Ledger, cache_ttl_s: float) -> None:
-        self._ledger, self._cache_ttl_s = ledger, cache_ttl_s
+        self._ledger, self._states, self._cache_ttl_s = ledger, ledger.states, cache_ttl_s
         self._records: OrderedDict[str, _Record] = OrderedDict()
-        self._runs: OrderedDict[str, int] = OrderedDict()
-        self._killed, self._mode = False, ledger.mode()
+        self._runs: OrderedDict[str, tuple[int, int]] = OrderedDict()
+        """(run, version of the ledger when it was looked up)."""
+        self._shared_version, self._killed, self._mode = -1, False, ledger.mode()
 
     async def run_of(self, identity: str, *, fresh: bool) -> str:
-        run = self._runs.get(identity, 0)
-        while identity not in self._runs and self._ledger.has(numbered(identity, run + 1)):
+        version = self._states.version()
+        run, known = self._runs.get(identity, (0, -1))
+        while known != version and self._ledger.has(numbered(identity, run + 1)):
             run += 1
         if fresh and self._begun(numbered(identity, run)):
             run += 1
-        self._runs[identity] = run
+        self._runs[identity] = run, version
         touch(self._runs, identity, SESSIONS)
         return numbered(identity, run)
 
@@ -111,72 +128,120 @@ class LocalSessions:
         return bool(record and record.memory.decisions) or self._ledger.has(identity)
 
     async def enter(self, identity: str, *, dry: bool) -> Session:
+        record = self._current(identity)
+        t = self._states.next_step(identity) if dry else self._states.begin_step(identity)
+        # Before the machine was started again the clock may have shown a later time.
+        cold = not 0 <= time.monotonic() - record.teacher_at <= self._cache_ttl_s
+        return Session(identity, t, record.memory, cold, record.prompt_tokens, record.signatures)
+
+    def _current(self, identity: str) -> _Record:
+        """What is known of the session, steps that other processes served included."""
+        version = self._states.version()
         record = self._records.get(identity)
         if record is None:
-            entries = self._ledger.steps(identity)
-            memory = Memory(seed=derive_seed(identity, "episode"), decisions=decisions_of(entries)[-DECISIONS:])
-            record = self._records[identity] = _Record(entries[-1].t + 1 if entries else 0, memory)
+            record = self._records[identity] = _Record(Memory(seed=derive_seed(identity, "episode")))
         touch(self._records, identity, SESSIONS)
-        cold = time.monotonic() - record.teacher_at > self._cache_ttl_s
-        session = Session(identity, record.steps, record.memory, cold, record.prompt_tokens, record.signatures)
-        record.steps += not dry
-        return session
+        if record.version != version:
+            record.row, entries = self._ledger.later_steps(identity, record.row)
+            decisions = (*record.memory.decisions, *decisions_of(entries))[-DECISIONS:]
+            record.memory = replace(record.memory, decisions=decisions)
+            record.prompt_tokens, teacher_at = self._states.state(identity)
+            record.teacher_at = -math.inf if teacher_at is None else teacher_at
+            record.signatures = self._states.signatures(identity, SIGNATURES)
+            record.version = version
+        return record
 
     async def remember(self, session: Session, decision: Decision, *, teacher: bool, tokens: int) -> None:
+        now = time.monotonic()
+        with suppress(sqlite3.Error):  # the step is written; this says only what its successor may cost
+            self._states.remember(session.id, tokens, now if teacher else None)
         record = self._records.get(session.id)
         if record is None:  # so many sessions since then that it has been forgotten; the ledger has it
             return
-        record.memory = replace(record.memory, decisions=(*record.memory.decisions, decision)[-DECISIONS:])
         record.prompt_tokens = tokens
         if teacher:
-            record.teacher_at = time.monotonic()
+            record.teacher_at = now
+        if record.version == self._states.version():  # else the next step reads this one with those of others
+            record.memory = replace(record.memory, decisions=(*record.memory.decisions, decision)[-DECISIONS:])
+            record.row = self._ledger.last_row
 
     async def sign(self, session: Session, signature: str, model: str) -> None:
+        with suppress(sqlite3.Error):
+            self._states.sign(session.id, signature, model)
         if record := self._records.get(session.id):
             record.signatures[signature] = model
             if len(record.signatures) > SIGNATURES:
                 del record.signatures[next(iter(record.signatures))]
 
+    async def offer_tools(self, identity: str) -> None:
+        self._states.offer_tools(identity)
+
+    async def had_tools(self, identity: str) -> bool:
+        return self._states.had_tools(identity)
+
     async def kill(self, on: bool) -> None:
-        self._killed = on
+        self._states.kill(on)
+        self._shared_version = -1
 
     async def killed(self) -> bool:
+        self._look()
         return self._killed
 
     async def set_mode(self, change: ModeChange) -> None:
         self._ledger.set_mode(change)
-        self._mode = change
+        self._shared_version = -1
 
     async def mode(self) -> ModeChange | None:
+        self._look()
         return self._mode
+
+    def _look(self) -> None:
+        """Read the mode and the kill switch, unless nothing has been written since."""
+        version = self._states.version()
+        if version != self._shared_version:
+            self._killed, self._mode, self._shared_version = self._states.killed(), self._ledger.mode(), version
 
     async def close(self) -> None:
         pass
 
 
 class Items:
-    """What clients may refer to instead of sending it again: lists of items of the Responses protocol by id, in memory, for
-    each key of a client, so that no client can refer to another's.
+    """What clients may refer to instead of sending it again: lists of items of the Responses protocol by id, for each key of
+    a client, so that no client can refer to another's. In SQLite, but never in the ledger: they are words.
     """
 
-    def __init__(self, most_bytes: int = ITEM_BYTES) -> None:
+    def __init__(self, path: str = ":memory:", most_bytes: int = ITEM_BYTES) -> None:
+        """`path`: of a file that several processes share; one that does not outlast them."""
         self._most = most_bytes
-        self._lists: OrderedDict[tuple[str, str], tuple[list[Json], int]] = OrderedDict()
-        self._bytes = 0
+        self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = OFF")
+        self._db.execute("CREATE TABLE IF NOT EXISTS items (key TEXT, id TEXT, body BLOB, PRIMARY KEY (key, id))")
+        self._db.execute("CREATE TABLE IF NOT EXISTS kept (bytes INTEGER)")
+        self._db.execute("INSERT INTO kept SELECT 0 WHERE NOT EXISTS (SELECT 1 FROM kept)")
 
     def keep(self, key: str, lists: Mapping[str, list[Json]]) -> None:
+        if not lists:
+            return
+        self._db.execute("BEGIN IMMEDIATE")
+        (kept,) = self._db.execute("SELECT bytes FROM kept").fetchone()
         for identity, items in lists.items():
-            size = len(encode(items))
-            self._forget((key, identity))
-            self._lists[key, identity] = (items, size)
-            self._bytes += size
-        while self._bytes > self._most:
-            self._forget(next(iter(self._lists)))
+            body = encode(items)
+            kept += len(body) - self._forget("key = ? AND id = ?", (key, identity))
+            self._db.execute("INSERT INTO items VALUES (?, ?, ?)", (key, identity, body))
+        while kept > self._most:
+            kept -= self._forget("rowid = (SELECT MIN(rowid) FROM items)", ())
+        self._db.execute("UPDATE kept SET bytes = ?", (kept,))
+        self._db.execute("COMMIT")
 
     def get(self, key: str, identity: str) -> list[Json] | None:
-        found = self._lists.get((key, identity))
-        return None if found is None else found[0]
+        row = self._db.execute("SELECT body FROM items WHERE key = ? AND id = ?", (key, identity)).fetchone()
+        return None if row is None else msgspec.json.decode(row[0], type=list[Json])
 
-    def _forget(self, name: tuple[str, str]) -> None:
-        if name in self._lists:
-            self._bytes -= self._lists.pop(name)[1]
+    def _forget(self, where: str, values: tuple[str, ...]) -> int:
+        """The bytes of what was forgotten."""
+        rows = self._db.execute(f"DELETE FROM items WHERE {where} RETURNING LENGTH(body)", values).fetchall()
+        return sum(size for (size,) in rows)
+
+    def close(self) -> None:
+        self._db.close()

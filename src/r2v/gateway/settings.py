@@ -111,6 +111,12 @@ class BudgetSettings(Settings):
 class ServerSettings(Settings):
     host: str = "127.0.0.1"
     port: PositiveInt = 8321
+    workers: PositiveInt = 1
+    """Processes that serve the port."""
+    admin_host: str = "127.0.0.1"
+    admin_port: PositiveInt | None = None
+    """Where page, stats, sessions, modes, kill switch and metrics are, in a process of its own. None: on `port`, or on the
+    one after it where there are several workers."""
     key_env: str = "R2V_API_KEY"
     """Environment variable with the inbound keys, comma separated."""
     admin_key_env: str = "R2V_ADMIN_KEY"
@@ -130,6 +136,11 @@ class ServerSettings(Settings):
     keep_alive_s: PositiveFloat = 5.0
     """Streams that wait for the decision send a comment this often; headers wait that long for it."""
 
+    @property
+    def control_port(self) -> int | None:
+        """Port of the control plane: None where it is on `port`, 0 for any that is free."""
+        return self.admin_port if self.admin_port is not None or self.workers == 1 else self.port and self.port + 1
+
 
 class StoreSettings(Settings):
     path: str = "r2v-ledger.db"
@@ -138,6 +149,9 @@ class StoreSettings(Settings):
     hash_key_env: str | None = None
     """Environment variable with the key of the hashes, where replicas are to have the same; None: a file beside the
     ledger."""
+    keep_days: PositiveFloat | None = None
+    """Sessions without a step for so long are deleted from the ledger, with their texts, outcomes and budgets; the sums of
+    each day stay. None: never."""
     redis_env: str | None = None
     """Environment variable with the URL of a Redis in which replicas share sessions, budgets and the kill switch."""
 
