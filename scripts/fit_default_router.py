@@ -36,7 +36,7 @@ from r2v.routers.base import FittedWith
 from r2v.routers.recorded import UNREAD, Kinds, Recorded, directions_NC
 from r2v.routers.rules import UNSURE
 from r2v.runtime.store import write_text
-from r2v.studies.evidence import evidence_of, own_steps
+from r2v.studies.evidence import SessionEvidence, evidence_of, own_steps
 
 SEED, HORIZON = 1, 50
 FOLDS, INNER_FOLDS = 5, 3
@@ -173,7 +173,7 @@ def pool_of(kinds: Mapping[str, tuple[Sequence[Episode], str | None]], steps: in
         mine = [without_verdicts(episode) for episode in sampled(episodes, teacher or strongest(episodes), steps)]
         found = groups(mine)
         evidence = evidence_of(mine, found, teacher=teacher, seed=SEED)
-        if evidence is None or evidence.kind == "alike":
+        if not isinstance(evidence, SessionEvidence):
             raise SystemExit(f"{name}: too few sessions with outcomes")
         paired &= evidence.kind == "paired"
         starts = np.unique(evidence.rows.episode_N, return_index=True)[1]

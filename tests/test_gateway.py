@@ -33,7 +33,9 @@ from r2v.core.types import Memory
 from r2v.gateway.candidates import CandidateSource
 from r2v.gateway.ledger import Ledger
 from r2v.gateway.routing import GatewayRouter, load_configured
+from r2v.logs.importing import log_format
 from r2v.messages import conversation as chat
+from r2v.studies.evidence import escalation_propensity
 from r2v.verifiers.tool_calls import ToolCallVerifier
 from servers import KEY, Model, gateway, running, settings
 
@@ -299,6 +301,9 @@ def test_explored_steps_log_the_probability_of_what_was_done(make):
     rows = world.rows("source, propensity, code")
     assert {row[:2] for row in rows} == {("slm", 0.75), ("teacher", 0.25)}
     assert 2 <= sum(arm == "teacher" for arm, _, _ in rows) <= 20
+    # `r2v advise` reads from the ledger how likely each step was to be escalated.
+    (steps, *_) = zip(*(episode.steps for episode in log_format("ledger").read(world.ledger)), strict=True)
+    assert len(steps) == 40 and {escalation_propensity(step) for step in steps} == {0.25}
 
 
 def test_teacher_steps_can_be_held_together(make):

@@ -54,6 +54,7 @@ from r2v.routers import load_router
 from r2v.routers.base import FittedWith
 from r2v.routers.benefit import Benefit
 from r2v.routers.r2v import R2V
+from r2v.routers.random import Random
 from r2v.routers.restart import Renewal, Restart
 from r2v.runtime.settings import load, validated
 from r2v.runtime.store import sha256
@@ -231,6 +232,8 @@ def test_who_may_answer_comes_before_what_the_router_wants():
     none_left = Memory(calls_left=0)
     assert decided(0.9, none_left, explore=0.5, seed=1)[1:] == ("budget_exhausted", 1.0)
     assert decided(0.4, none_left) == ("continue", "risk_below", 1.0)
+    # Whatever is drawn the SLM goes on: that was certain.
+    assert {decided(0.4, none_left, explore=0.5, seed=seed)[::2] for seed in range(40)} == {("continue", 1.0)}
     assert decided(0.4, none_left, clear=(0.0, 0.5))[:2] == ("retry", "retry")  # drawing again calls no teacher
     assert decided(0.9, Memory(calls_left=1)) == ("escalate", "risk_above", 1.0)
     assert decided(0.4, parts={"forced": "teacher"}) == ("escalate", "forced", 1.0)
@@ -269,6 +272,22 @@ def test_explored_steps_are_those_drawn_and_every_propensity_is_exact(score, wan
         assert propensity == pytest.approx(0.8 if route == wanted else 0.2)
         if code == "explore":
             assert (route == "escalate") == (derive_uniform(seed, "explore") < 0.5)
+
+
+def test_the_propensity_counts_what_the_router_itself_draws():
+    router = GatewayRouter(Random(threshold=0.3), RouteSettings(explore=0.2))
+    context, features = Context("goal", ("seen",), (), 50), Features((), ())
+    decisions = [router.decide(context, features, Memory(), seed=seed) for seed in range(400)]
+    for decision in decisions:
+        # A tenth of the steps are escalated because they were explored, and 0.3 of the other eight tenths.
+        assert decision.propensity == pytest.approx(0.34 if decision.route == "escalate" else 0.66)
+    assert np.mean([decision.route == "escalate" for decision in decisions]) == pytest.approx(0.34, abs=0.08)
+    # The teacher keeps the step whatever the router draws.
+    held = replace(router, route=RouteSettings(hold_steps=2))
+    kept = Memory(decisions=(Decision("escalate", "random", None, None, 0.3, 0.3, (), ""),))
+    found = {held.decide(context, features, kept, seed=seed).code: held.decide(context, features, kept, seed=seed)
+             for seed in range(40)}  # fmt: skip
+    assert (found["hold"].route, found["hold"].propensity) == ("escalate", 1.0)
 
 
 # -- the ledger ---------------------------------------------------------------------------------------------------

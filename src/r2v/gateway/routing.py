@@ -48,7 +48,8 @@ class GatewayRouter:
         decision = self._wanted(context, features, memory, seed)
         if memory.calls_left == 0 and decision.route not in ("continue", "retry"):
             return _instead(decision, "budget_exhausted")
-        return decision
+        # With no call left the SLM goes on whatever is drawn.
+        return replace(decision, propensity=1.0) if memory.calls_left == 0 else decision
 
     def _wanted(self, context: Context, features: Features, memory: Memory, seed: int) -> Decision:
         plain = self.router.decide(context, features, memory, seed=seed)
@@ -60,14 +61,14 @@ class GatewayRouter:
             return replace(plain, route="retry", code="retry", reason=reason)
         if plain.route == "retry":
             return plain
+        decision = kept = self._kept(plain, memory)
         if self.route.explore and derive_uniform(seed, "explore?") < self.route.explore:
             route = "escalate" if derive_uniform(seed, "explore") < 0.5 else "continue"
             decision = replace(plain, route=route, code="explore", reason="drawn at random")
-        else:
-            decision = self._kept(plain, memory)
-        # Half of the explored steps, and all others where it is what the router wants by itself.
-        same = (decision.route == "continue") == (self._kept(plain, memory).route == "continue")
-        return replace(decision, propensity=self.route.explore / 2 + (1 - self.route.explore) * same)
+        # Half of the explored steps; of all others as many as the router itself, which may draw, routes so.
+        same = (decision.route == "continue") == (kept.route == "continue")
+        own = kept.propensity if same else 1 - kept.propensity
+        return replace(decision, propensity=self.route.explore / 2 + (1 - self.route.explore) * own)
 
     def _unclear(self, plain: Decision, memory: Memory) -> bool:
         """Adaptive K: whether one candidate is not enough to decide on."""
@@ -82,10 +83,10 @@ class GatewayRouter:
             latest = memory.decisions[-self.route.hold_steps + 1 :] if self.route.hold_steps > 1 else ()
             if any(d.route != "continue" and d.code != "hold" for d in latest):
                 reason = f"the teacher keeps {self.route.hold_steps} steps"
-                return replace(plain, route="escalate", code="hold", reason=reason)
+                return replace(plain, route="escalate", code="hold", reason=reason, propensity=1.0)
             if memory.decisions and _came_too_early(memory.decisions[-1]):
                 reason = "the step before was streamed before anything was known of it, and would have been escalated"
-                return replace(plain, route="escalate", code="risk_above", reason=reason)
+                return replace(plain, route="escalate", code="risk_above", reason=reason, propensity=1.0)
             return plain
         extra = self.route.switch_usd / self.route.failure_usd if self.cold else 0.0
         if (

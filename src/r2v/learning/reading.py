@@ -143,15 +143,22 @@ def logit(reader: Reader, rows: ReadRows, use_N: Bools) -> Floats:
 def cross_fitted(rows: ReadRows, y_N: Floats, fold_N: NDArray[np.int64], *, seed: int) -> tuple[Floats, Floats]:
     """P(y = 1) of each row by a reader that saw no row of its fold; the share of y = 1 where the others are all alike.
 
+    Args:
+        rows: of all folds.
+        y_N: 1, 0, or NaN where it is not known: such a row is scored, and no reader is fitted on it.
+        fold_N: of each row.
+        seed: of the fits.
+
     Returns:
         (p_N, floored_N): without and with the reader's floor.
     """
     p_N, floored_N = np.zeros(len(rows)), np.zeros(len(rows))
     for fold in np.unique(fold_N):
         held = fold_N == fold
-        p_N[held] = floored_N[held] = y_N[~held].mean()
-        if 0 < y_N[~held].mean() < 1:
-            reader = fit_reader(rows, y_N, ~held, seed=seed)
+        use_N = ~held & ~np.isnan(y_N)
+        p_N[held] = floored_N[held] = y_N[use_N].mean()
+        if 0 < y_N[use_N].mean() < 1:
+            reader = fit_reader(rows, y_N, use_N, seed=seed)
             p_N[held] = probability(reader, rows, held)
             floored_N[held] = probability(replace(reader, floored=True), rows, held)
     return p_N, floored_N

@@ -9,10 +9,31 @@ from string import Template
 from typing import Any
 
 Facts = Mapping[str, Any]
-WORTH = {
-    "paired": "sessions that the stronger model solves and the SLM does not",
-    "alike": "steps where the teacher differs",
+UNITS = {"paired": "sessions", "explored": "steps", "alike": "steps", "outcomes": "sessions"}
+"""What is escalated as a whole, by the kind of evidence (`r2v.studies.evidence`)."""
+FOUND = {
+    "paired": "catches more sessions that the stronger model solves and the SLM does not",
+    "explored": "adds more success",
+    "alike": "catches more steps where the teacher differs",
 }
+"""What a router does better than random escalation."""
+FAILURES = [("failures caught", "failures_caught"), ("false alarms", "false_alarms")]
+COLUMNS = {
+    "paired": [
+        *FAILURES, ("solved", "success"), ("solved, random", "random_success"), ("left at risk", "at_risk"),
+        ("cost saved", "usd_saved_share"),
+    ],
+    "explored": [
+        ("success that escalating one adds", "benefit_of_escalated"), ("one that is kept", "at_risk"),
+        ("cost saved", "usd_saved_share"),
+    ],
+    "alike": [
+        ("differing steps caught", "failures_caught"), ("false alarms", "false_alarms"), ("left at risk", "at_risk"),
+        ("cost saved", "usd_saved_share"),
+    ],
+    "outcomes": FAILURES,
+}  # fmt: skip
+"""(title, key) of what the table of thresholds shows beside the share and the threshold."""
 
 
 def paragraph(facts: Facts) -> str:
@@ -25,15 +46,7 @@ def table(facts: Facts) -> list[list[str]]:
     """The threshold table with its header: one line a share."""
     if not facts.get("table"):
         return []
-    paired, alike = facts["evidence"] == "paired", facts["evidence"] == "alike"
-    unit = "steps" if alike else "sessions"
-    columns = [
-        (f"{unit} escalated", "share", True), ("score from", "threshold", True),
-        ("differing steps caught" if alike else "failures caught", "failures_caught", True),
-        ("false alarms", "false_alarms", True), ("solved", "success", paired), ("solved, random", "random_success", paired),
-        ("left at risk", "at_risk", paired or alike), ("cost saved", "usd_saved_share", paired or alike),
-    ]  # fmt: skip
-    shown = [(title, key) for title, key, wanted in columns if wanted]
+    shown = [(f"{UNITS[facts['evidence']]} escalated", "share"), ("score from", "threshold"), *COLUMNS[facts["evidence"]]]
     lines = [
         [f"{line[key]:.3f}" if key == "threshold" else _percent(line[key]) for _, key in shown] for line in facts["table"]
     ]
@@ -63,6 +76,14 @@ def page(facts: Facts, *, title: str) -> str:
 
 
 def _situation(f: Facts) -> str:
+    if f["evidence"] == "explored":
+        certain = f["steps_not_explored"]
+        left_out = f" ({certain} others, whose route was certain, are left out)" if certain else ""
+        return (
+            f"{f['steps_used']} steps of {f['episodes_used']} sessions could have gone either way{left_out}: escalating one "
+            f"changes the success of its session by {_points(f['benefit'])} points ({_interval(f['benefit_ci95'])}), on "
+            "average."
+        )
     if f["evidence"] == "alike":
         low, high = f["alike_share_ci95"]
         return (
@@ -87,7 +108,7 @@ def _situation(f: Facts) -> str:
 def _result(f: Facts) -> list[str]:
     if f["verdict"] == "not_enough":
         return [f"That does not show yet what routing would bring: {f['why']}."]
-    unit = "steps" if f["evidence"] == "alike" else "sessions"
+    unit = UNITS[f["evidence"]]
     low, high = (f"{100 * end:+.1f}" for end in f["gain_ci95"])
     gain = f"{100 * f['gain_over_random']:+.1f} points ({low} to {high}) on tasks left out"
     if f["verdict"] == "no_route":
@@ -97,20 +118,30 @@ def _result(f: Facts) -> list[str]:
             f"No router beats random escalation on these logs yet: {gain} at {f['share_escalated']:.0%} of the {unit}.",
             f"Some {more} more sessions would show {shown}.",
         ]
-    caught = f"catches more {WORTH[f['evidence']]} than random escalation of as many"
-    found = [f"Escalating {f['share_escalated']:.0%} of the {unit} by what they say {caught}: {gain}."]
+    found = [
+        f"Escalating {f['share_escalated']:.0%} of the {unit} by what they say {FOUND[f['evidence']]} than random "
+        f"escalation of as many: {gain}."
+    ]
     if f["evidence"] == "paired":
         success = f["nulls"]["success"]
         found.append(f"{success['router']:.0%} would be solved; with random escalation {success['random']:.0%}.")
     if f["usd_saved_share"] is not None:
         found.append(_saved(f))
     if f["at_risk"] is not None:
-        if f["evidence"] == "alike":
-            kept = "of the sessions keep a step that the teacher would have done otherwise"
-            found.append(f"{f['at_risk']:.1%} {kept}: so many tasks are put at risk at most.")
-        else:
-            found.append(f"{f['at_risk']:.1%} of the sessions stay unsolved that the stronger model solves.")
+        found.append(_at_risk(f))
     return found
+
+
+def _at_risk(f: Facts) -> str:
+    if f["evidence"] == "paired":
+        return f"{f['at_risk']:.1%} of the sessions stay unsolved that the stronger model solves."
+    if f["evidence"] == "alike":
+        kept = "of the sessions keep a step that the teacher would have done otherwise"
+        return f"{f['at_risk']:.1%} {kept}: so many tasks are put at risk at most."
+    return (
+        f"A step that it escalates gains {_points(f['benefit_of_escalated'])} points, one that it keeps would gain "
+        f"{_points(f['at_risk'])}."
+    )
 
 
 def _saved(f: Facts) -> str:
@@ -222,6 +253,11 @@ def _unknown(f: Facts) -> str:
             "A session that is handed over counts with what the stronger model did from the start. Taking over midway "
             "may be worse, if the SLM has done damage, or better. A canary shows it."
         )
+    if f["evidence"] == "explored":
+        return (
+            "A step is worth what escalating it alone adds, the other steps going as they went in these logs: what several "
+            "escalations add together, and what another router leads to, is not in them. A canary shows it."
+        )
     if f["evidence"] == "alike":
         return (
             "Where both differ the small model may be right too: the share at risk is an upper bound. What happens after a "
@@ -234,7 +270,10 @@ def _unknown(f: Facts) -> str:
             f"{success['router, at least']:.0%} (the teacher solves nothing of what it gets) and "
             f"{success['router, at most']:.0%} (it solves all of it) would be solved."
         )
-    return "Whether a router would help needs outcomes, or answers of the teacher beside drafts of the small model."
+    return (
+        "Whether a router would help needs answers of the teacher beside drafts of the small model, or outcomes of sessions "
+        "in which some steps drew their route at random (route.explore)."
+    )
 
 
 def _chart(f: Facts) -> str:

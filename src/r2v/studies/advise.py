@@ -7,7 +7,7 @@ over it), a decision at the first step alone, either model alone, and another ru
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,9 +16,7 @@ import numpy as np
 
 from r2v.core.groups import Groups, folds, groups
 from r2v.core.types import Episode
-from r2v.evaluation.curves import interval, resample_BT
 from r2v.evaluation.gain import (
-    RESAMPLES,
     SHARES,
     Gain,
     Point,
@@ -36,7 +34,16 @@ from r2v.maths import Bools, Floats
 from r2v.routers.base import FittedWith
 from r2v.routers.reading import Reading
 from r2v.studies.costs import Costs, tokens_of
-from r2v.studies.evidence import AT_FIRST, LEAST_EACH, LEAST_GROUPS, LEAST_LABELS, Evidence, evidence_of
+from r2v.studies.evidence import (
+    AT_FIRST,
+    LEAST_EACH,
+    LEAST_EXPLORED,
+    LEAST_GROUPS,
+    LEAST_LABELS,
+    Evidence,
+    evidence_of,
+    explored_steps,
+)
 from r2v.verifiers.tool_calls import FAILED
 
 FOLDS = 5
@@ -81,19 +88,16 @@ def advise(
     facts = {"seed": seed, "distrust_results": distrust_results, **_counts(episodes, found), **_MISSING}
     evidence = evidence_of(episodes, found, slms=slms, teacher=teacher, seed=seed)
     if evidence is None:
-        return Advice({**facts, **_not_enough(episodes, found)}, None, {}, None)
+        return Advice({**facts, **_not_enough(episodes, found, facts["explored"])}, None, {}, None)
     fold_N = folds(evidence.rows.group_N, FOLDS, seed)
     plain, floored = evidence.probabilities(fold_N, seed)
     p = floored if distrust_results else plain
     units = evidence.units(p, fold_N)
     shares = SHARES if share is None else (share,)
-    kinds = evidence.kinds()
-    escalated_U, points = escalated(units, shares, kinds)
+    escalated_U, points = escalated(units, shares, evidence.score_kinds)
     gain = gain_of(escalated_U, units, seed)
-    again = (
-        _split_again(evidence, shares, distrust_results, seed) if gain.beats_random and evidence.kind != "outcomes" else None
-    )
-    point = chosen(units, np.ones(len(units), dtype=bool), shares, kinds)
+    again = _split_again(evidence, shares, distrust_results, seed) if gain.beats_random and evidence.knows_teacher else None
+    point = chosen(units, np.ones(len(units), dtype=bool), shares, evidence.score_kinds)
     facts |= {
         "evidence": evidence.kind, "slms": list(evidence.slms), "teacher": evidence.teacher,
         "episodes_used": len(evidence.episodes), "episodes_not_drawn": evidence.left_out, "steps_used": len(evidence.rows),
@@ -102,9 +106,10 @@ def advise(
         "points_of_folds": [f"{p.kind} at {p.share:.0%}" for p in points],
         "nulls": _nulls(evidence, units, escalated_U, seed), "by_model": _by_model(evidence, units, escalated_U),
         "table": [_line(evidence, units, point.kind, s, costs) for s in SHARES],
-        **_area(evidence, plain, seed), **_money(evidence, units, escalated_U, costs, seed),
+        **_area(evidence, plain, seed), "at_risk": evidence.at_risk(units, ~escalated_U),
+        **costs.money(evidence, escalated_U, seed), **evidence.facts(units, escalated_U, seed),
     }  # fmt: skip
-    return Advice(facts | _verdict(evidence, gain, again), evidence, p, point)
+    return Advice(facts | _verdict(evidence, gain, again, facts["explored"]), evidence, p, point)
 
 
 def _split_again(evidence: Evidence, shares: Sequence[float], distrust_results: bool, seed: int) -> Gain:
@@ -112,7 +117,7 @@ def _split_again(evidence: Evidence, shares: Sequence[float], distrust_results: 
     fold_N = folds(evidence.rows.group_N, FOLDS, seed + 1)
     plain, floored = evidence.probabilities(fold_N, seed + 1)
     units = evidence.units(floored if distrust_results else plain, fold_N)
-    return gain_of(escalated(units, shares, evidence.kinds())[0], units, seed)
+    return gain_of(escalated(units, shares, evidence.score_kinds)[0], units, seed)
 
 
 _MISSING: dict[str, Any] = dict.fromkeys(
@@ -129,14 +134,14 @@ def router_of(advice: Advice, fitted_with: FittedWith, *, seed: int = 0) -> Read
     evidence, point = advice.evidence, advice.point
     if evidence is None or point is None:
         raise ValueError("these logs hold nothing to fit a router on")
-    every = np.ones(len(evidence.rows), dtype=bool)
     served = evidence.slms[0] if len(evidence.slms) == 1 else None
     floored = advice.facts["distrust_results"]
-    readers = {
-        name: replace(calibrated(fit_reader(evidence.rows, y_N, every, seed=seed), p_N, y_N), agent=served, floored=floored)
-        for name, y_N in evidence.labels.items()
-        for p_N in [advice.probabilities[name]]
-    }
+    readers = {}
+    for name, y_N in evidence.labels.items():
+        known_N = ~np.isnan(y_N)
+        reader = fit_reader(evidence.rows, y_N, known_N, seed=seed)
+        reader = calibrated(reader, advice.probabilities[name][known_N], y_N[known_N])
+        readers[name] = replace(reader, agent=served, floored=floored)
     units = evidence.units(advice.probabilities, np.zeros(len(evidence.rows), dtype=np.int64))
     kept = (
         "verdict", "evidence", "episodes_used", "groups_used", "teacher", "gain_over_random", "gain_ci95",
@@ -145,9 +150,9 @@ def router_of(advice: Advice, fitted_with: FittedWith, *, seed: int = 0) -> Read
     kind: Any = point.kind
     return Reading(
         threshold=threshold(units.scores[kind], point.share), estimates=kind,
-        reader=readers["differs" if kind == "disagreement" else "risk"],
+        reader=readers[evidence.reader],
         teacher=readers.get("teacher_risk") if kind == "benefit" else None,
-        hands_over=evidence.kind == "paired", fitted_with=fitted_with,
+        hands_over=evidence.hands_over, fitted_with=fitted_with,
         facts={key: advice.facts[key] for key in kept},
     )  # fmt: skip
 
@@ -161,10 +166,13 @@ def _counts(episodes: Sequence[Episode], found: Groups) -> dict[str, Any]:
             "sessions": len(mine), "with_outcome": len(known), "solved": float(np.mean(known)) if known else None,
             "steps": sum(len(e.steps) for e in mine),
         }  # fmt: skip
+    ended = [e for e in episodes if e.success is not None]
+    routes = Counter(e.steps[t].choice.source for e in ended for t in explored_steps(e))
     return {
         "sessions": len(episodes), "steps": sum(len(e.steps) for e in episodes),
-        "with_outcome": sum(e.success is not None for e in episodes),
+        "with_outcome": len(ended),
         "helped": sum(any(s.choice.source != "slm" for s in e.steps) for e in episodes),
+        "explored": {"escalated": routes["teacher"], "continued": routes["slm"]},
         **found.facts(), "models": models, "happened": _happened(episodes),
     }  # fmt: skip
 
@@ -185,7 +193,7 @@ def _happened(episodes: Sequence[Episode]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _not_enough(episodes: Sequence[Episode], found: Groups) -> dict[str, Any]:
+def _not_enough(episodes: Sequence[Episode], found: Groups, explored: Mapping[str, int]) -> dict[str, Any]:
     """What is missing, in the words of what to do about it."""
     outcomes = [e.success for e in episodes if e.success is not None]
     missing = []
@@ -197,24 +205,36 @@ def _not_enough(episodes: Sequence[Episode], found: Groups) -> dict[str, Any]:
             f"{len(outcomes)} outcomes, the rarer one {each} times of at least {LEAST_EACH} (verdicts, POST /v1/outcomes, "
             f"--outcomes), or {LEAST_LABELS} steps that the teacher answered beside a draft (mode observe)"
         )
+    if any(explored.values()):
+        missing.append(f"to measure what escalating a step adds: {_exploration(explored)}")
     rare = max(each / max(1, len(episodes)), 0.02)
     needed = max(LEAST_GROUPS, int(np.ceil(LEAST_EACH / rare)))
     return {"verdict": "not_enough", "why": "; ".join(missing), "sessions_needed": max(0, needed - len(episodes)) or needed}
 
 
+def _exploration(explored: Mapping[str, int]) -> str:
+    return (
+        f"set route.explore until {LEAST_EXPLORED} steps of each route were drawn at random "
+        f"(now {explored['escalated']} escalated, {explored['continued']} not)"
+    )
+
+
 def _gains(evidence: Evidence, gain: Gain) -> dict[str, Any]:
     names = ("gain_over_random", "gain_ci95", "gain_ci99")
-    if evidence.kind == "outcomes":  # what is found are failing sessions; nobody knows what a teacher would make of them
+    if not evidence.knows_teacher:  # what is found are failing sessions; nobody knows what a teacher would make of them
         return {**dict.fromkeys(names), "failures_found_over_random": gain.gain, "failures_found_ci95": list(gain.ci95)}
     return dict(zip(names, (gain.gain, list(gain.ci95), list(gain.ci99)), strict=True))
 
 
-def _verdict(evidence: Evidence, gain: Gain, again: Gain | None) -> dict[str, Any]:
+def _verdict(evidence: Evidence, gain: Gain, again: Gain | None, explored: Mapping[str, int]) -> dict[str, Any]:
     per_group = len(evidence.episodes) / gain.groups
     more = max(0, int(np.ceil((gain.groups_needed - gain.groups) * per_group)))
-    if evidence.kind == "outcomes":
+    if not evidence.knows_teacher:
         # A risk finds failing sessions; whether anybody else would solve them is not in such logs.
-        why = "only one model's outcomes are known: let the teacher answer some of these tasks (mode observe), or log both"
+        why = (
+            "only one model's outcomes are known: let the teacher answer some of these tasks (mode observe), log both, or "
+            + _exploration(explored)
+        )
         return {"verdict": "not_enough", "why": why, "sessions_needed": LEAST_LABELS}
     second = {} if again is None else {"gain_other_folds": again.gain, "gain_other_folds_ci99": list(again.ci99)}
     if again is not None and again.beats_random:
@@ -234,49 +254,13 @@ def _nulls(evidence: Evidence, units: Units, escalated_U: Bools, seed: int) -> d
         "step 0 only": _brief(gain_of(at_first, units, seed)),
         "gain_over_step_0": {"gain": paired.gain, "ci95": list(paired.ci95)},
     }
-    if evidence.kind == "alike":
-        return found
-    success = evidence.alone_E + escalated_U * units.worth_U
-    found["success"] = {"router": float(success.mean()), "slm alone": float(evidence.alone_E.mean())}
-    if evidence.kind == "paired":
-        found["success"] |= {
-            "random": _at_random(evidence, units, escalated_U),
-            "step 0 only": float((evidence.alone_E + at_first * units.worth_U).mean()),
-            "teacher alone": float(evidence.handed_E.mean()),
-            "slm again": _again(evidence, escalated_U),
-        }
-    else:  # a teacher that solves nothing of what is escalated, and one that solves all of it
-        found["success"] = {"slm alone": float(evidence.alone_E.mean()),
-                            "router, at least": float((evidence.alone_E * ~escalated_U).mean()),
-                            "router, at most": float(success.mean())}  # fmt: skip
+    if success := evidence.success(units, escalated_U, at_first):
+        found["success"] = success
     return found
-
-
-def _at_random(evidence: Evidence, units: Units, escalated_U: Bools) -> float:
-    """Success if as many sessions of each model were handed over at random."""
-    rate_M = np.bincount(units.model_U, escalated_U) / np.maximum(1, np.bincount(units.model_U))
-    return float((evidence.alone_E + rate_M[units.model_U] * units.worth_U).mean())
 
 
 def _brief(gain: Gain) -> dict[str, Any]:
     return {"share": gain.share, "gain": gain.gain, "ci95": list(gain.ci95)}
-
-
-def _again(evidence: Evidence, escalated_U: Bools) -> float | None:
-    """Success if the SLM started anew in place of the stronger model, from its other runs of a task; None without any."""
-    runs: dict[Any, list[float]] = defaultdict(list)
-    cells = [(e.agent, e.task.id, e.perturbation) for e in evidence.episodes]
-    for cell, alone in zip(cells, evidence.alone_E, strict=True):
-        runs[cell].append(float(alone))
-    known = [len(runs[cell]) > 1 for cell in cells]
-    if np.mean(known) < 0.5:
-        return None
-    total = [
-        (sum(runs[c]) - a) / (len(runs[c]) - 1) if asked else a
-        for c, a, asked, ok in zip(cells, evidence.alone_E, escalated_U, known, strict=True)
-        if ok
-    ]
-    return float(np.mean(total))
 
 
 def _by_model(evidence: Evidence, units: Units, escalated_U: Bools) -> dict[str, Any]:
@@ -295,52 +279,19 @@ def _line(evidence: Evidence, units: Units, kind: str, share: float, costs: Cost
     """One line of the table of thresholds: what escalating this share would catch, and what it would save."""
     score_U = units.scores[kind]
     asked = score_U >= threshold(score_U, share)
-    bad = units.worth_U > 0.5 if evidence.kind == "alike" else evidence.alone_E < 0.5
-    helpful = units.worth_U > 0
-    success: dict[str, float] = {}
-    if evidence.kind == "paired":
-        success = {"success": float((evidence.alone_E + asked * units.worth_U).mean()),
-                   "random_success": _at_random(evidence, units, asked)}  # fmt: skip
     return {
-        "share": float(asked.mean()), "threshold": threshold(score_U, share),
-        "failures_caught": float(asked[bad].mean()) if bad.any() else None,
-        "false_alarms": float(asked[~bad].mean()) if (~bad).any() else None,
-        "at_risk": _at_risk(evidence, units, ~asked),
-        "helpful_of_escalated": float(helpful[asked].mean()) if evidence.kind != "outcomes" and asked.any() else None,
-        "usd_saved_share": costs.saved_share(evidence, asked), **success,
+        "share": float(asked.mean()), "threshold": threshold(score_U, share), **evidence.caught(units, asked),
+        "at_risk": evidence.at_risk(units, ~asked), "usd_saved_share": costs.saved_share(evidence, asked),
     }  # fmt: skip
 
 
-def _at_risk(evidence: Evidence, units: Units, kept_U: Bools) -> float | None:
-    """Share of sessions that the teacher would have ended better, and that the SLM keeps; of `alike` those with a step that
-    differs, at most; None where no teacher is known.
-    """
-    if evidence.kind == "outcomes":
-        return None
-    lost = kept_U & (units.worth_U > 0)
-    if evidence.kind == "paired":
-        return float((lost * units.worth_U).mean())
-    return len(np.unique(evidence.rows.episode_N[lost])) / len(np.unique(evidence.rows.episode_N))
-
-
 def _area(evidence: Evidence, p: Mapping[str, Floats], seed: int) -> dict[str, Any]:
-    name = "differs" if evidence.kind == "alike" else "risk"
-    rows = evidence.rows
-    arguments = (p[name], evidence.labels[name], rows.t_N, rows.group_N)
+    rows, y_N = evidence.rows, evidence.labels[evidence.reader]
+    known_N = ~np.isnan(y_N)
+    arguments = p[evidence.reader][known_N], y_N[known_N], rows.t_N[known_N], rows.group_N[known_N]
     area, area_ci95 = auroc_equal_step(*arguments, seed=seed)
-    within, within_ci95 = auroc_equal_step(*arguments, seed=seed, within_N=rows.agent_N)
+    within, within_ci95 = auroc_equal_step(*arguments, seed=seed, within_N=rows.agent_N[known_N])
     return {
         "auroc_equal_step": area, "auroc_equal_step_ci95": area_ci95,
         "auroc_equal_step_within_model": within, "auroc_equal_step_within_model_ci95": within_ci95,
     }  # fmt: skip
-
-
-def _money(evidence: Evidence, units: Units, escalated_U: Bools, costs: Costs, seed: int) -> dict[str, Any]:
-    at_risk = _at_risk(evidence, units, ~escalated_U)
-    found = {"at_risk": at_risk, **costs.money(evidence, escalated_U, seed)}
-    if evidence.kind == "alike":
-        group_U = np.unique(units.group_U, return_inverse=True)[1]
-        weight_BG = resample_BT(int(group_U.max()) + 1, RESAMPLES, seed)
-        alike_B = (weight_BG @ np.bincount(group_U, 1 - units.worth_U)) / (weight_BG @ np.bincount(group_U))
-        found |= {"alike_share": float(alike_B[0]), "alike_share_ci95": interval(alike_B)}
-    return found

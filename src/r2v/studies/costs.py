@@ -79,11 +79,10 @@ class Costs:
                 total_B = (always_B - routed_B) * (len(np.unique(group_U)) / self.days)
                 facts |= {"days": self.days, "usd_a_day_teacher_alone": float(always_U.sum() / self.days),
                           "usd_a_day_saved": float(total_B[0]), "usd_a_day_saved_ci95": interval(total_B)}  # fmt: skip
-        if evidence.kind == "paired":
-            solved = evidence.alone_E + escalated_U * evidence.worth_U
+        if (solved := evidence.solved(escalated_U)) is not None:
             facts["cost_per_solved"] = {
-                "unit": "usd" if priced else "the stronger model's tokens", "router": _each(routed_U, solved),
-                "teacher alone": _each(always_U, evidence.handed_E),
+                "unit": "usd" if priced else "the stronger model's tokens", "router": _each(routed_U, solved[0]),
+                "teacher alone": _each(always_U, solved[1]),
             }  # fmt: skip
         return facts
 
@@ -96,7 +95,7 @@ class Costs:
 
     def _of(self, evidence: Evidence, escalated_U: Bools) -> tuple[bool, Floats | None, Floats | None]:
         """(are these USD, cost of each unit by the stronger model alone, and as routed); None where no teacher is known."""
-        if evidence.kind == "outcomes":
+        if not evidence.knows_teacher:
             return False, None, None
         teacher = self.prices.get(evidence.teacher or "", self.prices.get("teacher"))
         known = [self.prices.get(name, self.prices.get("slm")) for name in evidence.slms]
@@ -106,7 +105,7 @@ class Costs:
         if priced:
             prices = [_rates(price) for price in known if price is not None]
             slm_U = (evidence.slm_tokens_U2 * np.array(prices)[evidence.unit_models]).sum(axis=1)
-        elif evidence.kind == "alike" and not np.isnan(evidence.usd_U2).any():  # the ledger's own sums
+        elif len(evidence.usd_U2) and not np.isnan(evidence.usd_U2).any():  # the ledger's own sums
             priced, (slm_U, always_U) = True, evidence.usd_U2.T
         return priced, always_U, slm_U + escalated_U * always_U
 

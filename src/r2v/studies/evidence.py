@@ -1,17 +1,20 @@
 """What recorded episodes show about escalating: which steps may be learned from, and what an escalation was worth.
 
-Three kinds, the strongest first. *paired*: a weaker and a stronger model played the same tasks, so handing a session over
-is worth what the stronger one's own run solved more. *alike*: the teacher answered beside the SLM's draft, so escalating a
-step is worth something only where the two differ. *outcomes*: only the SLM played: what a teacher would add is not known.
+Four kinds, the strongest first. *paired*: a weaker and a stronger model played the same tasks, so handing a session over
+is worth what the stronger one's own run solved more. *explored*: some steps drew their route with a logged probability, so
+what escalating a step adds to the success of its session can be estimated; a measured benefit is stronger evidence than a
+difference. *alike*: the teacher answered beside the SLM's draft, so escalating a step is worth something only where the two
+differ. *outcomes*: only the SLM played: what a teacher would add is not known.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,18 +22,24 @@ from numpy.typing import NDArray
 from r2v.core.agreement import alike
 from r2v.core.groups import Groups
 from r2v.core.types import Choice, Episode, ScoreKind, Step
-from r2v.evaluation.gain import Units
+from r2v.evaluation.curves import interval, resample_BT
+from r2v.evaluation.gain import RESAMPLES, Units
 from r2v.learning.reading import ReadRows, cross_fitted, read_rows, slm_action
-from r2v.maths import Floats
+from r2v.maths import Bools, Floats
+from r2v.maths.offpolicy import doubly_robust_N
 from r2v.studies.costs import CHARACTERS, tokens_of
 
-Kind = Literal["paired", "alike", "outcomes"]
+Kind = Literal["paired", "explored", "alike", "outcomes"]
 LEAST_GROUPS = 20
 """Groups of tasks that a comparison of two models takes; with fewer no interval says anything."""
 LEAST_LABELS = 100
 """Comparisons of drafts with answers."""
+LEAST_EXPLORED = 100
+"""Steps of each route that were drawn with a known probability."""
 LEAST_EACH = 20
 """Episodes of each outcome."""
+LEAST_PROPENSITY = 0.01
+"""Probability of either route below which a step is left out: it would weigh as much as a hundred others."""
 AT_FIRST = " at step 0"
 """After the kind of a score: as it was at the first step."""
 MOST_STEPS = 25_000
@@ -38,52 +47,99 @@ MOST_STEPS = 25_000
 
 
 @dataclass(frozen=True, eq=False)
-class Evidence:
+class Logs:
+    """Recorded episodes, and which models play which part."""
+
+    episodes: Sequence[Episode]
+    groups: Groups
+    slms: Sequence[str] = ()
+    """Models that count as the SLM; none: all but the teacher."""
+    teacher: str | None = None
+    """The stronger model, if it is named."""
+    seed: int = 0
+    """Of the draw where there are too many steps."""
+
+    def is_slm(self, episode: Episode) -> bool:
+        return not self.slms or episode.agent in self.slms
+
+    def suffice(self, mine: Sequence[int]) -> bool:
+        """Whether these episodes are of enough groups, and enough of them solved and failed."""
+        solved = sum(bool(self.episodes[i].success) for i in mine)
+        return self.of_enough_groups(mine) and min(solved, len(mine) - solved) >= LEAST_EACH
+
+    def of_enough_groups(self, mine: Sequence[int]) -> bool:
+        return len({self.groups.group_E[i] for i in mine}) >= LEAST_GROUPS
+
+    def drawn(self, steps: Mapping[int, Sequence[int]]) -> tuple[list[Episode], ReadRows, int]:
+        """Rows of at most `MOST_STEPS` steps, by whole episodes; the episodes of these; and how many were left out.
+
+        Args:
+            steps: of each episode to learn from, the numbers of its steps to read; at least one.
+        """
+        mine = sorted(steps)
+        drawn = sorted(mine[n] for n in drawn_within([len(steps[i]) for i in mine], MOST_STEPS, self.seed))
+        kept = [self.episodes[i] for i in drawn]
+        return kept, read_rows(kept, self.groups.group_E[drawn], [steps[i] for i in drawn]), len(mine) - len(drawn)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Evidence(ABC):
     """Rows of steps, the label of each for every reader, and how readers' probabilities score a unit."""
 
-    kind: Kind
+    kind: ClassVar[Kind]
+    score_kinds: ClassVar[tuple[ScoreKind, ...]]
+    """Kinds of scores that a router may have."""
+    reader: ClassVar[str] = "risk"
+    """The reader of `labels` that every router has."""
+    knows_teacher: ClassVar[bool] = True
+    """Whether it shows what a teacher adds."""
+    hands_over: ClassVar[bool] = False
+    """Whether what was measured is a teacher that keeps the session."""
+
     episodes: list[Episode]
-    """Those that are learned from: the SLM's, or of `alike` those with drafts."""
+    """Those that are learned from."""
     rows: ReadRows
     labels: Mapping[str, Floats]
-    """Of each reader (`risk`: the SLM fails; `teacher_risk`: the stronger model fails; `differs`): 1 or 0 a row."""
-    worth_U: Floats
-    """Of each unit: an episode, or of `alike` a row."""
+    """Of each reader (`risk`: the SLM fails; `teacher_risk`: the stronger model fails; `differs`): 1 or 0 a row, NaN where
+    the row does not tell.
+    """
     teacher: str | None
     """The stronger model, where it is known by name."""
-    alone_E: Floats = field(default_factory=lambda: np.zeros(0))
-    """Success of the SLM alone in each episode; empty for `alike`."""
-    handed_E: Floats = field(default_factory=lambda: np.zeros(0))
-    """Success of the stronger model on the same task; empty where it is not known."""
     slm_tokens_U2: Floats = field(default_factory=lambda: np.zeros((0, 2)))
-    """[input, output] of each unit."""
+    """[input, output] of each unit; empty where no teacher is known."""
     teacher_tokens_U2: Floats = field(default_factory=lambda: np.zeros((0, 2)))
     usd_U2: Floats = field(default_factory=lambda: np.zeros((0, 2)))
-    """[SLM, teacher] of each unit as it was served; NaN where it is not known."""
+    """[SLM, teacher] of each unit as it was served; NaN where it is not known, empty where it is known of none."""
     left_out: int = 0
     """Episodes that were not drawn."""
+
+    @classmethod
+    @abstractmethod
+    def found(cls, logs: Logs) -> Evidence | None:
+        """What the logs hold of this kind; None where it is too little."""
 
     @property
     def slms(self) -> tuple[str, ...]:
         return self.rows.agents
 
     @property
+    @abstractmethod
+    def unit_rows(self) -> NDArray[np.int64]:
+        """Of each unit its first row."""
+
+    @property
     def unit_models(self) -> NDArray[np.int64]:
         """Of each unit, the number of its SLM in `slms`."""
-        return self.rows.agent_N if self.kind == "alike" else self.rows.agent_N[self._starts]
+        return self.rows.agent_N[self.unit_rows]
 
     @property
     def unit_groups(self) -> NDArray[np.int64]:
-        return self.rows.group_N if self.kind == "alike" else self.rows.group_N[self._starts]
+        return self.rows.group_N[self.unit_rows]
 
     @cached_property
     def _starts(self) -> NDArray[np.int64]:
         """Of each episode, its first row: the rows of an episode follow one another."""
         return np.unique(self.rows.episode_N, return_index=True)[1]
-
-    def kinds(self) -> tuple[ScoreKind, ...]:
-        """Kinds of scores that a router may have."""
-        return {"paired": ("benefit", "risk"), "alike": ("disagreement",), "outcomes": ("risk",)}[self.kind]  # type: ignore[return-value]
 
     def probabilities(self, fold_N: NDArray[np.int64], seed: int) -> tuple[dict[str, Floats], dict[str, Floats]]:
         """[N] of each reader without its floor, and with it, from models that saw no row of its fold."""
@@ -92,23 +148,327 @@ class Evidence:
 
     def units(self, p: Mapping[str, Floats], fold_N: NDArray[np.int64]) -> Units:
         """The units with the scores of these probabilities, and of the nulls that look at the first step alone."""
-        score_N = scores(self.kind, p)
-        at_start = {f"{kind}{AT_FIRST}": s_N[self._starts] for kind, s_N in score_N.items()}
-        if self.kind == "alike":
-            at_start = {kind: s_E[self.rows.episode_N] for kind, s_E in at_start.items()}
-            fold_U = fold_N
-        else:
-            score_N = {kind: np.maximum.reduceat(s_N, self._starts) for kind, s_N in score_N.items()}
-            fold_U = fold_N[self._starts]
-        return Units(self.worth_U, {**score_N, **at_start}, self.unit_models, self.unit_groups, fold_U)
+        score_N = self.scores(p)
+        start_U = self._starts[self.rows.episode_N[self.unit_rows]]
+        at_start = {f"{kind}{AT_FIRST}": s_N[start_U] for kind, s_N in score_N.items()}
+        score_U = {kind: self._of_units(s_N) for kind, s_N in score_N.items()}
+        return Units(self.worth(p), {**score_U, **at_start}, self.unit_models, self.unit_groups, fold_N[self.unit_rows])
+
+    @abstractmethod
+    def scores(self, p: Mapping[str, Floats]) -> dict[str, Floats]:
+        """The score of each kind that a router has at each step, from its readers' probabilities."""
+
+    @abstractmethod
+    def _of_units(self, score_N: Floats) -> Floats:
+        """The score of each unit from those of its rows."""
+
+    @abstractmethod
+    def worth(self, p: Mapping[str, Floats]) -> Floats:
+        """[U] What escalating each unit adds; `p` are probabilities of readers that saw no row of its fold."""
+
+    @abstractmethod
+    def caught(self, units: Units, asked_U: Bools) -> dict[str, float | None]:
+        """What escalating these units would catch, for a line of the table of thresholds."""
+
+    @abstractmethod
+    def at_risk(self, units: Units, kept_U: Bools) -> float | None:
+        """What is lost where the SLM keeps these units; None where no teacher is known."""
+
+    def success(self, units: Units, escalated_U: Bools, at_first_U: Bools) -> dict[str, float | None]:
+        """Share of sessions solved under the router, and under what needs none; empty where it is not known."""
+        return {}
+
+    def solved(self, escalated_U: Bools) -> tuple[Floats, Floats] | None:
+        """([U] success of each unit as routed, of the stronger model alone); None where it is not known."""
+        return None
+
+    def facts(self, units: Units, escalated_U: Bools, seed: int) -> dict[str, Any]:
+        """What only this kind can say."""
+        return {}
 
 
-def scores(kind: Kind, p: Mapping[str, Floats]) -> dict[str, Floats]:
-    """The score of each kind that a router has at each step, from its readers' probabilities."""
-    if kind == "alike":
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SessionEvidence(Evidence):
+    """A unit is a session, escalated as a whole: its score is the highest of its steps."""
+
+    alone_E: Floats
+    """Success of the SLM alone in each episode."""
+
+    @property
+    def unit_rows(self) -> NDArray[np.int64]:
+        return self._starts
+
+    @property
+    @abstractmethod
+    def worth_U(self) -> Floats:
+        """What escalating each session adds."""
+
+    def worth(self, p: Mapping[str, Floats]) -> Floats:
+        return self.worth_U
+
+    def _of_units(self, score_N: Floats) -> Floats:
+        return np.maximum.reduceat(score_N, self._starts)
+
+
+class StepEvidence(Evidence):
+    """A unit is a step."""
+
+    @property
+    def unit_rows(self) -> NDArray[np.int64]:
+        return np.arange(len(self.rows))
+
+    def _of_units(self, score_N: Floats) -> Floats:
+        return score_N
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Paired(SessionEvidence):
+    """A weaker and a stronger model played the same tasks."""
+
+    kind: ClassVar[Kind] = "paired"
+    score_kinds: ClassVar[tuple[ScoreKind, ...]] = ("benefit", "risk")
+    hands_over: ClassVar[bool] = True
+    handed_E: Floats
+    """Success of the stronger model on the same task."""
+
+    @classmethod
+    def found(cls, logs: Logs) -> Paired | None:
+        teacher = logs.teacher or strongest(logs.episodes)
+        solved: dict[tuple[str, str, int], list[float]] = defaultdict(list)
+        spent: dict[tuple[str, str, int], list[Floats]] = defaultdict(list)
+        for e in logs.episodes:
+            if e.agent == teacher and e.success is not None and all(s.choice.source == "slm" for s in e.steps):
+                solved[_cell(e)].append(float(e.success))
+                spent[_cell(e)].append(tokens_of(e))
+        mine = {
+            i: own_steps(e) for i, e in enumerate(logs.episodes)
+            if e.success is not None and e.agent != teacher and logs.is_slm(e) and _cell(e) in solved
+            and all(step.choice.source == "slm" for step in e.steps) and own_steps(e)
+        }  # fmt: skip
+        if not logs.suffice([*mine]):
+            return None
+        kept, rows, left_out = logs.drawn(mine)
+        handed_E = np.array([float(np.mean(solved[_cell(e)])) for e in kept])
+        alone_E = np.array([float(bool(e.success)) for e in kept])
+        labels = {"risk": (1 - alone_E)[rows.episode_N], "teacher_risk": (handed_E < 0.5)[rows.episode_N].astype(float)}
+        return cls(
+            episodes=kept, rows=rows, labels=labels, teacher=teacher, alone_E=alone_E, handed_E=handed_E,
+            slm_tokens_U2=np.array([tokens_of(e) for e in kept]),
+            teacher_tokens_U2=np.array([np.mean(spent[_cell(e)], axis=0) for e in kept]), left_out=left_out,
+        )  # fmt: skip
+
+    @property
+    def worth_U(self) -> Floats:
+        return self.handed_E - self.alone_E
+
+    def scores(self, p: Mapping[str, Floats]) -> dict[str, Floats]:
+        return {"benefit": p["risk"] - p["teacher_risk"], "risk": p["risk"]}
+
+    def caught(self, units: Units, asked_U: Bools) -> dict[str, float | None]:
+        return {
+            **_caught(asked_U, self.alone_E < 0.5), "helpful_of_escalated": _share(self.worth_U > 0, asked_U),
+            "success": float((self.alone_E + asked_U * self.worth_U).mean()),
+            "random_success": self._at_random(units, asked_U),
+        }  # fmt: skip
+
+    def at_risk(self, units: Units, kept_U: Bools) -> float | None:
+        """Share of sessions that the stronger model would have ended better, and that the SLM keeps."""
+        return float((kept_U * np.maximum(self.worth_U, 0)).mean())
+
+    def success(self, units: Units, escalated_U: Bools, at_first_U: Bools) -> dict[str, float | None]:
+        return {
+            "router": float((self.alone_E + escalated_U * self.worth_U).mean()), "slm alone": float(self.alone_E.mean()),
+            "random": self._at_random(units, escalated_U),
+            "step 0 only": float((self.alone_E + at_first_U * self.worth_U).mean()),
+            "teacher alone": float(self.handed_E.mean()), "slm again": self._again(escalated_U),
+        }  # fmt: skip
+
+    def solved(self, escalated_U: Bools) -> tuple[Floats, Floats] | None:
+        return self.alone_E + escalated_U * self.worth_U, self.handed_E
+
+    def _at_random(self, units: Units, escalated_U: Bools) -> float:
+        """Success if as many sessions of each model were handed over at random."""
+        rate_M = np.bincount(units.model_U, escalated_U) / np.maximum(1, np.bincount(units.model_U))
+        return float((self.alone_E + rate_M[units.model_U] * self.worth_U).mean())
+
+    def _again(self, escalated_U: Bools) -> float | None:
+        """Success if the SLM started anew in place of the stronger model, from its other runs; None without any."""
+        runs: dict[Any, list[float]] = defaultdict(list)
+        cells = [(e.agent, e.task.id, e.perturbation) for e in self.episodes]
+        for cell, alone in zip(cells, self.alone_E, strict=True):
+            runs[cell].append(float(alone))
+        known = [len(runs[cell]) > 1 for cell in cells]
+        if np.mean(known) < 0.5:
+            return None
+        total = [
+            (sum(runs[c]) - a) / (len(runs[c]) - 1) if asked else a
+            for c, a, asked, ok in zip(cells, self.alone_E, escalated_U, known, strict=True)
+            if ok
+        ]
+        return float(np.mean(total))
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Explored(StepEvidence):
+    """Steps of one deployment that drew their route with a logged probability, in sessions with outcomes.
+
+    The worth of a step is P(success | it is escalated) - P(success | it is not), all other steps going as the logged policy
+    takes them: doubly robust, so that neither a router that escalates hard tasks nor a wrong reader biases it.
+    """
+
+    kind: ClassVar[Kind] = "explored"
+    score_kinds: ClassVar[tuple[ScoreKind, ...]] = ("benefit", "risk")
+    escalated_N: Floats
+    """1 where the step was escalated, 0 where it was not."""
+    propensity_N: Floats
+    """Probability that it was escalated."""
+    solved_N: Floats
+    """Success of its session."""
+    not_explored: int
+    """Steps of sessions with outcomes whose route was certain, or nearly so."""
+
+    @classmethod
+    def found(cls, logs: Logs) -> Explored | None:
+        ended = {
+            i: e for i, e in enumerate(logs.episodes)
+            if e.success is not None and e.agent != logs.teacher and logs.is_slm(e)
+        }  # fmt: skip
+        mine = {i: explored for i, e in ended.items() if (explored := explored_steps(e))}
+        for route in ("slm", "teacher"):
+            of_route = [i for i, steps in mine.items() for t in steps if ended[i].steps[t].choice.source == route]
+            if len(of_route) < LEAST_EXPLORED or not logs.suffice([*set(of_route)]):
+                return None
+        kept, rows, left_out = logs.drawn(mine)
+        steps = [kept[e].steps[t] for e, t in zip(rows.episode_N, rows.t_N, strict=True)]
+        escalated_N = np.array([float(step.choice.source == "teacher") for step in steps])
+        solved_N = np.array([float(bool(episode.success)) for episode in kept])[rows.episode_N]
+        tokens_N2 = np.array([_tokens(step.choice) for step in steps])
+        labels = {
+            "risk": np.where(escalated_N == 0, 1 - solved_N, np.nan),
+            "teacher_risk": np.where(escalated_N == 1, 1 - solved_N, np.nan),
+        }
+        return cls(
+            episodes=kept, rows=rows, labels=labels, teacher="teacher", escalated_N=escalated_N,
+            propensity_N=np.array([escalation_propensity(step) for step in steps], dtype=float), solved_N=solved_N,
+            slm_tokens_U2=tokens_N2, teacher_tokens_U2=tokens_N2, left_out=left_out,
+            not_explored=sum(len(e.steps) for e in ended.values()) - sum(map(len, mine.values())),
+        )  # fmt: skip
+
+    def scores(self, p: Mapping[str, Floats]) -> dict[str, Floats]:
+        return {"benefit": p["risk"] - p["teacher_risk"], "risk": p["risk"]}
+
+    def worth(self, p: Mapping[str, Floats]) -> Floats:
+        return doubly_robust_N(
+            self.escalated_N, self.propensity_N, self.solved_N, np.ones(len(self.rows)), 1 - p["teacher_risk"], 1 - p["risk"]
+        )
+
+    def caught(self, units: Units, asked_U: Bools) -> dict[str, float | None]:
+        """The mean worth of the steps escalated; which of them were worth it nobody knows: no step was taken both ways."""
+        return {"benefit_of_escalated": _mean(units.worth_U[asked_U])}
+
+    def at_risk(self, units: Units, kept_U: Bools) -> float | None:
+        """Success that escalating a step that the SLM keeps would add, on average; below 0 where it would do harm."""
+        return _mean(units.worth_U[kept_U])
+
+    def facts(self, units: Units, escalated_U: Bools, seed: int) -> dict[str, Any]:
+        benefit, benefit_ci95 = _mean_over_groups(units.worth_U, units, seed)
+        return {
+            "benefit": benefit, "benefit_ci95": benefit_ci95, "benefit_of_escalated": _mean(units.worth_U[escalated_U]),
+            "steps_escalated_in_log": int(self.escalated_N.sum()), "steps_not_explored": self.not_explored,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Alike(StepEvidence):
+    """The teacher answered beside drafts of the SLM."""
+
+    kind: ClassVar[Kind] = "alike"
+    score_kinds: ClassVar[tuple[ScoreKind, ...]] = ("disagreement",)
+    reader: ClassVar[str] = "differs"
+
+    @classmethod
+    def found(cls, logs: Logs) -> Alike | None:
+        labelled = {
+            i: {t: d for t, s in enumerate(e.steps) if (d := differs(s)) is not None and s.choice.features is not None}
+            for i, e in enumerate(logs.episodes)
+        }
+        mine = {i: list(known) for i, known in labelled.items() if known}
+        values = [d for known in labelled.values() for d in known.values()]
+        if len(values) < LEAST_LABELS or not logs.of_enough_groups([*mine]) or len(set(values)) < 2:
+            return None
+        kept, rows, left_out = logs.drawn(mine)
+        steps = [kept[e].steps[t] for e, t in zip(rows.episode_N, rows.t_N, strict=True)]
+        differs_N = np.array([float(bool(differs(step))) for step in steps])
+        tokens_N2, usd_N2 = (np.array([of(step.choice) for step in steps], dtype=float) for of in (_tokens, _usd))
+        return cls(
+            episodes=kept, rows=rows, labels={"differs": differs_N}, teacher="teacher", slm_tokens_U2=tokens_N2,
+            teacher_tokens_U2=tokens_N2, usd_U2=usd_N2, left_out=left_out,
+        )  # fmt: skip
+
+    def scores(self, p: Mapping[str, Floats]) -> dict[str, Floats]:
         return {"disagreement": p["differs"]}
-    risk = {"risk": p["risk"]}
-    return {"benefit": p["risk"] - p["teacher_risk"], **risk} if kind == "paired" else risk
+
+    def worth(self, p: Mapping[str, Floats]) -> Floats:
+        return self.labels["differs"]
+
+    def caught(self, units: Units, asked_U: Bools) -> dict[str, float | None]:
+        differs_U = units.worth_U > 0.5
+        return {**_caught(asked_U, differs_U), "helpful_of_escalated": _share(differs_U, asked_U)}
+
+    def at_risk(self, units: Units, kept_U: Bools) -> float | None:
+        """Share of sessions with a step that differs and that the SLM keeps: so many are at risk at most."""
+        lost = kept_U & (units.worth_U > 0)
+        return len(np.unique(self.rows.episode_N[lost])) / len(np.unique(self.rows.episode_N))
+
+    def facts(self, units: Units, escalated_U: Bools, seed: int) -> dict[str, Any]:
+        alike_share, alike_share_ci95 = _mean_over_groups(1 - units.worth_U, units, seed)
+        return {"alike_share": alike_share, "alike_share_ci95": alike_share_ci95}
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Outcomes(SessionEvidence):
+    """Only the SLM played: a session that fails is worth escalating, if a teacher solves it."""
+
+    kind: ClassVar[Kind] = "outcomes"
+    score_kinds: ClassVar[tuple[ScoreKind, ...]] = ("risk",)
+    knows_teacher: ClassVar[bool] = False
+
+    @classmethod
+    def found(cls, logs: Logs) -> Outcomes | None:
+        mine = {
+            i: own_steps(e) for i, e in enumerate(logs.episodes)
+            if e.success is not None and logs.is_slm(e) and own_steps(e)
+        }  # fmt: skip
+        if not logs.suffice([*mine]):
+            return None
+        kept, rows, left_out = logs.drawn(mine)
+        alone_E = np.array([float(bool(e.success)) for e in kept])
+        labels = {"risk": (1 - alone_E)[rows.episode_N]}
+        return cls(episodes=kept, rows=rows, labels=labels, teacher=None, alone_E=alone_E, left_out=left_out)
+
+    @property
+    def worth_U(self) -> Floats:
+        return 1 - self.alone_E
+
+    def scores(self, p: Mapping[str, Floats]) -> dict[str, Floats]:
+        return {"risk": p["risk"]}
+
+    def caught(self, units: Units, asked_U: Bools) -> dict[str, float | None]:
+        return _caught(asked_U, self.alone_E < 0.5)
+
+    def at_risk(self, units: Units, kept_U: Bools) -> float | None:
+        return None
+
+    def success(self, units: Units, escalated_U: Bools, at_first_U: Bools) -> dict[str, float | None]:
+        """With a teacher that solves nothing of what is escalated, and with one that solves all of it."""
+        return {
+            "slm alone": float(self.alone_E.mean()), "router, at least": float((self.alone_E * ~escalated_U).mean()),
+            "router, at most": float((self.alone_E + escalated_U * self.worth_U).mean()),
+        }  # fmt: skip
+
+
+KINDS: tuple[type[Evidence], ...] = (Paired, Explored, Alike, Outcomes)
+"""The strongest first."""
 
 
 def evidence_of(
@@ -123,11 +483,8 @@ def evidence_of(
         teacher: the stronger model; None: of those that played at least half of the tasks the one that solved most.
         seed: of the draw where there are too many steps.
     """
-    return (
-        _paired(episodes, found, slms, teacher, seed)
-        or _alike(episodes, found, seed)
-        or _outcomes(episodes, found, slms, seed)
-    )
+    logs = Logs(episodes, found, slms, teacher, seed)
+    return next((evidence for kind in KINDS if (evidence := kind.found(logs)) is not None), None)
 
 
 def own_steps(episode: Episode) -> list[int]:
@@ -137,6 +494,25 @@ def own_steps(episode: Episode) -> list[int]:
         if step.choice.source != "slm":
             start = t + 1
     return [t for t in range(start, len(episode.steps)) if episode.steps[t].choice.features is not None]
+
+
+def explored_steps(episode: Episode) -> list[int]:
+    """Steps that drew their route with a known probability."""
+    return [t for t, step in enumerate(episode.steps) if escalation_propensity(step) is not None]
+
+
+def escalation_propensity(step: Step) -> float | None:
+    """P(the step is escalated) as it was logged; None where either route was certain or nearly so, where the SLM drafted
+    nothing, and where the row contradicts itself.
+    """
+    choice, decision = step.choice, step.choice.decision
+    if decision is None or choice.features is None or choice.source not in ("slm", "teacher"):
+        return None
+    if (choice.source == "slm") != (decision.route == "continue"):
+        return None
+    # Rounded, so that a step is left out or not whichever of its routes was drawn.
+    escalated = round(decision.propensity if choice.source == "teacher" else 1 - decision.propensity, 9)
+    return escalated if LEAST_PROPENSITY <= escalated <= 1 - LEAST_PROPENSITY else None
 
 
 def differs(step: Step) -> bool | None:
@@ -163,81 +539,6 @@ def strongest(episodes: Sequence[Episode]) -> str | None:
     return max((a for a in played if len(played[a]) >= enough), key=lambda a: (np.mean(solved[a]), len(played[a])))
 
 
-def _cell(episode: Episode) -> tuple[str, str, int]:
-    """What two models must share to be compared: the task, and what disturbed it."""
-    return episode.task.id, episode.perturbation, episode.seed
-
-
-def _paired(
-    episodes: Sequence[Episode], found: Groups, slms: Sequence[str], teacher: str | None, seed: int
-) -> Evidence | None:
-    teacher = teacher or strongest(episodes)
-    solved: dict[tuple[str, str, int], list[float]] = defaultdict(list)
-    spent: dict[tuple[str, str, int], list[Floats]] = defaultdict(list)
-    for e in episodes:
-        if e.agent == teacher and e.success is not None and all(s.choice.source == "slm" for s in e.steps):
-            solved[_cell(e)].append(float(e.success))
-            spent[_cell(e)].append(tokens_of(e))
-    mine = [
-        i for i, e in enumerate(episodes)
-        if e.success is not None and e.agent != teacher and (not slms or e.agent in slms) and _cell(e) in solved
-        and all(step.choice.source == "slm" for step in e.steps) and own_steps(e)
-    ]  # fmt: skip
-    if len({found.group_E[i] for i in mine}) < LEAST_GROUPS or not _both([episodes[i] for i in mine]):
-        return None
-    kept, rows, left_out = _drawn(episodes, found, mine, seed)
-    handed_E = np.array([float(np.mean(solved[_cell(e)])) for e in kept])
-    alone_E = np.array([float(bool(e.success)) for e in kept])
-    labels = {"risk": (1 - alone_E)[rows.episode_N], "teacher_risk": (handed_E < 0.5)[rows.episode_N].astype(float)}
-    own_E2 = np.array([tokens_of(e) for e in kept])
-    teacher_E2 = np.array([np.mean(spent[_cell(e)], axis=0) for e in kept])
-    return Evidence(
-        "paired", kept, rows, labels, handed_E - alone_E, teacher, alone_E, handed_E, own_E2, teacher_E2, left_out=left_out
-    )
-
-
-def _alike(episodes: Sequence[Episode], found: Groups, seed: int) -> Evidence | None:
-    labelled = {i: {t: d for t, s in enumerate(e.steps) if (d := differs(s)) is not None and s.choice.features is not None}
-                for i, e in enumerate(episodes)}  # fmt: skip
-    mine = [i for i, known in labelled.items() if known]
-    values = [d for known in labelled.values() for d in known.values()]
-    if len(values) < LEAST_LABELS or len({found.group_E[i] for i in mine}) < LEAST_GROUPS or len(set(values)) < 2:
-        return None
-    kept, rows, left_out = _drawn(episodes, found, mine, seed, {i: list(known) for i, known in labelled.items()})
-    differs_N = np.array([float(bool(differs(kept[e].steps[t]))) for e, t in zip(rows.episode_N, rows.t_N, strict=True)])
-    choices = [kept[e].steps[t].choice for e, t in zip(rows.episode_N, rows.t_N, strict=True)]
-    tokens_N2, usd_N2 = (np.array([of(c) for c in choices], dtype=float) for of in (_tokens, _usd))
-    return Evidence(
-        "alike", kept, rows, {"differs": differs_N}, differs_N, "teacher", slm_tokens_U2=tokens_N2,
-        teacher_tokens_U2=tokens_N2, usd_U2=usd_N2, left_out=left_out,
-    )  # fmt: skip
-
-
-def _tokens(choice: Choice) -> tuple[float, float]:
-    """Of the teacher's answer; the SLM's draft counts as as many."""
-    usage = choice.teacher
-    return float(usage.prompt_tokens or 0), float(usage.completion_tokens or len(choice.action.text) / CHARACTERS)
-
-
-def _usd(choice: Choice) -> tuple[float, float]:
-    return tuple(float("nan") if u.usd is None else u.usd for u in (choice.slm, choice.teacher))  # type: ignore[return-value]
-
-
-def _outcomes(episodes: Sequence[Episode], found: Groups, slms: Sequence[str], seed: int) -> Evidence | None:
-    mine = [i for i, e in enumerate(episodes) if e.success is not None and (not slms or e.agent in slms) and own_steps(e)]
-    if len({found.group_E[i] for i in mine}) < LEAST_GROUPS or not _both([episodes[i] for i in mine]):
-        return None
-    kept, rows, left_out = _drawn(episodes, found, mine, seed)
-    alone_E = np.array([float(bool(e.success)) for e in kept])
-    failed_N = (1 - alone_E)[rows.episode_N]
-    return Evidence("outcomes", kept, rows, {"risk": failed_N}, 1 - alone_E, None, alone_E, left_out=left_out)
-
-
-def _both(episodes: Sequence[Episode]) -> bool:
-    solved = sum(bool(e.success) for e in episodes)
-    return min(solved, len(episodes) - solved) >= LEAST_EACH
-
-
 def drawn_within(steps: Sequence[int], most: int, seed: int) -> list[int]:
     """Places of episodes in random order, one at least, as long as their steps together are at most so many."""
     total, drawn = 0, []
@@ -249,11 +550,38 @@ def drawn_within(steps: Sequence[int], most: int, seed: int) -> list[int]:
     return drawn
 
 
-def _drawn(
-    episodes: Sequence[Episode], found: Groups, mine: Sequence[int], seed: int, steps: Mapping[int, list[int]] | None = None
-) -> tuple[list[Episode], ReadRows, int]:
-    """Rows of at most `MOST_STEPS` steps, by whole episodes; the episodes of these; and how many were left out."""
-    wanted = {i: own_steps(episodes[i]) if steps is None else steps[i] for i in mine}
-    drawn = sorted(mine[n] for n in drawn_within([len(wanted[i]) for i in mine], MOST_STEPS, seed))
-    kept = [episodes[i] for i in drawn]
-    return kept, read_rows(kept, found.group_E[drawn], [wanted[i] for i in drawn]), len(mine) - len(drawn)
+def _cell(episode: Episode) -> tuple[str, str, int]:
+    """What two models must share to be compared: the task, and what disturbed it."""
+    return episode.task.id, episode.perturbation, episode.seed
+
+
+def _tokens(choice: Choice) -> tuple[float, float]:
+    """Of the teacher's answer, where there is one, else of a draft of the SLM; the other counts as as many."""
+    usage, drafts = (choice.teacher, 1) if choice.source == "teacher" else (choice.slm, max(1, len(choice.candidates)))
+    written = (usage.completion_tokens or 0) / drafts or len(choice.action.text) / CHARACTERS
+    return float(usage.prompt_tokens or 0), written
+
+
+def _usd(choice: Choice) -> tuple[float, float]:
+    return tuple(float("nan") if u.usd is None else u.usd for u in (choice.slm, choice.teacher))  # type: ignore[return-value]
+
+
+def _mean(value_U: Floats) -> float | None:
+    return float(value_U.mean()) if len(value_U) else None
+
+
+def _caught(asked_U: Bools, bad_U: Bools) -> dict[str, float | None]:
+    return {"failures_caught": _share(asked_U, bad_U), "false_alarms": _share(asked_U, ~bad_U)}
+
+
+def _share(found_U: Bools, among_U: Bools) -> float | None:
+    """Share of some units that are found; None without any."""
+    return _mean(found_U[among_U].astype(float))
+
+
+def _mean_over_groups(value_U: Floats, units: Units, seed: int) -> tuple[float, list[float]]:
+    """(mean over the units, its 95 % interval over groups of tasks)."""
+    group_U = np.unique(units.group_U, return_inverse=True)[1]
+    weight_BG = resample_BT(int(group_U.max()) + 1, RESAMPLES, seed)
+    mean_B = (weight_BG @ np.bincount(group_U, value_U)) / (weight_BG @ np.bincount(group_U))
+    return float(mean_B[0]), interval(mean_B)
