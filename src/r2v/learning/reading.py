@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from r2v.core.features import FEATURES, batch, best
-from r2v.core.groups import folds
+from r2v.core.groups import folds, splits
 from r2v.core.mlp import Calibration
 from r2v.core.reading import FIELDS, ROOM, VERDICT, Grams, Reader, grams, joined, texts
 from r2v.core.types import Action, Episode, Step
@@ -154,17 +154,17 @@ def logit(reader: Reader, rows: ReadRows, use_N: Bools) -> Floats:
 
 
 def cross_fitted(rows: ReadRows, y_N: Floats, fold_N: NDArray[np.int64], *, seed: int) -> tuple[Floats, Floats]:
-    """P(y = 1) of each row by a reader that saw no row of its fold; the share of y = 1 where the others are all alike.
+    """P(y = 1) of each row by a reader that saw no row of its fold (of its folds, one a column); the share of y = 1 where
+    the others are all alike.
 
     Returns:
         (p_N, floored_N): without and with the reader's floor.
     """
     p_N, floored_N = np.zeros(len(rows)), np.zeros(len(rows))
-    for fold in np.unique(fold_N):
-        held = fold_N == fold
-        p_N[held] = floored_N[held] = y_N[~held].mean()
-        if 0 < y_N[~held].mean() < 1:
-            reader = fit_reader(rows, y_N, ~held, seed=seed)
+    for held, rest in splits(fold_N):
+        p_N[held] = floored_N[held] = y_N[rest].mean()
+        if 0 < y_N[rest].mean() < 1:
+            reader = fit_reader(rows, y_N, rest, seed=seed)
             p_N[held] = probability(reader, rows, held)
             floored_N[held] = probability(replace(reader, floored=True), rows, held)
     return p_N, floored_N

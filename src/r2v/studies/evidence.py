@@ -86,7 +86,7 @@ class Evidence:
         return {"paired": ("benefit", "risk"), "alike": ("disagreement",), "outcomes": ("risk",)}[self.kind]  # type: ignore[return-value]
 
     def probabilities(self, fold_N: NDArray[np.int64], seed: int) -> tuple[dict[str, Floats], dict[str, Floats]]:
-        """[N] of each reader without its floor, and with it, from models that saw no row of its fold."""
+        """[N] of each reader without its floor, and with it, from models that saw no row of its fold (of its folds)."""
         found = {name: cross_fitted(self.rows, y_N, fold_N, seed=seed) for name, y_N in self.labels.items()}
         return {name: p_N for name, (p_N, _) in found.items()}, {name: p_N for name, (_, p_N) in found.items()}
 
@@ -188,12 +188,17 @@ def _paired(
     kept, rows, left_out = _drawn(episodes, found, mine, seed)
     handed_E = np.array([float(np.mean(solved[_cell(e)])) for e in kept])
     alone_E = np.array([float(bool(e.success)) for e in kept])
-    labels = {"risk": (1 - alone_E)[rows.episode_N], "teacher_risk": (handed_E < 0.5)[rows.episode_N].astype(float)}
+    labels = paired_labels(rows, alone_E, handed_E)
     own_E2 = np.array([tokens_of(e) for e in kept])
     teacher_E2 = np.array([np.mean(spent[_cell(e)], axis=0) for e in kept])
     return Evidence(
         "paired", kept, rows, labels, handed_E - alone_E, teacher, alone_E, handed_E, own_E2, teacher_E2, left_out=left_out
     )
+
+
+def paired_labels(rows: ReadRows, alone_E: Floats, handed_E: Floats) -> dict[str, Floats]:
+    """1 or 0 a row for each reader, from the success of the SLM and of the stronger model in each episode."""
+    return {"risk": (1 - alone_E)[rows.episode_N], "teacher_risk": (handed_E < 0.5)[rows.episode_N].astype(float)}
 
 
 def _alike(episodes: Sequence[Episode], found: Groups, seed: int) -> Evidence | None:
