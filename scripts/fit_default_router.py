@@ -253,7 +253,8 @@ def benefit_N(readers: Mapping[str, Reader], pool: Pool) -> Floats:
     for name, reader in readers.items():
         columns = [FEATURES.index(feature) for feature in reader.names]
         rows = pool.rows
-        p[name] = reader.calibration(reader.logit(rows.said, rows.x_NF[:, columns], rows.present_NF[:, columns]))
+        parts_NP = rows.parts_NP(reader.words)
+        p[name] = reader.calibration(reader.logit(parts_NP, rows.x_NF[:, columns], rows.present_NF[:, columns]))
     return np.asarray(p["risk"] - p["teacher_risk"])
 
 

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from r2v.cli import cli
 from r2v.core.features import FEATURES, featurise
-from r2v.core.groups import folds, groups
+from r2v.core.groups import folds, groups, splits
 from r2v.core.reading import FIELDS, ROOM, Reader, grams, texts
 from r2v.core.types import NO_USAGE, Action, Candidate, Context, Features, Memory, Task
 from r2v.evaluation.gain import Units, gain_of, mean_gain
@@ -353,6 +353,44 @@ def test_one_models_outcomes_are_a_bracket_not_a_route(episodes):
     success = facts["nulls"]["success"]
     assert success["router, at least"] < success["slm alone"] < success["router, at most"]
     assert "Nobody else played these tasks" in page(facts, title="x")
+
+
+def test_two_columns_of_folds_leave_out_both():
+    fold_N2 = np.array([[0, 0], [0, 1], [1, 0], [1, 1], [1, 1]])
+    found = [(held.tolist(), rest.tolist()) for held, rest in splits(fold_N2)]
+    assert len(found) == 4
+    assert found[0] == ([True, False, False, False, False], [False, False, False, True, True])
+    assert found[3] == ([False, False, False, True, True], [True, False, False, False, False])
+
+
+def third_model(episodes):
+    """The small model's sessions as another one's, whose outcomes mean nothing."""
+    rng = np.random.default_rng(0)
+    small = [e for e in episodes if e.agent == "small"]
+    return [replace(e, agent="other", success=bool(rng.random() < 0.5)) for e in small]
+
+
+def test_a_model_left_out_is_measured_beside_the_others(episodes, monkeypatch):
+    from r2v.learning import reading
+
+    seen = []
+    fit = reading.fit_reader
+    monkeypatch.setattr(reading, "fit_reader", lambda rows, y, use, **k: seen.append((rows, use)) or fit(rows, y, use, **k))
+    facts = advise([*episodes, *third_model(episodes)], Costs()).facts
+    unseen = facts["left_out_models"]
+    assert facts["slms"] == ["other", "small"] and unseen["folds"] == 2 and unseen["models"].keys() == {"other", "small"}
+    assert any(len(set(rows.agent_N[use].tolist())) == 1 for rows, use in seen), "readers that saw one model alone"
+    for name in ("other", "small"):
+        both = facts["by_model"][name], unseen["models"][name]
+        assert both[0]["units"] == both[1]["units"] and all(g["gain_ci95"][0] <= g["gain_ci95"][1] for g in both)
+    assert facts["by_model"]["small"]["gain_ci95"][0] > 0, "what the small model's own steps show"
+    shown = page(facts, title="x")
+    assert "gain, the model left out too" in shown and "For a model that is not in these logs" in shown
+    json.dumps(facts, allow_nan=False)
+
+
+def test_one_model_leaves_nothing_to_learn_about_it(advice):
+    assert advice.facts["left_out_models"] is None
 
 
 @pytest.mark.parametrize("outcome", [None, True])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,6 +77,16 @@ def folds(group_N: NDArray[np.int64], count: int, seed: int) -> NDArray[np.int64
         fold_G[group] = np.argmin(filled)
         filled[fold_G[group]] += size_G[group]
     return fold_G[group_N]
+
+
+def splits(fold_N: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
+    """(rows of a fold, rows of the others) for each fold; of two columns, of tasks and models say, those of both the task's
+    and the model's fold, and those of neither.
+    """
+    fold_NC = fold_N[:, None] if fold_N.ndim == 1 else fold_N
+    for fold in np.unique(fold_NC, axis=0):
+        same_NC = fold_NC == fold
+        yield same_NC.all(axis=1), ~same_NC.any(axis=1)
 
 
 def _copies(goals: Sequence[str]) -> list[tuple[int, int]]:

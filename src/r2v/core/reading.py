@@ -97,11 +97,6 @@ class Grams:
         """1 / sqrt(number of different grams of the text): a long text weighs as much as a short one."""
         return np.asarray(1 / np.sqrt(np.bincount(self.part_G, minlength=1)[self.part_G]))
 
-    def parts_NP(self, weight_G: Floats) -> Floats:
-        """What each text adds, if each of its grams weighs so much."""
-        added = np.bincount(self.part_G, weight_G[self.index_G] * self.value_G, minlength=self.steps * len(FIELDS))
-        return np.asarray(added.reshape(self.steps, len(FIELDS)), dtype=float)
-
 
 def grams(texts: tuple[str, ...]) -> Grams:
     """The grams of one step, from the texts of its `FIELDS`; each once a text."""
@@ -182,16 +177,18 @@ class Reader:
     calibration: Calibration = field(default_factory=Calibration)
     facts: Mapping[str, Any] = field(default_factory=dict)
 
-    def logit(self, said: Grams, x_NF: Floats, present_NF: NDArray[np.bool_], offset_N: Floats | float = 0.0) -> Floats:
-        """Log-odds before calibration of many steps; the features are the columns of `names`."""
-        own_N, others_N = self.added(said, x_NF, present_NF)
+    def logit(self, parts_NP: Floats, x_NF: Floats, present_NF: NDArray[np.bool_], offset_N: Floats | float = 0.0) -> Floats:
+        """Log-odds before calibration of many steps, from the sums of `words` over each text; the features are the columns
+        of `names`.
+        """
+        own_N, others_N = self.added(parts_NP, x_NF, present_NF)
         if self.floored:
             others_N = np.maximum(others_N, self.floor)
         return np.asarray(others_N + own_N + self.bias + offset_N)
 
-    def added(self, said: Grams, x_NF: Floats, present_NF: NDArray[np.bool_]) -> tuple[Floats, Floats]:
+    def added(self, parts_NP: Floats, x_NF: Floats, present_NF: NDArray[np.bool_]) -> tuple[Floats, Floats]:
         """Log-odds that each of many steps adds: by what only the agent moves, and by `WRITTEN_BY_OTHERS`."""
-        parts_NP = np.clip(said.parts_NP(self.words), *self.range_2P)
+        parts_NP = np.clip(parts_NP, *self.range_2P)
         bin_NF = (x_NF[:, :, None] >= self.edges_FB).sum(axis=2)
         added_NF = np.where(present_NF, self.bins_FB[np.arange(len(self.names)), bin_NF], 0.0)
         others_N = parts_NP[:, _OTHERS].sum(axis=1) + added_NF[:, self._others].sum(axis=1)

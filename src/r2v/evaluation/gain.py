@@ -17,6 +17,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from r2v.core.groups import splits
 from r2v.evaluation.curves import resample_BT
 from r2v.maths import Bools, Floats
 
@@ -38,6 +39,7 @@ class Units:
     model_U: Ints
     group_U: Ints
     fold_U: Ints
+    """Or [U, 2]: of tasks and of models."""
 
     def __len__(self) -> int:
         return len(self.worth_U)
@@ -63,6 +65,12 @@ def mean_gain(escalated_U: Floats, worth_U: Floats, model_U: Ints) -> float:
 
 def gain_B(escalated_U: Floats, worth_U: Floats, model_U: Ints, group_U: Ints, weight_BG: Floats) -> Floats:
     """The same under B sets of weights of the groups."""
+    within_BM, n_BM = _within(escalated_U, worth_U, model_U, group_U, weight_BG)
+    return np.asarray(within_BM.sum(axis=1) / n_BM.sum(axis=1))
+
+
+def _within(escalated_U: Floats, worth_U: Floats, model_U: Ints, group_U: Ints, weight_BG: Floats) -> tuple[Floats, Floats]:
+    """[B, M]: each model's covariance times its weight, and its weight."""
     models, groups = int(model_U.max()) + 1, weight_BG.shape[1]
     cell_U = group_U * models + model_U
 
@@ -70,8 +78,7 @@ def gain_B(escalated_U: Floats, worth_U: Floats, model_U: Ints, group_U: Ints, w
         return np.asarray(weight_BG @ np.bincount(cell_U, value_U, minlength=groups * models).reshape(groups, models))
 
     n, e, w, both = (sums_BM(v) for v in (np.ones(len(worth_U)), escalated_U, worth_U, escalated_U * worth_U))
-    within_BM = both - e * np.divide(w, n, out=np.zeros_like(w), where=n > 0)
-    return np.asarray(within_BM.sum(axis=1) / n.sum(axis=1))
+    return both - e * np.divide(w, n, out=np.zeros_like(w), where=n > 0), n
 
 
 def chosen(units: Units, use_U: Bools, shares: Sequence[float], kinds: Sequence[str]) -> Point:
@@ -93,11 +100,10 @@ def escalated(units: Units, shares: Sequence[float], kinds: Sequence[str]) -> tu
         (escalated_U, the point of each fold).
     """
     found_U, points = np.zeros(len(units), dtype=bool), []
-    for fold in np.unique(units.fold_U):
-        other_U = units.fold_U != fold
+    for held_U, other_U in splits(units.fold_U):
         point = chosen(units, other_U, shares, kinds)
         score_U = units.scores[point.kind]
-        found_U[~other_U] = score_U[~other_U] >= threshold(score_U[other_U], point.share)
+        found_U[held_U] = score_U[held_U] >= threshold(score_U[other_U], point.share)
         points.append(point)
     return found_U, points
 
@@ -132,9 +138,29 @@ def gain_of(escalated_U: Bools | Floats, units: Units, seed: int) -> Gain:
     weight_BG = resample_BT(len(size_G), RESAMPLES, seed)
     e_U = np.asarray(escalated_U, dtype=float)
     found_B = gain_B(e_U, units.worth_U, units.model_U, group_U, weight_BG)
-    gain, effective = float(found_B[0]), float(size_G.sum() ** 2 / (size_G**2).sum())
+    return _gain(found_B, e_U, size_G)
+
+
+def gain_by_model(escalated_U: Bools, units: Units, seed: int) -> dict[int, Gain]:
+    """The same of each model's units alone."""
+    _, group_U = np.unique(units.group_U, return_inverse=True)
+    e_U = escalated_U.astype(float)
+    weight_BG = resample_BT(int(group_U.max()) + 1, RESAMPLES, seed)
+    within_BM, n_BM = _within(e_U, units.worth_U, units.model_U, group_U, weight_BG)
+    found = {}
+    for model in np.unique(units.model_U).tolist():
+        mine, drawn_B = units.model_U == model, n_BM[:, model] > 0
+        size_G = np.bincount(group_U[mine])
+        found[model] = _gain(
+            (within_BM[:, model] / np.where(drawn_B, n_BM[:, model], 1))[drawn_B], e_U[mine], size_G[size_G > 0]
+        )
+    return found
+
+
+def _gain(found_B: Floats, escalated_U: Floats, size_G: Ints) -> Gain:
+    effective = float(size_G.sum() ** 2 / (size_G**2).sum())
     ci95, ci99 = (_ends(found_B, effective, z, outside) for z, outside in ((1.95996, 0.025), (2.57583, 0.005)))
-    return Gain(float(e_U.mean()), gain, ci95, ci99, len(size_G))
+    return Gain(float(escalated_U.mean()), float(found_B[0]), ci95, ci99, len(size_G))
 
 
 def _ends(found_B: Floats, groups: float, z: float, outside: float) -> tuple[float, float]:

@@ -69,7 +69,7 @@ def page(facts: Facts, *, title: str) -> str:
         parts += ["<h2>What your verdicts know</h2>", _html_table(_verdicts(facts))]
     parts += ["<h2>What is in these logs</h2>", _html_table(_models(facts)), _html_table(_happened(facts))]
     if facts.get("by_model") and len(facts["by_model"]) > 1:
-        parts += ["<h2>By model</h2>", _html_table(_by_model(facts))]
+        parts += ["<h2>By model</h2>", _html_table(_by_model(facts)), f"<p>{escape(_unseen(facts))}</p>"]
     parts += ["<h2>What logs cannot say</h2>", f"<p>{escape(_unknown(facts))}</p>"]
     frame = files("r2v.report").joinpath("templates/advice.html").read_text("utf-8")
     return Template(frame).substitute(title=escape(title), body="\n".join(parts))
@@ -229,10 +229,30 @@ def _happened(f: Facts) -> list[list[str]]:
 
 
 def _by_model(f: Facts) -> list[list[str]]:
-    return [["model", "units", "escalated", "gain over random"]] + [
-        [name, str(m["units"]), _percent(m["share_escalated"]), _points(m["gain_over_random"])]
-        for name, m in f["by_model"].items()
-    ]
+    unseen = f["left_out_models"]
+    lines = [["model", "units", "escalated", "gain over random", "95 %"]]
+    if unseen:
+        lines[0] += ["gain, the model left out too", "95 %"]
+    for name, m in f["by_model"].items():
+        both = [m, unseen["models"][name]] if unseen else [m]
+        gains = [cell for g in both for cell in (_points(g["gain_over_random"]), _interval(g["gain_ci95"]))]
+        lines.append([name, str(m["units"]), _percent(m["share_escalated"]), *gains])
+    return lines
+
+
+def _unseen(f: Facts) -> str:
+    """What a router is worth to a model that is not in the logs."""
+    unseen = f["left_out_models"]
+    if not unseen:
+        return ""
+    area = _two(unseen["auroc_equal_step"])
+    gain = ""
+    if unseen["gain_over_random"] is not None:
+        gain = f"the gain over random is {_points(unseen['gain_over_random'])} points ({_interval(unseen['gain_ci95'])}), "
+    return (
+        f"For a model that is not in these logs: with each model left out of the fit beside the tasks, {gain}the AUROC "
+        f"among steps of the same number {area}, among those of one model {_two(unseen['auroc_equal_step_within_model'])}."
+    )
 
 
 def _reading(f: Facts) -> str:

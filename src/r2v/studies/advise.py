@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from r2v.core.groups import Groups, folds, groups
+from r2v.core.groups import Groups, folds, groups, splits
 from r2v.core.types import Episode
 from r2v.evaluation.gain import (
     SHARES,
@@ -24,8 +25,8 @@ from r2v.evaluation.gain import (
     Verdict,
     chosen,
     escalated,
+    gain_by_model,
     gain_of,
-    mean_gain,
     threshold,
 )
 from r2v.evaluation.prefixes import auroc_equal_step
@@ -89,35 +90,59 @@ def advise(
     evidence = evidence_of(episodes, found, slms=slms, teacher=teacher, seed=seed)
     if evidence is None:
         return Advice({**facts, **_not_enough(episodes, found, facts["explored"])}, None, {}, None)
-    fold_N = folds(evidence.rows.group_N, FOLDS, seed)
-    plain, floored = evidence.probabilities(fold_N, seed)
-    p = floored if distrust_results else plain
-    units = evidence.units(p, fold_N)
     shares = SHARES if share is None else (share,)
-    escalated_U, points = escalated(units, shares, evidence.score_kinds)
-    gain = gain_of(escalated_U, units, seed)
-    again = _split_again(evidence, shares, distrust_results, seed) if gain.beats_random and evidence.knows_teacher else None
+    first, again = measured(evidence, shares, distrust_results, seed)
+    units, escalated_U, gain = first.units, first.escalated_U, first.gain
     point = chosen(units, np.ones(len(units), dtype=bool), shares, evidence.score_kinds)
     facts |= {
         "evidence": evidence.kind, "slms": list(evidence.slms), "teacher": evidence.teacher,
         "episodes_used": len(evidence.episodes), "episodes_not_drawn": evidence.left_out, "steps_used": len(evidence.rows),
         "groups_used": gain.groups, "score": point.kind, "share_escalated": gain.share,
         **_gains(evidence, gain),
-        "points_of_folds": [f"{p.kind} at {p.share:.0%}" for p in points],
-        "nulls": _nulls(evidence, units, escalated_U, seed), "by_model": _by_model(evidence, units, escalated_U),
+        "points_of_folds": [f"{p.kind} at {p.share:.0%}" for p in first.points],
+        "nulls": _nulls(evidence, units, escalated_U, seed), "by_model": _by_model(evidence, units, escalated_U, seed),
+        "left_out_models": _left_out_models(evidence, shares, distrust_results, seed),
         "table": [_line(evidence, units, point.kind, s, costs) for s in SHARES],
-        **_area(evidence, plain, seed), "at_risk": evidence.at_risk(units, ~escalated_U),
+        **_area(evidence, first.plain, seed), "at_risk": evidence.at_risk(units, ~escalated_U),
         **costs.money(evidence, escalated_U, seed), **evidence.facts(units, escalated_U, seed),
     }  # fmt: skip
-    return Advice(facts | _verdict(evidence, gain, again, facts["explored"]), evidence, p, point)
+    return Advice(facts | verdict_of(evidence, gain, again, facts["explored"]), evidence, first.p, point)
 
 
-def _split_again(evidence: Evidence, shares: Sequence[float], distrust_results: bool, seed: int) -> Gain:
-    """The gain with other folds: what is there shows in both, luck with one split seldom does."""
+@dataclass(frozen=True, eq=False)
+class Split:
+    """What is escalated with one split into folds, each by what the others show."""
+
+    plain: Mapping[str, Floats]
+    """Of each reader without its floor."""
+    p: Mapping[str, Floats]
+    """Of each reader as it is served."""
+    units: Units
+    escalated_U: Bools
+    points: Sequence[Point]
+    """Of each fold."""
+    gain: Gain
+
+
+def measured(evidence: Evidence, shares: Sequence[float], distrust_results: bool, seed: int) -> tuple[Split, Gain | None]:
+    """One split, and the gain with other folds where the first beats random: what is there shows in both, luck with one
+    split seldom does.
+    """
+    first = _split(evidence, folds(evidence.rows.group_N, FOLDS, seed), shares, distrust_results, seed)
+    if not evidence.knows_teacher or not first.gain.beats_random:
+        return first, None
     fold_N = folds(evidence.rows.group_N, FOLDS, seed + 1)
-    plain, floored = evidence.probabilities(fold_N, seed + 1)
-    units = evidence.units(floored if distrust_results else plain, fold_N)
-    return gain_of(escalated(units, shares, evidence.score_kinds)[0], units, seed)
+    return first, _split(evidence, fold_N, shares, distrust_results, seed + 1).gain
+
+
+def _split(
+    evidence: Evidence, fold_N: NDArray[np.int64], shares: Sequence[float], distrust_results: bool, seed: int
+) -> Split:
+    plain, floored = evidence.probabilities(fold_N, seed)
+    p = floored if distrust_results else plain
+    units = evidence.units(p, fold_N)
+    escalated_U, points = escalated(units, shares, evidence.score_kinds)
+    return Split(plain, p, units, escalated_U, points, gain_of(escalated_U, units, seed))
 
 
 _MISSING: dict[str, Any] = dict.fromkeys(
@@ -226,7 +251,7 @@ def _gains(evidence: Evidence, gain: Gain) -> dict[str, Any]:
     return dict(zip(names, (gain.gain, list(gain.ci95), list(gain.ci99)), strict=True))
 
 
-def _verdict(evidence: Evidence, gain: Gain, again: Gain | None, explored: Mapping[str, int]) -> dict[str, Any]:
+def verdict_of(evidence: Evidence, gain: Gain, again: Gain | None, explored: Mapping[str, int]) -> dict[str, Any]:
     per_group = len(evidence.episodes) / gain.groups
     more = max(0, int(np.ceil((gain.groups_needed - gain.groups) * per_group)))
     if not evidence.knows_teacher:
@@ -263,16 +288,33 @@ def _brief(gain: Gain) -> dict[str, Any]:
     return {"share": gain.share, "gain": gain.gain, "ci95": list(gain.ci95)}
 
 
-def _by_model(evidence: Evidence, units: Units, escalated_U: Bools) -> dict[str, Any]:
-    found = {}
-    for number, name in enumerate(evidence.slms):
-        mine = units.model_U == number
-        if not mine.any():
-            continue
-        e = escalated_U[mine].astype(float)
-        gain = mean_gain(e, units.worth_U[mine], units.model_U[mine])
-        found[name] = {"units": int(mine.sum()), "share_escalated": float(e.mean()), "gain_over_random": gain}
-    return found
+def _by_model(evidence: Evidence, units: Units, escalated_U: Bools, seed: int) -> dict[str, Any]:
+    return {
+        evidence.slms[model]: {
+            "units": int((units.model_U == model).sum()), "share_escalated": gain.share, "gain_over_random": gain.gain,
+            "gain_ci95": list(gain.ci95),
+        }
+        for model, gain in gain_by_model(escalated_U, units, seed).items()
+    }  # fmt: skip
+
+
+def _left_out_models(
+    evidence: Evidence, shares: Sequence[float], distrust_results: bool, seed: int
+) -> dict[str, Any] | None:
+    """The same for models that nobody saw: neither readers nor operating points know the unit's model or its tasks.
+
+    None where the other models say nothing about other tasks.
+    """
+    rows = evidence.rows
+    count = min(FOLDS, len(evidence.slms))
+    fold_N2 = np.stack([folds(rows.group_N, FOLDS, seed), folds(rows.agent_N, count, seed)], axis=1)
+    if not all(rest.any() for _, rest in splits(fold_N2)):
+        return None
+    found = _split(evidence, fold_N2, shares, distrust_results, seed)
+    return {
+        "folds": count, "share_escalated": found.gain.share, **_gains(evidence, found.gain),
+        **_area(evidence, found.plain, seed), "models": _by_model(evidence, found.units, found.escalated_U, seed),
+    }  # fmt: skip
 
 
 def _line(evidence: Evidence, units: Units, kind: str, share: float, costs: Costs) -> dict[str, Any]:

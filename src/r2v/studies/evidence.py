@@ -142,7 +142,7 @@ class Evidence(ABC):
         return np.unique(self.rows.episode_N, return_index=True)[1]
 
     def probabilities(self, fold_N: NDArray[np.int64], seed: int) -> tuple[dict[str, Floats], dict[str, Floats]]:
-        """[N] of each reader without its floor, and with it, from models that saw no row of its fold."""
+        """[N] of each reader without its floor, and with it, from models that saw no row of its fold (of its folds)."""
         found = {name: cross_fitted(self.rows, y_N, fold_N, seed=seed) for name, y_N in self.labels.items()}
         return {name: p_N for name, (p_N, _) in found.items()}, {name: p_N for name, (_, p_N) in found.items()}
 
@@ -221,6 +221,11 @@ class StepEvidence(Evidence):
         return score_N
 
 
+def paired_labels(rows: ReadRows, alone_E: Floats, handed_E: Floats) -> dict[str, Floats]:
+    """1 or 0 a row for each reader, from the success of the SLM and of the stronger model in each episode."""
+    return {"risk": (1 - alone_E)[rows.episode_N], "teacher_risk": (handed_E < 0.5)[rows.episode_N].astype(float)}
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Paired(SessionEvidence):
     """A weaker and a stronger model played the same tasks."""
@@ -250,9 +255,9 @@ class Paired(SessionEvidence):
         kept, rows, left_out = logs.drawn(mine)
         handed_E = np.array([float(np.mean(solved[_cell(e)])) for e in kept])
         alone_E = np.array([float(bool(e.success)) for e in kept])
-        labels = {"risk": (1 - alone_E)[rows.episode_N], "teacher_risk": (handed_E < 0.5)[rows.episode_N].astype(float)}
         return cls(
-            episodes=kept, rows=rows, labels=labels, teacher=teacher, alone_E=alone_E, handed_E=handed_E,
+            episodes=kept, rows=rows, labels=paired_labels(rows, alone_E, handed_E), teacher=teacher, alone_E=alone_E,
+            handed_E=handed_E,
             slm_tokens_U2=np.array([tokens_of(e) for e in kept]),
             teacher_tokens_U2=np.array([np.mean(spent[_cell(e)], axis=0) for e in kept]), left_out=left_out,
         )  # fmt: skip
