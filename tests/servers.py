@@ -345,10 +345,11 @@ def settings(small: str, teacher: str, ledger: Any, *, teacher_provider: str = "
 
 
 @contextmanager
-def gateway(config: GatewaySettings) -> Iterator[tuple[str, Service]]:
+def gateway(config: GatewaySettings, *, keys: str = KEY, admin: str = "") -> Iterator[tuple[str, Service]]:
+    """A gateway that takes these keys."""
     import os
 
-    os.environ["R2V_API_KEY"] = f"other, {KEY}"
+    os.environ["R2V_API_KEY"], os.environ["R2V_ADMIN_KEY"] = keys, admin
     service = Service(config)
     with running(build_app(service)) as url:
         yield url, service

@@ -22,7 +22,17 @@ def uncount(ledger: Ledger, tables: tuple[str, ...] = ()) -> None:
     for trigger, *_ in db.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
         db.execute(f"DROP TRIGGER {trigger}")
     shared = ("session_states", "signatures", "kill_switch", "worker_counts")
-    for table in ("session_totals", "day_totals", "comparisons", "uncounted", "charges", "holds", "identity", *shared, *tables):
+    for table in (
+        "session_totals",
+        "day_totals",
+        "comparisons",
+        "uncounted",
+        "charges",
+        "holds",
+        "identity",
+        *shared,
+        *tables,
+    ):
         db.execute(f"DROP TABLE {table}")
     db.execute("ALTER TABLE abandoned DROP COLUMN why")
     db.execute("PRAGMA user_version = 5")

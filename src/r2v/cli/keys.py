@@ -118,20 +118,20 @@ def revoke(name: Name, config: Config = Path("r2v.yaml")) -> None:
 def _with_store(config: Path, use: Callable[[KeyStore], Awaitable[T]]) -> T:
     """What `use` makes of the keys of a gateway. Raises R2VError."""
     from r2v.gateway.ledger import Ledger
-    from r2v.gateway.service import key_store
+    from r2v.gateway.service import shared_state
     from r2v.gateway.settings import GatewaySettings
 
     settings = load(config, GatewaySettings, hint="`r2v init FILE` writes gateway settings to start from")
     ledger = Ledger(Path(settings.store.path))
 
     async def used() -> T:
-        store, close = key_store(settings, ledger)
+        sessions, _, store = shared_state(settings, ledger)
         try:
             return await use(store)
         except OSError as error:
             raise SettingsError(f"the keys are out of reach ({error})") from None
         finally:
-            await close()
+            await sessions.close()
 
     try:
         return asyncio.run(used())

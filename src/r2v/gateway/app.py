@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import re
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -18,7 +18,8 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from r2v.gateway.candidates import LiveAnswer
-from r2v.gateway.guard import Endpoint, Guard, headers_of, inbound_keys, json_response, number, scoped
+from r2v.gateway.guard import Endpoint, Forbidden, Guard, headers_of, json_response, number, scoped
+from r2v.gateway.keys import Scope
 from r2v.gateway.metrics import together
 from r2v.gateway.service import Answer, Refused, RequestOptions, Service
 from r2v.gateway.sessions import Items
@@ -51,14 +52,14 @@ def build_app(service: Service, *, admin_url: str | None = None, items: str = ":
     Raises:
         SettingsError: keys are required and none is set.
     """
-    return _DataPlane(service, inbound_keys(service.settings.server), admin_url, items).app()
+    return _DataPlane(service, admin_url, items).app()
 
 
 class _DataPlane(Guard):
-    def __init__(self, service: Service, keys: Sequence[str], admin_url: str | None, items: str) -> None:
-        super().__init__(service.settings.server, keys)
+    def __init__(self, service: Service, admin_url: str | None, items: str) -> None:
+        super().__init__(service.settings.server, service.keys)
         self.service, self.started, self._admin_url = service, time.time(), admin_url
-        self._items, self._given_keys = Items(items), keys
+        self._items = Items(items)
 
     def app(self) -> Starlette:
         control = None
@@ -67,7 +68,7 @@ class _DataPlane(Guard):
 
             service = self.service
             control = ControlPlane(
-                service.settings, self._given_keys, service.router, service.ledger, service.sessions, service.modes,
+                service.settings, service.keys, service.router, service.ledger, service.sessions, service.modes,
                 lambda: together([(True, service.metrics.counts())]),
             )  # fmt: skip
 
@@ -79,13 +80,13 @@ class _DataPlane(Guard):
             await self.service.close()
 
         adapters = [plugins.load("protocols", name, BUILT_IN) for name in plugins.names("protocols", BUILT_IN)]
-        known: list[tuple[str, Endpoint, str, ProtocolAdapter]] = [
-            *((adapter.path, self._served(adapter), "POST", adapter) for adapter in adapters),
-            ("/messages/count_tokens", self.count_tokens, "POST", MESSAGES),
-            ("/models", self.models, "GET", CHAT),
-            ("/models/{model:path}", self.model, "GET", CHAT),
-            ("/decision", self.decision, "POST", CHAT),
-            ("/outcomes", self.outcomes, "POST", CHAT),
+        known: list[tuple[str, Endpoint, str, ProtocolAdapter, Scope]] = [
+            *((adapter.path, self._served(adapter), "POST", adapter, "agent") for adapter in adapters),
+            ("/messages/count_tokens", self.count_tokens, "POST", MESSAGES, "agent"),
+            ("/models", self.models, "GET", CHAT, "agent"),
+            ("/models/{model:path}", self.model, "GET", CHAT, "agent"),
+            ("/decision", self.decision, "POST", CHAT, "agent"),
+            ("/outcomes", self.outcomes, "POST", CHAT, "outcomes"),
         ]
         routes = self.routes(known)
         # Codex tries a web socket first; this answer makes it take HTTP at once.
@@ -127,11 +128,15 @@ class _DataPlane(Guard):
         mode = http.headers.get("x-r2v-mode", "")
         if mode not in ("", "active", "shadow"):
             raise BadRequest("`x-r2v-mode` may be shadow; only the gateway's settings make a step active")
-        session = _session_of(http, request)
+        session, key, forced = _session_of(http, request), http.state.key, self._forced(http, model)
+        if model not in ("", "auto") and not key.may_ask(model):
+            raise Forbidden(f"this key may not ask for {model[:80]!r}")
+        if not key.overrides and (forced, threshold, mode) not in ((None, None, ""), (None, None, "active")):
+            raise Forbidden("this key may not choose the model or the threshold of a step")
         return RequestOptions(
-            http.state.key, session or fingerprint(request, http.state.key), session is not None,
-            self._forced(http, model), threshold, shadow=mode == "shadow",
-            session_usd=None if usd is None else max(0.0, number(usd, "x-r2v-budget-usd: 0.25")), dry=dry,
+            key, session or f"{key.tenant}/{fingerprint(request, key.tenant)}", session is not None, forced, threshold,
+            shadow=mode == "shadow", dry=dry,
+            session_usd=None if usd is None else max(0.0, number(usd, "x-r2v-budget-usd: 0.25")),
         )  # fmt: skip
 
     def _forced(self, http: HttpRequest, model: str) -> str | None:
@@ -174,7 +179,7 @@ class _DataPlane(Guard):
         """The endpoint of one protocol."""
 
         async def endpoint(http: HttpRequest) -> Response:
-            key = http.state.key
+            key = http.state.key.tenant
             request = adapter.parse(await self._body(http), http.headers, lambda identity: self._items.get(key, identity))
             options = self._options(http, request)
             if request.stream:
@@ -210,7 +215,7 @@ class _DataPlane(Guard):
                 async for event in self._events(live, begun, work, request, adapter):
                     yield event
                 answer = await work
-                self._items.keep(options.key, adapter.kept(request, answer.reply, answer.served))
+                self._items.keep(options.key.tenant, adapter.kept(request, answer.reply, answer.served))
             except Refused as error:
                 yield adapter.broken(str(error), error.status, error.facts.get("reason"))
             finally:
@@ -280,7 +285,8 @@ class _DataPlane(Guard):
     async def outcomes(self, http: HttpRequest) -> Response:
         raw = json_object(await self._body(http))
         session, reward, t = raw.get("session_id"), raw.get("reward"), raw.get("step")
-        session = scoped(http, session) if isinstance(session, str) else ""
+        given = session if isinstance(session, str) else ""
+        session = given if http.state.key.may("admin") and self.service.ledger.has(given) else scoped(http, given)
         if not self.service.ledger.has(session):
             raise BadRequest("`session_id` must name a session with at least one step")
         if isinstance(reward, bool):

@@ -111,15 +111,33 @@ class Budgets(Protocol):
     async def close(self) -> None: ...
 
 
-def limits_of(budget: BudgetSettings, account: Account, session_usd: float | None) -> Limits:
-    """The limits of a step. `session_usd` is what the client set for its session; the lower one counts."""
-    own, of_key = budget.session, budget.key_per_day
+def limits_of(
+    budget: BudgetSettings, account: Account, session_usd: float | None, of_own: LimitSettings = UNLIMITED
+) -> Limits:
+    """The limits of a step; of two for the same the lower one counts.
+
+    Args:
+        budget: of the settings.
+        account: whose step it is.
+        session_usd: what the client set for its session.
+        of_own: what its key may spend a day.
+    """
+    own, of_key = budget.session, _lower(budget.key_per_day, of_own)
     if own != UNLIMITED and of_key.sessions is None:
         of_key = of_key.but(sessions=SESSIONS_A_DAY)
     if session_usd is not None:
         own = own.but(usd=session_usd if own.usd is None else min(own.usd, session_usd))
     limits = list(zip(account.scopes, (own, of_key, budget.per_day), strict=True))
     return limits if any(limit != UNLIMITED for _, limit in limits) else []
+
+
+def _lower(one: LimitSettings, other: LimitSettings) -> LimitSettings:
+    if other == UNLIMITED:
+        return one
+    pairs = {name: (getattr(one, name), getattr(other, name)) for name in ("teacher_calls", "tokens", "usd", "sessions")}
+    return LimitSettings(
+        **{name: min((most for most in pair if most is not None), default=None) for name, pair in pairs.items()}
+    )
 
 
 def granted(

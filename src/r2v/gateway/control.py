@@ -9,7 +9,7 @@ import contextlib
 import logging
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
@@ -24,6 +24,7 @@ from starlette.routing import Route
 from r2v.core.errors import R2VError
 from r2v.gateway.budgets import DAY
 from r2v.gateway.guard import Guard, json_response, number, scoped
+from r2v.gateway.keys import KeyRing
 from r2v.gateway.ledger import Ledger, words_of
 from r2v.gateway.metrics import Counts, Overview
 from r2v.gateway.modes import Modes, Unproven
@@ -50,7 +51,7 @@ class ModeRequest(msgspec.Struct, forbid_unknown_fields=True):
 
 class ControlPlane(Guard):
     def __init__(
-        self, settings: GatewaySettings, keys: Sequence[str], router: Configured, ledger: Ledger, sessions: Sessions,
+        self, settings: GatewaySettings, keys: KeyRing, router: Configured, ledger: Ledger, sessions: Sessions,
         modes: Modes, counts: Callable[[], Counts],
     ) -> None:  # fmt: skip
         """`counts`: what the processes of the data plane have counted together."""
@@ -62,16 +63,16 @@ class ControlPlane(Guard):
     def all_routes(self) -> list[Route]:
         return [
             *self.routes([
-                ("/sessions", self.sessions, "GET", CHAT),
-                ("/sessions/{session:path}", self.session, "GET", CHAT),
-                ("/stats", self.stats, "GET", CHAT),
-                ("/kill", self.kill, "POST", CHAT),
-                ("/mode", self.mode, "GET", CHAT),
-                ("/mode", self.change_mode, "POST", CHAT),
-                ("/cleanup", self.cleanup, "POST", CHAT),
+                ("/sessions", self.sessions, "GET", CHAT, "agent"),
+                ("/sessions/{session:path}", self.session, "GET", CHAT, "agent"),
+                ("/stats", self.stats, "GET", CHAT, "admin"),
+                ("/kill", self.kill, "POST", CHAT, "admin"),
+                ("/mode", self.mode, "GET", CHAT, "admin"),
+                ("/mode", self.change_mode, "POST", CHAT, "admin"),
+                ("/cleanup", self.cleanup, "POST", CHAT, "admin"),
             ]),
             Route("/", self.page),
-            Route("/metrics", self._guarded(self.metrics, CHAT)),
+            Route("/metrics", self._guarded(self.metrics, CHAT, "admin")),
         ]  # fmt: skip
 
     def app(self) -> Starlette:
@@ -142,23 +143,27 @@ class ControlPlane(Guard):
     # -- what is known --------------------------------------------------------------------------------------------
 
     async def sessions(self, http: HttpRequest) -> Response:
-        """The latest, or those `before=TIME`; `text`, `mode`, `escalated=1`, `failed=1` and `failed=0` leave out others."""
+        """The tenant's latest (everybody's where the admin asks), or those `before=TIME`; `text`, `mode`, `escalated=1`,
+        `failed=1` and `failed=0` leave out others.
+        """
         wanted = http.query_params
         failed = {"1": True, "0": False}.get(wanted.get("failed", ""))
         before = wanted.get("before")
         found = await asyncio.to_thread(
             self._ledger.sessions, 100, text=wanted.get("text", ""), mode=wanted.get("mode") or None, failed=failed,
             escalated=wanted.get("escalated") == "1", before=number(before, "before=1767225600") if before else None,
+            tenant=None if http.state.key.may("admin") else http.state.key.tenant,
         )  # fmt: skip
         return json_response({"sessions": found})
 
     async def session(self, http: HttpRequest) -> Response:
         identity = http.path_params["session"]
-        found = await asyncio.to_thread(self._session, identity, scoped(http, identity))
+        names = (identity, scoped(http, identity)) if http.state.key.may("admin") else (scoped(http, identity),)
+        found = await asyncio.to_thread(self._session, *names)
         return json_response(CHAT.error("no such session", 404), 404) if found is None else json_response(found)
 
     def _session(self, *names: str) -> Json | None:
-        """What is known of the session that goes by one of the names, the last first; the first is what it is called."""
+        """What is known of the session that goes by one of the names, the last first."""
         ledger = self._ledger
         entries = next((entries for name in reversed(names) if (entries := ledger.steps(name))), None)
         if entries is None:
@@ -178,7 +183,7 @@ class ControlPlane(Guard):
         outcomes = [{"step": t, "reward": reward, "source": "sent"} for t, reward in ledger.outcomes(name)]
         if (final := ledger.outcome_of(name)) is not None and final[1]:
             outcomes.append({"step": None, "reward": final[0], "source": "verdict", "verdict": final[1]})
-        return {"session_id": names[0], "goal": entries[0].goal, "steps": steps, "outcomes": outcomes}
+        return {"session_id": name.split("/", 1)[-1], "goal": entries[0].goal, "steps": steps, "outcomes": outcomes}
 
     async def stats(self, http: HttpRequest) -> Response:
         days = http.query_params.get("days")

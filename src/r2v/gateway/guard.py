@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import hmac
 import math
-import os
 import re
 import secrets
+import sqlite3
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -16,13 +15,19 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.routing import Route
 
-from r2v.core.errors import SettingsError
+from r2v.gateway.keys import OPEN, Key, KeyRing, Scope
 from r2v.gateway.service import Refused
 from r2v.gateway.settings import ServerSettings
 from r2v.messages.conversation import BadRequest, Json
 from r2v.messages.protocol import ProtocolAdapter, encode
 
-IDENTITY = re.compile(r"[\w.:@/-]{1,200}")
+IDENTITY = re.compile(r"[\w.:/-]{1,200}", re.ASCII)
+"""Of a session: no address of a person, for one."""
+SECRET = re.compile(
+    r"^(sk|rk|pk|key|ghp|gho|ghu|ghs|ghr|github_pat|glpat|hf|npm|pypi|xox[a-z]|xapp|gsk|pplx|r8|tgp|dop|AKIA|ASIA|AIza|ya29|SG|eyJ"
+    r"|Bearer)[\W_]?[\w.-]{12,}|://",
+)
+"""What looks like a key of somebody's, in the place of a session's name."""
 Endpoint = Callable[[HttpRequest], Awaitable[Response]]
 
 
@@ -30,45 +35,55 @@ class Unauthorized(Exception):
     pass
 
 
+class Forbidden(Exception):
+    """The key may not do this."""
+
+
 class TooLarge(Exception):
     pass
-
-
-def inbound_keys(server: ServerSettings) -> list[str]:
-    """The keys that clients may send. Raises SettingsError when keys are required and none is set."""
-    keys = [key.strip() for key in os.environ.get(server.key_env, "").split(",") if key.strip()]
-    if server.require_key and not keys:
-        raise SettingsError(f"set {server.key_env} to the key clients must send, or server.require_key: false")
-    return keys
 
 
 class Guard:
     """Keys and limits of what is asked over HTTP: of both planes."""
 
-    def __init__(self, server: ServerSettings, keys: Sequence[str]) -> None:
-        self.server = server
-        self._keys = [hashlib.sha256(key.encode()).digest() for key in keys]
+    def __init__(self, server: ServerSettings, keys: KeyRing) -> None:
+        self.server, self.keys = server, keys
 
     # -- authentication ---------------------------------------------------------------------------------------------
 
-    def _key_of(self, http: HttpRequest) -> str:
-        """Hash of the inbound key. Raises Unauthorized."""
+    async def _key_of(self, http: HttpRequest) -> Key:
+        """Whose request it is. Raises Unauthorized, Forbidden, Refused."""
         given = http.headers.get("x-api-key") or http.headers.get("authorization", "").removeprefix("Bearer ").strip()
-        digest = hashlib.sha256(given.encode("utf-8", "replace")).digest()
-        matches = [hmac.compare_digest(digest, key) for key in self._keys]  # all of them: the time reveals nothing
-        if self.server.require_key and not any(matches):
+        try:
+            key = await self.keys.find(given)
+        except (OSError, sqlite3.Error) as error:
+            raise Refused(f"the keys are out of reach ({error})", 503, {"reason": "store"}) from None
+        if key is None:
             raise Unauthorized
-        return digest.hex()[:12] if any(matches) else "open"
+        if key is OPEN and not self._is_meant(http):
+            raise Forbidden("this gateway asks for no key, so it answers only what is sent from this machine to it by name")
+        return key
 
-    def _guarded(self, endpoint: Endpoint, adapter: ProtocolAdapter) -> Endpoint:
+    def _is_meant(self, http: HttpRequest) -> bool:
+        """Whether neither a page of another site nor a name that was bent to this machine sent it here."""
+        host, origin = http.headers.get("host", ""), http.headers.get("origin")
+        name = host if host.endswith("]") else host.rsplit(":", 1)[0]
+        named = {*self.server.allowed_hosts, self.server.host}
+        return name in named and (origin in (None, f"http://{host}", f"https://{host}", *self.server.cors_origins))
+
+    def _guarded(self, endpoint: Endpoint, adapter: ProtocolAdapter, scope: Scope) -> Endpoint:
         async def guarded(http: HttpRequest) -> Response:
             facts: Json = {}
             headers = {}
             try:
-                http.state.key = self._key_of(http)
+                key = http.state.key = await self._key_of(http)
+                if not key.may(scope):
+                    raise Forbidden(f"this key is not for that: it takes the scope {scope}")
                 return await endpoint(http)
             except Unauthorized:
                 reason, status = "the key is missing or wrong", 401
+            except Forbidden as error:
+                reason, status = str(error), 403
             except BadRequest as error:
                 reason, status = str(error), 400
             except TooLarge as error:
@@ -83,11 +98,11 @@ class Guard:
 
         return guarded
 
-    def routes(self, known: Sequence[tuple[str, Endpoint, str, ProtocolAdapter]]) -> list[Route]:
-        """Guarded routes of (path, endpoint, method, whose errors are answered), with and without /v1."""
+    def routes(self, known: Sequence[tuple[str, Endpoint, str, ProtocolAdapter, Scope]]) -> list[Route]:
+        """Guarded routes of (path, endpoint, method, whose errors are answered, scope), with and without /v1."""
         return [
-            Route(prefix + path, self._guarded(endpoint, adapter), methods=[method])
-            for path, endpoint, method, adapter in known
+            Route(prefix + path, self._guarded(endpoint, adapter, scope), methods=[method])
+            for path, endpoint, method, adapter, scope in known
             for prefix in ("/v1", "")
         ]
 
@@ -122,10 +137,13 @@ def _header(value: Any) -> str:
 
 
 def scoped(http: HttpRequest, value: str) -> str:
-    """The session of this key that goes by this name; one that r2v named itself is scoped already."""
-    if not IDENTITY.fullmatch(value):
+    """The session of this tenant that goes by this name, which is hashed where it might say more than a name should."""
+    tenant = http.state.key.tenant
+    if value.startswith(f"{tenant}/"):
+        value = value.removeprefix(f"{tenant}/")
+    if not IDENTITY.fullmatch(value) or SECRET.search(value):
         value = "h-" + hashlib.sha256(value.encode("utf-8", "replace")).hexdigest()[:24]
-    return value if value.startswith("auto-") else f"{http.state.key}/{value}"
+    return f"{tenant}/{value}"
 
 
 def number(text: str, example: str) -> float:

@@ -50,6 +50,9 @@ class Key:
     budget: LimitSettings = UNLIMITED
     """Of a day, beside `budget.key_per_day`."""
 
+    def may(self, scope: Scope) -> bool:
+        return scope in self.scopes or "admin" in self.scopes
+
     def may_ask(self, model: str) -> bool:
         return any(fnmatchcase(model, pattern) for pattern in self.models)
 
@@ -81,6 +84,9 @@ class StoredKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class KeyStore(Protocol):
     """Where made keys are kept. Methods raise sqlite3.Error or OSError."""
 
+    def empty(self) -> bool:
+        """Whether it is known to hold no key."""
+
     async def all(self) -> list[StoredKey]: ...
 
     async def put(self, key: StoredKey) -> None: ...
@@ -94,6 +100,9 @@ class LedgerKeys:
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
+
+    def empty(self) -> bool:
+        return self._db.execute("SELECT 1 FROM keys LIMIT 1").fetchone() is None
 
     async def all(self) -> list[StoredKey]:
         rows = self._db.execute("SELECT content FROM keys ORDER BY name").fetchall()
@@ -110,26 +119,25 @@ class KeyRing:
     """All keys that a gateway takes."""
 
     def __init__(self, server: ServerSettings, store: KeyStore) -> None:
+        """Raises SettingsError when keys are required and there is none."""
         self._required, self._store = server.require_key, store
         self._fixed = _of_environment(server)
         self._made: Mapping[str, tuple[Key, float]] = {}
         """Digest -> (key, until when it is valid)."""
         self._read = -FRESH_S
-        self.error = f"set {server.key_env} to the key clients must send (or make one: r2v keys create NAME)"
-
-    async def check(self) -> None:
-        """Raises SettingsError when keys are required and there is none."""
-        if self._required and not self._fixed and not await self._store.all():
-            raise SettingsError(f"{self.error}, or set server.require_key: false")
+        if self._required and not self._fixed and store.empty():
+            raise SettingsError(
+                f"set {server.key_env} to the key clients must send, or `r2v keys create NAME`, or server.require_key: false"
+            )
 
     async def find(self, given: str) -> Key | None:
-        """Whose key this is; None for nobody's. A store that does not answer leaves the keys as they were known last."""
+        """Whose key this is; None for nobody's. Raises OSError or sqlite3.Error where made keys cannot be read."""
         digest = _digest(given)
         if (key := self._fixed.get(digest)) is not None:
             return key
         if time.monotonic() - self._read > FRESH_S:
-            self._read = time.monotonic()
             self._made = _valid(await self._store.all())
+            self._read = time.monotonic()
         key, until = self._made.get(digest, (None, 0.0))
         if key is not None and time.time() < until:
             return key

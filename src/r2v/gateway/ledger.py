@@ -23,6 +23,8 @@ from r2v.core.types import SOLVED, Decision, ScoreKind, Step
 from r2v.gateway.accounts import SCHEMA as ACCOUNTS
 from r2v.gateway.accounts import Accounts
 from r2v.gateway.budgets import Amount
+from r2v.gateway.keys import SCHEMA as KEYS
+from r2v.gateway.keys import LedgerKeys
 from r2v.gateway.session_state import SCHEMA as SESSION_STATES
 from r2v.gateway.session_state import SessionStates
 from r2v.gateway.settings import Mode
@@ -133,6 +135,7 @@ SCHEMA = (
     *VERDICTS,
     *ACCOUNTS,
     *IDENTITY,
+    *KEYS,
     *ROLLUPS,
     *SESSION_STATES,
 )
@@ -150,7 +153,7 @@ MIGRATIONS = {
     ),
     3: ("ALTER TABLE steps ADD COLUMN alike INTEGER", "ALTER TABLE steps ADD COLUMN mode TEXT", MODES),
     4: VERDICTS,
-    5: ("ALTER TABLE abandoned ADD COLUMN why TEXT", *ACCOUNTS, *IDENTITY, *ROLLUPS, *SESSION_STATES),
+    5: ("ALTER TABLE abandoned ADD COLUMN why TEXT", *ACCOUNTS, *IDENTITY, *KEYS, *ROLLUPS, *SESSION_STATES),
 }
 """Schema version -> the statements that make it the next one. They touch no step, so that a large ledger opens at once:
 routes and records stay as r2v 0.1 wrote them, and `_entry` reads them as today's.
@@ -264,7 +267,7 @@ class Ledger:
             # For other threads: what is read on it may take as long as it likes, and no writing waits for it.
             self._reader = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             self._reader.execute("PRAGMA query_only = ON")
-            self.states = SessionStates(self._db)
+            self.states, self.keys = SessionStates(self._db), LedgerKeys(self._db)
             self.last_row = 0
             """Of the step that this process wrote last."""
             if owner:
@@ -394,6 +397,7 @@ class Ledger:
                 self._db.execute(
                     "DELETE FROM comparisons WHERE (time, id) IN (SELECT time, id FROM steps WHERE session = ?)", (session,)
                 )
+                self._db.execute("DELETE FROM charges WHERE scope = ?", (f"session {session}",))
                 for table in OF_SESSION:
                     self._db.execute(f"DELETE FROM {table} WHERE session = ?", (session,))
         return deleted
@@ -463,7 +467,7 @@ class Ledger:
 
     def sessions(
         self, limit: int, *, text: str = "", mode: str | None = None, escalated: bool = False, failed: bool | None = None,
-        before: float | None = None,
+        before: float | None = None, tenant: str | None = None,
     ) -> list[dict[str, Any]]:  # fmt: skip
         """The latest sessions, the newest first, among the latest `RECENT`.
 
@@ -474,17 +478,19 @@ class Ledger:
             escalated: only those in which the router wanted the teacher.
             failed: only those whose outcome is a failure, or a success.
             before: only those whose last step was before that time: the next page.
+            tenant: whose; None: everybody's.
         """
         return self._rows(
             "SELECT session, steps, time, teacher_calls, slm_usd, teacher_usd, saved_usd, goal, mode, labelled, "
             "CASE WHEN labelled THEN alike END alike, escalated, reward, verdict FROM (SELECT * FROM session_totals "
-            "WHERE time < :before ORDER BY time DESC LIMIT :recent) "
+            "WHERE time < :before AND (:tenant IS NULL OR (session >= :tenant || '/' AND session < :tenant || '0')) "
+            "ORDER BY time DESC LIMIT :recent) "
             "WHERE (:text = '' OR instr(lower(session || ' ' || goal), :text)) AND (:mode IS NULL OR mode = :mode) "
             "AND (NOT :escalated OR escalated) AND (:failed IS NULL OR (reward < :bound) = :failed) "
             "ORDER BY time DESC LIMIT :limit",
             {
                 "limit": limit, "recent": RECENT, "text": text.lower(), "mode": mode, "escalated": escalated,
-                "failed": failed, "bound": SOLVED, "before": math.inf if before is None else before,
+                "failed": failed, "bound": SOLVED, "before": math.inf if before is None else before, "tenant": tenant,
             },
         )  # fmt: skip
 

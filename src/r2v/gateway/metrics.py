@@ -146,7 +146,7 @@ class Metrics:
         counts.saved_usd += entry.saved_usd
         counts.tokens += entry.tokens
         counts.candidates += entry.candidates
-        counts.implicit += entry.session.startswith("auto-")
+        counts.implicit += "/auto-" in entry.session
         counts.overhead.add(max(0.0, entry.overhead_ms / 1000))
         for model, seconds in model_s.items():
             counts.model.setdefault(model, Times(MODEL_S)).add(seconds)

@@ -18,6 +18,7 @@ from r2v.core.seeds import derive_seed
 from r2v.core.types import Decision, Memory
 from r2v.gateway.accounts import Accounts
 from r2v.gateway.budgets import UNLIMITED, Account, Amount, Exhausted, Limits, Reservation
+from r2v.gateway.keys import StoredKey
 from r2v.gateway.ledger import ModeChange
 from r2v.gateway.sessions import DECISIONS, Session, numbered
 from r2v.runtime.upgrade import upgraded_decision
@@ -176,6 +177,26 @@ class RedisSessions:
 
     async def close(self) -> None:
         await self._redis.close()
+
+
+class RedisKeys:
+    """See `r2v.gateway.keys.KeyStore`; raises OSError."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._redis = connection
+
+    def empty(self) -> bool:
+        return False  # nobody knows before it answers
+
+    async def all(self) -> list[StoredKey]:
+        (found,) = await self._redis.run(("HGETALL", self._redis.key("keys")))
+        return [msgspec.json.decode(found[name], type=StoredKey) for name in sorted(found)]
+
+    async def put(self, key: StoredKey) -> None:
+        await self._redis.run(("HSET", self._redis.key("keys"), key.name, msgspec.json.encode(key)))
+
+    async def remove(self, name: str) -> bool:
+        return bool((await self._redis.run(("HDEL", self._redis.key("keys"), name)))[0])
 
 
 class RedisBudgets:

@@ -33,6 +33,7 @@ from r2v.core.seeds import derive_seed
 from r2v.core.types import NO_USAGE, Choice, Code, Context, Decision, Memory, Observation, Route, Step
 from r2v.gateway.budgets import DAY, Account, Amount, Budgets, Exhausted, LocalBudgets, Reservation, limits_of, touch
 from r2v.gateway.candidates import CandidateSource, LiveAnswer, most
+from r2v.gateway.keys import Key, KeyRing, KeyStore
 from r2v.gateway.ledger import Entry, Ledger
 from r2v.gateway.metrics import Metrics
 from r2v.gateway.modes import Modes, Part, part_of
@@ -74,10 +75,9 @@ class Answer:
 class RequestOptions:
     """What the client wants of this step besides the request."""
 
-    key: str
-    """Hash of its key."""
+    key: Key
     session: str
-    """Its own name for the session within its key, or the request's `fingerprint`."""
+    """Its own name for the session, or the request's `fingerprint`, behind the name of its tenant."""
     named: bool = True
     """Whether it is the client's own."""
     forced: str | None = None
@@ -150,7 +150,8 @@ class Service:
         self.verdicts = _verdicts(settings)
         self.ledger = Ledger(Path(settings.store.path), owner=owner)
         self._redactor = Redactor(secret_of(settings.store)) if settings.store.redact else None
-        self.sessions, self.budgets = shared_state(settings, self.ledger)
+        self.sessions, self.budgets, store = shared_state(settings, self.ledger)
+        self.keys = KeyRing(settings.server, store)
         self._with_tools: OrderedDict[str, None] = OrderedDict()
         """Sessions of clients in which tools were offered; the latest ones."""
         self.modes = Modes(self.settings.route, self.sessions, self.ledger)
@@ -236,8 +237,8 @@ class Service:
             part = part_of(mode, self.settings.route, session.id, session.t)
             early = live is not None and self._is_early(session, options, part)
             drafts = 1 if early else self.settings.route.k
-            account = Account(owner, options.key, int(time.time() // DAY))
-            limits = limits_of(budget, account, options.session_usd)
+            account = Account(owner, options.key.id, int(time.time() // DAY))
+            limits = limits_of(budget, account, options.session_usd, options.key.budget)
             asked = {"slm": request, "teacher": request}
             if any(limit.tokens is not None or limit.usd is not None for _, limit in limits):
                 asked = {role: bounded(request, model.max_output_tokens) for role, model in self.settings.models.items()}
@@ -413,7 +414,7 @@ class Service:
         else:
             goal, kept = self._redactor.hash(context.goal), self._redactor.step(step)
         entry = Entry(
-            facts["decision-id"], served.session.id, served.session.t, time.time(), served.options.key, choice.source,
+            facts["decision-id"], served.session.id, served.session.t, time.time(), served.options.key.id, choice.source,
             facts["reason"], facts["model"], decision.score, decision.score_kind, decision.threshold, decision.propensity,
             slm.usd, teacher.usd, self._saved(served), slm.tokens.total + teacher.tokens.total,
             int(teacher.drawn > 0), slm.drawn,
@@ -483,19 +484,20 @@ def _verdicts(settings: GatewaySettings) -> SessionVerdicts | None:
     return SessionVerdicts(parse_verdicts(settings.verdicts))
 
 
-def shared_state(settings: GatewaySettings, ledger: Ledger) -> tuple[Sessions, Budgets]:
+def shared_state(settings: GatewaySettings, ledger: Ledger) -> tuple[Sessions, Budgets, KeyStore]:
     """What the processes of a gateway share: in its ledger, or in the Redis of all replicas. Raises SettingsError."""
     name, ttl_s = settings.store.redis_env, settings.route.cache_ttl_s
     if name is None:
-        return LocalSessions(ledger, ttl_s), LocalBudgets(ledger.accounts)
+        return LocalSessions(ledger, ttl_s), LocalBudgets(ledger.accounts), ledger.keys
     if not (url := os.environ.get(name, "").strip()):
         raise SettingsError(f"environment variable {name} of store.redis_env is not set; it must hold the URL of a Redis")
     try:
-        from r2v.gateway.redis_state import Connection, RedisBudgets, RedisSessions
+        from r2v.gateway.redis_state import Connection, RedisBudgets, RedisKeys, RedisSessions
     except ModuleNotFoundError:
         raise SettingsError("store.redis_env needs the extra redis: pip install 'r2v[redis]'") from None
     connection = Connection(url)
-    return RedisSessions(connection, ttl_s), RedisBudgets(connection, ledger.accounts, ledger.identity)
+    budgets = RedisBudgets(connection, ledger.accounts, ledger.identity)
+    return RedisSessions(connection, ttl_s), budgets, RedisKeys(connection)
 
 
 def _unanswered(facts: Json, code: Code, *causes: Exception) -> Refused:

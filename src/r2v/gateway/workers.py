@@ -31,7 +31,7 @@ from r2v.core.errors import R2VError
 from r2v.gateway.app import build_app
 from r2v.gateway.control import ControlPlane
 from r2v.gateway.demo import play
-from r2v.gateway.guard import inbound_keys
+from r2v.gateway.keys import KeyRing
 from r2v.gateway.ledger import Ledger
 from r2v.gateway.metrics import Counts, Metrics, together
 from r2v.gateway.modes import Modes
@@ -83,7 +83,6 @@ def serve_planes(settings: GatewaySettings, *, mock: bool, announce: Callable[[s
     server = settings.server
     if mock:
         set_mock_key(settings)
-    inbound_keys(server)
     load_configured(settings.route)
     with ExitStack() as stack:
         ledger = Ledger(Path(settings.store.path), owner=True)
@@ -98,8 +97,8 @@ def serve_planes(settings: GatewaySettings, *, mock: bool, announce: Callable[[s
         works: list[tuple[Work, socket.socket]] = []
         if mock:
             settings, models = mocked(settings)
-            keys = inbound_keys(server) if not ledger.sessions(1) else None  # sessions to show, once
-            works = [(partial(_mock, model, url, None if i else keys), at) for i, (model, at) in enumerate(models)]
+            key = None if ledger.sessions(1) else os.environ[server.key_env].split(",")[0].strip()  # sessions to show, once
+            works = [(partial(_mock, model, url, None if i else key), at) for i, (model, at) in enumerate(models)]
         worker = partial(_worker, settings, admin_url, f"{folder}/items.db")
         works += [(worker, listener)] * server.workers
         family = _Family([*works, (partial(_control, settings), admin)], ledger.accounts.recover)
@@ -241,7 +240,7 @@ async def _write_counts(ledger: Ledger, metrics: Metrics) -> None:
 def _control(settings: GatewaySettings) -> tuple[Any, None]:
     router = load_configured(settings.route)
     ledger = Ledger(Path(settings.store.path))
-    sessions, _ = shared_state(settings, ledger)
+    sessions, _, store = shared_state(settings, ledger)
     modes = Modes(router.route, sessions, ledger)
     decoder = msgspec.msgpack.Decoder(Counts)
 
@@ -249,15 +248,14 @@ def _control(settings: GatewaySettings) -> tuple[Any, None]:
         now = time.time()
         return together([(now - at < RUNS_S, decoder.decode(found)) for at, found in ledger.states.counts()])
 
-    keys = inbound_keys(settings.server)
-    return ControlPlane(settings, keys, router, ledger, sessions, modes, counts).app(), None
+    return ControlPlane(settings, KeyRing(settings.server, store), router, ledger, sessions, modes, counts).app(), None
 
 
-def _mock(model: MockModel, url: str, keys: list[str] | None) -> tuple[Any, Callable[[], Awaitable[None]] | None]:
-    """A mock model, and, where keys of the gateway at `url` are given, sessions to show."""
+def _mock(model: MockModel, url: str, key: str | None) -> tuple[Any, Callable[[], Awaitable[None]] | None]:
+    """A mock model, and, where a key of the gateway at `url` is given, sessions to show."""
     from r2v.clients.mock import mock_app
 
-    return mock_app(model), None if keys is None else partial(_demonstrate, url, keys[0])
+    return mock_app(model), None if key is None else partial(_demonstrate, url, key)
 
 
 async def _demonstrate(url: str, key: str) -> None:
