@@ -12,12 +12,13 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import msgspec
 
 from r2v.core.errors import ArtifactError
 from r2v.core.types import SOLVED, Decision, ScoreKind, Step
+from r2v.core.untrusted import RECORD_BYTES, opened
 from r2v.gateway.budgets import Amount
 from r2v.gateway.settings import Mode
 
@@ -152,16 +153,22 @@ class Ledger:
         Raises:
             ArtifactError: the file is not a ledger, or a newer r2v wrote it.
         """
+        with suppress(FileNotFoundError):
+            opened(path).close()  # a device or a pipe would be waited for
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            self._db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, RECORD_BYTES)
+            self._db.execute("PRAGMA trusted_schema = OFF")
+            _refuse_code(self._db, path)
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = NORMAL")  # survives kill -9; the last steps may be lost with the power
             if self._version() != VERSION:
                 self._migrate(path)
             # Sums over many steps take as long as they like in another thread: writing does not wait for this connection.
             self._sums = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        except sqlite3.DatabaseError as error:
+            self._sums.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, RECORD_BYTES)
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             raise ArtifactError(f"{path} is not a ledger ({error}); choose another store.path") from None
 
     def _version(self) -> int:
@@ -359,8 +366,27 @@ class Ledger:
             yield session
 
 
+def _refuse_code(db: sqlite3.Connection, path: Path) -> None:
+    """A database from elsewhere may compute what it seems to hold: views, triggers and generated columns run when it is read.
+
+    Raises ArtifactError.
+    """
+    for kind, name, sql in db.execute("SELECT type, name, sql FROM sqlite_master"):
+        ours = kind in ("table", "index") and "VIRTUAL" not in str(sql).upper()[:40]
+        if kind == "table" and ours:
+            ours = all(row[6] == 0 for row in db.execute("SELECT * FROM pragma_table_xinfo(?)", (name,)))
+        if not ours and sql not in VERDICTS:
+            raise ArtifactError(f"{path} has the {kind} {name!r}, which no ledger of r2v has; it is not opened")
+
+
+_types = get_type_hints(Entry)
+_Row: Any = tuple[tuple(_types[name] for name in COLUMNS[:-1])]  # type: ignore[misc]
+
+
 def _entry(row: tuple[Any, ...]) -> Entry:
-    values: dict[str, Any] = dict(zip(COLUMNS[:-1], row, strict=False))
+    """Raises what `r2v.runtime.store.MALFORMED` lists where a row is not as `Ledger.write` leaves it."""
+    known = msgspec.convert(row[:-1], _Row, strict=False)  # SQLite puts any value into any column
+    values: dict[str, Any] = dict(zip(COLUMNS[:-1], known, strict=True))
     try:
         step = _decoder.decode(row[-1])
     except msgspec.ValidationError:  # written by r2v 0.1
@@ -368,8 +394,7 @@ def _entry(row: tuple[Any, ...]) -> Entry:
 
         step = msgspec.convert(upgraded_step(msgspec.json.decode(row[-1])), Step)
         values["route"] = ROUTES.get(values["route"], values["route"])
-    alike = None if values["alike"] is None else bool(values["alike"])
-    return Entry(**values | {"alike": alike}, step=step)
+    return Entry(**values, step=step)
 
 
 def words_of(step: Step) -> dict[str, Any] | None:

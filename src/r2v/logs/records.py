@@ -15,6 +15,8 @@ from r2v.core.types import SOLVED, Episode
 from r2v.logs.files import objects
 from r2v.messages.conversation import BadRequest, Json, Request, parse
 
+WRONG = (KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError, BadRequest)
+"""What data of another shape raise where they are read."""
 Source = Callable[[Path], Iterator[tuple[str, Any]]]
 """(where, raw record) of all that a path holds. Raises ArtifactError."""
 
@@ -86,7 +88,7 @@ class Records:
             try:
                 recorded = self.convert(raw, where)
                 _ = recorded.request  # checked here, where its place is known
-            except (KeyError, TypeError, ValueError, AttributeError, BadRequest) as error:
+            except WRONG as error:
                 raise ArtifactError(f"{where} is not {self.name} ({type(error).__name__}: {error})") from None
             yield recorded
 

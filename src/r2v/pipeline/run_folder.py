@@ -165,6 +165,7 @@ class RunFolder:
         return self.of("fit") / name
 
     def router(self, name: str) -> RouterBase:
+        _ = self.settings  # imports the routers that it names: a folder itself imports nothing
         return load_router(self.router_folder(name))
 
     def selection(self) -> dict[str, Any]:
