@@ -107,9 +107,7 @@ def unpacked_lines(path: Path, longest: int = RECORD_BYTES) -> Iterator[str]:
                     if len(line) > longest:
                         raise ArtifactError(f"{path} has a line of more than {longest // MB} MB; split or mend it")
                     if read > most:
-                        raise ArtifactError(
-                            f"{path} unpacks to more than {most // MB:g} MB; unpack it first if you trust it"
-                        )
+                        raise ArtifactError(f"{path} unpacks to more than {most // MB:g} MB; unpack it if you trust it")
                     yield line.decode("utf-8")
         except (OSError, UnicodeDecodeError, lzma.LZMAError, zlib.error, EOFError) as error:
             raise ArtifactError(f"{path} cannot be read ({error}); copy or write it again") from None

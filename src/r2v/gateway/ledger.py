@@ -367,7 +367,7 @@ class Ledger:
 
 
 def _refuse_code(db: sqlite3.Connection, path: Path) -> None:
-    """A database from elsewhere may compute what it seems to hold: views, triggers and generated columns run when it is read.
+    """Refuse a database that computes what it seems to hold: views, triggers and generated columns run when it is used.
 
     Raises ArtifactError.
     """

@@ -42,9 +42,7 @@ def text_of(file: Path) -> str:
     for line in lines_of(file):
         lines.append(line)
         if (read := read + len(line)) > LOG_BYTES:
-            raise ArtifactError(
-                f"{file} holds more than {LOG_BYTES // MB} MB in one value; write JSON lines (.jsonl) instead"
-            )
+            raise ArtifactError(f"{file} holds more than {LOG_BYTES // MB} MB in one value; write JSON lines instead")
     return "".join(lines)
 
 

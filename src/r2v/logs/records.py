@@ -88,6 +88,7 @@ class Records:
             try:
                 recorded = self.convert(raw, where)
                 _ = recorded.request  # checked here, where its place is known
+                f"{recorded.task}{recorded.model}{recorded.group}".encode()  # half a character cannot be written
             except WRONG as error:
                 raise ArtifactError(f"{where} is not {self.name} ({type(error).__name__}: {error})") from None
             yield recorded

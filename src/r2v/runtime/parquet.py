@@ -99,7 +99,7 @@ def _pages(file: IO[bytes], chunk: Any) -> tuple[int, int]:
         unpacked, packed = header.get(2), header.get(3)
         if not isinstance(unpacked, int) or not isinstance(packed, int) or min(unpacked, packed) < 0:
             raise ValueError("a page without sizes")
-        about = next((header[key] for key in (5, 7, 8) if key in header), {})
+        about: Any = next((header[key] for key in (5, 7, 8) if key in header), {})
         held = about.get(1, 0) if isinstance(about, dict) else 0
         size, values = size + unpacked, values + max(0, held)
         at += length + packed

@@ -142,8 +142,8 @@ def _yaml(text: str, where: str) -> Any:
     """The value of a YAML text; one part may be used in several places, as long as all of it stays small."""
     import yaml
 
-    loader = yaml.SafeLoader(text)
     try:
+        loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         if node is None:
             return None
@@ -153,8 +153,6 @@ def _yaml(text: str, where: str) -> Any:
         raise SettingsError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
     except RecursionError:
         raise SettingsError(f"{where} is not valid YAML: nested too deeply") from None
-    finally:
-        loader.dispose()
 
 
 def _children(node: Any) -> Iterable[Any]:
