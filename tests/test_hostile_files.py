@@ -31,10 +31,11 @@ from r2v.core.untrusted import MB
 from r2v.evaluation.certificate import Certificate, Target, Tried, read_certificate
 from r2v.gateway.ledger import Entry, Ledger
 from r2v.logs.importing import import_logs
+from r2v.logs.terminalbench import COLUMNS
 from r2v.routers import load_router
 from r2v.routers.base import FittedWith
 from r2v.routers.r2v import R2V
-from r2v.runtime.store import read_episodes, write_episodes
+from r2v.runtime.store import encode, read_episodes, write_episodes
 from test_routers_folders import network
 from toy import played_episode
 
@@ -330,15 +331,14 @@ def parquet(path: Path, metadata: dict | None = None, **columns: object) -> Path
 
 
 def lying(path: Path) -> Path:
-    """Pages of 800 MB whose column says that it unpacks to some bytes."""
-    parquet(path, record=pa.array(["x" * (400 * MB)] * 2))
+    """A page of 300 MB whose column says that it unpacks to some bytes."""
+    parquet(path, record=pa.array(["x" * (300 * MB)]))
     data = path.read_bytes()
     about = pq.ParquetFile(path).metadata.row_group(0).column(0)
     said = varint(about.total_uncompressed_size)
-    at = data.rfind(said)
-    assert len(data) < MB and at > 0
-    path.write_bytes(data[:at] + b"\x80" * (len(said) - 1) + b"\x01" + data[at + len(said) :])
-    assert pq.ParquetFile(path).metadata.row_group(0).column(0).total_uncompressed_size < 100 * MB
+    assert len(data) < MB and said in data
+    path.write_bytes(data.replace(said, b"\xe4" + b"\x80" * (len(said) - 2) + b"\0"))
+    assert pq.ParquetFile(path).metadata.row_group(0).column(0).total_uncompressed_size == 50
     return path
 
 
@@ -349,28 +349,51 @@ def varint(value: int) -> bytes:
     return found + bytes([value])
 
 
-def packed(path: Path, size: int, opener) -> Path:
-    with opener(path, "wb", **({"preset": 0} if opener is lzma.open else {"compresslevel": 1})) as file:
-        for _ in range(size // (8 * MB)):
-            file.write(b" " * (8 * MB - 1) + b"\n")
+def packed(path: Path, module, part: bytes, times: int) -> Path:
+    """Parts of 8 MB one after the other, packed once."""
+    path.write_bytes(module.compress(part) * times)
     return path
 
 
+LINE, NO_LINE = b" " * (8 * MB - 1) + b"\n", b" " * (8 * MB)
+
+
+def shared(value: str, rows: int) -> pa.Array:
+    """A text that all rows share."""
+    return pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), pa.array([value]))
+
+
+def long_episode() -> str:
+    return encode(replace(played_episode(), tools="x" * MB)).decode()
+
+
+def numbers(path: Path) -> Path:
+    """Episodes of a million numbers each."""
+    raw = json.loads(encode(played_episode()))
+    raw["steps"][0]["choice"]["decision"] = {
+        "route": "continue", "code": "never", "score": None, "score_kind": None, "threshold": None, "propensity": 1,
+        "state": ["N"], "reason": "",
+    }  # fmt: skip
+    record = json.dumps(raw).replace('["N"]', f"[{'1,' * 1_000_000}1]")
+    return parquet(path, record=pa.array([record] * 60))
+
+
 BOMBS = {
-    "one text in all rows": (
-        lambda path: parquet(path / "x.parquet", record=pa.array(["x" * MB] * 2400)), "unpacks to more than 256 MB"),
-    "one text in all rows of a data set": (
-        lambda path: parquet(path / "x.parquet", {}, task_name=pa.array(["x" * MB] * 2400), agent=["a"] * 2400,
-                             model=["m"] * 2400, reward=[1.0] * 2400, steps=["[]"] * 2400), "unpacks to more than 256 MB"),
-    "texts of zeros": (
-        lambda path: parquet(path / "x.parquet", record=pa.array(["\0" * (300 * MB)])), "unpacks to more than 256 MB"),
+    "one text that all rows share": (
+        lambda path: parquet(path / "x.parquet", {}, **dict.fromkeys(COLUMNS[1:], shared("a", 2400)),
+                             task_name=shared("x" * MB, 2400)), "is not terminalbench"),
+    "one episode that all rows share": (
+        lambda path: parquet(path / "x.parquet", record=shared(long_episode(), 2400)), "unpacks to more than 256 MB"),
+    "texts of zeros": (lambda path: parquet(path / "x.parquet", record=["\0" * (300 * MB)]), "unpacks to more than 256 MB"),
     "pages that the file lies about": (lambda path: lying(path / "x.parquet"), "unpacks to more than 256 MB"),
     "a list of nothing": (
-        lambda path: parquet(path / "x.parquet", record=pa.array([[None] * 30_000_000], pa.list_(pa.int8()))),
+        lambda path: parquet(path / "x.parquet", record=pa.array([[None] * 21_000_000], pa.list_(pa.int8()))),
         "more than 20000000 values"),
-    "spaces in gz": (lambda path: packed(path / "x.jsonl.gz", 2400 * MB, gzip.open), "more than 256 MB|more than 64 MB"),
-    "spaces in xz": (lambda path: packed(path / "x.jsonl.xz", 1200 * MB, lzma.open), "unpacks to more than 256 MB"),
-    "a line in gz": (lambda path: packed(path / "x.json.gz", 2400 * MB, gzip.open), "more than 256 MB"),
+    "numbers": (lambda path: numbers(path / "x.parquet"), "more than 20000000 values"),
+    "lines in gz": (lambda path: packed(path / "x.jsonl.gz", gzip, LINE, 300), "unpacks to more than 256 MB"),
+    "lines in xz": (lambda path: packed(path / "x.jsonl.xz", lzma, LINE, 300), "unpacks to more than 256 MB"),
+    "one line in gz": (lambda path: packed(path / "x.jsonl.gz", gzip, NO_LINE, 300), "has a line of more than 64 MB"),
+    "one value in gz": (lambda path: packed(path / "x.json.gz", gzip, NO_LINE, 300), "more than 256 MB"),
     "many values": (lambda path: path / "x.json", "more than 20000000 values"),
 }  # fmt: skip
 
@@ -561,6 +584,29 @@ def test_hostile_run_folders_are_one_line(manifest, message, tmp_path, fails):
     (run / "settings.yaml").write_text("version: 1\n")
     (run / "1-collect" / "manifest.json").write_text(manifest)
     assert message in fails("evaluate", run, "--fresh-tasks", 5, "--out", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_hidden_layers": 10**9}, "has 1000000000 layers"),
+        ({"vocab_size": 10**9, "hidden_size": 4096}, "numbers, its weights are"),
+        ({"auto_map": {"AutoConfig": "evil.Config"}, "model_type": "evil"}, "is not a readable causal LM"),
+        ({"model_type": ["x"]}, "is not a readable causal LM"),
+        (deep("["), "deeper than 100"),
+    ],
+)
+def test_hostile_model_folders_are_one_line(changes, message, tmp_path, fails):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "evil.py").write_text("raise SystemExit('evil')")
+    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 8, "num_attention_heads": 2}
+    (folder / "config.json").write_text(changes if isinstance(changes, str) else json.dumps(config | changes))
+    (folder / "model.safetensors").write_bytes(bytes(100))
+    assert message in fails("serve-model", folder)
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").symlink_to("/dev/zero")
+    assert "is no regular file" in fails("serve-model", folder)
 
 
 # -- the one place where files are opened -----------------------------------------------------------------------------

@@ -26,7 +26,7 @@ RECORD_BYTES = 64 * MB
 """Of other JSON files of runs, certificates and outcomes, and of one record of a log: the longest sessions take a few MB."""
 LOG_BYTES = 256 * MB
 """Of a log that is one JSON value and is held as a whole; JSON lines may be longer, since they are read one by one."""
-UNPACKED_BYTES, UNPACKED_TIMES = 256 * MB, 200
+UNPACKED_BYTES, UNPACKED_TIMES = 256 * MB, 100
 """What a packed file may unpack to: so much, or so many times its own size. Recorded sessions pack 5 to 50 times."""
 VALUES = 20_000_000
 """JSON values of one file: as Python objects each takes some 100 bytes."""

@@ -18,6 +18,8 @@ from r2v.core.untrusted import MB, VALUES, opened, unpacked_limit
 COLUMNS, ROWS = 1_000, 10_000_000
 BATCH_ROWS, BATCH_BYTES = 256, 64 * MB
 """Of what is decoded at once. No value is longer than its whole row group, so that many rows take no more."""
+THRIFT_ITEMS = 10_000
+"""Of each list in the file's description: its row groups, or the parts of its schema, which lie inside each other."""
 WINDOW = 1 << 16
 """Bytes that are read to find a page's header, which may hold the page's least and greatest value."""
 
@@ -61,9 +63,19 @@ def rows_of(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
                 raise ArtifactError(f"{path} holds more than {VALUES} values, the most that r2v reads of such a file")
             rows = max(1, min(BATCH_ROWS, BATCH_BYTES // max(1, size)))
             for batch in found.iter_batches(rows, row_groups=[group], columns=list(columns), use_threads=False):
-                decoded += batch.nbytes
-                _limit(path, decoded, most)
-                yield from batch.to_pylist()
+                _limit(path, decoded + batch.nbytes, most)
+                for row in batch.to_pylist():  # a text that many rows share becomes one of each
+                    decoded += _size(row)
+                    _limit(path, decoded, most)
+                    yield row
+
+
+def _size(value: Any) -> int:
+    """About the bytes of a row's texts and numbers."""
+    if isinstance(value, (str, bytes)):
+        return len(value)
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 8 + sum(map(_size, inner))
 
 
 def _limit(path: Path, size: int, most: int) -> None:
@@ -79,7 +91,7 @@ def _parquet(path: Path) -> Iterator[tuple[Any, IO[bytes]]]:
 
     with opened(path) as file:
         try:
-            found = pq.ParquetFile(file, thrift_string_size_limit=64 * MB, thrift_container_size_limit=1_000_000)
+            found = pq.ParquetFile(file, thrift_string_size_limit=64 * MB, thrift_container_size_limit=THRIFT_ITEMS)
             if found.metadata.num_columns > COLUMNS or found.metadata.num_rows > ROWS:
                 raise ArtifactError(f"{path} has more than {COLUMNS} columns or {ROWS} rows, the most that r2v reads")
             yield found, file

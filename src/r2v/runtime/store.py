@@ -31,6 +31,9 @@ SCHEMA_VERSION = "2"
 MALFORMED = (msgspec.MsgspecError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 """What a record that r2v did not write raises where it is decoded."""
 
+VALUES_PER_BYTE = 4
+"""Values that a file of episodes may hold for each of its bytes, which takes far more than one of them when they differ."""
+
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Episode)
 
@@ -105,7 +108,13 @@ def read_episodes(path: Path) -> list[Episode]:
         version = marks_of(path).get(b"r2v_schema", b"?").decode(errors="replace")
         if version not in ("1", SCHEMA_VERSION):
             raise ArtifactError(f"{path} has episode schema {version}, this r2v reads {SCHEMA_VERSION}; run its stage again")
-        return [_episode(row["record"], version) for row in rows_of(path, ["record"])]
+        found, values, most = [], 0, max(untrusted.VALUES, VALUES_PER_BYTE * path.stat().st_size)
+        for row in rows_of(path, ["record"]):
+            values += str(row["record"]).count(",")
+            if values > most:
+                raise ArtifactError(f"{path} holds more than {most} values, the most that r2v takes from a file of its size")
+            found.append(_episode(row["record"], version))
+        return found
     except FileNotFoundError:
         raise ArtifactError(f"{path} does not exist; run the stage that writes it") from None
     except MALFORMED as error:
