@@ -18,6 +18,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -32,11 +33,14 @@ from r2v.evaluation.certificate import Certificate, Target, Tried, read_certific
 from r2v.gateway.ledger import Entry, Ledger
 from r2v.logs.importing import import_logs
 from r2v.logs.terminalbench import COLUMNS
+from r2v.pipeline.runner import locked
+from r2v.report.explain import explanation
 from r2v.routers import load_router
 from r2v.routers.base import FittedWith
 from r2v.routers.r2v import R2V
 from r2v.runtime.store import encode, read_episodes, write_episodes
-from test_routers_folders import network
+from r2v.studies.certify import describe
+from test_routers_folders import PARTS, decisions, make, network
 from toy import played_episode
 
 SECONDS = 60
@@ -297,6 +301,7 @@ HOSTILE_SETTINGS = {
     "an integer of many digits": ("a: " + "9" * 5000, "is not valid YAML"),
     "code": ("a: !!python/object/apply:os.system ['true']", "is not valid YAML"),
     "bytes": ("a: \x00", "is not valid YAML"),
+    "infinite": ("slm: {input: .inf, output: 1.0e+999}", "no finite number"),
 }  # fmt: skip
 
 
@@ -389,7 +394,7 @@ BOMBS = {
     "a list of nothing": (
         lambda path: parquet(path / "x.parquet", record=pa.array([[None] * 21_000_000], pa.list_(pa.int8()))),
         "more than 20000000 values"),
-    "numbers": (lambda path: numbers(path / "x.parquet"), "more than 20000000 values"),
+    "numbers": (lambda path: numbers(path / "x.parquet"), "more than 10000000 values"),
     "lines in gz": (lambda path: packed(path / "x.jsonl.gz", gzip, LINE, 300), "unpacks to more than 256 MB"),
     "lines in xz": (lambda path: packed(path / "x.jsonl.xz", lzma, LINE, 300), "unpacks to more than 256 MB"),
     "one line in gz": (lambda path: packed(path / "x.jsonl.gz", gzip, NO_LINE, 300), "has a line of more than 64 MB"),
@@ -441,6 +446,14 @@ def test_hostile_logs_are_one_line(command, name, tmp_path, fails):
     path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "surrogatepass"))
     out = tmp_path / "out.parquet"
     assert message in fails(*(("import", path, out) if command == "import" else ("advise", path, "--out", tmp_path / "o")))
+
+
+def test_a_job_of_harbor_of_another_shape_is_one_line(tmp_path, fails):
+    trial = tmp_path / "job" / "trial" / "agent"
+    trial.mkdir(parents=True)
+    (trial / "trajectory.json").write_text('{"schema_version": "ATIF-v1", "steps": []}')
+    (trial / "trajectory.cont-x.json").write_text("[]")
+    assert "is not atif" in fails("import", tmp_path / "job", tmp_path / "out.parquet")
 
 
 @pytest.mark.parametrize("ending", [".jsonl", ".json", ".parquet", ".db", ".jsonl.gz", ".log"])
@@ -586,6 +599,19 @@ def test_hostile_run_folders_are_one_line(manifest, message, tmp_path, fails):
     assert message in fails("evaluate", run, "--fresh-tasks", 5, "--out", tmp_path / "out")
 
 
+def test_the_lock_of_a_run_empties_no_file_that_it_links_to(tmp_path):
+    (tmp_path / "kept").write_text("kept")
+    (tmp_path / ".lock").symlink_to("kept")
+    with locked(tmp_path):
+        assert (tmp_path / "kept").read_text() == "kept"
+
+
+@pytest.mark.parametrize(("key", "value"), [("k", 33), ("max_new_tokens", 10**9)])
+def test_a_run_folder_cannot_make_a_served_model_draw_without_end(key, value, tmp_path, fails):
+    (tmp_path / "settings.yaml").write_text(f"version: 1\nslm: {{{key}: {value}}}\n")
+    assert f"`slm.{key}` = {value}" in fails("serve-model", tmp_path)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -692,3 +718,64 @@ def test_any_change_of_a_valid_file_is_read_or_refused(kind, data, valid):
     (folder / kind).write_bytes(content)
     with suppress(R2VError):
         READ[kind](folder / kind)
+
+
+VALUES = [None, True, -1, 0, 10**30, 1e308, "", "x", "1", [], [1], [[]], {}, {"x": 1}, [None], "\x1b[2J"]
+
+
+def places(value: object, at: tuple = ()) -> list[tuple]:
+    """Where in a JSON value its values lie."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [at, *(place for key, one in inner for place in places(one, (*at, key)))]
+
+
+def put(value, place: tuple, new: object):
+    if not place:
+        return new
+    key, *rest = place
+    copy = dict(value) if isinstance(value, dict) else list(value)
+    copy[key] = put(value[key], tuple(rest), new)
+    return copy
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@pytest.mark.parametrize("name", PARTS)
+@given(data=st.data())
+def test_a_router_with_any_value_anywhere_is_refused_or_decides(name, data, tmp_path_factory):
+    folder = tmp_path_factory.getbasetemp() / f"router-{name}"
+    if not folder.exists():
+        make(name).save(folder)
+    raw = json.loads((folder / "router.json").read_text())
+    changed = put(raw, data.draw(st.sampled_from(places(raw))), data.draw(st.sampled_from(VALUES)))
+    copy = folder.parent / f"changed-{name}"
+    shutil.copytree(folder, copy, dirs_exist_ok=True)
+    (copy / "router.json").write_text(json.dumps(changed))
+    with suppress(R2VError):
+        router = load_router(copy)
+        if router.threshold is not None:
+            with np.errstate(all="ignore"):
+                decisions(router)
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_certificate_with_any_value_anywhere_is_refused_or_described(data, tmp_path_factory):
+    path = tmp_path_factory.getbasetemp() / "certificate.json"
+    CERTIFICATE.save(path)
+    raw = json.loads(path.read_text())
+    changed = put(raw, data.draw(st.sampled_from(places(raw))), data.draw(st.sampled_from(VALUES)))
+    path.write_text(json.dumps(changed))
+    with suppress(R2VError):
+        describe(read_certificate(path))
+
+
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_an_episode_with_any_value_anywhere_is_refused_or_read(data, tmp_path_factory):
+    path = tmp_path_factory.getbasetemp() / "episode.parquet"
+    raw = json.loads(encode(played_episode()))
+    changed = put(raw, data.draw(st.sampled_from(places(raw))), data.draw(st.sampled_from(VALUES)))
+    parquet(path, record=[json.dumps(changed)])
+    with suppress(R2VError):
+        for episode in read_episodes(path):
+            explanation(episode)

@@ -18,8 +18,8 @@ from r2v.core.protocols import Verifier
 from r2v.core.types import SOLVED, Candidate, Choice, Decision, Episode, Observation, Step, Task, Usage
 from r2v.core.untrusted import read_json
 from r2v.logs import BUILT_IN
-from r2v.logs.records import LogFormat, Recorded
-from r2v.messages.conversation import BadRequest, contexts_of, tools_of
+from r2v.logs.records import WRONG, LogFormat, Recorded
+from r2v.messages.conversation import contexts_of, tools_of
 from r2v.messages.transcript import message_of, tools_text
 from r2v.runtime import plugins
 from r2v.verifiers import verifier_named
@@ -82,8 +82,8 @@ def import_logs(
                 chats = []
         if chats:
             found += asyncio.run(_episodes(chats, source))
-    except BadRequest as error:
-        raise ArtifactError(f"{path} is not {source.name} ({error})") from None
+    except WRONG as error:
+        raise ArtifactError(f"{path} is not {source.name} ({type(error).__name__}: {error})") from None
     finally:
         if collects:
             gc.enable()

@@ -84,14 +84,15 @@ class Records:
 
     def read(self, path: Path) -> Iterator[Recorded]:
         """Raises ArtifactError that names file and line."""
-        for where, raw in self.source(path):
-            try:
+        where = str(path)
+        try:
+            for where, raw in self.source(path):
                 recorded = self.convert(raw, where)
                 _ = recorded.request  # checked here, where its place is known
                 f"{recorded.task}{recorded.model}{recorded.group}".encode()  # half a character cannot be written
-            except WRONG as error:
-                raise ArtifactError(f"{where} is not {self.name} ({type(error).__name__}: {error})") from None
-            yield recorded
+                yield recorded
+        except WRONG as error:
+            raise ArtifactError(f"{where} is not {self.name} ({type(error).__name__}: {error})") from None
 
 
 def has(*keys: str) -> Callable[[Any], bool]:

@@ -137,7 +137,7 @@ def study(root: Path, out: Path, label: str, console: Console, *, fingerprint: s
 @contextmanager
 def locked(root: Path) -> Iterator[None]:
     """Hold the run's folder. Raises StageError when another process holds it (the lock dies with its process)."""
-    with (root / ".lock").open("w") as file:
+    with (root / ".lock").open("a") as file:  # in a folder from elsewhere it may be a link to a file that must stay
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

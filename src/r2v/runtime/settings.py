@@ -8,6 +8,7 @@ class StoreSettings(Settings):
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
@@ -148,11 +149,21 @@ def _yaml(text: str, where: str) -> Any:
         if node is None:
             return None
         check_depth(node, _children, SETTINGS_VALUES)  # before parts that are used again and again are put together
-        return loader.construct_document(node)
+        value = loader.construct_document(node)
+        _check_finite(value)
+        return value
     except (yaml.YAMLError, ValueError, OverflowError) as error:
         raise SettingsError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
     except RecursionError:
         raise SettingsError(f"{where} is not valid YAML: nested too deeply") from None
+
+
+def _check_finite(value: Any) -> None:
+    """Raises ValueError where a number is infinite or none: settings have `null` for what has no limit."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{value} is no finite number")
+    for one in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check_finite(one)
 
 
 def _children(node: Any) -> Iterable[Any]:

@@ -31,8 +31,10 @@ SCHEMA_VERSION = "2"
 MALFORMED = (msgspec.MsgspecError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 """What a record that r2v did not write raises where it is decoded."""
 
-VALUES_PER_BYTE = 4
-"""Values that a file of episodes may hold for each of its bytes, which takes far more than one of them when they differ."""
+VALUES, VALUES_PER_BYTE = 10_000_000, 4
+"""Values that a file of episodes may hold: so many, or so many for each of its bytes; those of real sessions differ, so that
+a byte holds one at most.
+"""
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Episode)
@@ -108,7 +110,7 @@ def read_episodes(path: Path) -> list[Episode]:
         version = marks_of(path).get(b"r2v_schema", b"?").decode(errors="replace")
         if version not in ("1", SCHEMA_VERSION):
             raise ArtifactError(f"{path} has episode schema {version}, this r2v reads {SCHEMA_VERSION}; run its stage again")
-        found, values, most = [], 0, max(untrusted.VALUES, VALUES_PER_BYTE * path.stat().st_size)
+        found, values, most = [], 0, max(VALUES, VALUES_PER_BYTE * path.stat().st_size)
         for row in rows_of(path, ["record"]):
             values += str(row["record"]).count(",")
             if values > most:

@@ -49,7 +49,7 @@ def load_model(path: str | Path, *, device: str = "cpu", precision: str = "float
 
 
 def _check_folder(folder: Path) -> None:
-    """Whether a folder holds as many numbers as its config says: memory is taken for those. Raises ArtifactError, ValueError."""
+    """Check that a folder holds the numbers that its config promises. Raises ArtifactError, ValueError."""
     for file in folder.iterdir():
         if not file.is_dir():
             opened(file, None if file.suffix in WEIGHTS else TEXT_BYTES).close()
