@@ -23,7 +23,6 @@ from r2v.core import untrusted
 from r2v.core.errors import ArtifactError
 from r2v.core.features import FEATURES
 from r2v.core.types import Episode, Step
-from r2v.runtime.parquet import marks_of, rows_of
 from r2v.runtime.upgrade import upgraded_episode
 
 SCHEMA_VERSION = "2"
@@ -106,6 +105,8 @@ def write_episodes(path: Path, episodes: Sequence[Episode]) -> None:
 
 def read_episodes(path: Path) -> list[Episode]:
     """Reads schema 1, too. Raises ArtifactError when the file is missing, corrupt, or of another schema version."""
+    from r2v.runtime.parquet import marks_of, rows_of  # here, because serving does without it
+
     try:
         version = marks_of(path).get(b"r2v_schema", b"?").decode(errors="replace")
         if version not in ("1", SCHEMA_VERSION):
