@@ -37,6 +37,8 @@ SLOW = {
     "test_log_formats.py::test_real_cells_of_agentdojo_are_those_of_every_agent",
     "test_log_formats.py::test_real_data_bases_of_intercode_are_those_of_spider",
     "test_log_formats.py::test_real_episodes_of_workbench_are_ten_queries_a_template",
+    "test_hostile_files.py::test_a_bomb_is_one_line_in_little_memory",
+    "test_hostile_files.py::test_hostile_model_folders_are_one_line",
     # other engines, recorded games and answers
     "test_recorded_help.py",
     "test_household_textworld.py",

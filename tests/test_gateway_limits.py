@@ -686,7 +686,8 @@ def test_a_certificate_holds_for_its_router_and_threshold_alone(make, tmp_path):
     def certify(**changes) -> RouteSettings:
         facts = {"router": "r2v", "threshold": 0.5, "identity": {"router": sha256(router)}} | changes
         Certificate(
-            facts["router"], Target(0.1, 0.1, None), facts["threshold"], 300, (1, 2), (Tried(0.5, 0.05, 0.01, 2.0),),
+            facts["router"], Target(0.1, 0.1, None), facts["threshold"], 300, (1, 2),
+                tuple(Tried(threshold, 0.05, 0.01, 2.0) for threshold in (0.5, 0.4)),
             facts["identity"], "2026-11-21",
         ).save(path)  # fmt: skip
         return RouteSettings(router=str(router), certificate=str(path))

@@ -21,18 +21,8 @@ def uncount(ledger: Ledger, tables: tuple[str, ...] = ()) -> None:
     db = ledger._db
     for trigger, *_ in db.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
         db.execute(f"DROP TRIGGER {trigger}")
-    shared = ("session_states", "signatures", "kill_switch", "worker_counts")
-    for table in (
-        "session_totals",
-        "day_totals",
-        "comparisons",
-        "uncounted",
-        "charges",
-        "holds",
-        "identity",
-        *shared,
-        *tables,
-    ):
+    shared = ("session_states", "signatures", "kill_switch", "worker_counts", "charges", "holds", "identity", "keys")
+    for table in ("session_totals", "day_totals", "comparisons", "uncounted", *shared, *tables):
         db.execute(f"DROP TABLE {table}")
     db.execute("ALTER TABLE abandoned DROP COLUMN why")
     db.execute("PRAGMA user_version = 5")
@@ -142,7 +132,8 @@ def test_the_page_reads_as_much_of_a_large_ledger_as_of_a_small_one(ledger, monk
             "sessions": lambda: ledger.sessions(100), "none": lambda: ledger.sessions(100, text="no such"),
             "days": lambda: ledger.days(0.0), "labels": lambda: ledger.labels(0.0), "span": ledger.span,
             "ended": lambda: ledger.ended("canary", 0.0), "scores": lambda: ledger.scores_and_failures(50, None),
-            "end": ledger.last_end, "charged": lambda: ledger.accounts.charged("all 20000"), "of": lambda: ledger.outcome_of("s1"),
+            "end": ledger.last_end, "charged": lambda: ledger.accounts.charged("all 20000"),
+            "of": lambda: ledger.outcome_of("s1"),
         }.items():  # fmt: skip
             ticks[name] = 0
 

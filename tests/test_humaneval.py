@@ -213,7 +213,7 @@ def test_problem_files_by_path_and_environment(tmp_path, monkeypatch):
     with pytest.raises(ArtifactError, match="line 1"):
         load_problems(tmp_path / "bad.jsonl")
     (tmp_path / "cut.jsonl.gz").write_bytes(zipped.read_bytes()[:50])
-    with pytest.raises(ArtifactError, match="not readable"):
+    with pytest.raises(ArtifactError, match="cannot be read"):
         load_problems(tmp_path / "cut.jsonl.gz")
 
 

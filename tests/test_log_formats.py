@@ -719,7 +719,7 @@ def test_a_format_of_another_package_is_read_like_a_built_in_one(own, tmp_path):
 
 
 def test_a_format_of_an_installed_package_is_found_before_the_built_in_ones(own, tmp_path, monkeypatch):
-    monkeypatch.setattr(plugins, "_installed", lambda group: {"own": f"{own}:FORMAT", "bare": f"{own}:Bare"})
+    monkeypatch.setattr(plugins, "installed", lambda group: {"own": f"{own}:FORMAT", "bare": f"{own}:Bare"})
     detection._recognisers.cache_clear()
     try:
         assert detect(lines(tmp_path / "log.jsonl", {"turns": [], "messages": CHAT})) == "own"

@@ -178,7 +178,7 @@ def test_no_tenant_reads_or_writes_what_is_anothers(tenants, tmp_path):
 
 def test_what_concerns_everybody_takes_the_admin(tenants):
     tenants("key-of-a", "POST", "/v1/chat/completions", CHAT_BODY, x_session_id="work")
-    for key, status in (("key-of-a", 403), ("key-of-b", 403), ("nobody", 401), ("", 401)):
+    for key, status in (("key-of-a", 403), ("key-of-b", 403), ("nobody", 401), ("-", 401)):
         for method, path, body in ADMIN_ONLY:
             assert tenants(key, method, path, body).status_code == status, (key, path)
     assert not tenants("the-admin", "GET", "/v1/stats").json()["killed"]
@@ -214,7 +214,8 @@ def test_keys_are_made_listed_rotated_and_revoked_while_the_gateway_runs(tenants
     assert steps(key, x_session_id="s") == 200
     assert steps(key, {"model": "gpt-5"}) == 403  # not one of its models
     for body, headers in (
-        ({"model": "r2v:teacher"}, {}), ({}, {"x_r2v_arm": "slm"}), ({"model": "r2v@tau=-5"}, {}), ({}, {"x_r2v_mode": "shadow"}),
+        ({"model": "r2v:teacher"}, {}), ({}, {"x_r2v_arm": "slm"}), ({"model": "r2v@tau=-5"}, {}),
+        ({}, {"x_r2v_mode": "shadow"}),
     ):  # fmt: skip
         assert (steps(key, body, **headers), steps(wide, body, **headers)) == (403, 200)
     assert tenants(wide, "GET", "/v1/sessions/s").status_code == 200  # the same owner
@@ -238,13 +239,11 @@ def test_a_key_has_a_budget_of_its_own(host, tmp_path):
     with gateway(config, keys="one,two") as (url, service):
         key, stored = made_key("ci", "ci", ["agent"], ["*"], False, LimitSettings(teacher_calls=2))
         asyncio.run(service.ledger.keys.put(stored))
-        arms = [
-            httpx.post(f"{url}/v1/chat/completions", json=CHAT_BODY, headers={"authorization": f"Bearer {one}"}).headers[
-                "x-r2v-arm"
-            ]
+        answers = [
+            httpx.post(f"{url}/v1/chat/completions", json=CHAT_BODY, headers={"authorization": f"Bearer {one}"})
             for one in [key] * 4 + ["one"] * 3
         ]
-    assert arms == ["teacher"] * 2 + ["slm"] * 2 + ["teacher"] * 3
+    assert [answer.headers["x-r2v-arm"] for answer in answers] == ["teacher"] * 2 + ["slm"] * 2 + ["teacher"] * 3
 
 
 def test_a_key_alone_may_do_everything_and_several_may_not(host, tmp_path):
@@ -257,7 +256,8 @@ def test_a_key_alone_may_do_everything_and_several_may_not(host, tmp_path):
 @pytest.mark.parametrize(
     ("headers", "status"),
     [
-        ({}, 200), ({"host": "localhost:8321"}, 200), ({"host": "evil.example.com"}, 403), ({"host": "127.0.0.1.evil.com"}, 403),
+        ({}, 200), ({"host": "localhost:8321"}, 200), ({"host": "evil.example.com"}, 403),
+        ({"host": "127.0.0.1.evil.com"}, 403),
         ({"origin": "https://evil.example.com"}, 403), ({"origin": "null"}, 403), ({"origin": "http://localhost:9"}, 403),
         ({"host": "localhost:9", "origin": "http://localhost:9"}, 200),
     ],

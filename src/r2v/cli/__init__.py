@@ -18,6 +18,9 @@ from r2v.cli.common import cli
 from r2v.cli.extras import missing
 from r2v.core.errors import R2VError
 
+LONGEST = 1_000
+"""Characters of an error: it may quote a file."""
+
 
 def _version(wanted: bool) -> None:
     if wanted:
@@ -42,6 +45,8 @@ def app() -> None:
         if (line := missing(error.name or "", sys.argv[1:])) is None:
             raise
         _fail(line)
+    except MemoryError:
+        _fail("a file holds more than fits into this machine's memory; give a smaller one")
     except KeyboardInterrupt:
         _fail("stopped; run the same command again to resume", status=130)
     except OSError as error:
@@ -53,5 +58,7 @@ def app() -> None:
 
 
 def _fail(message: str, status: int = 1) -> None:
-    print(f"r2v: {' '.join(message.split())}", file=sys.stderr)
+    line = " ".join(message.split())
+    shown = "".join(c if c.isprintable() else "?" for c in line[:LONGEST])  # files may hold what steers a terminal
+    print(f"r2v: {shown}{'...' if len(line) > LONGEST else ''}", file=sys.stderr)
     raise SystemExit(status)

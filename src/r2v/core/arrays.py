@@ -9,13 +9,28 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated, Literal
 
+import msgspec
 import numpy as np
+from msgspec import Meta
 
 from r2v.core.errors import ArtifactError
+from r2v.core.untrusted import ROUTER_BYTES, parsed_json, read_bytes
 from r2v.maths import Floats
 
 DTYPES = {"F32": "<f4", "F64": "<f8"}
+HEADER_BYTES = 1 << 20
+"""Of the header: the router with the most arrays needs some kB."""
+Length = Annotated[int, Meta(ge=0, le=ROUTER_BYTES)]
+
+
+class _Described(msgspec.Struct):
+    """An array as the header has it."""
+
+    dtype: Literal["F32", "F64"]
+    shape: Annotated[tuple[Length, ...], Meta(max_length=8)]
+    data_offsets: tuple[Length, Length]
 
 
 def to_bytes(arrays: Mapping[str, Floats]) -> bytes:
@@ -33,20 +48,21 @@ def to_bytes(arrays: Mapping[str, Floats]) -> bytes:
 
 
 def from_file(path: Path) -> dict[str, Floats]:
-    """Raises ArtifactError when the file is missing or is not exactly such a file of finite arrays."""
+    """Raises ArtifactError when the file is missing or is not exactly such a file of finite arrays, in its own folder."""
     try:
-        data = path.read_bytes()
+        data = read_bytes(path, ROUTER_BYTES, within=path.parent)
         size = int.from_bytes(data[:8], "little")
-        header, body = json.loads(data[8 : 8 + size]), data[8 + size :]
+        if size > HEADER_BYTES:
+            raise ValueError(f"a header of {size} bytes, the limit is {HEADER_BYTES}")
+        header, body = parsed_json(data[8 : 8 + size]), data[8 + size :]
+        header.pop("__metadata__", None)
         arrays, used = {}, 0
-        for name, entry in header.items():
-            if name == "__metadata__":
-                continue
-            low, high = entry["data_offsets"]
-            dtype = np.dtype(DTYPES[entry["dtype"]])
-            if high - low != dtype.itemsize * math.prod(entry["shape"]) or high > len(body) or low < 0:
+        for name, entry in msgspec.convert(header, dict[str, _Described]).items():
+            low, high = entry.data_offsets
+            dtype = np.dtype(DTYPES[entry.dtype])
+            if high - low != dtype.itemsize * math.prod(entry.shape) or high > len(body):
                 raise ValueError(f"array {name} does not fit its description")
-            arrays[name] = np.frombuffer(body[low:high], dtype=dtype).astype(np.float64).reshape(entry["shape"])
+            arrays[name] = np.frombuffer(body[low:high], dtype=dtype).astype(np.float64).reshape(entry.shape)
             if not np.isfinite(arrays[name]).all():
                 raise ValueError(f"array {name} holds NaN or infinite numbers")
             used += high - low

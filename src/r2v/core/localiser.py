@@ -7,7 +7,6 @@ Texts are read up to `CLIP` characters and words one by one, so that no text can
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import Counter
@@ -23,6 +22,7 @@ from r2v.core.arrays import from_file
 from r2v.core.errors import ArtifactError
 from r2v.core.features import FEATURES
 from r2v.core.types import Episode, Step
+from r2v.core.untrusted import ROUTER_BYTES, read_json
 from r2v.maths import Floats
 
 CLIP = 4_000
@@ -251,6 +251,8 @@ class Localiser:
         shapes = [self.mean_F.shape, self.std_F.shape, self.range_2F[0].shape, self.weight_F.shape]
         if shapes != [(len(self.names),)] * 4 or len(self.range_2F) != 2:
             raise ValueError(f"arrays of the shapes {shapes} do not fit {len(self.names)} features")
+        if not (self.std_F > 0).all():
+            raise ValueError("a spread is not above 0")
 
     @cached_property
     def columns(self) -> list[int]:
@@ -283,11 +285,11 @@ def load_localiser(folder: Path) -> Localiser:
     """From a folder that `r2v.learning.localise.save_localiser` wrote. Raises ArtifactError."""
     arrays = from_file(folder / WEIGHTS)
     try:
-        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
+        card = read_json(folder / CARD, ROUTER_BYTES, within=folder)
         if card["format"] != FORMAT:
             raise ValueError(f"format {card['format']}, this r2v reads {FORMAT}")
         return Localiser(
-            tuple(card["features"]), arrays["mean"], arrays["std"], arrays["range"], arrays["weight"], card["facts"]
+            tuple(card["features"]), arrays["mean"], arrays["std"], arrays["range"], arrays["weight"], dict(card["facts"])
         )
     except (OSError, KeyError, TypeError, ValueError, IndexError) as error:
         raise ArtifactError(f"{folder} is no localiser ({error}); fit it again") from None

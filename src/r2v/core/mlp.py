@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,10 @@ class Calibration:
     x: tuple[float, ...] = ()
     y: tuple[float, ...] = ()
 
+    def __post_init__(self) -> None:
+        if len(self.x) != len(self.y) or any(a > b for a, b in pairwise(self.x)):
+            raise ValueError("the table of a calibration must have as many y as x, and rising x")
+
     def __call__(self, logit_N: Floats) -> Floats:
         p_N = 1 / (1 + np.exp(-np.minimum(np.maximum(self.slope * logit_N + self.bias, -40), 40)))
         return np.asarray(np.interp(p_N, self.x, self.y) if self.x else p_N)
@@ -58,14 +63,22 @@ class RiskMLP:
 
     def __post_init__(self) -> None:
         shapes = [w.shape for w, _ in self.layers]
+        if any(len(shape) != 2 for shape in shapes):
+            raise ValueError(f"layers of the shapes {shapes} are no matrices")
         inputs = [len(self.names), *(shape[1] for shape in shapes)]
         if unknown := set(self.names) - set(FEATURES):
             raise ValueError(f"unknown features {sorted(unknown)}")
         if self.mean_F.shape != (len(self.names),) or self.std_F.shape != self.mean_F.shape:
             raise ValueError("mean and spread do not fit the features")
+        if not (self.std_F > 0).all():
+            raise ValueError("a spread is not above 0")
         if self.range_2F is not None and self.range_2F.shape != (2, len(self.names)):
             raise ValueError("the ranges do not fit the features")
-        if [shape[0] for shape in shapes] != inputs[:-1] or inputs[-1] != 1:
+        if (
+            [shape[0] for shape in shapes] != inputs[:-1]
+            or inputs[-1] != 1
+            or [b.shape for _, b in self.layers] != [shape[1:] for shape in shapes]
+        ):
             raise ValueError(f"layers of the shapes {shapes} do not fit together")
         # A transposed array gives other last bits in a product; from a folder come contiguous ones.
         layers = tuple((np.ascontiguousarray(w), np.ascontiguousarray(b)) for w, b in self.layers)

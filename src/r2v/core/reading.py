@@ -177,6 +177,14 @@ class Reader:
     calibration: Calibration = field(default_factory=Calibration)
     facts: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Raises ValueError where the parts do not fit together."""
+        if unknown := [name for name in self.names if name not in FEATURES and not name.startswith(VERDICT)]:
+            raise ValueError(f"unknown features {unknown}")
+        (rows, edges), shapes = self.bins_FB.shape, (self.edges_FB.shape, self.words.shape, self.range_2P.shape)
+        if rows != len(self.names) or shapes != ((rows, edges - 1), (ROOM,), (2, len(FIELDS))):
+            raise ValueError(f"arrays of the shapes {shapes} do not fit {len(self.names)} features")
+
     def logit(self, parts_NP: Floats, x_NF: Floats, present_NF: NDArray[np.bool_], offset_N: Floats | float = 0.0) -> Floats:
         """Log-odds before calibration of many steps, from the sums of `words` over each text; the features are the columns
         of `names`.

@@ -10,9 +10,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+import msgspec
 import numpy as np
+from msgspec import Meta
 
 from r2v.core.errors import ArtifactError
 from r2v.maths.testing import betting_p, cvar_p, fixed_sequence
@@ -22,14 +24,15 @@ if TYPE_CHECKING:
     from r2v.evaluation.outcomes import Outcomes
 
 FORMAT = 1
+Share = Annotated[float, Meta(ge=0, le=1)]
 
 
 @dataclass(frozen=True)
 class Target:
-    max_failure: float
-    delta: float
+    max_failure: Share
+    delta: Share
     """Probability with which the certificate may be wrong."""
-    alpha: float | None
+    alpha: Share | None
     """None: the failure rate; else CVaR of it over the perturbation seeds, the worst share alpha of them."""
 
 
@@ -38,10 +41,10 @@ class Tried:
     """One threshold, in the order of the tests."""
 
     threshold: float
-    failure: float
+    failure: Share
     """Observed, of what the target bounds."""
     p: float
-    calls_per_episode: float
+    calls_per_episode: Annotated[float, Meta(ge=0)]
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,9 @@ class Certificate:
     target: Target
     threshold: float | None
     """None: no threshold qualifies."""
-    tasks: int
+    tasks: Annotated[int, Meta(ge=1)]
     perturbation_seeds: tuple[int, ...]
-    tried: tuple[Tried, ...]
+    tried: Annotated[tuple[Tried, ...], Meta(min_length=1)]
     identity: Mapping[str, str]
     """Hashes of everything the proof is about: see `r2v.studies.certify`."""
     date: str
@@ -90,10 +93,10 @@ def read_certificate(path: Path) -> Certificate:
     try:
         if raw["format"] != FORMAT:
             raise ValueError(f"format {raw['format']}, this r2v reads {FORMAT}")
-        return Certificate(
-            raw["router"], Target(**raw["target"]), raw["threshold"], raw["tasks"], tuple(raw["perturbation_seeds"]),
-            tuple(Tried(**entry) for entry in raw["tried"]), raw["identity"], raw["date"],
-        )  # fmt: skip
+        certificate = msgspec.convert(raw, Certificate)
+        if certificate.threshold is not None and certificate.calls_per_episode is None:
+            raise ValueError(f"the threshold {certificate.threshold} was not tried")
+        return certificate
     except (KeyError, TypeError, ValueError) as error:
         raise ArtifactError(f"{path} is not a certificate ({error}); make one with `r2v certify`") from None
 

@@ -12,14 +12,16 @@ import math
 import sqlite3
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import msgspec
 
 from r2v.core.errors import ArtifactError
 from r2v.core.types import SOLVED, Decision, ScoreKind, Step
+from r2v.core.untrusted import RECORD_BYTES, opened
 from r2v.gateway.accounts import SCHEMA as ACCOUNTS
 from r2v.gateway.accounts import Accounts
 from r2v.gateway.budgets import Amount
@@ -158,6 +160,14 @@ MIGRATIONS = {
 """Schema version -> the statements that make it the next one. They touch no step, so that a large ledger opens at once:
 routes and records stay as r2v 0.1 wrote them, and `_entry` reads them as today's.
 """
+OLD_VIEW = (
+    "CREATE VIEW final_outcomes AS SELECT session, reward, time, '' verdict FROM outcomes WHERE rowid IN "
+    "(SELECT MAX(rowid) FROM outcomes WHERE t IS NULL GROUP BY session) UNION ALL SELECT session, value, time, name FROM "
+    "verdicts v WHERE NOT EXISTS (SELECT 1 FROM outcomes o WHERE o.session = v.session AND o.t IS NULL)"
+)
+"""Of schema 5."""
+CODE = frozenset((OLD_VIEW, *(statement for statement in ROLLUPS if statement.startswith("CREATE TRIGGER"))))
+"""What of a ledger computes."""
 COLUMNS = (
     "id", "session", "t", "time", "key", "source", "code", "model", "score", "score_kind", "threshold", "propensity",
     "slm_usd", "teacher_usd", "saved_usd", "tokens", "teacher_calls", "candidates", "overhead_ms", "route", "goal",
@@ -254,11 +264,16 @@ class Ledger:
             ArtifactError: the file is not a ledger, a newer r2v wrote it, or another process serves from it.
         """
         self._lock = None
+        with suppress(FileNotFoundError):
+            opened(path).close()  # a device or a pipe would be waited for
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if owner:
                 self._lock = _locked(path)
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            self._db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, RECORD_BYTES)
+            self._db.execute("PRAGMA trusted_schema = OFF")
+            _refuse_code(self._db, path)
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = NORMAL")  # survives kill -9; the last steps may be lost with the power
             self.accounts = Accounts(self._db, path)
@@ -266,13 +281,14 @@ class Ledger:
                 self._migrate(path)
             # For other threads: what is read on it may take as long as it likes, and no writing waits for it.
             self._reader = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            self._reader.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, RECORD_BYTES)
             self._reader.execute("PRAGMA query_only = ON")
             self.states, self.keys = SessionStates(self._db), LedgerKeys(self._db)
             self.last_row = 0
             """Of the step that this process wrote last."""
             if owner:
                 self.accounts.recover()
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             raise ArtifactError(f"{path} is not a ledger ({error}); choose another store.path") from None
 
     def _version(self) -> int:
@@ -563,8 +579,27 @@ def _locked(path: Path) -> sqlite3.Connection:
     return lock
 
 
+def _refuse_code(db: sqlite3.Connection, path: Path) -> None:
+    """Refuse a database that computes what it seems to hold: views, triggers and generated columns run when it is used.
+
+    Raises ArtifactError.
+    """
+    for kind, name, sql in db.execute("SELECT type, name, sql FROM sqlite_master"):
+        ours = kind in ("table", "index") and "VIRTUAL" not in str(sql).upper()[:40]
+        if kind == "table" and ours:
+            ours = all(row[6] == 0 for row in db.execute("SELECT * FROM pragma_table_xinfo(?)", (name,)))
+        if not ours and sql not in CODE:
+            raise ArtifactError(f"{path} has the {kind} {name!r}, which no ledger of r2v has; it is not opened")
+
+
+_types = get_type_hints(Entry)
+_Row: Any = tuple[tuple(_types[name] for name in COLUMNS[:-1])]  # type: ignore[misc]
+
+
 def _entry(row: tuple[Any, ...]) -> Entry:
-    values: dict[str, Any] = dict(zip(COLUMNS[:-1], row, strict=False))
+    """Raises what `r2v.runtime.store.MALFORMED` lists where a row is not as `Ledger.write` leaves it."""
+    known = msgspec.convert(row[:-1], _Row, strict=False)  # SQLite puts any value into any column
+    values: dict[str, Any] = dict(zip(COLUMNS[:-1], known, strict=True))
     try:
         step = _decoder.decode(row[-1])
     except msgspec.ValidationError:  # written by r2v 0.1
@@ -572,8 +607,7 @@ def _entry(row: tuple[Any, ...]) -> Entry:
 
         step = msgspec.convert(upgraded_step(msgspec.json.decode(row[-1])), Step)
         values["route"] = ROUTES.get(values["route"], values["route"])
-    alike = None if values["alike"] is None else bool(values["alike"])
-    return Entry(**values | {"alike": alike}, step=step)
+    return Entry(**values, step=step)
 
 
 def words_of(step: Step) -> dict[str, Any] | None:

@@ -9,12 +9,13 @@ import asyncio
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import msgspec
 
-from r2v.core.errors import R2VError
+from r2v.core.errors import ArtifactError, R2VError
 from r2v.core.seeds import derive_seed, derive_uniform
+from r2v.core.untrusted import read_json
 from r2v.gateway.ledger import Ledger, ModeChange
 from r2v.gateway.sessions import Sessions
 from r2v.gateway.settings import Mode, RouteSettings
@@ -111,11 +112,12 @@ class Modes:
         """From the report that `r2v fit` puts into the router's folder."""
         router = self._route.router
         try:
-            fit: dict[str, Any] = msgspec.json.decode((Path(router) / "fit.json").read_bytes())
-            gain, interval, better = fit["gain_over_random"], fit["gain_ci95"], fit["ready"]
-        except (OSError, ValueError, KeyError, TypeError):
+            fit = read_json(Path(router) / "fit.json", within=Path(router))
+            gain, better = msgspec.convert((fit["gain_over_random"], fit["ready"]), tuple[float | None, bool])
+            interval = msgspec.convert(fit["gain_ci95"], tuple[float, float] | None)
+        except (OSError, ValueError, KeyError, TypeError, ArtifactError):
             return False, f"router {router} has no fit.json: fit one on your ledger (`r2v fit`), and set route.router to it"
-        if gain is None:
+        if gain is None or interval is None:
             return False, f"router {router} was fitted on outcomes of the SLM alone: whether the teacher helps is not known"
         low, high = (100 * end for end in interval)
         found = (

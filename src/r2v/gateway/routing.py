@@ -19,7 +19,10 @@ from r2v.core.types import Code, Context, Decision, Features, Memory, Route
 from r2v.gateway.settings import RouteSettings
 from r2v.routers import BUILT_IN, SHIPPED, load_router, router_class
 from r2v.routers.base import RouterBase
+from r2v.runtime.plugins import names
+from r2v.runtime.settings import validated
 from r2v.runtime.store import sha256
+from r2v.verifiers import BUILT_IN as VERIFIERS
 
 if TYPE_CHECKING:
     from r2v.evaluation.certificate import Certificate
@@ -159,7 +162,9 @@ class Configured:
 
 def load_configured(route: RouteSettings) -> Configured:
     """A rule or the router that comes fitted by its name, or the folder of a fitted one: the object that the evaluation
-    played. Raises SettingsError, ArtifactError.
+    played. A router that the settings name as `package.module:Class` is code that runs here; a folder runs none.
+
+    Raises SettingsError, ArtifactError.
     """
     folder = None if route.router in BUILT_IN or ":" in route.router else Path(route.router)
     router = _rule(route.router) if folder is None else load_router(folder)
@@ -195,7 +200,11 @@ def _rule(name: str) -> RouterBase:
 
 
 def _as_fitted(route: RouteSettings, router: RouterBase) -> RouteSettings:
-    """Raises SettingsError where the settings differ: the risk would not be the one that was measured."""
+    """The settings with the conditions of the router's fit, within the limits of settings.
+
+    Raises SettingsError where the settings differ (the risk would not be the one that was measured), where a condition is
+    beyond what settings may be, and where the folder names a verifier whose code only the settings may name.
+    """
     if (fitted := router.fitted_with) is None:
         return route
     known = {"k": fitted.k, "horizon": fitted.horizon, "verifier": fitted.verifier}
@@ -203,6 +212,16 @@ def _as_fitted(route: RouteSettings, router: RouterBase) -> RouteSettings:
     for key, value in conditions.items():
         if key in route.given and getattr(route, key) != value:
             raise SettingsError(f"{route.router} was fitted with {key} {value}: leave out route.{key}")
+    verifier = conditions.get("verifier", route.verifier)
+    if "verifier" not in route.given and verifier not in names("verifiers", VERIFIERS):
+        raise SettingsError(
+            f"{route.router} was fitted with the verifier {verifier}, which does not come with r2v: if you trust that code, "
+            f"set route.verifier to {verifier}; else fit the router again"
+        )
+    try:
+        validated(RouteSettings, conditions, "fitted_with")
+    except SettingsError as error:
+        raise SettingsError(f"{route.router} asks for more than a gateway allows: {error}; fit the router again") from None
     return route.but(**conditions)
 
 

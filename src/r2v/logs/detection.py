@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from r2v.core.errors import ArtifactError
+from r2v.core.untrusted import opened
 from r2v.logs import BUILT_IN
 from r2v.logs.atif import WHOLE
 from r2v.logs.files import files_of, lines_of, objects
 from r2v.logs.importing import log_format
 from r2v.logs.terminalbench import COLUMNS, TRIALS
 from r2v.runtime import plugins
+from r2v.runtime.parquet import columns_of
 
 LOOKED_AT = 5
 """Records of a file that must all be of the format."""
@@ -39,7 +41,7 @@ def detect(path: Path) -> str:
     if path.is_dir() and next(path.rglob(WHOLE), None) is not None:
         return "atif"
     first = files_of(path, ".json", ".jsonl", ".parquet", ".log", ".txt", ".db")[0]
-    with first.open("rb") as stream:
+    with opened(first) as stream:
         start = stream.read(len(SQLITE))
     if start == SQLITE:
         return "ledger"
@@ -96,13 +98,7 @@ def _shape(raw: Any) -> str:
 
 
 def _of_parquet(file: Path) -> str:
-    import pyarrow as pa  # only where there are Parquet files to look at
-    import pyarrow.parquet as pq
-
-    try:
-        columns = pq.read_schema(file).names
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise ArtifactError(f"{file} cannot be read ({str(error).splitlines()[0]})") from None
+    columns = columns_of(file)
     if "record" in columns:
         return "ledger"
     if set(columns) >= set(COLUMNS):

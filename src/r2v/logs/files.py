@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import gzip
-import json
-import lzma
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from r2v.core.errors import ArtifactError
+from r2v.core.untrusted import LOG_BYTES, MB, RECORD_BYTES, parsed_json, unpacked_lines
 
 
 def objects(path: Path) -> Iterator[tuple[str, Any]]:
@@ -41,22 +38,26 @@ def files_of(path: Path, *endings: str) -> list[Path]:
 
 def text_of(file: Path) -> str:
     """What a file holds, unpacked if it is packed. Raises ArtifactError."""
-    return "".join(lines_of(file))
+    lines, read = [], 0
+    for line in lines_of(file):
+        lines.append(line)
+        if (read := read + len(line)) > LOG_BYTES:
+            raise ArtifactError(f"{file} holds more than {LOG_BYTES // MB} MB in one value; write JSON lines instead")
+    return "".join(lines)
 
 
 def lines_of(file: Path) -> Iterator[str]:
     """The lines of a file one by one, unpacked if it is packed: it is never held as a whole. Raises ArtifactError."""
-    opener: Any = {".xz": lzma.open, ".gz": gzip.open}.get(file.suffix, open)
     try:
-        with opener(file, "rt", encoding="utf-8") as stream:
-            yield from stream
-    except (OSError, UnicodeDecodeError, lzma.LZMAError, zlib.error, EOFError) as error:
-        raise ArtifactError(f"{file} cannot be read ({error})") from None
+        # One JSON value may be one line.
+        yield from unpacked_lines(file, RECORD_BYTES if ".jsonl" in file.name else LOG_BYTES)
+    except FileNotFoundError:
+        raise ArtifactError(f"{file} does not exist") from None
 
 
 def json_of(text: str, where: str) -> Any:
     """Raises ArtifactError, which says where."""
     try:
-        return json.loads(text)
+        return parsed_json(text, exact=False)
     except ValueError as error:
         raise ArtifactError(f"{where} is not JSON ({error})") from None

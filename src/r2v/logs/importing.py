@@ -16,10 +16,10 @@ from r2v.core.errors import ArtifactError, SettingsError
 from r2v.core.features import featurise
 from r2v.core.protocols import Verifier
 from r2v.core.types import SOLVED, Candidate, Choice, Decision, Episode, Observation, Step, Task, Usage
+from r2v.core.untrusted import read_json
 from r2v.logs import BUILT_IN
-from r2v.logs.files import json_of, text_of
-from r2v.logs.records import LogFormat, Recorded
-from r2v.messages.conversation import BadRequest, contexts_of, tools_of
+from r2v.logs.records import WRONG, LogFormat, Recorded
+from r2v.messages.conversation import contexts_of, tools_of
 from r2v.messages.transcript import message_of, tools_text
 from r2v.runtime import plugins
 from r2v.verifiers import verifier_named
@@ -82,8 +82,8 @@ def import_logs(
                 chats = []
         if chats:
             found += asyncio.run(_episodes(chats, source))
-    except BadRequest as error:
-        raise ArtifactError(f"{path} is not {source.name} ({error})") from None
+    except WRONG as error:
+        raise ArtifactError(f"{path} is not {source.name} ({type(error).__name__}: {error})") from None
     finally:
         if collects:
             gc.enable()
@@ -138,10 +138,18 @@ async def _episode(recorded: Recorded, success: bool | None, verifier: Verifier)
 
 def _outcomes(path: Path) -> dict[str, bool]:
     """Outcomes by task: {"task": true, ...}, or a SWE-bench report with resolved_ids and unresolved_ids."""
-    raw = json_of(text_of(path), str(path))
+    try:
+        raw = read_json(path)
+    except FileNotFoundError:
+        raise ArtifactError(f"{path} does not exist") from None
+    except ValueError as error:
+        raise ArtifactError(f"{path} is not JSON ({error})") from None
     if not isinstance(raw, dict):
         raise ArtifactError(f"{path} must be a JSON object of outcomes by task")
     if "resolved_ids" in raw:
-        failed: Sequence[str] = [*(raw.get("unresolved_ids") or []), *(raw.get("empty_patch_ids") or [])]
-        return {**dict.fromkeys(failed, False), **dict.fromkeys(raw["resolved_ids"], True)}
+        lists = [raw.get(key) or [] for key in ("unresolved_ids", "empty_patch_ids", "resolved_ids")]
+        if not all(isinstance(ids, list) and all(isinstance(task, str) for task in ids) for ids in lists):
+            raise ArtifactError(f"{path} must hold lists of task names under resolved_ids and unresolved_ids")
+        unresolved, empty, resolved = lists
+        return {**dict.fromkeys(unresolved, False), **dict.fromkeys(empty, False), **dict.fromkeys(resolved, True)}
     return {task: value >= SOLVED for task, value in raw.items() if isinstance(value, int | float)}

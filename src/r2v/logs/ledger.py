@@ -6,28 +6,33 @@ hashes in the place of words and no messages: enough to fit a router, not to tra
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import msgspec
 
 from r2v.core.errors import ArtifactError
 from r2v.core.types import SOLVED, Episode, Observation, Step, Task
 from r2v.gateway.ledger import Entry, Ledger
-from r2v.runtime.store import read_episodes
+from r2v.runtime.store import MALFORMED, check_step, read_episodes
 
 
 def sessions(ledger: Ledger) -> Iterator[Episode]:
     """Each session as an episode; `success` is None where it has no outcome, neither one that was sent nor a verdict."""
     for session in ledger.all_sessions():
         entries = ledger.steps(session)
-        reward, verdict = ledger.outcome_of(session) or (None, "")
+        reward, verdict = msgspec.convert(ledger.outcome_of(session) or (None, ""), tuple[float | None, str])
+        tools = msgspec.convert(ledger.tools(session), str)
         success = None if reward is None else reward >= SOLVED
         goal = entries[0].goal
         yield Episode(
             # Sessions with the same goal are one task: they never fall on both sides of a split.
             Task(goal, "served", "gateway", goal), 0, "none", "r2v", goal,
             tuple(_step(entry, i) for i, entry in enumerate(entries)),
-            Observation("", True, success, reward, "", ()), success, "done", None, ledger.tools(session), (), verdict,
+            Observation("", True, success, reward, "", ()), success, "done", None, tools, (), verdict,
         )  # fmt: skip
 
 
@@ -35,6 +40,7 @@ def _step(entry: Entry, t: int) -> Step:
     """The step with its place in the session, and with what the ledger knows of it beside its record: whether a second draft
     did the same.
     """
+    check_step(entry.step)
     verdicts = entry.step.verdicts
     if entry.alike is not None and all(name != "second_draft" for name, _ in verdicts):
         verdicts = (*verdicts, ("second_draft", float(entry.alike)))
@@ -45,12 +51,21 @@ def days_of(path: Path) -> float | None:
     """Days between the first and the last step of a ledger, one at least; None of other files and of an empty ledger."""
     if path.suffix == ".parquet" or not path.is_file():
         return None
+    with _read(path) as ledger:
+        span = msgspec.convert(ledger.span(), tuple[float, float] | None)
+    return None if span is None else max(1.0, (span[1] - span[0]) / 86_400)
+
+
+@contextmanager
+def _read(path: Path) -> Iterator[Ledger]:
+    """A ledger to read from. Raises ArtifactError for what no gateway has written, whatever is wrong with it."""
     ledger = Ledger(path)
     try:
-        span = ledger.span()
+        yield ledger
+    except (sqlite3.Error, OverflowError, IndexError, *MALFORMED) as error:
+        raise ArtifactError(f"{path} holds a row that no gateway has written ({error}); leave that session out") from None
     finally:
         ledger.close()
-    return None if span is None else max(1.0, (span[1] - span[0]) / 86_400)
 
 
 @dataclass(frozen=True)
@@ -67,11 +82,8 @@ class LedgerFormat:
             return
         if not path.exists():  # a new ledger would be made
             raise ArtifactError(f"{path} does not exist")
-        ledger = Ledger(path)
-        try:
+        with _read(path) as ledger:
             yield from sessions(ledger)
-        finally:
-            ledger.close()
 
 
 FORMAT = LedgerFormat()

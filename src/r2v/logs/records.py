@@ -15,6 +15,8 @@ from r2v.core.types import SOLVED, Episode
 from r2v.logs.files import objects
 from r2v.messages.conversation import BadRequest, Json, Request, parse
 
+WRONG = (KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError, BadRequest)
+"""What data of another shape raise where they are read."""
 Source = Callable[[Path], Iterator[tuple[str, Any]]]
 """(where, raw record) of all that a path holds. Raises ArtifactError."""
 
@@ -82,13 +84,15 @@ class Records:
 
     def read(self, path: Path) -> Iterator[Recorded]:
         """Raises ArtifactError that names file and line."""
-        for where, raw in self.source(path):
-            try:
+        where = str(path)
+        try:
+            for where, raw in self.source(path):
                 recorded = self.convert(raw, where)
                 _ = recorded.request  # checked here, where its place is known
-            except (KeyError, TypeError, ValueError, AttributeError, BadRequest) as error:
-                raise ArtifactError(f"{where} is not {self.name} ({type(error).__name__}: {error})") from None
-            yield recorded
+                f"{recorded.task}{recorded.model}{recorded.group}".encode()  # half a character cannot be written
+                yield recorded
+        except WRONG as error:
+            raise ArtifactError(f"{where} is not {self.name} ({type(error).__name__}: {error})") from None
 
 
 def has(*keys: str) -> Callable[[Any], bool]:

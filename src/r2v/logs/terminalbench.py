@@ -8,17 +8,18 @@ reward, steps. `steps` is JSON: null, or a list of {"src": "user" | "agent" | "s
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from r2v.core.errors import ArtifactError, SettingsError
+from r2v.core.untrusted import parsed_json
 from r2v.logs import openai_jsonl
 from r2v.logs.files import files_of, objects
 from r2v.logs.records import Recorded, Records, has, turns
 from r2v.messages.conversation import Json
+from r2v.runtime.parquet import rows_of
 
 TRIALS = "yoonholee/terminalbench-trajectories"
 COLUMNS = ["task_name", "agent", "model", "reward", "steps"]
@@ -58,24 +59,17 @@ def hub_trials(name: str, split: str) -> Iterator[tuple[str, Json]]:
 
 
 def _local_trials(path: Path) -> Iterator[tuple[str, Json]]:
-    import pyarrow as pa  # only where there are Parquet files to read
-    import pyarrow.parquet as pq
-
     for file in files_of(path, ".parquet", ".jsonl"):
         if file.suffix != ".parquet":
             yield from objects(file)
             continue
-        try:
-            batches = pq.ParquetFile(file).iter_batches(batch_size=64, columns=COLUMNS)
-            for number, row in enumerate((row for batch in batches for row in batch.to_pylist()), start=1):
-                yield f"{file}:{number}", row
-        except (OSError, ValueError, pa.ArrowException) as error:
-            raise ArtifactError(f"{file} cannot be read ({str(error).splitlines()[0]})") from None
+        for number, row in enumerate(rows_of(file, COLUMNS), start=1):
+            yield f"{file}:{number}", row
 
 
 def convert(row: Mapping[str, Any], where: str) -> Recorded:
     """One trial; without an outcome where its steps, or a command among them, were not recorded."""
-    steps = json.loads(row["steps"]) if isinstance(row["steps"], str) else row["steps"]
+    steps = parsed_json(row["steps"], exact=False) if isinstance(row["steps"], str) else row["steps"]
     goals = [step["msg"] for step in steps or [] if step["src"] == "user" and not _is_pointer(step["msg"])]
     goal = goals[0] if goals and goals[0] else row["task_name"]
     commands = [

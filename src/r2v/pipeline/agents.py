@@ -98,6 +98,7 @@ def make_agents(settings: RunSettings, specs: Iterable[AgentSpec]) -> list[Agent
             base = router_class(spec.router)()
         else:
             if spec.router not in fitted:
+                _ = settings.chosen_routers  # imports those that the settings name: a folder itself imports nothing
                 fitted[spec.router] = load_router(spec.router)
             base = fitted[spec.router]
         return base if spec.threshold is None else base.at(spec.threshold)

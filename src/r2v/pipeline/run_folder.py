@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -79,7 +79,7 @@ class RunFolder:
             out = self.of(stage)
             if not (out / MANIFEST).exists():
                 raise StageError(f"{out} is not finished; run `r2v run` on it first")
-            manifest = read_json(out / MANIFEST)
+            manifest = self.manifest(stage)
             check_hashes(out, manifest)
             if stage == "fit" and str(manifest.get("r2v")).startswith("0.1."):
                 raise StageError(
@@ -87,18 +87,19 @@ class RunFolder:
                     f"`r2v run {self.root / 'settings.yaml'} --out {self.root}`"
                 )
 
-    def manifest(self, stage: str) -> Any:
-        return read_json(self.of(stage) / MANIFEST)
+    def manifest(self, stage: str) -> dict[str, Any]:
+        """What the runner noted of a finished stage; `outputs` holds the hash of each of its files."""
+        path = self.of(stage) / MANIFEST
+        manifest: dict[str, Any] = _converted(path, dict[str, Any])
+        _converted(path, _Outputs, manifest)
+        return manifest
 
     # -- tasks and episodes -------------------------------------------------------------------------------------------
 
     def splits(self) -> dict[str, tuple[Task, ...]]:
         """The tasks of each split: {"policy": ..., "router": ..., "validation": ..., "test": ...}."""
-        path = self.of("collect") / "tasks.json"
-        try:
-            return msgspec.convert(read_json(path), dict[str, tuple[Task, ...]])
-        except msgspec.ValidationError as error:
-            raise ArtifactError(f"{path} has no readable splits ({error}); run the stage collect again") from None
+        found: dict[str, tuple[Task, ...]] = _converted(self.of("collect") / "tasks.json", dict[str, tuple[Task, ...]])
+        return found
 
     def split(self, name: str) -> tuple[Task, ...]:
         return self.splits()[name]
@@ -139,7 +140,7 @@ class RunFolder:
     def interventions(self) -> Interventions | None:
         """None where no router needed them."""
         path = self.of("rollout") / "help.json"
-        return msgspec.convert(read_json(path), Interventions) if path.exists() else None
+        return _converted(path, Interventions) if path.exists() else None
 
     # -- models and routers -------------------------------------------------------------------------------------------
 
@@ -159,17 +160,19 @@ class RunFolder:
     @property
     def kept_model(self) -> Path:
         """Folder of the SLM that was trained and kept."""
-        return self.of(read_json(self.of("prefer") / "choice.json")["kept"]) / "model"
+        choice: _Choice = _converted(self.of("prefer") / "choice.json", _Choice)
+        return self.of(choice.kept) / "model"
 
     def router_folder(self, name: str) -> Path:
         return self.of("fit") / name
 
     def router(self, name: str) -> RouterBase:
+        _ = self.settings  # imports the routers that it names: a folder itself imports nothing
         return load_router(self.router_folder(name))
 
     def selection(self) -> dict[str, Any]:
         """How the operating points were chosen."""
-        raw: dict[str, Any] = read_json(self.of("fit") / "thresholds.json")
+        raw: dict[str, Any] = _converted(self.of("fit") / "thresholds.json", dict[str, Any])
         return raw
 
     def operating_points(self) -> dict[str, OperatingPoint]:
@@ -181,7 +184,7 @@ class RunFolder:
             raise ArtifactError(f"{path} is incomplete ({error}); run the stage fit again") from None
 
     def results(self) -> dict[str, Any]:
-        raw: dict[str, Any] = read_json(self.of("evaluate") / "results.json")
+        raw: dict[str, Any] = _converted(self.of("evaluate") / "results.json", dict[str, Any])
         return raw
 
     def evaluated(self) -> list[Episode]:
@@ -189,7 +192,23 @@ class RunFolder:
         return read_episodes(self.of("evaluate") / "episodes.parquet")
 
 
-def check_hashes(out: Path, manifest: Any) -> None:
+class _Outputs(msgspec.Struct):
+    outputs: dict[str, str]
+
+
+class _Choice(msgspec.Struct):
+    kept: Literal["clone", "prefer"]
+
+
+def _converted(path: Path, kind: Any, value: Any = None) -> Any:
+    """A JSON file of a run (or what was read of it) as a type. Raises ArtifactError."""
+    try:
+        return msgspec.convert(read_json(path) if value is None else value, kind)
+    except msgspec.ValidationError as error:
+        raise ArtifactError(f"{path} is not what r2v writes ({error}); delete it and run its stage again") from None
+
+
+def check_hashes(out: Path, manifest: Mapping[str, Any]) -> None:
     """Raises ArtifactError where a stage's file is not what it wrote."""
     for name, expected in manifest["outputs"].items():
         if not (out / name).is_file():

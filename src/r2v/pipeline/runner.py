@@ -97,7 +97,7 @@ def run_stages(stages: Sequence[Stage], settings: RunSettings, root: Path, conso
         for stage in stages:
             out = run.of(stage.name)
             fingerprint = stage_fingerprint(stage, settings, run)
-            if _is_complete(out, fingerprint):
+            if _is_complete(run, stage.name, fingerprint):
                 console.print(f"[dim]{out.name:<11} up to date[/dim]", highlight=False)
                 continue
             prepare(out, fingerprint)
@@ -137,7 +137,7 @@ def study(root: Path, out: Path, label: str, console: Console, *, fingerprint: s
 @contextmanager
 def locked(root: Path) -> Iterator[None]:
     """Hold the run's folder. Raises StageError when another process holds it (the lock dies with its process)."""
-    with (root / ".lock").open("w") as file:
+    with (root / ".lock").open("a") as file:  # in a folder from elsewhere it may be a link to a file that must stay
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -159,10 +159,11 @@ def stage_fingerprint(stage: Stage, settings: RunSettings, run: RunFolder) -> st
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def _is_complete(out: Path, fingerprint: str) -> bool:
+def _is_complete(run: RunFolder, stage: str, fingerprint: str) -> bool:
+    out = run.of(stage)
     if not (out / MANIFEST).exists():
         return False
-    manifest = read_json(out / MANIFEST)
+    manifest = run.manifest(stage)
     if manifest.get("fingerprint") != fingerprint:
         return False
     check_hashes(out, manifest)

@@ -78,11 +78,11 @@ class ExpertSettings(Settings):
 class SlmSettings(Settings):
     model: ModelSettings | ChatSettings = ModelSettings()
     """A model that is trained here, or a chat endpoint (`kind: chat`), with which nothing is."""
-    k: Annotated[int, Meta(ge=2)] = 5
+    k: Annotated[int, Meta(ge=2, le=32)] = 5
     """Candidates a step."""
     temperature: PositiveFloat = 0.7
     top_p: Annotated[float, Meta(gt=0, le=1)] = 0.95
-    max_new_tokens: PositiveInt = 16
+    max_new_tokens: Annotated[int, Meta(ge=1, le=8192)] = 16
 
     @property
     def trained(self) -> ModelSettings:

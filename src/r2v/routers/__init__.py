@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import json
+import math
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from r2v.core.arrays import from_file
 from r2v.core.errors import ArtifactError, SettingsError
-from r2v.core.features import featurise, proposing
+from r2v.core.features import FEATURES, featurise, proposing
 from r2v.core.mlp import RiskMLP
 from r2v.core.protocols import Router
-from r2v.core.types import Candidate, Context, Decision, Memory
+from r2v.core.types import Action, Candidate, Context, Decision, Features, Memory
+from r2v.core.untrusted import ROUTER_BYTES, read_json
 from r2v.routers.base import FORMAT, FittedWith, RouterBase
-from r2v.runtime.plugins import load
+from r2v.runtime.plugins import installed, load
 
 BUILT_IN = {
     "random": "r2v.routers.random:Random",
@@ -41,6 +45,10 @@ BUILT_IN = {
 """In the order of tables and figures."""
 SHIPPED = {"recorded": Path(__file__).parent / "default"}
 """Routers that come fitted, by name: their folders."""
+INTERVENTION = "r2v.routers.interventions:Intervention"
+"""What an ablation plays: it has no short name."""
+OWN = "R2V_OWN_ROUTERS"
+"""Environment variable with the routers of one's own that folders may name: `package.module:Class`, comma separated."""
 
 
 def router_class(name: str) -> type[RouterBase]:
@@ -59,24 +67,48 @@ def load_router(folder: Path | str) -> RouterBase:
 
     Raises:
         ArtifactError: the folder is incomplete, damaged or of another version.
-        SettingsError: it holds a router whose code is not installed.
+        SettingsError: it names code that is neither built in, nor installed, nor imported, nor in `$R2V_OWN_ROUTERS`.
     """
-    folder = SHIPPED.get(str(folder), folder)
-    path = Path(folder) / "router.json"
+    folder = Path(SHIPPED.get(str(folder), folder))
+    path = folder / "router.json"
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        arrays = from_file(Path(folder) / "weights.safetensors")
+        raw = read_json(path, ROUTER_BYTES, within=folder)
+        arrays = from_file(folder / "weights.safetensors")
         if raw["format"] == 1:
-            return _of_format_1(raw, arrays, Path(folder))
+            return _of_format_1(raw, arrays, folder)
         if raw["format"] != FORMAT:
             raise ArtifactError(f"{path} has format {raw['format']}, this r2v reads {FORMAT}; fit the router again")
-        cls = router_class(raw["kind"])
+        cls = _class_of(raw["kind"], path)
         state = {key: value for key, value in raw.items() if key not in ("format", "kind")}
-        return msgspec.convert(state, cls, dec_hook=lambda kind, name: arrays[name])
+        router = msgspec.convert(state, cls, dec_hook=lambda kind, name: arrays[name])
+        _decides(router)
     except FileNotFoundError:
         raise ArtifactError(f"{path} does not exist; is {folder} a router folder?") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, ArithmeticError) as error:
         raise ArtifactError(f"{path} is corrupt ({error}); fit the router again") from None
+    return router
+
+
+def _class_of(kind: str, path: Path) -> type[RouterBase]:
+    """The class that a folder names; a folder must not make r2v import code of its choice. Raises SettingsError."""
+    module, _, name = kind.partition(":")
+    own = (*installed("routers").values(), *os.environ.get(OWN, "").split(","))
+    imported = hasattr(sys.modules.get(module), name)
+    if not (kind in BUILT_IN.values() or kind == INTERVENTION or kind in own or imported):
+        raise SettingsError(
+            f"{path} names code that does not come with r2v ({kind}); if you trust it, set {OWN}={kind} in the environment"
+        )
+    return router_class(kind)
+
+
+def _decides(router: RouterBase) -> None:
+    """Try a router whose threshold is known on one step: what breaks there would break on every step."""
+    if router.threshold is not None:
+        context = Context("a goal", ("what is seen",), (), 50, Action("an action"))
+        with np.errstate(all="ignore"):
+            decision = router.decide(context, Features((0.0,) * len(FEATURES), (True,) * len(FEATURES)), Memory(), seed=0)
+        if decision.score is not None and not math.isfinite(decision.score):
+            raise ValueError(f"its score of a step is {decision.score}")
 
 
 def _of_format_1(raw: Mapping[str, Any], arrays: Mapping[str, Any], folder: Path) -> RouterBase:
@@ -88,7 +120,7 @@ def _of_format_1(raw: Mapping[str, Any], arrays: Mapping[str, Any], folder: Path
     model = {"names": raw["features"], "mean_F": arrays["mean"], "std_F": arrays["std"], "layers": layers,
              "calibration": raw["calibration"], "facts": facts}  # fmt: skip
     beside = folder.parent / "thresholds.json"
-    conditions = json.loads(beside.read_text("utf-8")).get("fitted_with") if beside.exists() else None
+    conditions = read_json(beside, ROUTER_BYTES).get("fitted_with") if beside.exists() else None
     if conditions is None and "verifier" in facts:
         conditions = {"k": 1, "horizon": 50, "verifier": facts["verifier"]}  # those of imported logs
     return router_class("r2v")(

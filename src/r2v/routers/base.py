@@ -13,10 +13,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import msgspec
 import numpy as np
+from msgspec import Meta
 
 from r2v.core.arrays import to_bytes
 from r2v.core.errors import SettingsError, StageError
@@ -45,9 +46,9 @@ Play = Callable[[Mapping[str, "RouterBase"]], Mapping[str, Sequence[int]]]
 class FittedWith:
     """The conditions of a fit; a router decides on the features that it knows under the same ones alone. None: not known."""
 
-    k: int | None
-    """Candidates a step."""
-    horizon: int | None
+    k: Annotated[int, Meta(ge=1, le=1_000)] | None
+    """Candidates a step; a gateway takes what `route.k` may be."""
+    horizon: Annotated[int, Meta(ge=1, le=1_000_000)] | None
     """Steps of an episode."""
     verifier: str | None
     view: View = "full"

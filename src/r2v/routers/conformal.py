@@ -26,6 +26,10 @@ class Band:
     excess_N: Floats
     """Sorted largest excess of each calibration episode."""
 
+    def __post_init__(self) -> None:
+        if not self.mean_H.shape == self.std_H.shape == (len(self.mean_H),) or self.excess_N.ndim != 1:
+            raise ValueError("mean and spread of the band do not fit together")
+
     def limit(self, alpha: float) -> float:
         """Excess exceeded by a solved episode with probability at most alpha; infinite with too few episodes for it."""
         n = len(self.excess_N)

@@ -56,6 +56,11 @@ class Helper(RouterBase):
     """What intervening must be worth at each budget, by the fitted decision process."""
     values: tuple[RiskMLP, ...]
     mixtures: tuple[Mixture, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not all(0 <= mixture.value < len(self.values) for mixture in self.mixtures):
+            raise ValueError(f"a mixture of a value beyond the {len(self.values)} that there are")
+
     kind = "benefit"
     needs = frozenset({"answers", "exploration"})
     colour = "#9467bd"

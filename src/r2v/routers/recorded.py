@@ -41,6 +41,14 @@ class Kinds:
     price_K: Floats
     """What an escalation must add on such traffic; `UNREAD` where reading was not shown to gain more than `rules`."""
 
+    def __post_init__(self) -> None:
+        """Raises ValueError where the parts do not fit together."""
+        kinds = len(self.names)
+        arrays = (self.weight_C, self.middle_C, self.centre_KC, self.least_K, self.price_K)
+        shapes = [array.shape for array in arrays]
+        if not kinds or shapes != [(CELLS,), (CELLS,), (kinds, CELLS), (kinds,), (kinds,)]:
+            raise ValueError(f"arrays of the shapes {shapes} do not fit {kinds} kinds")
+
     def cosines_NK(self, said: Grams) -> Floats:
         """How like each kind each step is."""
         off_NC = directions_NC(said, self.weight_C) - self.middle_C

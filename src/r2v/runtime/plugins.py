@@ -23,7 +23,7 @@ Group = Literal["routers", "domains", "verifiers", "perturbations", "log_formats
 
 def names(group: Group, built_in: Mapping[str, str]) -> tuple[str, ...]:
     """All that have a short name, the built-in ones first."""
-    return tuple(dict.fromkeys([*built_in, *_installed(group)]))
+    return tuple(dict.fromkeys([*built_in, *installed(group)]))
 
 
 def load(group: Group, name: str, built_in: Mapping[str, str]) -> Any:
@@ -37,7 +37,7 @@ def load(group: Group, name: str, built_in: Mapping[str, str]) -> Any:
     Raises:
         SettingsError: nothing has that name, or it cannot be imported.
     """
-    path = built_in.get(name) or _installed(group).get(name) or name
+    path = built_in.get(name) or installed(group).get(name) or name
     if ":" not in path:
         known = names(group, built_in)
         near = difflib.get_close_matches(name, known, n=1)
@@ -57,7 +57,8 @@ def load(group: Group, name: str, built_in: Mapping[str, str]) -> Any:
 
 
 @cache
-def _installed(group: Group) -> dict[str, str]:
+def installed(group: Group) -> dict[str, str]:
+    """Name -> dotted path of the parts of installed packages."""
     from importlib.metadata import entry_points  # seldom: only for a part that does not come with r2v
 
     return {point.name: point.value for point in entry_points(group=f"r2v.{group}")}

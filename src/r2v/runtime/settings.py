@@ -8,7 +8,8 @@ class StoreSettings(Settings):
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import (
@@ -27,7 +28,8 @@ from typing import (
 import msgspec
 from msgspec import Meta, Struct, StructMeta
 
-from r2v.core.errors import SettingsError
+from r2v.core.errors import ArtifactError, SettingsError
+from r2v.core.untrusted import MB, check_depth, read_bytes
 
 PositiveInt = Annotated[int, Meta(gt=0)]
 NonNegativeInt = Annotated[int, Meta(ge=0)]
@@ -62,6 +64,8 @@ class Settings(Struct, frozen=True, metaclass=_Frozen):
 
 
 S = TypeVar("S", bound=Settings)
+SETTINGS_BYTES, SETTINGS_VALUES = MB, 100_000
+"""Of a settings file; all of r2v's settings with their defaults take 4 kB."""
 RUN_HINT = "examples/household.yaml is a file to start from"
 
 
@@ -76,14 +80,12 @@ def load(path: Path, kind: type[S], overrides: Sequence[str] = (), *, hint: str 
     Raises:
         SettingsError: the file is not there (then with `hint`, how to get one), or what is in it is wrong.
     """
-    import yaml
-
     raw = read(path, hint)
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals:
             raise SettingsError(f"--set {override}: write it as dotted.key=value")
-        _put(raw, key, yaml.safe_load(value))
+        _put(raw, key, _yaml(value, f"--set {key}"))
     try:
         return validated(kind, raw)
     except SettingsError as error:
@@ -123,17 +125,52 @@ def dump(settings: Settings) -> str:
 
 
 def read(path: Path, hint: str = RUN_HINT) -> dict[str, Any]:
-    import yaml
-
+    """What a YAML file holds. Raises SettingsError: it is not there (then with `hint`), too large, or not valid."""
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = _yaml(read_bytes(path, SETTINGS_BYTES).decode("utf-8"), str(path))
     except FileNotFoundError:
         raise SettingsError(f"{path} does not exist; {hint}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    except ArtifactError as error:
+        raise SettingsError(str(error)) from None
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(raw, dict):
         raise SettingsError(f"{path} must hold keys and values, e.g. `version: 1`")
     return raw
+
+
+def _yaml(text: str, where: str) -> Any:
+    """The value of a YAML text; one part may be used in several places, as long as all of it stays small."""
+    import yaml
+
+    try:
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        check_depth(node, _children, SETTINGS_VALUES)  # before parts that are used again and again are put together
+        value = loader.construct_document(node)
+        _check_finite(value)
+        return value
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        raise SettingsError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise SettingsError(f"{where} is not valid YAML: nested too deeply") from None
+
+
+def _check_finite(value: Any) -> None:
+    """Raises ValueError where a number is infinite or none: settings have `null` for what has no limit."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{value} is no finite number")
+    for one in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check_finite(one)
+
+
+def _children(node: Any) -> Iterable[Any]:
+    """The nodes inside of a YAML node."""
+    if isinstance(node.value, str):
+        return ()
+    return [part for item in node.value for part in (item if isinstance(item, tuple) else (item,))]
 
 
 def _put(raw: dict[str, Any], key: str, value: Any) -> None:

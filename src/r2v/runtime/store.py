@@ -19,11 +19,21 @@ from typing import Any
 
 import msgspec
 
+from r2v.core import untrusted
 from r2v.core.errors import ArtifactError
-from r2v.core.types import Episode
+from r2v.core.features import FEATURES
+from r2v.core.types import Episode, Step
 from r2v.runtime.upgrade import upgraded_episode
 
 SCHEMA_VERSION = "2"
+
+MALFORMED = (msgspec.MsgspecError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
+"""What a record that r2v did not write raises where it is decoded."""
+
+VALUES, VALUES_PER_BYTE = 10_000_000, 4
+"""Values that a file of episodes may hold: so many, or so many for each of its bytes; those of real sessions differ, so that
+a byte holds one at most.
+"""
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Episode)
@@ -56,10 +66,10 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Raises ArtifactError when the file is missing or is not JSON."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return untrusted.read_json(path)
     except FileNotFoundError:
         raise ArtifactError(f"{path} does not exist; run the stage that writes it") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise ArtifactError(f"{path} is not valid JSON ({error}); delete it and run its stage again") from None
 
 
@@ -95,25 +105,42 @@ def write_episodes(path: Path, episodes: Sequence[Episode]) -> None:
 
 def read_episodes(path: Path) -> list[Episode]:
     """Reads schema 1, too. Raises ArtifactError when the file is missing, corrupt, or of another schema version."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    from r2v.runtime.parquet import marks_of, rows_of  # here, because serving does without it
 
     try:
-        table = pq.read_table(path)
+        version = marks_of(path).get(b"r2v_schema", b"?").decode(errors="replace")
+        if version not in ("1", SCHEMA_VERSION):
+            raise ArtifactError(f"{path} has episode schema {version}, this r2v reads {SCHEMA_VERSION}; run its stage again")
+        found, values, most = [], 0, max(VALUES, VALUES_PER_BYTE * path.stat().st_size)
+        for row in rows_of(path, ["record"]):
+            values += str(row["record"]).count(",")
+            if values > most:
+                raise ArtifactError(f"{path} holds more than {most} values, the most that r2v takes from a file of its size")
+            found.append(_episode(row["record"], version))
+        return found
     except FileNotFoundError:
         raise ArtifactError(f"{path} does not exist; run the stage that writes it") from None
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ArtifactError(f"{path} is corrupt ({str(error).splitlines()[0]}); delete it and run its stage again") from None
-    version = (table.schema.metadata or {}).get(b"r2v_schema", b"?").decode()
-    if version not in ("1", SCHEMA_VERSION):
-        raise ArtifactError(f"{path} has episode schema {version}, this r2v reads {SCHEMA_VERSION}; run its stage again")
-    try:
-        records = table.column("record").to_pylist()
-        if version == "1":
-            return [msgspec.convert(upgraded_episode(json.loads(record)), Episode) for record in records]
-        return [decode(record) for record in records]
-    except msgspec.DecodeError as error:
+    except MALFORMED as error:
         raise ArtifactError(f"{path} holds a malformed episode ({error}); delete it and run its stage again") from None
+
+
+def _episode(record: Any, version: str) -> Episode:
+    if version == "1":
+        episode = msgspec.convert(upgraded_episode(untrusted.parsed_json(record)), Episode)
+    else:
+        episode = decode(record)
+    for step in episode.steps:
+        check_step(step)
+    return episode
+
+
+def check_step(step: Step) -> None:
+    """Raises ValueError where the parts of a step that was read do not fit together."""
+    choice = step.choice
+    if choice.features is not None and not len(choice.features.values) == len(choice.features.present) == len(FEATURES):
+        raise ValueError(f"{len(choice.features.values)} features of a step where r2v has {len(FEATURES)}")
+    if choice.scores and len(choice.scores) != len(choice.candidates):
+        raise ValueError(f"{len(choice.scores)} scores of {len(choice.candidates)} candidates")
 
 
 def sha256(path: Path) -> str:

@@ -11,7 +11,9 @@ from typing import Any, Literal
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError
 
+from r2v.core.errors import ArtifactError
 from r2v.core.types import Context
+from r2v.core.untrusted import MB, parsed_json, read_bytes
 from r2v.runtime.settings import Settings
 from r2v.verdicts.aside import SECONDS, Aside
 from r2v.verdicts.base import warn_once
@@ -74,10 +76,11 @@ class SchemaVerdict(Settings):
         if self.file is None:
             return json.dumps(self.schema)
         try:
-            text = Path(self.file).read_text("utf-8")
-            json.loads(text)
-        except OSError as error:
-            raise ValueError(f"the file {self.file} cannot be read ({error.strerror})") from None
+            text = read_bytes(Path(self.file), MB).decode()
+            parsed_json(text)
+        except (FileNotFoundError, ArtifactError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise ValueError(f"the file {self.file} cannot be read ({reason})") from None
         except ValueError:
             raise ValueError(f"the file {self.file} is not JSON") from None
         return text

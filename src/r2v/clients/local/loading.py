@@ -11,6 +11,15 @@ from transformers.utils.logging import disable_progress_bar
 
 from r2v.clients.local.attention import check_attention, layer_kinds
 from r2v.core.errors import ArtifactError, SettingsError
+from r2v.core.untrusted import MB, opened, read_json
+
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf", ".model")
+TEXT_BYTES = 256 * MB
+"""Of a tokenizer or a config: the largest vocabularies take some 30 MB."""
+LAYERS = 1_000
+"""The largest models have some 130."""
+NUMBERS_PER_BYTE = 4
+"""Weights of two bits each: no file holds more numbers than that."""
 
 
 def load_model(path: str | Path, *, device: str = "cpu", precision: str = "float32") -> tuple[Any, Any]:
@@ -22,9 +31,13 @@ def load_model(path: str | Path, *, device: str = "cpu", precision: str = "float
     where = chosen_device(device)
     disable_progress_bar()  # ours is the one bar a user sees
     try:
-        layer_kinds(AutoConfig.from_pretrained(path))  # before its weights are read
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, precision)).to(where)
+        if Path(path).is_dir():
+            _check_folder(Path(path))
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        layer_kinds(config)  # before its weights are read
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        dtype = getattr(torch, precision)
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, trust_remote_code=False).to(where)
     except ArtifactError:
         raise
     except Exception as error:  # the libraries raise many kinds for a missing or damaged model
@@ -33,6 +46,23 @@ def load_model(path: str | Path, *, device: str = "cpu", precision: str = "float
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model, tokenizer
+
+
+def _check_folder(folder: Path) -> None:
+    """Check that a folder holds the numbers that its config promises. Raises ArtifactError, ValueError."""
+    for file in folder.iterdir():
+        if not file.is_dir():
+            opened(file, None if file.suffix in WEIGHTS else TEXT_BYTES).close()
+    stated = read_json(folder / "config.json", TEXT_BYTES)
+    layers = max((value for key, value in stated.items() if "layers" in key and isinstance(value, int)), default=0)
+    if layers > LAYERS:
+        raise ArtifactError(f"{folder / 'config.json'} has {layers} layers, the most that r2v loads are {LAYERS}")
+    with torch.device("meta"):  # which takes no memory
+        planned = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, trust_remote_code=False))
+    numbers = sum(parameter.numel() for parameter in planned.parameters())
+    held = sum(file.stat().st_size for file in folder.iterdir() if file.suffix in WEIGHTS)
+    if numbers > NUMBERS_PER_BYTE * held:
+        raise ArtifactError(f"{folder / 'config.json'} is of a model of {numbers:.3g} numbers, its weights are {held} bytes")
 
 
 def chosen_device(name: str) -> torch.device:

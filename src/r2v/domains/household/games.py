@@ -10,7 +10,6 @@ and the grammar the goal sentence ("Your task is to: put two newspaper in drawer
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterable
@@ -18,6 +17,7 @@ from pathlib import Path
 
 from r2v.core.errors import ArtifactError
 from r2v.core.types import Task
+from r2v.core.untrusted import read_json
 from r2v.domains.household.catalogue import FAMILIES
 from r2v.domains.household.rules import CLEAN, COOL, HOT, Dialect, Fact, Goal, World, build_world
 
@@ -30,7 +30,7 @@ _SENTENCE = re.compile(r"Your task is to: (.*?)\"")
 def load_game(path: Path) -> World:
     """Raises ArtifactError when the file is missing or is no game of this domain."""
     try:
-        return parse_game(json.loads(path.read_text(encoding="utf-8")))
+        return parse_game(read_json(path))
     except FileNotFoundError:
         raise ArtifactError(f"{path} does not exist") from None
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
@@ -95,7 +95,7 @@ def find_games(root: Path, families: Iterable[str] = FAMILIES) -> list[Path]:
         if "movable" in str(path) or "Sliced" in str(path):
             continue
         description = path.parent / "traj_data.json"
-        family = json.loads(description.read_text())["task_type"] if description.exists() else family_of_path(path)
+        family = _family_in(description) if description.exists() else family_of_path(path)
         if family in wanted and _is_solvable(path):
             found.append(path)
     if not found:
@@ -108,13 +108,20 @@ def real_tasks(root: Path, families: Iterable[str] = FAMILIES) -> list[Task]:
     base = Path(os.path.expandvars(root)).expanduser()
     result = []
     for path in find_games(base, families):
-        family = family_of_path(path) or json.loads((path.parent / "traj_data.json").read_text())["task_type"]
+        family = family_of_path(path) or _family_in(path.parent / "traj_data.json")
         result.append(Task(str(path.parent.relative_to(base)), family, "household", load_game(path).sentence))
     return result
 
 
+def _family_in(description: Path) -> str:
+    try:
+        return str(read_json(description)["task_type"])
+    except (ValueError, KeyError, TypeError):
+        raise ArtifactError(f"{description} has no task_type; download the data again") from None
+
+
 def _is_solvable(path: Path) -> bool:
     try:
-        return json.loads(path.read_text(encoding="utf-8")).get("solvable") is True
+        return read_json(path).get("solvable") is True
     except (ValueError, AttributeError):
         raise ArtifactError(f"{path} is not valid JSON; download the data again") from None

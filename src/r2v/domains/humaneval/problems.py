@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 import os
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from r2v.core.errors import ArtifactError
+from r2v.core.untrusted import parsed_json, unpacked_lines
 
 OVERRIDE = "HUMANEVAL_OVERRIDE_PATH"
 """Environment variable that EvalPlus reads too: a problem file to use instead of the default one."""
@@ -78,12 +78,10 @@ def load_problems(path: Path) -> tuple[Problem, ...]:
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a .jsonl or .jsonl.gz file. Raises ArtifactError."""
     try:
-        data = path.read_bytes()
-        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
-        rows = [json.loads(line) for line in text.split("\n") if line.strip()]
+        rows = [parsed_json(line, exact=False) for line in unpacked_lines(path) if line.strip()]
     except FileNotFoundError:
         raise ArtifactError(f"{path} does not exist") from None
-    except (OSError, EOFError, ValueError) as error:
+    except ValueError as error:
         raise ArtifactError(f"{path} is not readable as JSON lines ({error})") from None
     if not all(isinstance(row, dict) for row in rows):
         raise ArtifactError(f"{path} must hold one JSON object a line")
