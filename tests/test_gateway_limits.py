@@ -271,7 +271,7 @@ def test_sessions_keep_the_latest_of_everything(tmp_path, monkeypatch):
         assert ([d.score for d in a.memory.decisions], a.prompt_tokens, a.cold) == ([1.0, 2.0], 2, False)
         for identity in ("b", "a", "c"):  # b has not been used for longest
             await local.enter(identity, dry=False)
-        assert [(await local.enter(identity, dry=True)).t for identity in ("a", "c", "b")] == [3, 1, 0]
+        assert [(await local.enter(identity, dry=True)).t for identity in ("a", "c", "b")] == [3, 1, 1]
         await local.remember(old, old.memory.decisions[0], teacher=True, tokens=1)  # forgotten: the ledger has it
         await local.sign(old, "sig", "model")
         assert not await local.killed()
