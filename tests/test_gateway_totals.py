@@ -11,6 +11,7 @@ import pytest
 
 from r2v.gateway.budgets import Account, Amount
 from r2v.gateway.ledger import OLD_ROWS, LastVerdict, Ledger
+from test_gateway import make  # noqa: F401
 from test_gateway_modes import write
 
 MODES = ("observe", "canary", "control")
@@ -177,3 +178,54 @@ def test_evidence_rests_on_the_latest(ledger, monkeypatch):
         ledger.outcome(f"s{i}", None, float(i < 4))
     assert ledger.labels(0.0) == (3, 2) and ledger.labels(105.0) == (1, 1)
     assert ledger.ended("canary", 0.0) == (3, 2)
+
+
+# -- upkeep -----------------------------------------------------------------------------------------------------------
+
+
+def test_old_sessions_are_deleted_and_the_sums_of_their_days_stay(ledger):
+    write_some(ledger, 40, seed=2)
+    day = 86_400.0 * 20_010
+    for t in range(3 * OLD_ROWS // 2):  # more than one transaction takes
+        write(ledger, f"long{t % 2}", t, at=day - 1 + t / OLD_ROWS)
+    write(ledger, "kept", at=day + 3, tokens=5)
+    ledger.states.begin_step("long0")
+    ledger.states.sign("long0", "sig", "m")
+    days, tables = ledger.days(0.0), ("steps", "outcomes", "verdicts", "abandoned", "comparisons", "session_states")
+    counts = []
+    while deleted := ledger.delete_old(day + 2):
+        counts.append(deleted)
+    assert sum(counts) == 42 and len(counts) == 2
+    assert [row["session"] for row in ledger.sessions(100)] == ["kept"] and ledger.steps("kept")
+    rows = [ledger._db.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0] for table in (*tables, "signatures")]
+    assert rows == [1, 0, 0, 0, 0, 0, 0]
+    assert ledger.days(0.0) == days and ledger.spent(session="long0") == Amount() != ledger.spent(day=20_010)
+    assert ledger.states.begin_step("long0") == 0  # it begins anew
+
+
+def test_a_gateway_counts_an_older_ledger_and_deletes_what_is_old_beside_serving(make, tmp_path):  # noqa: F811
+    now = time.time()
+    with closing(Ledger(tmp_path / "ledger.db")) as made:
+        for i in range(3 * OLD_ROWS):
+            write(made, f"s{i % 100}", i, at=now - 86_400 * (20 if i % 100 < 60 else 5))
+        uncount(made)
+    world = make(store__keep_days=10, budget__per_day={"teacher_calls": 10_000})
+
+    def shown() -> dict:
+        return world.client.get("/v1/stats?days=30").json()
+
+    deadline = time.monotonic() + 30
+    while shown()["uncounted"]:
+        assert (
+            "steps of an older ledger" in world.client.get("/v1/mode").json()["next"]["reason"] or not shown()["uncounted"]
+        )
+        assert world.post().status_code == 200 and time.monotonic() < deadline
+    with closing(sqlite3.connect(world.ledger)) as db:
+        while db.execute("SELECT COUNT(*) FROM steps WHERE session LIKE 's%'").fetchone() != (15 * 40,):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    assert sum(day["steps"] for day in shown()["days"]) >= 3 * OLD_ROWS
+    refused = world.post("/v1/cleanup", {"keep_days": 0})
+    assert refused.status_code == 400 and "keep_days" in refused.json()["error"]["message"]
+    assert world.post("/v1/cleanup", {"keep_days": 1}).json() == {"deleted_sessions": 40}
+    assert world.post("/v1/cleanup", {}).json() == {"deleted_sessions": 0}

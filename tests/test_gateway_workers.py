@@ -181,6 +181,24 @@ def test_a_killed_worker_loses_no_answered_step_and_is_started_again(tmp_path):
         assert gone(after)
 
 
+def test_a_second_gateway_does_not_share_the_port(tmp_path):
+    with served(tmp_path, "--workers", "2") as gateway:
+        port = gateway.url.rsplit(":", 1)[1]
+        command = [
+            sys.executable,
+            "-c",
+            "from r2v.cli import app; app()",
+            "serve",
+            "--mock",
+            "--workers",
+            "2",
+            "--port",
+            port,
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+        assert done.returncode == 1 and done.stderr.startswith(f"r2v: cannot listen on 127.0.0.1:{port}"), done.stderr
+
+
 def test_what_a_client_refers_to_is_found_by_every_worker(tmp_path):
     with served(tmp_path, "--workers", "2", store__redact=True) as gateway:
         found = []

@@ -88,21 +88,33 @@ def serve_planes(settings: GatewaySettings, *, mock: bool, announce: Callable[[s
         ledger = Ledger(Path(settings.store.path), owner=True)
         stack.callback(ledger.close)
         ledger.states.forget_counts()
-        listener = stack.enter_context(_listen(server.host, server.port))
+        listeners = [stack.enter_context(listener) for listener in _spread(server.host, server.port, server.workers)]
         admin = stack.enter_context(_listen(server.admin_host, server.control_port or 0))
         # What clients may refer to are words, which a ledger that redacts may not hold: they go with the gateway.
         shared = Path("/dev/shm")
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="r2v-", dir=shared if shared.is_dir() else None))
-        url, admin_url = _url(listener), _url(admin)
+        url, admin_url = _url(listeners[0]), _url(admin)
         works: list[tuple[Work, socket.socket]] = []
         if mock:
             settings, models = mocked(settings)
             key = None if ledger.sessions(1) else os.environ[server.key_env].split(",")[0].strip()  # sessions to show, once
             works = [(partial(_mock, model, url, None if i else key), at) for i, (model, at) in enumerate(models)]
         worker = partial(_worker, settings, admin_url, f"{folder}/items.db")
-        works += [(worker, listener)] * server.workers
+        works += [(worker, listener) for listener in listeners]
         family = _Family([*works, (partial(_control, settings), admin)], ledger.accounts.recover)
         family.run(lambda: announce(url, admin_url))
+
+
+def _spread(host: str, port: int, workers: int) -> list[socket.socket]:
+    """What each worker listens on. With one socket for all of them the first that wakes takes a whole burst of connections.
+    All of them are the parent's: what came for a worker that died waits for the next. Raises SettingsError.
+    """
+    first = _listen(host, port)  # as one that does not share it: another gateway may not have the port
+    if sys.platform != "linux" or workers == 1:  # elsewhere the last socket gets all
+        return [first] * workers
+    port = first.getsockname()[1]
+    first.close()
+    return [_listen(host, port, share=True) for _ in range(workers)]
 
 
 def _url(listener: socket.socket) -> str:
