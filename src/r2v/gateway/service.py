@@ -18,7 +18,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ from r2v.clients import make_client
 from r2v.clients.base import ModelError, Tokens
 from r2v.core.agent import MAX_RETRIES, AgentModels, Routed, StepContext
 from r2v.core.agreement import alike
+from r2v.core.cache import remembered
 from r2v.core.errors import BoundaryError, SettingsError
 from r2v.core.features import best, proposing
 from r2v.core.protocols import Verifier
@@ -43,12 +44,15 @@ from r2v.messages.conversation import Json, Request, context_of, limited, tools_
 from r2v.messages.protocol import Reply, Served
 from r2v.messages.transcript import incoming, message_of
 from r2v.verifiers import verifier_named
+from r2v.verifiers.json_schema import footprint
 
 if TYPE_CHECKING:
     from r2v.gateway.verdicts import SessionVerdicts
 
 OF_CONTEXT = 4
 """The SLM's answers may fill this part of its context: agents ask for as many tokens as the large models can write."""
+VERIFIER_BYTES = 64_000_000
+"""Memory for verifiers, of which each holds the tools of its requests."""
 ASIDE = re.compile(r"\btitle|\bsummar|\bnew topic", re.IGNORECASE)
 """In the system prompt of requests that agents make beside the steps of a session, sometimes before its first."""
 
@@ -408,7 +412,7 @@ def _alike(choice: Choice) -> bool | None:
     return alike(choice.candidates[best(choice.candidates, choice.scores)].action, choice.action)
 
 
-@lru_cache(maxsize=256)
+@remembered(VERIFIER_BYTES, lambda name, tools: footprint(tools))
 def _verifier(name: str, tools: bytes) -> Verifier:
     return verifier_named(name, tools_of(tools))
 

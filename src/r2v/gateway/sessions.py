@@ -13,6 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+import msgspec
+
+from r2v.core.cache import BoundedCache
 from r2v.core.seeds import derive_seed
 from r2v.core.types import Decision, Memory
 from r2v.gateway.budgets import touch
@@ -23,9 +26,13 @@ from r2v.messages.protocol import encode
 DECISIONS = 200
 """The latest of a session, kept for its router."""
 SESSIONS = 5_000
-"""Sessions kept in memory; older ones are read from the ledger again."""
+"""Names of sessions kept in memory."""
+SESSION_BYTES = 64_000_000
+"""Memory for what is kept of sessions; that of the others is read from the ledger again."""
+DECISION, SIGNATURE = 700, 150
+"""Bytes that a decision takes, and a signature besides its own."""
 ITEM_BYTES = 64_000_000
-"""Of all items together that clients may refer to; the oldest are forgotten first."""
+"""Of all items together that clients may refer to."""
 SIGNATURES = 500
 """Authors of thinking blocks kept of a session."""
 
@@ -86,13 +93,17 @@ class _Record:
     prompt_tokens: int = 0
     signatures: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def bytes(self) -> int:
+        return DECISION * (1 + len(self.memory.decisions)) + sum(SIGNATURE + len(mark) for mark in self.signatures)
+
 
 class LocalSessions:
     """`Sessions` of one process."""
 
     def __init__(self, ledger: Ledger, cache_ttl_s: float) -> None:
         self._ledger, self._cache_ttl_s = ledger, cache_ttl_s
-        self._records: OrderedDict[str, _Record] = OrderedDict()
+        self._records: BoundedCache[str, _Record] = BoundedCache(SESSION_BYTES)
         self._runs: OrderedDict[str, int] = OrderedDict()
         self._killed, self._mode = False, ledger.mode()
 
@@ -115,8 +126,8 @@ class LocalSessions:
         if record is None:
             entries = self._ledger.steps(identity)
             memory = Memory(seed=derive_seed(identity, "episode"), decisions=decisions_of(entries)[-DECISIONS:])
-            record = self._records[identity] = _Record(entries[-1].t + 1 if entries else 0, memory)
-        touch(self._records, identity, SESSIONS)
+            record = _Record(entries[-1].t + 1 if entries else 0, memory)
+            self._records.put(identity, record, record.bytes)
         cold = time.monotonic() - record.teacher_at > self._cache_ttl_s
         session = Session(identity, record.steps, record.memory, cold, record.prompt_tokens, record.signatures)
         record.steps += not dry
@@ -130,12 +141,14 @@ class LocalSessions:
         record.prompt_tokens = tokens
         if teacher:
             record.teacher_at = time.monotonic()
+        self._records.put(session.id, record, record.bytes)
 
     async def sign(self, session: Session, signature: str, model: str) -> None:
         if record := self._records.get(session.id):
             record.signatures[signature] = model
             if len(record.signatures) > SIGNATURES:
                 del record.signatures[next(iter(record.signatures))]
+            self._records.put(session.id, record, record.bytes)
 
     async def kill(self, on: bool) -> None:
         self._killed = on
@@ -160,23 +173,14 @@ class Items:
     """
 
     def __init__(self, most_bytes: int = ITEM_BYTES) -> None:
-        self._most = most_bytes
-        self._lists: OrderedDict[tuple[str, str], tuple[list[Json], int]] = OrderedDict()
-        self._bytes = 0
+        # As JSON: as objects they take some ten times as much.
+        self._lists: BoundedCache[tuple[str, str], bytes] = BoundedCache(most_bytes)
 
     def keep(self, key: str, lists: Mapping[str, list[Json]]) -> None:
         for identity, items in lists.items():
-            size = len(encode(items))
-            self._forget((key, identity))
-            self._lists[key, identity] = (items, size)
-            self._bytes += size
-        while self._bytes > self._most:
-            self._forget(next(iter(self._lists)))
+            found = encode(items)
+            self._lists.put((key, identity), found, len(found))
 
     def get(self, key: str, identity: str) -> list[Json] | None:
         found = self._lists.get((key, identity))
-        return None if found is None else found[0]
-
-    def _forget(self, name: tuple[str, str]) -> None:
-        if name in self._lists:
-            self._bytes -= self._lists.pop(name)[1]
+        return None if found is None else msgspec.json.decode(found, type=list[Json])

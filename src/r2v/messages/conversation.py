@@ -7,13 +7,15 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Meta, Raw, Struct
 
+from r2v.core.cache import remembered
 from r2v.core.types import Action, Context, ToolCall
 
 Json = dict[str, Any]
@@ -23,13 +25,28 @@ CLIP = 600
 """Characters kept of each observation of a long context: features read all of them at every step."""
 CLIP_TOTAL = 30_000
 """Characters of all observations together from which on a context is long."""
-KEPT = 2_000
-"""Characters of a call's arguments up to which its canonical form is remembered."""
+KEPT, CALLS = 1_000, 4_096
+"""Characters of a call up to which its canonical form is remembered, and of how many: some 30 MB at most."""
+CANONICAL = 100_000
+"""Characters of a call's arguments up to which they are brought into a canonical form."""
+BLOCKS = 50
+"""Blocks before a user's own words that are left out."""
+TOOLS_BYTES = 64_000_000
+"""Memory for the tools of requests; as objects they take some 14 times the bytes of their JSON."""
+MESSAGES = 10_000
+"""Of one request. Each costs some 10 microseconds, in which nobody else is served."""
+FINGERPRINT = 20_000
+"""Characters of a message of which a fingerprint is made."""
 ID_LENGTH = 40
 """Characters of a call's id that OpenAI's API takes."""
-AROUND = re.compile(r"<([\w-]*(?:context|reminder|instructions|environment|permissions|caveat|setup)[\w-]*)>", re.I)
+AROUND = re.compile(
+    r"<([\w-]{0,40}?(?:context|reminder|instructions|environment|permissions|caveat|setup)[\w-]{0,40})>", re.I
+)
 """Opens a block that agent programs put before the user's own words."""
 SPACE = re.compile(r"\s*")
+
+
+NULL = Raw(b"null")
 
 
 class BadRequest(Exception):
@@ -49,7 +66,7 @@ class Call(Struct):
 class Part(Struct):
     type: str | None = None
     text: str | None = None
-    image_url: dict[str, Any] | None = None
+    image_url: dict[str, Raw] | None = None
 
 
 class Message(Struct):
@@ -59,8 +76,8 @@ class Message(Struct):
     content: str | list[Part] | None = None
     tool_calls: list[Call] | None = None
     tool_call_id: str | None = None
-    thinking_blocks: list[dict[str, Any]] | None = None
-    reasoning_content: Any = None
+    thinking_blocks: list[dict[str, Raw]] | None = None
+    reasoning_content: Raw = NULL
 
     @property
     def text(self) -> str:
@@ -72,7 +89,7 @@ class Message(Struct):
     @property
     def plain(self) -> bool:
         """Whether every model of this protocol takes it as it is: no part is of one model alone, no id too long."""
-        if self.thinking_blocks is not None or self.reasoning_content is not None:
+        if self.thinking_blocks is not None or self.reasoning_content != NULL:
             return False
         return all(len(one or "") <= ID_LENGTH for one in (self.tool_call_id, *(call.id for call in self.tool_calls or ())))
 
@@ -87,7 +104,7 @@ class _Chosen(Struct):
 
 class _Body(Struct):
     messages: Annotated[list[Message], Meta(min_length=1)]
-    model: str | None = None
+    model: Annotated[str, Meta(max_length=500)] | None = None
     stream: bool | None = None
     stream_options: _Options | None = None
     n: int | None = None
@@ -109,7 +126,7 @@ class _Tool(Struct):
     function: _ToolFunction
 
 
-_bodies, _raw = msgspec.json.Decoder(_Body), msgspec.json.Decoder(dict[str, msgspec.Raw])
+_bodies, _raw = msgspec.json.Decoder(_Body), msgspec.json.Decoder(dict[str, Raw])
 _tools = msgspec.json.Decoder(list[_Tool] | None)
 
 
@@ -118,7 +135,7 @@ class Request:
     """One agent step as the client requested it: what r2v reads of it, and the rest unread."""
 
     messages: Sequence[Message]
-    fields: Mapping[str, msgspec.Raw]
+    fields: Mapping[str, Raw]
     """The chat-completion body, without `model`, `stream` and `n`."""
     wanted_model: str
     stream: bool
@@ -206,7 +223,7 @@ def limited(request: Request, most: int) -> Request:
     if request.max_tokens is None or request.max_tokens <= most:
         return request
     keys = {"max_tokens", "max_completion_tokens", "max_output_tokens"}
-    fields = {key: msgspec.Raw(str(most).encode()) if key in keys else value for key, value in request.fields.items()}
+    fields = {key: Raw(str(most).encode()) if key in keys else value for key, value in request.fields.items()}
     source = {key: most if key in keys else value for key, value in request.source.items()}
     return replace(
         request, fields=fields, source=source, max_tokens=most, dropped=(*request.dropped, f"max_tokens over {most}")
@@ -223,7 +240,7 @@ def sent_id(identity: Any, limit: int = ID_LENGTH) -> str:
     )
 
 
-@lru_cache(maxsize=256)  # an agent offers the same tools at every step
+@remembered(TOOLS_BYTES, lambda tools: 15 * len(tools))  # an agent offers the same tools at every step
 def tools_of(tools: bytes) -> tuple[Json, ...]:
     """The functions that are offered. Raises BadRequest."""
     try:
@@ -235,7 +252,7 @@ def tools_of(tools: bytes) -> tuple[Json, ...]:
 
 def _is_named(part: Part) -> bool:
     """Whether it is an image that is named by an address, not sent."""
-    return part.image_url is not None and not str(part.image_url.get("url")).startswith("data:")
+    return part.image_url is not None and bytes(part.image_url.get("url", b""))[:6] != b'"data:'
 
 
 def text_of(content: Any) -> str:
@@ -260,21 +277,21 @@ def _action(words: str, calls: Sequence[tuple[str, str]]) -> Action:
     if not calls:
         return Action(words.strip())
     # An episode's calls come back at every step; long ones are not kept.
-    if len(calls) == 1 and len(calls[0][1]) < KEPT:
+    if len(calls) == 1 and len(calls[0][0]) + len(calls[0][1]) < KEPT:
         return _known_call(*calls[0])
-    known = [(_known_call if len(arguments) < KEPT else _call)(name, arguments) for name, arguments in calls]
+    known = [(_known_call if len(name) + len(arguments) < KEPT else _call)(name, arguments) for name, arguments in calls]
     return Action("\n".join(one.text for one in known), tuple(call for one in known for call in one.tool_calls))
 
 
 def _call(name: str, arguments: str) -> Action:
-    try:
-        canonical = msgspec.json.encode(msgspec.json.decode(arguments), order="sorted").decode()
-    except (ValueError, RecursionError):
-        canonical = arguments
+    canonical = arguments
+    if len(arguments) <= CANONICAL:
+        with suppress(ValueError, RecursionError):
+            canonical = msgspec.json.encode(msgspec.json.decode(arguments), order="sorted").decode()
     return Action(f"{name} {canonical}", (ToolCall(name, arguments),))
 
 
-_known_call = lru_cache(maxsize=8192)(_call)
+_known_call = lru_cache(maxsize=CALLS)(_call)  # its entries are small (`KEPT`): their number bounds their bytes
 
 
 def object_of(arguments: Any) -> Json:
@@ -366,9 +383,10 @@ def own_words(text: str) -> str:
     """The user's message without the blocks that agent programs put before it (environment, reminders, AGENTS.md)."""
     text = text.strip()
     start = max(0, text.find("<INSTRUCTIONS>")) if text.startswith("# AGENTS.md") else 0
-    while opened := AROUND.match(text, start):
-        end = text.find(f"</{opened[1]}>", start)
-        if end < 0:
+    for _ in range(BLOCKS):
+        opened = AROUND.match(text, start)
+        end = -1 if opened is None else text.find(f"</{opened[1]}>", start)
+        if opened is None or end < 0:
             break
         start = SPACE.match(text, end + len(opened[1]) + 3).end()  # type: ignore[union-attr]
     return text[start:]
@@ -379,9 +397,17 @@ def clip(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit // 3] + text[len(text) - (limit - limit // 3) :]
 
 
+def _brief(content: str | list[Part] | None) -> Any:
+    """What tells contents apart without reading all of long ones."""
+    if isinstance(content, str):
+        return content if len(content) <= FINGERPRINT else [len(content), clip(content, FINGERPRINT)]
+    images = [[bytes(value)[:FINGERPRINT] for value in (part.image_url or {}).values()] for part in content or ()]
+    return [[part.type, _brief(part.text), image] for part, image in zip(content or (), images, strict=True)]
+
+
 def fingerprint(request: Request, key: str) -> str:
     """A session id for clients that send none: the system prompt, the tools and the first user message, for one key."""
     first = next((i for i, message in enumerate(request.messages) if message.role == "user"), 0)
-    head = [[message.role, message.content] for message in request.messages[: first + 1]]
+    head = [[message.role, _brief(message.content)] for message in request.messages[: first + 1]]
     identity = msgspec.json.encode([key, head, request.fields.get("tools")])
     return "auto-" + hashlib.sha256(identity).hexdigest()[:24]
