@@ -21,8 +21,9 @@ except ModuleNotFoundError:  # Windows
 
 from r2v.core.errors import SettingsError
 from r2v.gateway.app import build_app
+from r2v.gateway.connections import guarded
 from r2v.gateway.service import Service
-from r2v.gateway.settings import GatewaySettings
+from r2v.gateway.settings import GatewaySettings, ServerSettings
 from r2v.runtime.settings import validated
 from r2v.verifiers import verifier_named
 
@@ -42,7 +43,7 @@ def serve_app(app: object, host: str, port: int, announce: Callable[[str], None]
     """Serve any application until a signal. Raises SettingsError when the port is taken."""
     listener = _listen(host, port)
     announce(f"http://{host}:{listener.getsockname()[1]}")
-    run(uvicorn.Server(_config(app)).serve([listener]))
+    run(uvicorn.Server(_config(app, ServerSettings())).serve([listener]))
 
 
 def mock_settings(port: int) -> GatewaySettings:
@@ -70,7 +71,7 @@ async def _serve(settings: GatewaySettings, mock: bool, announce: Callable[[str]
         mock_models: tuple[tuple[Literal["slm", "teacher"], MockModel], ...] = (("slm", SLM), ("teacher", TEACHER))
         for name, mock_model in mock_models:
             listener = _listen("127.0.0.1", 0)
-            server = uvicorn.Server(_config(mock_app(mock_model)))
+            server = uvicorn.Server(_config(mock_app(mock_model), settings.server))
             servers.append(server)
             running.append(asyncio.create_task(server.serve([listener])))
             url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
@@ -82,7 +83,7 @@ async def _serve(settings: GatewaySettings, mock: bool, announce: Callable[[str]
     host, port = listener.getsockname()[:2]
     announce(f"http://{host}:{port}")
     verifier_named(service.settings.route.verifier)  # its imports are not the first request's to wait for
-    main = uvicorn.Server(_config(app))
+    main = uvicorn.Server(_config(app, settings.server))
     if mock and not service.ledger.sessions(1):
         running.append(asyncio.create_task(_demonstrate(main, f"http://{host}:{port}", os.environ[settings.server.key_env])))
     try:
@@ -105,9 +106,10 @@ async def _demonstrate(main: uvicorn.Server, url: str, keys: str) -> None:
             logging.getLogger("uvicorn.error").warning("the sessions to show stopped: %s", error)
 
 
-def _config(app: object) -> uvicorn.Config:
+def _config(app: object, server: ServerSettings) -> uvicorn.Config:
     return uvicorn.Config(
         app,  # type: ignore[arg-type]
+        http=guarded(server), timeout_keep_alive=server.idle_timeout_s,
         log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=10, lifespan="on", ws="none",
     )  # fmt: skip
 
