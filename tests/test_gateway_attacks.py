@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import gzip
 import json
 import socket
 import time
+import zlib
 from contextlib import closing
 
 import httpx
 import pytest
 
+from r2v.clients import make_client
+from r2v.clients.base import ModelError
+from r2v.clients.settings import ClientSettings
+from r2v.messages import json_size
+from r2v.messages.conversation import fingerprint, own_words, parse
+from r2v.messages.json_size import JsonSize
 from test_gateway import ASK, AUTH, make  # noqa: F401  (a fixture)
 
 
@@ -171,3 +181,165 @@ def test_a_client_that_does_not_read_its_answer_is_left(make):  # noqa: F811
 def long_answer(size: int) -> dict:
     message = {"role": "assistant", "content": "x" * size}
     return {"choices": [{"index": 0, "message": message, "finish_reason": "stop"}], "usage": {}}
+
+
+# -- bodies -------------------------------------------------------------------------------------------------------
+
+
+def size_of(text: bytes, step: int) -> JsonSize:
+    size = JsonSize()
+    for i in range(0, len(text), step):
+        size.add(text[i : i + step])
+    return size
+
+
+@pytest.mark.parametrize("step", [1, 7, 65_536])
+def test_values_are_counted_outside_of_strings_alone(step, monkeypatch):
+    monkeypatch.setattr(json_size, "SMALL", 0)
+    text = json.dumps({"a": ["x,[{", 'quote " \\', "\\\\", "\\", {"b": 'é,"['}], "c": [[], {}]}).encode()
+    size = size_of(text, step)
+    assert size.values == sum(character in (b",[{") for character in b'{"":["","","","",{"":""}],"":[[],{}]}')
+    assert size.escapes == text.count(b"\\")
+
+
+def test_small_texts_are_not_counted():
+    assert size_of(b"[1,1]" * 1000, 512).values == 0 < size_of(b"[1,1]" * 100_000, 65_536).values
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "said"),
+    [
+        (b'{"messages": [{"role": "user", "content": "x"}], "x": [' + b"[]," * 200_000 + b"1]}", 413, "values"),
+        (b'{"messages": [' + b'{"role": "user", "content": ""},' * 60_000 + b'{"role": "user"}]}', 413, "values"),
+        (b'{"messages": [' + b'{"role": "user"},' * 12_000 + b'{"role": "user"}]}', 400, "12001 messages"),
+        (b'{"messages": [{"role": "user", "content": "' + b"\\n" * 1_200_000 + b'"}]}', 413, "escaped"),
+        (b'{"messages": [{"role": "user"}], "x": ' + b"[" * 100_000, 400, "not JSON"),
+        (b'{"messages": [{"role": "user", "content": "x"}], "model": "' + b"x" * 600 + b'"}', 400, "length"),
+        (b'{"messages": [{"role": "user", "content": "x"}], "seed": ' + b"9" * 100_000 + b"}", 200, ""),
+    ],
+    ids=["values", "messages", "many messages", "escapes", "nesting", "name of a model", "giant number"],
+)
+def test_what_costs_more_than_its_bytes_is_refused_in_one_line(make, body, status, said):  # noqa: F811
+    world = make()
+    answer = world.client.post("/v1/chat/completions", content=body)
+    assert (answer.status_code, said in answer.text) == (status, True), answer.text[:300]
+    assert "\n" not in answer.json().get("error", {}).get("message", "")
+
+
+def test_long_texts_and_images_are_served(make):  # noqa: F811
+    world = make()
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 3_000_000}}
+    messages = [{"role": "user", "content": [{"type": "text", "text": "word " * 60_000}, image]}]
+    assert world.post(messages=messages).status_code == 200
+    source = {"type": "base64", "media_type": "image/png", "data": "A" * 3_000_000}
+    messages = [{"role": "user", "content": [{"type": "image", "source": source}, {"type": "text", "text": "look"}]}]
+    assert world.post("/v1/messages", {"max_tokens": 10, "messages": messages}).status_code == 200
+
+
+def test_a_goal_behind_many_blocks_is_found_in_linear_time():
+    block = "<system-reminder>x</system-reminder>\n"
+    assert own_words(block * 3 + "look") == "look"
+    start = time.process_time()
+    for text in ("<" + "context" * 500_000, block * 100_000, "<context>" * 300_000, "<environment-" + "-" * 3_000_000):
+        own_words(text)
+    assert time.process_time() - start < 1
+
+
+def test_long_conversations_have_short_fingerprints_that_differ():
+    texts = ["x" * 5_000_000, "x" * 5_000_001, "y" + "x" * 4_999_999, "x" * 4_999_999 + "y"]
+    bodies = [json.dumps({"messages": [{"role": "user", "content": text}]}).encode() for text in texts]
+    assert len({fingerprint(parse(body), "key") for body in bodies}) == 4
+
+
+# -- models -------------------------------------------------------------------------------------------------------
+
+
+def drawn_from(answer: list[bytes], *, pause: float = 0.0, stream: bool = False, **changes) -> object:
+    """What a client makes of a server that sends these bytes: an error, or the draw; and how long that took."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        with contextlib.suppress(ConnectionError):
+            for piece in answer:
+                writer.write(piece)
+                await writer.drain()
+                await asyncio.sleep(pause)
+        writer.close()
+
+    async def draw() -> object:
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        client = make_client(ClientSettings(base_url=url, model="m", retries=0, **changes), "small")
+        request = parse(b'{"messages": [{"role": "user", "content": "x"}]}')
+        try:
+            if stream:
+                return [part async for part in client.stream(request, logprobs=False, authors={})][-1]
+            return await client.draw(request, 1)
+        except ModelError as error:
+            return error
+        finally:
+            await client.close()
+            server.close()
+
+    return asyncio.run(draw())
+
+
+OK = b"HTTP/1.1 200 OK\r\nconnection: close\r\n"
+EVENTS = OK + b"content-type: text/event-stream\r\n\r\n"
+WHOLE = json.dumps(long_answer(10)).encode()
+BOMB = gzip.compress(b" " * 100_000_000 + WHOLE)
+
+
+@pytest.mark.parametrize(
+    ("answer", "changes", "said"),
+    [
+        ([OK + b"\r\n", *[b" "] * 100], {"pause": 0.05, "total_s": 0.5}, "no answer in time"),
+        ([EVENTS, *[b":\n"] * 100], {"pause": 0.05, "total_s": 0.5, "stream": True}, "the stream broke (Timeout"),
+        ([OK + b"\r\n", *[b" " * 100_000] * 50], {"max_answer_bytes": 1_000_000}, "more than 1000000 bytes"),
+        ([EVENTS, *[b"data: " + b" " * 100_000] * 50], {"max_answer_bytes": 1_000_000, "stream": True}, "more than 1000000"),
+        ([EVENTS, *[b": x\n" * 10_000] * 50], {"max_answer_bytes": 1_000_000, "stream": True}, "more than 1000000 bytes"),
+        ([OK + b"content-encoding: gzip\r\n\r\n" + BOMB], {"max_answer_bytes": 1_000_000}, "more than 1000000 bytes"),
+        ([OK + b"content-encoding: br\r\n\r\nxxx"], {}, "packed as br"),
+        ([OK + b"content-encoding: gzip\r\n\r\nxxx"], {}, "cannot be unpacked"),
+        ([b"HTTP/1.1 400 Bad\r\n\r\n", *[b" " * 100_000] * 50], {"max_answer_bytes": 1_000_000}, "more than 1000000 bytes"),
+        ([OK + b"\r\n[" + b"[]," * 3_000_000 + b"1]"], {}, "more than 2000000 values"),
+        ([OK + b"\r\n" + b"[" * 100_000], {}, "not JSON"),
+        ([OK + b'\r\n{"choices": [' + b'{"message": {}},' * 100_000 + b'{"message": {}}]}'], {}, "not a completion"),
+    ],
+    ids=[
+        "drip",
+        "drip of events",
+        "large",
+        "line",
+        "events",
+        "bomb",
+        "br",
+        "garbled",
+        "error",
+        "values",
+        "nesting",
+        "choices",
+    ],
+)
+def test_an_answer_without_end_ends_as_one_line(answer, changes, said):
+    start = time.monotonic()
+    found = drawn_from(answer, **changes)
+    assert isinstance(found, ModelError) and said in str(found) and "\n" not in str(found), found
+    assert time.monotonic() - start < 5
+
+
+def test_packed_answers_are_unpacked():
+    for packed in (gzip.compress(WHOLE), zlib.compress(WHOLE)):
+        kind = b"gzip" if packed[:1] == b"\x1f" else b"deflate"
+        found = drawn_from([OK + b"content-encoding: %s\r\n\r\n" % kind, packed[:10], packed[10:]])
+        assert found.replies[0].choice["message"]["content"] == "x" * 10
+
+
+def test_streams_of_many_small_pieces_are_put_together_again():
+    chunk = {"choices": [{"index": 0, "delta": {"content": "ab"}}]}
+    end = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
+    event = b"data: " + json.dumps(chunk).encode() + b"\n\n"
+    found = drawn_from(
+        [EVENTS, event[:20], event[20:] + event * 49_999, b"data: " + json.dumps(end).encode() + b"\n"], stream=True
+    )
+    assert found.choice["message"]["content"] == "ab" * 50_000

@@ -18,6 +18,7 @@ import os
 import re
 import time
 import weakref
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -33,10 +34,16 @@ from r2v.clients.settings import ClientSettings
 from r2v.core.errors import SettingsError
 from r2v.core.types import NO_USAGE, Action, Candidate, Usage
 from r2v.messages.conversation import Json, Request, logprobs_of
+from r2v.messages.json_size import JsonSize
 from r2v.messages.protocol import Piece, Reply
 
 TOO_LONG = re.compile(r"context.{0,20}(length|window|size)|maximum context|too (long|many tokens)|exceed.{0,40}tokens", re.I)
 """How servers report that a request does not fit: there is no common code for it."""
+PACKED = ("gzip", "x-gzip", "deflate")
+PIECE = 65_536
+"""Bytes that are unpacked at once."""
+VALUES = 2_000_000
+"""Of one answer; 100,000 take some 15 ms, in which nobody else is served."""
 RETRIED = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 T = TypeVar("T")
 
@@ -142,11 +149,15 @@ class Client(ABC):
         """Raises SettingsError when the environment variable of the key is not set."""
         self.settings, self.name = settings, name
         self.attempts: dict[str, int] = {}
-        """Requests so far by outcome: an HTTP status, timeout, connection, garbage or stream."""
+        """Requests so far by outcome: an HTTP status, timeout, connection, garbage, large or stream."""
         self.in_flight = 0
         """Requests without an answer yet, those that wait for a connection among them."""
         self._url = settings.base_url.rstrip("/") + self.path
-        self._headers = {"content-type": "application/json", **self.headers(_key(settings, name))}
+        self._headers = {
+            "content-type": "application/json",
+            "accept-encoding": "identity",
+            **self.headers(_key(settings, name)),
+        }
         self._proxy = _proxy_of(self._url)
         self._pool: _Pool | None = None
         self._failures, self._open_until = 0, 0.0  # of the circuit breaker
@@ -268,7 +279,7 @@ class Client(ABC):
 
         async def once() -> Any:
             async with self._sent(body, headers) as response:
-                return msgspec.json.decode(await response.read())
+                return _decoded(await self._whole(response))
 
         return await self._tried(once)
 
@@ -276,13 +287,16 @@ class Client(ABC):
         """The server-sent events of an answer, as many tries as the settings allow before the first. Raises ModelError."""
         async with AsyncExitStack() as stack:
             response = await self._tried(lambda: stack.enter_async_context(self._sent(body, headers)))
-            rest = b""
+            rest: list[bytes] = []  # of a line
             try:
-                async for piece in response.content.iter_any():
-                    *lines, rest = (rest + piece).split(b"\n")
+                async for piece in self._pieces(response):
+                    *lines, last = piece.split(b"\n")
+                    if lines:
+                        lines[0], rest = b"".join((*rest, lines[0])), []
+                    rest.append(last)
                     for line in lines:
                         if line.startswith(b"data:") and (data := line[5:].strip()) not in (b"[DONE]", b""):
-                            found = msgspec.json.decode(data)
+                            found = _decoded(data)
                             if error := found.get("error"):
                                 raise self.broken(f"the stream ended with an error: {_message_of(error)}")
                             yield found
@@ -333,10 +347,47 @@ class Client(ABC):
                     asked = retry_after(response.headers.get("retry-after"))
                     raise _Passing(f"HTTP {response.status}", response.status, asked)
                 if response.status != 200:
-                    raise self._refusal(response.status, await response.read())
+                    raise self._refusal(response.status, await self._whole(response))
                 yield response
         finally:
             self.in_flight -= 1
+
+    async def _pieces(self, response: aiohttp.ClientResponse) -> AsyncGenerator[bytes, None]:
+        """The content of an answer, unpacked, as it comes. Raises ModelError where it is longer than allowed, or holds more
+        than can be read while others wait.
+        """
+        packed = response.headers.get("content-encoding", "identity").strip().lower()
+        unpack = zlib.decompressobj(wbits=47) if packed in PACKED else None
+        if unpack is None and packed != "identity":
+            raise self.broken(f"its answer is packed as {packed[:20]}, which was not asked for")
+        most, length, size = self.settings.max_answer_bytes, 0, JsonSize()
+        async for piece in response.content.iter_any():
+            left = piece
+            while left:
+                found, left = left, b""
+                if unpack is not None:
+                    await asyncio.sleep(0)  # a thousand times as much may come out
+                    try:
+                        found = unpack.decompress(found, PIECE)
+                    except zlib.error:
+                        raise self.broken("its answer cannot be unpacked") from None
+                    left = unpack.unconsumed_tail
+                length += len(found)
+                size.add(found)
+                if length > most:
+                    raise self._large(f"{most} bytes (max_answer_bytes)")
+                if size.values > VALUES:
+                    raise self._large(f"{VALUES} values")
+                yield found
+
+    def _large(self, than: str) -> ModelError:
+        """No failure of the model's: the breaker stays closed."""
+        self.count("large")
+        return ModelError(f"{self.name}: its answer has more than {than}")
+
+    async def _whole(self, response: aiohttp.ClientResponse) -> bytes:
+        """The content of an answer. Raises ModelError; see `_pieces`."""
+        return b"".join([piece async for piece in self._pieces(response)])
 
     async def _connected(self) -> _Pool:
         """The connections of the event loop that runs: a process may run several loops, one after the other."""
@@ -457,7 +508,10 @@ async def _sessions(settings: ClientSettings, headers: Mapping[str, str]) -> Asy
         headers=headers,
         connector=aiohttp.TCPConnector(limit=settings.concurrency),
         cookie_jar=aiohttp.DummyCookieJar(),
-        timeout=aiohttp.ClientTimeout(sock_connect=settings.connect_timeout_s, sock_read=settings.timeout_s),
+        timeout=aiohttp.ClientTimeout(
+            total=settings.total_s, sock_connect=settings.connect_timeout_s, sock_read=settings.timeout_s
+        ),
+        auto_decompress=False,  # it unpacks without a limit
     )
     try:
         yield session
@@ -506,10 +560,18 @@ def _key(settings: ClientSettings, name: str) -> str | None:
     return key
 
 
+def _decoded(content: bytes) -> Any:
+    """Raises ValueError for what is no JSON, or nests too deeply."""
+    try:
+        return msgspec.json.decode(content)
+    except RecursionError:
+        raise ValueError("it nests too deeply") from None
+
+
 def _error_of(content: bytes) -> str:
     """The server's message, short; it may be shown to the client."""
     try:
-        return _message_of(msgspec.json.decode(content)["error"])
+        return _message_of(_decoded(content)["error"])
     except (ValueError, KeyError, TypeError):
         return ""
 

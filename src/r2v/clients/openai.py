@@ -11,6 +11,8 @@ from r2v.messages.protocol import Piece, Reply
 
 PRIVATE = ("thinking_blocks", "reasoning_content")
 """Keys of messages that are for one model alone."""
+CHOICES = 128
+"""Of one answer; r2v asks for at most 32."""
 SEEDS = 2**31
 """Servers take seeds below this."""
 
@@ -76,7 +78,7 @@ def _sendable(message: Json) -> Json:
 def _part(answer: Json, dropped: tuple[str, ...]) -> Part:
     """Raises KeyError, TypeError or ValueError for what is not a completion."""
     choices, usage = answer["choices"], answer.get("usage") or {}
-    if not isinstance(choices, list) or not choices or not isinstance(usage, dict):
+    if not isinstance(choices, list) or not 0 < len(choices) <= CHOICES or not isinstance(usage, dict):
         raise ValueError
     for choice in choices:
         if not isinstance(choice["message"], dict) or not isinstance(choice["message"].get("content"), str | list | None):

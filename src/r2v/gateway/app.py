@@ -29,13 +29,14 @@ from r2v.gateway.budgets import DAY
 from r2v.gateway.candidates import LiveAnswer
 from r2v.gateway.ledger import words_of
 from r2v.gateway.modes import Unproven
-from r2v.gateway.service import Answer, Refused, RequestOptions, Service
+from r2v.gateway.service import Answer, Refused, RequestOptions, Service, in_slices
 from r2v.gateway.sessions import Items
 from r2v.gateway.settings import Mode
 from r2v.maths.stats import wilson
 from r2v.messages import BUILT_IN
 from r2v.messages.anthropic import MESSAGES
 from r2v.messages.conversation import BadRequest, Json, Request, fingerprint
+from r2v.messages.json_size import ESCAPES, VALUES, JsonSize
 from r2v.messages.openai_chat import CHAT
 from r2v.messages.protocol import Piece, ProtocolAdapter, encode, json_object
 from r2v.runtime import plugins
@@ -45,6 +46,8 @@ SESSION_HEADERS = (
     "thread-id", "conversation_id",
 )  # fmt: skip
 IDENTITY = re.compile(r"[\w.:@/-]{1,200}")
+USER = 2_000
+"""Characters of the name of a user in which a session is searched, at its end."""
 SESSION_IN_USER = re.compile(r"session_([\w-]{8,100})$")
 """How older versions of Claude Code put the session into the name of the user."""
 STREAM = {"cache-control": "no-store", "x-accel-buffering": "no"}
@@ -169,11 +172,14 @@ class _Gateway:
 
     async def _body(self, http: HttpRequest) -> bytes:
         """Raises TooLarge."""
-        limit, seen = self.service.settings.server.max_body_bytes, bytearray()
+        limit, seen, size = self.service.settings.server.max_body_bytes, bytearray(), JsonSize()
         async for piece in http.stream():
             seen += piece
+            size.add(piece)
             if len(seen) > limit:
                 raise TooLarge(f"the request is larger than {limit} bytes")
+            if size.values > VALUES or size.escapes > ESCAPES:
+                raise TooLarge(f"the request holds more than {VALUES} values or {ESCAPES} escaped characters")
         return bytes(seen)
 
     def _options(self, http: HttpRequest, request: Request, *, dry: bool = False) -> RequestOptions:
@@ -232,7 +238,8 @@ class _Gateway:
 
         async def endpoint(http: HttpRequest) -> Response:
             key = http.state.key
-            request = adapter.parse(await self._body(http), http.headers, lambda identity: self._items.get(key, identity))
+            body, kept = await self._body(http), lambda identity: self._items.get(key, identity)
+            request = await in_slices(len(body), lambda: adapter.parse(body, http.headers, kept))
             options = self._options(http, request)
             if request.stream:
                 return await self._streamed(http, request, options, adapter)
@@ -305,13 +312,15 @@ class _Gateway:
             yield event
 
     async def decision(self, http: HttpRequest) -> Response:
-        request = CHAT.parse(await self._body(http))
+        body = await self._body(http)
+        request = await in_slices(len(body), lambda: CHAT.parse(body))
         answer = await self.service.step(request, self._options(http, request, dry=True))
         return json_response({key.replace("-", "_"): value for key, value in answer.facts.items()})
 
     async def count_tokens(self, http: HttpRequest) -> Response:
         """An estimate, four characters a token: no model is called."""
-        fields = MESSAGES.parse(await self._body(http)).fields
+        body = await self._body(http)
+        fields = (await in_slices(len(body), lambda: MESSAGES.parse(body))).fields
         size = sum(len(bytes(fields[key])) for key in ("messages", "tools") if key in fields)
         return json_response({"input_tokens": max(1, size // 4)})
 
@@ -490,6 +499,7 @@ def _session_in(user: Any) -> str | None:
     """The session in the name of a user, which Claude Code writes there."""
     if not isinstance(user, str):
         return None
+    user = user[-USER:]
     try:
         read = json_object(user.encode("utf-8", "replace"))
     except BadRequest:

@@ -15,12 +15,12 @@ import secrets
 import sqlite3
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from r2v.clients import make_client
 from r2v.clients.base import ModelError, Tokens
@@ -49,10 +49,13 @@ from r2v.verifiers.json_schema import footprint
 if TYPE_CHECKING:
     from r2v.gateway.verdicts import SessionVerdicts
 
+LARGE = 500_000
+"""Bytes of a request from which on a thread reads it."""
 OF_CONTEXT = 4
 """The SLM's answers may fill this part of its context: agents ask for as many tokens as the large models can write."""
 VERIFIER_BYTES = 64_000_000
 """Memory for verifiers, of which each holds the tools of its requests."""
+T = TypeVar("T")
 ASIDE = re.compile(r"\btitle|\bsummar|\bnew topic", re.IGNORECASE)
 """In the system prompt of requests that agents make beside the steps of a session, sometimes before its first."""
 
@@ -256,7 +259,7 @@ class Service:
 
     async def _choose(self, served: ServedStep) -> tuple[Choice, Context]:
         route, session = self.settings.route, served.session
-        context = context_of(served.request, route.horizon)
+        context = await in_slices(served.request.size, lambda: context_of(served.request, route.horizon))
         if self.verdicts is not None:
             served.verdicts = await self.verdicts.of_context(context)
             context = replace(context, verdicts=served.verdicts)
@@ -386,6 +389,11 @@ class Service:
         prompt, output = teacher.tokens.prompt or slm.tokens.prompt, writer.tokens.output // max(1, writer.drawn)
         alone = self.teacher.usd(Tokens(prompt, output, cached=min(prompt, served.session.prompt_tokens)))
         return alone - slm.usd - teacher.usd
+
+
+async def in_slices(size: int, read: Callable[[], T]) -> T:
+    """What `read` makes of so many bytes. Of many bytes it runs in a thread: others are served between its steps."""
+    return await asyncio.to_thread(read) if size > LARGE else read()
 
 
 async def _teacher_alone(step_context: StepContext, code: Code, reason: str) -> Choice:

@@ -191,6 +191,8 @@ def parse(
         raise BadRequest("the body is not JSON") from None
     tools = bytes(fields.get("tools", b"null"))
     tools_of(tools)
+    if len(read.messages) > MESSAGES:
+        raise BadRequest(f"{len(read.messages)} messages; one request may have {MESSAGES}")
     if read.n not in (None, 1):
         raise BadRequest("n > 1 is not offered: r2v draws candidates itself and answers with one")
     length, images, plain = len(tools) if "tools" in fields else 0, 0, True
