@@ -257,7 +257,10 @@ def test_long_conversations_have_short_fingerprints_that_differ():
 def drawn_from(answer: list[bytes], *, pause: float = 0.0, stream: bool = False, **changes) -> object:
     """What a client makes of a server that sends these bytes: an error, or the draw; and how long that took."""
 
+    serving: list[asyncio.Task] = []
+
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        serving.append(asyncio.current_task())
         await reader.readuntil(b"\r\n\r\n")
         with contextlib.suppress(ConnectionError):
             for piece in answer:
@@ -265,6 +268,8 @@ def drawn_from(answer: list[bytes], *, pause: float = 0.0, stream: bool = False,
                 await writer.drain()
                 await asyncio.sleep(pause)
         writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
 
     async def draw() -> object:
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
@@ -280,6 +285,7 @@ def drawn_from(answer: list[bytes], *, pause: float = 0.0, stream: bool = False,
         finally:
             await client.close()
             server.close()
+            await asyncio.gather(*serving)
 
     return asyncio.run(draw())
 
