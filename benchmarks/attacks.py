@@ -1,9 +1,9 @@
 """What one hostile client, or one hostile model, makes all others wait, and what memory it takes.
 
 `python benchmarks/attacks.py [NAME ...]` starts the gateway and its models as processes of their own. A probe asks for
-/health and for a small step 50 times a second, first alone, then beside each attack, which another process makes four times a
-second for some seconds. Printed are the probe's waits in milliseconds and the gateway's memory. A wait over 50 ms beyond the
-idle run's worst is tried again, twice, since other work on the machine makes such waits, too; where it stays, the exit status
+/health and for a small step 50 times a second, first alone, then beside each attack, which another process makes four times
+a second. Printed are the probe's waits in milliseconds and the gateway's memory. A wait over 50 ms beyond the
+idle run's worst is tried again, twice, since other work on the machine makes such waits, too; where it stays, the status
 is 1. NAME: a part of an attack's name.
 """
 
@@ -388,6 +388,8 @@ def main() -> None:
         served = spawn.Process(target=gateway, args=(ports[0], ports[1], folder), daemon=True)
         for process in (upstream, served):
             process.start()
+        for port in ports:
+            wait_for(port)
         try:
             late = run(ports[0], served.pid or 0, chosen, args.seconds, spawn)
         finally:
@@ -398,13 +400,16 @@ def main() -> None:
         sys.exit(f"over {ALLOWED_MS:g} ms beyond the idle run's worst: {'; '.join(late)}")
 
 
+def wait_for(port: int) -> None:
+    for _ in range(600):
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+            return
+        time.sleep(0.1)
+
+
 def run(
     port: int, process: int, chosen: list[str], seconds: float, spawn: multiprocessing.context.SpawnContext
 ) -> list[str]:
-    for _ in range(600):
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-            break
-        time.sleep(0.1)
     asyncio.run(waits(port, 2))
     idle = asyncio.run(waits(port, max(seconds, 8)))
     print(f"{'':38}{'p99':>9}{'worst':>9}  memory before, after (MB)")
