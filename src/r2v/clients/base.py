@@ -33,7 +33,7 @@ import msgspec
 from r2v.clients.settings import ClientSettings
 from r2v.core.errors import SettingsError
 from r2v.core.types import NO_USAGE, Action, Candidate, Usage
-from r2v.messages.conversation import Json, Request, logprobs_of
+from r2v.messages.conversation import Json, Likelihood, Request
 from r2v.messages.json_size import JsonSize
 from r2v.messages.protocol import Piece, Reply
 
@@ -42,8 +42,12 @@ TOO_LONG = re.compile(r"context.{0,20}(length|window|size)|maximum context|too (
 PACKED = ("gzip", "x-gzip", "deflate")
 PIECE = 65_536
 """Bytes that are unpacked at once."""
-VALUES = 2_000_000
-"""Of one answer; 100,000 take some 15 ms, in which nobody else is served."""
+VALUES = 3_000_000
+"""Of one answer; most are those of log-probabilities, which are not read one by one."""
+LARGE = 500_000
+"""Bytes of an answer from which on a thread reads it."""
+AT_ONCE = 50
+"""Events of a stream that are read before others are served."""
 RETRIED = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 T = TypeVar("T")
 
@@ -220,8 +224,9 @@ class Client(ABC):
         """The replies of a draw as candidates; `action` reads an assistant message."""
         found = []
         for i, reply in enumerate(draw.replies):
-            logp, entropy = logprobs_of(reply.choice, self.settings.vocabulary)
-            found.append(Candidate(action(reply.choice["message"]), logp, entropy, NO_USAGE if i else draw.usage))
+            likely = reply.likelihood or Likelihood.of(reply.choice, self.settings.vocabulary)
+            usage = NO_USAGE if i else draw.usage
+            found.append(Candidate(action(reply.choice["message"]), likely.logp, likely.entropy, usage))
         return tuple(found)
 
     def usd(self, tokens: Tokens) -> float:
@@ -279,9 +284,16 @@ class Client(ABC):
 
         async def once() -> Any:
             async with self._sent(body, headers) as response:
-                return _decoded(await self._whole(response))
+                content = await self._whole(response)
+                if len(content) > LARGE:  # others are served between two steps of it
+                    return await asyncio.to_thread(self.decoded, content)
+                return self.decoded(content)
 
         return await self._tried(once)
+
+    def decoded(self, content: bytes) -> Any:
+        """An answer of the server. Raises ValueError for what is no JSON, or nests too deeply."""
+        return decoded(content)
 
     async def events(self, body: Json, headers: Mapping[str, str] | None = None) -> AsyncGenerator[Json, None]:
         """The server-sent events of an answer, as many tries as the settings allow before the first. Raises ModelError."""
@@ -294,9 +306,11 @@ class Client(ABC):
                     if lines:
                         lines[0], rest = b"".join((*rest, lines[0])), []
                     rest.append(last)
-                    for line in lines:
+                    for i, line in enumerate(lines):
+                        if i % AT_ONCE == AT_ONCE - 1:
+                            await asyncio.sleep(0)
                         if line.startswith(b"data:") and (data := line[5:].strip()) not in (b"[DONE]", b""):
-                            found = _decoded(data)
+                            found = decoded(data)
                             if error := found.get("error"):
                                 raise self.broken(f"the stream ended with an error: {_message_of(error)}")
                             yield found
@@ -560,7 +574,7 @@ def _key(settings: ClientSettings, name: str) -> str | None:
     return key
 
 
-def _decoded(content: bytes) -> Any:
+def decoded(content: bytes) -> Any:
     """Raises ValueError for what is no JSON, or nests too deeply."""
     try:
         return msgspec.json.decode(content)
@@ -571,7 +585,7 @@ def _decoded(content: bytes) -> Any:
 def _error_of(content: bytes) -> str:
     """The server's message, short; it may be shown to the client."""
     try:
-        return _message_of(_decoded(content)["error"])
+        return _message_of(decoded(content)["error"])
     except (ValueError, KeyError, TypeError):
         return ""
 

@@ -49,7 +49,7 @@ from r2v.verifiers.json_schema import footprint
 if TYPE_CHECKING:
     from r2v.gateway.verdicts import SessionVerdicts
 
-LARGE = 500_000
+LARGE = 250_000
 """Bytes of a request from which on a thread reads it."""
 OF_CONTEXT = 4
 """The SLM's answers may fill this part of its context: agents ask for as many tokens as the large models can write."""

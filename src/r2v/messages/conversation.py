@@ -25,10 +25,12 @@ CLIP = 600
 """Characters kept of each observation of a long context: features read all of them at every step."""
 CLIP_TOTAL = 30_000
 """Characters of all observations together from which on a context is long."""
+SAID = 20_000
+"""Bytes of a value that r2v reads of the rest of a body (`Request.said`)."""
 KEPT, CALLS = 1_000, 4_096
 """Characters of a call up to which its canonical form is remembered, and of how many: some 30 MB at most."""
 CANONICAL = 100_000
-"""Characters of a call's arguments up to which they are brought into a canonical form."""
+"""Characters of a call's arguments up to which they are brought into a canonical form: that takes up to 10 ms."""
 BLOCKS = 50
 """Blocks before a user's own words that are left out."""
 TOOLS_BYTES = 64_000_000
@@ -165,10 +167,11 @@ class Request:
         return {key: msgspec.json.decode(value) for key, value in self.fields.items()}
 
     def said(self, key: str) -> Any:
-        """What the client's body says under this key; None where it does not."""
+        """What the client's body says under this key; None where it does not, or says more than is read of it."""
         if self.source:
             return self.source.get(key)
-        return msgspec.json.decode(self.fields[key]) if key in self.fields else None
+        found = bytes(self.fields.get(key, NULL))
+        return msgspec.json.decode(found) if len(found) <= SAID else None
 
 
 def parse(
@@ -305,30 +308,58 @@ def object_of(arguments: Any) -> Json:
     return value if isinstance(value, dict) else {"arguments": str(arguments)}
 
 
-def logprobs_of(choice: Json, vocabulary: int | None) -> tuple[float | None, float | None]:
-    """Log-probability and entropy of a choice, in nats; None where the server does not return them.
+class _Token(Struct, gc=False):
+    logprob: float
+    top_logprobs: Raw = NULL
 
-    Args:
-        choice: of a chat completion, with `logprobs` or without.
-        vocabulary: number of tokens. What the listed alternatives leave out is spread evenly over the rest of it, or taken
-            as one token where the number is not known.
 
-    Returns:
-        (sum over the answer's tokens, entropy of its first token).
-    """
-    content = (choice.get("logprobs") or {}).get("content")
-    if not content:
-        return None, None
-    try:
-        logp = float(sum(token["logprob"] for token in content))
-        top = [math.exp(entry["logprob"]) for entry in content[0].get("top_logprobs") or []]
-    except (KeyError, TypeError, OverflowError):
-        return None, None
-    if not top or not math.isfinite(logp):
-        return (logp if math.isfinite(logp) else None), None
-    entropy, rest = -sum(p * math.log(p) for p in top if p > 0), 1 - sum(top)
-    others = 1 if vocabulary is None else vocabulary - len(top)
-    return logp, entropy - (rest * math.log(rest / others) if rest > 1e-9 and others > 0 else 0.0)
+class _Listed(Struct):
+    content: list[_Token] | None = None
+
+
+_listed = msgspec.json.Decoder(_Listed | None)
+
+
+@dataclass(frozen=True, slots=True)
+class Likelihood:
+    """What the log-probabilities of an answer's tokens say, in nats; None where the server does not return them."""
+
+    tokens: int = 0
+    logp: float | None = None
+    """Sum over the tokens."""
+    entropy: float | None = None
+    """Of the first token."""
+
+    @classmethod
+    def of(cls, choice: Json, vocabulary: int | None) -> Likelihood:
+        """
+        Args:
+            choice: of a chat completion, with `logprobs`, read or not, or without.
+            vocabulary: number of tokens. What the listed alternatives leave out is spread evenly over the rest of it, or
+                taken as one token where the number is not known.
+        """
+        given = choice.get("logprobs")
+        try:
+            if isinstance(given, Raw):  # a long answer has a million values here, of which few are wanted
+                tokens = (_listed.decode(given) or _Listed()).content or []
+                values = [token.logprob for token in tokens]
+                first = (msgspec.json.decode(tokens[0].top_logprobs) or []) if tokens else []
+            else:
+                content = (given or {}).get("content") or []
+                values = [token["logprob"] for token in content]
+                first = (content[0].get("top_logprobs") or []) if content else []
+            logp = float(sum(values))
+            top = [math.exp(entry["logprob"]) for entry in first]
+        except (KeyError, TypeError, ValueError, OverflowError):
+            return cls()
+        if not values:
+            return cls()
+        if not top or not math.isfinite(logp):
+            return cls(len(values), logp if math.isfinite(logp) else None)
+        entropy, rest = -sum(p * math.log(p) for p in top if p > 0), 1 - sum(top)
+        others = 1 if vocabulary is None else vocabulary - len(top)
+        unlisted = rest * math.log(rest / others) if rest > 1e-9 and others > 0 else 0.0
+        return cls(len(values), logp, entropy - unlisted)
 
 
 def context_of(request: Request, horizon: int) -> Context:

@@ -11,7 +11,7 @@ from typing import ClassVar, Protocol
 
 import msgspec
 
-from r2v.messages.conversation import BadRequest, Json, Request, parse
+from r2v.messages.conversation import BadRequest, Json, Likelihood, Request, parse
 
 DONE = b"data: [DONE]\n\n"
 """The last event of OpenAI's streams."""
@@ -32,6 +32,8 @@ class Reply:
     """The whole answer in that protocol; None where it holds further answers."""
     dropped: tuple[str, ...] = ()
     """What the model was not sent of the client's request."""
+    likelihood: Likelihood | None = None
+    """What its log-probabilities say, where they have been read already."""
 
 
 @dataclass(frozen=True)
