@@ -12,13 +12,14 @@ import zlib
 from contextlib import closing
 
 import httpx
+import msgspec
 import pytest
 
 from r2v.clients import make_client
 from r2v.clients.base import ModelError
 from r2v.clients.settings import ClientSettings
 from r2v.messages import json_size
-from r2v.messages.conversation import fingerprint, own_words, parse
+from r2v.messages.conversation import Likelihood, fingerprint, own_words, parse
 from r2v.messages.json_size import JsonSize
 from test_gateway import ASK, AUTH, make  # noqa: F401  (a fixture)
 
@@ -309,24 +310,15 @@ BOMB = gzip.compress(b" " * 100_000_000 + WHOLE)
         ([OK + b"content-encoding: gzip\r\n\r\nxxx"], {}, "cannot be unpacked"),
         ([b"HTTP/1.1 400 Bad\r\n\r\n", *[b" " * 100_000] * 50], {"max_answer_bytes": 1_000_000}, "more than 1000000 bytes"),
         ([OK + b"\r\n[" + b"[]," * 3_000_000 + b"1]"], {}, "more than 2000000 values"),
+        ([OK + b"\r\n[" + b"[]," * 150_000 + b"1]"], {}, "not JSON"),
         ([OK + b"\r\n" + b"[" * 100_000], {}, "not JSON"),
         ([OK + b'\r\n{"choices": [' + b'{"message": {}},' * 100_000 + b'{"message": {}}]}'], {}, "not a completion"),
     ],
     ids=[
-        "drip",
-        "drip of events",
-        "large",
-        "line",
-        "events",
-        "bomb",
-        "br",
-        "garbled",
-        "error",
-        "values",
-        "nesting",
-        "choices",
+        "drip", "drip of events", "large", "line", "events", "bomb", "br", "garbled", "error", "values", "too many to read",
+        "nesting", "choices",
     ],
-)
+)  # fmt: skip
 def test_an_answer_without_end_ends_as_one_line(answer, changes, said):
     start = time.monotonic()
     found = drawn_from(answer, **changes)
@@ -349,3 +341,16 @@ def test_streams_of_many_small_pieces_are_put_together_again():
         [EVENTS, event[:20], event[20:] + event * 49_999, b"data: " + json.dumps(end).encode() + b"\n"], stream=True
     )
     assert found.choice["message"]["content"] == "ab" * 50_000
+
+
+def test_long_lists_of_log_probabilities_are_read_as_short_ones_are():
+    token: dict = {"token": "x", "logprob": -0.5, "bytes": [120]}
+    token["top_logprobs"] = [dict(token)] * 2
+    for count in (3, 20_000):
+        choice = {**long_answer(10)["choices"][0], "logprobs": {"content": [token] * count}}
+        body = json.dumps({"choices": [choice], "usage": {}}).encode()
+        client = make_client(ClientSettings(base_url="http://x", model="m"), "small")
+        read, (likely,) = client.decoded(body)
+        assert likely == Likelihood.of(choice, None)
+        assert (likely.tokens, likely.logp) == (count, -0.5 * count) and likely.entropy > 0
+        assert json.loads(msgspec.json.encode(read)) == json.loads(body)  # whole, for a client that wants them

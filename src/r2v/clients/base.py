@@ -42,8 +42,8 @@ TOO_LONG = re.compile(r"context.{0,20}(length|window|size)|maximum context|too (
 PACKED = ("gzip", "x-gzip", "deflate")
 PIECE = 65_536
 """Bytes that are unpacked at once."""
-VALUES = 3_000_000
-"""Of one answer; most are those of log-probabilities, which are not read one by one."""
+VALUES, READ = 2_000_000, 200_000
+"""Of one answer, and those that are read at once, in some 30 ms: most are in log-probabilities, which are not."""
 LARGE = 500_000
 """Bytes of an answer from which on a thread reads it."""
 AT_ONCE = 50
@@ -292,7 +292,7 @@ class Client(ABC):
         return await self._tried(once)
 
     def decoded(self, content: bytes) -> Any:
-        """An answer of the server. Raises ValueError for what is no JSON, or nests too deeply."""
+        """An answer of the server. Raises ValueError for what is no JSON, or cannot be read."""
         return decoded(content)
 
     async def events(self, body: Json, headers: Mapping[str, str] | None = None) -> AsyncGenerator[Json, None]:
@@ -574,8 +574,13 @@ def _key(settings: ClientSettings, name: str) -> str | None:
     return key
 
 
-def decoded(content: bytes) -> Any:
-    """Raises ValueError for what is no JSON, or nests too deeply."""
+def decoded(content: bytes | msgspec.Raw) -> Any:
+    """Raises ValueError for what is no JSON, nests too deeply, or holds too much to be read at once."""
+    content, size = bytes(content), JsonSize()
+    for i in range(0, len(content), PIECE):
+        size.add(content[i : i + PIECE])
+    if size.values > READ:
+        raise ValueError(f"it holds more than {READ} values")
     try:
         return msgspec.json.decode(content)
     except RecursionError:

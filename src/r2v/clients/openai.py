@@ -104,7 +104,8 @@ def _part(read: tuple[Json, list[Likelihood]], dropped: tuple[str, ...]) -> Part
         if not isinstance(choice["message"], dict) or not isinstance(choice["message"].get("content"), str | list | None):
             raise ValueError
     if len(choices) == 1:
-        return Part([Reply(choices[0], usage, "chat", answer, dropped, likelihoods[0])], usage)
+        (likely,) = likelihoods
+        return Part([Reply(choices[0], usage, "chat", answer, dropped, likely)], usage)
     shares = _shares(choices, likelihoods, usage)
     replies = [
         Reply(choice, share, "chat", None, dropped, likely)

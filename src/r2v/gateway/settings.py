@@ -110,8 +110,8 @@ class ServerSettings(Settings):
     `r2v:teacher` insist on a model."""
     cors_origins: tuple[str, ...] = ()
     """Origins of web pages that may call the gateway from a browser."""
-    max_body_bytes: PositiveInt = 20_000_000
-    """Larger requests get a 413."""
+    max_body_bytes: PositiveInt = 10_000_000
+    """Larger requests get a 413. Steps of reading one take up to 5 ms a megabyte, in which nobody else is served."""
     max_header_bytes: PositiveInt = 65_536
     """Of the head of a request, with its address; larger ones get a 431."""
     header_timeout_s: PositiveFloat = 10.0
