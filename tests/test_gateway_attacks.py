@@ -312,7 +312,7 @@ BOMB = gzip.compress(b" " * 100_000_000 + WHOLE)
         ([OK + b"\r\n[" + b"[]," * 3_000_000 + b"1]"], {}, "more than 2000000 values"),
         ([OK + b"\r\n[" + b"[]," * 150_000 + b"1]"], {}, "not JSON"),
         ([OK + b"\r\n" + b"[" * 100_000], {}, "not JSON"),
-        ([OK + b'\r\n{"choices": [' + b'{"message": {}},' * 100_000 + b'{"message": {}}]}'], {}, "not a completion"),
+        ([OK + b'\r\n{"choices": [' + b'{"message": {}},' * 100_000 + b'{"message": {}}]}'], {}, "not JSON"),
     ],
     ids=[
         "drip", "drip of events", "large", "line", "events", "bomb", "br", "garbled", "error", "values", "too many to read",

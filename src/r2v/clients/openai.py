@@ -67,6 +67,8 @@ class OpenAIClient(Client):
             choices = _choices.decode(raw.pop("choices"))
         except (KeyError, ValueError, RecursionError):
             return decoded(content), []
+        if len(choices) > CHOICES:
+            raise ValueError(f"{len(choices)} choices")
         read = [{key: one if key == "logprobs" else decoded(one) for key, one in choice.items()} for choice in choices]
         for choice in read:
             if choice.get("logprobs") == NULL:
@@ -98,7 +100,7 @@ def _part(read: tuple[Json, list[Likelihood]], dropped: tuple[str, ...]) -> Part
     """Raises KeyError, TypeError or ValueError for what is not a completion."""
     answer, likelihoods = read
     choices, usage = answer["choices"], answer.get("usage") or {}
-    if not isinstance(choices, list) or not 0 < len(choices) <= CHOICES or not isinstance(usage, dict):
+    if not isinstance(choices, list) or not choices or not isinstance(usage, dict):
         raise ValueError
     for choice in choices:
         if not isinstance(choice["message"], dict) or not isinstance(choice["message"].get("content"), str | list | None):

@@ -257,6 +257,7 @@ class _Gateway:
         """
         live, pause = LiveAnswer(), self.service.settings.server.keep_alive_s
         work = asyncio.ensure_future(self._step(http, request, options, live))
+        work.add_done_callback(lambda work: None if work.cancelled() else work.exception())  # the client may have left
         headers, begun = dict(STREAM), None
         try:
             begun = await live.next(pause)

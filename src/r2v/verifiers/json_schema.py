@@ -21,7 +21,7 @@ import re2
 
 Check = Callable[[Any, "Work"], bool | None]
 """Whether a value fits; None where that is not known."""
-UNITS = 20_000
+UNITS = 10_000
 """Of work for the checks of one step: a unit is about a microsecond."""
 PER_SUBSCHEMA = 8
 """Units that compiling takes for each."""

@@ -10,13 +10,14 @@ for what cannot be right: nothing at all, a call that cannot be executed, exactl
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from r2v.core.types import Action, Context, ToolCall
 from r2v.verifiers.evidence import oscillation, repetition
-from r2v.verifiers.json_schema import JsonSchema, Work
+from r2v.verifiers.json_schema import UNITS, JsonSchema, Work
 
 FAILED = re.compile(
     r"\b(?:error|exception|traceback|failed|failure|not found|no such|invalid|denied|refused|timed? ?out|cannot)\b"
@@ -45,6 +46,8 @@ class ToolCallVerifier:
                 repeats = bool(done) and action.text == done[-1]
                 wrong = repeats and _failed(done, context.observations)
                 known[action] = 0.0 if wrong else self._score(action, done, goal, work)
+                if work.left < UNITS // 2:
+                    await asyncio.sleep(0)  # much has been checked: others come first
         return tuple(known[action] for action in actions)
 
     def _score(self, action: Action, done: list[str], goal: set[str], work: Work) -> float:
