@@ -19,6 +19,7 @@ from starlette.routing import Route
 
 from r2v.clients.mock import MockModel, complete
 from r2v.gateway.app import build_app
+from r2v.gateway.connections import guarded
 from r2v.gateway.service import Service
 from r2v.gateway.settings import GatewaySettings
 from r2v.messages.openai_chat import chunks
@@ -37,12 +38,12 @@ class Server(uvicorn.Server):
 
 
 @contextmanager
-def running(app: Any) -> Iterator[str]:
-    """Serve on a free port in a thread; yields http://host:port."""
+def running(app: Any, **config: Any) -> Iterator[str]:
+    """Serve on a free port in a thread, as uvicorn's `config` says; yields http://host:port."""
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     listener.listen(512)
-    server = Server(uvicorn.Config(app, log_level="warning", lifespan="on", timeout_graceful_shutdown=2))
+    server = Server(uvicorn.Config(app, log_level="warning", lifespan="on", timeout_graceful_shutdown=2, **config))
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()
     deadline = time.monotonic() + 20
@@ -351,5 +352,5 @@ def gateway(config: GatewaySettings, *, keys: str = KEY, admin: str = "") -> Ite
 
     os.environ["R2V_API_KEY"], os.environ["R2V_ADMIN_KEY"] = keys, admin
     service = Service(config)
-    with running(build_app(service)) as url:
+    with running(build_app(service), http=guarded(config.server), ws="none") as url:
         yield url, service

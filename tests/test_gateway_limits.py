@@ -25,6 +25,7 @@ import r2v.gateway
 from r2v.cli import cli
 from r2v.clients.base import Draw, Tokens
 from r2v.clients.mock import MockModel, complete
+from r2v.core.cache import BoundedCache, remembered
 from r2v.core.errors import ArtifactError, SettingsError
 from r2v.core.features import EXTENDED, featurise
 from r2v.core.mlp import RiskMLP
@@ -37,7 +38,7 @@ from r2v.gateway.budgets import Account, Amount
 from r2v.gateway.candidates import CandidateSource
 from r2v.gateway.ledger import VERSION, Entry, Ledger
 from r2v.gateway.routing import GatewayRouter, load_configured
-from r2v.gateway.sessions import LocalSessions
+from r2v.gateway.sessions import Items, LocalSessions
 from r2v.gateway.settings import (
     BudgetSettings,
     GatewaySettings,
@@ -179,8 +180,8 @@ def test_candidates_are_counted_timed_and_paid_for(monkeypatch, teacher):
 
 
 def test_sessions_keep_the_latest_of_everything(tmp_path, monkeypatch):
-    for name in ("SESSIONS", "SIGNATURES", "DECISIONS"):
-        monkeypatch.setattr(sessions, name, 2)
+    for name, most in (("SIGNATURES", 2), ("DECISIONS", 2), ("SESSION_BYTES", 5_000)):
+        monkeypatch.setattr(sessions, name, most)
     ledger = Ledger(tmp_path / "ledger.db")
     for t in range(3):
         ledger.write(entry_of("old", t, t / 4))
@@ -209,6 +210,31 @@ def test_sessions_keep_the_latest_of_everything(tmp_path, monkeypatch):
 
     asyncio.run(play())
     ledger.close()
+
+
+def test_caches_are_bounded_by_bytes_whatever_the_number_of_entries():
+    cache: BoundedCache[str, str] = BoundedCache(10_000)
+    for i in range(1000):
+        cache.put(str(i), "x", 1_000)
+    assert len(cache) == 6 and cache.bytes == 9_000 and cache.get("998") == "x" and cache.get("1") is None
+    cache.put("large", "x", 20_000)  # alone too large: nothing else has to go for it
+    assert cache.get("large") is None and len(cache) == 6
+    cache.put("999", "y", 9_000)
+    assert (len(cache), cache.bytes, cache.get("999")) == (1, 9_500, "y")
+    made = []
+    known = remembered(10_000, lambda text, *, upper=False: len(text))(lambda text, *, upper=False: made.append(text))
+    for text in ("a", "a", "b" * 20_000, "b" * 20_000):
+        known(text)
+    known("a", upper=True)
+    assert [text[0] for text in made] == ["a", "b", "b", "a"]
+
+
+def test_what_clients_may_refer_to_is_kept_as_bytes():
+    items = Items(2_000)
+    items.keep("key", {"a": [{"type": "message", "content": "x" * 500}]})
+    assert items.get("key", "a") == [{"type": "message", "content": "x" * 500}] and items.get("other", "a") is None
+    items.keep("key", {"b": [{"content": "y" * 500}]})
+    assert items.get("key", "a") is None and items.get("key", "b") is not None
 
 
 def decided(score: float, memory: Memory = Memory(), *, seed: int = 0, parts: dict | None = None, **route) -> tuple:  # noqa: B008

@@ -18,6 +18,7 @@ import os
 import re
 import time
 import weakref
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -33,7 +34,8 @@ import msgspec
 from r2v.clients.settings import ClientSettings
 from r2v.core.errors import SettingsError
 from r2v.core.types import NO_USAGE, Action, Candidate, Usage
-from r2v.messages.conversation import Json, Request, logprobs_of
+from r2v.messages.conversation import Json, Likelihood, Request
+from r2v.messages.json_size import JsonSize
 from r2v.messages.protocol import Piece, Reply
 
 TOO_LONG = re.compile(r"context.{0,20}(length|window|size)|maximum context|too (long|many tokens)|exceed.{0,40}tokens", re.I)
@@ -47,6 +49,15 @@ CODES = frozenset((
     "unsupported_parameter", "unsupported_value",
 ))  # fmt: skip
 """What OpenAI's and Anthropic's APIs call their errors."""
+PACKED = ("gzip", "x-gzip", "deflate")
+PIECE = 65_536
+"""Bytes that are unpacked at once."""
+VALUES, READ = 2_000_000, 200_000
+"""Of one answer, and those that are read at once, in some 30 ms: most are in log-probabilities, which are not."""
+LARGE = 500_000
+"""Bytes of an answer from which on a thread reads it."""
+AT_ONCE = 50
+"""Events of a stream that are read before others are served."""
 RETRIED = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 UNKNOWN = (408, 504)
 """Statuses after which the model may have written an answer that somebody else did not wait for."""
@@ -171,11 +182,15 @@ class Client(ABC):
         """Raises SettingsError when the environment variable of the key is not set."""
         self.settings, self.name = settings, name
         self.attempts: dict[str, int] = {}
-        """Requests so far by outcome: an HTTP status, timeout, connection, garbage or stream."""
+        """Requests so far by outcome: an HTTP status, timeout, connection, garbage, large or stream."""
         self.in_flight = 0
         """Requests without an answer yet, those that wait for a connection among them."""
         self._url = settings.base_url.rstrip("/") + self.path
-        self._headers = {"content-type": "application/json", **self.headers(_key(settings, name))}
+        self._headers = {
+            "content-type": "application/json",
+            "accept-encoding": "identity",
+            **self.headers(_key(settings, name)),
+        }
         self._proxy = _proxy_of(self._url)
         self._pool: _Pool | None = None
         self._failures, self._open_until = 0, 0.0  # of the circuit breaker
@@ -257,8 +272,9 @@ class Client(ABC):
         """The replies of a draw as candidates; `action` reads an assistant message."""
         found = []
         for i, reply in enumerate(draw.replies):
-            logp, entropy = logprobs_of(reply.choice, self.settings.vocabulary)
-            found.append(Candidate(action(reply.choice["message"]), logp, entropy, NO_USAGE if i else draw.usage))
+            likely = reply.likelihood or Likelihood.of(reply.choice, self.settings.vocabulary)
+            usage = NO_USAGE if i else draw.usage
+            found.append(Candidate(action(reply.choice["message"]), likely.logp, likely.entropy, usage))
         return tuple(found)
 
     def usd(self, tokens: Tokens) -> float:
@@ -316,21 +332,33 @@ class Client(ABC):
 
         async def once() -> Any:
             async with self._sent(body, headers) as response:
-                return msgspec.json.decode(await response.read())
+                content = await self._whole(response)
+                if len(content) > LARGE:  # others are served between two steps of it
+                    return await asyncio.to_thread(self.decoded, content)
+                return self.decoded(content)
 
         return await self._tried(once, body.get("n") or 1)
+
+    def decoded(self, content: bytes) -> Any:
+        """An answer of the server. Raises ValueError for what is no JSON, or cannot be read."""
+        return decoded(content)
 
     async def events(self, body: Json, headers: Mapping[str, str] | None = None) -> AsyncGenerator[Json, None]:
         """The server-sent events of an answer, as many tries as the settings allow before the first. Raises ModelError."""
         async with AsyncExitStack() as stack:
             response = await self._tried(lambda: stack.enter_async_context(self._sent(body, headers)), 1)
-            rest = b""
+            rest: list[bytes] = []  # of a line
             try:
-                async for piece in response.content.iter_any():
-                    *lines, rest = (rest + piece).split(b"\n")
-                    for line in lines:
+                async for piece in self._pieces(response):
+                    *lines, last = piece.split(b"\n")
+                    if lines:
+                        lines[0], rest = b"".join((*rest, lines[0])), []
+                    rest.append(last)
+                    for i, line in enumerate(lines):
+                        if i % AT_ONCE == AT_ONCE - 1:
+                            await asyncio.sleep(0)
                         if line.startswith(b"data:") and (data := line[5:].strip()) not in (b"[DONE]", b""):
-                            found = msgspec.json.decode(data)
+                            found = decoded(data)
                             if error := found.get("error"):
                                 raise self.broken(f"the stream ended with an error{said_of(found, body)[0]}")
                             yield found
@@ -388,10 +416,47 @@ class Client(ABC):
                     asked = retry_after(response.headers.get("retry-after"))
                     raise _Passing(f"HTTP {response.status}", response.status, asked)
                 if response.status != 200:
-                    raise self._refusal(response.status, await response.read(), body)
+                    raise self._refusal(response.status, await self._whole(response), body)
                 yield response
         finally:
             self.in_flight -= 1
+
+    async def _pieces(self, response: aiohttp.ClientResponse) -> AsyncGenerator[bytes, None]:
+        """The content of an answer, unpacked, as it comes. Raises ModelError where it is longer than allowed, or holds more
+        than can be read while others wait.
+        """
+        packed = response.headers.get("content-encoding", "identity").strip().lower()
+        unpack = zlib.decompressobj(wbits=47) if packed in PACKED else None
+        if unpack is None and packed != "identity":
+            raise self.broken(f"its answer is packed as {packed[:20]}, which was not asked for")
+        most, length, size = self.settings.max_answer_bytes, 0, JsonSize()
+        async for piece in response.content.iter_any():
+            left = piece
+            while left:
+                found, left = left, b""
+                if unpack is not None:
+                    await asyncio.sleep(0)  # a thousand times as much may come out
+                    try:
+                        found = unpack.decompress(found, PIECE)
+                    except zlib.error:
+                        raise self.broken("its answer cannot be unpacked") from None
+                    left = unpack.unconsumed_tail
+                length += len(found)
+                size.add(found)
+                if length > most:
+                    raise self._large(f"{most} bytes (max_answer_bytes)")
+                if size.values > VALUES:
+                    raise self._large(f"{VALUES} values")
+                yield found
+
+    def _large(self, than: str) -> ModelError:
+        """No failure of the model's: the breaker stays closed."""
+        self.count("large")
+        return ModelError(f"{self.name}: its answer has more than {than}")
+
+    async def _whole(self, response: aiohttp.ClientResponse) -> bytes:
+        """The content of an answer. Raises ModelError; see `_pieces`."""
+        return b"".join([piece async for piece in self._pieces(response)])
 
     async def _connected(self) -> _Pool:
         """The connections of the event loop that runs: a process may run several loops, one after the other."""
@@ -422,7 +487,7 @@ class Client(ABC):
     def _refusal(self, status: int, content: bytes, body: Json) -> ModelError:
         """The error for an answer that no further try will change. What is too long for this model may fit another."""
         try:
-            answer = msgspec.json.decode(content)
+            answer = decoded(content)
         except ValueError:
             answer = None
         said, too_long = said_of(answer, body)
@@ -508,7 +573,10 @@ async def _sessions(settings: ClientSettings, headers: Mapping[str, str]) -> Asy
         headers=headers,
         connector=aiohttp.TCPConnector(limit=settings.concurrency),
         cookie_jar=aiohttp.DummyCookieJar(),
-        timeout=aiohttp.ClientTimeout(sock_connect=settings.connect_timeout_s, sock_read=settings.timeout_s),
+        timeout=aiohttp.ClientTimeout(
+            total=settings.total_s, sock_connect=settings.connect_timeout_s, sock_read=settings.timeout_s
+        ),
+        auto_decompress=False,  # it unpacks without a limit
     )
     try:
         yield session
@@ -564,6 +632,19 @@ def _key(settings: ClientSettings, name: str) -> str | None:
     if not (key.isascii() and key.isprintable()):
         raise SettingsError(f"environment variable {settings.api_key_env} holds characters that no API key has")
     return key
+
+
+def decoded(content: bytes | msgspec.Raw) -> Any:
+    """Raises ValueError for what is no JSON, nests too deeply, or holds too much to be read at once."""
+    content, size = bytes(content), JsonSize()
+    for i in range(0, len(content), PIECE):
+        size.add(content[i : i + PIECE])
+    if size.values > READ:
+        raise ValueError(f"it holds more than {READ} values")
+    try:
+        return msgspec.json.decode(content)
+    except RecursionError:
+        raise ValueError("it nests too deeply") from None
 
 
 def said_of(answer: Any, body: Json) -> tuple[str, bool]:

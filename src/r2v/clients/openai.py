@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping
+from typing import Any
 
-from r2v.clients.base import Client, Part, all_of
-from r2v.messages.conversation import Json, Request, sent_id
+import msgspec
+
+from r2v.clients.base import Client, Part, all_of, decoded
+from r2v.messages.conversation import NULL, Json, Likelihood, Request, sent_id
 from r2v.messages.openai_chat import StreamAccumulator
 from r2v.messages.protocol import Piece, Reply
 
@@ -13,8 +16,12 @@ PRIVATE = ("thinking_blocks", "reasoning_content")
 """Keys of messages that are for one model alone."""
 ITS_OWN = "https://api.openai.com/"
 """Newer models there refuse `max_tokens`, the only name that many other servers know."""
+CHOICES = 128
+"""Of one answer; r2v asks for at most 32."""
 SEEDS = 2**31
 """Servers take seeds below this."""
+_raw = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_choices = msgspec.json.Decoder(list[dict[str, msgspec.Raw]])
 
 
 class OpenAIClient(Client):
@@ -55,6 +62,22 @@ class OpenAIClient(Client):
         found = await all_of([self.post(body) for body in bodies])
         return [self.read(lambda answer=answer: _part(answer, dropped)) for answer in found]  # type: ignore[misc]
 
+    def decoded(self, content: bytes) -> tuple[Any, list[Likelihood]]:
+        """(an answer, what the log-probabilities of each choice say): they are most of it, and stay unread otherwise."""
+        try:
+            raw = _raw.decode(content)
+            choices = _choices.decode(raw.pop("choices"))
+        except (KeyError, ValueError, RecursionError):
+            return decoded(content), []
+        if len(choices) > CHOICES:
+            raise ValueError(f"{len(choices)} choices")
+        read = [{key: one if key == "logprobs" else decoded(one) for key, one in choice.items()} for choice in choices]
+        for choice in read:
+            if choice.get("logprobs") == NULL:
+                choice["logprobs"] = None
+        answer = {key: decoded(value) for key, value in raw.items()} | {"choices": read}
+        return answer, [Likelihood.of(choice, self.settings.vocabulary) for choice in read]
+
     def _body(self, request: Request, logprobs: bool) -> Json:
         """The request as such a server takes it."""
         s, body = self.settings, Json(request.fields, model=self.settings.model)
@@ -77,8 +100,9 @@ def _sendable(message: Json) -> Json:
     return found
 
 
-def _part(answer: Json, dropped: tuple[str, ...]) -> Part:
+def _part(read: tuple[Json, list[Likelihood]], dropped: tuple[str, ...]) -> Part:
     """Raises KeyError, TypeError or ValueError for what is not a completion."""
+    answer, likelihoods = read
     choices, usage = answer["choices"], answer.get("usage") or {}
     if not isinstance(choices, list) or not choices or not isinstance(usage, dict):
         raise ValueError
@@ -86,20 +110,22 @@ def _part(answer: Json, dropped: tuple[str, ...]) -> Part:
         if not isinstance(choice["message"], dict) or not isinstance(choice["message"].get("content"), str | list | None):
             raise ValueError
     if len(choices) == 1:
-        return Part([Reply(choices[0], usage, "chat", answer, dropped)], usage)
-    return Part([Reply(choice, _share(choice, choices, usage), "chat", None, dropped) for choice in choices], usage)
+        (likely,) = likelihoods
+        return Part([Reply(choices[0], usage, "chat", answer, dropped, likely)], usage)
+    shares = _shares(choices, likelihoods, usage)
+    replies = [
+        Reply(choice, share, "chat", None, dropped, likely)
+        for choice, share, likely in zip(choices, shares, likelihoods, strict=True)
+    ]
+    return Part(replies, usage)
 
 
-def _share(choice: Json, choices: list[Json], usage: Json) -> Json:
-    """The usage of one of several answers to one request: the server counts the prompt once and the answers together. The
+def _shares(choices: list[Json], likelihoods: list[Likelihood], usage: Json) -> list[Json]:
+    """The usage of each of several answers to one request: the server counts the prompt once and the answers together. The
     tokens of one are those that it lists with their log-probabilities; without them its part of what all answers wrote.
     """
     prompt, output = usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0
-    if listed := (choice.get("logprobs") or {}).get("content"):
-        own = len(listed)
-    else:
-        lengths = [
-            1 + len(str(one["message"].get("content"))) + len(str(one["message"].get("tool_calls"))) for one in choices
-        ]
-        own = round(output * lengths[choices.index(choice)] / sum(lengths))
-    return {**usage, "completion_tokens": own, "total_tokens": prompt + own}
+    lengths = [1 + len(str(one["message"].get("content"))) + len(str(one["message"].get("tool_calls"))) for one in choices]
+    parts = [round(output * length / sum(lengths)) for length in lengths]
+    own = [likely.tokens or part for likely, part in zip(likelihoods, parts, strict=True)]
+    return [{**usage, "completion_tokens": one, "total_tokens": prompt + one} for one in own]

@@ -33,6 +33,11 @@ class ClientSettings(Settings):
     """Where a request names no limit: Anthropic's API needs one, and a budget in money reserves that much."""
     connect_timeout_s: PositiveFloat = 5.0
     timeout_s: PositiveFloat = 120.0
+    """Without a byte of the answer."""
+    total_s: PositiveFloat = 600.0
+    """Of one try, until its answer is whole: one that sends a byte a second would be waited for as long as it does."""
+    max_answer_bytes: PositiveInt = 32_000_000
+    """Of one answer, unpacked; a larger one counts as none."""
     retries: NonNegativeInt = 2
     """Further tries after failures that may pass. A server's Retry-After is honoured up to `longest_wait_s`."""
     backoff_s: PositiveFloat = 0.25

@@ -20,6 +20,8 @@ PATH = re.compile(r"(path|file|filename|dir|directory|folder|cwd|workdir)s?$", r
 PLAIN = re.compile(r"[\w@%+=:,./-]+")
 """What a shell reads the same with quotes around it as without."""
 OPERATORS = "();|&{!"
+LONGEST, LINE = 50_000, 4_000
+"""Characters of arguments, and of a shell command, up to which they are read; longer ones are compared as they are."""
 
 
 def alike(slm: Action, teacher: Action) -> bool | None:
@@ -37,6 +39,8 @@ def alike(slm: Action, teacher: Action) -> bool | None:
 
 def _call(call: ToolCall) -> str:
     try:
+        if len(call.arguments) > LONGEST:
+            raise ValueError
         arguments = json.loads(call.arguments or "{}")
         if isinstance(arguments, dict):
             others = {key: value for key, value in arguments.items() if key.lower() not in FREE_TEXT}
@@ -65,8 +69,8 @@ def _canonical(name: str, value: Any) -> Any:
 
 
 def _command(text: str) -> str:
-    """A shell command of one line by its words; longer ones may hold documents, in which every space counts."""
-    if "\n" in text:
+    """A short shell command of one line by its words; others may hold documents, in which every space counts."""
+    if "\n" in text or len(text) > LINE:
         return text
     lexer = shlex.shlex(text, posix=False)
     lexer.commenters, lexer.whitespace_split = "", True

@@ -21,7 +21,7 @@ from r2v.gateway.candidates import LiveAnswer
 from r2v.gateway.guard import Endpoint, Forbidden, Guard, headers_of, json_response, number, scoped
 from r2v.gateway.keys import Scope
 from r2v.gateway.metrics import together
-from r2v.gateway.service import Answer, Refused, RequestOptions, Service
+from r2v.gateway.service import Answer, Refused, RequestOptions, Service, in_slices
 from r2v.gateway.sessions import Items
 from r2v.messages import BUILT_IN
 from r2v.messages.anthropic import MESSAGES
@@ -34,6 +34,8 @@ SESSION_HEADERS = (
     "x-r2v-session-id", "x-session-id", "x-claude-code-session-id", "x-switchyard-session-id", "session_id", "session-id",
     "thread-id", "conversation_id",
 )  # fmt: skip
+USER = 2_000
+"""Characters of the name of a user in which a session is searched, at its end."""
 SESSION_IN_USER = re.compile(r"session_([\w-]{8,100})$")
 """How older versions of Claude Code put the session into the name of the user."""
 STREAM = {"cache-control": "no-store", "x-accel-buffering": "no"}
@@ -179,13 +181,14 @@ class _DataPlane(Guard):
         """The endpoint of one protocol."""
 
         async def endpoint(http: HttpRequest) -> Response:
-            key = http.state.key.tenant
-            request = adapter.parse(await self._body(http), http.headers, lambda identity: self._items.get(key, identity))
+            tenant = http.state.key.tenant
+            body, kept = await self._body(http), lambda identity: self._items.get(tenant, identity)
+            request = await in_slices(len(body), lambda: adapter.parse(body, http.headers, kept))
             options = self._options(http, request)
             if request.stream:
                 return await self._streamed(http, request, options, adapter)
             answer = await self._step(http, request, options)
-            self._items.keep(key, adapter.kept(request, answer.reply, answer.served))
+            self._items.keep(tenant, adapter.kept(request, answer.reply, answer.served))
             return json_response(adapter.whole(answer.reply, request, answer.served), 200, answer.facts)
 
         return endpoint
@@ -198,6 +201,7 @@ class _DataPlane(Guard):
         """
         live, pause = LiveAnswer(), self.server.keep_alive_s
         work = asyncio.ensure_future(self._step(http, request, options, live))
+        work.add_done_callback(lambda work: None if work.cancelled() else work.exception())  # the client may have left
         headers, begun = dict(STREAM), None
         try:
             begun = await live.next(pause)
@@ -253,13 +257,15 @@ class _DataPlane(Guard):
             yield event
 
     async def decision(self, http: HttpRequest) -> Response:
-        request = CHAT.parse(await self._body(http))
+        body = await self._body(http)
+        request = await in_slices(len(body), lambda: CHAT.parse(body))
         answer = await self.service.step(request, self._options(http, request, dry=True))
         return json_response({key.replace("-", "_"): value for key, value in answer.facts.items()})
 
     async def count_tokens(self, http: HttpRequest) -> Response:
         """An estimate, four characters a token: no model is called."""
-        fields = MESSAGES.parse(await self._body(http)).fields
+        body = await self._body(http)
+        fields = (await in_slices(len(body), lambda: MESSAGES.parse(body))).fields
         size = sum(len(bytes(fields[key])) for key in ("messages", "tools") if key in fields)
         return json_response({"input_tokens": max(1, size // 4)})
 
@@ -333,6 +339,7 @@ def _session_in(user: Any) -> str | None:
     """The session in the name of a user, which Claude Code writes there."""
     if not isinstance(user, str):
         return None
+    user = user[-USER:]
     try:
         read = json_object(user.encode("utf-8", "replace"))
     except BadRequest:

@@ -14,6 +14,9 @@ from r2v.gateway.budgets import Amount
 from r2v.messages.conversation import Json, Request, action_of
 from r2v.messages.protocol import Piece, Reply
 
+AHEAD = 200
+"""Pieces of an answer that a model may be ahead of the client."""
+
 
 def most(client: Client, request: Request, answers: int) -> Amount:
     """An upper bound of what so many answers of a model can cost."""
@@ -44,12 +47,18 @@ class LiveAnswer:
         else:
             self._pieces.put_nowait(piece)
 
+    async def room(self) -> None:
+        """Wait for a client that takes less than the model writes: what it has not taken is kept in memory."""
+        while self._pieces.qsize() > AHEAD:
+            await asyncio.sleep(0.005)
+
     def close(self) -> None:
         """Nothing more will come."""
         self._pieces.put_nowait(None)
 
     async def next(self, patience_s: float) -> Piece | None:
         """The next piece; None: there is none. Raises TimeoutError where none comes in that time."""
+        await asyncio.sleep(0)  # where there are many, others come in between
         async with asyncio.timeout(patience_s):
             return await self._pieces.get()
 
@@ -116,6 +125,7 @@ class CandidateSource:
                     reply = part
                 else:
                     live.put(self, part)
+                    await live.room()
         assert reply is not None
         return self.client.priced(self._request, [Part([reply], reply.usage)])
 

@@ -19,6 +19,7 @@ from r2v.gateway.keys import OPEN, Key, KeyRing, Scope
 from r2v.gateway.service import Refused
 from r2v.gateway.settings import ServerSettings
 from r2v.messages.conversation import BadRequest, Json
+from r2v.messages.json_size import ESCAPES, VALUES, JsonSize
 from r2v.messages.protocol import ProtocolAdapter, encode
 
 IDENTITY = re.compile(r"[\w.:/-]{1,200}", re.ASCII)
@@ -108,11 +109,14 @@ class Guard:
 
     async def _body(self, http: HttpRequest) -> bytes:
         """Raises TooLarge."""
-        limit, seen = self.server.max_body_bytes, bytearray()
+        limit, seen, size = self.server.max_body_bytes, bytearray(), JsonSize()
         async for piece in http.stream():
             seen += piece
+            size.add(piece)
             if len(seen) > limit:
                 raise TooLarge(f"the request is larger than {limit} bytes")
+            if size.values > VALUES or size.escapes > ESCAPES:
+                raise TooLarge(f"the request holds more than {VALUES} values or {ESCAPES} escaped characters")
         return bytes(seen)
 
 

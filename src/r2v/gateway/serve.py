@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import socket
@@ -20,8 +21,9 @@ except ModuleNotFoundError:  # Windows
 
 from r2v.core.errors import SettingsError
 from r2v.gateway.app import build_app
+from r2v.gateway.connections import guarded
 from r2v.gateway.service import Service
-from r2v.gateway.settings import GatewaySettings
+from r2v.gateway.settings import GatewaySettings, ServerSettings
 from r2v.runtime.settings import validated
 from r2v.verifiers import verifier_named
 
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from r2v.clients.mock import MockModel
 
 MOCK_KEY = "r2v-mock"
+BACKLOG = 256
+"""Connections that are accepted at once: each takes some 40 microseconds, in which nobody is served."""
 
 
 def serve(settings: GatewaySettings, *, mock: bool, announce: Callable[[str, str], None]) -> None:
@@ -56,7 +60,7 @@ def serve_app(app: object, host: str, port: int, announce: Callable[[str], None]
     """Serve any application until a signal. Raises SettingsError when the port is taken."""
     listener = _listen(host, port)
     announce(f"http://{host}:{listener.getsockname()[1]}")
-    run(uvicorn.Server(_config(app)).serve([listener]))
+    run(uvicorn.Server(_config(app, ServerSettings())).serve([listener]))
 
 
 def run_loop(main: Coroutine[Any, Any, None]) -> None:
@@ -100,7 +104,7 @@ async def _serve(settings: GatewaySettings, mock: bool, announce: Callable[[str,
 
         settings, mocks = mocked(settings)
         for model, listener in mocks:
-            server = uvicorn.Server(_config(mock_app(model)))
+            server = uvicorn.Server(_config(mock_app(model), settings.server))
             servers.append(server)
             running.append(asyncio.create_task(server.serve([listener])))
     service = Service(settings)
@@ -110,7 +114,8 @@ async def _serve(settings: GatewaySettings, mock: bool, announce: Callable[[str,
     url = f"http://{host}:{port}"
     announce(url, url)
     verifier_named(service.settings.route.verifier)  # its imports are not the first request's to wait for
-    main = uvicorn.Server(_config(app))
+    gc.freeze()  # what is there now stays: searching all of it for garbage takes a tenth of a second each time
+    main = uvicorn.Server(_config(app, settings.server))
     if mock and not service.ledger.sessions(1):
         running.append(asyncio.create_task(_demonstrate(main, url, os.environ[settings.server.key_env])))
     try:
@@ -133,9 +138,10 @@ async def _demonstrate(main: uvicorn.Server, url: str, keys: str) -> None:
             logging.getLogger("uvicorn.error").warning("the sessions to show stopped: %s", error)
 
 
-def _config(app: object) -> uvicorn.Config:
+def _config(app: object, server: ServerSettings) -> uvicorn.Config:
     return uvicorn.Config(
         app,  # type: ignore[arg-type]
+        http=guarded(server), backlog=BACKLOG, timeout_keep_alive=server.idle_timeout_s,
         log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=10, lifespan="on", ws="none",
     )  # fmt: skip
 
@@ -156,5 +162,5 @@ def _listen(host: str, port: int, *, share: bool = False) -> socket.socket:
         raise SettingsError(
             f"cannot listen on {host}:{port} ({error.strerror}); choose another server.port or --port"
         ) from None
-    listener.listen(2048)
+    listener.listen(BACKLOG)
     return listener

@@ -15,17 +15,17 @@ import secrets
 import sqlite3
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from r2v.clients import make_client
 from r2v.clients.base import ModelError, Tokens
 from r2v.core.agent import MAX_RETRIES, AgentModels, Routed, StepContext
 from r2v.core.agreement import alike
+from r2v.core.cache import remembered
 from r2v.core.errors import BoundaryError, SettingsError
 from r2v.core.features import best, proposing
 from r2v.core.protocols import Verifier
@@ -45,12 +45,18 @@ from r2v.messages.conversation import Json, Request, bounded, context_of, limite
 from r2v.messages.protocol import Reply, Served
 from r2v.messages.transcript import incoming, message_of
 from r2v.verifiers import verifier_named
+from r2v.verifiers.json_schema import footprint
 
 if TYPE_CHECKING:
     from r2v.gateway.verdicts import SessionVerdicts
 
+LARGE = 250_000
+"""Bytes of a request from which on a thread reads it."""
 OF_CONTEXT = 4
 """The SLM's answers may fill this part of its context: agents ask for as many tokens as the large models can write."""
+VERIFIER_BYTES = 64_000_000
+"""Memory for verifiers, of which each holds the tools of its requests."""
+T = TypeVar("T")
 ASIDE = re.compile(r"\btitle|\bsummar|\bnew topic", re.IGNORECASE)
 """In the system prompt of requests that agents make beside the steps of a session, sometimes before its first."""
 
@@ -312,7 +318,7 @@ class Service:
 
     async def _choose(self, served: ServedStep) -> tuple[Choice, Context]:
         route, session = self.settings.route, served.session
-        context = context_of(served.request, route.horizon)
+        context = await in_slices(served.request.size, lambda: context_of(served.request, route.horizon))
         if self.verdicts is not None:
             served.verdicts = await self.verdicts.of_context(context)
             context = replace(context, verdicts=served.verdicts)
@@ -446,6 +452,11 @@ class Service:
         return alone - slm.usd - teacher.usd
 
 
+async def in_slices(size: int, read: Callable[[], T]) -> T:
+    """What `read` makes of so many bytes. Of many bytes it runs in a thread: others are served between its steps."""
+    return await asyncio.to_thread(read) if size > LARGE else read()
+
+
 async def _teacher_alone(step_context: StepContext, code: Code, reason: str) -> Choice:
     answer = await step_context.teacher_answer()
     decision = Decision("escalate", code, None, None, None, 1.0, (), reason)
@@ -470,7 +481,7 @@ def _alike(choice: Choice) -> bool | None:
     return alike(choice.candidates[best(choice.candidates, choice.scores)].action, choice.action)
 
 
-@lru_cache(maxsize=256)
+@remembered(VERIFIER_BYTES, lambda name, tools: footprint(tools))
 def _verifier(name: str, tools: bytes) -> Verifier:
     return verifier_named(name, tools_of(tools))
 

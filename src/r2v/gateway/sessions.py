@@ -17,6 +17,7 @@ from typing import Protocol
 
 import msgspec
 
+from r2v.core.cache import BoundedCache
 from r2v.core.seeds import derive_seed
 from r2v.core.types import Decision, Memory
 from r2v.gateway.budgets import touch
@@ -27,9 +28,13 @@ from r2v.messages.protocol import encode
 DECISIONS = 200
 """The latest of a session, kept for its router."""
 SESSIONS = 5_000
-"""Sessions kept in memory; older ones are read from the ledger again."""
+"""Names of sessions kept in memory."""
+SESSION_BYTES = 64_000_000
+"""Memory for what is kept of sessions; that of the others is read from the ledger again."""
+DECISION, SIGNATURE = 700, 150
+"""Bytes that a decision takes, and a signature besides its own."""
 ITEM_BYTES = 64_000_000
-"""Of all items together that clients may refer to; the oldest are forgotten first."""
+"""Of all items together that clients may refer to."""
 SIGNATURES = 500
 """Authors of thinking blocks kept of a session."""
 
@@ -99,6 +104,10 @@ class _Record:
     prompt_tokens: int = 0
     signatures: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def bytes(self) -> int:
+        return DECISION * (1 + len(self.memory.decisions)) + sum(SIGNATURE + len(mark) for mark in self.signatures)
+
 
 class LocalSessions:
     """`Sessions` of the processes that serve from one ledger. What is kept in memory is looked at again when another process
@@ -107,7 +116,7 @@ class LocalSessions:
 
     def __init__(self, ledger: Ledger, cache_ttl_s: float) -> None:
         self._ledger, self._states, self._cache_ttl_s = ledger, ledger.states, cache_ttl_s
-        self._records: OrderedDict[str, _Record] = OrderedDict()
+        self._records: BoundedCache[str, _Record] = BoundedCache(SESSION_BYTES)
         self._runs: OrderedDict[str, tuple[int, int]] = OrderedDict()
         """(run, version of the ledger when it was looked up)."""
         self._shared_version, self._killed, self._mode = -1, False, ledger.mode()
@@ -139,8 +148,7 @@ class LocalSessions:
         version = self._states.version()
         record = self._records.get(identity)
         if record is None:
-            record = self._records[identity] = _Record(Memory(seed=derive_seed(identity, "episode")))
-        touch(self._records, identity, SESSIONS)
+            record = _Record(Memory(seed=derive_seed(identity, "episode")))
         if record.version != version:
             record.row, entries = self._ledger.later_steps(identity, record.row)
             decisions = (*record.memory.decisions, *decisions_of(entries))[-DECISIONS:]
@@ -149,6 +157,7 @@ class LocalSessions:
             record.teacher_at = -math.inf if teacher_at is None else teacher_at
             record.signatures = self._states.signatures(identity, SIGNATURES)
             record.version = version
+            self._records.put(identity, record, record.bytes)
         return record
 
     async def remember(self, session: Session, decision: Decision, *, teacher: bool, tokens: int) -> None:
@@ -164,6 +173,7 @@ class LocalSessions:
         if record.version == self._states.version():  # else the next step reads this one with those of others
             record.memory = replace(record.memory, decisions=(*record.memory.decisions, decision)[-DECISIONS:])
             record.row = self._ledger.last_row
+        self._records.put(session.id, record, record.bytes)
 
     async def sign(self, session: Session, signature: str, model: str) -> None:
         with suppress(sqlite3.Error):
@@ -172,6 +182,7 @@ class LocalSessions:
             record.signatures[signature] = model
             if len(record.signatures) > SIGNATURES:
                 del record.signatures[next(iter(record.signatures))]
+            self._records.put(session.id, record, record.bytes)
 
     async def offer_tools(self, identity: str) -> None:
         self._states.offer_tools(identity)

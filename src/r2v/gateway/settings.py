@@ -132,7 +132,21 @@ class ServerSettings(Settings):
     `r2v:teacher` insist on a model."""
     cors_origins: tuple[str, ...] = ()
     """Origins of web pages that may call the gateway from a browser."""
-    max_body_bytes: PositiveInt = 20_000_000
+    max_body_bytes: PositiveInt = 10_000_000
+    """Larger requests get a 413. Steps of reading one take up to 5 ms a megabyte, in which nobody else is served."""
+    max_header_bytes: PositiveInt = 65_536
+    """Of the head of a request, with its address; larger ones get a 431."""
+    header_timeout_s: PositiveFloat = 10.0
+    """For the head of a request to come whole, else 408."""
+    body_timeout_s: PositiveFloat = 120.0
+    """For its body, else 408."""
+    idle_timeout_s: PositiveInt = 5
+    """Until a connection is closed on which no further request comes."""
+    write_timeout_s: PositiveFloat = 60.0
+    """Until a connection is closed whose client reads nothing of its answer."""
+    max_connections: PositiveInt = 2_000
+    """Of one process, at most half of the files that it may open. A further one takes the place of the one that has waited
+    for longest without a whole head of a request; where there is none it gets a 503."""
     keep_alive_s: PositiveFloat = 5.0
     """Streams that wait for the decision send a comment this often; headers wait that long for it."""
 

@@ -38,7 +38,7 @@ from r2v.gateway.modes import Modes
 from r2v.gateway.routing import load_configured
 from r2v.gateway.serve import _config, _listen, mocked, run_loop, set_mock_key
 from r2v.gateway.service import Service, shared_state
-from r2v.gateway.settings import GatewaySettings
+from r2v.gateway.settings import GatewaySettings, ServerSettings
 from r2v.verifiers import verifier_named
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def serve_planes(settings: GatewaySettings, *, mock: bool, announce: Callable[[s
             works = [(partial(_mock, model, url, None if i else key), at) for i, (model, at) in enumerate(models)]
         worker = partial(_worker, settings, admin_url, f"{folder}/items.db")
         works += [(worker, listener) for listener in listeners]
-        family = _Family([*works, (partial(_control, settings), admin)], ledger.accounts.recover)
+        family = _Family([*works, (partial(_control, settings), admin)], server, ledger.accounts.recover)
         family.run(lambda: announce(url, admin_url))
 
 
@@ -125,10 +125,12 @@ def _url(listener: socket.socket) -> str:
 class _Family:
     """A parent and the processes that it keeps alive."""
 
-    def __init__(self, works: list[tuple[Work, socket.socket]], gone: Callable[[int], object]) -> None:
+    def __init__(
+        self, works: list[tuple[Work, socket.socket]], server: ServerSettings, gone: Callable[[int], object]
+    ) -> None:
         """`gone`: called with the number of each process that ended by itself."""
         self._context = multiprocessing.get_context("spawn")  # what runs in the parent is not copied
-        self._works, self._gone = works, gone
+        self._works, self._server, self._gone = works, server, gone
         self._children: list[_Child] = []
 
     def run(self, ready: Callable[[], None]) -> None:
@@ -166,7 +168,7 @@ class _Family:
 
     def _start(self, work: Work, listener: socket.socket) -> _Child:
         told, tell = self._context.Pipe(duplex=False)
-        process = self._context.Process(target=_serve, args=(work, listener, tell))
+        process = self._context.Process(target=_serve, args=(work, listener, tell, self._server))
         process.start()
         tell.close()
         return _Child(work, listener, process, told, time.monotonic())
@@ -195,7 +197,7 @@ class _Family:
 # -- in each process --------------------------------------------------------------------------------------------------
 
 
-def _serve(work: Work, listener: socket.socket, tell: Connection) -> None:
+def _serve(work: Work, listener: socket.socket, tell: Connection, settings: ServerSettings) -> None:
     """Serve until a signal, or until the parent is gone."""
 
     async def serve() -> None:
@@ -204,7 +206,7 @@ def _serve(work: Work, listener: socket.socket, tell: Connection) -> None:
         except R2VError as error:
             tell.send(str(error))
             return
-        server = uvicorn.Server(_config(app))
+        server = uvicorn.Server(_config(app, settings))
         parent = multiprocessing.parent_process()
         assert parent is not None
 

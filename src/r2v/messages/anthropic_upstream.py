@@ -259,13 +259,19 @@ class MessageReader:
 
     def __init__(self) -> None:
         self.message: Json = {}
-        self._arguments: dict[int, str] = {}
+        self._arguments: dict[int, list[str]] = {}
+        self._texts: dict[tuple[int, str], list[str]] = {}
+        """Pieces of a block's text or thinking, by its number."""
         self._calls = 0
 
     @property
     def answer(self) -> Json | None:
         """The whole answer; None until its stop reason has come."""
-        return self.message if self.message.get("stop_reason") else None
+        if not self.message.get("stop_reason"):
+            return None
+        for (index, key), texts in self._texts.items():
+            self.message["content"][index][key] = "".join(texts)
+        return self.message
 
     def add(self, own: Json) -> Json | None:
         """The event as a chat-completion chunk; None where that has nothing to say. Raises KeyError, TypeError, ValueError
@@ -280,7 +286,7 @@ class MessageReader:
         if kind == "content_block_delta":
             return self._delta(own["index"], own["delta"])
         if kind == "content_block_stop" and own["index"] in self._arguments:
-            self.message["content"][own["index"]]["input"] = object_of(self._arguments[own["index"]])
+            self.message["content"][own["index"]]["input"] = object_of("".join(self._arguments[own["index"]]))
         elif kind == "message_delta":
             self.message |= own["delta"]
             self.message["usage"] = self.message.get("usage", {}) | {k: v for k, v in own["usage"].items() if v is not None}
@@ -293,7 +299,7 @@ class MessageReader:
         self.message["content"].append(block)
         if block.get("type") != "tool_use":
             return None
-        self._arguments[index], self._calls = "", self._calls + 1
+        self._arguments[index], self._calls = [], self._calls + 1
         function = {"name": block["name"], "arguments": ""}
         return chunk_of(
             {"tool_calls": [{"index": self._calls - 1, "id": block["id"], "type": "function", "function": function}]}
@@ -302,18 +308,24 @@ class MessageReader:
     def _delta(self, index: int, delta: Json) -> Json | None:
         block, kind = self.message["content"][index], delta.get("type")
         if kind == "input_json_delta" and block.get("type") == "tool_use":
-            self._arguments[index] += delta["partial_json"]
+            self._arguments[index].append("" + delta["partial_json"])
             function = {"arguments": delta["partial_json"]}
             return chunk_of({"tool_calls": [{"index": self._calls - 1, "function": function}]})
         if kind == "text_delta":
-            block["text"] = block.get("text", "") + delta["text"]
+            self._add_text(index, "text", delta["text"])
             return chunk_of({"content": delta["text"]})
         if kind == "thinking_delta":
-            block["thinking"] = block.get("thinking", "") + delta["thinking"]
+            self._add_text(index, "thinking", delta["thinking"])
         elif kind == "signature_delta":
             block["signature"] = delta["signature"]
         elif kind == "citations_delta":
-            block["citations"] = [*(block.get("citations") or []), delta["citation"]]
+            block["citations"] = block.get("citations") or []
+            block["citations"].append(delta["citation"])
         elif kind == "input_json_delta":  # of a tool on the server's side
-            self._arguments[index] = self._arguments.get(index, "") + delta["partial_json"]
+            self._arguments.setdefault(index, []).append("" + delta["partial_json"])
         return None
+
+    def _add_text(self, index: int, key: str, text: str) -> None:
+        """Raises TypeError for what is no text."""
+        begun = self.message["content"][index].get(key) or ""
+        self._texts.setdefault((index, key), [begun]).append("" + text)

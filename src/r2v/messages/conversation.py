@@ -7,13 +7,15 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Meta, Raw, Struct
 
+from r2v.core.cache import remembered
 from r2v.core.types import Action, Context, ToolCall
 
 Json = dict[str, Any]
@@ -23,8 +25,20 @@ CLIP = 600
 """Characters kept of each observation of a long context: features read all of them at every step."""
 CLIP_TOTAL = 30_000
 """Characters of all observations together from which on a context is long."""
-KEPT = 2_000
-"""Characters of a call's arguments up to which its canonical form is remembered."""
+SAID = 20_000
+"""Bytes of a value that r2v reads of the rest of a body (`Request.said`)."""
+KEPT, CALLS = 1_000, 4_096
+"""Characters of a call up to which its canonical form is remembered, and of how many: some 30 MB at most."""
+CANONICAL = 100_000
+"""Characters of a call's arguments up to which they are brought into a canonical form: that takes up to 10 ms."""
+BLOCKS = 50
+"""Blocks before a user's own words that are left out."""
+TOOLS_BYTES = 64_000_000
+"""Memory for the tools of requests; as objects they take some 14 times the bytes of their JSON."""
+MESSAGES = 10_000
+"""Of one request. Each costs some 10 microseconds, in which nobody else is served."""
+FINGERPRINT = 20_000
+"""Characters of a message of which a fingerprint is made."""
 ID_LENGTH = 40
 """Characters of a call's id that OpenAI's API takes."""
 ELSEWHERE = re.compile(
@@ -36,9 +50,14 @@ ELSEWHERE = re.compile(
 """Names of fields with which a proxy could be made to ask another server, with another key: never passed on."""
 MEANT = frozenset({"prompt_cache_key"})
 """Fields that look like it and are not."""
-AROUND = re.compile(r"<([\w-]*(?:context|reminder|instructions|environment|permissions|caveat|setup)[\w-]*)>", re.I)
+AROUND = re.compile(
+    r"<([\w-]{0,40}?(?:context|reminder|instructions|environment|permissions|caveat|setup)[\w-]{0,40})>", re.I
+)
 """Opens a block that agent programs put before the user's own words."""
 SPACE = re.compile(r"\s*")
+
+
+NULL = Raw(b"null")
 
 
 class BadRequest(Exception):
@@ -58,7 +77,7 @@ class Call(Struct):
 class Part(Struct):
     type: str | None = None
     text: str | None = None
-    image_url: dict[str, Any] | None = None
+    image_url: dict[str, Raw] | None = None
 
 
 class Message(Struct):
@@ -68,8 +87,8 @@ class Message(Struct):
     content: str | list[Part] | None = None
     tool_calls: list[Call] | None = None
     tool_call_id: str | None = None
-    thinking_blocks: list[dict[str, Any]] | None = None
-    reasoning_content: Any = None
+    thinking_blocks: list[dict[str, Raw]] | None = None
+    reasoning_content: Raw = NULL
 
     @property
     def text(self) -> str:
@@ -81,7 +100,7 @@ class Message(Struct):
     @property
     def plain(self) -> bool:
         """Whether every model of this protocol takes it as it is: no part is of one model alone, no id too long."""
-        if self.thinking_blocks is not None or self.reasoning_content is not None:
+        if self.thinking_blocks is not None or self.reasoning_content != NULL:
             return False
         return all(len(one or "") <= ID_LENGTH for one in (self.tool_call_id, *(call.id for call in self.tool_calls or ())))
 
@@ -96,7 +115,7 @@ class _Chosen(Struct):
 
 class _Body(Struct):
     messages: Annotated[list[Message], Meta(min_length=1)]
-    model: str | None = None
+    model: Annotated[str, Meta(max_length=500)] | None = None
     stream: bool | None = None
     stream_options: _Options | None = None
     n: int | None = None
@@ -118,7 +137,7 @@ class _Tool(Struct):
     function: _ToolFunction
 
 
-_bodies, _raw = msgspec.json.Decoder(_Body), msgspec.json.Decoder(dict[str, msgspec.Raw])
+_bodies, _raw = msgspec.json.Decoder(_Body), msgspec.json.Decoder(dict[str, Raw])
 _tools = msgspec.json.Decoder(list[_Tool] | None)
 
 
@@ -127,7 +146,7 @@ class Request:
     """One agent step as the client requested it: what r2v reads of it, and the rest unread."""
 
     messages: Sequence[Message]
-    fields: Mapping[str, msgspec.Raw]
+    fields: Mapping[str, Raw]
     """The chat-completion body, without `model`, `stream` and `n`."""
     wanted_model: str
     stream: bool
@@ -157,10 +176,11 @@ class Request:
         return {key: msgspec.json.decode(value) for key, value in self.fields.items()}
 
     def said(self, key: str) -> Any:
-        """What the client's body says under this key; None where it does not."""
+        """What the client's body says under this key; None where it does not, or says more than is read of it."""
         if self.source:
             return self.source.get(key)
-        return msgspec.json.decode(self.fields[key]) if key in self.fields else None
+        found = bytes(self.fields.get(key, NULL))
+        return msgspec.json.decode(found) if len(found) <= SAID else None
 
 
 def parse(
@@ -183,6 +203,8 @@ def parse(
         raise BadRequest("the body is not JSON") from None
     tools = bytes(fields.get("tools", b"null"))
     tools_of(tools)
+    if len(read.messages) > MESSAGES:
+        raise BadRequest(f"{len(read.messages)} messages; one request may have {MESSAGES}")
     if read.n not in (None, 1):
         raise BadRequest("n > 1 is not offered: r2v draws candidates itself and answers with one")
     elsewhere = [key for key in fields if _leads_elsewhere(key)]
@@ -233,7 +255,7 @@ def limited(request: Request, most: int) -> Request:
     if request.max_tokens is None or request.max_tokens <= most:
         return request
     keys = {"max_tokens", "max_completion_tokens", "max_output_tokens"}
-    fields = {key: msgspec.Raw(str(most).encode()) if key in keys else value for key, value in request.fields.items()}
+    fields = {key: Raw(str(most).encode()) if key in keys else value for key, value in request.fields.items()}
     source = {key: most if key in keys else value for key, value in request.source.items()}
     return replace(
         request, fields=fields, source=source, max_tokens=most, dropped=(*request.dropped, f"max_tokens over {most}")
@@ -261,7 +283,7 @@ def sent_id(identity: Any, limit: int = ID_LENGTH) -> str:
     )
 
 
-@lru_cache(maxsize=256)  # an agent offers the same tools at every step
+@remembered(TOOLS_BYTES, lambda tools: 15 * len(tools))  # an agent offers the same tools at every step
 def tools_of(tools: bytes) -> tuple[Json, ...]:
     """The functions that are offered. Raises BadRequest."""
     try:
@@ -273,7 +295,7 @@ def tools_of(tools: bytes) -> tuple[Json, ...]:
 
 def _is_named(part: Part) -> bool:
     """Whether it is an image that is named by an address, not sent."""
-    return part.image_url is not None and not str(part.image_url.get("url")).startswith("data:")
+    return part.image_url is not None and bytes(part.image_url.get("url", b""))[:6] != b'"data:'
 
 
 def text_of(content: Any) -> str:
@@ -298,21 +320,21 @@ def _action(words: str, calls: Sequence[tuple[str, str]]) -> Action:
     if not calls:
         return Action(words.strip())
     # An episode's calls come back at every step; long ones are not kept.
-    if len(calls) == 1 and len(calls[0][1]) < KEPT:
+    if len(calls) == 1 and len(calls[0][0]) + len(calls[0][1]) < KEPT:
         return _known_call(*calls[0])
-    known = [(_known_call if len(arguments) < KEPT else _call)(name, arguments) for name, arguments in calls]
+    known = [(_known_call if len(name) + len(arguments) < KEPT else _call)(name, arguments) for name, arguments in calls]
     return Action("\n".join(one.text for one in known), tuple(call for one in known for call in one.tool_calls))
 
 
 def _call(name: str, arguments: str) -> Action:
-    try:
-        canonical = msgspec.json.encode(msgspec.json.decode(arguments), order="sorted").decode()
-    except (ValueError, RecursionError):
-        canonical = arguments
+    canonical = arguments
+    if len(arguments) <= CANONICAL:
+        with suppress(ValueError, RecursionError):
+            canonical = msgspec.json.encode(msgspec.json.decode(arguments), order="sorted").decode()
     return Action(f"{name} {canonical}", (ToolCall(name, arguments),))
 
 
-_known_call = lru_cache(maxsize=8192)(_call)
+_known_call = lru_cache(maxsize=CALLS)(_call)  # its entries are small (`KEPT`): their number bounds their bytes
 
 
 def object_of(arguments: Any) -> Json:
@@ -324,30 +346,58 @@ def object_of(arguments: Any) -> Json:
     return value if isinstance(value, dict) else {"arguments": str(arguments)}
 
 
-def logprobs_of(choice: Json, vocabulary: int | None) -> tuple[float | None, float | None]:
-    """Log-probability and entropy of a choice, in nats; None where the server does not return them.
+class _Token(Struct, gc=False):
+    logprob: float
+    top_logprobs: Raw = NULL
 
-    Args:
-        choice: of a chat completion, with `logprobs` or without.
-        vocabulary: number of tokens. What the listed alternatives leave out is spread evenly over the rest of it, or taken
-            as one token where the number is not known.
 
-    Returns:
-        (sum over the answer's tokens, entropy of its first token).
-    """
-    content = (choice.get("logprobs") or {}).get("content")
-    if not content:
-        return None, None
-    try:
-        logp = float(sum(token["logprob"] for token in content))
-        top = [math.exp(entry["logprob"]) for entry in content[0].get("top_logprobs") or []]
-    except (KeyError, TypeError, OverflowError):
-        return None, None
-    if not top or not math.isfinite(logp):
-        return (logp if math.isfinite(logp) else None), None
-    entropy, rest = -sum(p * math.log(p) for p in top if p > 0), 1 - sum(top)
-    others = 1 if vocabulary is None else vocabulary - len(top)
-    return logp, entropy - (rest * math.log(rest / others) if rest > 1e-9 and others > 0 else 0.0)
+class _Listed(Struct):
+    content: list[_Token] | None = None
+
+
+_listed = msgspec.json.Decoder(_Listed | None)
+
+
+@dataclass(frozen=True, slots=True)
+class Likelihood:
+    """What the log-probabilities of an answer's tokens say, in nats; None where the server does not return them."""
+
+    tokens: int = 0
+    logp: float | None = None
+    """Sum over the tokens."""
+    entropy: float | None = None
+    """Of the first token."""
+
+    @classmethod
+    def of(cls, choice: Json, vocabulary: int | None) -> Likelihood:
+        """
+        Args:
+            choice: of a chat completion, with `logprobs`, read or not, or without.
+            vocabulary: number of tokens. What the listed alternatives leave out is spread evenly over the rest of it, or
+                taken as one token where the number is not known.
+        """
+        given = choice.get("logprobs")
+        try:
+            if isinstance(given, Raw):  # a long answer has a million values here, of which few are wanted
+                tokens = (_listed.decode(given) or _Listed()).content or []
+                values = [token.logprob for token in tokens]
+                first = (msgspec.json.decode(tokens[0].top_logprobs) or []) if tokens else []
+            else:
+                content = (given or {}).get("content") or []
+                values = [token["logprob"] for token in content]
+                first = (content[0].get("top_logprobs") or []) if content else []
+            logp = float(sum(values))
+            top = [math.exp(entry["logprob"]) for entry in first]
+        except (KeyError, TypeError, ValueError, OverflowError):
+            return cls()
+        if not values:
+            return cls()
+        if not top or not math.isfinite(logp):
+            return cls(len(values), logp if math.isfinite(logp) else None)
+        entropy, rest = -sum(p * math.log(p) for p in top if p > 0), 1 - sum(top)
+        others = 1 if vocabulary is None else vocabulary - len(top)
+        unlisted = rest * math.log(rest / others) if rest > 1e-9 and others > 0 else 0.0
+        return cls(len(values), logp, entropy - unlisted)
 
 
 def context_of(request: Request, horizon: int) -> Context:
@@ -404,9 +454,10 @@ def own_words(text: str) -> str:
     """The user's message without the blocks that agent programs put before it (environment, reminders, AGENTS.md)."""
     text = text.strip()
     start = max(0, text.find("<INSTRUCTIONS>")) if text.startswith("# AGENTS.md") else 0
-    while opened := AROUND.match(text, start):
-        end = text.find(f"</{opened[1]}>", start)
-        if end < 0:
+    for _ in range(BLOCKS):
+        opened = AROUND.match(text, start)
+        end = -1 if opened is None else text.find(f"</{opened[1]}>", start)
+        if opened is None or end < 0:
             break
         start = SPACE.match(text, end + len(opened[1]) + 3).end()  # type: ignore[union-attr]
     return text[start:]
@@ -417,9 +468,17 @@ def clip(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit // 3] + text[len(text) - (limit - limit // 3) :]
 
 
+def _brief(content: str | list[Part] | None) -> Any:
+    """What tells contents apart without reading all of long ones."""
+    if isinstance(content, str):
+        return content if len(content) <= FINGERPRINT else [len(content), clip(content, FINGERPRINT)]
+    images = [[bytes(value)[:FINGERPRINT] for value in (part.image_url or {}).values()] for part in content or ()]
+    return [[part.type, _brief(part.text), image] for part, image in zip(content or (), images, strict=True)]
+
+
 def fingerprint(request: Request, key: str) -> str:
     """A session id for clients that send none: the system prompt, the tools and the first user message, for one key."""
     first = next((i for i, message in enumerate(request.messages) if message.role == "user"), 0)
-    head = [[message.role, message.content] for message in request.messages[: first + 1]]
+    head = [[message.role, _brief(message.content)] for message in request.messages[: first + 1]]
     identity = msgspec.json.encode([key, head, request.fields.get("tools")])
     return "auto-" + hashlib.sha256(identity).hexdigest()[:24]

@@ -64,7 +64,7 @@ class StreamAccumulator:
 
     def __init__(self) -> None:
         self.usage: Json = {}
-        self._words = {"content": "", "reasoning_content": "", "refusal": ""}
+        self._words: dict[str, list[str]] = {"content": [], "reasoning_content": [], "refusal": []}
         self._finish_reason: str | None = None
         self._calls: dict[int, Json] = {}
         self._logprobs: list[Json] = []
@@ -73,21 +73,21 @@ class StreamAccumulator:
         self.usage = chunk.get("usage") or self.usage
         for choice in (chunk.get("choices") or [])[:1]:
             delta = choice.get("delta") or {}
-            for key in self._words:
-                self._words[key] += delta.get(key) or ""
+            for key, words in self._words.items():
+                if delta.get(key):
+                    words.append("" + delta[key])  # a TypeError for what is no text
             self._finish_reason = choice.get("finish_reason") or self._finish_reason
             self._logprobs += (choice.get("logprobs") or {}).get("content") or []
             for part in delta.get("tool_calls") or []:
                 self._add_call(part)
 
     def _add_call(self, part: Json) -> None:
-        empty: Json = {"type": "function", "function": {"name": "", "arguments": ""}}
-        call = self._calls.setdefault(part.get("index", 0), empty)
-        if part.get("id"):
-            call["id"] = part["id"]
+        call = self._calls.setdefault(part.get("index", 0), {"id": None, "name": [], "arguments": []})
+        call["id"] = part.get("id") or call["id"]
         function = part.get("function") or {}
-        call["function"]["name"] += function.get("name") or ""
-        call["function"]["arguments"] += function.get("arguments") or ""
+        for key in ("name", "arguments"):
+            if function.get(key):
+                call[key].append("" + function[key])
 
     @property
     def ended(self) -> bool:
@@ -97,10 +97,15 @@ class StreamAccumulator:
     @property
     def choice(self) -> Json:
         """The answer as a whole."""
-        message: Json = {"role": "assistant", "content": self._words["content"] or None}
-        message |= {key: words for key, words in self._words.items() if words and key != "content"}
+        words = {key: "".join(parts) for key, parts in self._words.items()}
+        message: Json = {"role": "assistant", "content": words.pop("content") or None}
+        message |= {key: text for key, text in words.items() if text}
         if self._calls:
-            message["tool_calls"] = [self._calls[i] for i in sorted(self._calls)]
+            message["tool_calls"] = [
+                ({"id": call["id"]} if call["id"] else {})
+                | {"type": "function", "function": {key: "".join(call[key]) for key in ("name", "arguments")}}
+                for _, call in sorted(self._calls.items())
+            ]
         choice: Json = {"index": 0, "message": message, "finish_reason": self._finish_reason or "stop"}
         return choice | ({"logprobs": {"content": self._logprobs}} if self._logprobs else {})
 

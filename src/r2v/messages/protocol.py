@@ -11,7 +11,7 @@ from typing import ClassVar, Protocol
 
 import msgspec
 
-from r2v.messages.conversation import BadRequest, Json, Request, parse
+from r2v.messages.conversation import BadRequest, Json, Likelihood, Request, parse
 
 DONE = b"data: [DONE]\n\n"
 """The last event of OpenAI's streams."""
@@ -32,6 +32,8 @@ class Reply:
     """The whole answer in that protocol; None where it holds further answers."""
     dropped: tuple[str, ...] = ()
     """What the model was not sent of the client's request."""
+    likelihood: Likelihood | None = None
+    """What its log-probabilities say, where they have been read already."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,10 @@ class ProtocolAdapter(ABC):
         passed = {key: headers[key] for key in self.passed_headers if key in headers} if headers else {}
         try:
             neutral, dropped = self.neutral(source)
-            return parse(encode(neutral), protocol=self.name, source=source, size=len(body), dropped=dropped, headers=passed)
+            # One message at a time: this may run in a thread, and others are served only between two calls.
+            messages = msgspec.Raw(b"[" + b",".join(map(encode, neutral["messages"])) + b"]")
+            body_of = encode({**neutral, "messages": messages})
+            return parse(body_of, protocol=self.name, source=source, size=len(body), dropped=dropped, headers=passed)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise BadRequest(f"the request holds a part of the wrong type ({type(error).__name__}: {error})"[:200]) from None
 

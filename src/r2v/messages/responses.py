@@ -109,8 +109,9 @@ def from_responses(raw: Json) -> tuple[Json, list[str]]:
     messages: list[Json] = []
     if raw.get("instructions"):
         messages.append({"role": "system", "content": str(raw["instructions"])})
+    names = {(tool.name, tool.namespace): unique for unique, tool in reversed(tools.items())}
     for item in items:
-        _add(messages, item, tools, dropped)
+        _add(messages, item, names, dropped)
     if not messages:
         raise BadRequest("`input` holds no message")
     body: Json = {"messages": messages, "model": raw.get("model", "r2v"), "stream": raw.get("stream", False)}
@@ -147,10 +148,11 @@ def _format(text: Any, dropped: list[str]) -> Json:
     return {}
 
 
-def _add(messages: list[Json], item: Json, tools: Mapping[str, ClientTool], dropped: list[str]) -> None:
+def _add(messages: list[Json], item: Json, names: Mapping[tuple[Any, Any], str], dropped: list[str]) -> None:
+    """`names`: (name, namespace) of a tool -> that of its function."""
     kind = item.get("type", "message")
     if kind in CALLS:
-        call = {"id": item.get("call_id"), "type": "function", "function": _function_of(item, tools)}
+        call = {"id": item.get("call_id"), "type": "function", "function": _function_of(item, names)}
         if messages and messages[-1]["role"] == "assistant":
             messages[-1].setdefault("tool_calls", []).append(call)
         else:
@@ -170,14 +172,13 @@ def _add(messages: list[Json], item: Json, tools: Mapping[str, ClientTool], drop
         dropped.append(str(kind))
 
 
-def _function_of(item: Json, tools: Mapping[str, ClientTool]) -> Json:
-    """The call of an item as a function call."""
+def _function_of(item: Json, names: Mapping[tuple[Any, Any], str]) -> Json:
+    """The call of an item as a function call. Raises TypeError where its name is none."""
     if item["type"] == "local_shell_call":
         action = item.get("action") or {}
         arguments = {"command": action.get("command"), "workdir": action.get("working_directory")}
         return {"name": "local_shell", "arguments": json.dumps({k: v for k, v in arguments.items() if v is not None})}
-    wanted = (item.get("name"), item.get("namespace"))
-    name = next((unique for unique, tool in tools.items() if (tool.name, tool.namespace) == wanted), item.get("name"))
+    name = names.get((item.get("name"), item.get("namespace")), item.get("name"))
     if item["type"] == "custom_tool_call":
         return {"name": name, "arguments": json.dumps({"input": item.get("input", "")}, ensure_ascii=False)}
     return {"name": name, "arguments": item.get("arguments", "")}

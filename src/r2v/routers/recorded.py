@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
+from sys import getsizeof
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from r2v.core.mlp import REMEMBERED
+from r2v.core.cache import remembered
 from r2v.core.reading import BITS, FIELDS, Grams, grams, texts
 from r2v.core.types import Action, Context, Decision, Features, Memory
 from r2v.maths import Floats
@@ -21,6 +22,8 @@ from r2v.routers.rules import Rules
 CELL_BITS = 12
 CELLS = 1 << CELL_BITS
 """Grams are counted in so many cells where steps are compared with kinds: that keeps the folder small."""
+REMEMBERED_BYTES = 16_000_000
+"""Memory for steps that have been read."""
 UNREAD = 2.0
 """A price that no difference of two probabilities reaches."""
 
@@ -150,7 +153,7 @@ class Recorded(Reading):
 
     @cached_property
     def _read(self) -> Any:
-        return lru_cache(REMEMBERED)(self._of_texts)
+        return remembered(REMEMBERED_BYTES, lambda read, features: 2_000 + sum(map(getsizeof, read)))(self._of_texts)
 
     def _of_texts(self, read: tuple[str, ...], features: Features) -> tuple[str, float, float | None]:
         """(nearest kind, how far within its bound, score or None to abstain), with one look at the words."""

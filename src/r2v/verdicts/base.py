@@ -17,6 +17,8 @@ LINE = 300
 """Characters read of a line: with patterns that begin at its start, the time is linear in the text."""
 TOTAL = 200_000
 """Characters read of all results together, the newest first."""
+REMEMBERED_BYTES = 16_000_000
+"""Memory of each verdict for texts that it has read."""
 COLOURS = re.compile(r"\x1b\[[0-9;]{0,20}[A-Za-z]")
 WRAPPED = (
     ("\\r\\n", "\n"), ("\\n", "\n"), ("\\t", "\t"), ("\\u001b", "\x1b"),

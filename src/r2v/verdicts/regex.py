@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from functools import lru_cache
+from sys import getsizeof
 
+from r2v.core.cache import remembered
 from r2v.core.types import Context
 from r2v.runtime.settings import PositiveInt, Settings
 from r2v.verdicts.aside import SECONDS, Aside
-from r2v.verdicts.base import results, warn_once
+from r2v.verdicts.base import REMEMBERED_BYTES, results, warn_once
 
 SEARCHER = Aside("""
 import re
@@ -55,7 +56,9 @@ def _patterns(given: str | tuple[str, ...]) -> tuple[str, ...]:
     return (given,) if isinstance(given, str) else given
 
 
-@lru_cache(maxsize=1024)  # an agent sends all earlier results again at every step
+@remembered(
+    REMEMBERED_BYTES, lambda patterns, text: getsizeof(text)
+)  # an agent sends all earlier results again at every step
 def searched(patterns: tuple[str, ...], text: str) -> int | None:
     """1 where one of the patterns is found in a text, 0 where none is, None where that took too long."""
     found: int | None = SEARCHER.ask(patterns, text.encode("utf-8", "replace").decode())

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import re
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
+from sys import getsizeof
 from typing import Any, Literal
 
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError
 
+from r2v.core.cache import remembered
 from r2v.core.errors import ArtifactError
 from r2v.core.types import Context
 from r2v.core.untrusted import MB, parsed_json, read_bytes
 from r2v.runtime.settings import Settings
 from r2v.verdicts.aside import SECONDS, Aside
-from r2v.verdicts.base import warn_once
+from r2v.verdicts.base import REMEMBERED_BYTES, warn_once
 
 LONGEST = 200_000
 """Characters of a text that is read; of a longer one nothing is known."""
@@ -86,7 +88,7 @@ class SchemaVerdict(Settings):
         return text
 
 
-@lru_cache(maxsize=256)
+@remembered(REMEMBERED_BYTES, lambda schema, text: getsizeof(text))
 def fitting(schema: str, text: str) -> int | None:
     """1: the text is JSON that fits; 0: it is not; -1: the schema refers to elsewhere; None: it took too long."""
     fits: int | None = VALIDATOR.ask(schema, text.encode("utf-8", "replace").decode())

@@ -7,11 +7,12 @@ only where the action before them ran tests: `ls` that ends with status 0 says n
 from __future__ import annotations
 
 import re
-from functools import lru_cache
+from sys import getsizeof
 
+from r2v.core.cache import remembered
 from r2v.core.types import Context
 from r2v.runtime.settings import Settings
-from r2v.verdicts.base import lines, results
+from r2v.verdicts.base import REMEMBERED_BYTES, lines, results
 
 ACTION = 4_000
 """Characters of an action in which a test command is searched."""
@@ -120,7 +121,9 @@ class TestsVerdict(Settings):
         return RUNS_TESTS.search(action) is not None or any(words in action for words in self.commands)
 
 
-@lru_cache(maxsize=1024)  # an agent sends all earlier results again at every step
+@remembered(
+    REMEMBERED_BYTES, lambda text, *, tested: getsizeof(text)
+)  # an agent sends all earlier results again at every step
 def verdict_of(text: str, *, tested: bool) -> float | None:
     """What one result says. A failure counts more than what passed beside it.
 

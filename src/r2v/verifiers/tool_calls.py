@@ -10,19 +10,14 @@ for what cannot be right: nothing at all, a call that cannot be executed, exactl
 
 from __future__ import annotations
 
-import json
+import asyncio
 import re
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import Any
-
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import SchemaError
-from referencing import Registry
-from referencing.exceptions import Unresolvable
 
 from r2v.core.types import Action, Context, ToolCall
 from r2v.verifiers.evidence import oscillation, repetition
+from r2v.verifiers.json_schema import UNITS, JsonSchema, Work
 
 FAILED = re.compile(
     r"\b(?:error|exception|traceback|failed|failure|not found|no such|invalid|denied|refused|timed? ?out|cannot)\b"
@@ -30,6 +25,8 @@ FAILED = re.compile(
     re.IGNORECASE,
 )
 WORDS = re.compile(r"[a-z0-9_]{4,}")
+READ = 100_000
+"""Characters of an action in which words of the goal are searched."""
 
 
 class ToolCallVerifier:
@@ -37,31 +34,34 @@ class ToolCallVerifier:
 
     def __init__(self, tools: Sequence[Mapping[str, Any]]) -> None:
         """`tools`: OpenAI function definitions; a schema that is itself wrong is not held against a call."""
-        self._schemas = {str(tool.get("name")): json.dumps(tool.get("parameters") or {}, sort_keys=True) for tool in tools}
+        self._schemas = {str(tool.get("name")): JsonSchema(tool.get("parameters") or {}) for tool in tools}
 
     async def score(self, context: Context, actions: Sequence[Action]) -> tuple[float, ...]:
         known: dict[Action, float] = {}
         done = [action.text for action in context.actions]
-        goal = set(WORDS.findall(context.goal.lower()))
+        goal = set(WORDS.findall(context.goal[:READ].lower()))
+        work = Work()
         for action in actions:
             if action not in known:
                 repeats = bool(done) and action.text == done[-1]
                 wrong = repeats and _failed(done, context.observations)
-                known[action] = 0.0 if wrong else self._score(action, done, goal)
+                known[action] = 0.0 if wrong else self._score(action, done, goal, work)
+                if work.left < UNITS // 2:
+                    await asyncio.sleep(0)  # much has been checked: others come first
         return tuple(known[action] for action in actions)
 
-    def _score(self, action: Action, done: list[str], goal: set[str]) -> float:
+    def _score(self, action: Action, done: list[str], goal: set[str], work: Work) -> float:
         if not action.text.strip():
             return 0.0
         if not action.tool_calls:
             fits = 0.5 if self._schemas else 1.0
         elif not self._schemas:
             fits = 0.0  # logs often leave the tools out: that says nothing of the call
-        elif all(map(self._fits, action.tool_calls)):
+        elif all(self._fits(call, work) for call in action.tool_calls):
             fits = 1.0
         else:
             return 0.0
-        named = len(goal & set(WORDS.findall(action.text.lower())))
+        named = len(goal & set(WORDS.findall(action.text[:READ].lower())))
         return (
             0.35 * fits
             + 0.25 * repetition(action.text, done)
@@ -70,33 +70,13 @@ class ToolCallVerifier:
             + 0.10 * oscillation(action.text, done)
         )
 
-    def _fits(self, call: ToolCall) -> bool:
-        """Whether it can be executed."""
+    def _fits(self, call: ToolCall, work: Work) -> bool:
+        """Whether it can be executed, as far as that is known."""
         schema = self._schemas.get(call.name)
-        if schema is None:
-            return False
-        try:
-            arguments = json.loads(call.arguments or "{}")
-        except ValueError:
-            return False
-        validator = _validator(schema)
-        try:
-            return validator is None or validator.is_valid(arguments)
-        except Unresolvable:
-            return True  # a reference to elsewhere: nothing is fetched, nothing is held against the call
+        return schema is not None and schema.fits(call.arguments or "{}", work) is not False
 
 
 def _failed(done: Sequence[str], observations: Sequence[str]) -> bool:
     """Whether the last action did: its result says so, wherever, or is the very one that the same action had before."""
     last = (done[-1], observations[-1])
     return FAILED.search(last[1]) is not None or last in zip(done[:-1], observations[1:], strict=False)
-
-
-@lru_cache(maxsize=1024)
-def _validator(schema: str) -> Draft202012Validator | None:
-    parsed = json.loads(schema)
-    try:
-        Draft202012Validator.check_schema(parsed)
-    except SchemaError:
-        return None
-    return Draft202012Validator(parsed, registry=Registry())
