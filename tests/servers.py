@@ -346,8 +346,8 @@ def settings(small: str, teacher: str, ledger: Any, *, teacher_provider: str = "
 
 
 @contextmanager
-def gateway(config: GatewaySettings, *, keys: str = KEY, admin: str = "") -> Iterator[tuple[str, Service]]:
-    """A gateway that takes these keys."""
+def gateway(config: GatewaySettings, *, keys: str = "other", admin: str = KEY) -> Iterator[tuple[str, Service]]:
+    """A gateway that takes these keys: of clients, and of the admin."""
     import os
 
     os.environ["R2V_API_KEY"], os.environ["R2V_ADMIN_KEY"] = keys, admin

@@ -230,7 +230,7 @@ def test_caches_are_bounded_by_bytes_whatever_the_number_of_entries():
 
 
 def test_what_clients_may_refer_to_is_kept_as_bytes():
-    items = Items(2_000)
+    items = Items(most_bytes=900)
     items.keep("key", {"a": [{"type": "message", "content": "x" * 500}]})
     assert items.get("key", "a") == [{"type": "message", "content": "x" * 500}] and items.get("other", "a") is None
     items.keep("key", {"b": [{"content": "y" * 500}]})
@@ -399,12 +399,12 @@ def test_large_bodies_are_served_up_to_the_limit_and_refused_above(make):  # noq
     world = make(small__timeout_s=20)
     told = complete(MockModel("m"), {"messages": ASK, "n": 3})
     world.small.reply = world.teacher.reply = lambda body: told  # the made-up model would be busy for seconds
-    image = "data:image/png;base64," + "A" * 10_000_000
+    image = "data:image/png;base64," + "A" * 9_000_000
     parts = [{"type": "text", "text": "what is this?"}, {"type": "image_url", "image_url": {"url": image}}]
     answer = world.post(messages=[{"role": "user", "content": parts}])
     assert answer.status_code == 200, answer.text[:500]
     assert world.small.seen[-1]["messages"][0]["content"][1]["image_url"]["url"] == image  # passed on as it came
-    assert world.post(messages=[{"role": "user", "content": "x" * 21_000_000}]).status_code == 413
+    assert world.post(messages=[{"role": "user", "content": "x" * 11_000_000}]).status_code == 413
 
 
 def test_a_request_that_is_too_long_for_one_model_goes_to_the_other(make):  # noqa: F811

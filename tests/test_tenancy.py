@@ -236,7 +236,7 @@ def test_keys_are_made_listed_rotated_and_revoked_while_the_gateway_runs(tenants
 def test_a_key_has_a_budget_of_its_own(host, tmp_path):
     small, teacher = Model("small-1"), Model("teacher-1")
     config = settings(host(small), host(teacher), tmp_path / "ledger.db", route__router="verifier", route__threshold=0.0)
-    with gateway(config, keys="one,two") as (url, service):
+    with gateway(config, keys="one,two", admin="") as (url, service):
         key, stored = made_key("ci", "ci", ["agent"], ["*"], False, LimitSettings(teacher_calls=2))
         asyncio.run(service.ledger.keys.put(stored))
         answers = [
@@ -249,7 +249,7 @@ def test_a_key_has_a_budget_of_its_own(host, tmp_path):
 def test_a_key_alone_may_do_everything_and_several_may_not(host, tmp_path):
     config = settings(host(Model("small-1")), host(Model("teacher-1")), tmp_path / "ledger.db")
     for keys, status in (("one", 200), ("one,two", 403)):
-        with gateway(config, keys=keys) as (url, _):
+        with gateway(config, keys=keys, admin="") as (url, _):
             assert httpx.get(f"{url}/v1/stats", headers={"authorization": "Bearer one"}).status_code == status
 
 
