@@ -385,8 +385,8 @@ class Ledger:
         return [_entry(row) for row in rows]
 
     def later_steps(self, session: str, row: int, most: int) -> tuple[int, list[Entry]]:
-        """(last row, steps) of what was written of a session after a row, 0 for its beginning, among its latest `most` steps:
-        a long session costs no more than a short one.
+        """(last row, steps) of what was written of a session after a row, 0 for its beginning, among its latest `most`
+        steps: a long session costs no more than a short one.
         """
         rows = self._db.execute(
             f"SELECT rowid, {', '.join(COLUMNS)} FROM steps WHERE {LATEST_OF_SESSION} ORDER BY t, time",
@@ -395,8 +395,8 @@ class Ledger:
         return max((last for last, *_ in rows), default=row), [_entry(tuple(rest)) for _, *rest in rows]
 
     def has_between(self, session: str, row: int, most: int) -> bool:
-        """Whether any of the latest `most` steps of the session was written after a row, and before the step that this process
-        wrote last.
+        """Whether any of the latest `most` steps of the session was written after a row, and before the step that this
+        process wrote last.
         """
         between = f"SELECT 1 FROM steps WHERE {LATEST_OF_SESSION} AND rowid < :last LIMIT 1"
         values = {"session": session, "row": row, "most": most, "last": self.last_row}
