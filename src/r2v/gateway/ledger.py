@@ -181,6 +181,7 @@ EVIDENCE = 2_000
 """The latest comparisons, and the latest sessions of a mode, that evidence for another mode rests on."""
 OLD_ROWS = 500
 """Steps that are counted, or sessions that are deleted, in one transaction: writers wait for it some milliseconds."""
+LATEST_OF_SESSION = "session = :session AND rowid > :row AND t > (SELECT MAX(t) FROM steps WHERE session = :session) - :most"
 OF_SESSION = (
     "steps", "outcomes", "verdicts", "abandoned", "tools", "signatures", "session_states", "session_totals",
 )  # fmt: skip
@@ -426,12 +427,23 @@ class Ledger:
         rows = self._reader.execute(f"SELECT {', '.join(COLUMNS)} FROM steps WHERE session = ? ORDER BY t, time", (session,))
         return [_entry(row) for row in rows]
 
-    def later_steps(self, session: str, row: int) -> tuple[int, list[Entry]]:
-        """(last row, steps) of what was written of a session after a row; 0: from its beginning."""
+    def later_steps(self, session: str, row: int, most: int) -> tuple[int, list[Entry]]:
+        """(last row, steps) of what was written of a session after a row, 0 for its beginning, among its latest `most`
+        steps: a long session costs no more than a short one.
+        """
         rows = self._db.execute(
-            f"SELECT rowid, {', '.join(COLUMNS)} FROM steps WHERE session = ? AND rowid > ? ORDER BY t, time", (session, row)
+            f"SELECT rowid, {', '.join(COLUMNS)} FROM steps WHERE {LATEST_OF_SESSION} ORDER BY t, time",
+            {"session": session, "row": row, "most": most},
         ).fetchall()
         return max((last for last, *_ in rows), default=row), [_entry(tuple(rest)) for _, *rest in rows]
+
+    def has_between(self, session: str, row: int, most: int) -> bool:
+        """Whether any of the latest `most` steps of the session was written after a row, and before the step that this
+        process wrote last.
+        """
+        between = f"SELECT 1 FROM steps WHERE {LATEST_OF_SESSION} AND rowid < :last LIMIT 1"
+        values = {"session": session, "row": row, "most": most, "last": self.last_row}
+        return self._db.execute(between, values).fetchone() is not None
 
     def span(self) -> tuple[float, float] | None:
         """Times of the first and of the last step; None of an empty ledger."""

@@ -150,7 +150,7 @@ class LocalSessions:
         if record is None:
             record = _Record(Memory(seed=derive_seed(identity, "episode")))
         if record.version != version:
-            record.row, entries = self._ledger.later_steps(identity, record.row)
+            record.row, entries = self._ledger.later_steps(identity, record.row, DECISIONS)
             decisions = (*record.memory.decisions, *decisions_of(entries))[-DECISIONS:]
             record.memory = replace(record.memory, decisions=decisions)
             record.prompt_tokens, teacher_at = self._states.state(identity)
@@ -170,7 +170,8 @@ class LocalSessions:
         record.prompt_tokens = tokens
         if teacher:
             record.teacher_at = now
-        if record.version == self._states.version():  # else the next step reads this one with those of others
+        alone = record.version == self._states.version() or not self._ledger.has_between(session.id, record.row, DECISIONS)
+        if alone:  # else the next step reads this one with those that another process wrote before it
             record.memory = replace(record.memory, decisions=(*record.memory.decisions, decision)[-DECISIONS:])
             record.row = self._ledger.last_row
         self._records.put(session.id, record, record.bytes)
