@@ -39,15 +39,18 @@ class Accounts:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """All or nothing; other processes wait."""
+        """All or nothing; other processes wait. One within another is a part of it."""
+        if self._db.in_transaction:
+            yield
+            return
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield
+            self._db.execute("COMMIT")
         except BaseException:
             if self._db.in_transaction:  # a full disk ends it by itself
                 self._db.execute("ROLLBACK")
             raise
-        self._db.execute("COMMIT")
 
     def charged(self, scope: str) -> Amount:
         """What a scope has been charged: summed up from the steps where nothing has been charged since they were written."""

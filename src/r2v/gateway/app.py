@@ -76,8 +76,11 @@ class _DataPlane(Guard):
 
         @contextlib.asynccontextmanager
         async def lifespan(app: Starlette) -> AsyncIterator[None]:
+            work = asyncio.create_task(self.service.upkeep())
             async with contextlib.nullcontext() if control is None else control.upkeep():
                 yield
+            work.cancel()
+            await asyncio.gather(work, return_exceptions=True)
             self._items.close()
             await self.service.close()
 

@@ -82,6 +82,8 @@ class Reservation:
     """Whether the step may escalate to the teacher."""
     calls_left: int | None
     """Teacher calls left, this step's among them; None = no limit."""
+    written: bool = False
+    """Whether the row of the step is in the ledger, which has ended its hold there."""
 
 
 class Exhausted(Exception):
@@ -200,8 +202,9 @@ class LocalBudgets:
         reservation.amount += amount
 
     async def settle(self, reservation: Reservation, spent: Amount, lost: Amount, why: str) -> None:
-        with self._accounts.transaction():
-            self._accounts.release(reservation.id, spent, lost, why)
+        if not reservation.written:
+            with self._accounts.transaction():
+                self._accounts.release(reservation.id, spent, lost, why)
 
     async def check(self) -> None:
         self._accounts.check()

@@ -175,6 +175,8 @@ COLUMNS = (
 )  # fmt: skip
 QUIET_S = 600.0
 """After so long without a step a session has ended: only then its verdict is evidence of how sessions end."""
+LONGEST_WAL = 25_000
+"""Pages that are written before a step waits until they are in the database: 100 MB."""
 RECENT = 5_000
 """Sessions that `Ledger.sessions` looks through from where it begins, so that a filter that fits none stays cheap."""
 EVIDENCE = 2_000
@@ -318,6 +320,15 @@ class Ledger:
         if self._lock is not None:
             self._lock.close()
 
+    def defer_checkpoints(self) -> None:
+        """Leave to `checkpoint` what else makes a step in fifty wait for the disk."""
+        self._db.execute(f"PRAGMA wal_autocheckpoint = {LONGEST_WAL}")
+
+    def checkpoint(self) -> None:
+        """Move what was written into the database, in another thread than the one that writes."""
+        with suppress(sqlite3.OperationalError):  # another process is at it
+            self._reader.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+
     @property
     def identity(self) -> str:
         """What tells this ledger from those of other replicas."""
@@ -339,15 +350,11 @@ class Ledger:
             lost: what it may have cost beside what the entry says.
         """
         record = _encoder.encode(entry.step)
-        try:
-            with self.accounts.transaction():
-                self._insert(entry, record, tools, verdict)
-                spent = Amount(entry.teacher_calls, entry.tokens, entry.slm_usd + entry.teacher_usd)
-                self.accounts.release(entry.id, spent, lost, None)
-        except sqlite3.Error:
-            self.accounts.room = 2 * len(record) + 8192  # from now on a step that would not fit does not begin
-            raise
-        self.accounts.room = 0
+        self.accounts.room = 2 * len(record) + 8192  # if it does not fit, the next step does not begin
+        with self.accounts.transaction():
+            self._insert(entry, record, tools, verdict)
+            spent = Amount(entry.teacher_calls, entry.tokens, entry.slm_usd + entry.teacher_usd)
+            self.accounts.release(entry.id, spent, lost, None)
 
     def _insert(self, entry: Entry, record: bytes, tools: bytes | None, verdict: LastVerdict | None) -> None:
         values = [getattr(entry, name) for name in COLUMNS[:-1]]

@@ -232,8 +232,9 @@ class RedisBudgets:
         reservation.amount += amount
 
     async def settle(self, reservation: Reservation, spent: Amount, lost: Amount, why: str) -> None:
-        with self._accounts.transaction():
-            self._accounts.release(reservation.id, spent, lost, why)
+        if not reservation.written:
+            with self._accounts.transaction():
+                self._accounts.release(reservation.id, spent, lost, why)
         if reservation.limits:
             back = reservation.amount - spent - lost
             keys = [self._redis.key("epoch"), *self._keys(reservation.limits)]

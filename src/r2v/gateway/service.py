@@ -16,7 +16,7 @@ import sqlite3
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 
 LARGE = 250_000
 """Bytes of a request from which on a thread reads it."""
+CHECKPOINT_S = 0.5
 OF_CONTEXT = 4
 """The SLM's answers may fill this part of its context: agents ask for as many tokens as the large models can write."""
 VERIFIER_BYTES = 64_000_000
@@ -155,6 +156,8 @@ class Service:
         self.settings = settings.but(route=self.router.route)
         self.verdicts = _verdicts(settings)
         self.ledger = Ledger(Path(settings.store.path), owner=owner)
+        # What a step reads and writes at its begin and at its end is one transaction each; none waits for another server.
+        self._together = nullcontext if settings.store.redis_env else self.ledger.accounts.transaction
         self._redactor = Redactor(secret_of(settings.store)) if settings.store.redact else None
         self.sessions, self.budgets, store = shared_state(settings, self.ledger)
         self.keys = KeyRing(settings.server, store)
@@ -163,6 +166,13 @@ class Service:
         self.modes = Modes(self.settings.route, self.sessions, self.ledger)
         self._checked, self._problem = -math.inf, ""
         self.metrics = Metrics(self.router, (self.slm, self.teacher))
+
+    async def upkeep(self) -> None:
+        """What is to be done beside serving, until it is cancelled."""
+        self.ledger.defer_checkpoints()
+        while True:
+            await asyncio.sleep(CHECKPOINT_S)
+            await asyncio.to_thread(self.ledger.checkpoint)
 
     async def close(self) -> None:
         await self.slm.close()
@@ -237,21 +247,22 @@ class Service:
                 name = owner = await self.sessions.run_of(name, fresh=fresh)
             elif await self._is_aside(name, request):
                 name += ".aside"
-            session = await self.sessions.enter(name, dry=options.dry)
-            facts |= {"session-id": name.split("/", 1)[-1], "step": session.t}
-            mode = "shadow" if options.shadow else (await self.modes.current()).mode
-            part = part_of(mode, self.settings.route, session.id, session.t)
-            early = live is not None and self._is_early(session, options, part)
-            drafts = 1 if early else self.settings.route.k
-            account = Account(owner, options.key.id, int(time.time() // DAY))
-            limits = limits_of(budget, account, options.session_usd, options.key.budget)
-            asked = {"slm": request, "teacher": request}
-            if any(limit.tokens is not None or limit.usd is not None for _, limit in limits):
-                asked = {role: bounded(request, model.max_output_tokens) for role, model in self.settings.models.items()}
-            if (context := self.slm.settings.context_tokens) is not None:
-                asked["slm"] = limited(asked["slm"], context // OF_CONTEXT)
-            amounts = most(self.slm, asked["slm"], drafts), most(self.teacher, asked["teacher"], 1) + Amount(calls=1)
-            reservation = await self.budgets.reserve(facts["decision-id"], account, limits, *amounts)
+            with self._together():
+                session = await self.sessions.enter(name, dry=options.dry)
+                facts |= {"session-id": name.split("/", 1)[-1], "step": session.t}
+                mode = "shadow" if options.shadow else (await self.modes.current()).mode
+                part = part_of(mode, self.settings.route, session.id, session.t)
+                early = live is not None and self._is_early(session, options, part)
+                drafts = 1 if early else self.settings.route.k
+                account = Account(owner, options.key.id, int(time.time() // DAY))
+                limits = limits_of(budget, account, options.session_usd, options.key.budget)
+                asked = {"slm": request, "teacher": request}
+                if any(limit.tokens is not None or limit.usd is not None for _, limit in limits):
+                    asked = {role: bounded(request, model.max_output_tokens) for role, model in self.settings.models.items()}
+                if (context := self.slm.settings.context_tokens) is not None:
+                    asked["slm"] = limited(asked["slm"], context // OF_CONTEXT)
+                amounts = most(self.slm, asked["slm"], drafts), most(self.teacher, asked["teacher"], 1) + Amount(calls=1)
+                reservation = await self.budgets.reserve(facts["decision-id"], account, limits, *amounts)
         except Exhausted:
             raise Refused("the budget is exhausted", 402, {**facts, "reason": "budget_exhausted"}) from None
         except OSError as error:
@@ -426,18 +437,19 @@ class Service:
             int(teacher.drawn > 0), slm.drawn,
             facts["overhead-ms"], decision.route, goal, kept, _alike(choice), served.part.name,
         )  # fmt: skip
+        tools = None if self._redactor or served.session.t else served.request.tools
         try:
-            tools = None if self._redactor or served.session.t else served.request.tools
-            self.ledger.write(entry, tools, verdict, served.lost)
-        except Exception as error:  # disk full, locked, corrupt
-            raise _unwritten(error, facts) from None
-        try:
-            await self.sessions.remember(
-                served.session, decision, teacher=choice.source == "teacher",
-                tokens=teacher.tokens.prompt or slm.tokens.prompt,
-            )  # fmt: skip
+            with self._together():
+                self.ledger.write(entry, tools, verdict, served.lost)
+                await self.sessions.remember(
+                    served.session, decision, teacher=choice.source == "teacher",
+                    tokens=teacher.tokens.prompt or slm.tokens.prompt,
+                )  # fmt: skip
         except OSError as error:
             raise _unreachable(error, facts) from None
+        except Exception as error:  # disk full, locked, corrupt
+            raise _unwritten(error, facts) from None
+        served.reservation.written, self.ledger.accounts.room = True, 0
         self.metrics.note(entry, {source.name: source.seconds for source in (slm, teacher) if source.drawn})
         facts["cost-usd"] = round(slm.usd + teacher.usd, 8)
 

@@ -102,7 +102,12 @@ class Message(Struct):
         """Whether every model of this protocol takes it as it is: no part is of one model alone, no id too long."""
         if self.thinking_blocks is not None or self.reasoning_content != NULL:
             return False
-        return all(len(one or "") <= ID_LENGTH for one in (self.tool_call_id, *(call.id for call in self.tool_calls or ())))
+        if self.tool_call_id is not None and len(self.tool_call_id) > ID_LENGTH:
+            return False
+        for call in self.tool_calls or ():  # noqa: SIM110  (asked of every message of every request)
+            if call.id is not None and len(call.id) > ID_LENGTH:
+                return False
+        return True
 
 
 class _Options(Struct):
