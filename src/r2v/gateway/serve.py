@@ -7,6 +7,7 @@ import gc
 import logging
 import os
 import socket
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Literal
@@ -86,6 +87,7 @@ async def _serve(settings: GatewaySettings, mock: bool, announce: Callable[[str]
     host, port = listener.getsockname()[:2]
     announce(f"http://{host}:{port}")
     verifier_named(service.settings.route.verifier)  # its imports are not the first request's to wait for
+    sys.setswitchinterval(0.0005)  # threads read large requests: at Python's 5 ms each turn of the event loop waits as long
     gc.freeze()  # what is there now stays: searching all of it for garbage takes a tenth of a second each time
     main = uvicorn.Server(_config(app, settings.server))
     if mock and not service.ledger.sessions(1):
