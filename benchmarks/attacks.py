@@ -98,8 +98,11 @@ def models(port: int) -> None:
                         writer.write(b" ")
                         await writer.drain()
                         await asyncio.sleep(0.01)
-                writer.write(hostile.get(name, plain))
-                await writer.drain()
+                answer = memoryview(hostile.get(name, plain))
+                for i in range(0, len(answer), 65_536):  # the probe's answers come in between
+                    writer.write(answer[i : i + 65_536])
+                    await writer.drain()
+                    await asyncio.sleep(0)
         writer.close()
 
     async def run() -> None:

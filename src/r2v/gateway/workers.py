@@ -36,7 +36,7 @@ from r2v.gateway.ledger import Ledger
 from r2v.gateway.metrics import Counts, Metrics, together
 from r2v.gateway.modes import Modes
 from r2v.gateway.routing import load_configured
-from r2v.gateway.serve import _config, _listen, mocked, run_loop, set_mock_key
+from r2v.gateway.serve import _config, _listen, mocked, run_loop, set_mock_key, take_short_turns
 from r2v.gateway.service import Service, shared_state
 from r2v.gateway.settings import GatewaySettings, ServerSettings
 from r2v.verifiers import verifier_named
@@ -206,6 +206,7 @@ def _serve(work: Work, listener: socket.socket, tell: Connection, settings: Serv
         except R2VError as error:
             tell.send(str(error))
             return
+        take_short_turns()
         server = uvicorn.Server(_config(app, settings))
         parent = multiprocessing.parent_process()
         assert parent is not None
