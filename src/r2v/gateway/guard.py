@@ -114,7 +114,7 @@ class Guard:
             seen += piece
             size.add(piece)
             if len(seen) > limit:
-                raise TooLarge(f"the request is larger than {limit} bytes")
+                raise TooLarge(f"the request is larger than {limit} bytes (server.max_body_bytes)")
             if size.values > VALUES or size.escapes > ESCAPES:
                 raise TooLarge(f"the request holds more than {VALUES} values or {ESCAPES} escaped characters")
         return bytes(seen)
