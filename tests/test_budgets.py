@@ -465,6 +465,7 @@ def test_a_stream_that_breaks_before_a_word_came_is_charged(make):  # noqa: F811
     world.small.cut, world.teacher.status = 0, [(500, {})]
     text = world.post(stream=True, max_tokens=100).text
     assert "error" in text
-    with closing(sqlite3.connect(world.ledger)) as db:
-        ((tokens, why),) = db.execute("SELECT tokens, why FROM abandoned").fetchall()
-    assert tokens > 1000 and why == "upstream_fallback"
+    world.small.cut, world.teacher.status = None, []
+    name = world.post().headers["x-r2v-session-id"]  # the same: nothing of it was answered before
+    (lost,) = world.client.get(f"/v1/sessions/{name}").json()["abandoned"]
+    assert lost["tokens"] > 1000 and lost["why"] == "upstream_fallback"

@@ -183,7 +183,10 @@ class ControlPlane(Guard):
         outcomes = [{"step": t, "reward": reward, "source": "sent"} for t, reward in ledger.outcomes(name)]
         if (final := ledger.outcome_of(name)) is not None and final[1]:
             outcomes.append({"step": None, "reward": final[0], "source": "verdict", "verdict": final[1]})
-        return {"session_id": name.split("/", 1)[-1], "goal": entries[0].goal, "steps": steps, "outcomes": outcomes}
+        return {
+            "session_id": name.split("/", 1)[-1], "goal": entries[0].goal, "steps": steps, "outcomes": outcomes,
+            "abandoned": ledger.abandoned(name),
+        }  # fmt: skip
 
     async def stats(self, http: HttpRequest) -> Response:
         days = http.query_params.get("days")

@@ -469,6 +469,11 @@ class Ledger:
     def outcomes(self, session: str) -> list[tuple[int | None, float]]:
         return list(self._reader.execute("SELECT t, reward FROM outcomes WHERE session = ? ORDER BY time", (session,)))
 
+    def abandoned(self, session: str) -> list[dict[str, Any]]:
+        """What steps of the session that left no row may have cost, and why they left none; the earliest first."""
+        query = "SELECT time, calls, tokens, usd, why FROM abandoned WHERE session = :session ORDER BY time"
+        return self._rows(query, {"session": session})
+
     def outcome_of(self, session: str) -> tuple[float, str] | None:
         """(reward, name of the verdict that it was taken from; empty where it was sent); None where nothing is known."""
         sent = "SELECT reward, '' FROM outcomes WHERE session = ? AND t IS NULL ORDER BY rowid DESC LIMIT 1"
