@@ -79,7 +79,7 @@ def gateway(port: int, folder: str) -> None:
     raw = {
         "version": 1, "models": models, "route": {"k": 4, "router": "entropy", "threshold": 0.7},
         "server": {"port": port}, "store": {"path": f"{folder}/ledger.db"},
-        "budget": {"session": {"teacher_calls": SESSION_CALLS, "usd": 0.2}},
+        "budget": {"key_per_day": {"sessions": 10**9}, "session": {"teacher_calls": SESSION_CALLS, "usd": 0.2}},
     }  # fmt: skip
     serve(validated(GatewaySettings, raw), mock=False, announce=lambda *urls: None)
 
