@@ -190,8 +190,8 @@ def sizes(folder: Path, rows: list[int], port: int) -> None:
         for name, options in (("one process", ()), ("two planes", ("--admin-port", str(port + 1)))):
             with gateway(folder, path, port, *options) as (url, admin, start_s, _):
                 found[name, size] = asyncio.run(asked(url, admin))
-                told = ", ".join(f"{what} {a:.1f}/{b:.1f}" for what, (a, b) in found[name, size].items())
-                print(f"  {name}: start {start_s:.1f} s; ms first/later: {told}", flush=True)
+                shown = ", ".join(f"{what} {a:.1f}/{b:.1f}" for what, (a, b) in found[name, size].items())
+                print(f"  {name}: start {start_s:.1f} s; ms first/later: {shown}", flush=True)
                 alone, beside, again, beside_again = asyncio.run(noticed(url, admin))
                 print(
                     f"  {name}: agents' p99 in ms: {alone:.1f} alone, {beside:.1f} beside the page, {again:.1f} alone, "

@@ -219,20 +219,20 @@ class Overview:
         return generate_latest(registry).decode()
 
     def _families(self, counts: Counts) -> Iterator[Metric]:
-        for name, told, value in (
+        for name, explained, value in (
             ("r2v_tokens", "Tokens of all calls, drafts included.", counts.tokens),
             ("r2v_candidates", "Candidates drawn from the SLM.", counts.candidates),
             ("r2v_implicit_sessions", "Steps whose client named no session.", counts.implicit),
         ):
-            yield CounterMetricFamily(name, told, value)
+            yield CounterMetricFamily(name, explained, value)
         labelled: tuple[tuple[str, str, list[str], dict[Any, Any]], ...] = (
             ("r2v_requests", "Steps by the model that answered.", ["arm"], counts.arms),
             ("r2v_decisions", "Steps by model and code.", ["arm", "reason"], counts.decisions),
             ("r2v_cost_usd", "USD paid for each model, drafts included.", ["model"], counts.usd),
             ("r2v_upstream_attempts", "HTTP calls by outcome.", ["model", "code"], counts.attempts),
         )
-        for name, told, labels, values in labelled:
-            counter = CounterMetricFamily(name, told, labels=labels)
+        for name, explained, labels, values in labelled:
+            counter = CounterMetricFamily(name, explained, labels=labels)
             for key, value in sorted(values.items()):
                 counter.add_metric([key] if isinstance(key, str) else list(key), value)
             yield counter

@@ -1,6 +1,6 @@
 """The gateway as several processes: workers that serve one port, the control plane, and a parent that starts them.
 
-The parent binds both ports, starts again what dies, and ends all of them when it is told to end. What workers share is in
+The parent binds both ports, starts again what dies, and ends all of them at a signal. What workers share is in
 the ledger (`r2v.gateway.session_state`), or in Redis.
 """
 
@@ -53,7 +53,7 @@ UNCHANGED_S = 5.0
 AGAIN_S = 1.0
 """What dies is started again no sooner than so long after it was started."""
 END_S = 15.0
-"""Processes that have not ended so long after they were told to are killed."""
+"""Processes that have not ended so long after the signal are killed."""
 Work = Callable[[], tuple[Any, Callable[[], Awaitable[None]] | None]]
 """Makes what a process serves, and what it does beside that."""
 
@@ -63,7 +63,7 @@ class _Child:
     work: Work
     listener: socket.socket
     process: Any
-    told: Connection
+    report: Connection
     """Where the process says that it serves, or why it does not."""
     started: float
 
@@ -153,8 +153,8 @@ class _Family:
                 wait([woken, *(child.process.sentinel for child in self._children)])
                 for i, child in enumerate(self._children):
                     if not ended and not child.process.is_alive():
-                        told = f"process {child.process.pid} ended ({child.process.exitcode}); it is started again"
-                        print(f"r2v: {told}", file=sys.stderr, flush=True)
+                        line = f"process {child.process.pid} ended ({child.process.exitcode}); it is started again"
+                        print(f"r2v: {line}", file=sys.stderr, flush=True)
                         with suppress(sqlite3.Error):  # what it held is charged all the same
                             self._gone(child.process.pid)
                         if woken.poll(max(0.0, child.started + AGAIN_S - time.monotonic())):
@@ -167,18 +167,18 @@ class _Family:
         signal.raise_signal(ended[0])
 
     def _start(self, work: Work, listener: socket.socket) -> _Child:
-        told, tell = self._context.Pipe(duplex=False)
+        report, tell = self._context.Pipe(duplex=False)
         process = self._context.Process(target=_serve, args=(work, listener, tell, self._server))
         process.start()
         tell.close()
-        return _Child(work, listener, process, told, time.monotonic())
+        return _Child(work, listener, process, report, time.monotonic())
 
     def _await(self, child: _Child, woken: Connection, ended: list[int]) -> None:
         """Wait until the process serves, or a signal comes. Raises R2VError where it ended instead."""
-        wait([woken, child.told])
+        wait([woken, child.report])
         if not ended:
             with suppress(EOFError):
-                if problem := child.told.recv():
+                if problem := child.report.recv():
                     raise R2VError(problem)
                 return
             raise R2VError(f"a process of the gateway did not start: exit status {child.process.exitcode}")

@@ -47,7 +47,7 @@ def rows_of(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
         if missing := set(columns) - set(found.schema_arrow.names):
             raise ArtifactError(f"{path} has no column {min(missing)}; write the file again")
         most = unpacked_limit(os.fstat(file.fileno()).st_size)
-        told = decoded = values = 0
+        claimed = decoded = values = 0
         for group in range(found.num_row_groups):
             about = found.metadata.row_group(group)
             chunks = [about.column(i) for i in range(about.num_columns)]
@@ -57,8 +57,8 @@ def rows_of(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
                     unpacked, held = _pages(file, chunk)
                     size += max(unpacked, chunk.total_uncompressed_size)
                     values += max(held, chunk.num_values)
-            told += size
-            _limit(path, told, most)
+            claimed += size
+            _limit(path, claimed, most)
             if values > VALUES:
                 raise ArtifactError(f"{path} holds more than {VALUES} values, the most that r2v reads of such a file")
             rows = max(1, min(BATCH_ROWS, BATCH_BYTES // max(1, size)))
