@@ -15,7 +15,7 @@ from r2v.clients.local.loading import load_model
 from r2v.core.errors import ArtifactError, StageError
 from r2v.core.types import Action, Choice, Decision, Message, Observation, Step, ToolCall, Usage
 from r2v.gateway.ledger import Entry, Ledger
-from r2v.gateway.service import _redacted
+from r2v.gateway.redaction import Redactor
 from r2v.learning.clone import clone
 from r2v.learning.losses import bc_loss
 from r2v.learning.models import save_model
@@ -100,7 +100,7 @@ def ledger(path, *, redact: bool):
             kept = replace(step, choice=replace(choice, reply=messages[at]), messages=tuple(messages[begin:at]))
             entry = Entry(
                 f"{thing}-{t}", thing, t, t + 2.0 * (thing == "cup"), "key", choice.source, "risk_below", "m", 0.1, "risk",
-                0.5, 1.0, 0.0, 0.0, 0.0, 10, t, 1, 1.0, "continue", thing, _redacted(step) if redact else kept,
+                0.5, 1.0, 0.0, 0.0, 0.0, 10, t, 1, 1.0, "continue", thing, Redactor(b"key").step(step) if redact else kept,
             )  # fmt: skip
             found.write(entry, None if redact or t else json.dumps(TOOLS).encode())
         found.outcome(thing, None, 1.0)

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from r2v.cli.launch import AGENTS
+from r2v.cli.launch import AGENTS, admin_key, ask
+from r2v.core.errors import SettingsError
 from r2v.gateway.settings import GatewaySettings
 from r2v.runtime.settings import load
-from servers import Model, running
+from servers import Model, running, settings
 
 R2V = [sys.executable, "-c", "from r2v.cli import app; app()"]
 AGENT = """#!{python}
@@ -218,3 +219,15 @@ def test_what_serve_says_to_try_holds_the_key_when_it_is_pasted(desk):
     finally:
         served.terminate()
         served.communicate()
+
+
+def test_the_admins_key_opens_the_page_and_changes_the_mode(monkeypatch, tmp_path):
+    config = settings("http://x", "http://y", tmp_path / "ledger.db")
+    for keys, admin, expected in (("a", "", "a"), ("a,b", "", None), ("a", "c", "c"), ("a,b", " c ,d", "c")):
+        monkeypatch.setenv("R2V_API_KEY", keys)
+        monkeypatch.setenv("R2V_ADMIN_KEY", admin)
+        assert admin_key(config) == expected
+    monkeypatch.setenv("R2V_ADMIN_KEY", "")
+    monkeypatch.setenv("R2V_API_KEY", "a,b")
+    with pytest.raises(SettingsError, match="set R2V_ADMIN_KEY"):
+        ask(config, "/v1/mode", config=tmp_path / "r2v.yaml")

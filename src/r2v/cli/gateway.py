@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from r2v.cli.common import Set, cli, gateway_module, imported
-from r2v.cli.launch import AGENTS, ask, inbound_key, key_in_shell, launch, page
+from r2v.cli.launch import AGENTS, admin_key, ask, inbound_key, key_in_shell, launch, page
 from r2v.core.errors import SettingsError
 from r2v.runtime.settings import load
 from r2v.runtime.store import write_episodes, write_text
@@ -67,7 +67,14 @@ def serve(
         if key != gateway.MOCK_KEY and not sys.stdout.isatty():  # not into a log
             key = in_shell
         typer.echo(f"gateway  {url}   (OpenAI base URL {url}/v1, Anthropic base URL {url})")
-        typer.echo(f"key      {key}\nledger   {settings.store.path}\npage     {page(admin_url, key)}")
+        opens = admin_key(settings)
+        if opens is None:
+            shown = f"{admin_url}   (takes an admin's key: set {settings.server.admin_key_env})"
+        elif opens == inbound_key(settings):
+            shown = page(admin_url, key)
+        else:
+            shown = page(admin_url, opens if sys.stdout.isatty() else f"${settings.server.admin_key_env}")
+        typer.echo(f"key      {key}\nledger   {settings.store.path}\npage     {shown}")
         typer.echo(f'try      curl {url}/v1/chat/completions -H "authorization: Bearer {key}" \\')
         typer.echo("""         -d '{"model": "r2v", "messages": [{"role": "user", "content": "hello"}]}' -i""")
         sys.stdout.flush()

@@ -94,7 +94,7 @@ def launch(
         raise SettingsError(f"{agent.program} is not on PATH; {agent.install}")
     key = inbound_key(settings)
     with _gateway(settings, config, tell) as url:
-        tell(f"page     {page(control_address(settings), key)}")
+        tell(f"page     {page(control_address(settings), admin_key(settings) or 'ADMIN-KEY')}")
         command = [program, *(_filled(part, url, key) for part in agent.arguments), *arguments]
         started: list[subprocess.Popen[bytes]] = []
         ended: list[int] = []
@@ -166,6 +166,15 @@ def inbound_key(settings: GatewaySettings) -> str:
     return os.environ[server.key_env]
 
 
+def admin_key(settings: GatewaySettings) -> str | None:
+    """The key that opens the page and changes the mode: the admin's, or the clients' where they have only one; None where
+    neither is set.
+    """
+    server = settings.server
+    admin, keys = (os.environ.get(name, "").split(",") for name in (server.admin_key_env, server.key_env))
+    return next((key.strip() for key in admin if key.strip()), None) or (inbound_key(settings) if len(keys) == 1 else None)
+
+
 def key_in_shell(settings: GatewaySettings) -> str:
     """What a shell makes the key of: the environment variable, or the file of a key that was made for the port."""
     path, name = _made_key(settings), settings.server.key_env
@@ -232,14 +241,20 @@ def _answers(url: str) -> bool:
 
 def ask(settings: GatewaySettings, path: str, body: Mapping[str, Any] | None = None, *, config: Path) -> Any:
     """What the running gateway of these settings answers. Raises SettingsError where it refuses, or does not run."""
-    url = control_address(settings)
-    headers = {"authorization": f"Bearer {inbound_key(settings)}", "content-type": "application/json"}
+    url, key = control_address(settings), admin_key(settings)
+    if key is None:
+        raise SettingsError(
+            f"of several keys none is the admin's; set {settings.server.admin_key_env} as it is for the gateway"
+        )
+    headers = {"authorization": f"Bearer {key}", "content-type": "application/json"}
     try:
         with _open(Request(url + path, None if body is None else json.dumps(body).encode(), headers), 30) as answer:
             return json.load(answer)
     except HTTPError as error:
         if error.code == 401:
             raise SettingsError(f"the gateway at {url} has another key; set {settings.server.key_env} to it") from None
+        if error.code == 403:
+            raise SettingsError(f"that takes an admin's key; set {settings.server.admin_key_env} to it") from None
         raise SettingsError(json.load(error)["error"]["message"]) from None
     except OSError:
         raise SettingsError(f"no gateway answers at {url}; start it with `r2v serve {config}`") from None

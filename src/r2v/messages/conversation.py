@@ -29,7 +29,7 @@ SAID = 20_000
 """Bytes of a value that r2v reads of the rest of a body (`Request.said`)."""
 KEPT, CALLS = 1_000, 4_096
 """Characters of a call up to which its canonical form is remembered, and of how many: some 30 MB at most."""
-CANONICAL = 100_000
+CANONICAL = 20_000
 """Characters of a call's arguments up to which they are brought into a canonical form: that takes up to 10 ms."""
 BLOCKS = 50
 """Blocks before a user's own words that are left out."""
