@@ -25,8 +25,8 @@ from r2v.messages.protocol import ProtocolAdapter, encode
 IDENTITY = re.compile(r"[\w.:/-]{1,200}", re.ASCII)
 """Of a session: no address of a person, for one."""
 SECRET = re.compile(
-    r"^(sk|rk|pk|key|ghp|gho|ghu|ghs|ghr|github_pat|glpat|hf|npm|pypi|xox[a-z]|xapp|gsk|pplx|r8|tgp|dop|AKIA|ASIA|AIza|ya29|SG|eyJ"
-    r"|Bearer)[\W_]?[\w.-]{12,}|://",
+    r"^(?:(?:sk|rk|pk|key|gh[opsur]|github_pat|glpat|hf|npm|pypi|xox[a-z]|xapp|gsk|pplx|r8|tgp|dop|ya29|SG)[-_.]"
+    r"|AKIA|ASIA|AIza|eyJ|Bearer )[\w.-]{12,}|://"
 )
 """What looks like a key of somebody's, in the place of a session's name."""
 Endpoint = Callable[[HttpRequest], Awaitable[Response]]
