@@ -277,8 +277,6 @@ def test_names_of_sessions_that_say_too_much_are_hashed(make, name):  # noqa: F8
     assert name not in everything(world)
 
 
-@pytest.mark.parametrize(
-    "name", ["sketch-of-a-session-1234", "019ac3e2-5b1f-7d3e-9a51-0a2f7c", "team/agent.7:run-12345678"]
-)
+@pytest.mark.parametrize("name", ["sketch-of-a-session-1234", "019ac3e2-5b1f-7d3e-9a51-0a2f7c", "team/agent.7:run-12345678"])
 def test_other_names_of_sessions_stay(make, name):  # noqa: F811
     assert make().post(headers={"x-session-id": name}).headers["x-r2v-session-id"] == name
