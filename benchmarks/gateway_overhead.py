@@ -1,10 +1,12 @@
-"""What the gateway adds to a request, and requests a second, against the bare upstream, a bare pass-through, and LiteLLM.
+"""What the gateway adds to a request, and requests a second, against the bare upstream, a bare pass-through, and others.
 
-`python benchmarks/gateway_overhead.py [--litellm PATH]` starts, each as a process of its own, an instant upstream (a fixed
-answer with four choices and log-probabilities), the gateway (four candidates, verifier, features, a router of the fitted
-size, ledger), and a pass-through on the same server and client stack that reads and forwards bytes and does nothing else.
-Chat requests with a context of 50 steps go to each in turns at 100 a second, then streams, then as many as go. PATH: a
-`litellm` command with its proxy extra.
+    python benchmarks/gateway_overhead.py [--litellm PATH] [--switchyard PYTHON]
+
+Starts, each as a process of its own, an instant upstream (a fixed answer with four choices and log-probabilities), the
+gateway (four candidates, verifier, features, a router of the fitted size, ledger), and a pass-through on the same server
+and client stack that reads and forwards bytes and does nothing else. Chat requests with a context of 50 steps go to each in
+turns at 100 a second, then streams, then as many as go. PATH: a `litellm` command with its proxy extra. PYTHON: that of an
+environment with `nemo-switchyard`.
 """
 
 from __future__ import annotations
@@ -151,6 +153,34 @@ def litellm(command: str, port: int, to: int, folder: str) -> subprocess.Popen:
     )
 
 
+def switchyard(python: str, port: int, to: int, folder: str) -> subprocess.Popen:
+    """The proxy of `nemo-switchyard`, whose router looks at each turn and picks one of two models."""
+    config = Path(folder, "routes.toml")
+    config.write_text(f"""
+schema_version = 1
+[llm_clients.upstream]
+format = "openai_chat"
+base_url = "http://127.0.0.1:{to}/v1"
+api_key_env = "R2V_API_KEY"
+[targets.capable]
+id = "instant"
+llm_client = "upstream"
+[targets.efficient]
+id = "instant-too"
+llm_client = "upstream"
+[routes.r2v]
+id = "r2v"
+type = "stage_router"
+capable_target = "capable"
+efficient_target = "efficient"
+picker = "efficient_first"
+confidence_threshold = 0.5
+""")
+    code = f"import time; from switchyard_rust.server import Server; s = Server({str(config)!r}, {port}); time.sleep(1e6)"
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return subprocess.Popen([python, "-c", code], **quiet, env={**os.environ, "R2V_API_KEY": KEY, "RUST_LOG": "error"})
+
+
 async def at_rate(client: aiohttp.ClientSession, url: str, sent: bytes, rate: float, count: int) -> list[float]:
     """Milliseconds of each of `count` requests sent at a steady rate, whatever is still open."""
     times: list[float] = []
@@ -251,6 +281,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--port", type=int, default=18651)
     parser.add_argument("--litellm", help="the litellm command to compare with")
+    parser.add_argument("--switchyard", help="the Python of an environment with nemo-switchyard to compare with")
     arguments = parser.parse_args()
     port = arguments.port
     with tempfile.TemporaryDirectory() as folder:
@@ -262,8 +293,17 @@ def main() -> None:
         ]
         for process in processes:
             process.start()
-        other = litellm(arguments.litellm, port + 3, port, folder) if arguments.litellm else None
-        names = ("straight", "pass-through", "gateway", *(["litellm"] if other else []))
+        others = {
+            name: start(where, port + 3 + i, port, folder)
+            for i, (name, start, where) in enumerate(
+                (name, start, where)
+                for name, start, where in (
+                    ("litellm", litellm, arguments.litellm), ("switchyard", switchyard, arguments.switchyard)
+                )
+                if where
+            )
+        }  # fmt: skip
+        names = ("straight", "pass-through", "gateway", *others)
         try:
             urls = {name: f"http://127.0.0.1:{port + i}{PATH}" for i, name in enumerate(names)}
             asyncio.run(measure(urls, arguments.rate, arguments.count, arguments.rounds))
@@ -271,7 +311,7 @@ def main() -> None:
             for process in processes:
                 process.terminate()
                 process.join()
-            if other:
+            for other in others.values():
                 other.terminate()
                 other.wait()
 
