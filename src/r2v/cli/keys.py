@@ -99,7 +99,8 @@ def rotate(
         await store.put(renewed)
         return key
 
-    typer.echo(f"key       {_with_store(config, renew)}\nthe old   is valid for {grace:g} s more")
+    old = f"is valid for {grace:g} s more" if grace else "is refused from now on"
+    typer.echo(f"key       {_with_store(config, renew)}\nthe old   {old}")
 
 
 @keys.command()

@@ -171,8 +171,11 @@ def admin_key(settings: GatewaySettings) -> str | None:
     neither is set.
     """
     server = settings.server
-    admin, keys = (os.environ.get(name, "").split(",") for name in (server.admin_key_env, server.key_env))
-    return next((key.strip() for key in admin if key.strip()), None) or (inbound_key(settings) if len(keys) == 1 else None)
+    admin, keys = (
+        [key.strip() for key in os.environ.get(name, "").split(",") if key.strip()]
+        for name in (server.admin_key_env, server.key_env)
+    )
+    return next(iter(admin), None) or (inbound_key(settings) if len(keys) <= 1 else None)
 
 
 def key_in_shell(settings: GatewaySettings) -> str:

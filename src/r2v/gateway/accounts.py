@@ -30,7 +30,9 @@ ADD = "calls = calls + ?, tokens = tokens + ?, usd = usd + ?, sessions = session
 
 
 class Accounts:
-    """All of it in the ledger's database, through its connection. Every method raises sqlite3.Error."""
+    """All of it in the ledger's database, through its connection. Every method raises sqlite3.Error; what it writes is one
+    transaction, or a part of the one that is open.
+    """
 
     def __init__(self, db: sqlite3.Connection, path: Path) -> None:
         self._db, self._path = db, path
@@ -71,13 +73,15 @@ class Accounts:
         self._check_disk()
         room = b"\0" * self.room if self.room else None
         values = (name, account.session, account.key, account.day, os.getpid(), *amount.parts, room)
-        self._db.execute("INSERT INTO holds VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
-        self._charge(account, amount)
+        with self.transaction():
+            self._db.execute("INSERT INTO holds VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
+            self._charge(account, amount)
 
     def extend(self, name: str, account: Account, amount: Amount) -> None:
         """Charge more to a step."""
-        self._db.execute(f"UPDATE holds SET {ADD} WHERE id = ?", (*amount.parts, name))
-        self._charge(account, amount)
+        with self.transaction():
+            self._db.execute(f"UPDATE holds SET {ADD} WHERE id = ?", (*amount.parts, name))
+            self._charge(account, amount)
 
     def release(self, name: str, spent: Amount, lost: Amount, why: str | None) -> None:
         """End a hold; nothing where it has ended already.
@@ -88,15 +92,16 @@ class Accounts:
             lost: what it may have cost beside that.
             why: what became of it, where it left no row; None where its row holds what it spent.
         """
-        row = self._db.execute("DELETE FROM holds WHERE id = ? RETURNING *", (name,)).fetchone()
-        if row is None:
-            return
-        _, session, key, day, _, calls, tokens, usd, sessions, _ = row
-        account, held = Account(session, key, day), Amount(calls, tokens, usd, sessions)
-        self._charge(account, Amount(*(spent + lost).parts[:3], sessions) - held)
-        rest = lost if why is None else spent + lost
-        if rest != Amount():
-            self._abandon(session, key, rest, why or "lost")
+        with self.transaction():
+            row = self._db.execute("DELETE FROM holds WHERE id = ? RETURNING *", (name,)).fetchone()
+            if row is None:
+                return
+            _, session, key, day, _, calls, tokens, usd, sessions, _ = row
+            account, held = Account(session, key, day), Amount(calls, tokens, usd, sessions)
+            self._charge(account, Amount(*(spent + lost).parts[:3], sessions) - held)
+            rest = lost if why is None else spent + lost
+            if rest != Amount():
+                self._abandon(session, key, rest, why or "lost")
 
     def recover(self, process: int | None = None) -> int:
         """Note as abandoned what a process (None: any) held when it was killed; it stays charged. Returns how many."""

@@ -203,8 +203,7 @@ class LocalBudgets:
 
     async def settle(self, reservation: Reservation, spent: Amount, lost: Amount, why: str) -> None:
         if not reservation.written:
-            with self._accounts.transaction():
-                self._accounts.release(reservation.id, spent, lost, why)
+            self._accounts.release(reservation.id, spent, lost, why)
 
     async def check(self) -> None:
         self._accounts.check()

@@ -220,21 +220,18 @@ class RedisBudgets:
                 raise Exhausted
             both, left = granted == 2, None if rest < 0 else rest
             amount = (slm + teacher if both else slm) + Amount(sessions=sessions)
-        with self._accounts.transaction():
-            self._accounts.hold(name, account, amount)
+        self._accounts.hold(name, account, amount)
         return Reservation(name, account, limits, amount, both, left)
 
     async def extend(self, reservation: Reservation, amount: Amount) -> None:
         if reservation.limits and not (await self._charge(reservation.limits, amount, Amount(), begins=False))[0]:
             raise Exhausted
-        with self._accounts.transaction():
-            self._accounts.extend(reservation.id, reservation.account, amount)
+        self._accounts.extend(reservation.id, reservation.account, amount)
         reservation.amount += amount
 
     async def settle(self, reservation: Reservation, spent: Amount, lost: Amount, why: str) -> None:
         if not reservation.written:
-            with self._accounts.transaction():
-                self._accounts.release(reservation.id, spent, lost, why)
+            self._accounts.release(reservation.id, spent, lost, why)
         if reservation.limits:
             back = reservation.amount - spent - lost
             keys = [self._redis.key("epoch"), *self._keys(reservation.limits)]
