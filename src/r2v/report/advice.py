@@ -92,7 +92,7 @@ def _situation(f: Facts) -> str:
         )
     if f["evidence"] == "paired":
         success = f["nulls"]["success"]
-        slm = f["slms"][0] if len(f["slms"]) == 1 else f"each of {len(f['slms'])} weaker models"
+        slm = f["slms"][0] if len(f["slms"]) == 1 else f"Each of {len(f['slms'])} weaker models"
         return (
             f"{slm} alone solves {success['slm alone']:.0%} of {f['episodes_used']} sessions, {f['teacher']} "
             f"{success['teacher alone']:.0%} of the same tasks."
