@@ -11,7 +11,7 @@ import pytest
 from r2v.core.errors import StageError
 from r2v.core.features import FEATURES
 from r2v.core.fixed import Always, AtSteps, Never, Redraw
-from r2v.core.types import Action
+from r2v.core.types import NO_USAGE, Action, Usage
 from r2v.evaluation import prefixes
 from r2v.evaluation.curves import area_B, curve, interval, resample_BT, success_at_B
 from r2v.evaluation.operating_point import Point, better_policy, by_budget, by_cost, by_target, choose, in_words
@@ -147,6 +147,13 @@ def test_an_episode_in_numbers():
     assert row(replace(episode, steps=steps)) == Row(
         TASK.id, 1, "none", False, False, 5, 5, 2, (1, 3), (1, 1, 0)
     )  # fmt: skip
+    paid, counted = Usage(1, 10, 5, 0.5), Usage(1, 10, 5)
+    choices = [replace(s.choice, slm=paid, teacher=paid if s.t in (1, 3) else NO_USAGE) for s in steps]
+    priced = replace(episode, steps=tuple(replace(s, choice=choice) for s, choice in zip(steps, choices, strict=True)))
+    assert (row(priced).slm_tokens, row(priced).teacher_tokens, row(priced).usd) == (75, 30, 3.5)
+    choices[3] = replace(choices[3], teacher=counted)
+    unpriced = replace(episode, steps=tuple(replace(s, choice=choice) for s, choice in zip(steps, choices, strict=True)))
+    assert (row(unpriced).teacher_tokens, row(unpriced).usd) == (30, None)
     broken = row(run(routed(router=ThresholdRouter("broken", lambda _: 1 / 0, 0.5)), horizon=5))
     assert (broken.success, broken.broken, broken.steps) == (False, True, 0)
 
@@ -243,6 +250,7 @@ def test_every_number_of_a_router_by_hand():
     found = routers["r2v"]
     expected = {
         "success_rate": 0.75, "ci95": [0.5, 1.0], "llm_call_rate": 0.25, "calls_per_episode": 1.0, "calls_ci95": [1.0, 1.0],
+        "tokens_per_episode": {"slm": None, "teacher": None}, "usd_per_episode": None,
         "steps_per_episode": 4.0, "cost_per_episode": 54.0, "worst_seed_success": 0.5, "cvar_failure": 0.5,
         "by_family": {"flaky": 0.5, "partial": 1.0}, "by_seed": {"1": 0.5, "2": 1.0},
         "asked_by_position": [0.0, 1.0, 0.0, 0.0, *[None] * 6], "broken": 0, "threshold": 0.5,

@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from r2v.clients.cassette import Cassette
 from r2v.domains.humaneval.env import goal_of
 from r2v.domains.humaneval.problems import load_problems, shipped
 from r2v.pipeline.runner import stage_fingerprint
@@ -61,13 +62,29 @@ def finished(tmp_path_factory):
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         patch.delenv("HUMANEVAL_OVERRIDE_PATH", raising=False)
         settings = yaml.safe_load(EXAMPLE.read_text())
-        settings["teacher"]["base_url"] = settings["slm"]["model"]["base_url"] = f"{url}/v1"
+        for model in (settings["teacher"], settings["slm"]["model"]):
+            price = {"input": 1.0, "output": 2.0}
+            model |= {"base_url": f"{url}/v1", "cassette": str(folder / "answers"), "price": price}
         settings |= {"router": {"epochs": 5}, "threads": 1}
         path = folder / "settings.yaml"
         path.write_text(yaml.safe_dump(settings))
         first = r2v("run", str(path), "--out", str(folder / "run"))
         second = r2v("run", str(path), "--out", str(folder / "run"))
     return folder / "run", first, second
+
+
+def test_a_run_is_played_again_from_its_cassette_without_the_models_bit_for_bit(finished):
+    run, _, _ = finished
+    cassette = Cassette(run.parent / "answers")
+    assert cassette.pack() > 0
+    (run.parent / "answers.sqlite").unlink()
+    again = run.parent / "again" / run.name  # routers say which run they were fitted in
+    r2v("run", str(run.parent / "settings.yaml"), "--out", str(again), "--until", "evaluate")
+    found = [json.loads((folder / "8-evaluate" / "results.json").read_text()) for folder in (run, again)]
+    assert [one["provenance"].pop("times") for one in found]
+    assert json.dumps(found[0]) == json.dumps(found[1]) and not (run.parent / "answers.sqlite").exists()
+    episodes = [(folder / "8-evaluate" / "episodes.parquet").read_bytes() for folder in (run, again)]
+    assert episodes[0] == episodes[1]
 
 
 def test_stages_that_train_are_skipped_and_said_to_be(finished):
@@ -93,6 +110,8 @@ def test_the_run_has_results_episodes_and_a_report(finished):
     assert {episode.task.environment for episode in episodes} == {"humaneval"}
     assert {episode.failure for episode in episodes} == {None}
     assert all(router["broken"] == 0 for router in results["routers"].values())
+    assert alone["tokens_per_episode"]["teacher"] == 0 < alone["tokens_per_episode"]["slm"]
+    assert alone["usd_per_episode"] > 0 and teacher["usd_per_episode"] == pytest.approx(20e-6 * teacher["steps_per_episode"])
     for episode in episodes:
         if episode.agent == "slm_only" and episode.stop == "done":
             assert episode.success == (int(episode.task.id.split("/")[1]) % 2 == 0)

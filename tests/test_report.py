@@ -26,6 +26,7 @@ def router(success, rate, curve=True, **more):
     return {
         "success_rate": success, "ci95": [success - 0.03, min(1.0, success + 0.02)], "llm_call_rate": rate,
         "calls_per_episode": 12 * rate, "steps_per_episode": 12.5, "cost_per_episode": 12 + 600 * rate,
+        "tokens_per_episode": {"slm": None, "teacher": None}, "usd_per_episode": None,
         "worst_seed_success": success - 0.02, "cvar_failure": 1.02 - success,
         "by_family": {"flaky": success, "partial": success - 0.1}, "by_seed": {"41": success, "42": success - 0.02},
         "asked_by_position": [rate] * 8 + [None, None], "broken": 0, "threshold": 0.4 if curve else None,

@@ -185,6 +185,8 @@ class Client(ABC):
         """Requests so far by outcome: an HTTP status, timeout, connection, garbage, large or stream."""
         self.in_flight = 0
         """Requests without an answer yet, those that wait for a connection among them."""
+        self.patience_s = 0.0
+        """How long an answer is waited for where that is more than `timeout_s` and `total_s`."""
         self._url = settings.base_url.rstrip("/") + self.path
         self._headers = {
             "content-type": "application/json",
@@ -409,7 +411,9 @@ class Client(ABC):
         data = encoded if len(encoded) < 2**20 else io.BytesIO(encoded)
         self.in_flight += 1
         try:
-            sent = pool.session.post(self._url, data=data, headers=headers, proxy=self._proxy, allow_redirects=False)
+            sent = pool.session.post(
+                self._url, data=data, headers=headers, proxy=self._proxy, allow_redirects=False, timeout=self._timeout()
+            )
             async with sent as response:
                 self.count(str(response.status))
                 if response.status in RETRIED:
@@ -420,6 +424,11 @@ class Client(ABC):
                 yield response
         finally:
             self.in_flight -= 1
+
+    def _timeout(self) -> aiohttp.ClientTimeout:
+        s = self.settings
+        total, silent = max(s.total_s, self.patience_s), max(s.timeout_s, self.patience_s)
+        return aiohttp.ClientTimeout(total=total, sock_connect=s.connect_timeout_s, sock_read=silent)
 
     async def _pieces(self, response: aiohttp.ClientResponse) -> AsyncGenerator[bytes, None]:
         """The content of an answer, unpacked, as it comes. Raises ModelError where it is longer than allowed, or holds more
@@ -573,9 +582,6 @@ async def _sessions(settings: ClientSettings, headers: Mapping[str, str]) -> Asy
         headers=headers,
         connector=aiohttp.TCPConnector(limit=settings.concurrency),
         cookie_jar=aiohttp.DummyCookieJar(),
-        timeout=aiohttp.ClientTimeout(
-            total=settings.total_s, sock_connect=settings.connect_timeout_s, sock_read=settings.timeout_s
-        ),
         auto_decompress=False,  # it unpacks without a limit
     )
     try:

@@ -5,19 +5,26 @@ teacher: {kind: chat, base_url: http://localhost:8000/v1, model: my-model, api_k
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
 from r2v.clients import make_client
+from r2v.clients.cassette import Answer, Cassette, Recording
 from r2v.clients.settings import ClientSettings
-from r2v.core.types import Action, Candidate, Context
+from r2v.core.types import NO_USAGE, Action, Candidate, Context, Usage
 from r2v.messages.chat_format import ChatFormat, messages
-from r2v.messages.conversation import Json, parse, text_of
+from r2v.messages.conversation import Json, Likelihood, parse, text_of
 from r2v.runtime.settings import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 OLD_PRICES = {"input": "usd_per_million_prompt_tokens", "output": "usd_per_million_completion_tokens"}
 """Keys of r2v 0.1."""
+SLOW = 5.0
+"""Tokens a second that a server is believed to write before it has answered once: a large model on a processor."""
+PATIENCE = 4.0
+"""How many times as long as the slowest token so far each one may take."""
 
 
 class ChatSettings(ClientSettings):
@@ -29,6 +36,10 @@ class ChatSettings(ClientSettings):
     backoff_s: PositiveFloat = 0.5
     longest_wait_s: PositiveFloat = 30.0
     concurrency: PositiveInt = 16
+    revision: str | None = None
+    """Hash or version of the weights: answers of others are not taken from the cassette."""
+    cassette: str | None = None
+    """Where answers are kept (`r2v.clients.cassette`), without a suffix; None: the model is asked every time."""
 
     @classmethod
     def upgraded(cls, raw: dict[str, Any]) -> dict[str, Any]:
@@ -49,10 +60,12 @@ class ChatPolicy:
         self.name = name
         self._settings, self._chat_format, self._logprobs = settings, chat_format, logprobs
         self._client = make_client(settings, f"{name} at {settings.base_url}")
+        self._cassette = None if settings.cassette is None else Cassette(Path(settings.cassette))
+        self._slowest = 0.0  # seconds that a token took at most so far
 
     async def propose(self, context: Context, k: int, *, seed: int) -> tuple[Candidate, ...]:
         """k candidates in one request where the server offers that, with log-probabilities where it returns them. A single
-        greedy answer needs none. Raises ModelError when the server keeps failing or answers with something else.
+        greedy answer needs neither them nor a seed. Raises ModelError when the server keeps failing or does not complete.
         """
         s = self._settings
         body = {
@@ -61,8 +74,35 @@ class ChatPolicy:
             "max_tokens": s.max_tokens,
         }
         wanted = self._logprobs and (k > 1 or s.temperature > 0)
-        draw = await self._client.draw(parse(msgspec.json.encode(body)), k, seed=seed, logprobs=wanted)
-        return self._client.candidates(draw, self._action)
+        seeded = seed if k > 1 or s.temperature > 0 else None
+
+        async def ask() -> Recording:
+            return await self._ask(body, k, seeded, wanted)
+
+        question = body | {"model": s.model, "revision": s.revision, "n": k, "seed": seeded, "logprobs": wanted}
+        found = await (ask() if self._cassette is None else self._cassette.recall(question, ask))
+        return tuple(
+            Candidate(self._action(answer.message), answer.logp, answer.entropy, NO_USAGE if i else self._usage(found))
+            for i, answer in enumerate(found.answers)
+        )
+
+    async def _ask(self, body: Json, k: int, seed: int | None, logprobs: bool) -> Recording:
+        start, most = time.perf_counter(), k * self._settings.max_tokens
+        self._client.patience_s = PATIENCE * most * self._slowest or most * (self._client.in_flight + 1) / SLOW
+        draw = await self._client.draw(parse(msgspec.json.encode(body)), k, seed=seed, logprobs=logprobs)
+        seconds = time.perf_counter() - start
+        self._slowest = max(self._slowest, seconds / max(1, draw.tokens.output))
+        answers = []
+        for reply in draw.replies:
+            likely = reply.likelihood or Likelihood.of(reply.choice, self._settings.vocabulary)
+            answers.append(Answer(reply.choice["message"], likely.logp, likely.entropy))
+        return Recording(answers, None if draw.unknown else draw.tokens, seconds)
+
+    def _usage(self, found: Recording) -> Usage:
+        tokens = found.tokens
+        if tokens is None:
+            return Usage(1)
+        return Usage(1, tokens.prompt, tokens.output, None if self._settings.price is None else self._client.usd(tokens))
 
     def _action(self, message: Json) -> Action:
         """A refusal has no content: an empty command."""

@@ -104,6 +104,9 @@ def _part(read: tuple[Json, list[Likelihood]], dropped: tuple[str, ...]) -> Part
     """Raises KeyError, TypeError or ValueError for what is not a completion."""
     answer, likelihoods = read
     choices, usage = answer["choices"], answer.get("usage") or {}
+    listed = sum(likely.tokens for likely in likelihoods)
+    if isinstance(usage, dict) and isinstance(said := usage.get("completion_tokens"), int) and 0 <= said < listed:
+        usage = {**usage, "completion_tokens": listed}  # llama.cpp counts one of several choices
     if not isinstance(choices, list) or not choices or not isinstance(usage, dict):
         raise ValueError
     for choice in choices:

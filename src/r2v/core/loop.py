@@ -14,7 +14,7 @@ from typing import Any
 
 from r2v.core.agent import AgentModels, Forked, Routed, StepContext
 from r2v.core.errors import BoundaryError, boundary
-from r2v.core.protocols import Agent, Branching, Environment
+from r2v.core.protocols import Agent, Branching, Environment, Scoring
 from r2v.core.seeds import derive_seed
 from r2v.core.types import RESTART, Action, Choice, Context, Episode, Failure, Memory, Observation, Step, Task
 
@@ -92,6 +92,8 @@ class _Attempt:
             while True:
                 with boundary("environment"):
                     observation = await (environment.step(actions[-1]) if actions else environment.start())
+                    if len(actions) == self.horizon and not observation.done and isinstance(environment, Scoring):
+                        observation = await environment.out_of_steps() or observation
                 for trajectory in trajectories:
                     trajectory.final = observation
                 if observation.done or len(actions) == self.horizon:

@@ -40,6 +40,15 @@ class Branching(Environment, Protocol):
     def clone(self) -> Branching: ...
 
 
+@runtime_checkable
+class Scoring(Environment, Protocol):
+    """An environment that can judge what was done when the steps have run out. Without it such an episode has failed."""
+
+    async def out_of_steps(self) -> Observation | None:
+        """The last observation, with `done`; None: it cannot be judged after all."""
+        ...
+
+
 class Policy(Protocol):
     """A source of actions: the SLM, the teacher, a script. Exactly k candidates; same context and seed = same candidates."""
 

@@ -14,6 +14,8 @@ from r2v.core.errors import SettingsError
 from r2v.core.protocols import Environment, Perturbation, Policy, Verifier
 from r2v.core.types import Action, Context, Task
 from r2v.messages.chat_format import ChatFormat, command_of
+from r2v.perturbations import TOGETHER
+from r2v.perturbations.operators import Composite
 from r2v.runtime import plugins
 from r2v.runtime.settings import PositiveInt, Settings
 from r2v.verifiers import verifier_named
@@ -79,13 +81,16 @@ class Domain(Generic[E]):
         """A family of the domain, of an entry point in `r2v.perturbations`, or by dotted path.
 
         Args:
-            family: its name.
+            family: its name; of several that act together, their names joined by "+".
             strength: factor on its probabilities; 0 changes nothing.
             topic: the task's goal, whose words the disturbed texts may use.
 
         Raises:
             SettingsError: there is no such family.
         """
+        if TOGETHER in family:
+            parts = tuple(self.perturbation(part, strength, topic) for part in family.split(TOGETHER))
+            return Composite(family, parts)
         made: Perturbation = plugins.load("perturbations", family, self.perturbations)(strength, topic)
         return made
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from r2v.core.features import best
-from r2v.core.types import Episode
+from r2v.core.types import NO_USAGE, Episode, Usage
 
 HORIZON_TENTHS = 10
 
@@ -35,17 +35,32 @@ class Row:
     """Steps on which the teacher was called."""
     answers: tuple[int, int, int]
     """Of the calls beside an SLM: the teacher did what the SLM would have done; another of its candidates; neither."""
+    slm_tokens: int | None = None
+    """Read and written; None where nobody counted."""
+    teacher_tokens: int | None = None
+    usd: float | None = None
+    """What both models cost; None where a price or a count is unknown."""
 
 
 def row(episode: Episode) -> Row:
     """A broken episode (`success` None) counts as not solved."""
     escalated = tuple(step.t for step in episode.steps if step.choice.teacher.calls > 0)
+    slm = sum((step.choice.slm for step in episode.steps), NO_USAGE)
+    teacher = sum((step.choice.teacher for step in episode.steps), NO_USAGE)
+    usds = [usage.usd if usage.calls else 0.0 for usage in (slm, teacher)]
     return Row(
         task=episode.task.id, seed=episode.seed, perturbation=episode.perturbation, success=bool(episode.success),
         broken=episode.stop == "error", steps=len(episode.steps),
-        slm_calls=sum(step.choice.slm.calls for step in episode.steps), teacher_calls=len(escalated), escalated=escalated,
-        answers=_answers(episode),
+        slm_calls=slm.calls, teacher_calls=len(escalated), escalated=escalated, answers=_answers(episode),
+        slm_tokens=_tokens(slm), teacher_tokens=_tokens(teacher), usd=None if None in usds else sum(filter(None, usds)),
     )  # fmt: skip
+
+
+def _tokens(usage: Usage) -> int | None:
+    if not usage.calls:
+        return 0
+    counts = (usage.prompt_tokens, usage.completion_tokens)
+    return None if None in counts else sum(filter(None, counts))
 
 
 def _answers(episode: Episode) -> tuple[int, int, int]:
@@ -77,6 +92,10 @@ class Outcomes:
     """Quarter of the horizon (0 to 3) with the first call; NaN without a call."""
     answers_3: NDArray[np.float64]
     """`Row.answers`, summed."""
+    slm_tokens_TZ: NDArray[np.float64]
+    """NaN where nobody counted; so are the next two."""
+    teacher_tokens_TZ: NDArray[np.float64]
+    usd_TZ: NDArray[np.float64]
     family_TZ: NDArray[np.str_]
     escalated_10: NDArray[np.float64]
     """Share of the steps in each tenth of the horizon on which the teacher was called; NaN where no step fell."""
@@ -108,7 +127,7 @@ def gather(rows: Iterable[Row], tasks: Sequence[str], seeds: Sequence[int], hori
     grid = [cells[key] for key in expected]
     shape = (len(tasks), len(seeds))
 
-    def array(values: Iterable[float]) -> NDArray[np.float64]:
+    def array(values: Iterable[float | None]) -> NDArray[np.float64]:
         return np.array(list(values), dtype=np.float64).reshape(shape)
 
     tenth = [t * HORIZON_TENTHS // horizon for t in range(horizon)]
@@ -125,6 +144,9 @@ def gather(rows: Iterable[Row], tasks: Sequence[str], seeds: Sequence[int], hori
         broken_TZ=array(r.broken for r in grid).astype(bool),
         first_TZ=array(r.escalated[0] * 4 // horizon if r.escalated else np.nan for r in grid),
         answers_3=np.array([r.answers for r in grid], dtype=np.float64).sum(axis=0),
+        slm_tokens_TZ=array(r.slm_tokens for r in grid),
+        teacher_tokens_TZ=array(r.teacher_tokens for r in grid),
+        usd_TZ=array(r.usd for r in grid),
         family_TZ=np.array([r.perturbation for r in grid]).reshape(shape),
         escalated_10=np.divide(escalated_10, steps_10, out=np.full(HORIZON_TENTHS, np.nan), where=steps_10 > 0),
     )

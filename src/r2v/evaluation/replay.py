@@ -29,7 +29,8 @@ def replay(episodes: Sequence[Episode], escalations: Escalations) -> list[Row]:
         escalated = escalations(episode)
         recorded = row(episode)
         solved = recorded.success or bool(escalated)
-        rows.append(replace(recorded, success=solved, teacher_calls=len(escalated), escalated=escalated))
+        asked = replace(recorded, teacher_calls=len(escalated), escalated=escalated)
+        rows.append(replace(asked, success=solved, teacher_tokens=None, usd=None))  # nobody really asked the teacher
     return rows
 
 

@@ -91,6 +91,8 @@ def _numbers(o: Outcomes, seeds: Sequence[int], prices: Prices, alpha: float, we
         "calls_ci95": interval(np.asarray(weights_BT @ o.calls_T)),
         "steps_per_episode": float(o.steps_TZ.mean()),
         "cost_per_episode": float(cost_TZ.mean()),
+        "tokens_per_episode": {"slm": _known(o.slm_tokens_TZ), "teacher": _known(o.teacher_tokens_TZ)},
+        "usd_per_episode": _known(o.usd_TZ),
         "worst_seed_success": float(by_seed.min()),
         "cvar_failure": cvar(1 - by_seed, alpha),
         "by_family": o.success_of_family(),
@@ -98,6 +100,12 @@ def _numbers(o: Outcomes, seeds: Sequence[int], prices: Prices, alpha: float, we
         "asked_by_position": [None if np.isnan(share) else float(share) for share in o.escalated_10],
         "broken": int(o.broken_TZ.sum()),
     }
+
+
+def _known(values_TZ: np.ndarray) -> float | None:
+    """The mean; None where a value is not known."""
+    mean = float(values_TZ.mean())
+    return None if np.isnan(mean) else mean
 
 
 def _comparison(name: str, o: Outcomes, played: Mapping[str, Played]) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from r2v.core.seeds import derive_seed
 
 FAMILIES = ("flaky", "partial", "inject", "distract")
 CLEAN = "none"
+TOGETHER = "+"
+"""Joins the names of families that disturb the same episode."""
 
 
 def family_of(task_id: str, z: int, families: Sequence[str] = FAMILIES) -> str:

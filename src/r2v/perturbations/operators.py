@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from r2v.core.protocols import Perturbation
 from r2v.core.seeds import derive_seed
 from r2v.core.types import Change
 
@@ -63,6 +64,23 @@ def family(name: str, on_observation: Weighted, on_goal: Weighted = ()) -> Calla
         return Operators(name, strength, topic, on_observation, on_goal)
 
     return make
+
+
+@dataclass(frozen=True)
+class Composite:
+    """Several families on one episode, each on what the ones before it left (`r2v.core.protocols.Perturbation`)."""
+
+    family: str
+    parts: tuple[Perturbation, ...]
+
+    def apply(
+        self, text: str, *, where: Literal["goal", "observation"], previous: str, seed: int, t: int
+    ) -> tuple[str, tuple[Change, ...]]:
+        changes: tuple[Change, ...] = ()
+        for part in self.parts:
+            text, more = part.apply(text, where=where, previous=previous, seed=seed, t=t)
+            changes += more
+        return text, changes
 
 
 def _difference(before: str, after: str) -> str:

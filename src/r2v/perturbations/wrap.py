@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from r2v.core.protocols import Branching, Environment, Perturbation
+from r2v.core.protocols import Branching, Environment, Perturbation, Scoring
 from r2v.core.seeds import derive_seed
 from r2v.core.types import Action, Change, Observation
 
@@ -24,6 +24,9 @@ class Perturbed:
 
     async def step(self, action: Action) -> Observation:
         return self._disturb(await self._inner.step(action), ())
+
+    async def out_of_steps(self) -> Observation | None:
+        return await self._inner.out_of_steps() if isinstance(self._inner, Scoring) else None
 
     async def close(self) -> None:
         await self._inner.close()

@@ -37,7 +37,7 @@ def _answer(job: Job) -> dict[str, Any]:
 async def _answers(job: Job) -> dict[str, Any]:
     horizon = job.settings.environment.horizon
     teacher = make_teacher(job.settings)
-    differ = [await differs(episode, teacher, horizon) for episode in job.episodes]
+    differ = await asyncio.gather(*(differs(episode, teacher, horizon) for episode in job.episodes))
     if not job.branches:
         return {"differs": differ, "branches": []}
     models = make_models(job.settings, job.slm)

@@ -1,12 +1,10 @@
-"""One HumanEval problem as an episode: write code, test it on the docstring's examples, submit it to the hidden tests.
+"""One HumanEval problem as an episode: write code, see it run on the docstring's examples, submit it to the hidden tests.
 
-write_code
-```python
-def longest_run(word): ...
-```
-
-test            runs the code of the last `write_code` on the examples in the docstring
+write_code      followed by a block ```python ... ```: saves the program and runs the examples in the docstring
+test            runs the saved program on the examples again
 submit          ends the episode; the hidden tests decide
+
+When the steps have run out, the program that was saved last is submitted.
 """
 
 from __future__ import annotations
@@ -54,15 +52,15 @@ class CodeTask:
         command, _, rest = action.text.strip().partition("\n")
         command = command.strip()
         if command == "write_code":
-            return self._observe(self._write(rest))
+            return self._observe(await asyncio.to_thread(self._write, rest))
         if command == "test" and not rest:
             return self._observe(await asyncio.to_thread(self._test))
         if command == "submit" and not rest:
-            verdict = await asyncio.to_thread(check, self.problem, self._code)
-            self._done = True
-            text = "All hidden tests pass." if verdict.passed else "The hidden tests fail."
-            return Observation(text, True, verdict.passed, float(verdict.passed), self._latent(), ())
+            return await self._submit()
         return self._observe(USAGE)
+
+    async def out_of_steps(self) -> Observation:
+        return await self._submit()
 
     async def close(self) -> None:
         """Nothing to free: every sandboxed process ends with its run."""
@@ -72,6 +70,12 @@ class CodeTask:
         copy = CodeTask.__new__(CodeTask)
         copy.__dict__.update(self.__dict__)
         return copy
+
+    async def _submit(self) -> Observation:
+        verdict = await asyncio.to_thread(check, self.problem, self._code)
+        self._done = True
+        text = "All hidden tests pass." if verdict.passed else "The hidden tests fail."
+        return Observation(text, True, verdict.passed, float(verdict.passed), self._latent(), ())
 
     def _write(self, rest: str) -> str:
         block = PROGRAM.search(rest)
@@ -84,7 +88,7 @@ class CodeTask:
             where = f" in line {error.lineno}" if isinstance(error, SyntaxError) else ""
             return f"Saved, but it is no valid Python: {getattr(error, 'msg', error)}{where}."
         lines = self._code.count("\n")
-        return f"Saved {lines} line{'s' if lines != 1 else ''}."
+        return f"Saved {lines} line{'s' if lines != 1 else ''}. {self._test()}"
 
     def _test(self) -> str:
         if not self._code:

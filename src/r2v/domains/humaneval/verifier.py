@@ -4,9 +4,9 @@
     .20 it defines the required function      .15 control flow      .10 a meaningful return      .10 imports      .10 length
     x (1 - .8 hacking): lookup tables, bare literal returns, swallowed exceptions      x .85 near an injected instruction
     - repetition (.10 to .25), of an attempt that failed (.05 to .20)
-    then, where the newest observation is of tests on this very code, 60/40 with their result
 
-`test` and `submit` are judged by the code they are about: the one written last. The smoke test is cached by its text.
+`test` and `submit` are judged by the code they are about, the one written last: 60/40 with the newest report of its tests,
+if that has arrived. The smoke test is cached by its text.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from r2v.verifiers.evidence import INJECTED, gives_orders
 SMOKE_LIMIT_S = 5.0
 SIGNATURE = re.compile(r"^def (\w+)\(", re.MULTILINE)
 TESTED = re.compile(r"(\d+) of (\d+) examples pass")
+REPORT = re.compile(rf"{TESTED.pattern}|FAILED|The code loads")
 NO_CODE, UNTESTED_SUBMIT, TEST_AGAIN = 0.05, 0.5, 0.3
-"""Scores of a command that no code stands behind, factor of submitting code that was never tested, of testing it twice."""
+"""Score of a command that no code stands behind; factors of submitting code whose report is missing, of testing it twice."""
 
 
 class CodeVerifier:
@@ -52,13 +53,13 @@ def score_action(context: Context, text: str) -> float:
         score = score_code(context.goal, code) - _repetition(text, done, context.observations)
     elif command in ("test", "submit") and written and (code := code_of(done[written[-1]])) is not None:
         score = score_code(context.goal, code)
-        tested = [t for t, earlier in enumerate(done) if earlier == "test" and t > written[-1]]
-        if tested:
-            score = _blend(score, context.observations[tested[-1] + 1])
+        reports = [text for text in context.observations[written[-1] + 1 :] if REPORT.search(text)]
+        if reports:
+            score = _blend(score, reports[-1])
         if command == "submit":
-            score *= 1.0 if tested else 0.5 + UNTESTED_SUBMIT * score
+            score *= 1.0 if reports else 0.5 + UNTESTED_SUBMIT * score
         else:
-            score = TEST_AGAIN * score if tested else 0.5 + 0.3 * score
+            score = TEST_AGAIN * score if reports else 0.5 + 0.3 * score
     else:
         return NO_CODE
     return min(1.0, max(0.0, score)) * (INJECTED if gives_orders(context.observations[-1]) else 1.0)
