@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -68,13 +70,34 @@ def finished(tmp_path_factory):
         settings |= {"router": {"epochs": 5}, "threads": 1}
         path = folder / "settings.yaml"
         path.write_text(yaml.safe_dump(settings))
+        planned = r2v("run", str(path), "--out", str(folder / "run"), "--dry-run")
+        assert not (folder / "run").exists() and not (folder / "answers.sqlite").exists()
         first = r2v("run", str(path), "--out", str(folder / "run"))
         second = r2v("run", str(path), "--out", str(folder / "run"))
-    return folder / "run", first, second
+        after = r2v("run", str(path), "--out", str(folder / "run"), "--dry-run")
+    return folder / "run", first, second, planned, after
+
+
+def test_a_dry_run_says_what_would_be_done_and_what_it_costs(finished):
+    run, _, _, planned, after = finished
+    assert "2-perturb   skipped: the SLM is a chat endpoint" in planned and "up to date" not in planned
+    assert after.count("up to date") == 9
+    slm, cost = next(pair for pair in itertools.pairwise(planned.splitlines()) if pair[0].startswith("slm"))
+    assert "SMALL at http://127.0.0.1:" in slm and "answers in" in slm and "no log-probabilities" in slm
+    least, most, usd = re.fullmatch(r" +([\d.]+) to ([\d.]+) million tokens, ([\d.]+) to [\d.]+ USD", cost).groups()
+    assert 0 < float(least) < float(most) and float(least) < float(usd) < 2 * float(least)  # 1 and 2 USD a million
+    said = refused_but_printed(run.parent / "settings.yaml")
+    assert "does not answer" in said.stdout and "start its server" in said.stderr and said.stderr.count("\n") == 1
+
+
+def refused_but_printed(settings: Path) -> subprocess.CompletedProcess[str]:
+    """A dry run whose servers have ended."""
+    command = [sys.executable, "-c", "from r2v.cli import app; app()", "run", str(settings), "--out", "x", "--dry-run"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
 def test_a_run_is_played_again_from_its_cassette_without_the_models_bit_for_bit(finished):
-    run, _, _ = finished
+    run = finished[0]
     cassette = Cassette(run.parent / "answers")
     assert cassette.pack() > 0
     (run.parent / "answers.sqlite").unlink()
@@ -88,7 +111,7 @@ def test_a_run_is_played_again_from_its_cassette_without_the_models_bit_for_bit(
 
 
 def test_stages_that_train_are_skipped_and_said_to_be(finished):
-    _, first, second = finished
+    _, first, second, *_ = finished
     lines = {line.split()[0]: line for line in first.splitlines() if line[:1].isdigit()}
     for stage in ("2-perturb", "3-clone", "4-propose", "5-prefer"):
         assert "skipped: the SLM is a chat endpoint" in lines[stage]
@@ -97,7 +120,7 @@ def test_stages_that_train_are_skipped_and_said_to_be(finished):
 
 
 def test_the_run_has_results_episodes_and_a_report(finished):
-    run, first, _ = finished
+    run, first, *_ = finished
     results = json.loads((run / "8-evaluate" / "results.json").read_text())
     assert results["preference"] is None
     assert results["provenance"]["sandbox"] == list(sandbox.layers())
@@ -131,6 +154,6 @@ def test_another_problem_file_of_the_same_name_is_another_run(tmp_path, monkeypa
 
 
 def test_what_does_not_fit_is_one_line(finished, refused, tmp_path):
-    run, _, _ = finished
+    run = finished[0]
     assert "chat endpoint" in refused("ablate", run)
     assert "--fresh-tasks" in refused("evaluate", run, "--fresh-tasks", "3", "--out", tmp_path / "fresh")

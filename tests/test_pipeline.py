@@ -18,6 +18,7 @@ from r2v.gateway.routing import load_configured
 from r2v.gateway.settings import RouteSettings
 from r2v.pipeline.run_folder import folder_of
 from r2v.pipeline.stages import STAGES
+from r2v.report import comparison
 from r2v.runtime.executor import LocalProcesses
 
 SETTINGS = """\
@@ -105,6 +106,33 @@ def test_the_results_have_their_documented_shape(finished):
     assert results["routers"]["llm_only"]["llm_call_rate"] == 1.0
     assert set(results["differences"]) == {"random", "entropy", "heuristic", "verifier", "r2v_paper", "reading"}
     assert results["replay"]["routers"]["oracle"]["success_rate"] == 1.0
+
+
+def test_runs_are_compared_side_by_side(finished, tmp_path):
+    said = r2v("compare", str(finished), str(finished), "--out", str(tmp_path / "page"), "--json").stdout
+    found = json.loads(said.splitlines()[-1])
+    assert found == json.loads((tmp_path / "page" / "comparison.json").read_text())
+    results = results_of(finished)["routers"]
+    for row in found["rows"]:
+        assert (row["slm"], row["teacher"]) == ("from scratch, 3 x 64", "expert")
+        assert row["routers"]["r2v"]["success_rate"] == results["r2v"]["success_rate"]
+        assert row["routers"]["slm_only"]["ci95"] == results["slm_only"]["ci95"]
+    assert "differences" not in found["rows"][0]
+    assert found["rows"][1]["differences"]["r2v"] == {"success": 0.0, "ci95": [0.0, 0.0]}
+    assert "from scratch, 3 x 64" in (tmp_path / "page" / "comparison.html").read_text()
+
+
+def test_what_cannot_be_compared_is_one_line(finished, refused, tmp_path):
+    assert "did not evaluate benefit; it has slm_only, llm_only" in refused("compare", finished, "--router", "benefit")
+    assert "is not a run" in refused("compare", finished, tmp_path)
+
+
+def testdifferences_of_runs_are_paired_over_tasks():
+    """Of three tasks under two seeds, the second run solves one episode more of the first task, and one less of none."""
+    cells = [(task, seed, "flaky") for task in "abc" for seed in (1, 2)]
+    first = dict.fromkeys(cells, False) | {("b", 1, "flaky"): True}
+    found = comparison.difference(first | {("a", 1, "flaky"): True}, first)
+    assert found["success"] == pytest.approx(1 / 6) and found["ci95"] == [0.0, 0.5]
 
 
 def test_splits_and_seeds_are_disjoint(finished):

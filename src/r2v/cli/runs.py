@@ -22,12 +22,15 @@ def run(
     out: Annotated[Path, typer.Option(help="Folder of the run; give it again to resume.")],
     overrides: Set = None,
     until: Annotated[str | None, typer.Option(help="Stop after this stage (see `r2v stages`).")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Play nothing: print the plan, and ask each chat model once.")
+    ] = False,
 ) -> None:
     """Train, fit and evaluate: all stages in order. Finished stages are skipped, a killed one is resumed."""
     from rich.console import Console
 
     from r2v.cli.logs import run_logs
-    from r2v.pipeline.run_folder import MANIFEST, RunFolder
+    from r2v.pipeline.run_folder import MANIFEST, RunFolder, folder_of
     from r2v.pipeline.runner import run_stages
     from r2v.pipeline.settings import LogsSettings, RunSettings
     from r2v.pipeline.stages import STAGES
@@ -46,6 +49,17 @@ def run(
     if (layers := effective.domain.confinement()) is not None:
         console.print(f"sandbox  {', '.join(layers)}", highlight=False)
     wanted = STAGES[: names.index(until) + 1] if until else STAGES
+    if dry_run:
+        from r2v.pipeline.plan import lines, plan
+        from r2v.pipeline.runner import status
+
+        for stage in wanted:
+            console.print(f"{folder_of(stage.name):<11} {status(stage, effective, RunFolder(out))}", highlight=False)
+        console.print("\n".join(lines(plans := plan(effective))), highlight=False)
+        if any(p.seconds_a_token is None for p in plans):
+            raise SettingsError("a model did not answer; start its server, or correct its base_url, model or api_key_env")
+        console.print(f"next     r2v run {settings} --out {out}", highlight=False)
+        return
     needing = {"fit"} if not effective.trains else set(names) - {"collect", "perturb", "report"}
     pending = {stage.name for stage in wanted if not (RunFolder(out).of(stage.name) / MANIFEST).exists()}
     if needing & pending and find_spec("torch") is None:  # said now, not after hours of collecting
@@ -170,6 +184,31 @@ def ablate(
         write_json(folder / "ablation.json", tables)
         page = write_ablation(tables, run.results(), folder)
     console.print(f"page     {page}\nnumbers  {folder / 'ablation.json'}", highlight=False)
+
+
+@cli.command(rich_help_panel="Runs")
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of finished runs, the reference first.")],
+    router: Annotated[str, typer.Option(help="The router that is compared.")] = "r2v",
+    out: Annotated[Path | None, typer.Option(help="Folder for comparison.html and comparison.json.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="End with one JSON line.")] = False,
+) -> None:
+    """Show finished runs side by side, one a backbone: the SLM alone, routed, the teacher, with intervals and frontiers."""
+    from rich.console import Console
+
+    from r2v.pipeline.run_folder import RunFolder
+    from r2v.report.comparison import compare as make
+    from r2v.report.comparison import table, write_comparison
+
+    comparison, console = make([RunFolder(run) for run in runs], router), Console()
+    console.print(table(comparison))
+    if not comparison["same_tasks"]:
+        console.print("The runs played other tasks or perturbation seeds: their rows are not paired.", highlight=False)
+    if out is not None:
+        console.print(f"\npage     {write_comparison(comparison, out)}", highlight=False)
+        console.print(f"numbers  {out / 'comparison.json'}", highlight=False)
+    if as_json:
+        typer.echo(json.dumps(comparison))
 
 
 @cli.command(rich_help_panel="Runs")

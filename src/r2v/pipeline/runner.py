@@ -22,7 +22,7 @@ import msgspec
 from rich.console import Console
 
 from r2v import __version__
-from r2v.core.errors import StageError
+from r2v.core.errors import ArtifactError, StageError
 from r2v.pipeline.run_folder import MANIFEST, RunFolder, check_hashes
 from r2v.pipeline.settings import RunSettings
 from r2v.runtime.executor import Executor, LocalProcesses
@@ -87,6 +87,12 @@ class Stage:
     untrained: str | None = None
     """The line where nothing is trained, if it does something else then."""
 
+    def does_under(self, settings: RunSettings) -> str:
+        """The line for people under these settings."""
+        if self.trains and not settings.trains:
+            return "skipped: the SLM is a chat endpoint, nothing is trained"
+        return self.does if settings.trains or self.untrained is None else self.untrained
+
 
 def run_stages(stages: Sequence[Stage], settings: RunSettings, root: Path, console: Console) -> None:
     """Run all `stages` into `root`. Raises StageError or ArtifactError with one line; work done so far is kept."""
@@ -97,15 +103,13 @@ def run_stages(stages: Sequence[Stage], settings: RunSettings, root: Path, conso
         for stage in stages:
             out = run.of(stage.name)
             fingerprint = stage_fingerprint(stage, settings, run)
-            if _is_complete(run, stage.name, fingerprint):
+            if is_complete(run, stage.name, fingerprint):
                 console.print(f"[dim]{out.name:<11} up to date[/dim]", highlight=False)
                 continue
             prepare(out, fingerprint)
             start = time.monotonic()
-            does = stage.does if settings.trains or stage.untrained is None else stage.untrained
-            if stage.trains and not settings.trains:
-                does = "skipped: the SLM is a chat endpoint, nothing is trained"
-            else:
+            does = stage.does_under(settings)
+            if settings.trains or not stage.trains:
                 with progress(console, out.name) as report:
                     stage.run(StageContext(settings, run, out, executor, report))
             seconds = time.monotonic() - start
@@ -159,7 +163,16 @@ def stage_fingerprint(stage: Stage, settings: RunSettings, run: RunFolder) -> st
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def _is_complete(run: RunFolder, stage: str, fingerprint: str) -> bool:
+def status(stage: Stage, settings: RunSettings, run: RunFolder) -> str:
+    """What `run_stages` would do with a stage now; after one that will be made anew, later ones may follow it."""
+    try:
+        done = is_complete(run, stage.name, stage_fingerprint(stage, settings, run))
+    except (ArtifactError, StageError):
+        done = False
+    return "up to date" if done else stage.does_under(settings)
+
+
+def is_complete(run: RunFolder, stage: str, fingerprint: str) -> bool:
     out = run.of(stage)
     if not (out / MANIFEST).exists():
         return False

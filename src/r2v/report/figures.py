@@ -24,7 +24,7 @@ def colour(name: str, of: Mapping[str, Any] | None = None) -> str:
 
 def frontier(results: Results) -> Figure:
     """Success against teacher-call rate: curves, and operating points with their intervals."""
-    figure, axes = _new(7.6, 4.6)
+    figure, axes = new(7.6, 4.6)
     for name, r in results["routers"].items():
         if r["curve"]:
             x, y = zip(*r["curve"], strict=True)
@@ -50,7 +50,7 @@ def frontier(results: Results) -> Figure:
 
 def equal_calls(results: Results) -> Figure:
     """Success with the same number of teacher calls an episode, and the oracle bound."""
-    figure, axes = _new(7.6, 4.6)
+    figure, axes = new(7.6, 4.6)
     alone = results["routers"]["slm_only"]["success_rate"]
     for name, r in results["routers"].items():
         if r["at_calls"]:
@@ -107,7 +107,7 @@ def by_seed(results: Results) -> Figure:
 
 def positions(results: Results) -> Figure:
     """Where along the episode the router escalates."""
-    figure, axes = _new(6.6, 3.4)
+    figure, axes = new(6.6, 3.4)
     for name, r in results["routers"].items():
         shares = r["asked_by_position"]
         if name not in ("slm_only", "llm_only"):
@@ -142,7 +142,7 @@ def svg(figure: Figure) -> str:
 
 
 def _bars(results: Results, key: str, label: str) -> Figure:
-    figure, axes = _new(7.6, 3.4)
+    figure, axes = new(7.6, 3.4)
     routers = list(results["routers"].items())
     groups = list(routers[0][1][key])
     width = 0.84 / len(routers)
@@ -164,7 +164,8 @@ def empty(width: float, height: float) -> Figure:
     return figure
 
 
-def _new(width: float, height: float) -> tuple[Figure, Axes]:
+def new(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure with one pair of axes, in inches."""
     figure = empty(width, height)
     axes = figure.subplots()
     _clean(axes)

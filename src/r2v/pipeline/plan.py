@@ -1,0 +1,113 @@
+"""`r2v run --dry-run`: what a run would do, what its chat models would read, write and cost, and whether they answer."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from r2v.clients.chat import ChatPolicy, ChatSettings
+from r2v.core.types import Context
+from r2v.messages.chat_format import ChatFormat, messages
+from r2v.pipeline.settings import RunSettings
+
+CHARACTERS = 4
+"""Of a token, about."""
+OBSERVATION_TOKENS = 100
+"""Of what an environment answers to a step, about."""
+PROBED_TASKS = 8
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """One chat model's part in a run. The least is one agent alone on each split that it is needed on; the most is every
+    router at every threshold with nothing shared, each episode as long as the horizon and each answer as the limit.
+    """
+
+    role: str
+    model: str
+    base_url: str
+    least: int
+    """Tokens, read and written."""
+    most: int
+    usd: tuple[float, float] | None
+    """For them; None without a price."""
+    answer: str
+    """What one request gave, in a few words."""
+    seconds_a_token: float | None
+    """Of that answer; None where there was none."""
+
+
+def plan(settings: RunSettings) -> list[ModelPlan]:
+    """The plan of each chat model of the run; each is asked one short question. Raises SettingsError without its key."""
+    chat = settings.domain.chat_format
+    found = []
+    played = _episodes(settings)
+    for role, model, k in (("slm", settings.slm.model, settings.slm.k), ("teacher", settings.teacher, 1)):
+        if isinstance(model, ChatSettings):
+            read, written = _episode_tokens(settings, model, k, chat)
+            counts = [episodes * (read + written) for episodes in played[role]]
+            usd = None
+            if model.price is not None:
+                one = (read * model.price.input + written * model.price.output) / 1e6
+                usd = (played[role][0] * one, played[role][1] * one)
+            answer, pace = asyncio.run(_asked(model, role, chat))
+            found.append(ModelPlan(role, model.model, model.base_url, counts[0], counts[1], usd, answer, pace))
+    return found
+
+
+def _episodes(settings: RunSettings) -> dict[str, tuple[int, int]]:
+    """Role -> (least, most) episodes that the model acts in."""
+    tasks, seeds = settings.tasks, settings.perturbations
+    fitted, held = tasks.router * len(seeds.rollout), tasks.validation * len(seeds.validation)
+    reported = tasks.test * len(seeds.test)
+    points = len(settings.chosen_routers) * (1 + len(settings.evaluate.asked_shares))
+    least = {"slm": fitted + held + reported, "teacher": held + reported}
+    tried = {need for router, _ in settings.chosen_routers.values() for need in router.needs}
+    extra = fitted * len(tried) * (1 + settings.help.branches)
+    taught = tasks.policy * (1 + len(seeds.collect)) if settings.trains else 0
+    most = points * (held + reported) + extra
+    return {
+        "slm": (least["slm"], least["slm"] + most),
+        "teacher": (least["teacher"] + taught, least["teacher"] + taught + most),
+    }
+
+
+def _episode_tokens(settings: RunSettings, model: ChatSettings, k: int, chat: ChatFormat) -> tuple[int, int]:
+    """(read, written) in an episode as long as the horizon, about: of K answers one enters the next prompt."""
+    env, horizon = settings.environment, settings.environment.horizon
+    tasks = settings.domain.tasks(env, PROBED_TASKS, settings.seed)[:PROBED_TASKS]
+    begins = [messages(Context(task.goal, ("",), (), horizon), chat.system) for task in tasks]
+    first = sum(len(m["content"]) for begin in begins for m in begin) // (CHARACTERS * len(begins))
+    grows = model.max_tokens + OBSERVATION_TOKENS
+    read = horizon * first + grows * horizon * (horizon - 1) // 2
+    return read, horizon * k * model.max_tokens
+
+
+async def _asked(model: ChatSettings, role: str, chat: ChatFormat) -> tuple[str, float | None]:
+    """(what one question gave, seconds a token)."""
+    short = model.but(max_tokens=min(16, model.max_tokens), retries=0, cassette=None)
+    policy, start = ChatPolicy(short, name=role, chat_format=chat), time.perf_counter()
+    try:
+        (candidate,) = await policy.propose(Context("Say yes.", ("Say yes.",), (), 1), 1, seed=0)
+    except Exception as error:
+        return f"does not answer: {error}", None
+    seconds = time.perf_counter() - start
+    parts = [f"answers in {seconds:.1f} s"]
+    written = candidate.usage.completion_tokens
+    if written is None:
+        parts.append("counts no tokens")
+    if model.temperature > 0 and candidate.logp is None:
+        parts.append("no log-probabilities: the features that need them will be absent")
+    return ", ".join(parts), seconds / written if written else None
+
+
+def lines(plans: Sequence[ModelPlan]) -> list[str]:
+    """For people."""
+    found = []
+    for p in plans:
+        tokens = f"{p.least / 1e6:.2f} to {p.most / 1e6:.2f} million tokens"
+        usd = "no price set" if p.usd is None else f"{p.usd[0]:.2f} to {p.usd[1]:.2f} USD"
+        found += [f"{p.role:<8} {p.model} at {p.base_url}: {p.answer}", f"{'':<8} {tokens}, {usd}"]
+    return found
