@@ -38,8 +38,9 @@ class ModelSettings(Settings):
     def __post_init__(self) -> None:
         if self.path is not None and self.path.lower().endswith(".gguf"):
             raise ValueError(
-                f"{self.path} is quantised and cannot be trained; name the Hugging Face model that it was made from, or serve "
-                "it (llama-server -m FILE) and set slm: {model: {kind: chat, base_url: http://localhost:8080/v1, model: NAME}}"
+                f"{self.path} is quantised and cannot be trained; name the Hugging Face model that it was made from, or "
+                "serve it (llama-server -m FILE) and set slm: {model: {kind: chat, base_url: http://localhost:8080/v1, "
+                "model: NAME}}"
             )
         if self.lora is not None and self.path is None:
             raise ValueError("`lora` adapts a trained model; set its folder or hub id as `path`, or leave out `lora`")
