@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import logging
 import os
 import socket
 import sys
@@ -12,7 +11,6 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal
 
-import aiohttp
 import uvicorn
 
 try:
@@ -124,7 +122,9 @@ async def _serve(settings: GatewaySettings, mock: bool, announce: Callable[[str,
     take_short_turns()
     main = uvicorn.Server(_config(app, settings.server))
     if mock and not service.ledger.sessions(1):
-        running.append(asyncio.create_task(_demonstrate(main, url, os.environ[settings.server.key_env])))
+        from r2v.gateway.demo import demonstrate
+
+        running.append(asyncio.create_task(demonstrate(url, os.environ[settings.server.key_env])))
     try:
         await main.serve([listener])
     finally:
@@ -132,17 +132,6 @@ async def _serve(settings: GatewaySettings, mock: bool, announce: Callable[[str,
             server.should_exit = True
         with suppress(asyncio.CancelledError):
             await asyncio.gather(*running)
-
-
-async def _demonstrate(main: uvicorn.Server, url: str, keys: str) -> None:
-    """Fill the page with sessions."""
-    from r2v.gateway.demo import play
-
-    try:
-        await play(url, keys.split(",")[0].strip())
-    except aiohttp.ClientError as error:
-        if not main.should_exit:
-            logging.getLogger("uvicorn.error").warning("the sessions to show stopped: %s", error)
 
 
 def _config(app: object, server: ServerSettings) -> uvicorn.Config:
