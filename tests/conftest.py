@@ -121,9 +121,9 @@ def refused(monkeypatch, capsys):
     """Runs the command line in this process, which must fail in one line: returns that line."""
     from r2v.cli import app
 
-    def run(*arguments: object) -> str:
+    def run(*arguments: object, status: int = 1) -> str:
         monkeypatch.setattr(sys, "argv", ["r2v", *map(str, arguments)])
-        with pytest.raises(SystemExit, match="1"):
+        with pytest.raises(SystemExit, match=f"^{status}$"):
             app()
         told = capsys.readouterr()
         assert (told.out, told.err.count("\n")) == ("", 1), told

@@ -88,7 +88,9 @@ def serve_planes(settings: GatewaySettings, *, mock: bool, announce: Callable[[s
         stack.callback(ledger.close)
         ledger.states.forget_counts()
         listeners = [stack.enter_context(listener) for listener in _spread(server.host, server.port, server.workers)]
-        admin = stack.enter_context(_listen(server.admin_host, server.control_port or 0))
+        admin = stack.enter_context(
+            _listen(server.admin_host, server.control_port or 0, "server.admin_port or --admin-port")
+        )
         # What clients may refer to are words, which a ledger that redacts may not hold: they go with the gateway.
         shared = Path("/dev/shm")
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="r2v-", dir=shared if shared.is_dir() else None))
