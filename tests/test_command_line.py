@@ -56,3 +56,17 @@ def test_ports_that_are_equal_or_none_are_named(refused, tmp_path, monkeypatch):
     assert "`server.port` = 99999" in refused("serve", gateway_settings(tmp_path, port=99_999))
     past = refused("serve", gateway_settings(tmp_path, port=65_535, workers=2))
     assert "cannot listen on 127.0.0.1:65536 " in past and "--admin-port" in past
+
+
+@pytest.mark.parametrize("url", ["", "localhost:8000/v1", "http://"])
+def test_what_is_no_url_is_refused(refused, tmp_path, monkeypatch, url):
+    monkeypatch.setenv("R2V_API_KEY", "k")
+    path = tmp_path / "made.yaml"
+    assert f"--slm-url {url!r} is no URL; give one such as" in refused("init", path, "--slm-url", url)
+    assert not path.exists()
+    for name in ("slm", "teacher"):
+        config = gateway_settings(tmp_path)
+        raw = json.loads(config.read_text())
+        raw["models"][name] = MODEL | {"base_url": url}
+        config.write_text(json.dumps(raw))
+        assert f"`models.{name}`: base_url {url!r} is no URL; write one such as" in refused("check", config)
