@@ -76,7 +76,7 @@ def _check_hub(name: str) -> None:
         if not isinstance(try_to_load_from_cache(name, "config.json"), str):
             get_hf_file_metadata(hf_hub_url(name, "config.json"), timeout=HUB_S)
     except Exception as error:  # not a name of the hub, no such model, one that wants a token, no network
-        problem = str(error).splitlines()[0]
+        problem = (str(error).splitlines() or [type(error).__name__])[0]
         raise ArtifactError(
             f"{name} is no folder, and the Hugging Face hub does not give it ({problem}); give a model folder, or a model "
             "of the hub, such as Qwen/Qwen3-0.6B"
