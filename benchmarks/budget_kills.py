@@ -16,7 +16,6 @@ import os
 import random
 import signal
 import sqlite3
-import subprocess
 import sys
 import tempfile
 import threading
@@ -27,10 +26,11 @@ from pathlib import Path
 
 import httpx
 import uvicorn
+from serving import KEY, model_app, served
 
 from r2v.clients.mock import MockModel, complete
 
-KEY, ALLOWED, CLIENTS = "kills", 60, 8
+ALLOWED, CLIENTS = 60, 8
 
 
 class Teacher:
@@ -39,30 +39,25 @@ class Teacher:
     def __init__(self) -> None:
         self.asked, self._draw = 0, random.Random(0)
 
-    async def __call__(self, scope, receive, send) -> None:
-        if scope["type"] != "http":
-            return
-        body, more = b"", True
-        while more:
-            message = await receive()
-            body, more = body + message.get("body", b""), message.get("more_body", False)
+    def answer(self, body: bytes) -> tuple[int, bytes] | None:
         self.asked += 1
         fault = self._draw.random()
         if fault < 0.1:
-            return
+            return None
         answer = complete(MockModel("teacher"), json.loads(body))
         if fault < 0.4:
             del answer["usage"]
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]})
-        await send({"type": "http.response.body", "body": json.dumps(answer).encode()})
+        return 200, json.dumps(answer).encode()
 
-
-def served(app: object) -> str:
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical", lifespan="off"))  # type: ignore[arg-type]
-    threading.Thread(target=server.run, daemon=True).start()
-    while not server.started:
-        time.sleep(0.01)
-    return f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/v1"
+    def settings(self) -> dict[str, object]:
+        """Serve in a thread. Returns what the gateway's settings say of this model."""
+        app = model_app(self.answer)
+        server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical", lifespan="off"))  # type: ignore[arg-type]
+        threading.Thread(target=server.run, daemon=True).start()
+        while not server.started:
+            time.sleep(0.01)
+        url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/v1"
+        return {"base_url": url, "model": "m", "price": {"input": 1, "output": 1}, "breaker_failures": None}
 
 
 def main() -> int:
@@ -71,18 +66,13 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=1)
     options = parser.parse_args()
     teacher, small = Teacher(), Teacher()
-    price = {"input": 1, "output": 1}
+    settings = {
+        "route": {"router": "verifier", "threshold": 0.0, "k": 1},
+        "budget": {"per_day": {"teacher_calls": ALLOWED, "sessions": ALLOWED}},
+        "models": {"slm": small.settings(), "teacher": teacher.settings()},
+    }
+    workers = ("--workers", str(options.workers)) if options.workers > 1 else ()
     with tempfile.TemporaryDirectory() as folder:
-        ledger, config = Path(folder, "ledger.db"), Path(folder, "r2v.json")
-        config.write_text(json.dumps({
-            "version": 1, "route": {"router": "verifier", "threshold": 0.0, "k": 1},
-            "budget": {"per_day": {"teacher_calls": ALLOWED, "sessions": ALLOWED}},
-            "models": {
-                "slm": {"base_url": served(small), "model": "small", "price": price, "breaker_failures": None},
-                "teacher": {"base_url": served(teacher), "model": "teacher", "price": price, "breaker_failures": None},
-            },
-            "store": {"path": str(ledger)},
-        }))  # fmt: skip
         answered: set[str] = set()
         numbers = iter(range(10**9))
 
@@ -99,21 +89,12 @@ def main() -> int:
                         answered.add(answer.headers["x-r2v-decision-id"])
 
         for kill in range(options.kills):
-            command = [sys.executable, "-c", "from r2v.cli import app; app()", "serve", str(config), "--port", "0"]
-            command += ["--workers", str(options.workers)] if options.workers > 1 else []
-            process = subprocess.Popen(
-                command, stdout=subprocess.PIPE, text=True, start_new_session=True, env={**os.environ, "R2V_API_KEY": KEY}
-            )
-            assert process.stdout is not None
-            url = process.stdout.readline().split()[1]
-            with ThreadPoolExecutor(CLIENTS) as pool:
+            with served(folder, settings, *workers) as gateway, ThreadPoolExecutor(CLIENTS) as pool:
                 for _ in range(CLIENTS):
-                    pool.submit(ask, url)
+                    pool.submit(ask, gateway.url)
                 time.sleep(0.3 + 0.1 * (kill % 4))
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            process.stdout.close()
-        with closing(sqlite3.connect(ledger)) as db:
+                os.killpg(gateway.process.pid, signal.SIGKILL)
+        with closing(sqlite3.connect(Path(folder, "ledger.db"))) as db:
             written = {row for (row,) in db.execute("SELECT id FROM steps")}
             charged = db.execute("SELECT calls, sessions FROM charges WHERE scope LIKE 'all %'").fetchone()
     missing = len(answered - written)

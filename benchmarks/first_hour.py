@@ -18,7 +18,6 @@ import argparse
 import os
 import shlex
 import shutil
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -33,6 +32,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "agents")]
 
+from serving import free_port  # noqa: E402
 from test_agents import CLIENTS, NOWHERE, TEST_ADD  # noqa: E402
 
 from model_servers import TASK, Server  # noqa: E402
@@ -131,12 +131,6 @@ def show(title: str, took: Sequence[tuple[str, float]], hidden: str) -> None:
     print(f"\n{title}")
     for command, seconds in took:
         print(f"  {seconds:7.1f} s  {command.replace(hidden, '~')}")
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def first_commands(user: User, wheel: Path, agent: str, slm: str, teacher: str) -> tuple[float, int]:

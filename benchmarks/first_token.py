@@ -10,19 +10,17 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 import httpx
+from serving import KEY, served
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
-KEY = "sk-benchmark-0123456789abcdef"
 TOOL = {"type": "object", "properties": {"where": {"type": "string"}}, "required": ["where"]}
 PROVIDERS = {"/v1/chat/completions": "openai", "/v1/messages": "anthropic", "/v1/responses": "openai_responses"}
 
@@ -86,18 +84,8 @@ def main() -> None:
             there = direct if provider == "anthropic" else f"{direct}/v1"
             model = {"base_url": f"{direct}/v1", "model": "small-1", "price": {"input": 1, "output": 2}}
             models = {"slm": model, "teacher": {**model, "provider": provider, "base_url": there, "model": "teacher-1"}}
-            config = Path(folder) / "gateway.json"
-            config.write_text(json.dumps({"version": 1, "models": models, "store": {"path": f"{folder}/ledger.db"}}))
-            command = [sys.executable, "-c", "from r2v.cli import app; app()", "serve", str(config), "--port", "0"]
-            environment = {**os.environ, "R2V_API_KEY": KEY}
-            gateway = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
-            try:
-                assert gateway.stdout is not None
-                url = next(word for word in gateway.stdout.readline().split() if word.startswith("http"))
-                report(path, direct, url.rstrip(".,"), runs)
-            finally:
-                gateway.terminate()
-                gateway.wait()
+            with served(folder, {"models": models}) as gateway:
+                report(path, direct, gateway.url, runs)
     process.terminate()
 
 

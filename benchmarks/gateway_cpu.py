@@ -15,21 +15,14 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import httpx
-from gateway_overhead import KEY, PATH, body
+from gateway_overhead import PATH, body
+from serving import KEY, cpu_s, wait_for
 
 HERE = Path(__file__).parent
-TICK = os.sysconf("SC_CLK_TCK")
 REQUESTS = 1_000
-
-
-def used(process: int) -> float:
-    """CPU seconds of a process so far."""
-    fields = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / TICK
 
 
 def long(steps: int) -> bytes:
@@ -50,14 +43,10 @@ def measure(src: Path, ports: tuple[int, int]) -> dict[int, float]:
         there, here = ports
         model = started(f"import gateway_overhead as g; g.upstream({there})", src)
         gateway = started(f"import gateway_overhead as g; g.gateway({here}, {there}, {folder!r})", src)
+        wait_for(there)
+        wait_for(here)
         try:
             with httpx.Client(base_url=f"http://127.0.0.1:{here}", headers={"authorization": f"Bearer {KEY}"}) as client:
-                for _ in range(200):
-                    try:
-                        client.get("/health")
-                        break
-                    except httpx.HTTPError:
-                        time.sleep(0.1)
                 found = {}
                 for steps in (50, 300):
                     content = long(steps)
@@ -68,10 +57,10 @@ def measure(src: Path, ports: tuple[int, int]) -> dict[int, float]:
 
                     for i in range(100):
                         ask(-i)
-                    before = used(gateway.pid)
+                    before = cpu_s(gateway.pid)
                     for i in range(REQUESTS):
                         ask(i)
-                    found[steps] = 1000 * (used(gateway.pid) - before) / REQUESTS
+                    found[steps] = 1000 * (cpu_s(gateway.pid) - before) / REQUESTS
             return found
         finally:
             for process in (gateway, model):

@@ -25,10 +25,10 @@ from pathlib import Path
 
 import aiohttp
 import numpy as np
+from serving import KEY, respond, whole_body
 
 from r2v.runtime.settings import validated
 
-KEY = "sk-benchmark-0123456789abcdef"
 STEPS = 50
 TOOL = {"name": "look", "parameters": {"type": "object", "properties": {"where": {"type": "string"}}, "required": ["where"]}}
 PATH = "/v1/chat/completions"
@@ -66,20 +66,13 @@ def upstream(port: int) -> None:
     import uvicorn
 
     completion = answer()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(completion)).encode())]
-
     delta = {"id": "x", "object": "chat.completion.chunk", "created": 0, "model": "instant"}
     pieces = [{"content": "first"}, {"content": " second"}, {}]
     events = [{**delta, "choices": [{"index": 0, "delta": d, "finish_reason": None if d else "stop"}]} for d in pieces]
 
     async def app(scope, receive, send) -> None:
         if scope["type"] == "http":
-            message = await receive()
-            received, more = message.get("body", b""), message.get("more_body", False)
-            while more:
-                message = await receive()
-                received, more = received + message.get("body", b""), message.get("more_body", False)
-            if b'"stream":true' in received:
+            if b'"stream":true' in await whole_body(receive):
                 await send(
                     {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]}
                 )
@@ -89,8 +82,7 @@ def upstream(port: int) -> None:
                     await asyncio.sleep(0.02)
                 await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
                 return
-            await send({"type": "http.response.start", "status": 200, "headers": headers})
-            await send({"type": "http.response.body", "body": completion})
+            await respond(send, 200, completion)
 
     uvicorn.run(app, port=port, log_level="warning", access_log=False, lifespan="off")
 

@@ -19,14 +19,13 @@ import sqlite3
 import tempfile
 import time
 from collections import Counter
-from contextlib import suppress
 from pathlib import Path
 
 import aiohttp
+from serving import KEY, memory_mb, model_app, wait_for
 
 from r2v.runtime.settings import validated
 
-KEY = "soak"
 SESSION_CALLS = 3
 TOOL = {"name": "look", "parameters": {"type": "object", "properties": {"where": {"type": "string"}}, "required": ["where"]}}
 
@@ -40,28 +39,18 @@ def model(port: int, name: str, counted: str | None) -> None:
     draw, mock_model = random.Random(name), MockModel(name, error_rate=0.4)
     out = open(counted, "a", buffering=1) if counted else None  # noqa: SIM115
 
-    async def app(scope, receive, send) -> None:
-        if scope["type"] != "http":
-            return
-        body, more = b"", True
-        while more:
-            message = await receive()
-            body, more = body + message.get("body", b""), message.get("more_body", False)
+    def answer(body: bytes) -> tuple[int, bytes] | None:
         fault = draw.random()
         if fault < 0.03:
-            return  # the connection breaks: no answer
-        status = 500 if fault < 0.07 else 429 if fault < 0.10 else 200
-        told = b'{"error": {"message": "made-up fault"}}'
-        if status == 200:
-            asked = json.loads(body)
-            told = json.dumps(complete(mock_model, asked)).encode()
-            if out:
-                out.write(asked["messages"][0]["content"].split()[-1] + "\n")
-        headers = [(b"content-type", b"application/json"), (b"retry-after", b"0.01")]
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": told})
+            return None
+        if fault < 0.10:
+            return 500 if fault < 0.07 else 429, b'{"error": {"message": "made-up fault"}}'
+        asked = json.loads(body)
+        if out:
+            out.write(asked["messages"][0]["content"].split()[-1] + "\n")
+        return 200, json.dumps(complete(mock_model, asked)).encode()
 
-    uvicorn.run(app, port=port, log_level="critical", access_log=False, lifespan="off")
+    uvicorn.run(model_app(answer), port=port, log_level="critical", access_log=False, lifespan="off")
 
 
 def gateway(port: int, folder: str) -> None:
@@ -134,20 +123,9 @@ def _message(text: str, stream: bool) -> dict:
     }
 
 
-def memory_mb(pid: int) -> float:
-    with open(f"/proc/{pid}/status") as status:
-        return next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmRSS"))
-
-
 async def play(port: int, pid: int, minutes: float, sessions: int) -> tuple[Load, list[float]]:
     load, memory = Load(f"http://127.0.0.1:{port}", sessions, time.monotonic() + 60 * minutes), []
     async with aiohttp.ClientSession(headers={"authorization": f"Bearer {KEY}"}) as client:
-        for _ in range(200):
-            with suppress(aiohttp.ClientError):
-                async with client.get(f"{load.url}/health") as response:
-                    if response.status == 200:
-                        break
-            await asyncio.sleep(0.1)
 
         async def watch() -> None:
             while True:
@@ -178,6 +156,8 @@ def main() -> None:
         ]
         for process in processes:
             process.start()
+        for i in range(3):
+            wait_for(port + i)
         try:
             load, memory = asyncio.run(play(port + 2, processes[2].pid, arguments.minutes, arguments.sessions))
         finally:

@@ -15,21 +15,17 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import multiprocessing
-import os
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import AsyncExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, AsyncExitStack, closing
 from pathlib import Path
 
 import aiohttp
 import msgspec
 import numpy as np
-from gateway_overhead import KEY, PATH, as_many, at_rate, body, upstream
+from gateway_overhead import PATH, as_many, at_rate, body, upstream
+from serving import KEY, Served, cpu_s, served, wait_for
 
 from r2v.core.types import NO_USAGE, Action, Choice, Observation, Step
 from r2v.gateway.ledger import Ledger
@@ -80,6 +76,7 @@ def age(path: Path) -> tuple[float, float]:
         for kind, name in objects:
             if name not in kept and not name.startswith("sqlite_"):
                 ledger._db.execute(f"DROP {kind} IF EXISTS {name}")
+        ledger._db.execute("ALTER TABLE abandoned DROP COLUMN why")
         ledger._db.execute("PRAGMA user_version = 5")
     start = time.perf_counter()
     with closing(Ledger(path)) as ledger:
@@ -89,27 +86,13 @@ def age(path: Path) -> tuple[float, float]:
         return opened, time.perf_counter() - start - opened
 
 
-@contextmanager
-def gateway(folder: Path, ledger: Path, port: int, *options: str) -> Iterator[tuple[str, str, float, int]]:
-    """(URL, URL of the control plane, seconds until it answered, process)."""
+def gateway(folder: Path, ledger: Path, port: int, *options: str) -> AbstractContextManager[Served]:
     model = {"base_url": f"http://127.0.0.1:{port}/v1", "model": "instant", "price": {"input": 1, "output": 1}}
-    raw = {
-        "version": 1, "models": {"slm": model, "teacher": model}, "route": {"k": 4},
+    settings = {
+        "models": {"slm": model, "teacher": model}, "route": {"k": 4},
         "store": {"path": str(ledger)}, "budget": {"key_per_day": {"usd": 1e9}, "per_day": {"usd": 1e9}},
     }  # fmt: skip
-    config = folder / "r2v.yaml"
-    config.write_text(json.dumps(raw))
-    command = [sys.executable, "-c", "from r2v.cli import app; app()", "serve", str(config), "--port", "0", *options]
-    start = time.perf_counter()
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, env={**os.environ, "R2V_API_KEY": KEY, "OMP_NUM_THREADS": "1"}
-    ) as process:
-        try:
-            lines = [process.stdout.readline() for _ in range(4)]
-            answered = time.perf_counter() - start
-            yield lines[0].split()[1], lines[-1].split()[1].split("/#")[0], answered, process.pid
-        finally:
-            process.terminate()
+    return served(folder, settings, *options)
 
 
 def client(session: str = "agent") -> aiohttp.ClientSession:
@@ -159,15 +142,9 @@ async def noticed(url: str, admin: str) -> list[float]:
     return found
 
 
-def cpu_s(parent: int) -> float:
-    """CPU seconds of a gateway's processes so far; Linux."""
-    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
-    fields = [Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split() for pid in children]
-    return sum(int(field[11]) + int(field[12]) for field in fields) / os.sysconf("SC_CLK_TCK")
-
-
 async def rate(url: str, parent: int) -> tuple[float, float]:
     """(requests a second, CPU ms that the gateway's processes take for one)."""
+    children = [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
     async with AsyncExitStack() as stack:
         agents = [await stack.enter_async_context(client(f"agent-{i}")) for i in range(32)]
 
@@ -175,9 +152,9 @@ async def rate(url: str, parent: int) -> tuple[float, float]:
             return sum(await asyncio.gather(*(as_many(http, url + PATH, body(), seconds, 1) for http in agents)))
 
         await all_for(2)
-        before = cpu_s(parent)
+        before = cpu_s(*children)
         found = await all_for(6)
-        return found, 1000 * (cpu_s(parent) - before) / (6 * found)
+        return found, 1000 * (cpu_s(*children) - before) / (6 * found)
 
 
 def sizes(folder: Path, rows: list[int], port: int) -> None:
@@ -188,11 +165,11 @@ def sizes(folder: Path, rows: list[int], port: int) -> None:
         fill(path, size)
         print(f"{size} rows, filled in {time.perf_counter() - start:.0f} s, {path.stat().st_size / 1e6:.0f} MB", flush=True)
         for name, options in (("one process", ()), ("two planes", ("--admin-port", str(port + 1)))):
-            with gateway(folder, path, port, *options) as (url, admin, start_s, _):
-                found[name, size] = asyncio.run(asked(url, admin))
+            with gateway(folder, path, port, *options) as there:
+                found[name, size] = asyncio.run(asked(there.url, there.admin_url))
                 shown = ", ".join(f"{what} {a:.1f}/{b:.1f}" for what, (a, b) in found[name, size].items())
-                print(f"  {name}: start {start_s:.1f} s; ms first/later: {shown}", flush=True)
-                alone, beside, again, beside_again = asyncio.run(noticed(url, admin))
+                print(f"  {name}: start {there.seconds:.1f} s; ms first/later: {shown}", flush=True)
+                alone, beside, again, beside_again = asyncio.run(noticed(there.url, there.admin_url))
                 print(
                     f"  {name}: agents' p99 in ms: {alone:.1f} alone, {beside:.1f} beside the page, {again:.1f} alone, "
                     f"{beside_again:.1f} beside it",
@@ -215,8 +192,8 @@ def workers(folder: Path, port: int, rounds: int) -> None:
         found = []
         for n in (1, 2):
             options = ("--workers", str(n), "--admin-port", str(port + 1))
-            with gateway(folder, folder / f"w{i}-{n}.db", port, *options) as (url, _, _, parent):
-                found.append(asyncio.run(rate(url, parent)))
+            with gateway(folder, folder / f"w{i}-{n}.db", port, *options) as there:
+                found.append(asyncio.run(rate(there.url, there.process.pid)))
         (one, cpu_one), (two, cpu_two) = found
         ratios.append(two / one)
         idle.append(2 * cpu_one / cpu_two)
@@ -238,6 +215,7 @@ def main() -> None:
     arguments = parser.parse_args()
     process = multiprocessing.get_context("spawn").Process(target=upstream, args=(arguments.port,), daemon=True)
     process.start()
+    wait_for(arguments.port)
     try:
         with tempfile.TemporaryDirectory() as folder:
             if arguments.rows:

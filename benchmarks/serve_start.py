@@ -15,6 +15,8 @@ import sys
 import tempfile
 import time
 
+from serving import cpu_s, free_port
+
 
 def used_by(command: list[str], folder: str, port: int | None) -> tuple[float, float]:
     """(processor seconds, seconds) of a command, until it ends or accepts connections on `port`."""
@@ -36,18 +38,10 @@ def used_by(command: list[str], folder: str, port: int | None) -> tuple[float, f
                 assert process.poll() is None, command
                 time.sleep(0.002)
         waited = time.perf_counter() - start
-        with open(f"/proc/{process.pid}/stat", encoding="utf-8") as stat:
-            ticks = stat.read().rsplit(")", 1)[1].split()[11:13]  # utime and stime
-        return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK"), waited
+        return cpu_s(process.pid), waited
     finally:
         process.kill()
         process.wait()
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def main() -> None:

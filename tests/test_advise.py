@@ -340,6 +340,13 @@ def test_a_planted_signal_is_found_beside_the_nulls(advice):
     json.dumps(facts, allow_nan=False)
 
 
+def test_several_weaker_models_are_told_by_their_mean(advice):
+    success = advice.facts["nulls"]["success"]["slm alone"]
+    assert paragraph(advice.facts).startswith(f"small alone solves {success:.0%} of 200 sessions, strong ")
+    several = paragraph(advice.facts | {"slms": ["small", "smaller"]})
+    assert several.startswith(f"The 2 weaker models alone solve {success:.0%} of 200 sessions on average, strong ")
+
+
 def test_noise_is_no_route_and_says_how_many_more_sessions(tmp_path):
     episodes, _ = import_logs(paired(tmp_path / "log.jsonl", noise=True), "openai-jsonl")
     facts = advise(episodes, Costs()).facts

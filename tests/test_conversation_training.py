@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -142,6 +146,28 @@ def test_a_model_learns_calls_from_logs_and_the_command_says_what_it_used(base, 
     assert loss_of(out / "model", [chat("mug"), chat("cup")]) < before / 4
     assert report["first_loss"] == pytest.approx(before, rel=0.1)
     assert answer_of(out / "model", chat("mug")[:1]) == CALLS
+
+
+def test_a_killed_command_goes_on_from_its_checkpoint(base, logs, tmp_path):
+    def command(out: str, *more: str) -> list[str]:
+        return ["clone", str(logs), "--model", str(base), "--out", str(tmp_path / out), "--steps", "210", *more]
+
+    def run(*arguments: str) -> str:
+        return CliRunner().invoke(cli, command(*arguments), catch_exceptions=False).output
+
+    killed = [sys.executable, "-c", "from r2v.cli import app; app()", *command("killed")]
+    with subprocess.Popen(killed, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        while not list(tmp_path.glob("killed/partial/*/clone.pt")):
+            assert process.poll() is None
+            time.sleep(0.005)
+        process.kill()
+    assert not (tmp_path / "killed/model").exists()
+    shutil.copytree(tmp_path / "killed", tmp_path / "other")
+    assert "goes on" in run("killed")
+    assert "goes on" not in run("other", "--steps", "1") + run("whole")
+    assert not list(tmp_path.glob("*/partial"))
+    resumed, whole = (load_model(tmp_path / name / "model")[0].state_dict() for name in ("killed", "whole"))
+    assert all(torch.equal(resumed[key], whole[key]) for key in whole)
 
 
 def test_a_model_learns_from_an_unredacted_ledger(base, tmp_path):

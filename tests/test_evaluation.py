@@ -290,7 +290,7 @@ def test_a_risk_after_each_number_of_steps_by_hand(monkeypatch):
     t_N, task_N = np.array([0, 1, 0, 1]), np.array([3, 3, 8, 8])
     steps = Scored(np.array([0.1, 0.4, 0.2, 1.0]), np.array([0.0, 0, 1, 1]), t_N, task_N, task_N).where(np.ones(4, bool))
     expected = {
-        "episodes": 2, "tasks": 2, "steps": 4, "failed": 0.5, "auroc": 0.75, "auroc_ci95": [0.75, 0.75],
+        "episodes": 2, "groups": 2, "steps": 4, "failed": 0.5, "auroc": 0.75, "auroc_ci95": [0.75, 0.75],
         "brier": pytest.approx(0.2025), "brier_ci95": pytest.approx([0.085, 0.32]), "base_brier": 0.25,
         "ece": pytest.approx(0.325), "ece_ci95": pytest.approx([0.25, 0.4]),
     }  # fmt: skip

@@ -24,7 +24,7 @@ from r2v.core.features import (
     with_pseudo_entropy,
     without_logprobs,
 )
-from r2v.core.mlp import Calibration, RiskMLP
+from r2v.core.mlp import Calibration, RiskMLP, linear
 from r2v.core.types import Action, Candidate, Context, Features, Memory, Usage
 from r2v.learning.labels import Rows
 from r2v.learning.router import _network, fit_mlp
@@ -395,6 +395,18 @@ def test_a_feature_that_never_varied_is_taken_out_and_not_called_far(fitted):
     router = R2V(risk=replace(fitted, range_2F=range_2F), threshold=2.0)
     one, other = (router.decide(CONTEXT, step(context_length=x), Memory(), seed=0) for x in (1.0, 50.0))
     assert one == other and one.code == "risk_below"
+
+
+def test_a_session_longer_than_any_of_the_fit_is_decided_as_at_its_longest(fitted):
+    """One feature that counts steps at a time, and a risk that reads it."""
+    for name, longest in (("step_index", 30.0), ("horizon_fraction", 0.6)):
+        ends = np.array([[0.0], [longest]])
+        risk = replace(linear((name,), np.zeros(1), np.ones(1), np.ones(1), 0.0), range_2F=ends)
+        edge, beyond = (
+            R2V(risk=risk, threshold=0.9).decide(CONTEXT, step(**{name: x}), Memory(), seed=0)
+            for x in (longest, 9 * longest)
+        )
+        assert edge == beyond and beyond.code in ("risk_above", "risk_below")
 
 
 def test_a_folder_from_before_the_ranges_loads_unguarded(guarded, tmp_path):

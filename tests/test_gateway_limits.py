@@ -33,7 +33,7 @@ from r2v.core.seeds import derive_seed, derive_uniform
 from r2v.core.types import Action, Candidate, Choice, Context, Decision, Features, Memory, Observation, Step, Usage
 from r2v.domains.household.verifier import HouseholdVerifier
 from r2v.evaluation.certificate import Certificate, Target, Tried
-from r2v.gateway import sessions
+from r2v.gateway import metrics, sessions
 from r2v.gateway.budgets import Account, Amount
 from r2v.gateway.candidates import CandidateSource
 from r2v.gateway.ledger import VERSION, Entry, Ledger
@@ -485,7 +485,8 @@ def test_savings_are_net_of_drafts_and_of_the_lost_cache(make):  # noqa: F811
     assert stats["saved_usd"] == pytest.approx(sum(saved))
 
 
-def test_calibration_and_drift_are_told_as_outcomes_arrive(make, tmp_path):  # noqa: F811
+def test_calibration_and_drift_are_told_as_outcomes_arrive(make, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(metrics, "AGAIN_S", 0.0)
     world = make(route__router=str(router_of_entropy(tmp_path / "router")), route__threshold=2.0)
     assert world.client.get("/v1/stats").json()["drift"] is None
     for i in range(6):
@@ -501,8 +502,8 @@ def test_calibration_and_drift_are_told_as_outcomes_arrive(make, tmp_path):  # n
     assert told["brier"] == pytest.approx(np.mean((np.array(risks) - failed) ** 2))
     assert sum(count for _, _, count in told["bins"]) == 6
     assert stats["drift"]["steps"] == 6 and stats["drift"]["score"] > 0 and stats["drift"]["feature"] in EXTENDED
-    metrics = world.client.get("/metrics").text
-    assert "r2v_drift_score" in metrics and "r2v_calibration_ece" in metrics and "r2v_certificate_valid 0" in metrics
+    shown = world.client.get("/metrics").text
+    assert "r2v_drift_score" in shown and "r2v_calibration_ece" in shown and "r2v_certificate_valid 0" in shown
 
 
 def entry_of(session: str, t: int, score: float | None, source: str = "slm", kind: str = "risk") -> Entry:
@@ -513,6 +514,17 @@ def entry_of(session: str, t: int, score: float | None, source: str = "slm", kin
         f"{session}-{t}", session, t, float(t), "key", source, "risk_below", "small-1", score, kind, 0.5, 1.0, 0.001, 0.02,
         0.0, 10, int(source == "teacher"), 1, 1.0, "continue", "goal", step,
     )  # fmt: skip
+
+
+def test_calibration_is_not_computed_again_with_every_outcome(tmp_path, monkeypatch):
+    with closing(Ledger(tmp_path / "ledger.db")) as ledger:
+        overview = metrics.Overview(load_configured(RouteSettings()), ledger)
+        for again_s, computed in ((1e9, 1), (1e9, 1), (0.0, 3), (0.0, 4)):
+            monkeypatch.setattr(metrics, "AGAIN_S", again_s)
+            session = f"s{len(ledger.sessions(9))}"
+            ledger.write(entry_of(session, 0, 0.25))
+            ledger.outcome(session, None, 1.0)
+            assert overview.calibration()["sessions"] == computed
 
 
 def test_scores_are_set_against_the_outcomes_of_sessions_that_the_slm_played_alone(tmp_path):

@@ -13,8 +13,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx
+import msgspec
 import pytest
+from typer.testing import CliRunner
 
+from r2v.cli import cli
 from r2v.core.types import Decision
 from r2v.gateway.ledger import ModeChange
 from servers import KEY, Model, gateway, running, settings
@@ -167,3 +170,17 @@ def test_without_its_redis_no_step_is_served(tmp_path, monkeypatch):
             answer = httpx.post(f"{there}/v1/chat/completions", json={"messages": ASK}, headers=AUTH, timeout=20)
     assert answer.status_code == 503 and answer.headers["x-r2v-reason"] == "store"
     assert not model.seen
+
+
+def test_keys_in_redis_are_listed_where_there_is_no_ledger(redis_url, tmp_path, monkeypatch):
+    monkeypatch.setenv("TEST_REDIS", redis_url)
+
+    def run(folder: str, *arguments: str) -> str:
+        config = tmp_path / "gateway.json"
+        made = settings("http://x", "http://x", tmp_path / folder / "ledger.db", store__redis_env="TEST_REDIS")
+        config.write_bytes(msgspec.json.encode(made))
+        return CliRunner().invoke(cli, ["keys", *arguments, "--config", str(config)], catch_exceptions=False).output
+
+    run("a", "create", "ci")
+    assert "ci" in run("b", "list")
+    assert (tmp_path / "a" / "ledger.db").exists() and not (tmp_path / "b").exists()

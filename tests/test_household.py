@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 from collections import Counter
 
 import pytest
@@ -11,11 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from r2v.core.errors import ArtifactError
-from r2v.core.types import Action
+from r2v.core.types import Action, Context
+from r2v.domains.household.catalogue import ENTITY
 from r2v.domains.household.env import Household
 from r2v.domains.household.games import FAMILIES, find_games, load_game, parse_goal
 from r2v.domains.household.rules import Goal, build_world, is_won
 from r2v.domains.household.scenes import SceneSettings, generate, make_tasks
+from r2v.domains.household.verifier import HouseholdVerifier
 
 FACTS = [
     ("receptacletype", "fridge_bar_1", "fridgetype"), ("receptacleatlocation", "fridge_bar_1", "loc_bar_1"),
@@ -157,3 +160,16 @@ def test_missing_and_damaged_games_are_one_line_errors(tmp_path):
     assert find_games(tmp_path) == [game]
     with pytest.raises(ArtifactError, match="not a readable ALFWorld game"):
         load_game(game)
+
+
+@given(st.text("ab .1\n", max_size=40))
+def test_names_are_found_wherever_letters_a_blank_and_digits_follow_each_other(text):
+    assert ENTITY.findall(text) == re.findall(r"[a-z]+ \d+", text)
+
+
+def test_a_long_word_is_read_once():
+    word = "a" * 1_000_000  # tried from each of its letters it takes some minutes: how long exactly is not the question
+    assert ENTITY.findall(f"{word} apple 1 {word}") == ["apple 1"]
+    context = Context("put the apple on the shelf.", (word, f"{word} apple 1"), (), 50)
+    (score,) = asyncio.run(HouseholdVerifier().score(context, [Action("take apple 1 from shelf 1")]))
+    assert 0 < score < 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import r2v
@@ -29,6 +30,7 @@ INSIDE_FUNCTIONS_ONLY = ("pipeline/", "studies/", "routers/", "cli/doctor.py")
 """These may reach torch code, but only inside functions: importing them stays cheap."""
 
 
+@cache
 def imports_of(path: Path) -> list[tuple[str, bool]]:
     """(module, at top level) of every import in a file, also inside functions."""
     tree = ast.parse(path.read_text())

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from starlette.applications import Starlette
+from starlette.responses import Response
+from starlette.routing import Route
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
@@ -29,6 +35,7 @@ from r2v.learning.packing import branch_logp, forward, pack
 from r2v.learning.pairs import PreferencePair
 from r2v.learning.sequences import Sequences, batches, encode_conversation
 from r2v.learning.tokenizer import train_tokenizer
+from servers import running
 from tiny_models import WINDOW, encoded, naive, tiny
 
 RIGHT = ("llama", "qwen2", "qwen2-sliding", "qwen3", "mistral", "gemma2", "gemma3", "phi3", "gpt-oss", "llama4")
@@ -224,3 +231,20 @@ def test_a_conversation_that_a_template_cannot_show_is_one_line(template, messag
     with pytest.raises(ArtifactError, match=line) as error:
         encode_conversation(messages, None, made)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("name", "asked"), [("nobody/no-such-model", 1), ("runs/quickstart/3-clone/model", 0)])
+def test_a_model_that_is_not_there_is_one_line_after_one_question(tmp_path, name, asked):
+    paths = []
+
+    async def nothing(request):
+        paths.append(request.url.path)
+        return Response(status_code=503)
+
+    with running(Starlette(routes=[Route("/{path:path}", nothing, methods=["GET", "HEAD"])])) as hub:
+        env = {**os.environ, "HF_ENDPOINT": hub, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+        command = [sys.executable, "-c", "from r2v.cli import app; app()", "serve-model", name, "--port", "0"]
+        done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=tmp_path, check=False)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith(f"r2v: {name} is no folder, and the Hugging Face hub does not give it (")
+    assert sum(name in path for path in paths) == asked

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import math
 from dataclasses import replace
 
@@ -17,7 +18,7 @@ from r2v.core.features import featurise
 from r2v.core.mlp import linear
 from r2v.core.types import Action, Candidate, Context, Decision, Memory, ToolCall, Usage
 from r2v.gateway.check import problems
-from r2v.gateway.demo import TOOL, play
+from r2v.gateway.demo import TOOL, demonstrate, play
 from r2v.gateway.serve import mock_settings
 from r2v.gateway.settings import GatewaySettings
 from r2v.routers.r2v import R2V
@@ -136,6 +137,16 @@ def test_the_mock_sessions_show_routing_with_savings_and_failures(tmp_path):
             assert 0 < sum(not session.shop.solved for session in played) < len(played) / 2
             assert service.metrics.counts().saved_usd > 0
             assert service.ledger.sessions(len(played))[-1]["reward"] in (0, 1)
+
+
+def test_what_stops_the_mock_sessions_is_told_unless_the_gateway_ends(make, caplog, monkeypatch):  # noqa: F811
+    world = make()
+    monkeypatch.setattr(logging.getLogger("uvicorn"), "propagate", True)
+    asyncio.run(demonstrate("http://127.0.0.1:9", KEY))
+    assert caplog.messages == []
+    asyncio.run(demonstrate(world.url, f"wrong, {KEY}"))  # the first key is that of the agent
+    (line,) = caplog.messages
+    assert line.startswith("the sessions to show stopped: 401")
 
 
 def test_check_says_what_a_router_does_not_know_and_what_it_cannot_see(tmp_path):

@@ -190,6 +190,15 @@ def test_what_concerns_everybody_takes_the_admin(tenants):
         assert tenants("the-admin", method, path, body).status_code in (200, 409), path
 
 
+@pytest.mark.parametrize("command", [("list",), ("rotate", "ci"), ("revoke", "ci")])
+def test_keys_of_no_ledger_are_one_line_and_make_none(command, refused, tmp_path):
+    config, ledger = tmp_path / "r2v.yaml", tmp_path / "none" / "ledger.db"
+    model = {"base_url": "http://x", "model": "m", "price": {"input": 1, "output": 1}}
+    config.write_text(json.dumps({"version": 1, "models": {"slm": model, "teacher": model}, "store": {"path": str(ledger)}}))
+    assert f"there is no ledger {ledger}" in refused("keys", *command, "--config", config)
+    assert not ledger.parent.exists()
+
+
 def test_keys_are_made_listed_rotated_and_revoked_while_the_gateway_runs(tenants, tmp_path):
     config = tmp_path / "r2v.yaml"
     model = {"base_url": "http://x", "model": "m", "price": {"input": 1, "output": 1}}

@@ -32,7 +32,7 @@ from r2v.logs.importing import import_logs
 from r2v.maths.calibration import brier, ece
 from r2v.maths.stats import auroc, auroc_B
 from r2v.pipeline.settings import RunSettings
-from r2v.report.inspection import rise
+from r2v.report.inspection import rise, write_inspection
 from r2v.runtime.settings import load
 from r2v.runtime.store import read_episodes
 from r2v.studies.inspect_logs import inspect_logs
@@ -159,7 +159,7 @@ def test_inspect_tells_what_the_risk_is_worth_and_shows_hostile_text_as_text(tmp
     assert done.exit_code == 0, done.output
     told = json.loads(done.stdout.splitlines()[-1])
     assert told == json.loads((tmp_path / "out/inspect.json").read_text())
-    assert told["overall"]["episodes"] == 160 and told["overall"]["tasks"] == 80
+    assert told["overall"]["episodes"] == 160 and told["overall"]["groups"] == 80
     rows = {row["t"]: row for row in told["by_prefix"]}
     assert len(rows) == 6 and rows[5]["auroc_ci95"][0] > 0.55  # stuck is seen
     assert rows[0]["auroc_ci95"][0] < 0.5 < rows[0]["auroc_ci95"][1] + 0.05  # at step 0 there is nothing to see
@@ -168,6 +168,15 @@ def test_inspect_tells_what_the_risk_is_worth_and_shows_hostile_text_as_text(tmp
     page = (tmp_path / "out/inspect.html").read_text()
     assert "onerror" in page and HOSTILE not in page and "<img" not in page
     assert not re.findall(r"""(?:src|href)=["']?(?:https?:)?//""", page)
+
+
+def test_the_page_counts_tasks_and_their_groups(inspected, tmp_path):
+    episodes, found = inspected
+    for groups, shown in ((80, "160 recorded episodes of 80 tasks by 2"), (9, "of 80 tasks in 9 groups of alike ones by 2")):
+        page = write_inspection(
+            found.results | {"groups": groups, "unknown_outcome": 0}, episodes, found.risks, tmp_path, title="x"
+        )
+        assert shown in page.read_text()
 
 
 def test_views_without_log_probabilities_lose_nothing_that_a_black_box_has(inspected):
@@ -181,7 +190,7 @@ def test_views_without_log_probabilities_lose_nothing_that_a_black_box_has(inspe
 
 def test_too_few_episodes_are_refused(tmp_path):
     episodes, _ = import_logs(made(tmp_path / "log.jsonl", episodes=40), "openai-jsonl")
-    with pytest.raises(StageError, match="40 episodes of 20 different tasks"):
+    with pytest.raises(StageError, match="40 episodes of 20 tasks in 20 groups of alike ones"):
         inspect_logs(episodes)
 
 

@@ -1,4 +1,4 @@
-"""The command `r2v`. Every known problem ends in one line and exit status 1."""
+"""The command `r2v`. Every known problem ends in one line and exit status 1, a wrong command line in one line and 2."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from r2v import __version__
 # Each adds its commands; help lists them in this order.
 from r2v.cli import runs  # noqa: F401  # isort: skip
 from r2v.cli import gateway, keys, logs  # noqa: F401
-from r2v.cli.common import cli
+from r2v.cli.common import UsageError, cli, usage_line
 from r2v.cli.extras import missing
 from r2v.core.errors import R2VError
 
@@ -38,7 +38,11 @@ def options(
 def app() -> None:
     """Entry point: known errors become one line."""
     try:
-        cli()
+        raise SystemExit(cli(prog_name="r2v", standalone_mode=False))
+    except UsageError as error:
+        if (line := usage_line(error)) is None:
+            raise SystemExit(2) from None
+        _fail(line, status=2)
     except R2VError as error:
         _fail(str(error))
     except ModuleNotFoundError as error:

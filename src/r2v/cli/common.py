@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 cli = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Step-level routing for LLM agents.")
 
+UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+"""A wrong command line, in the words of click: a package of its own, or part of newer versions of typer."""
 MAX_SEED = 999_999
 """So that the perturbation seeds of evaluations and of certificates never meet."""
 Set = Annotated[list[str] | None, typer.Option("--set", help="Change one setting, e.g. --set clone.steps=500.")]
@@ -44,6 +46,14 @@ Map = Annotated[
 Outcomes = Annotated[
     Path | None, typer.Option(help="JSON with outcomes by task, or a SWE-bench report, for logs that hold none.")
 ]
+
+
+def usage_line(error: Any) -> str | None:
+    """What a `UsageError` says is wrong, and how to see what is right; None where there was nothing, and help is printed."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        return None
+    command = "r2v" if error.ctx is None else error.ctx.command_path
+    return f"{error.format_message().rstrip('.')}; `{command} --help` shows what it takes"
 
 
 def _described() -> list[tuple[str, str]]:

@@ -120,8 +120,12 @@ def init(
     teacher_model: Annotated[str | None, typer.Option(help="Its name there, if another one; then mend its price.")] = None,
 ) -> None:
     """Write gateway settings to start from: the teacher answers every step, the SLM is compared with it (mode observe)."""
+    from r2v.clients.settings import is_url
+
     if path.exists():
         raise SettingsError(f"{path} exists; give another path")
+    if not is_url(slm_url):
+        raise SettingsError(f"--slm-url {slm_url!r} is no URL; give one such as http://localhost:8000/v1")
     known = TEACHERS[teacher]
     values = {
         **known, "teacher": teacher, "slm_url": json.dumps(slm_url), "slm_model": json.dumps(slm_model),

@@ -55,7 +55,7 @@ def create(
             raise SettingsError(f"there is a key {name}; `r2v keys rotate {name}` replaces it")
         await store.put(stored)
 
-    _with_store(config, make)
+    _with_store(config, make, create=True)
     typer.echo(
         f"key       {key}\nowner     {stored.owner}; may {', '.join(stored.scopes)}\nnext      send it as the API key"
     )
@@ -116,14 +116,19 @@ def revoke(name: Name, config: Config = Path("r2v.yaml")) -> None:
     typer.echo(f"revoked   {name}")
 
 
-def _with_store(config: Path, use: Callable[[KeyStore], Awaitable[T]]) -> T:
-    """What `use` makes of the keys of a gateway. Raises R2VError."""
+def _with_store(config: Path, use: Callable[[KeyStore], Awaitable[T]], *, create: bool = False) -> T:
+    """What `use` makes of the keys of a gateway. Raises R2VError, also where there is no ledger and it is not to be made."""
     from r2v.gateway.ledger import Ledger
     from r2v.gateway.service import shared_state
     from r2v.gateway.settings import GatewaySettings
 
     settings = load(config, GatewaySettings, hint="`r2v init FILE` writes gateway settings to start from")
-    ledger = Ledger(Path(settings.store.path))
+    path = Path(settings.store.path)
+    if not create and not path.exists():
+        if settings.store.redis_env is None:
+            raise SettingsError(f"there is no ledger {path}, and so no key; `r2v keys create NAME` makes both")
+        path = Path(":memory:")  # the keys are in Redis
+    ledger = Ledger(path)
 
     async def used() -> T:
         sessions, _, store = shared_state(settings, ledger)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -154,6 +156,7 @@ def clone(
     """Train a model on the successful episodes of logs or of an unredacted ledger: what the assistant wrote, calls included.
 
     A conversation is read in the model's chat template, whole: one that is longer than the model reads is left out.
+    Killed, the same command goes on from its last checkpoint.
     """
     from rich.console import Console
 
@@ -164,9 +167,14 @@ def clone(
     read = imported(logs, kind, outcomes, mapping)
     rate = learning_rate or (2e-4 if lora else 2e-5)
     settings = CloneSettings(steps=steps, learning_rate=rate, warmup_steps=steps // 10)
+    start = ModelSettings(path=model, lora=LoraSettings() if lora else None)
+    partial = out / "partial"
+    begun = partial / hashlib.sha256(msgspec.json.encode((read.episodes, start, settings, seed))).hexdigest()[:16]
+    if begun.exists():
+        typer.echo(f"goes on  from the checkpoint in {begun}", err=True)
     with progress(Console(stderr=True), "clone") as report:
-        start = ModelSettings(path=model, lora=LoraSettings() if lora else None)
-        found = train(read.episodes, start, settings, out / "model", seed=seed, progress=report)
+        found = train(read.episodes, start, settings, out / "model", checkpoints=begun, seed=seed, progress=report)
+    shutil.rmtree(partial, ignore_errors=True)
     facts = {
         **asdict(found),
         "unknown_outcome": read.unknown,

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 from r2v.runtime.settings import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Settings
+
+
+def is_url(text: str) -> bool:
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s/]", text) is not None
 
 
 class PriceSettings(Settings):
@@ -56,3 +62,7 @@ class ClientSettings(Settings):
     vocabulary: PositiveInt | None = None
     """Its number of tokens: what the alternatives leave out is then spread evenly over the others, as where routers are
     trained; None: it counts as one token."""
+
+    def __post_init__(self) -> None:
+        if not is_url(self.base_url):
+            raise ValueError(f"base_url {self.base_url!r} is no URL; write one such as http://localhost:8000/v1")

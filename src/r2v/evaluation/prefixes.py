@@ -61,7 +61,7 @@ def measures(steps: Scored, *, seed: int) -> Measures:
     brier_B = _mean_B(weights_BT, steps.task_N, (steps.p_N - steps.y_N) ** 2)
     ece_B = _ece_B(weights_BT, steps)
     return {
-        "episodes": len(np.unique(steps.episode_N)), "tasks": int(steps.task_N.max()) + 1, "steps": len(steps.y_N),
+        "episodes": len(np.unique(steps.episode_N)), "groups": int(steps.task_N.max()) + 1, "steps": len(steps.y_N),
         "failed": base, "auroc": area, "auroc_ci95": area_ci95, "brier": float(brier_B[0]), "brier_ci95": interval(brier_B),
         "base_brier": base * (1 - base), "ece": float(ece_B[0]), "ece_ci95": interval(ece_B),
     }  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from random import Random
@@ -79,6 +80,20 @@ class Played:
     shop: Shop
     steps: list[Mapping[str, str]] = field(default_factory=list)
     """The headers of each answer."""
+
+
+async def demonstrate(url: str, keys: str) -> None:
+    """Play sessions for the page, until the gateway ends.
+
+    Args:
+        url: of a gateway that listens; it need not serve yet.
+        keys: of clients, comma separated; the first is used.
+    """
+    try:
+        await play(url, keys.split(",")[0].strip())
+    except aiohttp.ClientError as error:  # where it is no refusal, the gateway or its models end
+        if isinstance(error, aiohttp.ClientResponseError) and error.status < 500:
+            logging.getLogger("uvicorn.error").warning("the sessions to show stopped: %s", error)
 
 
 async def play(url: str, key: str, sessions: int = SESSIONS) -> list[Played]:

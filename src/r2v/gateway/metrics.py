@@ -26,6 +26,8 @@ RECENT = 500
 """Steps that drift is averaged over."""
 OUTCOMES = 2_000
 """Sessions with an outcome that calibration looks back on."""
+AGAIN_S = 5.0
+"""Calibration is computed again no sooner, however many outcomes come: it takes a tenth of a second on a large ledger."""
 CALIBRATED_S = 60.0
 """After so long calibration is computed again, though no outcome came: verdicts count once their session is quiet."""
 OVERHEAD_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5)
@@ -194,10 +196,14 @@ class Overview:
 
     def calibration(self) -> Json:
         """Scores against outcomes, over the steps of sessions that the SLM played alone. Where the router's score is no
-        probability there are only the counts.
+        probability there are only the counts. What came within the last seconds may not be in it yet.
         """
-        last, now = self._ledger.last_end(), time.monotonic()
-        if last == self._calibrated[0] and now - self._calibrated[1] < CALIBRATED_S:
+        now = time.monotonic()
+        age = now - self._calibrated[1]
+        if age < AGAIN_S:
+            return self._calibration
+        last = self._ledger.last_end()
+        if last == self._calibrated[0] and age < CALIBRATED_S:
             return self._calibration
         calibrated = self._router.calibrated
         pairs, sessions = self._ledger.scores_and_failures(OUTCOMES, "risk" if calibrated else None)

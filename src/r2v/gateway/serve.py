@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import logging
 import os
 import socket
 import sys
@@ -12,7 +11,6 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal
 
-import aiohttp
 import uvicorn
 
 try:
@@ -59,7 +57,7 @@ def set_mock_key(settings: GatewaySettings) -> None:
 
 def serve_app(app: object, host: str, port: int, announce: Callable[[str], None]) -> None:
     """Serve any application until a signal. Raises SettingsError when the port is taken."""
-    listener = _listen(host, port)
+    listener = _listen(host, port, "--port")
     announce(f"http://{host}:{listener.getsockname()[1]}")
     run(uvicorn.Server(_config(app, ServerSettings())).serve([listener]))
 
@@ -124,7 +122,9 @@ async def _serve(settings: GatewaySettings, mock: bool, announce: Callable[[str,
     take_short_turns()
     main = uvicorn.Server(_config(app, settings.server))
     if mock and not service.ledger.sessions(1):
-        running.append(asyncio.create_task(_demonstrate(main, url, os.environ[settings.server.key_env])))
+        from r2v.gateway.demo import demonstrate
+
+        running.append(asyncio.create_task(demonstrate(url, os.environ[settings.server.key_env])))
     try:
         await main.serve([listener])
     finally:
@@ -132,17 +132,6 @@ async def _serve(settings: GatewaySettings, mock: bool, announce: Callable[[str,
             server.should_exit = True
         with suppress(asyncio.CancelledError):
             await asyncio.gather(*running)
-
-
-async def _demonstrate(main: uvicorn.Server, url: str, keys: str) -> None:
-    """Fill the page with sessions."""
-    from r2v.gateway.demo import play
-
-    try:
-        await play(url, keys.split(",")[0].strip())
-    except aiohttp.ClientError as error:
-        if not main.should_exit:
-            logging.getLogger("uvicorn.error").warning("the sessions to show stopped: %s", error)
 
 
 def _config(app: object, server: ServerSettings) -> uvicorn.Config:
@@ -153,8 +142,18 @@ def _config(app: object, server: ServerSettings) -> uvicorn.Config:
     )  # fmt: skip
 
 
-def _listen(host: str, port: int, *, share: bool = False) -> socket.socket:
-    """`share`: the port, with other sockets that share it; the kernel spreads connections over them."""
+def _listen(host: str, port: int, option: str = "server.port or --port", *, share: bool = False) -> socket.socket:
+    """A socket that listens.
+
+    Args:
+        host: an address of this machine.
+        port: 0 for any that is free.
+        option: where the port is said, for an error.
+        share: the port, with other sockets that share it; the kernel spreads connections over them.
+
+    Raises:
+        SettingsError: it cannot be listened there.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     if os.name == "posix":  # on Windows this would let a second gateway take the port
@@ -165,9 +164,9 @@ def _listen(host: str, port: int, *, share: bool = False) -> socket.socket:
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     try:
         listener.bind((host, port))
-    except OSError as error:
-        raise SettingsError(
-            f"cannot listen on {host}:{port} ({error.strerror}); choose another server.port or --port"
-        ) from None
+    except (OSError, OverflowError) as error:
+        listener.close()
+        problem = getattr(error, "strerror", None) or error
+        raise SettingsError(f"cannot listen on {host}:{port} ({problem}); choose another {option}") from None
     listener.listen(BACKLOG)
     return listener

@@ -17,6 +17,7 @@ from r2v.clients.settings import ClientSettings, PriceSettings
 from r2v.runtime.settings import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Settings
 from r2v.verifiers import verifier_named
 
+Port = Annotated[int, Meta(gt=0, le=65_535)]
 Mode = Literal["observe", "shadow", "canary", "active"]
 
 
@@ -110,11 +111,11 @@ class BudgetSettings(Settings):
 
 class ServerSettings(Settings):
     host: str = "127.0.0.1"
-    port: PositiveInt = 8321
+    port: Port = 8321
     workers: PositiveInt = 1
     """Processes that serve the port."""
     admin_host: str = "127.0.0.1"
-    admin_port: PositiveInt | None = None
+    admin_port: Port | None = None
     """Where page, stats, sessions, modes, kill switch and metrics are, in a process of its own. None: on `port`, or on the
     one after it where there are several workers."""
     key_env: str = "R2V_API_KEY"
@@ -149,6 +150,10 @@ class ServerSettings(Settings):
     for longest without a whole head of a request; where there is none it gets a 503."""
     keep_alive_s: PositiveFloat = 5.0
     """Streams that wait for the decision send a comment this often; headers wait that long for it."""
+
+    def __post_init__(self) -> None:
+        if self.control_port == self.port and self.admin_host == self.host and self.port:
+            raise ValueError(f"port and admin_port (--port and --admin-port) are both {self.port}; change one of them")
 
     @property
     def control_port(self) -> int | None:

@@ -23,14 +23,13 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import aiohttp
 import msgspec
 import uvicorn
 
 from r2v.core.errors import R2VError
 from r2v.gateway.app import build_app
 from r2v.gateway.control import ControlPlane
-from r2v.gateway.demo import play
+from r2v.gateway.demo import demonstrate
 from r2v.gateway.keys import KeyRing
 from r2v.gateway.ledger import Ledger
 from r2v.gateway.metrics import Counts, Metrics, together
@@ -89,7 +88,9 @@ def serve_planes(settings: GatewaySettings, *, mock: bool, announce: Callable[[s
         stack.callback(ledger.close)
         ledger.states.forget_counts()
         listeners = [stack.enter_context(listener) for listener in _spread(server.host, server.port, server.workers)]
-        admin = stack.enter_context(_listen(server.admin_host, server.control_port or 0))
+        admin = stack.enter_context(
+            _listen(server.admin_host, server.control_port or 0, "server.admin_port or --admin-port")
+        )
         # What clients may refer to are words, which a ledger that redacts may not hold: they go with the gateway.
         shared = Path("/dev/shm")
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="r2v-", dir=shared if shared.is_dir() else None))
@@ -97,8 +98,8 @@ def serve_planes(settings: GatewaySettings, *, mock: bool, announce: Callable[[s
         works: list[tuple[Work, socket.socket]] = []
         if mock:
             settings, models = mocked(settings)
-            key = None if ledger.sessions(1) else os.environ[server.key_env].split(",")[0].strip()  # sessions to show, once
-            works = [(partial(_mock, model, url, None if i else key), at) for i, (model, at) in enumerate(models)]
+            keys = None if ledger.sessions(1) else os.environ[server.key_env]  # sessions to show, once
+            works = [(partial(_mock, model, url, None if i else keys), at) for i, (model, at) in enumerate(models)]
         worker = partial(_worker, settings, admin_url, f"{folder}/items.db")
         works += [(worker, listener) for listener in listeners]
         family = _Family([*works, (partial(_control, settings), admin)], server, ledger.accounts.recover)
@@ -266,19 +267,8 @@ def _control(settings: GatewaySettings) -> tuple[Any, None]:
     return ControlPlane(settings, KeyRing(settings.server, store), router, ledger, sessions, modes, counts).app(), None
 
 
-def _mock(model: MockModel, url: str, key: str | None) -> tuple[Any, Callable[[], Awaitable[None]] | None]:
-    """A mock model, and, where a key of the gateway at `url` is given, sessions to show."""
+def _mock(model: MockModel, url: str, keys: str | None) -> tuple[Any, Callable[[], Awaitable[None]] | None]:
+    """A mock model, and, where keys of the gateway at `url` are given, sessions to show."""
     from r2v.clients.mock import mock_app
 
-    return mock_app(model), None if key is None else partial(_demonstrate, url, key)
-
-
-async def _demonstrate(url: str, key: str) -> None:
-    """Fill the page with sessions, once the gateway answers."""
-    while True:
-        with suppress(aiohttp.ClientError):
-            async with aiohttp.ClientSession(raise_for_status=True) as http, http.get(f"{url}/health"):
-                break
-        await asyncio.sleep(0.1)
-    with suppress(aiohttp.ClientError):  # the gateway ends
-        await play(url, key)
+    return mock_app(model), None if keys is None else partial(demonstrate, url, keys)

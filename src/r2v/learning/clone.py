@@ -197,5 +197,6 @@ def _save(path: Path, model: Any, optimizer: Any, schedule: Any, step: int, loss
         "tokens": tokens,
     }
     aside = path.with_suffix(".writing")
+    path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(state, aside)
     os.replace(aside, path)

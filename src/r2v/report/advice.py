@@ -92,11 +92,10 @@ def _situation(f: Facts) -> str:
         )
     if f["evidence"] == "paired":
         success = f["nulls"]["success"]
-        slm = f["slms"][0] if len(f["slms"]) == 1 else f"Each of {len(f['slms'])} weaker models"
-        return (
-            f"{slm} alone solves {success['slm alone']:.0%} of {f['episodes_used']} sessions, {f['teacher']} "
-            f"{success['teacher alone']:.0%} of the same tasks."
-        )
+        share = f"{success['slm alone']:.0%} of {f['episodes_used']} sessions"
+        one = f"{f['slms'][0]} alone solves {share}"
+        several = f"The {len(f['slms'])} weaker models alone solve {share} on average"
+        return f"{one if len(f['slms']) == 1 else several}, {f['teacher']} {success['teacher alone']:.0%} of the same tasks."
     known = f"{f['with_outcome']} of them with an outcome"
     solved = ""
     if f["evidence"] == "outcomes":

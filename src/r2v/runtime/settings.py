@@ -59,8 +59,11 @@ class Settings(Struct, frozen=True, metaclass=_Frozen):
         return raw
 
     def but(self, **changes: Any) -> Self:
-        """The same with other values."""
-        return msgspec.structs.replace(self, **changes)
+        """The same with other values. Raises SettingsError where these do not fit together."""
+        try:
+            return msgspec.structs.replace(self, **changes)
+        except ValueError as error:
+            raise SettingsError(str(error)) from None
 
 
 S = TypeVar("S", bound=Settings)

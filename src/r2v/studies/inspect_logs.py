@@ -46,8 +46,9 @@ def inspect_logs(episodes: Sequence[Episode], *, view: View = "full", seed: int 
     found = groups([seen[i] for i in used])
     if found.count < LEAST_GROUPS or min(failed, len(used) - failed) < LEAST_EACH:
         raise StageError(
-            f"{len(used)} episodes of {found.count} different tasks, {failed} of them failed, are too few to inspect: it "
-            f"takes {LEAST_GROUPS} tasks and {LEAST_EACH} episodes of each outcome; log more, or give outcomes (--outcomes)"
+            f"{len(used)} episodes of {found.tasks} tasks in {found.count} groups of alike ones, {failed} of them failed, "
+            f"are too few to inspect: it takes {LEAST_GROUPS} groups and {LEAST_EACH} episodes of each outcome; log more, "
+            "or give outcomes (--outcomes)"
         )
     rows = read_rows([seen[i] for i in used], found.group_E, [wanted[i] for i in used])
     failed_N = np.array([float(not seen[i].success) for i in used])[rows.episode_N]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
@@ -18,6 +19,8 @@ TEXT_BYTES = 256 * MB
 """Of a tokenizer or a config: the largest vocabularies take some 30 MB."""
 LAYERS = 1_000
 """The largest models have some 130."""
+HUB_S = 10
+"""Seconds for the hub to say that it has a model."""
 NUMBERS_PER_BYTE = 4
 """Weights of two bits each: no file holds more numbers than that."""
 
@@ -33,6 +36,8 @@ def load_model(path: str | Path, *, device: str = "cpu", precision: str = "float
     try:
         if Path(path).is_dir():
             _check_folder(Path(path))
+        else:
+            _check_hub(str(path))
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         layer_kinds(config)  # before its weights are read
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
@@ -63,6 +68,19 @@ def _check_folder(folder: Path) -> None:
     held = sum(file.stat().st_size for file in folder.iterdir() if file.suffix in WEIGHTS)
     if numbers > NUMBERS_PER_BYTE * held:
         raise ArtifactError(f"{folder / 'config.json'} is of a model of {numbers:.3g} numbers, its weights are {held} bytes")
+
+
+def _check_hub(name: str) -> None:
+    """Ask the hub for a model once, unless its cache has it: the libraries ask for half a minute. Raises ArtifactError."""
+    try:
+        if not isinstance(try_to_load_from_cache(name, "config.json"), str):
+            get_hf_file_metadata(hf_hub_url(name, "config.json"), timeout=HUB_S)
+    except Exception as error:  # not a name of the hub, no such model, one that wants a token, no network
+        problem = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ArtifactError(
+            f"{name} is no folder, and the Hugging Face hub does not give it ({problem}); give a model folder, or a model "
+            "of the hub, such as Qwen/Qwen3-0.6B"
+        ) from None
 
 
 def chosen_device(name: str) -> torch.device:

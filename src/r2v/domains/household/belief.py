@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
+from r2v.domains.household.catalogue import ENTITY
+
 _LIST = r"((?:an? [a-z]+ \d+(?:, and |, )?)+)"
 _NAME = r"([a-z]+ \d+)"
-_ENTITY = re.compile(r"[a-z]+ \d+")
 ROOM = re.compile(rf"Looking quickly around you, you see {_LIST}")
 ARRIVE = re.compile(rf"You arrive at {_NAME}")
 CONTENTS = re.compile(rf"(?:On the {_NAME}, you see|The {_NAME} is open\. In it, you see) (?:nothing\.|{_LIST}(\.)?)")
@@ -52,7 +53,7 @@ class Belief:
 
     def read_room(self, text: str) -> None:
         for found in ROOM.finditer(text):
-            self._note_receptacles(_ENTITY.findall(found.group(1)))
+            self._note_receptacles(ENTITY.findall(found.group(1)))
 
     def read(self, action: str, text: str) -> None:
         """Fold one action and its answer."""
@@ -97,7 +98,7 @@ class Belief:
         for found in CONTENTS.finditer(text):
             place = found.group(1) or found.group(2)
             self._note_receptacles([place])
-            things = _ENTITY.findall(found.group(3) or "")
+            things = ENTITY.findall(found.group(3) or "")
             self.contents.pop(place, None)
             self.contents[place] = things
             self.refused = {c: n for c, n in self.refused.items() if not c.endswith(f"from {place}")}

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal, get_args
 
+ENTITY = re.compile(r"(?<![a-z])[a-z]+ \d+")
+"""A name such as `apple 1`. It begins where its letters do: tried from each letter, one long word would take for ever."""
 Family = Literal[
     "pick_and_place_simple",
     "look_at_obj_in_light",

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import random
-import re
 
 from r2v.core.types import Action, Context
-
-_ENTITY = re.compile(r"[a-z]+ \d+")
+from r2v.domains.household.catalogue import ENTITY
 
 
 def random_action(context: Context, seed: int) -> Action:
     """A plausible command; it may well be impossible."""
     rng = random.Random(seed)
-    places = _ENTITY.findall(context.observations[0]) or ["shelf 1"]
-    names = _ENTITY.findall(" ".join(context.observations[-3:])) or places
+    places = ENTITY.findall(context.observations[0]) or ["shelf 1"]
+    names = ENTITY.findall(" ".join(context.observations[-3:])) or places
     place, name = rng.choice(places), rng.choice(names)
     command = rng.choice(
         ["go to {p}", "go to {p}", "go to {p}", "open {p}", "examine {p}", "take {n} from {p}", "take {n} from {n2}",

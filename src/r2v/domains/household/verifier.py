@@ -14,6 +14,7 @@ import re
 from collections.abc import Sequence
 
 from r2v.core.types import Action, Context
+from r2v.domains.household.catalogue import ENTITY
 from r2v.verifiers.evidence import oscillation, repetition
 
 COMMAND = re.compile(
@@ -21,7 +22,6 @@ COMMAND = re.compile(
     r"|(?P<two>take|move|put|clean|heat|cool|slice) (?P<thing>[a-z]+ \d+) (?:from|to|in/on|with) (?P<place>[a-z]+ \d+)"
     r"|(?P<bare>look|inventory|help))$"
 )
-ENTITY = re.compile(r"[a-z]+ \d+")
 FAILED = ("Nothing happens", "Error:")
 STATION = {"clean": "sinkbasin", "heat": "microwave", "cool": "fridge"}
 TYPE_SCORE = {"go to": 0.65, "open": 0.65, "close": 0.45, "examine": 0.45, "look": 0.45, "inventory": 0.45, "help": 0.2}

@@ -1,0 +1,72 @@
+"""What is wrong with a command line or its settings is one line, which says how to mend it."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+
+import pytest
+
+MODEL = {"base_url": "http://127.0.0.1:9/v1", "model": "m", "price": {"input": 1, "output": 1}}
+
+
+def gateway_settings(folder: Path, **server: object) -> Path:
+    config = folder / "r2v.json"
+    models, store = {"slm": MODEL, "teacher": MODEL}, {"path": str(folder / "ledger.db")}
+    config.write_text(json.dumps({"version": 1, "models": models, "store": store, "server": server}))
+    return config
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ("serve --workers -1", "'--workers': -1 is not in the range x>=1; `r2v serve --help`"),
+        ("serve --port 99999", "'--port': 99999 is not in the range 0<=x<=65535; `r2v serve --help`"),
+        ("keys create ci --usd-per-day -1", "'--usd-per-day': -1.0 is not in the range x>=0; `r2v keys create --help`"),
+        ("rollback --to nowhere", "'nowhere' is not one of 'observe', 'shadow', 'canary'; `r2v rollback --help`"),
+        ("serve --prot 1", "No such option: --prot"),
+        ("run", "`r2v run --help`"),
+        ("sevre", "No such command 'sevre'"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line(refused, arguments, line):
+    assert line in refused(*arguments.split(), status=2)
+
+
+def test_a_port_that_is_taken_names_its_option(refused, tmp_path, monkeypatch):
+    monkeypatch.setenv("R2V_API_KEY", "k")
+    with socket.socket() as taken, socket.socket() as free:
+        for one in (taken, free):
+            one.bind(("127.0.0.1", 0))
+        taken.listen()
+        used, unused = taken.getsockname()[1], free.getsockname()[1]
+        free.close()
+        serve = ("serve", gateway_settings(tmp_path))
+        said = f"cannot listen on 127.0.0.1:{used} (Address already in use); choose another server."
+        assert f"{said}port or --port\n" in refused(*serve, "--port", used, "--admin-port", unused)
+        assert f"{said}admin_port or --admin-port\n" in refused(*serve, "--port", unused, "--admin-port", used)
+
+
+def test_ports_that_are_equal_or_none_are_named(refused, tmp_path, monkeypatch):
+    monkeypatch.setenv("R2V_API_KEY", "k")
+    both = "port and admin_port (--port and --admin-port) are both 8321; change one of them"
+    assert both in refused("serve", gateway_settings(tmp_path), "--admin-port", 8321)
+    assert f"`server`: {both}" in refused("serve", gateway_settings(tmp_path, port=8321, admin_port=8321))
+    assert "`server.port` = 99999" in refused("serve", gateway_settings(tmp_path, port=99_999))
+    past = refused("serve", gateway_settings(tmp_path, port=65_535, workers=2))
+    assert "cannot listen on 127.0.0.1:65536 " in past and "--admin-port" in past
+
+
+@pytest.mark.parametrize("url", ["", "localhost:8000/v1", "http://"])
+def test_what_is_no_url_is_refused(refused, tmp_path, monkeypatch, url):
+    monkeypatch.setenv("R2V_API_KEY", "k")
+    path = tmp_path / "made.yaml"
+    assert f"--slm-url {url!r} is no URL; give one such as" in refused("init", path, "--slm-url", url)
+    assert not path.exists()
+    for name in ("slm", "teacher"):
+        config = gateway_settings(tmp_path)
+        raw = json.loads(config.read_text())
+        raw["models"][name] = MODEL | {"base_url": url}
+        config.write_text(json.dumps(raw))
+        assert f"`models.{name}`: base_url {url!r} is no URL; write one such as" in refused("check", config)
