@@ -20,8 +20,8 @@ from r2v.verifiers.json_schema import JsonSchema, Work
 class OfferedTools:
     """What a request allows to call."""
 
-    schemas: dict[str, JsonSchema]
-    """Of the arguments, by the name of the tool."""
+    schemas: dict[str, tuple[JsonSchema, Json]]
+    """That of the arguments, to check and as it came, by the name of the tool."""
     most: int
     """Calls in one answer."""
     step: int
@@ -35,7 +35,7 @@ class OfferedTools:
         choice = _read(request, "tool_choice")
         named = choice["function"]["name"] if isinstance(choice, dict) else None
         schemas = {
-            tool["name"]: JsonSchema(tool["parameters"])
+            tool["name"]: (JsonSchema(tool["parameters"]), tool["parameters"])
             for tool in tools_of(request.tools)
             if named in (None, tool["name"]) and choice != "none"
         }
@@ -43,8 +43,13 @@ class OfferedTools:
         return cls(schemas, most, len(request.messages)) if schemas else None
 
     def accept(self, name: str, arguments: str) -> bool:
-        """Whether a call is one of an offered tool, and its arguments are known to fit."""
-        return name in self.schemas and self.schemas[name].fits(arguments, self.work) is True
+        """Whether a call is one of an offered tool, and its arguments are known to fit. A schema is no arguments: models
+        repeat how tools are defined.
+        """
+        if name not in self.schemas:
+            return False
+        schema, said = self.schemas[name]
+        return schema.fits(arguments, self.work) is True and not (said and msgspec.json.decode(arguments) == said)
 
     def text(self) -> ToolText:
         """For one answer."""

@@ -295,8 +295,10 @@ class _Encoder:
         self._number = 0
         self._written = False
         """Whether text has been streamed."""
-        self._own = self._done = 0
-        """Characters of text, and whole items, that the model's own events have streamed."""
+        self._own: int | None = None
+        """Characters of text that the model's own events have streamed; None: they have not begun it."""
+        self._done = 0
+        """Items that they have streamed as a whole."""
         self._place: Json = {"item_id": f"msg_{served.id}", "output_index": 0, "content_index": 0}
 
     def add(self, piece: Piece) -> Iterator[bytes]:
@@ -320,8 +322,8 @@ class _Encoder:
                 part = item["content"][0]
                 if not self._written:
                     self._place |= {"item_id": item["id"], "output_index": i}
-                if not self._written or self._own:
-                    for text in pieces(part["text"][self._own :]):
+                if not self._written or self._own is not None:
+                    for text in pieces(part["text"][self._own or 0 :]):
                         yield from self._add_text(text)
                 yield self._event("response.output_text.done", **self._place, text=part["text"], logprobs=[])
                 yield self._event("response.content_part.done", **self._place, part=part)
@@ -334,10 +336,11 @@ class _Encoder:
     def follow(self, own: Json) -> None:
         """Go on after an event of the model's own."""
         self._number += 1
-        if own.get("type") == "response.output_text.delta":
-            self._written = True
-            self._own += len(str(own["delta"]))
+        if own.get("type") == "response.content_part.added":
+            self._written, self._own = True, 0
             self._place = {key: own.get(key) for key in self._place}
+        elif own.get("type") == "response.output_text.delta":
+            self._own = (self._own or 0) + len(str(own["delta"]))
         elif own.get("type") == "response.output_item.done":
             self._done += 1
 

@@ -51,14 +51,14 @@ OPENING = re.compile(
     rf"^[ \t]*+(?P<fence>`{{3,}}+|~{{3,}}+)|(?P<tag>{'|'.join(map(re.escape, TAGS))})|^ ?(?=[\[{{])(?! ?\[TOOL_CALLS\])",
     re.M,
 )
-LINE_BEGUN = re.compile(r"[ \t]*(?:`*|~*)[ \t]*")
+LINE_BEGUN = re.compile(r"[ \t]*(?:`*|~*)[ \t\r]*")
 FENCE = re.compile(r"`{3,}|~{3,}")
-FENCE_LINE = re.compile(r"^[ \t]*+(`{3,}+|~{3,}+)[ \t]*+(?:\n|\Z)", re.M)
+FENCE_LINE = re.compile(r"^[ \t]*+(`{3,}+|~{3,}+)[ \t\r]*+(?:\n|\Z)", re.M)
 LANGUAGE = re.compile(r"[^\n\[{]*")
 FIRST_KEY = re.compile(r'(?:\[\s*)?(?:\{\s*(?:"(\w*)("?))?)?')
 BRACKET = re.compile(r'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)|[\[\]{}]', re.S)
 """A bracket, or a whole string, whose brackets do not count."""
-SPACE, BETWEEN, REST_OF_LINE = re.compile(r"\s*"), re.compile(r"[\s;,]*"), re.compile(r"[ \t]*(?:\n|\Z)")
+SPACE, BETWEEN, REST_OF_LINE = re.compile(r"\s*"), re.compile(r"[\s;,]*"), re.compile(r"[ \t\r]*(?:\n|\Z)")
 FUNCTION = re.compile(r"([\w.:-]{0,200})(>?)")
 NAMED = re.compile(r"([\w.:-]{1,200})(?:\[CALL_ID\]\w{0,100})?\[ARGS\]")
 LONGEST_NAMED = 330
