@@ -2,9 +2,9 @@
 
 `python benchmarks/tool_text.py --base-url http://localhost:8080/v1 --model NAME [--answers FILE] [--timeout-s 300]` asks any
 server of chat completions 50 fixed requests, each with the same five tools, greedily. Every one of them needs a tool. An
-answer is usable if it has a tool call and each call fits the schema of an offered tool (by `jsonschema`, not by r2v); it is
-as meant if its first call is of the tool that the request needs. The same answers are counted twice, with `parse_tools: off`
-and `auto`. 10 further requests ask about the tools and need no call: a call in an answer to these was not wanted.
+answer is usable if it has a tool call and each call fits the schema of an offered tool (by `jsonschema`, not by r2v); the
+right tool is the one that the request needs. The same answers are counted twice, with `parse_tools: off` and `auto`. 10
+further requests need no call: an answer to them that is one was the model's mistake, which shows once it is read.
 
 `--answers` keeps the answers, one a line: what is there is not asked again.
 """
@@ -175,9 +175,9 @@ def main() -> None:
     parser.add_argument("--answers", type=Path)
     parser.add_argument("--timeout-s", type=float, default=300.0)
     found = asyncio.run(answers(parser.parse_args()))
-    print("parse_tools  usable  as meant  with an invalid call  calls not wanted")
+    print("parse_tools  usable  right tool  with an invalid call  calls where none was needed")
     for option in ("off", "auto"):
-        usable = meant = invalid = unwanted = 0
+        usable = right = invalid = unwanted = 0
         for words, reply in found.items():
             read = with_calls(reply, OfferedTools.of(request_of(words))) if option == "auto" else reply
             calls = calls_of(read)
@@ -187,8 +187,8 @@ def main() -> None:
             valid = all(fits(*call) for call in calls)
             usable += bool(calls) and valid
             invalid += not valid
-            meant += bool(calls) and valid and words in ASKED[calls[0][0]]
-        print(f"{option:11}  {usable:3}/50  {meant:5}/50  {invalid:20}  {unwanted:13}/10")
+            right += bool(calls) and valid and words in ASKED[calls[0][0]]
+        print(f"{option:11}  {usable:3}/50  {right:7}/50  {invalid:20}  {unwanted:24}/10")
 
 
 if __name__ == "__main__":

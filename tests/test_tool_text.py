@@ -63,7 +63,7 @@ FORMS = {
     "json fence": (f"```json\n{CALL}\n```", [HERE]),
     "fence on one line": (f"```json {CALL} ```", [HERE]),
     "fence without a language": (f"```\n{CALL}\n```\n", [HERE]),
-    "lines as on Windows": (f"{CALL}\r\n```python\r\n```\r\n{OTHER}\r\n", [HERE, THERE]),
+    "lines as on Windows": (f"```python\r\n```\r\n{CALL}\r\n```json\r\n{OTHER}\r\n```\r\n", [HERE, THERE]),
     "fence of tildes": (f"~~~ JSON\n{CALL}\n~~~", [HERE]),
     "indented fence": (f"  ```json\n  {CALL}\n  ```", [HERE]),
     "fence that is not closed": (f"```json\n{CALL}\n", [HERE]),
@@ -104,9 +104,11 @@ def test_each_way_of_writing_a_call_is_read(form):
 
 
 def test_words_around_a_call_stay():
-    found = answer(f"I look first.\n\n```json\n{CALL}\n```\nThen I run:\n{OTHER}\nThat is all.")
+    found = answer(f"I look first.\n\n```json\n{CALL}\n```\n")
+    assert calls_in(found) == [HERE] and found.choice["message"]["content"] == "I look first.\n\n\n"
+    found = answer(f"I look first: <tool_call>{CALL}</tool_call> and run: <tool_call>{OTHER}</tool_call> That is all.")
     assert calls_in(found) == [HERE, THERE]
-    assert found.choice["message"]["content"] == "I look first.\n\n\nThen I run:\n\nThat is all."
+    assert found.choice["message"]["content"] == "I look first:  and run:  That is all."
     assert answer(f"\n {CALL}\n").choice["message"]["content"] is None
 
 
@@ -141,6 +143,10 @@ NO_CALLS = {
     "cut off": f"```json\n{CALL[:-2]}",
     "within a sentence": f"You may write {CALL} to look.",
     "the beginning of a sentence": f"{CALL} is how one looks.",
+    "a longer explanation": f"One can look like this:\n\n```json\n{CALL}\n```\n\nReplace `here` with the place.",
+    "an explanation without a fence": f"{CALL}\nThis call looks here.",
+    "two steps of a plan": f"First:\n```json\n{CALL}\n```\nThen:\n```json\n{OTHER}\n```",
+    "code after it": f"{CALL}\n```python\nlook()\n```",
     "as code in a sentence": f"Write `{CALL}` for it.",
     "a fence of Python": f"```python\n{CALL}\n```",
     "a fence around a fence": f"````markdown\n```json\n{CALL}\n```\n````",

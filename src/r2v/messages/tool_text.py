@@ -1,6 +1,6 @@
 """Tool calls that a model wrote into its text, because its server does not know its way of writing them.
 
-What is read, alone or several times, with words around it:
+What is read, alone or several times, with words before it:
 
     ```json                                        also a fence without a language, or ```tool_call
     {"name": "look", "arguments": {}}              also function, tool, tool_name; parameters, args; a list of such objects
@@ -10,9 +10,10 @@ What is read, alone or several times, with words around it:
     <|python_tag|>{"name": ..., "parameters": {}}  Llama 3; <function=look>{}</function>, too
     [TOOL_CALLS][{"name": ...}]                    Mistral; [TOOL_CALLS]look[ARGS]{}, too
 
-What only shows a call is left alone: inside of a sentence, of a fence in another language, of a fence around a fence, of
-<think>. All calls of a text are made or none is: where one names a tool that is not offered, has arguments that do not fit,
-or is cut off, the text stays as it is. The time is linear in the text, and no text of more than `LONGEST` is read.
+Words may also follow a call with a tag. What only shows a call is left alone: JSON that words follow, for they explain it,
+and calls inside of a sentence, of a fence in another language, of a fence around a fence, of <think>. All calls of a text
+are made or none is: where one names a tool that is not offered, has arguments that do not fit, or is cut off, the text
+stays as it is. The time is linear in the text, and no text of more than `LONGEST` is read.
 """
 
 from __future__ import annotations
@@ -103,6 +104,8 @@ class ToolText:
         """The fence, or the tag, that ends a part in which no call is sought."""
         self._next = self._openings = 0
         self._blank, self._given_up = True, False
+        self._untagged = False
+        """Whether there is a call without a tag, so that no words may follow."""
 
     def add(self, piece: str) -> None:
         self.length += len(piece)
@@ -160,8 +163,10 @@ class ToolText:
             end = self._end_of_skipped(final)
             self._at, self._skipping = (self._unsettled(final), self._skipping) if end is None else (end, "")
             return end is not None
-        found = OPENING.search(self._text, self._at)
+        found, begun = OPENING.search(self._text, self._at), self._at
         self._at = self._unsettled(final) if found is None else found.start()
+        if self._untagged and self._text[begun : self._at].strip():
+            raise _Refused
         if found is None:
             return False
         try:
@@ -173,10 +178,11 @@ class ToolText:
         except _NoCall as error:
             (self._at,) = error.args
             self._openings += 1
-            if self._openings > OPENINGS:
+            if self._openings > OPENINGS or self._untagged:
                 raise _Refused from None
             return True
         self._take(calls, end)
+        self._untagged |= not found["tag"]
         return True
 
     def _take(self, calls: list[tuple[str, Json]], end: int) -> None:
@@ -258,7 +264,7 @@ class ToolText:
         if tag == THINK:
             self._skipping = END_OF_THINK
         if tag == END_OF_THINK:  # a template may begin the thoughts: then all of it was thought so far
-            self.calls, self._cuts = [], []
+            self.calls, self._cuts, self._untagged = [], [], False
         if tag not in CLOSING:
             raise _NoCall(at)
         name = None
