@@ -20,14 +20,16 @@ from r2v.verifiers.json_schema import JsonSchema, Work
 class OfferedTools:
     """What a request allows to call."""
 
-    schemas: dict[str, tuple[JsonSchema, Json]]
-    """That of the arguments, to check and as it came, by the name of the tool."""
+    schemas: dict[str, Json]
+    """Of the arguments, by the name of the tool."""
     most: int
     """Calls in one answer."""
     step: int
     """Messages before the answer: the same call at another step has another id."""
     work: Work = field(default_factory=Work)
     """What checking all answers to the request may take."""
+    checks: dict[str, JsonSchema] = field(default_factory=dict)
+    """Of those tools that an answer has named."""
 
     @classmethod
     def of(cls, request: Request) -> OfferedTools | None:
@@ -35,7 +37,7 @@ class OfferedTools:
         choice = _read(request, "tool_choice")
         named = choice["function"]["name"] if isinstance(choice, dict) else None
         schemas = {
-            tool["name"]: (JsonSchema(tool["parameters"]), tool["parameters"])
+            tool["name"]: tool["parameters"]
             for tool in tools_of(request.tools)
             if named in (None, tool["name"]) and choice != "none"
         }
@@ -46,10 +48,10 @@ class OfferedTools:
         """Whether a call is one of an offered tool, and its arguments are known to fit. A schema is no arguments: models
         repeat how tools are defined.
         """
-        if name not in self.schemas:
+        if (schema := self.schemas.get(name)) is None:
             return False
-        schema, said = self.schemas[name]
-        return schema.fits(arguments, self.work) is True and not (said and msgspec.json.decode(arguments) == said)
+        check = self.checks.setdefault(name, JsonSchema(schema))
+        return check.fits(arguments, self.work) is True and not (schema and msgspec.json.decode(arguments) == schema)
 
     def text(self) -> ToolText:
         """For one answer."""
