@@ -152,6 +152,7 @@ class Model:
             if self.may_go_on is not None and choice["finish_reason"]:
                 await asyncio.to_thread(self.may_go_on.wait, 20)
             yield f"data: {json.dumps({**head, 'choices': [choice]})}\n\n".encode()
+            await asyncio.sleep(self.pace)
         yield f"data: {json.dumps({**head, 'choices': [], 'usage': of_llama(says, 1)['usage']})}\n\n".encode()
         yield b"data: [DONE]\n\n"
 
