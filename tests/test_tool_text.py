@@ -83,6 +83,8 @@ FORMS = {
     "Hermes": (f"<tool_call>\n{CALL}\n</tool_call>", [HERE]),
     "Hermes, several": (f"<tool_call>{CALL}</tool_call>\n<tool_call>{OTHER}</tool_call>", [HERE, THERE]),
     "Hermes, not closed": (f"<tool_call>\n{CALL}", [HERE]),
+    "Qwen's braces": (f"{{{CALL}}}", [HERE]),
+    "Qwen's braces in tags": (f"<tool_call>{{{CALL}}}</tool_call>", [HERE]),
     "Hermes amid a line": (f"I look. <tool_call>{CALL}</tool_call>", [HERE]),
     "Llama": (f"<|python_tag|>{CALL.replace('arguments', 'parameters')}", [HERE]),
     "Llama, several": (f"<|python_tag|>{CALL}; {OTHER}", [HERE, THERE]),
@@ -133,6 +135,8 @@ NO_CALLS = {
     "an argument too many": '{"name": "look", "arguments": {"where": "here", "when": "now"}}',
     "an argument missing": '<tool_call>{"name": "look", "arguments": {}}</tool_call>',
     "arguments that are no object": '{"name": "run", "arguments": [1]}',
+    "braces that are not closed": "{" + CALL,
+    "braces around data": f"{{{CALL}, 1}}",
     "arguments twice": '{"name": "look", "arguments": {"where": "here"}, "parameters": {"where": "here"}}',
     "no arguments": '{"name": "run"}',
     "a key that occurs twice": '{"name": "look", "arguments": {"where": 1, "where": "here"}}',
@@ -249,7 +253,8 @@ def test_hostile_texts_are_words_and_take_no_more_work_than_their_length_allows(
 # -- any text -------------------------------------------------------------------------------------------------------
 
 PARTS = st.sampled_from([
-    CALL, OTHER, CALL[:20], CALL[20:], CALL.replace("look", "watch"), "```", "```json", "```python", "````", "~~~", "\n",
+    CALL, OTHER, CALL[:20], CALL[20:], "{" + CALL, "```", "```json", "```python", "````", "~~~", "\n", "name",
+    CALL.replace("look", "watch"),
     "\n\n", " ", "words", "<tool_call>", "</tool_call>", "<|python_tag|>", "<function=look>", "</function>", "[TOOL_CALLS]",
     "look[ARGS]", '{"where": "here"}', "{", "}", "[", "]", ",", ";", '"', "<think>", "</think>", "<", "é", '{"name"', "`",
 ])  # fmt: skip

@@ -6,7 +6,7 @@ What is read, alone or several times, with words before it:
     {"name": "look", "arguments": {}}              also function, tool, tool_name; parameters, args; a list of such objects
     ```
     {"name": "look", "arguments": {}}              the same without a fence, on lines of its own
-    <tool_call>{"name": ...}</tool_call>           Hermes, Qwen
+    <tool_call>{"name": ...}</tool_call>           Hermes, Qwen; {{"name": ...}}, too
     <|python_tag|>{"name": ..., "parameters": {}}  Llama 3; <function=look>{}</function>, too
     [TOOL_CALLS][{"name": ...}]                    Mistral; [TOOL_CALLS]look[ARGS]{}, too
 
@@ -313,8 +313,11 @@ class ToolText:
         end = at
         while True:
             try:
-                self._check_first_key(at, final)
-                value, after = self._json(at, final)
+                doubled = self._text.startswith("{{", at)  # as Qwen2.5's own template shows it
+                self._check_first_key(at + doubled, final)
+                value, after = self._json(at + doubled, final)
+                if doubled:
+                    after = self._behind_brace(after, final)
                 if (found := _calls_of(value)) is None:
                     raise _NoCall(after)
             except _NoCall:
@@ -329,6 +332,13 @@ class ToolText:
                 return calls, end
             if self._text[at] not in "[{":
                 return calls, end
+
+    def _behind_brace(self, at: int, final: bool) -> int:
+        if at == len(self._text) and not final:
+            raise _Unfinished
+        if not self._text.startswith("}", at):
+            raise _NoCall(at)
+        return at + 1
 
     def _check_first_key(self, at: int, final: bool) -> None:
         """That it is one of a call's: other JSON is passed on as it comes."""
