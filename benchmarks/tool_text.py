@@ -8,8 +8,8 @@ further requests need no call: an answer to them that is one was the model's mis
 
 `--answers` keeps the answers, one a line: what is there is not asked again.
 
-Qwen2.5-Coder-Instruct, Q4_K_M, on llama.cpp's server (xllamacpp 2026.10.11549, its chat template, 28 November 2026); no
-server reported a call, and no invalid one was let through:
+Qwen2.5-Coder-Instruct, Q4_K_M, on llama.cpp's server (xllamacpp 2026.10.11549, its chat template, 28 November 2026); it
+reported no call itself, and no invalid one was let through:
 
     model   usable: off  auto   right tool   calls where none was needed
     0.5B         0/50    25/50     20/50         3/10
