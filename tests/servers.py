@@ -23,6 +23,7 @@ from r2v.gateway.connections import guarded
 from r2v.gateway.service import Service
 from r2v.gateway.settings import GatewaySettings
 from r2v.messages.openai_chat import chunks
+from r2v.messages.protocol import pieces
 from r2v.runtime.settings import validated
 
 KEY = "test-key-1"
@@ -73,6 +74,8 @@ class Model:
         """Status and body of every answer, if set."""
         self.reply: Any = None
         """Called with the request, gives the answer, if set."""
+        self.says: str | None = None
+        """What each answer says, in any protocol, if set; over chat completions as llama.cpp's server answers."""
         self.event_of: Any = None
         """Called with a Messages request, gives the answer that is streamed, if set."""
         self.started = self.finished = 0
@@ -121,6 +124,10 @@ class Model:
         body = self.seen[-1]
         if self.reply is not None:
             return JSONResponse(self.reply(body))
+        if self.says is not None and body.get("stream"):
+            return StreamingResponse(self._of_llama(self.says), media_type="text/event-stream")
+        if self.says is not None:
+            return JSONResponse(of_llama(self.says, body.get("n") or 1))
         if body.get("stream"):
             return StreamingResponse(self._streamed(body), media_type="text/event-stream")
         return JSONResponse(complete(self.mock_model, body if self.knows_n else {**body, "n": 1}))
@@ -134,6 +141,19 @@ class Model:
                 await asyncio.to_thread(self.may_go_on.wait, 20)
             yield f"data: {json.dumps(chunk)}\n\n".encode()
             await asyncio.sleep(self.pace)
+        yield b"data: [DONE]\n\n"
+
+    async def _of_llama(self, says: str) -> AsyncIterator[bytes]:
+        """Three characters at a time."""
+        deltas: list[dict[str, Any]] = [{"role": "assistant", "content": None}, *({"content": t} for t in pieces(says, 3))]
+        choices = [{"finish_reason": None, "index": 0, "delta": delta} for delta in deltas]
+        head = {key: value for key, value in of_llama(says, 1).items() if key not in ("choices", "usage")}
+        for choice in [*choices, {"finish_reason": "stop", "index": 0, "delta": {}}]:
+            if self.may_go_on is not None and choice["finish_reason"]:
+                await asyncio.to_thread(self.may_go_on.wait, 20)
+            yield f"data: {json.dumps({**head, 'choices': [choice]})}\n\n".encode()
+            await asyncio.sleep(self.pace)
+        yield f"data: {json.dumps({**head, 'choices': [], 'usage': of_llama(says, 1)['usage']})}\n\n".encode()
         yield b"data: [DONE]\n\n"
 
     async def messages(self, request: Request) -> Response:
@@ -150,7 +170,9 @@ class Model:
             return JSONResponse(self.reply(body))
         content: list[dict[str, Any]] = [{"type": "text", "text": "done"}]
         stop = "end_turn"
-        if body.get("tools") and len(body["messages"]) < 6:
+        if self.says is not None:
+            content = [{"type": "text", "text": self.says}]
+        elif body.get("tools") and len(body["messages"]) < 6:
             content = [
                 {
                     "type": "tool_use",
@@ -176,10 +198,14 @@ class Model:
         body = self.seen[-1]
         if "previous_response_id" in body or any(item.get("type") == "item_reference" for item in body["input"]):
             return JSONResponse({"error": {"message": "nothing is stored here"}}, 400)
-        words = {"type": "output_text", "text": "all done", "annotations": [], "logprobs": []}
+        words = {"type": "output_text", "text": self.says or "all done", "annotations": [], "logprobs": []}
         done = {"id": "msg_up", "type": "message", "role": "assistant", "status": "completed", "content": [words]}
         output = [{"type": "reasoning", "id": "rs_up", "summary": [], "encrypted_content": "only-mine"}, done]
-        if body.get("tools") and not any(item.get("type") == "function_call_output" for item in body["input"]):
+        if (
+            body.get("tools")
+            and self.says is None
+            and not any(item.get("type") == "function_call_output" for item in body["input"])
+        ):
             call = {"type": "function_call", "id": "fc_up", "call_id": "call_up", "name": body["tools"][0]["name"]}
             output[1] = {**call, "arguments": '{"where": "x"}', "status": "completed"}
         counts = {"input_tokens": 10, "output_tokens": 5, "total_tokens": 15, "input_tokens_details": {"cached_tokens": 4}}
@@ -205,6 +231,17 @@ class Model:
             await asyncio.sleep(self.pace)
 
 
+def of_llama(says: str, n: int) -> dict[str, Any]:
+    """A chat completion as llama.cpp's server answers one, its reading of tool calls having found none."""
+    message, written = {"role": "assistant", "content": says}, n * (1 + len(says) // 4)
+    return {
+        "choices": [{"finish_reason": "stop", "index": i, "message": message} for i in range(n)],
+        "created": 1795887705, "model": "small.gguf", "system_fingerprint": "b0-unknown", "object": "chat.completion",
+        "usage": {"completion_tokens": written, "prompt_tokens": 16, "total_tokens": 16 + written},
+        "id": "chatcmpl-2kZ3", "timings": {"cache_n": 0, "predicted_n": 3},
+    }  # fmt: skip
+
+
 def response_events(answer: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """A Responses answer as OpenAI's server streams it."""
     for number, (kind, fields) in enumerate(_response_events(answer)):
@@ -219,7 +256,8 @@ def _response_events(answer: dict[str, Any]) -> Iterator[tuple[str, dict[str, An
             (part,) = item["content"]
             where = {"item_id": item["id"], "output_index": i, "content_index": 0}
             yield "response.content_part.added", {**where, "part": {**part, "text": ""}}
-            yield "response.output_text.delta", {**where, "delta": part["text"], "logprobs": []}
+            for text in pieces(part["text"], 20):
+                yield "response.output_text.delta", {**where, "delta": text, "logprobs": []}
             yield "response.output_text.done", {**where, "text": part["text"], "logprobs": []}
             yield "response.content_part.done", {**where, "part": part}
         elif item["type"] == "function_call":

@@ -515,6 +515,21 @@ def test_a_slow_decision_keeps_the_stream_alive_and_then_tells_all(make):
     assert last["r2v"]["arm"] == "slm" and last["choices"][0]["finish_reason"]
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
+def test_pings_amid_an_answer_repeat_nothing_of_it(make, path):
+    world = make(server__keep_alive_s=0.02)
+    world.teacher.pace = 0.1
+    body = {"model": "r2v:teacher", "messages": ASK[1:], "max_tokens": 99, "stream": True}
+    with world.client.stream("POST", path, json=body) as answer:
+        lines = list(answer.iter_lines())
+    events = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+    if path == "/v1/messages":
+        said = "".join(event["delta"]["text"] for event in events if event["type"] == "content_block_delta")
+    else:
+        said = "".join(choice["delta"].get("content") or "" for event in events for choice in event["choices"])
+    assert said == "Done after 0 steps." and any(line in ("event: ping", ": r2v is deciding") for line in lines)
+
+
 def test_early_streaming_passes_the_first_draft_through_as_it_comes(make):
     world = make(route__stream="early", route__router="verifier", route__threshold=0.9)
     world.small.may_go_on, lines = threading.Event(), []

@@ -21,7 +21,7 @@ import weakref
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol, TypeVar
@@ -32,6 +32,7 @@ import aiohttp
 import msgspec
 
 from r2v.clients.settings import ClientSettings
+from r2v.clients.tool_text import HeldStream, OfferedTools, with_calls
 from r2v.core.errors import SettingsError
 from r2v.core.types import NO_USAGE, Action, Candidate, Usage
 from r2v.messages.conversation import Json, Likelihood, Request
@@ -210,7 +211,7 @@ class Client(ABC):
         """At least k replies, in as few requests (`post`) as the server allows; see `draw`. Raises ModelError."""
 
     def stream(self, request: Request, *, logprobs: bool, authors: Mapping[str, str]) -> AsyncGenerator[Piece | Reply, None]:
-        """One answer as it comes, and in the end the whole of it; see `draw`. Raises ModelError, even midway."""
+        """One answer as the server sends it, and in the end the whole of it; see `draw`. Raises ModelError, even midway."""
         raise NotImplementedError(f"{type(self).__name__} does not stream")
 
     # -- what callers use -----------------------------------------------------------------------------------------
@@ -242,7 +243,33 @@ class Client(ABC):
         draw = self.priced(request, parts, k)
         if len(draw.replies) < k:
             raise ModelError(f"{self.name} answered with {len(draw.replies)} of {k} choices", paid=True)
-        return draw
+        if (offered := self._parsed(request)) is None:
+            return draw
+        replies = []
+        for reply in draw.replies:
+            replies.append(with_calls(reply, offered))
+            await asyncio.sleep(0)
+        return replace(draw, replies=replies)
+
+    async def streamed(
+        self, request: Request, *, logprobs: bool, authors: Mapping[str, str]
+    ) -> AsyncGenerator[Piece | Reply, None]:
+        """One answer as it comes, and in the end the whole of it; see `draw`. What may be a call in its text comes when that
+        is known. Raises ModelError, even midway.
+        """
+        offered = self._parsed(request)
+        held = None if offered is None else HeldStream(offered)
+        async with aclosing(self.stream(request, logprobs=logprobs, authors=authors)) as parts:
+            async for part in parts:
+                if held is None:
+                    yield part
+                else:
+                    for one in held.end(part) if isinstance(part, Reply) else held.add(part):
+                        yield one
+
+    def _parsed(self, request: Request) -> OfferedTools | None:
+        """The tools whose calls are to be read in texts; None: no text is read."""
+        return OfferedTools.of(request) if self.settings.parse_tools == "auto" else None
 
     def priced(self, request: Request, parts: Sequence[Part], k: int = 1) -> Draw:
         """The first k replies of HTTP answers to a request, with what all of the answers cost. A count that cannot be true,

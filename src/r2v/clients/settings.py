@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Literal
 
 from r2v.runtime.settings import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Settings
 
@@ -59,6 +60,9 @@ class ClientSettings(Settings):
     offers_logprobs: bool = True
     top_logprobs: NonNegativeInt = 5
     """Alternatives of each token to ask for: the entropy is computed from them."""
+    parse_tools: Literal["auto", "off"] = "auto"
+    """auto: where tools are offered, calls that the model wrote as text become calls of its answer, if all of them fit the
+    tools (`r2v.messages.tool_text`); answers with calls of their own stay as they are. off: text stays text."""
     vocabulary: PositiveInt | None = None
     """Its number of tokens: what the alternatives leave out is then spread evenly over the others, as where routers are
     trained; None: it counts as one token."""

@@ -218,6 +218,8 @@ class Choice:
     teacher: Usage
     reply: Message | None = None
     """The executed action as the model's whole message, words beside tool calls included; None where no chat is kept."""
+    parsed_calls: int = 0
+    """Tool calls of the executed action that its model wrote as text."""
 
 
 @dataclass(frozen=True, slots=True)

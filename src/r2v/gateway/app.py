@@ -247,6 +247,7 @@ class _DataPlane(Guard):
             try:
                 piece = await live.next(pause)
             except TimeoutError:
+                piece = None
                 yield adapter.ping()
                 continue
             if piece is None:

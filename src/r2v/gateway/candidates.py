@@ -91,6 +91,8 @@ class CandidateSource:
         """What cancelled or broken calls can have cost at most: their usage is not known."""
         self.drawn = 0
         """Answers so far."""
+        self.parsed = 0
+        """Those of them whose tool calls were read in their text."""
         self.seconds = 0.0
 
     async def propose(self, context: Context, k: int, *, seed: int) -> tuple[Candidate, ...]:
@@ -119,7 +121,7 @@ class CandidateSource:
     async def _streamed(self, live: LiveAnswer) -> Draw:
         self.client.check_length(self._request)
         reply = None
-        async with aclosing(self.client.stream(self._request, logprobs=not self.teacher, authors=self._authors)) as parts:
+        async with aclosing(self.client.streamed(self._request, logprobs=not self.teacher, authors=self._authors)) as parts:
             async for part in parts:
                 if isinstance(part, Reply):
                     reply = part
@@ -151,6 +153,7 @@ class CandidateSource:
         self.usd += self.client.usd(draw.tokens)
         self.tokens += draw.tokens
         self.drawn += len(draw.replies)
+        self.parsed += sum(reply.parsed_calls > 0 for reply in draw.replies)
         if draw.unknown:
             self.lost += self._most(draw.unknown) - Amount(calls=int(self.teacher))  # the answer is there: it is one call
         candidates = self.client.candidates(draw, action_of)

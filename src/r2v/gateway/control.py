@@ -176,6 +176,7 @@ class ControlPlane(Guard):
                 "scores": list(e.step.choice.scores), "overhead_ms": e.overhead_ms, "would": e.route,
                 "why": e.step.choice.decision.reason if e.step.choice.decision else None,
                 "mode": e.mode, "alike": e.alike, "words": words_of(e.step), "verdicts": dict(e.step.verdicts),
+                "parsed_calls": e.step.choice.parsed_calls,
             }
             for e in entries
         ]  # fmt: skip

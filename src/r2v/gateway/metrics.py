@@ -71,6 +71,8 @@ class Counts(msgspec.Struct):
     overhead: Times = msgspec.field(default_factory=lambda: Times(OVERHEAD_S))
     model: dict[str, Times] = {}
     """What steps waited for each model."""
+    parsed: dict[str, int] = {}
+    """Answers of each model whose tool calls were read in their text."""
     attempts: dict[Pair, int] = {}
     """(model, HTTP status or what went wrong) -> calls."""
     available: dict[str, bool] = {}
@@ -104,6 +106,7 @@ def together(all_counts: Sequence[tuple[bool, Counts]]) -> Counts:
             (found.decisions, counts.decisions),
             (found.attempts, counts.attempts),
             (found.usd, counts.usd),
+            (found.parsed, counts.parsed),
         ):
             _add(mine, theirs)
         found.saved_usd += counts.saved_usd
@@ -140,11 +143,18 @@ class Metrics:
     def __init__(self, router: Configured, upstreams: Sequence[Client]) -> None:
         self._router, self._upstreams, self._counts = router, upstreams, Counts()
 
-    def note(self, entry: Entry, model_s: Mapping[str, float]) -> None:
-        """Count a step; `model_s`: seconds that it waited for each model it called."""
+    def note(self, entry: Entry, model_s: Mapping[str, float], parsed: Mapping[str, int]) -> None:
+        """Count a step.
+
+        Args:
+            entry: the step.
+            model_s: seconds that it waited for each model it called.
+            parsed: answers of each model whose tool calls were read in their text.
+        """
         counts = self._counts
         _add(counts.decisions, {(entry.source, entry.code): 1})
         _add(counts.usd, {"small": entry.slm_usd, "teacher": entry.teacher_usd})
+        _add(counts.parsed, parsed)
         counts.saved_usd += entry.saved_usd
         counts.tokens += entry.tokens
         counts.candidates += entry.candidates
@@ -235,6 +245,7 @@ class Overview:
             ("r2v_requests", "Steps by the model that answered.", ["arm"], counts.arms),
             ("r2v_decisions", "Steps by model and code.", ["arm", "reason"], counts.decisions),
             ("r2v_cost_usd", "USD paid for each model, drafts included.", ["model"], counts.usd),
+            ("r2v_parsed_answers", "Answers whose tool calls were read in their text.", ["model"], counts.parsed),
             ("r2v_upstream_attempts", "HTTP calls by outcome.", ["model", "code"], counts.attempts),
         )
         for name, explained, labels, values in labelled:

@@ -207,6 +207,9 @@ class Service:
             model = answered.client.settings.model
             served.describe(choice, model)
             reply = answered.reply(choice.action)
+            if reply.parsed_calls:
+                served.facts["parsed-calls"] = reply.parsed_calls
+                choice = replace(choice, parsed_calls=reply.parsed_calls)
             if reply.dropped:
                 served.facts["dropped"] = ",".join(dict.fromkeys(reply.dropped))  # a name may come of many messages
             if not options.dry:
@@ -450,7 +453,10 @@ class Service:
         except Exception as error:  # disk full, locked, corrupt
             raise _unwritten(error, facts) from None
         served.reservation.written, self.ledger.accounts.room = True, 0
-        self.metrics.note(entry, {source.name: source.seconds for source in (slm, teacher) if source.drawn})
+        asked = [source for source in (slm, teacher) if source.drawn]
+        self.metrics.note(
+            entry, {source.name: source.seconds for source in asked}, {source.name: source.parsed for source in asked}
+        )
         facts["cost-usd"] = round(slm.usd + teacher.usd, 8)
 
     def _saved(self, served: ServedStep) -> float:

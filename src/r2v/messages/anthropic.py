@@ -176,12 +176,15 @@ def usage_of(usage: Json) -> Json:
 def answer_of(reply: Reply, served: Served) -> Json:
     """A Messages answer for a client."""
     head = {"id": f"msg_{served.id}", "model": served.model}
-    if reply.protocol == "messages" and reply.own is not None:
-        return {**reply.own, **head}
+    own = reply.own if reply.protocol == "messages" else None
+    if own is not None and not reply.parsed_calls:
+        return {**own, **head}
     message = reply.choice["message"]
     blocks: list[Json] = list(message.get("thinking_blocks") or [])
     if message.get("content"):
         blocks.append({"type": "text", "text": text_of(message["content"])})
+    if own is not None:
+        return {**own, **head, "content": blocks + tool_uses(message), "stop_reason": "tool_use"}
     return {
         **head,
         "type": "message",
@@ -247,6 +250,14 @@ class _Encoder:
         yield event("message_delta", last)
         yield event("message_stop", {"type": "message_stop"})
 
+    def follow(self, own: Json) -> None:
+        """Go on after an event of the model's own."""
+        self._begun = True
+        if own.get("type") == "content_block_start":
+            self._block, self._kind = own["index"], own["content_block"].get("type")
+        elif own.get("type") == "content_block_stop":
+            self._kind = None
+
     def _events(self, delta: Json) -> Iterator[tuple[str, Json]]:
         if not self._begun:
             self._begun = True
@@ -280,21 +291,28 @@ class _Encoder:
 
 
 class _OwnEncoder:
-    """See `StreamEncoder`, for models that speak this protocol: their own events."""
+    """See `StreamEncoder`, for models that speak this protocol: their own events, up to calls that they wrote as text."""
 
     def __init__(self, served: Served) -> None:
-        self._served = served
+        self._served, self._calls = served, _Encoder(served)
 
     def add(self, piece: Piece) -> Iterator[bytes]:
         own = piece.own
+        if own is None:
+            yield from self._calls.add(piece)
+            return
+        self._calls.follow(own)
         if own.get("type") == "message_start":
             message = {**own["message"], "id": f"msg_{self._served.id}", "model": self._served.model}
             own = {**own, "message": message}
         yield event(str(own.get("type")), own)
 
     def end(self, reply: Reply, rest: Sequence[Piece], facts: Json) -> Iterator[bytes]:
+        if reply.parsed_calls:
+            yield from self._calls.end(reply, rest, facts)
+            return
         for piece in rest:
-            own = piece.own
+            own = piece.own or {}
             yield event(str(own.get("type")), {**own, "r2v": facts} if own.get("type") == "message_delta" else own)
 
 

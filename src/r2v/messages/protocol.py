@@ -29,11 +29,14 @@ class Reply:
     protocol: str
     """The one that the model speaks."""
     own: Json | None = None
-    """The whole answer in that protocol; None where it holds further answers."""
+    """The whole answer in that protocol; None where it holds further answers. Calls that were read in its text are
+    text in it."""
     dropped: tuple[str, ...] = ()
     """What the model was not sent of the client's request."""
     likelihood: Likelihood | None = None
     """What its log-probabilities say, where they have been read already."""
+    parsed_calls: int = 0
+    """Tool calls that the model wrote as text; the others its server reported."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,8 @@ class Piece:
 
     chunk: Json | None
     """A chat-completion chunk; None where the neutral form has nothing to say."""
-    own: Json
-    """The event in the model's own protocol."""
+    own: Json | None
+    """The event in the model's own protocol; None where r2v read calls in the text of the answer: such pieces end it."""
 
 
 class StreamEncoder(Protocol):

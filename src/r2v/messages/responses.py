@@ -216,6 +216,8 @@ def response_of(reply: Reply, raw: Json, served: Served) -> Json:
     """A Responses answer for a client."""
     if reply.protocol == "responses" and reply.own is not None:
         kept: Json = {key: raw[key] for key in ("store", "previous_response_id") if key in raw}
+        if reply.parsed_calls:
+            kept |= {"status": "completed", "incomplete_details": None, "output": _output_with_calls(reply, raw, served)}
         return {**reply.own, "id": f"resp_{served.id}", "model": served.model, **kept}
     message, usage, tools = reply.choice["message"], reply.usage, client_tools(raw)[0]
     output: list[Json] = []
@@ -239,6 +241,19 @@ def response_of(reply: Reply, raw: Json, served: Served) -> Json:
             "total_tokens": usage.get("total_tokens") or 0,
         },
     }
+
+
+def _output_with_calls(reply: Reply, raw: Json, served: Served) -> list[Json]:
+    """The output of a model that speaks this protocol, with the calls that were read in its text."""
+    message, tools = reply.choice["message"], client_tools(raw)[0]
+    words, output = message["content"], []
+    for item in (reply.own or {})["output"]:
+        if item.get("type") != "message":
+            output.append(item)
+        elif words:
+            output.append({**_message(served, words), "id": item.get("id")})
+            words = None
+    return output + [_item_of(call, served.id, i, tools) for i, call in enumerate(message["tool_calls"])]
 
 
 def _begun(raw: Json, served: Served) -> Json:
@@ -280,6 +295,10 @@ class _Encoder:
         self._number = 0
         self._written = False
         """Whether text has been streamed."""
+        self._own: int | None = None
+        """Characters of text that the model's own events have streamed; None: they have not begun it."""
+        self._done = 0
+        """Items that they have streamed as a whole."""
         self._place: Json = {"item_id": f"msg_{served.id}", "output_index": 0, "content_index": 0}
 
     def add(self, piece: Piece) -> Iterator[bytes]:
@@ -296,14 +315,15 @@ class _Encoder:
     def whole(self, response: Json, facts: Json) -> Iterator[bytes]:
         """The events of a response, without what has been streamed of it."""
         yield from self._begin()
-        for i, item in enumerate(response["output"]):
+        for i, item in list(enumerate(response["output"]))[self._done :]:
             if item["type"] not in ("message", *CALLS):  # of a model's own answer: its reasoning
                 yield self._event("response.output_item.added", output_index=i, item=item)
             elif item["type"] == "message":
                 part = item["content"][0]
                 if not self._written:
                     self._place |= {"item_id": item["id"], "output_index": i}
-                    for text in pieces(part["text"]):
+                if not self._written or self._own is not None:
+                    for text in pieces(part["text"][self._own or 0 :]):
                         yield from self._add_text(text)
                 yield self._event("response.output_text.done", **self._place, text=part["text"], logprobs=[])
                 yield self._event("response.content_part.done", **self._place, part=part)
@@ -312,6 +332,17 @@ class _Encoder:
             yield self._event("response.output_item.done", output_index=i, item=item)
         kind = "response.completed" if response["status"] == "completed" else "response.incomplete"
         yield self._event(kind, response=response, r2v=facts)
+
+    def follow(self, own: Json) -> None:
+        """Go on after an event of the model's own."""
+        self._number += 1
+        if own.get("type") == "response.content_part.added":
+            self._written, self._own = True, 0
+            self._place = {key: own.get(key) for key in self._place}
+        elif own.get("type") == "response.output_text.delta":
+            self._own = (self._own or 0) + len(str(own["delta"]))
+        elif own.get("type") == "response.output_item.done":
+            self._done += 1
 
     def _event(self, kind: str, **fields: Any) -> bytes:
         self._number += 1
@@ -348,17 +379,25 @@ class _Encoder:
 
 
 class _OwnEncoder:
-    """See `StreamEncoder`, for models that speak this protocol: their own events."""
+    """See `StreamEncoder`, for models that speak this protocol: their own events, up to calls that they wrote as text."""
 
     def __init__(self, request: Request, served: Served) -> None:
         self._request, self._served = request, served
+        self._calls = _Encoder(request, served)
 
     def add(self, piece: Piece) -> Iterator[bytes]:
+        if piece.own is None:
+            return
+        self._calls.follow(piece.own)
         yield event(str(piece.own.get("type")), self._mended(piece.own))
 
     def end(self, reply: Reply, rest: Sequence[Piece], facts: Json) -> Iterator[bytes]:
+        if reply.parsed_calls:
+            yield from self._calls.whole(response_of(reply, self._request.source, self._served), facts)
+            return
         for piece in rest:
-            yield event(str(piece.own.get("type")), {**self._mended(piece.own), "r2v": facts})
+            own = piece.own or {}
+            yield event(str(own.get("type")), {**self._mended(own), "r2v": facts})
 
     def _mended(self, own: Json) -> Json:
         if "response" not in own:
