@@ -126,7 +126,7 @@ def gateway(port: int, to: int, folder: str) -> None:
         "version": 1, "models": {"slm": model, "teacher": model}, "server": {"port": port},
         "store": {"path": f"{folder}/ledger.db"},
     }  # fmt: skip
-    serve(validated(GatewaySettings, raw), mock=False, announce=lambda url: None)
+    serve(validated(GatewaySettings, raw), mock=False, announce=lambda url, admin_url: None)
 
 
 # -- attacks without a key ----------------------------------------------------------------------------------------------
