@@ -57,7 +57,7 @@ PIECE = 65_536
 """Bytes that are unpacked at once."""
 VALUES, READ = 1_200_000, 50_000
 """Of one answer, and those that are read at once, in some 8 ms: most are in log-probabilities, which are not."""
-CALLS = 1_000
+CALLS = 256
 """Of one answer."""
 ERROR = 100_000
 """Bytes that are read of an error."""

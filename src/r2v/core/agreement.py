@@ -21,8 +21,7 @@ PLAIN = re.compile(r"[\w@%+=:,./-]+")
 """What a shell reads the same with quotes around it as without."""
 OPERATORS = "();|&{!"
 LONGEST, LINE = 20_000, 4_000
-"""Characters of an action, and of a shell command, up to which they are read, in some 20 ms; longer ones are compared as they
-are."""
+"""Characters of an action, and of a shell command, up to which they are read, in 20 ms; others are compared as they are."""
 
 
 def alike(slm: Action, teacher: Action) -> bool | None:

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from fnmatch import fnmatchcase
 from typing import Any
 
+import anyio._backends._asyncio  # noqa: F401  (which Starlette loads at the first stream, while others wait)
 from starlette.applications import Starlette
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response, StreamingResponse
@@ -205,9 +206,7 @@ class _DataPlane(Guard):
 
     async def _keep(self, tenant: str, request: Request, answer: Answer, adapter: ProtocolAdapter) -> None:
         """What later requests may refer to."""
-        await in_slices(
-            request.size, lambda: self._items.keep(tenant, adapter.kept(request, answer.reply, answer.served))
-        )
+        await in_slices(request.size, lambda: self._items.keep(tenant, adapter.kept(request, answer.reply, answer.served)))
 
     async def _streamed(
         self, http: HttpRequest, request: Request, options: RequestOptions, adapter: ProtocolAdapter
