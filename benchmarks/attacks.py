@@ -34,6 +34,8 @@ HEAD = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer 
 ALLOWED_MS = 50.0
 SECONDS = 4.0
 PAUSE = 0.25
+TEACHER = "r2v:teacher"
+"""Which speaks the Messages protocol here; the SLM speaks Chat Completions."""
 RATE = 50.0
 BODY = 9_900_000
 """Bytes of the largest bodies: just below what the gateway takes."""
@@ -72,6 +74,7 @@ def answers() -> dict[str, bytes]:
     """What the models answer to a request that holds `attack-NAME`."""
     rows = [{"a": i, "b": [i]} for i in range(3000)]
     error = {"error": {"message": "unknown field 'f7' of the request", "type": "invalid_request_error", "param": "f7"}}
+    thoughts = [{"type": "thinking", "thinking": "x", "signature": f"s{k}"} for k in range(12_000)]
     many: Any = json.loads(completion())
     for choice in many["choices"]:
         choice["message"]["tool_calls"] = choice["message"]["tool_calls"] * 250
@@ -93,6 +96,7 @@ def answers() -> dict[str, bytes]:
         "long-logprobs": http(completion(logprobs=14_000)),
         "refusal": http(json.dumps(error).encode(), status=b"400 Bad Request"),
         "long-refusal": http(b"[" + b"[]," * 8_000_000 + b"1]", status=b"400 Bad Request"),
+        "thinking": http(json.dumps({**json.loads(message(1)), "content": thoughts}).encode()),
         "message": http(message([[]] * 24_000)),
         "message-calls": http(message([[]] * 40, 250)),
         "bomb": http(gzip.compress(b" " * 300_000_000), b"content-encoding: gzip\r\n"),
@@ -238,7 +242,7 @@ def used(i: int) -> bytes:
     result = {"type": "tool_result", "tool_use_id": "c", "content": [{"type": "text", "text": "x"}, image]}
     turns = [{"role": "assistant", "content": [call]}, {"role": "user", "content": [result]}] * 100
     first = {"role": "user", "content": f"look {i}"}
-    return json.dumps({"model": "r2v:teacher", "max_tokens": 9, "messages": [first, *turns]}).encode()
+    return json.dumps({"model": TEACHER, "max_tokens": 9, "messages": [first, *turns]}).encode()
 
 
 def step(text: str, arguments: str = "{}", name: str = "look") -> list[object]:
@@ -317,9 +321,9 @@ BODIES: dict[str, Callable[[int], bytes]] = {
     "calls of 100 kB of lists": lambda i: said(*(step("x", "[" + "[]," * 33_000 + f"{i}]") * 60)),
     "500 calls of 19 kB of lists": lambda i: said(*(step("x", "[" + "[]," * 6_300 + f"{i}]") * 500)),
     "calls of 100 kB of lists for another protocol": lambda i: said(
-        *(step("x", "[" + "[]," * 33_000 + f"{i}]") * 60), model="r2v:teacher"
+        *(step("x", "[" + "[]," * 33_000 + f"{i}]") * 60), model=TEACHER
     ),
-    "long texts for another protocol": lambda i: said(*(step("seen \n" * 2_000) * 300), model="r2v:teacher"),
+    "long texts for another protocol": lambda i: said(*(step("seen \n" * 2_000) * 300), model=TEACHER),
     "slow text": lambda i: json.dumps({"messages": [{"role": "user", "content": WIDE}]}, ensure_ascii=False).encode(),
     "slow texts": lambda i: json.dumps(
         {"messages": [{"role": "user", "content": WIDE[:3_000]}] * 400}, ensure_ascii=False
@@ -358,7 +362,7 @@ BODIES: dict[str, Callable[[int], bytes]] = {
     "answer: a byte now and then": lambda i: asked("drip", i),
     "answer: endless line of a stream": lambda i: asked("endless-line", i, stream=True, model="r2v:slm"),
     "answer: small events": lambda i: asked("small-events", i, stream=True, model="r2v:slm"),
-    "answer: small events of another protocol": lambda i: asked("text-events", i, stream=True, model="r2v:teacher"),
+    "answer: small events of another protocol": lambda i: asked("text-events", i, stream=True, model=TEACHER),
 }  # fmt: skip
 EARLY = ("answer: endless line of a stream", "answer: small events")
 """Streams of the SLM, which only a gateway with `route.stream: early` asks for."""
@@ -372,12 +376,23 @@ OTHERS: dict[str, tuple[str, Callable[[int], bytes]]] = {
         "messages", lambda i: anthropic({"type": "text", "text": f"{i} attack-lists"}, stream=bool(i % 2)),
     ),
     "messages: answer: lists of its own": (
-        "messages", lambda i: anthropic({"type": "text", "text": f"{i} attack-message"}, model="r2v:teacher"),
+        "messages", lambda i: anthropic({"type": "text", "text": f"{i} attack-message"}, model=TEACHER),
     ),
     "messages: answer: calls of its own": (
-        "messages", lambda i: anthropic({"type": "text", "text": f"{i} attack-message-calls"}, model="r2v:teacher"),
+        "messages", lambda i: anthropic({"type": "text", "text": f"{i} attack-message-calls"}, model=TEACHER),
     ),
-    "chat: answer of another protocol": ("chat/completions", lambda i: asked("message-calls", i, model="r2v:teacher")),
+    "messages: answer: 12,000 thoughts": (
+        "messages", lambda i: anthropic({"type": "text", "text": f"{i} attack-thinking"}, model=TEACHER),
+    ),
+    "chat: 8,000 results for another protocol": (
+        "chat/completions",
+        lambda i: said(*[{"role": "tool", "tool_call_id": f"{k}", "content": "x"} for k in range(8_000)], model=TEACHER),
+    ),
+    "responses: instructions of 10 MB in each event": (
+        "responses",
+        lambda i: json.dumps({"model": "r2v", "instructions": LONG, "input": f"look {i}", "stream": True}).encode(),
+    ),
+    "chat: answer of another protocol": ("chat/completions", lambda i: asked("message-calls", i, model=TEACHER)),
     "messages: tokens of 10 MB": ("messages/count_tokens", lambda i: anthropic({"type": "text", "text": LONG})),
     "outcomes: 100,000 values": ("outcomes", lambda i: json.dumps({"session_id": "x", "a": [[]] * 100_000}).encode()),
     "decision: text of 10 MB": ("decision", lambda i: said({"role": "user", "content": LONG})),

@@ -55,10 +55,10 @@ CODES = frozenset((
 PACKED = ("gzip", "x-gzip", "deflate")
 PIECE = 65_536
 """Bytes that are unpacked at once."""
-VALUES, READ = 1_200_000, 50_000
+VALUES, READ = 2_000_000, 50_000
 """Of one answer, and those that are read at once, in some 8 ms: most are in log-probabilities, which are not."""
 CALLS = 256
-"""Of one answer."""
+"""Of one answer, and blocks of thinking."""
 ERROR = 100_000
 """Bytes that are read of an error."""
 AT_ONCE = 50
@@ -252,8 +252,9 @@ class Client(ABC):
         because it is missing, below 0, or above what the request and its answers can have, is none.
         """
         replies = [reply for part in parts for reply in part.replies][:k]
-        if any(len(reply.choice["message"].get("tool_calls") or ()) > CALLS for reply in replies):
-            raise self._large(f"{CALLS} calls")
+        for message in [reply.choice["message"] for reply in replies]:
+            if max(len(message.get("tool_calls") or ()), len(message.get("thinking_blocks") or ())) > CALLS:
+                raise self._large(f"{CALLS} calls or blocks of thinking")
         tokens, usage, unknown = Tokens(), NO_USAGE, 0
         for part in parts:
             counted = self._counted(part.usage, self.bound(request, len(part.replies))[0])
@@ -601,7 +602,7 @@ class SingleAnswerClient(Client):
         reader, length = self.reader(), 0
         async for own in self.events({**body, "stream": True}, headers=headers, size=request.size):
             piece = Piece(self.read(lambda own=own: reader.add(own)), own)  # type: ignore[misc]
-            length += piece.length
+            length += self.read(lambda piece=piece: piece.length)  # type: ignore[misc]
             self.check_text(length)
             yield piece
         answer = reader.answer

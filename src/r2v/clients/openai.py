@@ -126,8 +126,9 @@ def _part(read: tuple[Json, list[Likelihood]], dropped: tuple[str, ...]) -> Part
         message = choice["message"]
         if not isinstance(message, dict) or not isinstance(message.get("content"), str | list | None):
             raise ValueError
-        if not isinstance(message.get("tool_calls"), list | None):
-            raise ValueError
+        for key in ("tool_calls", "thinking_blocks"):
+            if not isinstance(message.get(key), list | None) or not all(isinstance(o, dict) for o in message.get(key) or ()):
+                raise ValueError
     if len(choices) == 1:
         (likely,) = likelihoods
         return Part([Reply(choices[0], usage, "chat", None, dropped, likely)], usage)
