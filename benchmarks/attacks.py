@@ -1,10 +1,11 @@
 """What one hostile client, or one hostile model, makes all others wait, and what memory it takes.
 
 `python benchmarks/attacks.py [NAME ...]` starts the gateway and its models as processes of their own. A probe asks for
-/health and for a small step 50 times a second, first alone, then beside each attack, which another process makes four times
-a second. Printed are the probe's waits in milliseconds and the gateway's memory. A wait over 50 ms beyond the
-idle run's worst is tried again, twice, since other work on the machine makes such waits, too; where it stays, the status
-is 1. NAME: a part of an attack's name.
+/health and for a small step 50 times a second (`--rate`: fewer on a busy machine), first alone, then beside each attack,
+which another process makes four times a second. Printed are the probe's waits in milliseconds, those of them in which the
+gateway computed ("own": all its threads together; the rest is other work on the machine), and the gateway's memory.
+Where the own part is over 50 ms more than idle, the attack is tried again, twice; where it stays so, the status is 1.
+NAME: a part of an attack's name.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ def answers() -> dict[str, bytes]:
         "lists": http(completion([[]] * 200_000)),
         "escapes": http(completion(content="x\n" * 300_000)),
         "emoji": http(json.dumps(json.loads(completion(content="a\U0001f600" * 190_000)), ensure_ascii=False).encode()),
-        "long-logprobs": http(completion(logprobs=14_000)),
+        "long-logprobs": http(completion(logprobs=11_000)),
         "refusal": http(json.dumps(error).encode(), status=b"400 Bad Request"),
         "long-refusal": http(b"[" + b"[]," * 8_000_000 + b"1]", status=b"400 Bad Request"),
         "thinking": http(json.dumps({**json.loads(message(1)), "content": thoughts}).encode()),
@@ -358,7 +359,7 @@ BODIES: dict[str, Callable[[int], bytes]] = {
     "answer: escapes": lambda i: asked("escapes", i),
     "answer: slow text": lambda i: asked("emoji", i),
     "answer: text of 1 MB as a stream": lambda i: asked("escapes", i, stream=True),
-    "answer: 20 MB of log-probabilities": lambda i: asked("long-logprobs", i, logprobs=True),
+    "answer: 14 MB of log-probabilities": lambda i: asked("long-logprobs", i, logprobs=True),
     "answer: an error of 24 MB": lambda i: asked("long-refusal", i),
     "answer: packed 300 MB": lambda i: asked("bomb", i),
     "answer: a byte now and then": lambda i: asked("drip", i),
@@ -470,7 +471,7 @@ def attacker(name: str, port: int) -> None:
 # -- the probe ----------------------------------------------------------------------------------------------------------
 
 
-async def waits(port: int, process: int, seconds: float) -> Waits:
+async def waits(port: int, process: int, seconds: float, rate: float) -> Waits:
     """What each request of the probe waited; a failed one counts as ten seconds."""
     found: Waits = []
     small = json.dumps({"messages": [{"role": "user", "content": "look for the red value"}]}).encode()
@@ -492,7 +493,7 @@ async def waits(port: int, process: int, seconds: float) -> Waits:
                 found.append((10_000.0, 10_000.0))
 
         begin = time.perf_counter() + 0.1
-        await asyncio.gather(*(one(k, begin + k / RATE) for k in range(int(seconds * RATE))))
+        await asyncio.gather(*(one(k, begin + k / rate) for k in range(int(seconds * rate))))
     return found
 
 
@@ -527,18 +528,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of each attack")
+    parser.add_argument("--rate", type=float, default=RATE, help="requests a second of the probe")
     args = parser.parse_args()
     chosen = [name for name in ATTACKS if not args.names or any(part in name for part in args.names)]
     spawn = multiprocessing.get_context("spawn")
     late = []
     for stream in ("hold", "early"):
         if names := [name for name in chosen if (name in EARLY) == (stream == "early")]:
-            late += attacked(stream, names, args.seconds, spawn)
+            late += attacked(stream, names, args.seconds, args.rate, spawn)
     if late:
         sys.exit(f"over {ALLOWED_MS:g} ms more than idle: {'; '.join(late)}")
 
 
-def attacked(stream: str, names: list[str], seconds: float, spawn: multiprocessing.context.SpawnContext) -> list[str]:
+def attacked(
+    stream: str, names: list[str], seconds: float, rate: float, spawn: multiprocessing.context.SpawnContext
+) -> list[str]:
     """The attacks that a gateway with this `route.stream` does not withstand."""
     ports = [free_port(), free_port()]
     with tempfile.TemporaryDirectory() as folder:
@@ -549,7 +553,7 @@ def attacked(stream: str, names: list[str], seconds: float, spawn: multiprocessi
         for port in ports:
             wait_for(port)
         try:
-            return run(ports[0], served.pid or 0, names, seconds, spawn)
+            return run(ports[0], served.pid or 0, names, seconds, rate, spawn)
         finally:
             os.kill(served.pid or 0, signal.SIGTERM)
             served.join(5)
@@ -564,10 +568,10 @@ def wait_for(port: int) -> None:
 
 
 def run(
-    port: int, process: int, chosen: list[str], seconds: float, spawn: multiprocessing.context.SpawnContext
+    port: int, process: int, chosen: list[str], seconds: float, rate: float, spawn: multiprocessing.context.SpawnContext
 ) -> list[str]:
-    asyncio.run(waits(port, process, 2))
-    idle = min((asyncio.run(waits(port, process, max(seconds, 4))) for _ in range(3)), key=worst)
+    asyncio.run(waits(port, process, 2, rate))
+    idle = min((asyncio.run(waits(port, process, max(seconds, 4), rate)) for _ in range(3)), key=worst)
     print(f"{'':46}{'p99':>9}{'worst':>9}{'own':>9}  memory before, after (MB)")
     print(row("idle", idle, f"{memory(process):6.0f}"), flush=True)
     late = []
@@ -577,7 +581,7 @@ def run(
             attacking = spawn.Process(target=attacker, args=(name, port), daemon=True)
             attacking.start()
             time.sleep(1.5)  # its imports
-            tries.append(asyncio.run(waits(port, process, seconds)))
+            tries.append(asyncio.run(waits(port, process, seconds, rate)))
             attacking.kill()
             attacking.join()
             time.sleep(0.5)

@@ -55,7 +55,7 @@ CODES = frozenset((
 PACKED = ("gzip", "x-gzip", "deflate")
 PIECE = 65_536
 """Bytes that are unpacked at once."""
-VALUES, READ = 2_000_000, 50_000
+VALUES, READ = 1_500_000, 50_000
 """Of one answer, and those that are read at once, in some 8 ms: most are in log-probabilities, which are not."""
 CALLS = 256
 """Of one answer, and blocks of thinking."""
@@ -512,7 +512,7 @@ class Client(ABC):
         """What `convert` makes of an answer. Raises ModelError where it cannot."""
         try:
             return convert()
-        except (KeyError, TypeError, ValueError, AttributeError):
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
             self.count("garbage")
             self.failed()
             raise ModelError(f"{self.name} answered with something that is not a completion", paid=True) from None

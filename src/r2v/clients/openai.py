@@ -26,11 +26,11 @@ SEEDS = 2**31
 class _Answer(msgspec.Struct):
     """What is read of an answer."""
 
-    choices: list[msgspec.Raw]
+    choices: list[dict[str, msgspec.Raw]]
     usage: dict[str, Any] | None = None
 
 
-_answers, _choice = msgspec.json.Decoder(_Answer), msgspec.json.Decoder(dict[str, msgspec.Raw])
+_answers = msgspec.json.Decoder(_Answer)
 
 
 class OpenAIClient(Client):
@@ -81,11 +81,10 @@ class OpenAIClient(Client):
         """(an answer, what the log-probabilities of each choice say): they are most of it, and stay unread otherwise."""
         try:
             found = _answers.decode(content)
-            if len(found.choices) > CHOICES:
-                raise ValueError(f"{len(found.choices)} choices")
-            choices = [_choice.decode(choice) for choice in found.choices]
         except (ValueError, RecursionError):
             return decoded(content), []
+        if len(choices := found.choices) > CHOICES:
+            raise ValueError(f"{len(choices)} choices")
         self.check_text(sum(len(bytes(one)) for choice in choices for key, one in choice.items() if key != "logprobs"))
         read = [{key: one if key == "logprobs" else decoded(one) for key, one in choice.items()} for choice in choices]
         for choice in read:

@@ -380,7 +380,7 @@ def object_of(arguments: Any) -> Json:
     """Tool input must be an object; what a model wrote instead is kept as text, and so is what takes long to read."""
     try:
         value = json.loads(arguments or "{}") if len(arguments or "") <= SMALL or _is_readable(arguments) else None
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         value = None
     return value if isinstance(value, dict) else {"arguments": str(arguments)}
 

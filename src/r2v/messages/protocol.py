@@ -107,7 +107,7 @@ class ProtocolAdapter(ABC):
             messages = msgspec.Raw(b"[" + b",".join(map(encode, neutral["messages"])) + b"]")
             body_of = encode({**neutral, "messages": messages})
             return parse(body_of, protocol=self.name, source=source, size=len(body), dropped=dropped, headers=passed)
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
             raise BadRequest(f"the request holds a part of the wrong type ({type(error).__name__}: {error})"[:200]) from None
 
     def resolve(self, source: Json, kept: Callable[[str], list[Json] | None]) -> Json:
