@@ -7,6 +7,7 @@ import contextlib
 import gzip
 import json
 import socket
+import threading
 import time
 import zlib
 from contextlib import closing
@@ -16,11 +17,16 @@ import msgspec
 import pytest
 
 from r2v.clients import make_client
-from r2v.clients.base import ModelError
+from r2v.clients.base import ModelError, said_of
 from r2v.clients.settings import ClientSettings
+from r2v.core.errors import SettingsError
+from r2v.gateway.settings import ServerSettings
 from r2v.messages import json_size
-from r2v.messages.conversation import Likelihood, fingerprint, own_words, parse
+from r2v.messages.conversation import Likelihood, fingerprint, object_of, own_words, parse
 from r2v.messages.json_size import JsonSize
+from r2v.messages.protocol import json_object
+from r2v.runtime.settings import validated
+from r2v.runtime.slices import LARGE, in_slices
 from test_gateway import ASK, AUTH, make  # noqa: F401  (a fixture)
 
 
@@ -214,17 +220,168 @@ def test_small_texts_are_not_counted():
         (b'{"messages": [' + b'{"role": "user", "content": ""},' * 60_000 + b'{"role": "user"}]}', 413, "values"),
         (b'{"messages": [' + b'{"role": "user"},' * 12_000 + b'{"role": "user"}]}', 400, "12001 messages"),
         (b'{"messages": [{"role": "user", "content": "' + b"\\n" * 1_200_000 + b'"}]}', 413, "escaped"),
-        (b'{"messages": [{"role": "user"}], "x": ' + b"[" * 100_000, 400, "not JSON"),
+        (b'{"messages": [{"role": "user"}], "x": ' + b"[" * 40_000, 400, "not JSON"),
+        (b'{"messages": [{"role": "user"}], "x": ' + b"[" * 200_000, 413, "values"),
+        (b'{"messages": [{"role": "user", "content": "' + "é".encode() * 2_100_000 + b'"}]}', 413, "not ASCII"),
+        (b'{"messages": [{"role": "user"}]' + b"".join(b',"f%d":0' % i for i in range(1_001)) + b"}", 400, "1002 fields"),
+        (b'{"messages": [{"role": "user", "content": "' + b"x" * 200_000 + b'"}, {"role": "x"}]}', 400, "messages[1]"),
+        (b"[" + b" " * 200_000 + b"]", 400, "object"),
         (b'{"messages": [{"role": "user", "content": "x"}], "model": "' + b"x" * 600 + b'"}', 400, "length"),
         (b'{"messages": [{"role": "user", "content": "x"}], "seed": ' + b"9" * 100_000 + b"}", 200, ""),
     ],
-    ids=["values", "messages", "many messages", "escapes", "nesting", "name of a model", "giant number"],
+    ids=[
+        "values",
+        "messages",
+        "many messages",
+        "escapes",
+        "nesting",
+        "deep nesting",
+        "not ASCII",
+        "fields",
+        "one message",
+        "list",
+        "name of a model",
+        "giant number",
+    ],
 )
 def test_what_costs_more_than_its_bytes_is_refused_in_one_line(make, body, status, said):  # noqa: F811
     world = make()
     answer = world.client.post("/v1/chat/completions", content=body)
     assert (answer.status_code, said in answer.text) == (status, True), answer.text[:300]
     assert "\n" not in answer.json().get("error", {}).get("message", "")
+
+
+def agents_chat(size: int) -> list[dict]:
+    """Messages of an agent's long session: calls, and results full of code and of other alphabets."""
+    result = 'def f(x):\n\treturn "a" + x  # größer, 大きい\n' * 60
+    found: list[dict] = [{"role": "user", "content": "look for the red value"}]
+    while len(found) * len(result) < 2 * size:
+        call = {"id": f"c{len(found)}", "type": "function", "function": {"name": "look", "arguments": '{"where": "here"}'}}
+        found.append({"role": "assistant", "content": None, "tool_calls": [call]})
+        found.append({"role": "tool", "tool_call_id": call["id"], "content": f"{len(found)} {result}"})
+    return found
+
+
+def test_two_megabytes_of_an_agent_are_served_by_every_protocol(make):  # noqa: F811
+    world = make(small__context_tokens=1_000_000)
+    chat = agents_chat(2_000_000)
+    tools = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}]
+    blocks, items = [], []
+    for message in chat:
+        if message["role"] == "user":
+            blocks.append(message)
+            items.append(message)
+        elif message["role"] == "assistant":
+            (call,) = message["tool_calls"]
+            used = {"type": "tool_use", "id": call["id"], "name": "look", "input": {"where": "here"}}
+            blocks.append({"role": "assistant", "content": [used]})
+            items.append({"type": "function_call", "call_id": call["id"], **call["function"]})
+        else:
+            result = {"type": "tool_result", "tool_use_id": message["tool_call_id"], "content": message["content"]}
+            blocks.append({"role": "user", "content": [result]})
+            output = {"call_id": message["tool_call_id"], "output": message["content"]}
+            items.append({"type": "function_call_output", **output})
+    sent = {
+        "/v1/chat/completions": {"messages": chat, "tools": tools},
+        "/v1/messages": {"max_tokens": 10, "messages": blocks, "tools": [{"name": "look", "input_schema": {}}]},
+        "/v1/responses": {"input": items, "tools": [{"type": "function", "name": "look", "parameters": {}}]},
+    }
+    for path, body in sent.items():
+        answer = world.post(path, body | {"model": "r2v"})
+        assert answer.status_code == 200, answer.text[:300]
+        asked = world.small.seen[-1]["messages"]
+        assert [message.get("content") for message in asked] == [message["content"] for message in chat]
+
+
+@pytest.mark.parametrize("path", ["/v1/outcomes", "/v1/mode", "/v1/kill", "/v1/cleanup"])
+def test_what_is_no_step_may_have_a_short_body_alone(make, path):  # noqa: F811
+    body = json.dumps({"session_id": "x", "on": False, "a": [[]] * 40_000}).encode()
+    answer = make().client.post(path, content=body)
+    assert (answer.status_code, "65536 bytes" in answer.text) == (413, True), answer.text[:300]
+
+
+def test_large_bodies_are_read_as_small_ones_are(monkeypatch):
+    body = json.dumps({
+        "messages": agents_chat(5_000), "tools": [{"type": "function", "function": {"name": "look"}}],
+        "user": "x", "stop": [], "metadata": {"a": [1, {"b": None}]}, "temperature": 0.5, "stream": True,
+    }).encode()  # fmt: skip
+    small, source = parse(body), json_object(body)
+    monkeypatch.setattr("r2v.messages.conversation.SMALL", 10)
+    monkeypatch.setattr("r2v.messages.protocol.SMALL", 10)
+    assert parse(body) == small
+    assert json_object(body) == source == json.loads(body)
+
+
+# -- bodies of all requests together ------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def unfinished(world, sent: int, *, declared: int | None = None, key: str = "test-key-1"):
+    """A request of which so many bytes of its body have come, and no more come."""
+    length = b"transfer-encoding: chunked" if declared is None else b"content-length: %d" % declared
+    body = b"x" * sent if declared is not None else b"%x\r\n%s\r\n" % (sent, b"x" * sent)
+    with closing(connect(world)) as client:
+        client.sendall(HEAD + b"authorization: Bearer %s\r\n%s\r\n\r\n" % (key.encode(), length) + body)
+        yield client
+
+
+def ready(world, wanted: int) -> dict:
+    """What /ready says once so many bytes of bodies are held; 10 seconds are enough for that."""
+    for _ in range(200):
+        found = world.client.get("/ready").json()
+        if found["body_bytes"] == wanted:
+            return found
+        time.sleep(0.05)
+    raise AssertionError(found)
+
+
+def test_bodies_that_do_not_fit_beside_the_others_are_a_503_before_they_are_read(make, capfd, monkeypatch):  # noqa: F811
+    monkeypatch.setenv("TWO_KEYS", "test-key-1,test-key-2")
+    world = make(server__max_body_bytes=100_000, server__max_bodies_bytes=200_000, server__key_env="TWO_KEYS")
+    other = {"authorization": "Bearer test-key-2"}
+    assert world.post().status_code == 200 and ready(world, 0)["ready"]
+    with unfinished(world, 10, declared=90_000), unfinished(world, 80_000):
+        assert ready(world, 170_000)["ready"]
+        with unfinished(world, 10, declared=20_000) as one:  # more than one key may take
+            answer = one.recv(65536)
+            assert answer.startswith(b"HTTP/1.1 503 ") and b"retry-after: 1" in answer.lower()
+        assert ready(world, 170_000)["ready"]  # others still find room
+        assert world.client.post("/v1/chat/completions", json={"messages": ASK}, headers=other).status_code == 200
+        with unfinished(world, 40_000, key="test-key-2") as one:
+            assert one.recv(65536).startswith(b"HTTP/1.1 503 ")
+        found = ready(world, 170_000)
+        assert not found["ready"] and "max_bodies_bytes" in found["problem"]
+        lines = world.client.get("/metrics", headers=AUTH).text.splitlines()
+        assert "r2v_refused_bodies_total 2.0" in lines and "r2v_body_bytes 170000.0" in lines
+    (logged,) = [line for line in capfd.readouterr().err.splitlines() if "max_bodies_bytes" in line]
+    assert "170000" in logged and "test-key" not in logged
+    assert ready(world, 0)["body_bytes"] == 0
+    assert world.post().status_code == 200 and world.post(stream=True).status_code == 200
+    ready(world, 0)
+
+
+def test_what_one_request_may_have_fits_beside_another():
+    with pytest.raises(SettingsError, match="max_bodies_bytes: must be at least twice"):
+        validated(ServerSettings, {"max_body_bytes": 200_000_000})
+
+
+def test_long_work_is_done_one_after_the_other_and_short_work_at_once():
+    running, most = 0, 0
+
+    def work() -> str:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        time.sleep(0.01)
+        running -= 1
+        return threading.current_thread().name
+
+    async def run() -> list[str]:
+        return await asyncio.gather(*(in_slices(size, work) for size in (LARGE + 1,) * 8), in_slices(LARGE, work))
+
+    *threads, last = asyncio.run(run())
+    assert len(set(threads)) == 1 and last == threading.current_thread().name != threads[0]
+    assert most <= 2
 
 
 def test_long_texts_and_images_are_served(make):  # noqa: F811
@@ -294,6 +451,9 @@ def drawn_from(answer: list[bytes], *, pause: float = 0.0, stream: bool = False,
 OK = b"HTTP/1.1 200 OK\r\nconnection: close\r\n"
 EVENTS = OK + b"content-type: text/event-stream\r\n\r\n"
 WHOLE = json.dumps(long_answer(10)).encode()
+TEXT_EVENT = b'data: {"choices": [{"index": 0, "delta": {"content": "' + b"x" * 60 + b'"}}]}\n\n'
+CALL = b'{"id": "a", "function": {"name": "look", "arguments": "{}"}}'
+CALLED = b'{"choices": [{"message": {"content": null, "tool_calls": [%s]}}], "usage": {}}'
 BOMB = gzip.compress(b" " * 100_000_000 + WHOLE)
 
 
@@ -308,15 +468,19 @@ BOMB = gzip.compress(b" " * 100_000_000 + WHOLE)
         ([OK + b"content-encoding: gzip\r\n\r\n" + BOMB], {"max_answer_bytes": 1_000_000}, "more than 1000000 bytes"),
         ([OK + b"content-encoding: br\r\n\r\nxxx"], {}, "packed as br"),
         ([OK + b"content-encoding: gzip\r\n\r\nxxx"], {}, "cannot be unpacked"),
-        ([b"HTTP/1.1 400 Bad\r\n\r\n", *[b" " * 100_000] * 50], {"max_answer_bytes": 1_000_000}, "more than 1000000 bytes"),
-        ([OK + b"\r\n[" + b"[]," * 3_000_000 + b"1]"], {}, "more than 2000000 values"),
+        ([b"HTTP/1.1 400 Bad\r\n\r\n", *[b" " * 100_000] * 50], {"max_answer_bytes": 1_000_000}, "HTTP 400"),
+        ([OK + b"\r\n[" + b"[]," * 3_000_000 + b"1]"], {}, "more than 1500000 values"),
+        ([OK + b"\r\n" + WHOLE.replace(b"xxx", b"x" * 5_000)], {"max_text_bytes": 5_000}, "more than 5000 bytes of text"),
+        ([EVENTS, TEXT_EVENT * 100], {"max_text_bytes": 5_000, "stream": True}, "more than 5000 bytes of text"),
+        ([EVENTS, b'data: "%s"\n' % (b"x" * 5_000)], {"max_text_bytes": 5_000, "stream": True}, "more than 5000 bytes"),
+        ([OK + b"\r\n" + CALLED % b",".join([CALL] * 257)], {}, "more than 256 calls"),
         ([OK + b"\r\n[" + b"[]," * 150_000 + b"1]"], {}, "not JSON"),
         ([OK + b"\r\n" + b"[" * 100_000], {}, "not JSON"),
         ([OK + b'\r\n{"choices": [' + b'{"message": {}},' * 100_000 + b'{"message": {}}]}'], {}, "not JSON"),
     ],
     ids=[
-        "drip", "drip of events", "large", "line", "events", "bomb", "br", "garbled", "error", "values", "too many to read",
-        "nesting", "choices",
+        "drip", "drip of events", "large", "line", "events", "bomb", "br", "garbled", "error", "values", "text",
+        "streamed text", "event", "calls", "too many to read", "nesting", "choices",
     ],
 )  # fmt: skip
 def test_an_answer_without_end_ends_as_one_line(answer, changes, said):
@@ -324,6 +488,29 @@ def test_an_answer_without_end_ends_as_one_line(answer, changes, said):
     found = drawn_from(answer, **changes)
     assert isinstance(found, ModelError) and said in str(found) and "\n" not in str(found), found
     assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize("kind", ["chat", "messages"])
+def test_an_answer_that_is_too_long_may_have_to_be_paid(kind):
+    """Else a model that answers too much would cost nothing."""
+    whole = WHOLE if kind == "chat" else json.dumps({"type": "message", "content": [], "usage": {}}).encode()
+    changes = {} if kind == "chat" else {"provider": "anthropic"}
+    found = drawn_from([OK + b"\r\n", whole.replace(b"{", b"{" + b" " * 3_000, 1)], max_answer_bytes=3_000, **changes)
+    assert isinstance(found, ModelError) and found.paid and "3000 bytes" in str(found)
+
+
+def test_a_field_that_a_model_refuses_is_named_among_many():
+    body = {f"f{i}": i for i in range(900)} | {"a.b": 1}
+    assert said_of({"error": {"message": "unknown field 'f7' of the request"}}, body) == (" because of `f7`", False)
+    assert said_of({"error": {"message": "f899: no such field"}}, body) == (" because of `f899`", False)
+    assert said_of({"error": {"message": "of f8, no field is known"}}, body) == ("", False)
+
+
+def test_arguments_of_many_values_are_kept_as_text_and_long_texts_are_read():
+    dense, long = json.dumps({"a": [[]] * 60_000}), json.dumps({"content": 'x = [1, {"a": 2}]\n' * 20_000})
+    assert object_of(dense) == {"arguments": dense}
+    assert object_of("[" * 90_000) == {"arguments": "[" * 90_000}
+    assert object_of(long) == json.loads(long)
 
 
 def test_packed_answers_are_unpacked():

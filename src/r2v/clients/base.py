@@ -38,9 +38,12 @@ from r2v.core.types import NO_USAGE, Action, Candidate, Usage
 from r2v.messages.conversation import Json, Likelihood, Request
 from r2v.messages.json_size import JsonSize
 from r2v.messages.protocol import Piece, Reply
+from r2v.runtime.slices import in_slices
 
 TOO_LONG = re.compile(r"context.{0,20}(length|window|size)|maximum context|too (long|many tokens)|exceed.{0,40}tokens", re.I)
 """How servers report that a request does not fit: there is no common code for it."""
+NAMED = re.compile(r"(?:^|[`'\"])(\w+)\b")
+"""How they name a field of the request."""
 CODES = frozenset((
     "api_error", "authentication_error", "billing_error", "content_filter", "content_policy_violation",
     "context_length_exceeded", "insufficient_quota", "internal_error", "invalid_api_key", "invalid_prompt",
@@ -53,10 +56,12 @@ CODES = frozenset((
 PACKED = ("gzip", "x-gzip", "deflate")
 PIECE = 65_536
 """Bytes that are unpacked at once."""
-VALUES, READ = 2_000_000, 200_000
-"""Of one answer, and those that are read at once, in some 30 ms: most are in log-probabilities, which are not."""
-LARGE = 500_000
-"""Bytes of an answer from which on a thread reads it."""
+VALUES, READ = 1_500_000, 50_000
+"""Of one answer, and those that are read at once, in some 8 ms: most are in log-probabilities, which are not."""
+CALLS = 256
+"""Of one answer, and blocks of thinking."""
+ERROR = 100_000
+"""Bytes that are read of an error."""
 AT_ONCE = 50
 """Events of a stream that are read before others are served."""
 RETRIED = (408, 409, 425, 429, 500, 502, 503, 504, 529)
@@ -276,6 +281,9 @@ class Client(ABC):
         because it is missing, below 0, or above what the request and its answers can have, is none.
         """
         replies = [reply for part in parts for reply in part.replies][:k]
+        for message in [reply.choice["message"] for reply in replies]:
+            if max(len(message.get("tool_calls") or ()), len(message.get("thinking_blocks") or ())) > CALLS:
+                raise self._large(f"{CALLS} calls or blocks of thinking")
         tokens, usage, unknown = Tokens(), NO_USAGE, 0
         for part in parts:
             counted = self._counted(part.usage, self.bound(request, len(part.replies))[0])
@@ -356,26 +364,50 @@ class Client(ABC):
 
     # -- HTTP -----------------------------------------------------------------------------------------------------
 
-    async def post(self, body: Json, headers: Mapping[str, str] | None = None) -> Any:
-        """The JSON that the server answers with, after as many tries as the settings allow. Raises ModelError."""
+    async def post(
+        self, body: Json, convert: Callable[[Any], T], *, headers: Mapping[str, str] | None = None, size: int = 0
+    ) -> T:
+        """What `convert` makes of the JSON that the server answers with, after as many tries as the settings allow.
 
-        async def once() -> Any:
-            async with self._sent(body, headers) as response:
+        Args:
+            body: of the request.
+            convert: reads an answer; see `read`.
+            headers: besides those of all requests.
+            size: bytes of the request, about.
+
+        Raises:
+            ModelError: there is no answer, or it is something else.
+        """
+
+        def converted(content: bytes) -> T:
+            answer = self.decoded(content)
+            return self.read(lambda: convert(answer))
+
+        async def once() -> T:
+            async with self._sent(body, headers, size) as response:
                 content = await self._whole(response)
-                if len(content) > LARGE:  # others are served between two steps of it
-                    return await asyncio.to_thread(self.decoded, content)
-                return self.decoded(content)
+                return await in_slices(len(content), lambda: converted(content))
 
         return await self._tried(once, body.get("n") or 1)
 
     def decoded(self, content: bytes) -> Any:
-        """An answer of the server. Raises ValueError for what is no JSON, or cannot be read."""
+        """An answer of the server. Raises ValueError for what is no JSON, or cannot be read; ModelError for a long text."""
+        self.check_text(len(content))
         return decoded(content)
 
-    async def events(self, body: Json, headers: Mapping[str, str] | None = None) -> AsyncGenerator[Json, None]:
-        """The server-sent events of an answer, as many tries as the settings allow before the first. Raises ModelError."""
+    def check_text(self, size: int) -> None:
+        """Raises ModelError where an answer without its log-probabilities has more bytes than allowed."""
+        if size > self.settings.max_text_bytes:
+            raise self._large(f"{self.settings.max_text_bytes} bytes of text and calls (max_text_bytes)")
+
+    async def events(
+        self, body: Json, *, headers: Mapping[str, str] | None = None, size: int = 0
+    ) -> AsyncGenerator[Json, None]:
+        """The server-sent events of an answer, as many tries as the settings allow before the first; see `post`. Raises
+        ModelError.
+        """
         async with AsyncExitStack() as stack:
-            response = await self._tried(lambda: stack.enter_async_context(self._sent(body, headers)), 1)
+            response = await self._tried(lambda: stack.enter_async_context(self._sent(body, headers, size)), 1)
             rest: list[bytes] = []  # of a line
             try:
                 async for piece in self._pieces(response):
@@ -387,7 +419,8 @@ class Client(ABC):
                         if i % AT_ONCE == AT_ONCE - 1:
                             await asyncio.sleep(0)
                         if line.startswith(b"data:") and (data := line[5:].strip()) not in (b"[DONE]", b""):
-                            found = decoded(data)
+                            self.check_text(len(data))
+                            found = await in_slices(len(data), lambda data=data: decoded(data))  # type: ignore[misc]
                             if error := found.get("error"):
                                 raise self.broken(f"the stream ended with an error{said_of(found, body)[0]}")
                             yield found
@@ -429,11 +462,11 @@ class Client(ABC):
         raise ModelError(f"{self.name}: {problem} after {tries}", status=429 if status == 429 else 502, retry_after=asked)
 
     @asynccontextmanager
-    async def _sent(self, body: Json, headers: Mapping[str, str] | None) -> AsyncIterator[aiohttp.ClientResponse]:
+    async def _sent(self, body: Json, headers: Mapping[str, str] | None, size: int) -> AsyncIterator[aiohttp.ClientResponse]:
         """A response with status 200. Requests over the limit wait for a connection: each has one request at a time. Raises
         _Passing or ModelError for another status.
         """
-        pool, encoded = await self._connected(), msgspec.json.encode(body)
+        pool, encoded = await self._connected(), await in_slices(size, lambda: msgspec.json.encode(body))
         # Of large bodies aiohttp wants a file, which it sends in pieces: the loop goes on in between.
         data = encoded if len(encoded) < 2**20 else io.BytesIO(encoded)
         self.in_flight += 1
@@ -447,7 +480,7 @@ class Client(ABC):
                     asked = retry_after(response.headers.get("retry-after"))
                     raise _Passing(f"HTTP {response.status}", response.status, asked)
                 if response.status != 200:
-                    raise self._refusal(response.status, await self._whole(response), body)
+                    raise self._refusal(response.status, await self._whole(response, ERROR), body)
                 yield response
         finally:
             self.in_flight -= 1
@@ -488,11 +521,17 @@ class Client(ABC):
     def _large(self, than: str) -> ModelError:
         """No failure of the model's: the breaker stays closed."""
         self.count("large")
-        return ModelError(f"{self.name}: its answer has more than {than}")
+        return ModelError(f"{self.name}: its answer has more than {than}", paid=True)
 
-    async def _whole(self, response: aiohttp.ClientResponse) -> bytes:
-        """The content of an answer. Raises ModelError; see `_pieces`."""
-        return b"".join([piece async for piece in self._pieces(response)])
+    async def _whole(self, response: aiohttp.ClientResponse, most: int | None = None) -> bytes:
+        """The content of an answer, or its first `most` bytes and little more. Raises ModelError; see `_pieces`."""
+        pieces, length = [], 0
+        async for piece in self._pieces(response):
+            pieces.append(piece)
+            length += len(piece)
+            if most is not None and length > most:
+                break
+        return b"".join(pieces)
 
     async def _connected(self) -> _Pool:
         """The connections of the event loop that runs: a process may run several loops, one after the other."""
@@ -509,7 +548,7 @@ class Client(ABC):
         """What `convert` makes of an answer. Raises ModelError where it cannot."""
         try:
             return convert()
-        except (KeyError, TypeError, ValueError, AttributeError):
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
             self.count("garbage")
             self.failed()
             raise ModelError(f"{self.name} answered with something that is not a completion", paid=True) from None
@@ -584,23 +623,29 @@ class SingleAnswerClient(Client):
     async def answers(
         self, request: Request, k: int, *, seed: int | None, logprobs: bool, authors: Mapping[str, str]
     ) -> list[Part]:
-        body, dropped, headers = self._prepared(request, authors)
-        found = await all_of([self.post(body, headers) for _ in range(k)])
-        replies = [self.read(lambda answer=answer: self.reply(answer, dropped)) for answer in found]  # type: ignore[misc]
+        body, dropped, headers = await in_slices(request.size, lambda: self._prepared(request, authors))
+
+        def reply(answer: Json) -> Reply:
+            return self.reply(answer, dropped)
+
+        replies = await all_of([self.post(body, reply, headers=headers, size=request.size) for _ in range(k)])
         return [Part([reply], reply.usage) for reply in replies]
 
     async def stream(
         self, request: Request, *, logprobs: bool, authors: Mapping[str, str]
     ) -> AsyncGenerator[Piece | Reply, None]:
-        body, dropped, headers = self._prepared(request, authors)
-        reader = self.reader()
-        async for own in self.events({**body, "stream": True}, headers):
-            yield Piece(self.read(lambda own=own: reader.add(own)), own)  # type: ignore[misc]
+        body, dropped, headers = await in_slices(request.size, lambda: self._prepared(request, authors))
+        reader, length = self.reader(), 0
+        async for own in self.events({**body, "stream": True}, headers=headers, size=request.size):
+            piece = Piece(self.read(lambda own=own: reader.add(own)), own)  # type: ignore[misc]
+            length += self.read(lambda piece=piece: piece.length)  # type: ignore[misc]
+            self.check_text(length)
+            yield piece
         answer = reader.answer
         if answer is None:
             raise self.broken("the stream ended too soon")
         self.succeeded()
-        yield self.read(lambda: self.reply(answer, dropped))
+        yield await in_slices(length, lambda: self.read(lambda: self.reply(answer, dropped)))
 
 
 async def _sessions(settings: ClientSettings, headers: Mapping[str, str]) -> AsyncGenerator[aiohttp.ClientSession, None]:
@@ -693,7 +738,8 @@ def said_of(answer: Any, body: Json) -> tuple[str, bool]:
     found = [str(fields[key]) for key in ("code", "type") if isinstance(fields.get(key), str) and fields[key] in CODES]
     param = re.split(r"[.\[]", str(fields.get("param")))[0]
     if param not in body:
-        param = next((key for key in body if re.search(rf"(^|[`'\"]){re.escape(key)}\b", words[:2000])), None)
+        named = set(NAMED.findall(words[:2000]))
+        param = next((key for key in body if key in named), None)
     too_long = TOO_LONG.search(words[:2000]) is not None
     if too_long:
         counts = re.findall(r"\b\d{3,9}\b", words[:2000])

@@ -11,6 +11,7 @@ from r2v.clients.base import Client, Part, all_of, decoded
 from r2v.messages.conversation import NULL, Json, Likelihood, Request, sent_id
 from r2v.messages.openai_chat import StreamAccumulator
 from r2v.messages.protocol import Piece, Reply
+from r2v.runtime.slices import in_slices
 
 PRIVATE = ("thinking_blocks", "reasoning_content")
 """Keys of messages that are for one model alone."""
@@ -20,8 +21,16 @@ CHOICES = 128
 """Of one answer; r2v asks for at most 32."""
 SEEDS = 2**31
 """Servers take seeds below this."""
-_raw = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_choices = msgspec.json.Decoder(list[dict[str, msgspec.Raw]])
+
+
+class _Answer(msgspec.Struct):
+    """What is read of an answer."""
+
+    choices: list[dict[str, msgspec.Raw]]
+    usage: dict[str, Any] | None = None
+
+
+_answers = msgspec.json.Decoder(_Answer)
 
 
 class OpenAIClient(Client):
@@ -32,50 +41,56 @@ class OpenAIClient(Client):
     async def answers(
         self, request: Request, k: int, *, seed: int | None, logprobs: bool, authors: Mapping[str, str]
     ) -> list[Part]:
-        body = self._body(request, logprobs)
+        body = await in_slices(request.size, lambda: self._body(request, logprobs))
 
         def single(i: int) -> Json:
             return body if seed is None else {**body, "seed": (seed + i) % SEEDS}
 
         drawn, parts = 0, []
         if k > 1 and self.settings.offers_n:
-            parts = await self._all([{**single(0), "n": k}], request.dropped)
+            parts = await self._all([{**single(0), "n": k}], request)
             drawn = len(parts[0].replies)  # a server that does not know `n` answers with fewer
         first = int(bool(parts))
-        others = await self._all([single(i) for i in range(first, first + k - drawn)], request.dropped)
+        others = await self._all([single(i) for i in range(first, first + k - drawn)], request)
         return parts + [Part(part.replies[:1], part.usage) for part in others]
 
     async def stream(
         self, request: Request, *, logprobs: bool, authors: Mapping[str, str]
     ) -> AsyncGenerator[Piece | Reply, None]:
-        body = self._body(request, logprobs) | {"stream": True, "stream_options": {"include_usage": True}}
-        answer = StreamAccumulator()
-        async for chunk in self.events(body):
+        body = await in_slices(request.size, lambda: self._body(request, logprobs))
+        body |= {"stream": True, "stream_options": {"include_usage": True}}
+        answer, length = StreamAccumulator(), 0
+        async for chunk in self.events(body, size=request.size):
             self.read(lambda chunk=chunk: answer.add(chunk))  # type: ignore[misc]
-            yield Piece(chunk, chunk)
+            piece = Piece(chunk, chunk)
+            length += piece.length
+            self.check_text(length)
+            yield piece
         if not answer.ended:
             raise self.broken("the stream ended too soon")
         self.succeeded()
         yield Reply(answer.choice, answer.usage, self.protocol, None, request.dropped)
 
-    async def _all(self, bodies: list[Json], dropped: tuple[str, ...]) -> list[Part]:
-        found = await all_of([self.post(body) for body in bodies])
-        return [self.read(lambda answer=answer: _part(answer, dropped)) for answer in found]  # type: ignore[misc]
+    async def _all(self, bodies: list[Json], request: Request) -> list[Part]:
+        def part(answer: tuple[Json, list[Likelihood]]) -> Part:
+            return _part(answer, request.dropped)
+
+        return await all_of([self.post(body, part, size=request.size) for body in bodies])
 
     def decoded(self, content: bytes) -> tuple[Any, list[Likelihood]]:
         """(an answer, what the log-probabilities of each choice say): they are most of it, and stay unread otherwise."""
         try:
-            raw = _raw.decode(content)
-            choices = _choices.decode(raw.pop("choices"))
-        except (KeyError, ValueError, RecursionError):
+            found = _answers.decode(content)
+        except (ValueError, RecursionError):
             return decoded(content), []
-        if len(choices) > CHOICES:
+        if len(choices := found.choices) > CHOICES:
             raise ValueError(f"{len(choices)} choices")
+        self.check_text(sum(len(bytes(one)) for choice in choices for key, one in choice.items() if key != "logprobs"))
         read = [{key: one if key == "logprobs" else decoded(one) for key, one in choice.items()} for choice in choices]
         for choice in read:
             if choice.get("logprobs") == NULL:
                 choice["logprobs"] = None
-        answer = {key: decoded(value) for key, value in raw.items()} | {"choices": read}
+        answer = {"choices": read, "usage": found.usage}
         return answer, [Likelihood.of(choice, self.settings.vocabulary) for choice in read]
 
     def _body(self, request: Request, logprobs: bool) -> Json:
@@ -110,11 +125,15 @@ def _part(read: tuple[Json, list[Likelihood]], dropped: tuple[str, ...]) -> Part
     if not isinstance(choices, list) or not choices or not isinstance(usage, dict):
         raise ValueError
     for choice in choices:
-        if not isinstance(choice["message"], dict) or not isinstance(choice["message"].get("content"), str | list | None):
+        message = choice["message"]
+        if not isinstance(message, dict) or not isinstance(message.get("content"), str | list | None):
             raise ValueError
+        for key in ("tool_calls", "thinking_blocks"):
+            if not isinstance(message.get(key), list | None) or not all(isinstance(o, dict) for o in message.get(key) or ()):
+                raise ValueError
     if len(choices) == 1:
         (likely,) = likelihoods
-        return Part([Reply(choices[0], usage, "chat", answer, dropped, likely)], usage)
+        return Part([Reply(choices[0], usage, "chat", None, dropped, likely)], usage)
     shares = _shares(choices, likelihoods, usage)
     replies = [
         Reply(choice, share, "chat", None, dropped, likely)

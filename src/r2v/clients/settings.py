@@ -45,6 +45,8 @@ class ClientSettings(Settings):
     """Of one try, until its answer is whole: one that sends a byte a second would be waited for as long as it does."""
     max_answer_bytes: PositiveInt = 32_000_000
     """Of one answer, unpacked; a larger one counts as none."""
+    max_text_bytes: PositiveInt = 4_000_000
+    """Of those, all but log-probabilities and what a stream wraps its pieces in."""
     retries: NonNegativeInt = 2
     """Further tries after failures that may pass. A server's Retry-After is honoured up to `longest_wait_s`."""
     backoff_s: PositiveFloat = 0.25

@@ -20,8 +20,8 @@ PATH = re.compile(r"(path|file|filename|dir|directory|folder|cwd|workdir)s?$", r
 PLAIN = re.compile(r"[\w@%+=:,./-]+")
 """What a shell reads the same with quotes around it as without."""
 OPERATORS = "();|&{!"
-LONGEST, LINE = 50_000, 4_000
-"""Characters of arguments, and of a shell command, up to which they are read; longer ones are compared as they are."""
+LONGEST, LINE = 20_000, 4_000
+"""Characters of an action, and of a shell command, up to which they are read, in 20 ms; others are compared as they are."""
 
 
 def alike(slm: Action, teacher: Action) -> bool | None:
@@ -32,15 +32,21 @@ def alike(slm: Action, teacher: Action) -> bool | None:
     one that is null, false or empty, and words about the call beside its other arguments (`FREE_TEXT`).
     """
     if slm.tool_calls or teacher.tool_calls:
-        one, other = (sorted(map(_call, action.tool_calls)) for action in (slm, teacher))
-        return one == other
-    return True if slm.text.split() == teacher.text.split() else None
+        return _calls(slm) == _calls(teacher)
+    return True if _words(slm.text) == _words(teacher.text) else None
+
+
+def _words(text: str) -> list[str]:
+    return text.split() if len(text) <= LONGEST else [text]
+
+
+def _calls(action: Action) -> list[str]:
+    read = sum(len(call.arguments) for call in action.tool_calls) <= LONGEST
+    return sorted(_call(call) if read else f"{call.name} {call.arguments.strip()}" for call in action.tool_calls)
 
 
 def _call(call: ToolCall) -> str:
     try:
-        if len(call.arguments) > LONGEST:
-            raise ValueError
         arguments = json.loads(call.arguments or "{}")
         if isinstance(arguments, dict):
             others = {key: value for key, value in arguments.items() if key.lower() not in FREE_TEXT}

@@ -12,16 +12,18 @@ from collections.abc import AsyncIterator
 from fnmatch import fnmatchcase
 from typing import Any
 
+import anyio._backends._asyncio  # noqa: F401  (which Starlette loads at the first stream, while others wait)
 from starlette.applications import Starlette
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
+from r2v.gateway.body_room import BodyRoom, GivesBack
 from r2v.gateway.candidates import LiveAnswer
-from r2v.gateway.guard import Endpoint, Forbidden, Guard, headers_of, json_response, number, scoped
+from r2v.gateway.guard import SHORT, Endpoint, Forbidden, Guard, headers_of, json_response, number, scoped
 from r2v.gateway.keys import Scope
 from r2v.gateway.metrics import together
-from r2v.gateway.service import Answer, Refused, RequestOptions, Service, in_slices
+from r2v.gateway.service import Answer, Refused, RequestOptions, Service
 from r2v.gateway.sessions import Items
 from r2v.messages import BUILT_IN
 from r2v.messages.anthropic import MESSAGES
@@ -29,6 +31,7 @@ from r2v.messages.conversation import BadRequest, Json, Request, fingerprint
 from r2v.messages.openai_chat import CHAT
 from r2v.messages.protocol import Piece, ProtocolAdapter, json_object
 from r2v.runtime import plugins
+from r2v.runtime.slices import in_slices
 
 SESSION_HEADERS = (
     "x-r2v-session-id", "x-session-id", "x-claude-code-session-id", "x-switchyard-session-id", "session_id", "session-id",
@@ -38,6 +41,8 @@ USER = 2_000
 """Characters of the name of a user in which a session is searched, at its end."""
 SESSION_IN_USER = re.compile(r"session_([\w-]{8,100})$")
 """How older versions of Claude Code put the session into the name of the user."""
+AT_ONCE = 50
+"""Events of a stream that are sent before others are served."""
 STREAM = {"cache-control": "no-store", "x-accel-buffering": "no"}
 CONTROL_PATHS = ("/sessions", "/sessions/{session:path}", "/stats", "/kill", "/mode", "/cleanup")
 """Of the control plane, beside the page and the metrics."""
@@ -62,6 +67,8 @@ class _DataPlane(Guard):
         super().__init__(service.settings.server, service.keys)
         self.service, self.started, self._admin_url = service, time.time(), admin_url
         self._items = Items(items)
+        self._room = BodyRoom(service.settings.server.max_bodies_bytes)
+        service.metrics.room = self._room
 
     def app(self) -> Starlette:
         control = None
@@ -108,6 +115,7 @@ class _DataPlane(Guard):
             ]  # fmt: skip
             routes += [Route(path, self.elsewhere) for path in ("/", "/metrics")]
         app = Starlette(routes=routes, lifespan=lifespan)
+        app.add_middleware(GivesBack, room=self._room)
         if origins := self.server.cors_origins:
             from starlette.middleware.cors import CORSMiddleware
 
@@ -185,16 +193,20 @@ class _DataPlane(Guard):
 
         async def endpoint(http: HttpRequest) -> Response:
             tenant = http.state.key.tenant
-            body, kept = await self._body(http), lambda identity: self._items.get(tenant, identity)
+            body, kept = await self._body(http, room=self._room), lambda identity: self._items.get(tenant, identity)
             request = await in_slices(len(body), lambda: adapter.parse(body, http.headers, kept))
-            options = self._options(http, request)
+            options = await in_slices(len(body), lambda: self._options(http, request))
             if request.stream:
                 return await self._streamed(http, request, options, adapter)
             answer = await self._step(http, request, options)
-            self._items.keep(tenant, adapter.kept(request, answer.reply, answer.served))
+            await self._keep(tenant, request, answer, adapter)
             return json_response(adapter.whole(answer.reply, request, answer.served), 200, answer.facts)
 
         return endpoint
+
+    async def _keep(self, tenant: str, request: Request, answer: Answer, adapter: ProtocolAdapter) -> None:
+        """What later requests may refer to."""
+        await in_slices(request.size, lambda: self._items.keep(tenant, adapter.kept(request, answer.reply, answer.served)))
 
     async def _streamed(
         self, http: HttpRequest, request: Request, options: RequestOptions, adapter: ProtocolAdapter
@@ -221,8 +233,7 @@ class _DataPlane(Guard):
             try:
                 async for event in self._events(live, begun, work, request, adapter):
                     yield event
-                answer = await work
-                self._items.keep(options.key.tenant, adapter.kept(request, answer.reply, answer.served))
+                await self._keep(options.key.tenant, request, await work, adapter)
             except Refused as error:
                 yield adapter.broken(str(error), error.status, error.facts.get("reason"))
             finally:
@@ -257,18 +268,20 @@ class _DataPlane(Guard):
             last = adapter.held(answer.reply, request, answer.served, answer.facts)
         else:
             last = encoder.end(answer.reply, live.rest, answer.facts)
-        for event in last:
+        for i, event in enumerate(last):
+            if i % AT_ONCE == AT_ONCE - 1:
+                await asyncio.sleep(0)
             yield event
 
     async def decision(self, http: HttpRequest) -> Response:
-        body = await self._body(http)
+        body = await self._body(http, room=self._room)
         request = await in_slices(len(body), lambda: CHAT.parse(body))
         answer = await self.service.step(request, self._options(http, request, dry=True))
         return json_response({key.replace("-", "_"): value for key, value in answer.facts.items()})
 
     async def count_tokens(self, http: HttpRequest) -> Response:
         """An estimate, four characters a token: no model is called."""
-        body = await self._body(http)
+        body = await self._body(http, room=self._room)
         fields = (await in_slices(len(body), lambda: MESSAGES.parse(body))).fields
         size = sum(len(bytes(fields[key])) for key in ("messages", "tools") if key in fields)
         return json_response({"input_tokens": max(1, size // 4)})
@@ -293,7 +306,7 @@ class _DataPlane(Guard):
         return {**openai, "type": "model", "display_name": name, "created_at": created}
 
     async def outcomes(self, http: HttpRequest) -> Response:
-        raw = json_object(await self._body(http))
+        raw = json_object(await self._body(http, SHORT))
         session, reward, t = raw.get("session_id"), raw.get("reward"), raw.get("step")
         given = session if isinstance(session, str) else ""
         session = given if http.state.key.may("admin") and self.service.ledger.has(given) else scoped(http, given)
@@ -313,7 +326,9 @@ class _DataPlane(Guard):
         return json_response({"status": "ok", **elsewhere})
 
     async def ready(self, http: HttpRequest) -> Response:
-        found = await self.service.ready()
+        found = await self.service.ready() | {"body_bytes": self._room.bytes}
+        if found["ready"] and self._room.full:
+            found |= {"ready": False, "problem": "the bodies of requests fill server.max_bodies_bytes"}
         return json_response(found, 200 if found["ready"] else 503)
 
 

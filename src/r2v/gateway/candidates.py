@@ -13,6 +13,7 @@ from r2v.core.types import Action, Candidate, Context
 from r2v.gateway.budgets import Amount
 from r2v.messages.conversation import Json, Request, action_of
 from r2v.messages.protocol import Piece, Reply
+from r2v.runtime.slices import in_slices
 
 AHEAD = 200
 """Pieces of an answer that a model may be ahead of the client."""
@@ -116,7 +117,7 @@ class CandidateSource:
         finally:
             on_lost.reset(token)
             self.seconds += time.perf_counter() - start
-        return self._take(draw)
+        return await self._take(draw)
 
     async def _streamed(self, live: LiveAnswer) -> Draw:
         self.client.check_length(self._request)
@@ -149,14 +150,16 @@ class CandidateSource:
         """Nobody will know what k answers cost that had begun."""
         self.lost += self._most(k)
 
-    def _take(self, draw: Draw) -> tuple[Candidate, ...]:
+    async def _take(self, draw: Draw) -> tuple[Candidate, ...]:
         self.usd += self.client.usd(draw.tokens)
         self.tokens += draw.tokens
         self.drawn += len(draw.replies)
         self.parsed += sum(reply.parsed_calls > 0 for reply in draw.replies)
         if draw.unknown:
             self.lost += self._most(draw.unknown) - Amount(calls=int(self.teacher))  # the answer is there: it is one call
-        candidates = self.client.candidates(draw, action_of)
+        calls = [call for reply in draw.replies for call in reply.choice["message"].get("tool_calls") or ()]
+        size = sum(len(str((call.get("function") or {}).get("arguments", ""))) for call in calls)
+        candidates = await in_slices(size, lambda: self.client.candidates(draw, action_of))
         for candidate, reply in zip(candidates, draw.replies, strict=True):
             self._replies.setdefault(candidate.action, reply)
         return candidates

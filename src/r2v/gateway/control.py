@@ -23,7 +23,7 @@ from starlette.routing import Route
 
 from r2v.core.errors import R2VError
 from r2v.gateway.budgets import DAY
-from r2v.gateway.guard import Guard, json_response, number, scoped
+from r2v.gateway.guard import SHORT, Guard, json_response, number, scoped
 from r2v.gateway.keys import KeyRing
 from r2v.gateway.ledger import Ledger, words_of
 from r2v.gateway.metrics import Counts, Overview
@@ -133,7 +133,7 @@ class ControlPlane(Guard):
 
     async def cleanup(self, http: HttpRequest) -> Response:
         """{"keep_days": 30} deletes now what is older; without it `store.keep_days` counts."""
-        days = json_object(await self._body(http)).get("keep_days", self._settings.store.keep_days)
+        days = json_object(await self._body(http, SHORT)).get("keep_days", self._settings.store.keep_days)
         if isinstance(days, bool) or not isinstance(days, int | float) or days <= 0:
             raise BadRequest("`keep_days` must be a number above 0, here or as store.keep_days in the settings")
         if left := await asyncio.to_thread(self._ledger.uncounted):
@@ -217,7 +217,7 @@ class ControlPlane(Guard):
     async def change_mode(self, http: HttpRequest) -> Response:
         """{"action": "promote", "force": false}, or {"action": "rollback", "to": "observe"}; 409 where nothing allows it."""
         try:
-            wanted = msgspec.json.decode(await self._body(http), type=ModeRequest)
+            wanted = msgspec.json.decode(await self._body(http, SHORT), type=ModeRequest)
         except msgspec.DecodeError as error:
             raise BadRequest(str(error)) from None
         try:
@@ -231,7 +231,7 @@ class ControlPlane(Guard):
 
     async def kill(self, http: HttpRequest) -> Response:
         """The kill switch: {"on": true} gives every step to the SLM."""
-        on = json_object(await self._body(http)).get("on")
+        on = json_object(await self._body(http, SHORT)).get("on")
         if not isinstance(on, bool):
             raise BadRequest("`on` must be true or false")
         await self._sessions.kill(on)

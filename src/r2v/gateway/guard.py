@@ -15,11 +15,12 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.routing import Route
 
+from r2v.gateway.body_room import BodyRoom, NoRoom
 from r2v.gateway.keys import OPEN, Key, KeyRing, Scope
 from r2v.gateway.service import Refused
 from r2v.gateway.settings import ServerSettings
 from r2v.messages.conversation import BadRequest, Json
-from r2v.messages.json_size import ESCAPES, VALUES, JsonSize
+from r2v.messages.json_size import JsonSize
 from r2v.messages.protocol import ProtocolAdapter, encode
 
 IDENTITY = re.compile(r"[\w.:/-]{1,200}", re.ASCII)
@@ -29,6 +30,10 @@ SECRET = re.compile(
     r"|AKIA|ASIA|AIza|eyJ|Bearer )[\w.-]{12,}|://"
 )
 """What looks like a key of somebody's, in the place of a session's name."""
+SHORT = 65_536
+"""Bytes of the body of whatever is no step."""
+RETRY_S = "1"
+"""Seconds after which a request may find room."""
 Endpoint = Callable[[HttpRequest], Awaitable[Response]]
 
 
@@ -89,6 +94,8 @@ class Guard:
                 reason, status = str(error), 400
             except TooLarge as error:
                 reason, status = str(error), 413
+            except NoRoom as error:
+                reason, status, headers["retry-after"] = str(error), 503, RETRY_S
             except ClientDisconnect:
                 reason, status = "the client went away", 499
             except Refused as error:
@@ -107,17 +114,41 @@ class Guard:
             for prefix in ("/v1", "")
         ]
 
-    async def _body(self, http: HttpRequest) -> bytes:
-        """Raises TooLarge."""
-        limit, seen, size = self.server.max_body_bytes, bytearray(), JsonSize()
+    async def _body(self, http: HttpRequest, most: int | None = None, room: BodyRoom | None = None) -> bytes:
+        """A request's body.
+
+        Args:
+            http: the request.
+            most: bytes that it may have; None: what the settings allow.
+            room: in which it takes its place.
+
+        Raises:
+            TooLarge: it is larger, or would take long to read.
+            NoRoom: before it is read, where its length is known.
+        """
+        limit, pieces, length, size = most or self.server.max_body_bytes, [], 0, JsonSize()
+        given = http.headers.get("content-length", "")
+        taken = int(given) if given.isdecimal() else 0
+        if taken > limit:
+            raise self._too_large(limit)
+        if room is not None:
+            room.take(http.scope, http.state.key.id, taken)
         async for piece in http.stream():
-            seen += piece
+            pieces.append(piece)
             size.add(piece)
-            if len(seen) > limit:
-                raise TooLarge(f"the request is larger than {limit} bytes (server.max_body_bytes)")
-            if size.values > VALUES or size.escapes > ESCAPES:
-                raise TooLarge(f"the request holds more than {VALUES} values or {ESCAPES} escaped characters")
-        return bytes(seen)
+            length += len(piece)
+            if length > limit:
+                raise self._too_large(limit)
+            if room is not None and length > taken:
+                room.take(http.scope, http.state.key.id, length - taken)
+                taken = length
+            if size.excess:
+                raise TooLarge(f"the request holds {size.excess}")
+        return b"".join(pieces)
+
+    def _too_large(self, limit: int) -> TooLarge:
+        where = " (server.max_body_bytes)" if limit == self.server.max_body_bytes else ""
+        return TooLarge(f"the request is larger than {limit} bytes{where}")
 
 
 def json_response(

@@ -17,6 +17,7 @@ from prometheus_client.registry import Collector
 
 from r2v.clients.base import Client
 from r2v.core.types import Features
+from r2v.gateway.body_room import BodyRoom
 from r2v.gateway.ledger import Entry, Ledger
 from r2v.gateway.routing import Configured
 from r2v.maths.calibration import brier, ece, reliability_bins
@@ -77,6 +78,10 @@ class Counts(msgspec.Struct):
     """(model, HTTP status or what went wrong) -> calls."""
     available: dict[str, bool] = {}
     """Whether each model is called."""
+    body_bytes: int = 0
+    """Of the requests that are being served."""
+    refused_bodies: int = 0
+    """That found no room beside them."""
     steps: int = 0
     """That drift was seen in."""
     shift_F: list[float] = []
@@ -96,8 +101,8 @@ def together(all_counts: Sequence[tuple[bool, Counts]]) -> Counts:
     """The sum of what several processes have counted.
 
     Args:
-        all_counts: (whether the process runs, its counts). Only those that run say whether a model is called, and only if
-            none of them has given up on it.
+        all_counts: (whether the process runs, its counts). Only those that run hold bodies, and say whether a model is
+            called, and only if none of them has given up on it.
     """
     found = Counts()
     shifts, weights = [], []
@@ -113,6 +118,8 @@ def together(all_counts: Sequence[tuple[bool, Counts]]) -> Counts:
         found.tokens += counts.tokens
         found.candidates += counts.candidates
         found.implicit += counts.implicit
+        found.refused_bodies += counts.refused_bodies
+        found.body_bytes += counts.body_bytes if runs else 0
         found.steps += counts.steps
         _add_times(found.overhead, counts.overhead)
         for name, times in counts.model.items():
@@ -142,6 +149,7 @@ class Metrics:
 
     def __init__(self, router: Configured, upstreams: Sequence[Client]) -> None:
         self._router, self._upstreams, self._counts = router, upstreams, Counts()
+        self.room: BodyRoom | None = None
 
     def note(self, entry: Entry, model_s: Mapping[str, float], parsed: Mapping[str, int]) -> None:
         """Count a step.
@@ -174,6 +182,8 @@ class Metrics:
 
     def counts(self) -> Counts:
         """What was counted so far; it goes on changing."""
+        if self.room is not None:
+            self._counts.body_bytes, self._counts.refused_bodies = self.room.bytes, self.room.refused
         for upstream in self._upstreams:
             self._counts.available[upstream.name] = upstream.available
             self._counts.attempts.update({(upstream.name, code): count for code, count in upstream.attempts.items()})
@@ -239,6 +249,7 @@ class Overview:
             ("r2v_tokens", "Tokens of all calls, drafts included.", counts.tokens),
             ("r2v_candidates", "Candidates drawn from the SLM.", counts.candidates),
             ("r2v_implicit_sessions", "Steps whose client named no session.", counts.implicit),
+            ("r2v_refused_bodies", "Requests without room beside those being served.", counts.refused_bodies),
         ):
             yield CounterMetricFamily(name, explained, value)
         labelled: tuple[tuple[str, str, list[str], dict[Any, Any]], ...] = (
@@ -260,6 +271,7 @@ class Overview:
         for name, times in sorted(counts.model.items()):
             waited.add_metric([name], times.buckets, times.total)
         yield waited
+        yield GaugeMetricFamily("r2v_body_bytes", "Of the requests that are being served.", counts.body_bytes)
         yield GaugeMetricFamily("r2v_saved_usd", "USD saved against the teacher alone; may be below 0.", counts.saved_usd)
         available = GaugeMetricFamily("r2v_upstream_available", "0 while a model is not called.", labels=["model"])
         for name, value in counts.available.items():

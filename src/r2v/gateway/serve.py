@@ -66,6 +66,7 @@ def take_short_turns() -> None:
     """So that nobody waits for anybody else's work; called once what stays is loaded."""
     sys.setswitchinterval(0.0005)  # threads read large requests: at Python's 5 ms each turn of the event loop waits as long
     gc.freeze()  # searching all that stays for garbage takes a tenth of a second each time
+    gc.set_threshold(10_000, 20, 50)  # else what is read of one large request is searched a hundred times meanwhile
 
 
 def run_loop(main: Coroutine[Any, Any, None]) -> None:

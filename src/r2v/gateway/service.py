@@ -15,11 +15,11 @@ import secrets
 import sqlite3
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from r2v.clients import make_client
 from r2v.clients.base import ModelError, Tokens
@@ -44,20 +44,18 @@ from r2v.gateway.settings import GatewaySettings
 from r2v.messages.conversation import Json, Request, bounded, context_of, limited, tools_of
 from r2v.messages.protocol import Reply, Served
 from r2v.messages.transcript import incoming, message_of
+from r2v.runtime.slices import in_slices
 from r2v.verifiers import verifier_named
 from r2v.verifiers.json_schema import footprint
 
 if TYPE_CHECKING:
     from r2v.gateway.verdicts import SessionVerdicts
 
-LARGE = 250_000
-"""Bytes of a request from which on a thread reads it."""
 CHECKPOINT_S = 0.5
 OF_CONTEXT = 4
 """The SLM's answers may fill this part of its context: agents ask for as many tokens as the large models can write."""
 VERIFIER_BYTES = 64_000_000
 """Memory for verifiers, of which each holds the tools of its requests."""
-T = TypeVar("T")
 ASIDE = re.compile(r"\btitle|\bsummar|\bnew topic", re.IGNORECASE)
 """In the system prompt of requests that agents make beside the steps of a session, sometimes before its first."""
 
@@ -430,7 +428,7 @@ class Service:
             step = replace(step, verdicts=(*served.verdicts, *self.verdicts.of_step(step)))
             verdict = await self.verdicts.last(served.verdicts, context, choice.action)
         if self._redactor is None:
-            goal, kept = context.goal, _with_messages(step, served)
+            goal, kept = context.goal, await in_slices(served.request.size, lambda: _with_messages(step, served))
         else:
             goal, kept = self._redactor.hash(context.goal), self._redactor.step(step)
         entry = Entry(
@@ -468,11 +466,6 @@ class Service:
         prompt, output = teacher.tokens.prompt or slm.tokens.prompt, writer.tokens.output // max(1, writer.drawn)
         alone = self.teacher.usd(Tokens(prompt, output, cached=min(prompt, served.session.prompt_tokens)))
         return alone - slm.usd - teacher.usd
-
-
-async def in_slices(size: int, read: Callable[[], T]) -> T:
-    """What `read` makes of so many bytes. Of many bytes it runs in a thread: others are served between its steps."""
-    return await asyncio.to_thread(read) if size > LARGE else read()
 
 
 async def _teacher_alone(step_context: StepContext, code: Code, reason: str) -> Choice:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import sqlite3
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -224,7 +225,7 @@ class Items:
 
     def __init__(self, path: str = ":memory:", most_bytes: int = ITEM_BYTES) -> None:
         """`path`: of a file that several processes share; one that does not outlast them."""
-        self._most = most_bytes
+        self._most, self._lock = most_bytes, threading.Lock()
         self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = OFF")
@@ -235,16 +236,17 @@ class Items:
     def keep(self, key: str, lists: Mapping[str, list[Json]]) -> None:
         if not lists:
             return
-        self._db.execute("BEGIN IMMEDIATE")
-        (kept,) = self._db.execute("SELECT bytes FROM kept").fetchone()
-        for identity, items in lists.items():
-            body = encode(items)
-            kept += len(body) - self._forget("key = ? AND id = ?", (key, identity))
-            self._db.execute("INSERT INTO items VALUES (?, ?, ?)", (key, identity, body))
-        while kept > self._most:
-            kept -= self._forget("rowid = (SELECT MIN(rowid) FROM items)", ())
-        self._db.execute("UPDATE kept SET bytes = ?", (kept,))
-        self._db.execute("COMMIT")
+        bodies = {identity: encode(items) for identity, items in lists.items()}
+        with self._lock:  # requests that are large come in a thread
+            self._db.execute("BEGIN IMMEDIATE")
+            (kept,) = self._db.execute("SELECT bytes FROM kept").fetchone()
+            for identity, body in bodies.items():
+                kept += len(body) - self._forget("key = ? AND id = ?", (key, identity))
+                self._db.execute("INSERT INTO items VALUES (?, ?, ?)", (key, identity, body))
+            while kept > self._most:
+                kept -= self._forget("rowid = (SELECT MIN(rowid) FROM items)", ())
+            self._db.execute("UPDATE kept SET bytes = ?", (kept,))
+            self._db.execute("COMMIT")
 
     def get(self, key: str, identity: str) -> list[Json] | None:
         row = self._db.execute("SELECT body FROM items WHERE key = ? AND id = ?", (key, identity)).fetchone()

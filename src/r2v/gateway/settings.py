@@ -134,7 +134,10 @@ class ServerSettings(Settings):
     cors_origins: tuple[str, ...] = ()
     """Origins of web pages that may call the gateway from a browser."""
     max_body_bytes: PositiveInt = 10_000_000
-    """Larger requests get a 413. Steps of reading one take up to 5 ms a megabyte, in which nobody else is served."""
+    """Larger requests get a 413."""
+    max_bodies_bytes: PositiveInt = 256_000_000
+    """Of the bodies of all requests that one process is serving; a further one gets a 503 before it is read. One key gets
+    seven eighths of it. Reading a request takes some three times its bytes of memory."""
     max_header_bytes: PositiveInt = 65_536
     """Of the head of a request, with its address; larger ones get a 431."""
     header_timeout_s: PositiveFloat = 10.0
@@ -154,6 +157,8 @@ class ServerSettings(Settings):
     def __post_init__(self) -> None:
         if self.control_port == self.port and self.admin_host == self.host and self.port:
             raise ValueError(f"port and admin_port (--port and --admin-port) are both {self.port}; change one of them")
+        if self.max_bodies_bytes < 2 * self.max_body_bytes:
+            raise ValueError("server.max_bodies_bytes: must be at least twice server.max_body_bytes")
 
     @property
     def control_port(self) -> int | None:

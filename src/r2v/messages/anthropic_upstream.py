@@ -165,7 +165,7 @@ def _merged(messages: list[Json]) -> list[Json]:
     found: list[Json] = []
     for message in messages:
         if found and found[-1]["role"] == message["role"]:
-            found[-1] = {**found[-1], "content": [*found[-1]["content"], *message["content"]]}
+            found[-1]["content"] += message["content"]  # lists that are made here alone
         else:
             found.append(message)
     if not found or found[0]["role"] == "assistant":

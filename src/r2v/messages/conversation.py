@@ -17,6 +17,7 @@ from msgspec import Meta, Raw, Struct
 
 from r2v.core.cache import remembered
 from r2v.core.types import Action, Context, ToolCall
+from r2v.messages.json_size import SMALL, JsonSize
 
 Json = dict[str, Any]
 IMAGE = 20_000
@@ -37,6 +38,10 @@ TOOLS_BYTES = 64_000_000
 """Memory for the tools of requests; as objects they take some 14 times the bytes of their JSON."""
 MESSAGES = 10_000
 """Of one request. Each costs some 10 microseconds, in which nobody else is served."""
+FIELDS = 1_000
+"""Of one request, beside one another."""
+DROPPED = 100
+"""Names of what a request lacks for a model."""
 FINGERPRINT = 20_000
 """Characters of a message of which a fingerprint is made."""
 ID_LENGTH = 40
@@ -118,8 +123,9 @@ class _Chosen(Struct):
     function: Function
 
 
-class _Body(Struct):
-    messages: Annotated[list[Message], Meta(min_length=1)]
+class _Head(Struct, kw_only=True):
+    """What is read of a body besides its messages."""
+
     model: Annotated[str, Meta(max_length=500)] | None = None
     stream: bool | None = None
     stream_options: _Options | None = None
@@ -133,6 +139,14 @@ class _Body(Struct):
     logprobs: bool | None = None
 
 
+class _Body(_Head, kw_only=True):
+    messages: Annotated[list[Message], Meta(min_length=1)]
+
+
+class _LargeBody(_Head, kw_only=True):
+    messages: Annotated[list[Raw], Meta(min_length=1)]
+
+
 class _ToolFunction(Struct):
     name: str
     parameters: dict[str, Any] | None = None
@@ -142,7 +156,8 @@ class _Tool(Struct):
     function: _ToolFunction
 
 
-_bodies, _raw = msgspec.json.Decoder(_Body), msgspec.json.Decoder(dict[str, Raw])
+_bodies, _large_bodies = msgspec.json.Decoder(_Body), msgspec.json.Decoder(_LargeBody)
+_message, _raw = msgspec.json.Decoder(Message), msgspec.json.Decoder(dict[str, Raw])
 _tools = msgspec.json.Decoder(list[_Tool] | None)
 
 
@@ -201,30 +216,32 @@ def parse(
     BadRequest for anything else.
     """
     try:
-        read, fields = _bodies.decode(body), _raw.decode(body)
+        (read, messages), fields = _read_body(body), _raw.decode(body)
     except msgspec.ValidationError as error:
         raise BadRequest(str(error)) from None
     except (ValueError, RecursionError):
         raise BadRequest("the body is not JSON") from None
     tools = bytes(fields.get("tools", b"null"))
     tools_of(tools)
-    if len(read.messages) > MESSAGES:
-        raise BadRequest(f"{len(read.messages)} messages; one request may have {MESSAGES}")
+    if len(messages) > MESSAGES:
+        raise BadRequest(f"{len(messages)} messages; one request may have {MESSAGES}")
+    if len(fields) > FIELDS:
+        raise BadRequest(f"{len(fields)} fields; one request may have {FIELDS}")
     if read.n not in (None, 1):
         raise BadRequest("n > 1 is not offered: r2v draws candidates itself and answers with one")
     elsewhere = [key for key in fields if _leads_elsewhere(key)]
     if source:
         elsewhere += [key for key in source if _leads_elsewhere(key) and key not in elsewhere]
         source = {key: value for key, value in source.items() if not _leads_elsewhere(key)}
-    dropped = (*dropped, *(key[:ID_LENGTH] for key in elsewhere))
+    dropped = (*dropped, *elsewhere)
     length, images, plain = len(tools) if "tools" in fields else 0, 0, True
-    for message in read.messages:
+    for message in messages:
         length += len(message.text)
         if isinstance(message.content, list):
             images += sum(map(_is_named, message.content))
         plain = plain and message.plain
     return Request(
-        messages=read.messages,
+        messages=messages,
         fields={
             key: value
             for key, value in fields.items()
@@ -237,13 +254,30 @@ def parse(
         logprobs=bool(read.logprobs),
         protocol=protocol,
         source=source or {},
-        dropped=tuple(dict.fromkeys(dropped)),
+        dropped=tuple(dict.fromkeys(name[:ID_LENGTH] for name in dropped))[:DROPPED],
         headers=headers or {},
         size=(len(body) if size is None else size) + IMAGE * images,
         tokens=length // 4,
         plain=plain,
         tools=tools,
     )
+
+
+def _read_body(body: bytes) -> tuple[_Head, list[Message]]:
+    """What is read of a body. Of a large one each message is a call of its own: others are served between two of them.
+    Raises BadRequest, ValueError, RecursionError.
+    """
+    if len(body) <= SMALL:
+        read = _bodies.decode(body)
+        return read, read.messages
+    large = _large_bodies.decode(body)
+    messages: list[Message] = []
+    try:
+        for message in large.messages:
+            messages.append(_message.decode(message))
+    except msgspec.ValidationError as error:
+        raise BadRequest(f"{error} of `messages[{len(messages)}]`") from None
+    return large, messages
 
 
 def _leads_elsewhere(key: str) -> bool:
@@ -343,12 +377,19 @@ _known_call = lru_cache(maxsize=CALLS)(_call)  # its entries are small (`KEPT`):
 
 
 def object_of(arguments: Any) -> Json:
-    """Tool input must be an object; what a model wrote instead is kept as text."""
+    """Tool input must be an object; what a model wrote instead is kept as text, and so is what takes long to read."""
     try:
-        value = json.loads(arguments or "{}")
-    except (ValueError, TypeError):
+        value = json.loads(arguments or "{}") if len(arguments or "") <= SMALL or _is_readable(arguments) else None
+    except (ValueError, TypeError, RecursionError):
         value = None
     return value if isinstance(value, dict) else {"arguments": str(arguments)}
+
+
+def _is_readable(arguments: str) -> bool:
+    """Whether a call's arguments are a few long texts, not many values."""
+    size = JsonSize()
+    size.add(arguments.encode("utf-8", "replace"))
+    return not size.excess
 
 
 class _Token(Struct, gc=False):

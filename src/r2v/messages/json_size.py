@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
-SMALL = 256_000
-"""Bytes of a text that is read in ten milliseconds, whatever it holds."""
-VALUES, ESCAPES = 100_000, 1_000_000
-"""What a client's request may hold at most; either takes some 15 ms, in which nobody else is served."""
+SMALL = 100_000
+"""Bytes of a text that is read in five milliseconds, whatever it holds."""
+VALUES, ESCAPES, WIDE = 50_000, 1_000_000, 4_000_000
+"""What a client's request may hold at most: values, escaped characters, bytes of characters that are not ASCII. Each takes
+some 5 ms, in which nobody else is served. A request of 2 MB of an agent has some 20,000 values and 300,000 escapes."""
+_ASCII = bytes(range(128))
 
 
 class JsonSize:
     """Counts while the text comes in pieces; not before it is more than `SMALL`."""
 
     def __init__(self) -> None:
-        self.values = self.escapes = 0
-        """Lists, objects and commas outside of strings, which are no fewer than the values but one; and backslashes."""
+        self.values = self.escapes = self.wide = 0
+        """Lists, objects and commas outside of strings, which are no fewer than the values but one; backslashes; bytes of
+        characters that are not ASCII."""
         self._first: list[bytes] = []
         self._length = 0
         self._in_string = False
         self._cut = b""
         """A backslash at the end of a piece: what it escapes has not come yet."""
+
+    @property
+    def excess(self) -> str:
+        """What a client's request has too much of; empty where it may be read."""
+        if self.values > VALUES:
+            return f"more than {VALUES} values"
+        if self.escapes > ESCAPES:
+            return f"more than {ESCAPES} escaped characters"
+        return f"more than {WIDE} bytes of characters that are not ASCII" if self.wide > WIDE else ""
 
     def add(self, piece: bytes) -> None:
         self._length += len(piece)
@@ -30,6 +42,8 @@ class JsonSize:
         self._first = []
 
     def _count(self, piece: bytes) -> None:
+        if not piece.isascii():
+            self.wide += len(piece.translate(None, _ASCII))
         self.escapes += piece.count(b"\\")
         piece, self._cut = self._cut + piece, b""
         if b"\\" in piece:

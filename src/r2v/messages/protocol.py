@@ -12,10 +12,12 @@ from typing import ClassVar, Protocol
 import msgspec
 
 from r2v.messages.conversation import BadRequest, Json, Likelihood, Request, parse
+from r2v.messages.json_size import SMALL
 
 DONE = b"data: [DONE]\n\n"
 """The last event of OpenAI's streams."""
-encode = msgspec.json.Encoder().encode
+encode, decode = msgspec.json.Encoder().encode, msgspec.json.Decoder().decode
+_fields, _items = msgspec.json.Decoder(dict[str, msgspec.Raw]), msgspec.json.Decoder(list[msgspec.Raw])
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,14 @@ class Piece:
     """A chat-completion chunk; None where the neutral form has nothing to say."""
     own: Json | None
     """The event in the model's own protocol; None where r2v read calls in the text of the answer: such pieces end it."""
+
+    @property
+    def length(self) -> int:
+        """Characters of text and of calls in it. Raises TypeError or AttributeError for what is no such event."""
+        choices = self.chunk.get("choices") if self.chunk is not None else None
+        delta = (choices[0].get("delta") or {}) if choices else {}
+        calls = [call.get("function") or {} for call in delta.get("tool_calls") or ()]
+        return len(delta.get("content") or "") + sum(len(call.get("arguments") or "") for call in calls)
 
 
 class StreamEncoder(Protocol):
@@ -100,7 +110,7 @@ class ProtocolAdapter(ABC):
             messages = msgspec.Raw(b"[" + b",".join(map(encode, neutral["messages"])) + b"]")
             body_of = encode({**neutral, "messages": messages})
             return parse(body_of, protocol=self.name, source=source, size=len(body), dropped=dropped, headers=passed)
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
             raise BadRequest(f"the request holds a part of the wrong type ({type(error).__name__}: {error})"[:200]) from None
 
     def resolve(self, source: Json, kept: Callable[[str], list[Json] | None]) -> Json:
@@ -143,12 +153,23 @@ class ProtocolAdapter(ABC):
 def json_object(body: bytes) -> Json:
     """Raises BadRequest for a body that is something else."""
     try:
-        raw = msgspec.json.decode(body)
+        raw = msgspec.json.decode(body) if len(body) <= SMALL else _read_in_parts(body)
+    except msgspec.ValidationError:
+        raise BadRequest("the body must be a JSON object") from None
     except (ValueError, RecursionError):
         raise BadRequest("the body is not JSON") from None
     if not isinstance(raw, dict):
         raise BadRequest("the body must be a JSON object")
     return raw
+
+
+def _read_in_parts(body: bytes) -> Json:
+    """A large object. Each item of its lists is a call of its own: others are served between two of them."""
+    found = {}
+    for key, value in _fields.decode(body).items():
+        listed = bytes(memoryview(value)[:1]) == b"["
+        found[key] = [decode(item) for item in _items.decode(value)] if listed else decode(value)
+    return found
 
 
 def data(content: Json) -> bytes:

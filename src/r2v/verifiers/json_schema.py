@@ -77,7 +77,8 @@ class JsonSchema:
             None where it is not known: the schema is none, or the check takes too long, or nests too deeply.
         """
         try:
-            work.take((text.count(",") + text.count("[") + text.count("{")) // 2)  # no fewer than its values
+            # No fewer than its values, and a thousand of its characters.
+            work.take((text.count(",") + text.count("[") + text.count("{")) // 2 + len(text) // 1_000)
             value = json.loads(text, parse_float=_number)
         except (Exhausted, RecursionError):
             return None
@@ -108,6 +109,16 @@ def _number(text: str) -> int | float:
     """1.0 is the integer 1, as JSON schemas have it."""
     value = float(text)
     return int(value) if value.is_integer() else value
+
+
+def _as_read(value: Any, work: Work) -> Any:
+    """A value of a schema as those are that are checked; see `_number`."""
+    work.take(1)
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else value
+    if isinstance(value, list):
+        return [_as_read(one, work) for one in value]
+    return {name: _as_read(one, work) for name, one in value.items()} if isinstance(value, dict) else value
 
 
 def _canonical(value: Any, work: Work) -> str:
@@ -334,8 +345,7 @@ def _type(schema: Any, parts: Any, compiler: _Compiler) -> Check:
 
 
 def _among(values: list[Any], compiler: _Compiler) -> Check:
-    compiler.work.take(len(values))
-    known = {_canonical(value, compiler.work) for value in json.loads(json.dumps(values), parse_float=_number)}
+    known = {_canonical(_as_read(value, compiler.work), compiler.work) for value in values}
     return lambda value, work: _canonical(value, work) in known
 
 
