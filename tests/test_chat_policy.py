@@ -192,7 +192,7 @@ def test_servers_without_n_get_a_request_for_each_candidate_with_a_seed_of_its_o
 def test_a_greedy_teacher_is_one_plain_request():
     with serving(lambda body, number: completion("look")) as server:
         propose(chat(server.url))
-    assert set(server.bodies[0]) == {"model", "messages", "temperature", "max_tokens", "seed"}
+    assert set(server.bodies[0]) == {"model", "messages", "temperature", "max_tokens"}
 
 
 def test_at_most_so_many_requests_and_connections_however_many_calls():

@@ -37,6 +37,8 @@ def app() -> Starlette:
     async def complete(request: Request) -> JSONResponse:
         body = await request.json()
         goal = body["messages"][1]["content"].removeprefix("Your task is to: ").split("\n", 1)[0]
+        if goal not in problems:  # of a dry run
+            return JSONResponse({"choices": [{"message": {"role": "assistant", "content": "yes"}}], "usage": {}})
         problem = problems[goal]
         knows = body["model"] == "TEACHER" or int(problem.id.split("/")[1]) % 2 == 0
         code = problem.prompt + problem.canonical if knows else f"def {problem.entry_point}(*arguments):\n    return 1\n"

@@ -18,8 +18,8 @@ from r2v.gateway.routing import load_configured
 from r2v.gateway.settings import RouteSettings
 from r2v.pipeline.run_folder import folder_of
 from r2v.pipeline.stages import STAGES
-from r2v.report import comparison
 from r2v.runtime.executor import LocalProcesses
+from r2v.studies import compare
 
 SETTINGS = """\
 version: 1
@@ -131,7 +131,7 @@ def testdifferences_of_runs_are_paired_over_tasks():
     """Of three tasks under two seeds, the second run solves one episode more of the first task, and one less of none."""
     cells = [(task, seed, "flaky") for task in "abc" for seed in (1, 2)]
     first = dict.fromkeys(cells, False) | {("b", 1, "flaky"): True}
-    found = comparison.difference(first | {("a", 1, "flaky"): True}, first)
+    found = compare.difference(first | {("a", 1, "flaky"): True}, first)
     assert found["success"] == pytest.approx(1 / 6) and found["ci95"] == [0.0, 0.5]
 
 

@@ -197,8 +197,8 @@ def compare(
     from rich.console import Console
 
     from r2v.pipeline.run_folder import RunFolder
-    from r2v.report.comparison import compare as make
     from r2v.report.comparison import table, write_comparison
+    from r2v.studies.compare import compare as make
 
     comparison, console = make([RunFolder(run) for run in runs], router), Console()
     console.print(table(comparison))

@@ -22,6 +22,7 @@ import msgspec
 
 from r2v.clients.base import Tokens
 from r2v.core.errors import ArtifactError
+from r2v.core.types import Usage
 from r2v.core.untrusted import unpacked_lines
 from r2v.messages.conversation import Json
 from r2v.runtime.store import whole_file
@@ -46,8 +47,10 @@ class Recording(msgspec.Struct, frozen=True):
     """What one question was answered with."""
 
     answers: list[Answer]
+    usage: Usage
+    """Of all answers together, priced as when they were recorded."""
     tokens: Tokens | None
-    """Of all answers together; None where the server does not count them."""
+    """The same with what came from a cache; None where the server does not count, or not in earnest."""
     seconds: float
     """From the question to the answer, waiting for others included."""
 

@@ -6,6 +6,7 @@ teacher: {kind: chat, base_url: http://localhost:8000/v1, model: my-model, api_k
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -96,13 +97,13 @@ class ChatPolicy:
         for reply in draw.replies:
             likely = reply.likelihood or Likelihood.of(reply.choice, self._settings.vocabulary)
             answers.append(Answer(reply.choice["message"], likely.logp, likely.entropy))
-        return Recording(answers, None if draw.unknown else draw.tokens, seconds)
+        return Recording(answers, draw.usage, None if draw.unknown else draw.tokens, seconds)
 
     def _usage(self, found: Recording) -> Usage:
-        tokens = found.tokens
-        if tokens is None:
-            return Usage(1)
-        return Usage(1, tokens.prompt, tokens.output, None if self._settings.price is None else self._client.usd(tokens))
+        """Of a draw, at today's price."""
+        if self._settings.price is None or found.tokens is None:
+            return found.usage
+        return replace(found.usage, usd=self._client.usd(found.tokens))
 
     def _action(self, message: Json) -> Action:
         """A refusal has no content: an empty command."""
