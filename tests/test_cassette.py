@@ -108,12 +108,13 @@ def test_a_packed_cassette_needs_no_model(tmp_path):
 def test_two_who_ask_at_the_same_time_get_the_same_answer(tmp_path):
     model = Model(wait_s=0.3)
 
-    async def both(chosen: ChatSettings):
-        policies = [ChatPolicy(chosen, name="slm", chat_format=FORMAT) for _ in range(2)]  # as two processes would
+    async def both():
         return await asyncio.gather(*(p.propose(Context("a", ("look",), (), 5), 1, seed=1) for p in policies))
 
     with running(model.app) as url:
-        one, other = asyncio.run(both(settings(url, tmp_path / "tape")))
+        chosen = settings(url, tmp_path / "tape")
+        policies = [ChatPolicy(chosen, name="slm", chat_format=FORMAT) for _ in range(2)]  # as two processes would
+        one, other = asyncio.run(both())
     assert len(model.bodies) == 2 and one == other
 
 

@@ -55,8 +55,8 @@ def run(
 
         for stage in wanted:
             console.print(f"{folder_of(stage.name):<11} {status(stage, effective, RunFolder(out))}", highlight=False)
-        console.print("\n".join(lines(plans := plan(effective))), highlight=False)
-        if any(p.seconds_a_token is None for p in plans):
+        console.print("\n".join(lines(plans := plan(effective))), highlight=False, soft_wrap=True)
+        if not all(p.answers for p in plans):
             raise SettingsError("a model did not answer; start its server, or correct its base_url, model or api_key_env")
         console.print(f"next     r2v run {settings} --out {out}", highlight=False)
         return

@@ -9,6 +9,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from r2v.core.agent import AgentModels
+from r2v.core.protocols import Policy
 from r2v.core.seeds import derive_seed
 from r2v.core.types import Episode
 from r2v.evaluation.branches import Branch, branch, differs
@@ -31,16 +33,16 @@ class Job:
 
 
 def _answer(job: Job) -> dict[str, Any]:
-    return asyncio.run(_answers(job))
+    teacher = make_teacher(job.settings)  # held, so that its connections close with the loop
+    models = make_models(job.settings, job.slm) if job.branches else None
+    return asyncio.run(_answers(job, teacher, models))
 
 
-async def _answers(job: Job) -> dict[str, Any]:
+async def _answers(job: Job, teacher: Policy, models: AgentModels | None) -> dict[str, Any]:
     horizon = job.settings.environment.horizon
-    teacher = make_teacher(job.settings)
     differ = await asyncio.gather(*(differs(episode, teacher, horizon) for episode in job.episodes))
-    if not job.branches:
+    if models is None:
         return {"differs": differ, "branches": []}
-    models = make_models(job.settings, job.slm)
     played = await asyncio.gather(
         *(
             branch(

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from r2v.clients.base import ModelError
 from r2v.clients.chat import ChatPolicy, ChatSettings
 from r2v.core.types import Context
 from r2v.messages.chat_format import ChatFormat, messages
@@ -33,10 +34,9 @@ class ModelPlan:
     most: int
     usd: tuple[float, float] | None
     """For them; None without a price."""
-    answer: str
+    answers: bool
+    found: str
     """What one request gave, in a few words."""
-    seconds_a_token: float | None
-    """Of that answer; None where there was none."""
 
 
 def plan(settings: RunSettings) -> list[ModelPlan]:
@@ -52,8 +52,7 @@ def plan(settings: RunSettings) -> list[ModelPlan]:
             if model.price is not None:
                 one = (read * model.price.input + written * model.price.output) / 1e6
                 usd = (played[role][0] * one, played[role][1] * one)
-            answer, pace = asyncio.run(_asked(model, role, chat))
-            found.append(ModelPlan(role, model.model, model.base_url, counts[0], counts[1], usd, answer, pace))
+            found.append(ModelPlan(role, model.model, model.base_url, counts[0], counts[1], usd, *_asked(model, role, chat)))
     return found
 
 
@@ -85,22 +84,22 @@ def _episode_tokens(settings: RunSettings, model: ChatSettings, k: int, chat: Ch
     return read, horizon * k * model.max_tokens
 
 
-async def _asked(model: ChatSettings, role: str, chat: ChatFormat) -> tuple[str, float | None]:
-    """(what one question gave, seconds a token)."""
+def _asked(model: ChatSettings, role: str, chat: ChatFormat) -> tuple[bool, str]:
+    """(whether a model answers a short question, what that gave)."""
     short = model.but(max_tokens=min(16, model.max_tokens), retries=0, cassette=None)
     policy, start = ChatPolicy(short, name=role, chat_format=chat), time.perf_counter()
     try:
-        (candidate,) = await policy.propose(Context("Say yes.", ("Say yes.",), (), 1), 1, seed=0)
-    except Exception as error:
-        return f"does not answer: {error}", None
-    seconds = time.perf_counter() - start
-    parts = [f"answers in {seconds:.1f} s"]
-    written = candidate.usage.completion_tokens
-    if written is None:
+        (candidate,) = asyncio.run(policy.propose(Context("Say yes.", ("Say yes.",), (), 1), 1, seed=0))
+    except ModelError as error:
+        return False, f"does not answer: {error}"
+    parts = [f"answers in {time.perf_counter() - start:.1f} s"]
+    if (written := candidate.usage.completion_tokens) is None:
         parts.append("counts no tokens")
+    else:
+        parts[0] += f" with {written} token{'s' if written != 1 else ''}"
     if model.temperature > 0 and candidate.logp is None:
-        parts.append("no log-probabilities: the features that need them will be absent")
-    return ", ".join(parts), seconds / written if written else None
+        parts.append("no log-probabilities: features that need them will be absent")
+    return True, ", ".join(parts)
 
 
 def lines(plans: Sequence[ModelPlan]) -> list[str]:
@@ -109,5 +108,5 @@ def lines(plans: Sequence[ModelPlan]) -> list[str]:
     for p in plans:
         tokens = f"{p.least / 1e6:.2f} to {p.most / 1e6:.2f} million tokens"
         usd = "no price set" if p.usd is None else f"{p.usd[0]:.2f} to {p.usd[1]:.2f} USD"
-        found += [f"{p.role:<8} {p.model} at {p.base_url}: {p.answer}", f"{'':<8} {tokens}, {usd}"]
+        found += [f"{p.role:<8} {p.model} at {p.base_url}: {p.found}", f"{'':<8} {tokens}, {usd}"]
     return found

@@ -34,9 +34,10 @@ class Job:
 
 
 def _play(job: Job) -> dict[str, Any]:
+    agents = make_agents(job.settings, job.agents.values())  # held, so that their connections close with the loop
     played = asyncio.run(
         play_all(
-            make_agents(job.settings, job.agents.values()),
+            agents,
             job.cases,
             lambda task, seed: make_environment(job.settings, task, seed),
             horizon=job.settings.environment.horizon,
