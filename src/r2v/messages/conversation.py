@@ -100,7 +100,7 @@ class Message(Struct):
     @property
     def plain(self) -> bool:
         """Whether every model of this protocol takes it as it is: no part is of one model alone, no id too long."""
-        if self.thinking_blocks is not None or self.reasoning_content != NULL:
+        if self.thinking_blocks is not None or (self.reasoning_content is not NULL and self.reasoning_content != NULL):
             return False
         if self.tool_call_id is not None and len(self.tool_call_id) > ID_LENGTH:
             return False
@@ -219,9 +219,12 @@ def parse(
     dropped = (*dropped, *(key[:ID_LENGTH] for key in elsewhere))
     length, images, plain = len(tools) if "tools" in fields else 0, 0, True
     for message in read.messages:
-        length += len(message.text)
-        if isinstance(message.content, list):
-            images += sum(map(_is_named, message.content))
+        content = message.content
+        if type(content) is str:
+            length += len(content)
+        elif content is not None:
+            length += len(message.text)
+            images += sum(map(_is_named, content))
         plain = plain and message.plain
     return Request(
         messages=read.messages,
@@ -433,7 +436,7 @@ def _read(messages: Sequence[Message]) -> tuple[list[str], list[str], list[Actio
     actions: list[Action] = []
     pending: list[str] = []
     for message in messages:
-        text = message.text
+        text = message.content if type(message.content) is str else message.text
         if message.role == "assistant":
             goals.append(goal)
             observations.append(pending[0] if len(pending) == 1 else "\n".join(pending))

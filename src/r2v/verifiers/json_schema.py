@@ -78,7 +78,7 @@ class JsonSchema:
         """
         try:
             work.take((text.count(",") + text.count("[") + text.count("{")) // 2)  # no fewer than its values
-            value = json.loads(text, parse_float=_number)
+            value = _decode(text)
         except (Exhausted, RecursionError):
             return None
         except ValueError:
@@ -108,6 +108,9 @@ def _number(text: str) -> int | float:
     """1.0 is the integer 1, as JSON schemas have it."""
     value = float(text)
     return int(value) if value.is_integer() else value
+
+
+_decode = json.JSONDecoder(parse_float=_number).decode
 
 
 def _canonical(value: Any, work: Work) -> str:
