@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import astuple, dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -188,6 +189,8 @@ OF_SESSION = (
     "steps", "outcomes", "verdicts", "abandoned", "tools", "signatures", "session_states", "session_totals",
 )  # fmt: skip
 """The tables that have rows of a session."""
+_INSERT = f"INSERT INTO steps ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"
+_values_of = attrgetter(*COLUMNS[:-1])
 _encoder, _decoder = msgspec.json.Encoder(), msgspec.json.Decoder(Step)
 
 
@@ -357,9 +360,7 @@ class Ledger:
             self.accounts.release(entry.id, spent, lost, None)
 
     def _insert(self, entry: Entry, record: bytes, tools: bytes | None, verdict: LastVerdict | None) -> None:
-        values = [getattr(entry, name) for name in COLUMNS[:-1]]
-        marks = ", ".join("?" * len(COLUMNS))
-        written = self._db.execute(f"INSERT INTO steps ({', '.join(COLUMNS)}) VALUES ({marks})", (*values, record))
+        written = self._db.execute(_INSERT, (*_values_of(entry), record))
         self.last_row = written.lastrowid or 0
         if tools is not None and tools != b"null":
             self._db.execute("INSERT OR IGNORE INTO tools VALUES (?, ?)", (entry.session, tools.decode()))
