@@ -597,8 +597,8 @@ async def _closed(owner: AsyncGenerator[aiohttp.ClientSession, None]) -> None:
 
 async def all_of(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     """The results of calls that run at once; one failure cancels the others, which may have to be paid all the same."""
-    if len(calls) == 1:
-        return [await calls[0]]
+    if len(calls) < 2:
+        return [await call for call in calls]
     tasks: list[asyncio.Task[T]] = []
     try:
         async with asyncio.TaskGroup() as group:

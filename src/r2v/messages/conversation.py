@@ -64,23 +64,24 @@ class BadRequest(Exception):
     """The client's request cannot be served; the message is for the client."""
 
 
-class Function(Struct):
+# Messages hold no cycles; without `gc=False` each long request makes the garbage collector search them.
+class Function(Struct, gc=False):
     name: str
     arguments: str | None = None
 
 
-class Call(Struct):
+class Call(Struct, gc=False):
     function: Function
     id: str | None = None
 
 
-class Part(Struct):
+class Part(Struct, gc=False):
     type: str | None = None
     text: str | None = None
     image_url: dict[str, Raw] | None = None
 
 
-class Message(Struct):
+class Message(Struct, gc=False):
     """What is read of a message; the rest is passed on as it came."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
