@@ -98,7 +98,9 @@ def main() -> None:
                     cost = gateway.cost(steps, content, REQUESTS)
                     if turn >= 0:  # the first round warms up
                         found.append(cost)
-            print(f"{steps} steps: CPU ms a request, median and least of {ROUNDS} rounds; the median ratio of a round's costs")
+            print(
+                f"{steps} steps: CPU ms a request, median and least of {ROUNDS} rounds; the median ratio of a round's costs"
+            )
             for src, found in zip(sources, costs, strict=True):
                 ratio = statistics.median(a / b for a, b in zip(found, costs[0], strict=True))
                 print(f"  {src}: {statistics.median(found):.2f} {min(found):.2f}, {ratio:.2f} x the first", flush=True)

@@ -221,7 +221,7 @@ def parse(
     length, images, plain = len(tools) if "tools" in fields else 0, 0, True
     for message in read.messages:
         content = message.content
-        if type(content) is str:
+        if isinstance(content, str):
             length += len(content)
         elif content is not None:
             length += len(message.text)
