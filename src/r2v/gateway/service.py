@@ -64,8 +64,7 @@ if TYPE_CHECKING:
 
 LARGE = 250_000
 """Bytes of a request from which on a thread reads it."""
-CHECKPOINT_S = 2.0
-"""Steps that are written while the disk takes a checkpoint wait some milliseconds: at 100 a second fewer than one in 100."""
+CHECKPOINT_S = 0.5
 OF_CONTEXT = 4
 """The SLM's answers may fill this part of its context: agents ask for as many tokens as the large models can write."""
 VERIFIER_BYTES = 64_000_000
