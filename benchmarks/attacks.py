@@ -19,16 +19,15 @@ import json
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 import aiohttp
 import numpy as np
+from serving import free_port, memory_mb, wait_for
 
 KEY = "sk-attacks-0123456789abcdef"
 HEAD = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\n".encode()
@@ -512,18 +511,6 @@ def worst(found: Waits) -> float:
     return max(own for _, own in found)
 
 
-def memory(process: int) -> float:
-    """Resident megabytes."""
-    status = Path(f"/proc/{process}/status").read_text()
-    return int(status.split("VmRSS:")[1].split()[0]) / 1000
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*")
@@ -560,23 +547,16 @@ def attacked(
             upstream.terminate()
 
 
-def wait_for(port: int) -> None:
-    for _ in range(600):
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-            return
-        time.sleep(0.1)
-
-
 def run(
     port: int, process: int, chosen: list[str], seconds: float, rate: float, spawn: multiprocessing.context.SpawnContext
 ) -> list[str]:
     asyncio.run(waits(port, process, 2, rate))
     idle = min((asyncio.run(waits(port, process, max(seconds, 4), rate)) for _ in range(3)), key=worst)
     print(f"{'':46}{'p99':>9}{'worst':>9}{'own':>9}  memory before, after (MB)")
-    print(row("idle", idle, f"{memory(process):6.0f}"), flush=True)
+    print(row("idle", idle, f"{memory_mb(process):6.0f}"), flush=True)
     late = []
     for name in chosen:
-        before, tries = memory(process), []
+        before, tries = memory_mb(process), []
         while len(tries) < 3 and not any(worst(found) <= worst(idle) + ALLOWED_MS for found in tries):
             attacking = spawn.Process(target=attacker, args=(name, port), daemon=True)
             attacking.start()
@@ -587,7 +567,7 @@ def run(
             time.sleep(0.5)
         best = min(tries, key=worst)
         tried = f"  (best of {len(tries)})" if len(tries) > 1 else ""
-        print(row(name, best, f"{before:6.0f} {memory(process):6.0f}{tried}"), flush=True)
+        print(row(name, best, f"{before:6.0f} {memory_mb(process):6.0f}{tried}"), flush=True)
         if worst(best) > worst(idle) + ALLOWED_MS:
             late.append(name)
     return late

@@ -478,6 +478,8 @@ def test_models_web_sockets_origins_and_ids_of_requests(make):  # noqa: F811
     assert allowed["access-control-allow-origin"] == "http://page.example"
     stranger = httpx.options(f"{world.url}/v1/messages", headers={**asks, "origin": "http://evil.example"})
     assert "access-control-allow-origin" not in stranger.headers
+    answer = httpx.post(f"{world.url}/v1/messages", json={}, headers={"origin": "http://page.example"})
+    assert answer.headers["access-control-allow-origin"] == "http://page.example"
     ids = [world.post().headers["request-id"], httpx.post(f"{world.url}/v1/messages", json={}).headers["request-id"]]
     assert all(i.startswith("req_") for i in ids) and len(set(ids)) == 2
     only = make(server__accepted_models=("claude-*",), store__path=str(world.ledger.with_name("other.db")))

@@ -36,7 +36,7 @@ from r2v.clients.tool_text import HeldStream, OfferedTools, with_calls
 from r2v.core.errors import SettingsError
 from r2v.core.types import NO_USAGE, Action, Candidate, Usage
 from r2v.messages.conversation import Json, Likelihood, Request
-from r2v.messages.json_size import JsonSize
+from r2v.messages.json_size import SMALL, JsonSize
 from r2v.messages.protocol import Piece, Reply
 from r2v.runtime.slices import in_slices
 
@@ -322,8 +322,8 @@ class Client(ABC):
         cached = price.input if price.cached is None else price.cached
         write = price.input if price.cache_write is None else price.cache_write
         fresh = tokens.prompt - tokens.cached - tokens.cache_written
-        rates = ((fresh, price.input), (tokens.cached, cached), (tokens.cache_written, write), (tokens.output, price.output))
-        return sum(count * rate for count, rate in rates) / 1e6
+        read = fresh * price.input + tokens.cached * cached + tokens.cache_written * write
+        return (read + tokens.output * price.output) / 1e6
 
     def bound(self, request: Request, answers: int) -> tuple[int, float]:
         """(tokens, USD) that so many answers can cost at most: every byte of the request a token, each answer the longest.
@@ -675,6 +675,8 @@ async def _closed(owner: AsyncGenerator[aiohttp.ClientSession, None]) -> None:
 
 async def all_of(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     """The results of calls that run at once; one failure cancels the others, which may have to be paid all the same."""
+    if len(calls) < 2:
+        return [await call for call in calls]
     tasks: list[asyncio.Task[T]] = []
     try:
         async with asyncio.TaskGroup() as group:
@@ -714,11 +716,12 @@ def _key(settings: ClientSettings, name: str) -> str | None:
 
 def decoded(content: bytes | msgspec.Raw) -> Any:
     """Raises ValueError for what is no JSON, nests too deeply, or holds too much to be read at once."""
-    content, size = bytes(content), JsonSize()
-    for i in range(0, len(content), PIECE):
-        size.add(content[i : i + PIECE])
-    if size.values > READ:
-        raise ValueError(f"it holds more than {READ} values")
+    if len(content) > SMALL:
+        content, size = bytes(content), JsonSize()
+        for i in range(0, len(content), PIECE):
+            size.add(content[i : i + PIECE])
+        if size.values > READ:
+            raise ValueError(f"it holds more than {READ} values")
     try:
         return msgspec.json.decode(content)
     except RecursionError:

@@ -147,7 +147,10 @@ def _shares(choices: list[Json], likelihoods: list[Likelihood], usage: Json) -> 
     tokens of one are those that it lists with their log-probabilities; without them its part of what all answers wrote.
     """
     prompt, output = usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0
-    lengths = [1 + len(str(one["message"].get("content"))) + len(str(one["message"].get("tool_calls"))) for one in choices]
-    parts = [round(output * length / sum(lengths)) for length in lengths]
-    own = [likely.tokens or part for likely, part in zip(likelihoods, parts, strict=True)]
+    own = [likely.tokens for likely in likelihoods]
+    if not all(own):
+        lengths = [
+            1 + len(str(one["message"].get("content"))) + len(str(one["message"].get("tool_calls"))) for one in choices
+        ]
+        own = [tokens or round(output * length / sum(lengths)) for tokens, length in zip(own, lengths, strict=True)]
     return [{**usage, "completion_tokens": one, "total_tokens": prompt + one} for one in own]

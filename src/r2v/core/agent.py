@@ -148,7 +148,8 @@ class Routed:
             with boundary("router"):
                 seed = derive_seed(step_context.seed, "router", *([retries] if retries else []))
                 known = proposing(step_context.context, candidates, scores)
-                decision = self.router.decide(known, features, replace(memory, retries=retries), seed=seed)
+                memory = memory if memory.retries == retries else replace(memory, retries=retries)
+                decision = self.router.decide(known, features, memory, seed=seed)
             if decision.route != "retry":
                 break
         else:

@@ -35,6 +35,10 @@ NEEDS_LOGPROBS = ("first_token_entropy", "logp_best", "logp_mean", "logp_std", "
 LONG, NEAR, MOST_WORDS = 10_000, 4_000, 32
 """Characters of a context up to which all of it is searched. Of a longer one so many at the end of what was read and of what
 was done, for so many words: a decision then takes as long on 500,000 characters as on 10,000."""
+_LATEST = 10
+"""Observations among which those that bring nothing new are counted."""
+_END = 100
+"""Characters at either end of a long text that tell it from others."""
 _COMMON = set("a an and are at for from in into it of on some that the then to two under with your".split())  # noqa: SIM905
 """Words of a goal that name nothing."""
 
@@ -117,19 +121,16 @@ def _text_signals(
     """Signs of being stuck or lost: repeats, nothing new, an odd last observation."""
     texts: Sequence[Hashable] = _marks(observations) if long else observations
     done: Sequence[Hashable] = _marks(actions) if long else actions
-    repeats = [False] * len(texts)
-    if len(set(texts)) < len(texts):
-        seen: set[Hashable] = set()
-        for t, observation in enumerate(texts):
-            repeats[t] = observation in seen
-            seen.add(observation)
+    first = dict(zip(reversed(texts), range(len(texts) - 1, -1, -1), strict=True))
+    latest = texts[-_LATEST:]
+    repeats = [first[text] < t for t, text in enumerate(latest, len(texts) - len(latest))]
     words = last.split(" ")
     return (
         float(min(actions.count(chosen), 5)),
         float(repeats[-1]),
         sum(repeats[-5:]) / 5,
         len(set(done)) / max(1, len(actions)),
-        float(min(repeats[::-1].index(False), 10)),
+        float(repeats[::-1].index(False) if False in repeats else _LATEST),
         len(observations[-1]) / 100,
         # As `word not in read`, in half the time where most words are not there and end alike, as numbered names do.
         list(map(read.rfind, words)).count(-1) / len(words) if len(observations) > 1 else 0.0,
@@ -138,9 +139,7 @@ def _text_signals(
 
 def _marks(texts: Sequence[str]) -> Sequence[Hashable]:
     """What tells long texts apart without reading all of them: length, beginning and end."""
-    if len({(len(text), text[:20]) for text in texts}) == len(texts):  # no two are alike, so any different marks will do
-        return range(len(texts))
-    return [(len(text), text[:100], text[-100:]) for text in texts]
+    return [text if len(text) <= 2 * _END else (len(text), text[:_END], text[-_END:]) for text in texts]
 
 
 def _goal_signals(goal: str, read: str, last: str, done: str, steps: int, chosen: str) -> tuple[float, ...]:

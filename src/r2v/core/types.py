@@ -9,7 +9,7 @@ verdicts, the source of an outcome), and it says that there is none: files of be
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 Route = Literal["continue", "retry", "escalate", "takeover", "restart"]
@@ -240,7 +240,7 @@ class Memory:
         left = self.calls_left
         if left is not None and decision.route in ("escalate", "takeover"):
             left -= 1
-        return replace(self, calls_left=left, decisions=(*self.decisions, decision), retries=0)
+        return Memory(left, self.seed, (*self.decisions, decision))
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -17,8 +17,10 @@ from starlette.applications import Starlette
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Lifespan, Receive, Send
+from starlette.types import Scope as ASGIScope
 
-from r2v.gateway.body_room import BodyRoom, GivesBack
+from r2v.gateway.body_room import BodyRoom
 from r2v.gateway.candidates import LiveAnswer
 from r2v.gateway.guard import SHORT, Endpoint, Forbidden, Guard, headers_of, json_response, number, scoped
 from r2v.gateway.keys import Scope
@@ -62,6 +64,34 @@ def build_app(service: Service, *, admin_url: str | None = None, items: str = ":
     return _DataPlane(service, admin_url, items).app()
 
 
+class _App(Starlette):
+    """Starlette, but for the paths of steps: they are looked up at once, and pass through none of its layers. A request that
+    has been answered gives back the room that its body has taken.
+    """
+
+    def __init__(
+        self, steps: Mapping[str, Endpoint], room: BodyRoom, *, routes: Sequence[Route], lifespan: Lifespan[Any]
+    ) -> None:
+        super().__init__(routes=routes, lifespan=lifespan)
+        self._steps, self._room = steps, room
+
+    async def __call__(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
+        try:
+            await self._handle(scope, receive, send)
+        finally:
+            self._room.give_back(scope)
+
+    async def _handle(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
+        endpoint = None
+        if scope["type"] == "http" and scope["method"] == "POST" and not self.user_middleware:
+            endpoint = self._steps.get(scope["path"])
+        if endpoint is None:
+            await super().__call__(scope, receive, send)
+            return
+        response = await endpoint(HttpRequest(scope, receive))
+        await response(scope, receive, send)
+
+
 class _DataPlane(Guard):
     def __init__(self, service: Service, admin_url: str | None, items: str) -> None:
         super().__init__(service.settings.server, service.keys)
@@ -92,15 +122,15 @@ class _DataPlane(Guard):
             await self.service.close()
 
         adapters = [plugins.load("protocols", name, BUILT_IN) for name in plugins.names("protocols", BUILT_IN)]
+        steps = self.routes([(adapter.path, self._served(adapter), "POST", adapter, "agent") for adapter in adapters])
         known: list[tuple[str, Endpoint, str, ProtocolAdapter, Scope]] = [
-            *((adapter.path, self._served(adapter), "POST", adapter, "agent") for adapter in adapters),
             ("/messages/count_tokens", self.count_tokens, "POST", MESSAGES, "agent"),
             ("/models", self.models, "GET", CHAT, "agent"),
             ("/models/{model:path}", self.model, "GET", CHAT, "agent"),
             ("/decision", self.decision, "POST", CHAT, "agent"),
             ("/outcomes", self.outcomes, "POST", CHAT, "outcomes"),
         ]
-        routes = self.routes(known)
+        routes = steps + self.routes(known)
         # Codex tries a web socket first; this answer makes it take HTTP at once.
         routes += [
             Route(prefix + adapter.path, _no_socket, methods=["GET"]) for adapter in adapters for prefix in ("/v1", "")
@@ -114,8 +144,7 @@ class _DataPlane(Guard):
                 for path in CONTROL_PATHS for prefix in ("/v1", "")
             ]  # fmt: skip
             routes += [Route(path, self.elsewhere) for path in ("/", "/metrics")]
-        app = Starlette(routes=routes, lifespan=lifespan)
-        app.add_middleware(GivesBack, room=self._room)
+        app = _App({route.path: route.endpoint for route in steps}, self._room, routes=routes, lifespan=lifespan)
         if origins := self.server.cors_origins:
             from starlette.middleware.cors import CORSMiddleware
 
@@ -346,7 +375,8 @@ def _session_of(http: HttpRequest, request: Request) -> str | None:
     """The session the client names, in the places where agents already name theirs."""
     metadata = request.said("metadata")
     metadata = metadata if isinstance(metadata, dict) else {}
-    found: list[Any] = [http.headers.get(name) for name in SESSION_HEADERS]
+    headers = dict(reversed(http.headers.items()))
+    found: list[Any] = [headers.get(name) for name in SESSION_HEADERS]
     found += [metadata.get("session_id"), _session_in(metadata.get("user_id")), request.said("prompt_cache_key")]
     for value in found:
         if isinstance(value, str) and value:

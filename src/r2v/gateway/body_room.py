@@ -7,7 +7,7 @@ import math
 import time
 from collections import Counter
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Scope
 
 HELD = "r2v_held"
 """Where a request keeps what it has taken: (key, bytes)."""
@@ -65,16 +65,3 @@ class BodyRoom:
         self._of_key[key] -= size
         if not self._of_key[key]:
             del self._of_key[key]
-
-
-class GivesBack:
-    """An application, after which each request gives back what its body has taken."""
-
-    def __init__(self, app: ASGIApp, room: BodyRoom) -> None:
-        self._app, self._room = app, room
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await self._app(scope, receive, send)
-        finally:
-            self._room.give_back(scope)

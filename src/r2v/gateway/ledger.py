@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import math
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import astuple, dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -188,6 +190,8 @@ OF_SESSION = (
     "steps", "outcomes", "verdicts", "abandoned", "tools", "signatures", "session_states", "session_totals",
 )  # fmt: skip
 """The tables that have rows of a session."""
+_INSERT = f"INSERT INTO steps ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"
+_values_of = attrgetter(*COLUMNS[:-1])
 _encoder, _decoder = msgspec.json.Encoder(), msgspec.json.Decoder(Step)
 
 
@@ -286,6 +290,7 @@ class Ledger:
             self._reader = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             self._reader.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, RECORD_BYTES)
             self._reader.execute("PRAGMA query_only = ON")
+            self._checkpointing, self._closed = threading.Lock(), False  # of the reader
             self.states, self.keys = SessionStates(self._db), LedgerKeys(self._db)
             self.last_row = 0
             """Of the step that this process wrote last."""
@@ -315,7 +320,9 @@ class Ledger:
             raise
 
     def close(self) -> None:
-        self._reader.close()
+        with self._checkpointing:
+            self._closed = True
+            self._reader.close()
         self._db.close()
         if self._lock is not None:
             self._lock.close()
@@ -326,8 +333,9 @@ class Ledger:
 
     def checkpoint(self) -> None:
         """Move what was written into the database, in another thread than the one that writes."""
-        with suppress(sqlite3.OperationalError):  # another process is at it
-            self._reader.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        with self._checkpointing, suppress(sqlite3.OperationalError):  # another process is at it
+            if not self._closed:
+                self._reader.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
 
     @property
     def identity(self) -> str:
@@ -357,9 +365,7 @@ class Ledger:
             self.accounts.release(entry.id, spent, lost, None)
 
     def _insert(self, entry: Entry, record: bytes, tools: bytes | None, verdict: LastVerdict | None) -> None:
-        values = [getattr(entry, name) for name in COLUMNS[:-1]]
-        marks = ", ".join("?" * len(COLUMNS))
-        written = self._db.execute(f"INSERT INTO steps ({', '.join(COLUMNS)}) VALUES ({marks})", (*values, record))
+        written = self._db.execute(_INSERT, (*_values_of(entry), record))
         self.last_row = written.lastrowid or 0
         if tools is not None and tools != b"null":
             self._db.execute("INSERT OR IGNORE INTO tools VALUES (?, ?)", (entry.session, tools.decode()))

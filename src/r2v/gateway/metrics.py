@@ -161,7 +161,8 @@ class Metrics:
         """
         counts = self._counts
         _add(counts.decisions, {(entry.source, entry.code): 1})
-        _add(counts.usd, {"small": entry.slm_usd, "teacher": entry.teacher_usd})
+        counts.usd["small"] += entry.slm_usd
+        counts.usd["teacher"] += entry.teacher_usd
         _add(counts.parsed, parsed)
         counts.saved_usd += entry.saved_usd
         counts.tokens += entry.tokens
@@ -175,10 +176,10 @@ class Metrics:
 
     def _drift(self, features: Features) -> None:
         if self._router.model is not None:
-            counts, z_F = self._counts, self._router.model.standardised(features)
+            counts, z_F = self._counts, self._router.model.standardised(features).tolist()
             counts.steps += 1
-            shift_F = np.array(counts.shift_F) if counts.shift_F else z_F
-            counts.shift_F = (shift_F + (z_F - shift_F) / min(counts.steps, RECENT)).tolist()
+            n = min(counts.steps, RECENT)
+            counts.shift_F = [shift + (z - shift) / n for shift, z in zip(counts.shift_F or z_F, z_F, strict=True)]
 
     def counts(self) -> Counts:
         """What was counted so far; it goes on changing."""

@@ -64,8 +64,11 @@ class GatewayRouter:
             return replace(plain, route="retry", code="retry", reason=reason)
         if plain.route == "retry":
             return plain
-        decision = kept = self._kept(plain, memory)
-        if self.route.explore and derive_uniform(seed, "explore?") < self.route.explore:
+        kept = self._kept(plain, memory)
+        if not self.route.explore:
+            return kept
+        decision = kept
+        if derive_uniform(seed, "explore?") < self.route.explore:
             route = "escalate" if derive_uniform(seed, "explore") < 0.5 else "continue"
             decision = replace(plain, route=route, code="explore", reason="drawn at random")
         # Half of the explored steps; of all others as many as the router itself, which may draw, routes so.
@@ -157,7 +160,7 @@ class Configured:
 
     def make(self, threshold: float) -> Router:
         """The router at the threshold of one request."""
-        return self.router.at(threshold)
+        return self.router if threshold == self.router.threshold else self.router.at(threshold)
 
 
 def load_configured(route: RouteSettings) -> Configured:

@@ -140,6 +140,7 @@ def _config(app: object, server: ServerSettings) -> uvicorn.Config:
         app,  # type: ignore[arg-type]
         http=guarded(server), backlog=BACKLOG, timeout_keep_alive=server.idle_timeout_s,
         log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=10, lifespan="on", ws="none",
+        proxy_headers=False,
     )  # fmt: skip
 
 

@@ -15,9 +15,10 @@ import secrets
 import sqlite3
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,18 @@ from r2v.core.features import best, proposing
 from r2v.core.protocols import Verifier
 from r2v.core.seeds import derive_seed
 from r2v.core.types import NO_USAGE, Choice, Code, Context, Decision, Memory, Observation, Route, Step
-from r2v.gateway.budgets import DAY, Account, Amount, Budgets, Exhausted, LocalBudgets, Reservation, limits_of, touch
+from r2v.gateway.budgets import (
+    DAY,
+    Account,
+    Amount,
+    Budgets,
+    Exhausted,
+    Limits,
+    LocalBudgets,
+    Reservation,
+    limits_of,
+    touch,
+)
 from r2v.gateway.candidates import CandidateSource, LiveAnswer, most
 from r2v.gateway.keys import Key, KeyRing, KeyStore
 from r2v.gateway.ledger import Entry, Ledger
@@ -125,7 +137,8 @@ class ServedStep:
     @property
     def lost(self) -> Amount:
         """What it may have cost beside that: no more than it was charged for."""
-        return (self.slm.lost + self.teacher.lost).at_most(self.reservation.amount - self.spent)
+        lost = self.slm.lost + self.teacher.lost
+        return lost if lost == Amount() else lost.at_most(self.reservation.amount - self.spent)
 
     def describe(self, choice: Choice, model: str) -> None:
         """Put the choice into the facts for the client and the ledger; the overhead is the time without the models'."""
@@ -199,22 +212,40 @@ class Service:
         """Answers one request; `live`: where its answer goes while it is written, if the client wants a stream. Raises
         Refused.
         """
-        async with self._serve(request, options, live) as served:
-            choice, context = await self._choose(served)
-            answered = served.teacher if choice.source == "teacher" else served.slm
-            model = answered.client.settings.model
-            served.describe(choice, model)
-            reply = answered.reply(choice.action)
-            if reply.parsed_calls:
-                served.facts["parsed-calls"] = reply.parsed_calls
-                choice = replace(choice, parsed_calls=reply.parsed_calls)
-            if reply.dropped:
-                served.facts["dropped"] = ",".join(dict.fromkeys(reply.dropped))  # a name may come of many messages
-            if not options.dry:
-                await self._record(served, choice, context)
-                for block in reply.choice["message"].get("thinking_blocks") or []:
-                    mark = str(block.get("signature") or block.get("data"))
-                    await self.sessions.sign(served.session, mark, model)
+        served = await self._begin(request, options, live)
+        became = "refused"
+        try:
+            answer = await self._answer(served)
+            became = "decided only"
+            return answer
+        except asyncio.CancelledError:
+            became = "client gone"
+            raise
+        except Refused as error:
+            became = str(error.facts.get("reason", became))
+            raise
+        finally:
+            await self._end(served, became)
+
+    async def _answer(self, served: ServedStep) -> Answer:
+        """Raises Refused."""
+        if not served.reservation.teacher and self.settings.budget.on_exhaustion == "stop":
+            raise Refused("the budget for the teacher is exhausted", 402, {**served.facts, "reason": "budget_exhausted"})
+        choice, context = await self._choose(served)
+        answered = served.teacher if choice.source == "teacher" else served.slm
+        model = answered.client.settings.model
+        served.describe(choice, model)
+        reply = answered.reply(choice.action)
+        if reply.parsed_calls:
+            served.facts["parsed-calls"] = reply.parsed_calls
+            choice = replace(choice, parsed_calls=reply.parsed_calls)
+        if reply.dropped:
+            served.facts["dropped"] = ",".join(dict.fromkeys(reply.dropped))  # a name may come of many messages
+        if not served.options.dry:
+            await self._record(served, choice, context)
+            for block in reply.choice["message"].get("thinking_blocks") or []:
+                mark = str(block.get("signature") or block.get("data"))
+                await self.sessions.sign(served.session, mark, model)
         return Answer(reply, self.served(served.facts, model), served.facts)
 
     def served(self, facts: Json, model: str) -> Served:
@@ -235,19 +266,15 @@ class Service:
         bar = threshold if route.stream == "early" else threshold / 2
         return last.route == "continue" and last.score is not None and last.score < bar
 
-    @asynccontextmanager
-    async def _serve(self, request: Request, options: RequestOptions, live: LiveAnswer | None) -> AsyncIterator[ServedStep]:
-        """A step of the session, with what it can cost at most reserved. Raises Refused where the budget has no room."""
-        start, budget = time.perf_counter(), self.settings.budget
+    async def _begin(self, request: Request, options: RequestOptions, live: LiveAnswer | None) -> ServedStep:
+        """A step of the session, with what it can cost at most reserved. Raises Refused where the budget has no room, or
+        that cannot be written: before any model is asked.
+        """
+        start = time.perf_counter()
         facts: Json = {} if live is None else live.facts
         facts["decision-id"] = secrets.token_hex(8)
         try:
-            name = owner = options.session
-            if not options.named:
-                fresh = not options.dry and all(message.role != "assistant" for message in request.messages)
-                name = owner = await self.sessions.run_of(name, fresh=fresh)
-            elif await self._is_aside(name, request):
-                name += ".aside"
+            name, owner = await self._names(request, options)
             with self._together():
                 session = await self.sessions.enter(name, dry=options.dry)
                 facts |= {"session-id": name.split("/", 1)[-1], "step": session.t}
@@ -256,55 +283,59 @@ class Service:
                 early = live is not None and self._is_early(session, options, part)
                 drafts = 1 if early else self.settings.route.k
                 account = Account(owner, options.key.id, int(time.time() // DAY))
-                limits = limits_of(budget, account, options.session_usd, options.key.budget)
-                asked = {"slm": request, "teacher": request}
-                if any(limit.tokens is not None or limit.usd is not None for _, limit in limits):
-                    asked = {role: bounded(request, model.max_output_tokens) for role, model in self.settings.models.items()}
-                if (context := self.slm.settings.context_tokens) is not None:
-                    asked["slm"] = limited(asked["slm"], context // OF_CONTEXT)
-                amounts = most(self.slm, asked["slm"], drafts), most(self.teacher, asked["teacher"], 1) + Amount(calls=1)
+                limits = limits_of(self.settings.budget, account, options.session_usd, options.key.budget)
+                to_slm, to_teacher = self._asked(request, limits)
+                amounts = most(self.slm, to_slm, drafts), most(self.teacher, to_teacher, 1) + Amount(calls=1)
                 reservation = await self.budgets.reserve(facts["decision-id"], account, limits, *amounts)
         except Exhausted:
             raise Refused("the budget is exhausted", 402, {**facts, "reason": "budget_exhausted"}) from None
         except OSError as error:
             raise _unreachable(error, facts) from None
-        except sqlite3.Error as error:  # before money is spent
+        except sqlite3.Error as error:
             raise _unwritten(error, facts) from None
-
-        async def pay(amount: Amount) -> bool:
-            try:
-                await self.budgets.extend(reservation, amount)
-            except (Exhausted, OSError, sqlite3.Error):
-                return False
-            return True
-
-        authors = session.signatures
-        slm = CandidateSource(
-            self.slm, asked["slm"], authors, teacher=False, live=live if early else None, paid=drafts, pay=pay
-        )
+        authors, pay = session.signatures, partial(self._pay, reservation)
+        slm = CandidateSource(self.slm, to_slm, authors, teacher=False, live=live if early else None, paid=drafts, pay=pay)
         teacher = CandidateSource(
-            self.teacher, asked["teacher"], authors, teacher=True, live=live, paid=int(reservation.teacher), pay=pay
+            self.teacher, to_teacher, authors, teacher=True, live=live, paid=int(reservation.teacher), pay=pay
         )
-        served = ServedStep(request, options, session, reservation, slm, teacher, part, live, early, facts, start)
-        why = "refused"
+        return ServedStep(request, options, session, reservation, slm, teacher, part, live, early, facts, start)
+
+    async def _end(self, served: ServedStep, became: str) -> None:
+        """Return what was charged and not spent; `became`: what a step became that left no row. Raises Refused."""
         try:
-            if not reservation.teacher and budget.on_exhaustion == "stop":
-                raise Refused("the budget for the teacher is exhausted", 402, {**facts, "reason": "budget_exhausted"})
-            yield served
-            why = "decided only"
-        except asyncio.CancelledError:
-            why = "client gone"
-            raise
-        except Refused as error:
-            why = str(error.facts.get("reason", why))
-            raise
-        finally:
-            try:
-                await self.budgets.settle(reservation, served.spent, served.lost, why)
-            except OSError as error:  # what is charged stays so: never more is spent than allowed
-                raise _unreachable(error, facts) from None
-            except sqlite3.Error as error:
-                raise _unwritten(error, facts) from None
+            await self.budgets.settle(served.reservation, served.spent, served.lost, became)
+        except OSError as error:  # what is charged stays so: never more is spent than allowed
+            raise _unreachable(error, served.facts) from None
+        except sqlite3.Error as error:
+            raise _unwritten(error, served.facts) from None
+
+    async def _pay(self, reservation: Reservation, amount: Amount) -> bool:
+        """Charge a step for more; whether there is room for it."""
+        try:
+            await self.budgets.extend(reservation, amount)
+        except (Exhausted, OSError, sqlite3.Error):
+            return False
+        return True
+
+    async def _names(self, request: Request, options: RequestOptions) -> tuple[str, str]:
+        """The session that the step belongs to, and the one whose money it spends."""
+        if not options.named:
+            fresh = not options.dry and all(message.role != "assistant" for message in request.messages)
+            name = await self.sessions.run_of(options.session, fresh=fresh)
+            return name, name
+        aside = await self._is_aside(options.session, request)
+        return (f"{options.session}.aside" if aside else options.session), options.session
+
+    def _asked(self, request: Request, limits: Limits) -> tuple[Request, Request]:
+        """What the SLM and the teacher are asked: where money or tokens are limited, so is the length of the answer."""
+        slm = teacher = request
+        if any(limit.tokens is not None or limit.usd is not None for _, limit in limits):
+            of_slm, of_teacher = (model.settings.max_output_tokens for model in (self.slm, self.teacher))
+            slm = bounded(request, of_slm)
+            teacher = slm if of_teacher == of_slm else bounded(request, of_teacher)
+        if (context := self.slm.settings.context_tokens) is not None:
+            slm = limited(slm, context // OF_CONTEXT)
+        return slm, teacher
 
     async def _is_aside(self, name: str, request: Request) -> bool:
         """Whether it is no step of the session: agents also ask for titles and summaries under its name, without tools."""
@@ -341,10 +372,9 @@ class Service:
         router, memory = self._router(served), session.memory
         if await self.sessions.killed():
             router = replace(router, forced="slm")
-        if router.forced == "slm":
-            memory = replace(memory, decisions=())  # ends a takeover by the teacher
+        decisions = () if router.forced == "slm" else memory.decisions  # none ends a takeover by the teacher
         calls_left = served.reservation.calls_left if served.reservation.teacher else 0
-        memory = replace(memory, calls_left=calls_left)
+        memory = Memory(calls_left, memory.seed, decisions)
         step_context = StepContext(models, context, seed=derive_seed(session.id, session.t))
         try:
             if router.forced == "teacher" and calls_left != 0:

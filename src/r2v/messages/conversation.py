@@ -69,23 +69,24 @@ class BadRequest(Exception):
     """The client's request cannot be served; the message is for the client."""
 
 
-class Function(Struct):
+# Messages hold no cycles; without `gc=False` each long request makes the garbage collector search them.
+class Function(Struct, gc=False):
     name: str
     arguments: str | None = None
 
 
-class Call(Struct):
+class Call(Struct, gc=False):
     function: Function
     id: str | None = None
 
 
-class Part(Struct):
+class Part(Struct, gc=False):
     type: str | None = None
     text: str | None = None
     image_url: dict[str, Raw] | None = None
 
 
-class Message(Struct):
+class Message(Struct, gc=False):
     """What is read of a message; the rest is passed on as it came."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
@@ -105,7 +106,7 @@ class Message(Struct):
     @property
     def plain(self) -> bool:
         """Whether every model of this protocol takes it as it is: no part is of one model alone, no id too long."""
-        if self.thinking_blocks is not None or self.reasoning_content != NULL:
+        if self.thinking_blocks is not None or (self.reasoning_content is not NULL and self.reasoning_content != NULL):
             return False
         if self.tool_call_id is not None and len(self.tool_call_id) > ID_LENGTH:
             return False
@@ -236,9 +237,12 @@ def parse(
     dropped = (*dropped, *elsewhere)
     length, images, plain = len(tools) if "tools" in fields else 0, 0, True
     for message in messages:
-        length += len(message.text)
-        if isinstance(message.content, list):
-            images += sum(map(_is_named, message.content))
+        content = message.content
+        if isinstance(content, str):
+            length += len(content)
+        elif content is not None:
+            length += len(message.text)
+            images += sum(map(_is_named, content))
         plain = plain and message.plain
     return Request(
         messages=messages,
@@ -474,7 +478,7 @@ def _read(messages: Sequence[Message]) -> tuple[list[str], list[str], list[Actio
     actions: list[Action] = []
     pending: list[str] = []
     for message in messages:
-        text = message.text
+        text = message.content if type(message.content) is str else message.text
         if message.role == "assistant":
             goals.append(goal)
             observations.append(pending[0] if len(pending) == 1 else "\n".join(pending))

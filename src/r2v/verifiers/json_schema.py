@@ -79,7 +79,7 @@ class JsonSchema:
         try:
             # No fewer than its values, and a thousand of its characters.
             work.take((text.count(",") + text.count("[") + text.count("{")) // 2 + len(text) // 1_000)
-            value = json.loads(text, parse_float=_number)
+            value = _decode(text)
         except (Exhausted, RecursionError):
             return None
         except ValueError:
@@ -119,6 +119,9 @@ def _as_read(value: Any, work: Work) -> Any:
     if isinstance(value, list):
         return [_as_read(one, work) for one in value]
     return {name: _as_read(one, work) for name, one in value.items()} if isinstance(value, dict) else value
+
+
+_decode = json.JSONDecoder(parse_float=_number).decode
 
 
 def _canonical(value: Any, work: Work) -> str:
