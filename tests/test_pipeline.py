@@ -311,7 +311,10 @@ def test_damage_is_one_line_and_a_failure(finished, settings, tmp_path):
     ("text", "message"),
     [
         ("version: 1\nenvironment: {data: /nowhere}", "ALFWORLD_DATA"),
-        ("version: 1\nteacher: {kind: chat, base_url: x, model: m, api_key_env: R2V_NO_SUCH_KEY}", "R2V_NO_SUCH_KEY"),
+        (
+            "version: 1\nteacher: {kind: chat, base_url: http://x/v1, model: m, api_key_env: R2V_NO_SUCH_KEY}",
+            "R2V_NO_SUCH_KEY",
+        ),
     ],
 )
 def test_bad_settings_are_one_line(refused, tmp_path, text, message):
