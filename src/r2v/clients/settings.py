@@ -56,3 +56,9 @@ class ClientSettings(Settings):
     vocabulary: PositiveInt | None = None
     """Its number of tokens: what the alternatives leave out is then spread evenly over the others, as where routers are
     trained; None: it counts as one token."""
+
+
+class JudgeModelSettings(ClientSettings):
+    """Of a model that is asked to judge: what it costs must be known."""
+
+    price: PriceSettings

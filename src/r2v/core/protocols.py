@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, Protocol, runtime_checkable
 
-from r2v.core.types import Action, Candidate, Change, Choice, Context, Decision, Features, Memory, Observation
+from r2v.core.types import Action, Candidate, Change, Choice, Context, Decision, Features, Memory, Observation, Usage
 
 
 class Environment(Protocol):
@@ -53,6 +53,15 @@ class Verifier(Protocol):
     """Scores actions in [0, 1] on local evidence only; it never sees the environment."""
 
     async def score(self, context: Context, actions: Sequence[Action]) -> tuple[float, ...]: ...
+
+
+@runtime_checkable
+class PricedVerifier(Verifier, Protocol):
+    """One that pays for its scores, because it asks a model."""
+
+    async def priced(self, context: Context, actions: Sequence[Action]) -> tuple[tuple[float, ...], Usage]:
+        """What `score` gives, and what it cost."""
+        ...
 
 
 class Perturbation(Protocol):

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from r2v.core.features import best
-from r2v.core.types import Episode
+from r2v.core.types import NO_USAGE, Episode, Usage
 
 HORIZON_TENTHS = 10
 
@@ -35,6 +35,8 @@ class Row:
     """Steps on which the teacher was called."""
     answers: tuple[int, int, int]
     """Of the calls beside an SLM: the teacher did what the SLM would have done; another of its candidates; neither."""
+    verifier: Usage = NO_USAGE
+    """What scoring candidates cost, where the verifier is a model."""
 
 
 def row(episode: Episode) -> Row:
@@ -44,7 +46,7 @@ def row(episode: Episode) -> Row:
         task=episode.task.id, seed=episode.seed, perturbation=episode.perturbation, success=bool(episode.success),
         broken=episode.stop == "error", steps=len(episode.steps),
         slm_calls=sum(step.choice.slm.calls for step in episode.steps), teacher_calls=len(escalated), escalated=escalated,
-        answers=_answers(episode),
+        answers=_answers(episode), verifier=sum((step.choice.verifier for step in episode.steps), NO_USAGE),
     )  # fmt: skip
 
 
@@ -80,6 +82,8 @@ class Outcomes:
     family_TZ: NDArray[np.str_]
     escalated_10: NDArray[np.float64]
     """Share of the steps in each tenth of the horizon on which the teacher was called; NaN where no step fell."""
+    verifier: Usage = NO_USAGE
+    """`Row.verifier`, summed."""
 
     @property
     def success_T(self) -> NDArray[np.float64]:
@@ -127,4 +131,5 @@ def gather(rows: Iterable[Row], tasks: Sequence[str], seeds: Sequence[int], hori
         answers_3=np.array([r.answers for r in grid], dtype=np.float64).sum(axis=0),
         family_TZ=np.array([r.perturbation for r in grid]).reshape(shape),
         escalated_10=np.divide(escalated_10, steps_10, out=np.full(HORIZON_TENTHS, np.nan), where=steps_10 > 0),
+        verifier=sum((r.verifier for r in grid), NO_USAGE),
     )

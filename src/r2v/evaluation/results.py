@@ -91,6 +91,7 @@ def _numbers(o: Outcomes, seeds: Sequence[int], prices: Prices, alpha: float, we
         "calls_ci95": interval(np.asarray(weights_BT @ o.calls_T)),
         "steps_per_episode": float(o.steps_TZ.mean()),
         "cost_per_episode": float(cost_TZ.mean()),
+        "verifier": _scoring(o),
         "worst_seed_success": float(by_seed.min()),
         "cvar_failure": cvar(1 - by_seed, alpha),
         "by_family": o.success_of_family(),
@@ -98,6 +99,15 @@ def _numbers(o: Outcomes, seeds: Sequence[int], prices: Prices, alpha: float, we
         "asked_by_position": [None if np.isnan(share) else float(share) for share in o.escalated_10],
         "broken": int(o.broken_TZ.sum()),
     }
+
+
+def _scoring(o: Outcomes) -> dict[str, float | None] | None:
+    """What a verifier that is a model cost an episode, beside `cost_per_episode`; None where it is a rule."""
+    used, episodes = o.verifier, o.success_TZ.size
+    if not used.calls:
+        return None
+    counts = {"calls": used.calls, "prompt_tokens": used.prompt_tokens, "completion_tokens": used.completion_tokens}
+    return {key: None if count is None else count / episodes for key, count in {**counts, "usd": used.usd}.items()}
 
 
 def _comparison(name: str, o: Outcomes, played: Mapping[str, Played]) -> dict[str, Any]:
