@@ -28,14 +28,15 @@ from r2v.core.groups import folds, groups, splits
 from r2v.core.reading import Reader, grams, joined, texts
 from r2v.core.types import Episode
 from r2v.learning.reading import ReadRows, calibrated, fit_reader, probability
-from r2v.maths import Floats
+from r2v.maths import Bools, Floats
 from r2v.maths.calibration import brier
 from r2v.maths.stats import auroc
 from r2v.runtime.store import whole_file, write_text
 from r2v.verifiers.learned import CARD, FORMAT, NUMBERS, WEIGHTS, ProcessReward, numbers_of
 
-DECAY, ROUNDS, FOLDS = 0.9, 2, 4
-"""Lambda; fits on targets that the fit before gives; folds of tasks, each of which is valued by a model of the others."""
+DECAY, FOLDS = 1.0, 4
+"""Lambda: on no set was less better on tasks left out (`benchmarks/verifiers.py`). Folds of tasks, each of which is valued by
+a model of the others."""
 LEAST_GROUPS = 10
 """Groups of tasks below which nothing is fitted."""
 
@@ -79,7 +80,7 @@ def step_rows(episodes: Sequence[Episode], group_E: NDArray[np.int64], horizon: 
 
 
 def fit_process_reward(
-    rows: ReadRows, success_E: Floats, *, decay: float = DECAY, discount: float = 1.0, rounds: int = ROUNDS, seed: int = 0,
+    rows: ReadRows, success_E: Floats, *, decay: float = DECAY, discount: float = 1.0, seed: int = 0,
     facts: Mapping[str, Any] | None = None,
 ) -> ProcessReward:  # fmt: skip
     """Fit on steps of episodes whose outcome is known.
@@ -89,39 +90,63 @@ def fit_process_reward(
         success_E: 1 or 0 of each episode.
         decay: see `lambda_returns`.
         discount: see there.
-        rounds: fits on targets from the values of the fit before; with decay 1 there is nothing to repeat.
         seed: of the folds.
         facts: what is known of the episodes, for the card.
 
     Raises:
         StageError: the tasks are too few, or all episodes ended alike.
     """
-    every = np.ones(len(rows), dtype=bool)
     tasks = len(np.unique(rows.group_N))
     solved_N = success_E[rows.episode_N]
     if tasks < LEAST_GROUPS:
         raise StageError(f"a verifier is learned from {LEAST_GROUPS} groups of tasks at least; these are {tasks}")
     if not 0 < solved_N.mean() < 1:
         raise StageError("all of these episodes ended alike: a verifier is learned from solved and failed ones")
-    group_N = np.unique(rows.group_N, return_inverse=True)[1]
-    fold_N = folds(group_N, FOLDS, seed)
-    target_N = _targets(rows, solved_N, solved_N, 1.0, discount)
-    unnamed_N = np.zeros(len(rows))
-    for again in range(1 if decay == 1 else 1 + rounds):
-        value_N = np.zeros(len(rows))
-        for held, rest in splits(fold_N):
-            reader = fit_reader(rows, target_N, rest, seed=seed)
-            value_N[held] = probability(reader, rows, held)
-            unnamed_N[held] = probability(_unnamed(reader), rows, held)
-        if decay < 1 and again < rounds:
-            target_N = _targets(rows, value_N, solved_N, decay, discount)
-    reader = calibrated(_unnamed(fit_reader(rows, target_N, every, seed=seed)), unnamed_N, solved_N)
-    worth = {"auroc": auroc(unnamed_N, solved_N), "brier": brier(unnamed_N, solved_N)}
+    fold_N = task_folds(rows, seed)
+    value_N = held_out_values(rows, solved_N, fold_N, decay=decay, discount=discount, seed=seed)
+    every = np.ones(len(rows), dtype=bool)
+    reader = _reader(rows, solved_N, every, fold_N, decay=decay, discount=discount, seed=seed)
     card = {
         "episodes": len(success_E), "steps": len(rows), "groups_of_tasks": tasks, "models": list(rows.agents)[:50],
-        "decay": decay, "discount": discount, "seed": seed, "of_steps_on_tasks_left_out": worth, **(facts or {}),
+        "decay": decay, "discount": discount, "seed": seed, **(facts or {}),
+        "of_steps_on_tasks_left_out": {"auroc": auroc(value_N, solved_N), "brier": brier(value_N, solved_N)},
     }  # fmt: skip
-    return ProcessReward(reader, float(success_E.mean()), card)
+    return ProcessReward(calibrated(_unnamed(reader), value_N, solved_N), float(success_E.mean()), card)
+
+
+def task_folds(rows: ReadRows, seed: int) -> NDArray[np.int64]:
+    """The fold of each row's task."""
+    return folds(np.unique(rows.group_N, return_inverse=True)[1], FOLDS, seed)
+
+
+def held_out_values(
+    rows: ReadRows, solved_N: Floats, fold_N: NDArray[np.int64], *, decay: float, discount: float = 1.0, seed: int = 0
+) -> Floats:
+    """The value of each row by a model that saw no outcome of its fold (of its folds, one a column), nor a target made of
+    one; before calibration, and without the name of its model.
+    """
+    value_N = np.zeros(len(rows))
+    for held, rest in splits(fold_N):
+        reader = _reader(rows, solved_N, rest, fold_N, decay=decay, discount=discount, seed=seed)
+        value_N[held] = probability(_unnamed(reader), rows, held)
+    return value_N
+
+
+def _reader(
+    rows: ReadRows, solved_N: Floats, use_N: Bools, fold_N: NDArray[np.int64], *, decay: float, discount: float, seed: int
+) -> Reader:
+    """Fitted on some rows. With decay below 1 a first fit, to the outcomes, gives the values that the targets lean on, of
+    each task by a model of the others among these rows.
+    """
+    target_N = _targets(rows, solved_N, solved_N, 1.0, discount)
+    if decay < 1:
+        value_N = solved_N.copy()
+        for fold in np.unique(fold_N.reshape(len(rows), -1)[use_N, 0]):
+            inside = fold_N.reshape(len(rows), -1)[:, 0] == fold
+            reader = fit_reader(rows, target_N, use_N & ~inside, seed=seed)
+            value_N[use_N & inside] = probability(reader, rows, use_N & inside)
+        target_N = _targets(rows, value_N, solved_N, decay, discount)
+    return fit_reader(rows, target_N, use_N, seed=seed)
 
 
 def train_process_reward(
@@ -149,7 +174,7 @@ def _unnamed(reader: Reader) -> Reader:
 
 
 def save_process_reward(model: ProcessReward, folder: Path) -> None:
-    """Write the folder that `r2v.verifiers.learned.load_process_reward` reads; the card, which names the weights, comes last."""
+    """Write the folder that `r2v.verifiers.learned.load_process_reward` reads; last the card with the hash of the rest."""
     arrays: dict[str, Floats] = {}
 
     def array(value: Any) -> Any:

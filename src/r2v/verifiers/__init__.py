@@ -30,7 +30,7 @@ BUILT_IN = {
     "judge": "r2v.verifiers.judge:JudgeVerifier",
     "learned": "r2v.verifiers.learned:LearnedVerifier",
 }
-"""`tool_calls` is for agents that we know nothing about; the next three are rules of the domains; the last two are models."""
+"""`tool_calls` is for agents that we know nothing about, the next three are rules of domains, the last two are models."""
 
 
 def name_of(verifier: object) -> object:

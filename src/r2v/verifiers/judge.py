@@ -60,8 +60,8 @@ class JudgeVerifier(Settings):
     calibration: str | None = None
     """File that `r2v train-verifier --judge` wrote; None: what the model says counts as it is."""
     on_failure: Literal["error"] | Fraction = "error"
-    """What an answer that is missing or malformed counts as: an error (an episode breaks, a gateway asks the teacher), or this
-    score for each candidate, with a line in the log."""
+    """What an answer that is missing or malformed counts as: an error (an episode breaks, a gateway asks the teacher), or
+    this score for each candidate, with a line in the log."""
 
     def __post_init__(self) -> None:
         _ = self._calibrated  # a file that is not there is said at once

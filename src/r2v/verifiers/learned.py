@@ -73,7 +73,7 @@ class LearnedVerifier(Settings):
     path: str
     """Folder that `r2v train-verifier` wrote."""
     value: Literal["promise", "progress"] = "promise"
-    """promise: the value itself, a probability. progress: (1 + what the action adds to the value of the one before) / 2, which
+    """promise: the value itself, a probability. progress: (1 + what the action adds to the value of the one before) / 2: it
     ranks steps of different episodes by what they changed; the order of the candidates of one step is the same."""
 
     def __post_init__(self) -> None:
