@@ -24,7 +24,7 @@ from r2v.core.types import Usage
 from r2v.core.untrusted import MB, read_bytes
 from r2v.maths import Floats
 from r2v.maths.calibration import fit_isotonic, fit_scaling
-from r2v.messages.conversation import parse, text_of
+from r2v.messages.conversation import Json, parse, text_of
 
 CALIBRATIONS = Literal["platt", "isotonic"]
 CLOSING = re.compile(r"<(?=\s*/?\s*record)", re.IGNORECASE)
@@ -56,32 +56,46 @@ class Judge:
         """What was paid by this object; answers of the cache cost nothing."""
         self._asking: dict[Path, asyncio.Task[Answer]] = {}
 
-    async def ask(self, system: str, record: str, max_tokens: int = 1024) -> Answer:
+    async def ask(self, system: str, record: str, max_tokens: int = 1024, schema: Json | None = None) -> Answer:
         """Its answer at temperature 0, from the cache where it was asked before.
 
         Args:
             system: what is asked of it.
             record: what it is to judge, which others wrote: it stands between <record> and </record>, which it cannot close.
             max_tokens: of the answer.
+            schema: JSON schema that the server is asked to hold the answer to.
 
         Raises:
             ModelError: the model does not answer.
         """
-        record = CLOSING.sub("&lt;", record)
-        words = [{"role": "system", "content": system}, {"role": "user", "content": f"<record>\n{record}\n</record>"}]
-        kept = self.cache / f"{self.hash_of(words)}.json"
+        asked = self.request(system, record, max_tokens, schema)
+        kept = self.cache / f"{self.hash_of(asked['messages'] if schema is None else [asked['messages'], schema])}.json"
         try:
             return msgspec.json.decode(read_bytes(kept, MB), type=Answer)
         except (OSError, ValueError):
             pass
         if kept not in self._asking:  # of equal questions at the same time, one is asked
-            self._asking[kept] = asyncio.ensure_future(self._answer(words, max_tokens, kept))
+            self._asking[kept] = asyncio.ensure_future(self._answer(asked, kept))
             self._asking[kept].add_done_callback(lambda _: self._asking.pop(kept))
         return await asyncio.shield(self._asking[kept])
 
-    async def _answer(self, words: list[dict[str, str]], max_tokens: int, kept: Path) -> Answer:
-        most = min(max_tokens, self.settings.max_output_tokens)
-        request = parse(msgspec.json.encode({"messages": words, "max_tokens": most, "temperature": 0}))
+    def request(self, system: str, record: str, max_tokens: int, schema: Json | None = None) -> Json:
+        """What is sent for a question; see `ask`."""
+        record = CLOSING.sub("&lt;", record)
+        words = [{"role": "system", "content": system}, {"role": "user", "content": f"<record>\n{record}\n</record>"}]
+        asked: Json = {"messages": words, "max_tokens": min(max_tokens, self.settings.max_output_tokens), "temperature": 0}
+        if schema is not None:
+            form = {"name": "answer", "strict": True, "schema": schema}
+            asked["response_format"] = {"type": "json_schema", "json_schema": form}
+        return asked
+
+    def most(self, asked: Json) -> Usage:
+        """What the answer to a `request` costs at most, for one try."""
+        tokens, usd = self.client.bound(parse(msgspec.json.encode(asked)), 1)
+        return Usage(1, tokens - asked["max_tokens"], asked["max_tokens"], usd)
+
+    async def _answer(self, asked: Json, kept: Path) -> Answer:
+        request = parse(msgspec.json.encode(asked))
         draw = await self.client.draw(request, 1)
         usd = self.client.usd(draw.tokens) + self.client.bound(request, draw.unknown)[1]  # unknown: what it may have cost
         self.usd += usd

@@ -63,6 +63,10 @@ class PricedVerifier(Verifier, Protocol):
         """What `score` gives, and what it cost."""
         ...
 
+    def most(self, context: Context, actions: Sequence[Action]) -> Usage:
+        """What that costs at most, for one try: a budget reserves it."""
+        ...
+
 
 class Perturbation(Protocol):
     """A pure function on texts; it never sees a state. Same arguments = same bytes; strength 0 = identity."""
