@@ -98,7 +98,7 @@ class Scored:
 
 
 def scores_by(verifier_of: Callable[[Episode], Verifier], episodes: Sequence[Episode]) -> tuple[Floats, float]:
-    """(score of each executed action, microseconds a step)."""
+    """(score of each executed action, microseconds of processor time a step)."""
 
     async def every() -> list[float]:
         found = []
@@ -108,9 +108,9 @@ def scores_by(verifier_of: Callable[[Episode], Verifier], episodes: Sequence[Epi
                 found += await verifier.score(context, [step.choice.action])
         return found
 
-    start = time.perf_counter()
+    start = time.process_time()
     scores = asyncio.run(every())
-    return np.array(scores), 1e6 * (time.perf_counter() - start) / max(1, len(scores))
+    return np.array(scores), 1e6 * (time.process_time() - start) / max(1, len(scores))
 
 
 def cost_of_learned(rows: ReadRows, success_E: Floats, episodes: Sequence[Episode]) -> float:

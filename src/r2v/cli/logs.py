@@ -225,15 +225,15 @@ def train_verifier(
     if asked is None:
         facts = train_learned(episodes, out, decay=decay, seed=seed)
         worth = facts["of_steps_on_tasks_left_out"]
-        told = f"{facts['steps']} steps of {facts['episodes']} episodes; of tasks left out AUROC {worth['auroc']:.3f}"
+        made = f"{facts['steps']} steps of {facts['episodes']} episodes; of tasks left out AUROC {worth['auroc']:.3f}"
         use = f"verifier: {{kind: learned, path: {out}}}"
     else:
         file = out / "calibration.json"
         how: Any = "isotonic" if isotonic else "platt"
         facts = calibrate_judge(asked, episodes, file, steps=steps, how=how, seed=seed)
-        told = f"{facts['steps']} steps asked about for ${facts['usd'] or 0:.4f}; AUROC {facts['auroc']:.3f}"
+        made = f"{facts['steps']} steps asked about for ${facts['usd'] or 0:.4f}; AUROC {facts['auroc']:.3f}"
         use = f"verifier: {{kind: judge, calibration: {file}, ...}} with the other settings of {judge}"
-    typer.echo(f"verifier {out}  ({told})\nuse      {use}")
+    typer.echo(f"verifier {out}  ({made})\nuse      {use}")
     if as_json:
         typer.echo(json.dumps(facts))
 

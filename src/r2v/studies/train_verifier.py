@@ -6,11 +6,10 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from r2v.clients.judging import CALIBRATIONS, fit_calibration, log_odds
 from r2v.core.errors import StageError
 from r2v.core.types import NO_USAGE, Episode, Usage, is_hashed
 from r2v.learning.process_reward import save_process_reward, train_process_reward
@@ -18,6 +17,9 @@ from r2v.maths.calibration import brier
 from r2v.maths.stats import auroc
 from r2v.runtime.store import write_json
 from r2v.verifiers.judge import JudgeVerifier
+
+if TYPE_CHECKING:
+    from r2v.clients.judging import CALIBRATIONS
 
 LEAST = 30
 """Steps of each outcome from which on a judge is calibrated."""
@@ -51,6 +53,8 @@ def calibrate_judge(
         ModelError: the judge does not answer.
         ValueError: it answers with something else than scores.
     """
+    from r2v.clients.judging import fit_calibration, log_odds
+
     said, usage = asyncio.run(_asked(judge, sample := drawn_steps(episodes, steps, seed)))
     solved = np.array([float(bool(episode.success)) for episode, _ in sample])
     if min(solved.sum(), (1 - solved).sum()) < LEAST:
