@@ -454,9 +454,9 @@ def test_both_curves_rise():
 # -- behind the gateway ---------------------------------------------------------------------------------------------
 
 
-def ask_gateway(url: str, words: str) -> dict:
+def ask_gateway(url: str, words: str, path: str = "chat/completions") -> dict:
     body = {"model": "x", "messages": [{"role": "user", "content": words}]}
-    found = httpx.post(f"{url}/v1/chat/completions", json=body, headers={"authorization": f"Bearer {KEY}"}, timeout=20)
+    found = httpx.post(f"{url}/v1/{path}", json=body, headers={"authorization": f"Bearer {KEY}"}, timeout=20)
     return {"status": found.status_code, **found.headers}
 
 
@@ -471,12 +471,18 @@ def test_a_gateway_asks_the_judge_and_counts_it_in_cost_ledger_and_budgets(serve
 
     with gateway(config("plain", route=route)) as (url, _):
         plain = ask_gateway(url, "go")
-    with gateway(config("judged", route={**route, "verifier": verifier})) as (url, service):
+    rich = {"per_day": {"usd": 50}}
+    with gateway(config("judged", route={**route, "verifier": verifier}, budget=rich)) as (url, service):
         judged = ask_gateway(url, "go")
         assert judged["x-r2v-arm"] == "slm" and judged["x-r2v-risk"].startswith("0.5")
         assert float(judged["x-r2v-cost-usd"]) - float(plain["x-r2v-cost-usd"]) == pytest.approx(0.32)
         (session,) = service.ledger.all_sessions()
         (entry,) = service.ledger.steps(session)
+        (day,) = [scope for scope in service.ledger.accounts.scopes() if scope.startswith("all")]
+        charged = service.ledger.accounts.charged(day).usd
+        assert charged == pytest.approx(entry.slm_usd)
+        ask_gateway(url, "decide, do not act", "decision")  # what leaves no row is charged, too
+        assert service.ledger.accounts.charged(day).usd > charged + 0.32
         assert entry.slm_usd > 0.32 and entry.step.choice.verifier == Usage(1, 300, 10, pytest.approx(0.32))
     server.bodies.clear()
     poor = {"per_day": {"usd": 0.5}}  # enough for both models, not for a question that may cost 3
