@@ -23,7 +23,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,12 +72,15 @@ class Scored:
     group_N: NDArray[np.int64]
     right_N: Floats | None = None
     """Whether the action is the expert's own, where that is known."""
+    area_B: dict[str, Floats] = field(default_factory=dict)
+    """AUROC of each verifier over the resamples, for paired differences."""
 
     def line(self, name: str, score_N: Floats, keep: NDArray[np.int64] | None = None, cost: str = "") -> dict[str, Any]:
         """Print what a verifier is worth; the same as numbers."""
         at = np.arange(len(self.rows)) if keep is None else keep
         y_N, group_N, t_N = self.solved_N[at], self.group_N[at], self.rows.t_N[at]
         equal_B = auroc_equal_B(score_N, y_N, group_N, t_N, self.weights_BG)
+        self.area_B[name] = equal_B
         all_B = auroc_B(score_N, y_N, group_N, self.weights_BG)
         within_N = t_N + (self.rows.t_N.max() + 1) * self.rows.agent_N[at]
         within = float(auroc_equal_B(score_N, y_N, group_N, within_N, self.weights_BG[:1])[0])
@@ -187,10 +190,22 @@ def measure(name: str, episodes: Sequence[Episode], most: int, judge: JudgeVerif
         shuffled = replace(data, solved_N=dealt_N, right_N=None)
         value_N = held_out_values(rows, dealt_N, fold_N, decay=1.0)
         lines.append(shuffled.line(f"{first}, shuffled", value_N))
+    differences = {}
+    for one, other in (*((label, first) for label in DECAYS if label != first), (first, next(iter(kept)))):
+        gap_B = data.area_B[one] - data.area_B[other]
+        low, high = differences[f"{one}, less {other}"] = interval(gap_B)
+        print(f"   {f'{one}, less {other}':50} {gap_B[0]:+.3f} ({low:+.3f} to {high:+.3f})")
     if judge is not None:
         lines += judged(data, episodes, kept, judge, asked)
     print(f"   {time.perf_counter() - start:.0f} s", flush=True)
-    return {"set": name, "episodes": len(episodes), "steps": len(rows), "groups": found.count, "lines": lines}
+    return {
+        "set": name,
+        "episodes": len(episodes),
+        "steps": len(rows),
+        "groups": found.count,
+        "lines": lines,
+        "differences": differences,
+    }
 
 
 def judged(

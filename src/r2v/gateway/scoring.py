@@ -41,8 +41,9 @@ class PaidVerifier:
         start, token = time.perf_counter(), on_lost.set(lost_try)
         try:
             scores, usage = await self._verifier.priced(context, actions)
-        except BaseException:
-            self.lost += most
+        except BaseException as error:
+            if not isinstance(error, ModelError) or error.paid:
+                self.lost += most
             raise
         finally:
             on_lost.reset(token)

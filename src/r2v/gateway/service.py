@@ -491,7 +491,8 @@ async def _slm_alone(step_context: StepContext, router: GatewayRouter, code: Cod
     route: Route = wanted.route if code == "early" and wanted.route != "retry" else "continue"
     decision = replace(wanted, route=route, code=code, propensity=1.0, reason=reason)
     action = candidates[best(candidates, scores)].action
-    return Choice(action, "slm", candidates, scores, features, decision, candidates[0].usage, NO_USAGE)
+    scoring = step_context.scoring()
+    return Choice(action, "slm", candidates, scores, features, decision, candidates[0].usage, NO_USAGE, verifier=scoring)
 
 
 def _alike(choice: Choice) -> bool | None:

@@ -122,7 +122,7 @@ class JudgeVerifier(Settings):
     @property
     def fingerprint(self) -> str:
         """What its scores depend on beside its source."""
-        settings = {**msgspec.to_builtins(self), "cache": None}
+        settings = {**msgspec.to_builtins(self), "cache": None, "calibration": None}
         return f"{settings} {self._calibrated}"
 
     @property
