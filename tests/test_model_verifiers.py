@@ -40,6 +40,8 @@ from r2v.learning.process_reward import (
     train_process_reward,
 )
 from r2v.maths.stats import auroc
+from r2v.pipeline.run_folder import RunFolder
+from r2v.pipeline.runner import Stage, stage_fingerprint
 from r2v.pipeline.settings import RunSettings
 from r2v.routers import load_router
 from r2v.routers.base import FittedWith
@@ -527,6 +529,22 @@ def test_a_run_and_a_router_folder_name_a_verifier_by_its_settings(folder, tmp_p
     assert found is not None and score(verifier_named(found.verifier), CONTEXT, RIGHT) == score(
         learned(folder), CONTEXT, RIGHT
     )
+
+
+def test_a_stage_runs_again_where_its_verifier_was_trained_again(walks, tmp_path):
+    path, model = tmp_path / "learned", train_process_reward(walks)
+    save_process_reward(model, path)
+    settings = validated(RunSettings, {"version": 1, "verifier": {"kind": "learned", "path": str(path)}})
+    stages = [Stage("one", "", (), uses, lambda ctx: None) for uses in (("verifier",), ("slm",))]
+
+    def fingerprints() -> list[str]:
+        return [stage_fingerprint(stage, settings, RunFolder(tmp_path)) for stage in stages]
+
+    before = fingerprints()
+    assert fingerprints() == before
+    save_process_reward(replace(model, prior=0.5), path)
+    after = fingerprints()
+    assert after[0] != before[0] and after[1] == before[1]
 
 
 def test_the_command_learns_a_verifier_from_episodes(walks, tmp_path):
