@@ -218,14 +218,15 @@ def judged(
     async def ask() -> tuple[list[int], list[float], list[float], int, int, int]:
         at, said, seconds, prompt, written, failed = [], [], [], 0, 0, 0
         for episode, t in drawn_steps(episodes, asked, 0):
-            begin = time.perf_counter()
+            begin, paid = time.perf_counter(), judge.usd
             try:
                 scores, usage = await judge.ask(episode.contexts(HORIZON)[t], [episode.steps[t].choice.action])
             except ValueError as error:
                 failed += 1
                 print(f"   {error}")
                 continue
-            seconds.append(time.perf_counter() - begin)
+            if judge.usd > paid:  # not from the cache
+                seconds.append(time.perf_counter() - begin)
             at.append(int(first_E[place[id(episode)]]) + t)
             said.append(scores[0])
             prompt, written = prompt + (usage.prompt_tokens or 0), written + (usage.completion_tokens or 0)
@@ -233,7 +234,7 @@ def judged(
 
     at, said, seconds, prompt, written, failed = asyncio.run(ask())
     keep, n = np.array(at), len(at)
-    cost = f"{prompt / n:.0f} + {written / n:.1f} tokens, {np.mean(seconds):.2f} s a step, {failed} malformed"
+    cost = f"{prompt / n:.0f} + {written / n:.1f} tokens, {np.mean(seconds or [np.nan]):.2f} s a step, {failed} malformed"
     print(f"   one step of each of {n} episodes, {len(set(said))} different scores; of such few, look at `all`")
     data = replace(data, right_N=None)
     lines = [data.line(f"judge {judge.model.model}", np.array(said), keep, cost)]

@@ -35,8 +35,8 @@ from r2v.runtime.store import whole_file, write_text
 from r2v.verifiers.learned import CARD, FORMAT, NUMBERS, WEIGHTS, ProcessReward, numbers_of
 
 DECAY, FOLDS = 1.0, 4
-"""Lambda: .9 was better than 1 on MINT, worse on KnowAgent and the household (`benchmarks/verifiers.py`). Folds of tasks,
-each valued by a model of the others."""
+"""Lambda: .9 was better than 1 on MINT, no better on KnowAgent, worse on the household (`benchmarks/verifiers.py`). Folds of
+tasks, each valued by a model of the others."""
 LEAST_GROUPS = 10
 """Groups of tasks below which nothing is fitted."""
 
