@@ -14,8 +14,8 @@ ROOT = Path(r2v.__file__).parent
 LEVELS = (
     ("core", "maths"),
     ("runtime", "messages"),
-    ("perturbations", "verifiers"),
-    ("clients", "learning", "evaluation", "domains", "verdicts"),
+    ("perturbations", "clients", "verifiers"),
+    ("learning", "evaluation", "domains", "verdicts"),
     ("routers",),
     ("report",),
     ("pipeline", "gateway"),
@@ -23,7 +23,7 @@ LEVELS = (
     ("cli",),
 )
 LEVEL = {name: i for i, names in enumerate(LEVELS) for name in names}
-SAME_LEVEL = {("core", "maths"), ("learning", "clients"), ("domains", "clients"), ("verdicts", "clients")}
+SAME_LEVEL = {("core", "maths"), ("verifiers", "clients")}
 TORCH = ("torch", "transformers", "tokenizers", "peft")
 MAY_USE_TORCH = ("learning/", "clients/local/")
 INSIDE_FUNCTIONS_ONLY = ("pipeline/", "studies/", "routers/", "cli/doctor.py")

@@ -18,7 +18,7 @@ EXTRAS = {
 _COMMANDS = {
     **dict.fromkeys(("run", "evaluate", "certify", "ablate", "clone"), "train"),
     **dict.fromkeys(("serve", "check", "serve-model", "launch", "promote", "rollback"), "serve"),
-    **dict.fromkeys(("advise", "fit", "export", "import"), "fit"),
+    **dict.fromkeys(("advise", "fit", "export", "import", "train-verifier"), "fit"),
     **dict.fromkeys(("inspect", "explain"), "report"),
 }
 

@@ -202,6 +202,50 @@ def clone(
         typer.echo(json.dumps(facts))
 
 
+@cli.command("train-verifier", rich_help_panel="Logs and solutions")
+def train_verifier(
+    logs: Logs,
+    out: Annotated[Path, typer.Option(help="Folder of the verifier; with --judge, of its calibration.json.")],
+    kind: Format = AUTO,
+    mapping: Map = None,
+    outcomes: Outcomes = None,
+    decay: Annotated[
+        float,
+        typer.Option(
+            "--lambda", min=0, max=1, help="Of the targets: 1 the episode's outcome, less leans on later steps' values."
+        ),
+    ] = 1.0,
+    judge: Annotated[
+        Path | None, typer.Option(help="Calibrate a judge instead: YAML with its settings, e.g. `model: {base_url: ...}`.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Steps that the judge is asked about at most, one an episode.")] = 300,
+    isotonic: Annotated[bool, typer.Option("--isotonic", help="A monotone step function instead of Platt's curve.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the folds, and of the steps that are drawn.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="End with one JSON line.")] = False,
+) -> None:
+    """Make a verifier that is a model from recorded episodes: learn a process reward model, or calibrate a judge."""
+    from r2v.runtime.settings import load
+    from r2v.studies.train_verifier import calibrate_judge, train_learned
+    from r2v.verifiers.judge import JudgeVerifier
+
+    asked = None if judge is None else load(judge, JudgeVerifier, hint="it holds e.g. `model: {base_url: ..., model: ...}`")
+    episodes = imported(logs, kind, outcomes, mapping).episodes
+    if asked is None:
+        facts = train_learned(episodes, out, decay=decay, seed=seed)
+        worth = facts["of_steps_on_tasks_left_out"]
+        made = f"{facts['steps']} steps of {facts['episodes']} episodes; of tasks left out AUROC {worth['auroc']:.3f}"
+        use = f"verifier: {{kind: learned, path: {out}}}"
+    else:
+        file = out / "calibration.json"
+        how: Any = "isotonic" if isotonic else "platt"
+        facts = calibrate_judge(asked, episodes, file, steps=steps, how=how, seed=seed)
+        made = f"{facts['steps']} steps asked about for ${facts['usd'] or 0:.4f}; AUROC {facts['auroc']:.3f}"
+        use = f"verifier: {{kind: judge, calibration: {file}, ...}} with the other settings of {judge}"
+    typer.echo(f"verifier {out}  ({made})\nuse      {use}")
+    if as_json:
+        typer.echo(json.dumps(facts))
+
+
 @cli.command("import", rich_help_panel="Logs and solutions")
 def import_episodes(
     logs: Annotated[Path, typer.Argument(help="JSON, JSONL (.gz, .xz) or a folder of files.")],

@@ -72,3 +72,9 @@ class ClientSettings(Settings):
     def __post_init__(self) -> None:
         if not is_url(self.base_url):
             raise ValueError(f"base_url {self.base_url!r} is no URL; write one such as http://localhost:8000/v1")
+
+
+class JudgeModelSettings(ClientSettings):
+    """Of a model that is asked to judge: what it costs must be known."""
+
+    price: PriceSettings

@@ -11,16 +11,16 @@ Collection, SLM rollouts, evaluation and gateway differ only in which `Agent` th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Literal
 
 from r2v.core.errors import boundary
 from r2v.core.features import View, best, featurise, proposing, seen_as
-from r2v.core.protocols import Agent, Policy, Router, Verifier
+from r2v.core.protocols import Agent, Policy, PricedVerifier, Router, Verifier
 from r2v.core.seeds import derive_seed, derive_uniform
-from r2v.core.types import NO_USAGE, RESTART, Action, Candidate, Choice, Context, Decision, Features, Memory
+from r2v.core.types import NO_USAGE, RESTART, Action, Candidate, Choice, Context, Decision, Features, Memory, Usage
 
 MAX_RETRIES = 3
 """A router that still wants further candidates after so many is an error: it would never act."""
@@ -98,6 +98,7 @@ class StepContext:
     def __init__(self, models: AgentModels, context: Context, *, seed: int) -> None:
         self._models, self.context, self.seed = models, context, seed
         self._seen: list[tuple[tuple[Candidate, ...], tuple[float, ...], Features]] = []
+        self._scoring: list[Usage] = []
         self._answer: Candidate | None = None
 
     async def look(self, retries: int = 0) -> tuple[tuple[Candidate, ...], tuple[float, ...], Features]:
@@ -109,18 +110,31 @@ class StepContext:
             with boundary("slm"):
                 fresh = await models.slm.propose(context, models.size(retries), seed=derive_seed(self.seed, "slm", *labels))
             with boundary("verifier"):
-                scores = scored + await models.verifier.score(context, [candidate.action for candidate in fresh])
+                added, cost = await priced(models.verifier, context, [candidate.action for candidate in fresh])
+                scores = scored + added
+                self._scoring.append(cost)
             with boundary("router"):
                 candidates = before + fresh
                 features = seen_as(models.view, featurise(context, candidates, scores), scores)
                 self._seen.append((candidates, scores, features))
         return self._seen[retries]
 
+    def scoring(self, retries: int = 0) -> Usage:
+        """What the scores of this and all earlier draws cost."""
+        return sum(self._scoring[: retries + 1], NO_USAGE)
+
     async def teacher_answer(self) -> Candidate:
         if self._answer is None:
             with boundary("teacher"):
                 (self._answer,) = await self._models.teacher.propose(self.context, 1, seed=derive_seed(self.seed, "teacher"))
         return self._answer
+
+
+async def priced(verifier: Verifier, context: Context, actions: Sequence[Action]) -> tuple[tuple[float, ...], Usage]:
+    """A verifier's score of each action, and what that cost."""
+    if isinstance(verifier, PricedVerifier):
+        return await verifier.priced(context, actions)
+    return await verifier.score(context, actions), NO_USAGE
 
 
 @dataclass(frozen=True)
@@ -157,14 +171,17 @@ class Routed:
                 raise RuntimeError(f"{self.name} wants further candidates after {MAX_RETRIES} retries")
         starts = accumulate([0, *(self.models.size(i) for i in range(retries))])
         slm = sum((candidates[start].usage for start in starts), NO_USAGE)
+        scoring = step_context.scoring(retries)
         if decision.route == "continue":
             action = candidates[best(candidates, scores)].action
-            choice = Choice(action, "slm", candidates, scores, features, decision, slm, NO_USAGE)
+            choice = Choice(action, "slm", candidates, scores, features, decision, slm, NO_USAGE, verifier=scoring)
         elif decision.route == "restart":
-            choice = Choice(RESTART, "slm", candidates, scores, features, decision, slm, NO_USAGE)
+            choice = Choice(RESTART, "slm", candidates, scores, features, decision, slm, NO_USAGE, verifier=scoring)
         else:
             answer = await step_context.teacher_answer()
-            choice = Choice(answer.action, "teacher", candidates, scores, features, decision, slm, answer.usage)
+            choice = Choice(
+                answer.action, "teacher", candidates, scores, features, decision, slm, answer.usage, verifier=scoring
+            )
         return choice, memory.after(decision)
 
 

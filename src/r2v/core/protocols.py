@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, Protocol, runtime_checkable
 
-from r2v.core.types import Action, Candidate, Change, Choice, Context, Decision, Features, Memory, Observation
+from r2v.core.types import Action, Candidate, Change, Choice, Context, Decision, Features, Memory, Observation, Usage
 
 
 class Environment(Protocol):
@@ -62,6 +62,19 @@ class Verifier(Protocol):
     """Scores actions in [0, 1] on local evidence only; it never sees the environment."""
 
     async def score(self, context: Context, actions: Sequence[Action]) -> tuple[float, ...]: ...
+
+
+@runtime_checkable
+class PricedVerifier(Verifier, Protocol):
+    """One that pays for its scores, because it asks a model."""
+
+    async def priced(self, context: Context, actions: Sequence[Action]) -> tuple[tuple[float, ...], Usage]:
+        """What `score` gives, and what it cost."""
+        ...
+
+    def most(self, context: Context, actions: Sequence[Action]) -> Usage:
+        """What that costs at most, for one try: a budget reserves it."""
+        ...
 
 
 class Perturbation(Protocol):

@@ -4,7 +4,7 @@ Every stage reads episodes and writes episodes, or something fitted on them. All
 and entropies in nats, money in USD, time in seconds; probabilities, scores and rewards in [0, 1]. `None` means "not known",
 never 0 and never False. No number in `Episode`, `Step` or `Decision` has a default: a forgotten seed must not become a
 silent 0 (that is how CVaR was switched off in the paper's released code). Only what later versions added has one (messages,
-verdicts, the source of an outcome), and it says that there is none: files of before still load.
+verdicts, the source of an outcome, what scores cost), and it says that there is none: files of before still load.
 """
 
 from __future__ import annotations
@@ -220,6 +220,8 @@ class Choice:
     """The executed action as the model's whole message, words beside tool calls included; None where no chat is kept."""
     parsed_calls: int = 0
     """Tool calls of the executed action that its model wrote as text."""
+    verifier: Usage = NO_USAGE
+    """What the scores cost, where the verifier is a model."""
 
 
 @dataclass(frozen=True, slots=True)

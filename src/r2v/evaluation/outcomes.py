@@ -40,6 +40,8 @@ class Row:
     teacher_tokens: int | None = None
     usd: float | None = None
     """What both models cost; None where a price or a count is unknown."""
+    verifier: Usage = NO_USAGE
+    """What scoring candidates cost, where the verifier is a model."""
 
 
 def row(episode: Episode) -> Row:
@@ -53,6 +55,7 @@ def row(episode: Episode) -> Row:
         broken=episode.stop == "error", steps=len(episode.steps),
         slm_calls=slm.calls, teacher_calls=len(escalated), escalated=escalated, answers=_answers(episode),
         slm_tokens=_tokens(slm), teacher_tokens=_tokens(teacher), usd=None if None in usds else sum(filter(None, usds)),
+        verifier=sum((step.choice.verifier for step in episode.steps), NO_USAGE),
     )  # fmt: skip
 
 
@@ -99,6 +102,8 @@ class Outcomes:
     family_TZ: NDArray[np.str_]
     escalated_10: NDArray[np.float64]
     """Share of the steps in each tenth of the horizon on which the teacher was called; NaN where no step fell."""
+    verifier: Usage = NO_USAGE
+    """`Row.verifier`, summed."""
 
     @property
     def success_T(self) -> NDArray[np.float64]:
@@ -149,4 +154,5 @@ def gather(rows: Iterable[Row], tasks: Sequence[str], seeds: Sequence[int], hori
         usd_TZ=array(r.usd for r in grid),
         family_TZ=np.array([r.perturbation for r in grid]).reshape(shape),
         escalated_10=np.divide(escalated_10, steps_10, out=np.full(HORIZON_TENTHS, np.nan), where=steps_10 > 0),
+        verifier=sum((r.verifier for r in grid), NO_USAGE),
     )

@@ -93,6 +93,7 @@ def _numbers(o: Outcomes, seeds: Sequence[int], prices: Prices, alpha: float, we
         "cost_per_episode": float(cost_TZ.mean()),
         "tokens_per_episode": {"slm": _known(o.slm_tokens_TZ), "teacher": _known(o.teacher_tokens_TZ)},
         "usd_per_episode": _known(o.usd_TZ),
+        "verifier": _scoring(o),
         "worst_seed_success": float(by_seed.min()),
         "cvar_failure": cvar(1 - by_seed, alpha),
         "by_family": o.success_of_family(),
@@ -106,6 +107,15 @@ def _known(values_TZ: np.ndarray) -> float | None:
     """The mean; None where a value is not known."""
     mean = float(values_TZ.mean())
     return None if np.isnan(mean) else mean
+
+
+def _scoring(o: Outcomes) -> dict[str, float | None] | None:
+    """What a verifier that is a model cost an episode, beside `cost_per_episode`; None where it is a rule."""
+    used, episodes = o.verifier, o.success_TZ.size
+    if not used.calls:
+        return None
+    counts = {"calls": used.calls, "prompt_tokens": used.prompt_tokens, "completion_tokens": used.completion_tokens}
+    return {key: None if count is None else count / episodes for key, count in {**counts, "usd": used.usd}.items()}
 
 
 def _comparison(name: str, o: Outcomes, played: Mapping[str, Played]) -> dict[str, Any]:

@@ -132,11 +132,15 @@ class CandidateSource:
         assert reply is not None
         return self.client.priced(self._request, [Part([reply], reply.usage)])
 
+    async def pay(self, amount: Amount) -> bool:
+        """Charge the step for more; whether there is room for it."""
+        return self._pay is None or await self._pay(amount)
+
     async def _afford(self, k: int) -> bool:
         """Whether k more answers are paid for, or can be."""
         self._paid -= k
         missing, self._paid = -min(0, self._paid), max(0, self._paid)
-        return not missing or self._pay is None or await self._pay(self._most(missing))
+        return not missing or await self.pay(self._most(missing))
 
     async def _lost_try(self, answers: int, again: bool) -> bool:
         """`r2v.clients.base.on_lost`."""

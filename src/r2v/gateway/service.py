@@ -29,7 +29,7 @@ from r2v.core.agreement import alike
 from r2v.core.cache import remembered
 from r2v.core.errors import BoundaryError, SettingsError
 from r2v.core.features import best, proposing
-from r2v.core.protocols import Verifier
+from r2v.core.protocols import PricedVerifier, Verifier
 from r2v.core.seeds import derive_seed
 from r2v.core.types import NO_USAGE, Choice, Code, Context, Decision, Memory, Observation, Route, Step
 from r2v.gateway.budgets import (
@@ -51,6 +51,7 @@ from r2v.gateway.metrics import Metrics
 from r2v.gateway.modes import Modes, Part, part_of
 from r2v.gateway.redaction import Redactor, secret_of
 from r2v.gateway.routing import GatewayRouter, Noted, load_configured
+from r2v.gateway.scoring import PaidVerifier
 from r2v.gateway.sessions import SESSIONS, LocalSessions, Session, Sessions
 from r2v.gateway.settings import GatewaySettings
 from r2v.messages.conversation import Json, Request, bounded, context_of, limited, tools_of
@@ -128,22 +129,26 @@ class ServedStep:
     start: float
     verdicts: tuple[tuple[str, float], ...] = ()
     """What was known when the step was decided."""
+    scoring: PaidVerifier | None = None
+    """The verifier, where it is a model."""
 
     @property
     def spent(self) -> Amount:
         """What the step is known to have cost."""
-        return self.slm.spent + self.teacher.spent
+        return self.slm.spent + self.teacher.spent + (self.scoring.spent if self.scoring else Amount())
 
     @property
     def lost(self) -> Amount:
         """What it may have cost beside that: no more than it was charged for."""
         lost = self.slm.lost + self.teacher.lost
+        if self.scoring is not None:
+            lost += self.scoring.lost
         return lost if lost == Amount() else lost.at_most(self.reservation.amount - self.spent)
 
     def describe(self, choice: Choice, model: str) -> None:
         """Put the choice into the facts for the client and the ledger; the overhead is the time without the models'."""
         assert choice.decision is not None
-        waited = self.slm.seconds + self.teacher.seconds
+        waited = self.slm.seconds + self.teacher.seconds + (self.scoring.seconds if self.scoring else 0.0)
         self.facts |= {
             "arm": choice.source,
             "reason": choice.decision.code,
@@ -368,6 +373,8 @@ class Service:
         k = 1 if served.early else route.k
         first = None if route.clear is None or k == 1 else 1
         verifier = _verifier(route.verifier, served.request.tools)
+        if isinstance(verifier, PricedVerifier):
+            verifier = served.scoring = PaidVerifier(verifier, served.slm.pay)
         models = AgentModels(served.slm, served.teacher, verifier, k, first, view=self.router.view)
         router, memory = self._router(served), session.memory
         if await self.sessions.killed():
@@ -451,6 +458,7 @@ class Service:
     async def _record(self, served: ServedStep, choice: Choice, context: Context) -> None:
         """The row of the step. Raises Refused when it cannot be written: then the answer must not leave."""
         decision, facts, slm, teacher = choice.decision, served.facts, served.slm, served.teacher
+        scoring = served.scoring.spent if served.scoring else Amount()
         assert decision is not None
         verdict = None
         step = Step(served.session.t, 0, Observation(context.observations[-1], False, None, None, "", ()), choice)
@@ -464,7 +472,8 @@ class Service:
         entry = Entry(
             facts["decision-id"], served.session.id, served.session.t, time.time(), served.options.key.id, choice.source,
             facts["reason"], facts["model"], decision.score, decision.score_kind, decision.threshold, decision.propensity,
-            slm.usd, teacher.usd, self._saved(served), slm.tokens.total + teacher.tokens.total,
+            slm.usd + scoring.usd, teacher.usd, self._saved(served) - scoring.usd,
+            slm.tokens.total + teacher.tokens.total + scoring.tokens,
             int(teacher.drawn > 0), slm.drawn,
             facts["overhead-ms"], decision.route, goal, kept, _alike(choice), served.part.name,
         )  # fmt: skip
@@ -485,7 +494,7 @@ class Service:
         self.metrics.note(
             entry, {source.name: source.seconds for source in asked}, {source.name: source.parsed for source in asked}
         )
-        facts["cost-usd"] = round(slm.usd + teacher.usd, 8)
+        facts["cost-usd"] = round(slm.usd + teacher.usd + scoring.usd, 8)
 
     def _saved(self, served: ServedStep) -> float:
         """USD saved against a teacher that answers every step, the prompt of the step before still in its cache. Its answer
@@ -512,7 +521,8 @@ async def _slm_alone(step_context: StepContext, router: GatewayRouter, code: Cod
     route: Route = wanted.route if code == "early" and wanted.route != "retry" else "continue"
     decision = replace(wanted, route=route, code=code, propensity=1.0, reason=reason)
     action = candidates[best(candidates, scores)].action
-    return Choice(action, "slm", candidates, scores, features, decision, candidates[0].usage, NO_USAGE)
+    scoring = step_context.scoring()
+    return Choice(action, "slm", candidates, scores, features, decision, candidates[0].usage, NO_USAGE, verifier=scoring)
 
 
 def _alike(choice: Choice) -> bool | None:

@@ -15,7 +15,7 @@ from msgspec import Meta
 
 from r2v.clients.settings import ClientSettings, PriceSettings
 from r2v.runtime.settings import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Settings
-from r2v.verifiers import verifier_named
+from r2v.verifiers import name_of, verifier_named
 
 Port = Annotated[int, Meta(gt=0, le=65_535)]
 Mode = Literal["observe", "shadow", "canary", "active"]
@@ -47,8 +47,8 @@ class RouteSettings(Settings):
     threshold: float | None = None
     """None: the one in the router's folder, or the rule's own."""
     verifier: str = "tool_calls"
-    """What scores the candidates; `tool_calls` knows nothing of the agent. A router fitted on a ledger does not record
-    it: set this to what the gateway had when it wrote that ledger."""
+    """What scores the candidates, e.g. `{kind: learned, path: FOLDER}`; `tool_calls` knows nothing of the agent. A router
+    fitted on a ledger does not record it: set this to what the gateway had when it wrote that ledger."""
     stream: Literal["hold", "early", "auto"] = "hold"
     """hold: send an answer when it is chosen. early: where the step before was below the threshold (or there was none), pass
     the SLM's first draft through as it comes, without drawing others. auto: only where it was below half of it."""
@@ -75,6 +75,11 @@ class RouteSettings(Settings):
     cache_ttl_s: PositiveFloat = 300.0
     certificate: str | None = None
     """File of `r2v certify`, made for this router at this threshold; the gateway does not start with another."""
+
+    @classmethod
+    def upgraded(cls, raw: dict[str, Any]) -> dict[str, Any]:
+        """With the verifier by the name that stands for its settings."""
+        return raw | ({"verifier": name_of(raw["verifier"])} if "verifier" in raw else {})
 
     def __post_init__(self) -> None:
         if self.verifier != "tool_calls":

@@ -125,7 +125,8 @@ def fit_reader(
     rows: ReadRows, y_N: Floats, use_N: Bools, *, seed: int, facts: Mapping[str, Any] | None = None,
     penalties: Sequence[float] = PENALTIES,
 ) -> Reader:  # fmt: skip
-    """Fit P(y = 1) on some of the rows; the penalty is chosen on groups of them left out, then all of them are fitted.
+    """Fit P(y = 1) on some of the rows; the penalty is chosen on groups of them left out, then all of them are fitted. A y
+    between 0 and 1 is a share.
 
     Raises ValueError where all labels are equal.
     """
@@ -202,10 +203,11 @@ def _fit(rows: ReadRows, y_N: Floats, use_N: Bools, penalty: float, facts: Mappi
     named = sparse.csr_matrix(
         (np.full(len(used), AGENT_SCALE), (row_N, rows.agent_N[used])), shape=(len(used), len(rows.agents))
     )
+    design, y, weight = sparse.hstack([rows.matrix[used], binned, named]).tocsr(), y_N[used], None
+    if ((y > 0) & (y < 1)).any():  # a share counts as so much of a 1, and the rest of a 0
+        design, weight, y = sparse.vstack([design, design]), np.concatenate([y, 1 - y]), np.repeat([1.0, 0.0], len(y))
     with threadpool_limits(1):
-        fitted = LogisticRegression(C=penalty, max_iter=80, tol=1e-3).fit(
-            sparse.hstack([rows.matrix[used], binned, named]).tocsr(), y_N[used]
-        )
+        fitted = LogisticRegression(C=penalty, max_iter=80, tol=1e-3).fit(design, y, sample_weight=weight)
     w = fitted.coef_[0]
     words, bins, agents = w[:ROOM], w[ROOM : ROOM + binned.shape[1]], w[ROOM + binned.shape[1] :] * AGENT_SCALE
     words, bins_FB = _rounded(words), _rounded(bins * FEATURE_SCALE).reshape(len(known), BINS)

@@ -83,7 +83,7 @@ def make_models(settings: RunSettings, slm: Path, view: View = "full") -> AgentM
         policy: Policy = ChatPolicy(model, name="slm", chat_format=domain.chat_format)
     else:
         policy = make_slm(settings.slm, slm)
-    return AgentModels(policy, make_teacher(settings), verifier_named(domain.verifier), settings.slm.k, view=view)
+    return AgentModels(policy, make_teacher(settings), verifier_named(settings.scored_by), settings.slm.k, view=view)
 
 
 def make_agents(settings: RunSettings, specs: Iterable[AgentSpec]) -> list[Agent]:

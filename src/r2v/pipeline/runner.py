@@ -29,6 +29,7 @@ from r2v.runtime.executor import Executor, LocalProcesses
 from r2v.runtime.progress import Report, progress
 from r2v.runtime.settings import dump
 from r2v.runtime.store import read_json, sha256, write_json, write_text
+from r2v.verifiers import source_sha256
 
 PARTIAL = "partial"
 Job = TypeVar("Job")
@@ -158,6 +159,8 @@ def stage_fingerprint(stage: Stage, settings: RunSettings, run: RunFolder) -> st
     task_file = settings.domain.task_file(settings.environment)
     if "environment" in stage.uses and task_file:
         facts["tasks file"] = sha256(task_file)
+    if "verifier" in stage.uses and settings.verifier is not None:
+        facts["verifier"] = source_sha256(settings.verifier)
     if stage.trains and not settings.trains:
         facts["skipped"] = True
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -22,6 +22,7 @@ from r2v.learning.settings import CloneSettings, ModelSettings, PreferSettings, 
 from r2v.routers import BUILT_IN, router_class
 from r2v.routers.base import RouterBase, own_settings
 from r2v.runtime.settings import Fraction, NonNegativeInt, PositiveFloat, PositiveInt, Settings, validated
+from r2v.verifiers import name_of, verifier_named
 
 
 class TaskSettings(Settings):
@@ -161,6 +162,8 @@ class RunSettings(Settings):
     perturbations: PerturbationSettings = PerturbationSettings()
     teacher: ExpertSettings | ChatSettings = ExpertSettings()
     slm: SlmSettings = SlmSettings()
+    verifier: str | None = None
+    """What scores the candidates (`r2v.verifiers`): a name, or `{kind: ..., key: value}`; null: the domain's own rule."""
     routers: tuple[str | dict[str, Any], ...] = ("random", "entropy", "heuristic", "verifier", "r2v", "r2v_paper")
     """Routers that are fitted and evaluated, besides the SLM and the teacher alone; `all` for every built-in one. Your own:
     `package.module:Class`, or the name of its entry point; `{kind: ..., key: value}` for one with settings of its own."""
@@ -182,6 +185,11 @@ class RunSettings(Settings):
     def domain(self) -> Domain[Any]:
         return load_domain(self.environment.kind)
 
+    @property
+    def scored_by(self) -> str:
+        """The name of the verifier."""
+        return self.verifier or self.domain.verifier
+
     @classmethod
     def upgraded(cls, raw: dict[str, Any]) -> dict[str, Any]:
         """With the environment as its domain's settings, and `all` routers named."""
@@ -189,6 +197,7 @@ class RunSettings(Settings):
         if isinstance(env, dict):
             env = {"kind": "household", **env}
             env = validated(load_domain(str(env["kind"])).settings, env, "environment")
+        raw = raw | ({"verifier": name_of(raw["verifier"])} if "verifier" in raw else {})
         return {**raw, "environment": env} | ({"routers": tuple(BUILT_IN)} if raw.get("routers") == "all" else {})
 
     def __post_init__(self) -> None:
@@ -201,6 +210,8 @@ class RunSettings(Settings):
             noise = 0.0 if domain.random_action is None else 0.7
             force_setattr(self, "collect", self.collect.but(noisy_episodes=noise))
         self._fits_together(domain, self.environment.kind)
+        if self.verifier is not None:
+            verifier_named(self.verifier)
         self._known_routers()
 
     def _fits_together(self, domain: Domain[Any], kind: str) -> None:

@@ -17,7 +17,7 @@ from r2v.pipeline.stages.report import report
 from r2v.pipeline.stages.rollout import rollout
 
 _PLAY = ("environment", "perturbations", "teacher")
-_ALL = (*_PLAY, "slm", "routers")
+_ALL = (*_PLAY, "slm", "routers", "verifier")
 
 STAGES: tuple[Stage, ...] = (
     Stage("collect", "the teacher played the policy tasks", (), (*_PLAY, "tasks", "collect"), collect,
@@ -26,9 +26,9 @@ STAGES: tuple[Stage, ...] = (
     Stage("clone", "the SLM learned from the successful episodes", ("collect", "perturb"), ("slm", "clone"), clone,
           trains=True),
     Stage("propose", "the SLM's scored candidates became preference pairs", ("collect", "clone"),
-          (*_PLAY, "slm", "propose"), propose, trains=True),
+          (*_PLAY, "slm", "verifier", "propose"), propose, trains=True),
     Stage("prefer", "DPO + consistency; the SLM better on validation was kept", ("collect", "perturb", "clone", "propose"),
-          (*_PLAY, "slm", "prefer"), prefer, trains=True),
+          (*_PLAY, "slm", "verifier", "prefer"), prefer, trains=True),
     Stage("rollout", "the SLM played the router tasks alone", ("collect", "clone", "prefer"), (*_ALL, "help"), rollout),
     Stage("fit", "routers fitted and calibrated, thresholds chosen on validation", ("collect", "clone", "prefer", "rollout"),
           (*_ALL, "help", "router", "evaluate"), fit),

@@ -60,7 +60,7 @@ def fit(ctx: StageContext) -> None:
 
 def _data(ctx: StageContext) -> FitData:
     """What the rollout stage left for the fits."""
-    settings, run, verifier = ctx.settings, ctx.run, ctx.settings.domain.verifier
+    settings, run, verifier = ctx.settings, ctx.run, ctx.settings.scored_by
     needs = {need for router, _ in settings.chosen_routers.values() for need in router.needs}
     data = FitData(
         recorded=run.rollouts(),
