@@ -99,9 +99,11 @@ class Load:
                     timeout=timeout,
                 ) as response:  # fmt: skip
                     text = await response.text()
-                    self.statuses[f"{response.status} {response.headers.get('x-r2v-reason')}"] += 1
-                    if response.status == 200:
-                        self.answered.append(response.headers["x-r2v-decision-id"])
+                    # Headers that were waited for too long come without the decision, and errors then as an event.
+                    late = response.status == 200 and stream and "data: [DONE]" not in text
+                    self.statuses[f"{'late error' if late else response.status} {response.headers.get('x-r2v-reason')}"] += 1
+                    if response.status == 200 and not late:
+                        self.answered.append(response.headers.get("x-r2v-decision-id") or _decision_of(text))
                         messages += [_message(text, stream), {"role": "user", "content": f"go on {len(messages)}"}]
             except TimeoutError:
                 self.statuses["left"] += 1
@@ -109,6 +111,11 @@ class Load:
             outcome = {"session_id": name, "reward": int(draw.random() < 0.7)}
             async with client.post(f"{self.url}/v1/outcomes", json=outcome) as response:
                 self.statuses[f"outcome {response.status}"] += 1
+
+
+def _decision_of(stream: str) -> str:
+    first = next(line for line in stream.splitlines() if line.startswith("data: {"))
+    return str(json.loads(first[6:])["id"]).removeprefix("chatcmpl-")
 
 
 def _message(text: str, stream: bool) -> dict:

@@ -16,7 +16,7 @@ from referencing import Registry
 from referencing.exceptions import Unresolvable
 
 from r2v.core.types import Action, Context, ToolCall
-from r2v.verifiers.json_schema import JsonSchema, Work
+from r2v.runtime.json_schema import JsonSchema, Work
 from r2v.verifiers.tool_calls import ToolCallVerifier
 
 NAMES = st.sampled_from("abc")

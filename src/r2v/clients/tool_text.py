@@ -13,7 +13,7 @@ from r2v.messages.conversation import Json, Request, tools_of
 from r2v.messages.openai_chat import chunk_of
 from r2v.messages.protocol import Piece, Reply
 from r2v.messages.tool_text import CALLS, ToolText
-from r2v.verifiers.json_schema import JsonSchema, Work
+from r2v.runtime.json_schema import JsonSchema, Work
 
 
 @dataclass(frozen=True)

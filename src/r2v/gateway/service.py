@@ -57,9 +57,9 @@ from r2v.gateway.settings import GatewaySettings
 from r2v.messages.conversation import Json, Request, bounded, context_of, limited, tools_of
 from r2v.messages.protocol import Reply, Served
 from r2v.messages.transcript import incoming, message_of
+from r2v.runtime.json_schema import footprint
 from r2v.runtime.slices import in_slices
 from r2v.verifiers import verifier_named
-from r2v.verifiers.json_schema import footprint
 
 if TYPE_CHECKING:
     from r2v.gateway.verdicts import SessionVerdicts

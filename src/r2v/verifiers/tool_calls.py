@@ -16,8 +16,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from r2v.core.types import Action, Context, ToolCall
+from r2v.runtime.json_schema import UNITS, JsonSchema, Work
 from r2v.verifiers.evidence import oscillation, repetition
-from r2v.verifiers.json_schema import UNITS, JsonSchema, Work
 
 FAILED = re.compile(
     r"\b(?:error|exception|traceback|failed|failure|not found|no such|invalid|denied|refused|timed? ?out|cannot)\b"
