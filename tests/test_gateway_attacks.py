@@ -473,6 +473,7 @@ BOMB = gzip.compress(b" " * 100_000_000 + WHOLE)
         ([OK + b"\r\n" + WHOLE.replace(b"xxx", b"x" * 5_000)], {"max_text_bytes": 5_000}, "more than 5000 bytes of text"),
         ([EVENTS, TEXT_EVENT * 100], {"max_text_bytes": 5_000, "stream": True}, "more than 5000 bytes of text"),
         ([EVENTS, b'data: "%s"\n' % (b"x" * 5_000)], {"max_text_bytes": 5_000, "stream": True}, "more than 5000 bytes"),
+        ([EVENTS, b"data: " + b"x" * 5_000], {"max_text_bytes": 5_000, "stream": True}, "more than 5000 bytes"),  # no end
         ([OK + b"\r\n" + CALLED % b",".join([CALL] * 257)], {}, "more than 256 calls"),
         ([OK + b"\r\n[" + b"[]," * 150_000 + b"1]"], {}, "not JSON"),
         ([OK + b"\r\n" + b"[" * 100_000], {}, "not JSON"),

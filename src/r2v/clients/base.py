@@ -408,13 +408,15 @@ class Client(ABC):
         """
         async with AsyncExitStack() as stack:
             response = await self._tried(lambda: stack.enter_async_context(self._sent(body, headers, size)), 1)
-            rest: list[bytes] = []  # of a line
+            rest, length = list[bytes](), 0  # of a line, and its bytes
             try:
                 async for piece in self._pieces(response):
                     *lines, last = piece.split(b"\n")
                     if lines:
-                        lines[0], rest = b"".join((*rest, lines[0])), []
+                        lines[0], rest, length = b"".join((*rest, lines[0])), [], 0
                     rest.append(last)
+                    length += len(last)
+                    self.check_text(length)
                     for i, line in enumerate(lines):
                         if i % AT_ONCE == AT_ONCE - 1:
                             await asyncio.sleep(0)
