@@ -282,8 +282,25 @@ def test_a_provider_may_be_anybodys_class(monkeypatch, tmp_path):
 
 def test_a_seed_of_63_bits_is_sent_as_31():
     with serving(lambda body, number: completion("look")) as server:
-        propose(chat(server.url), seed=2**63 - 1)
+        propose(chat(server.url, temperature=0.7), seed=2**63 - 1)
     assert server.bodies[0]["seed"] == 2**31 - 1
+
+
+def test_a_server_is_waited_for_by_the_speed_that_it_showed():
+    """First for as long as a slow one may need for so many tokens, then for some times as long as a token took."""
+
+    def answer(body: dict[str, Any], number: int) -> Reply:
+        time.sleep(1.0 if number == 1 or body["max_tokens"] == 64 else 0.0)
+        return completion("look", {"prompt_tokens": 5, "completion_tokens": 100})
+
+    limits = {"timeout_s": 0.2, "total_s": 0.2, "retries": 0}
+    with serving(answer) as server:
+        assert propose(chat(server.url, max_tokens=64, **limits))[0].action.text == "look"
+    with serving(answer) as server:
+        policy = chat(server.url, max_tokens=1, **limits)  # 100 tokens at once, then none
+        propose(policy)
+        with pytest.raises(ModelError, match="no answer in time"):
+            propose(policy)
 
 
 def test_messages_carry_goal_observations_and_actions_in_order():

@@ -481,7 +481,7 @@ BOMB = gzip.compress(b" " * 100_000_000 + WHOLE)
     ],
     ids=[
         "drip", "drip of events", "large", "line", "events", "bomb", "br", "garbled", "error", "values", "text",
-        "streamed text", "event", "calls", "too many to read", "nesting", "choices",
+        "streamed text", "event", "event without end", "calls", "too many to read", "nesting", "choices",
     ],
 )  # fmt: skip
 def test_an_answer_without_end_ends_as_one_line(answer, changes, said):

@@ -51,8 +51,6 @@ class Recording(msgspec.Struct, frozen=True):
     """Of all answers together, priced as when they were recorded."""
     tokens: Tokens | None
     """The same with what came from a cache; None where the server does not count, or not in earnest."""
-    seconds: float
-    """From the question to the answer, waiting for others included."""
 
 
 class Row(msgspec.Struct, frozen=True):

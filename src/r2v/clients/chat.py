@@ -5,6 +5,7 @@ teacher: {kind: chat, base_url: http://localhost:8000/v1, model: my-model, api_k
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -63,6 +64,7 @@ class ChatPolicy:
         self._client = make_client(settings, f"{name} at {settings.base_url}")
         self._cassette = None if settings.cassette is None else Cassette(Path(settings.cassette))
         self._slowest = 0.0  # seconds that a token took at most so far
+        self._turns: tuple[asyncio.AbstractEventLoop, asyncio.Semaphore] | None = None
 
     async def propose(self, context: Context, k: int, *, seed: int) -> tuple[Candidate, ...]:
         """k candidates in one request where the server offers that, with log-probabilities where it returns them. A single
@@ -88,16 +90,24 @@ class ChatPolicy:
         )
 
     async def _ask(self, body: Json, k: int, seed: int | None, logprobs: bool) -> Recording:
-        start, most = time.perf_counter(), k * self._settings.max_tokens
-        self._client.patience_s = PATIENCE * most * self._slowest or most * (self._client.in_flight + 1) / SLOW
-        draw = await self._client.draw(parse(msgspec.json.encode(body)), k, seed=seed, logprobs=logprobs)
-        seconds = time.perf_counter() - start
-        self._slowest = max(self._slowest, seconds / max(1, draw.tokens.output))
+        most = k * self._settings.max_tokens
+        async with self._turn():
+            start = time.perf_counter()
+            self._client.patience_s = PATIENCE * most * self._slowest or most * (self._client.in_flight + 1) / SLOW
+            draw = await self._client.draw(parse(msgspec.json.encode(body)), k, seed=seed, logprobs=logprobs)
+            self._slowest = max(self._slowest, (time.perf_counter() - start) / max(1, draw.tokens.output))
         answers = []
         for reply in draw.replies:
             likely = reply.likelihood or Likelihood.of(reply.choice, self._settings.vocabulary)
             answers.append(Answer(reply.choice["message"], likely.logp, likely.entropy))
-        return Recording(answers, draw.usage, None if draw.unknown else draw.tokens, seconds)
+        return Recording(answers, draw.usage, None if draw.unknown else draw.tokens)
+
+    def _turn(self) -> asyncio.Semaphore:
+        """Of those that may ask at once; who waits for one is not waiting for the model. Each event loop has its own."""
+        loop = asyncio.get_running_loop()
+        if self._turns is None or self._turns[0] is not loop:
+            self._turns = (loop, asyncio.Semaphore(self._settings.concurrency))
+        return self._turns[1]
 
     def _usage(self, found: Recording) -> Usage:
         """Of a draw, at today's price."""
