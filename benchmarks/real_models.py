@@ -144,7 +144,7 @@ def serve(name: str, port: int, threads: int, slots: int, context: int) -> None:
             time.sleep(3600)
 
 
-def record(settings: Path, out: Path, python: str, minutes: float) -> int:
+def record(settings: Path, out: Path, python: str, minutes: float, threads: int) -> int:
     """Play a run whose models are served here; returns its exit status, 0 where the time ran out first."""
     from r2v.clients.cassette import Cassette, packed
     from r2v.pipeline.settings import RunSettings
@@ -156,6 +156,7 @@ def record(settings: Path, out: Path, python: str, minutes: float) -> int:
         for model in models:
             port = str(urllib.parse.urlsplit(model.base_url).port)
             command = [python, __file__, "serve", model.model, "--port", port, "--slots", "6", "--context", "2048"]
+            command += ["--threads", str(threads)]
             server = stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
             stack.callback(server.terminate)
             print(server.stdout.readline().strip(), flush=True)
@@ -188,12 +189,13 @@ def main() -> None:
     recording.add_argument("--out", type=Path, required=True)
     recording.add_argument("--python", required=True, help="one that has xllamacpp")
     recording.add_argument("--minutes", type=float, default=1e6)
+    recording.add_argument("--threads", type=int, default=1, help="of each server")
     options = parser.parse_args()
     if options.command == "fetch":
         for name in options.names or MODELS:
             print(fetch(name))
     elif options.command == "record":
-        sys.exit(record(options.settings, options.out, options.python, options.minutes))
+        sys.exit(record(options.settings, options.out, options.python, options.minutes, options.threads))
     else:
         serve(options.name, options.port, options.threads, options.slots, options.context)
 
