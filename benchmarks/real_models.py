@@ -136,7 +136,7 @@ def serve(name: str, port: int, threads: int, slots: int, context: int) -> None:
     params.hostnames, params.port = ["127.0.0.1"], port
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
     params.n_parallel, params.n_ctx = slots, context * slots
-    params.kv_unified = False
+    params.kv_unified, params.verbosity = False, 1
     server = xllamacpp.Server(params)
     print(f"{name} at {server.listening_address}/v1", flush=True)
     with contextlib.suppress(KeyboardInterrupt):

@@ -303,6 +303,14 @@ def test_a_server_is_waited_for_by_the_speed_that_it_showed():
             propose(policy)
 
 
+def test_a_model_without_a_system_role_reads_its_instructions_in_the_first_message():
+    with serving(lambda body, number: completion("look")) as server:
+        propose(chat(server.url, system_role=False))
+        propose(chat(server.url))
+    without, usual = (body["messages"] for body in server.bodies)
+    assert without[0] == {"role": "user", "content": f"{SYSTEM}\n\n{usual[1]['content']}"} and without[1:] == usual[2:]
+
+
 def test_messages_carry_goal_observations_and_actions_in_order():
     with serving(lambda body, number: completion("look")) as server:
         propose(chat(server.url))

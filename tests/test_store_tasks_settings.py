@@ -124,7 +124,9 @@ def test_settings_errors_name_the_key(tmp_path, text, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "examples").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[1] / "examples").rglob("*.yaml")), ids=lambda path: path.stem
+)
 def test_every_example_can_be_read(path):
     assert load(path, LogsSettings if "logs" in keys(path) else RunSettings).version == 1
 

@@ -38,6 +38,8 @@ class ChatSettings(ClientSettings):
     backoff_s: PositiveFloat = 0.5
     longest_wait_s: PositiveFloat = 30.0
     concurrency: PositiveInt = 16
+    system_role: bool = True
+    """Whether the model's template takes a system message; otherwise that text begins the first message of the user."""
     revision: str | None = None
     """Hash or version of the weights: answers of others are not taken from the cassette."""
     cassette: str | None = None
@@ -72,7 +74,7 @@ class ChatPolicy:
         """
         s = self._settings
         body = {
-            "messages": messages(context, self._chat_format.system),
+            "messages": messages(context, self._chat_format.system, system_role=s.system_role),
             "temperature": s.temperature,
             "max_tokens": s.max_tokens,
         }

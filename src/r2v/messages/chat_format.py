@@ -21,12 +21,14 @@ class ChatFormat:
     read: Callable[[str], str]
 
 
-def messages(context: Context, system: str) -> list[dict[str, str]]:
-    """The episode as a chat: observations from the user, commands from the assistant."""
-    result = [
-        {"role": "system", "content": system},
-        {"role": "user", "content": f"{TASK}{context.goal}\n\n{context.observations[0]}"},
-    ]
+def messages(context: Context, system: str, *, system_role: bool = True) -> list[dict[str, str]]:
+    """The episode as a chat: observations from the user, commands from the assistant. Without `system_role` the system text
+    stands before the task.
+    """
+    task = f"{TASK}{context.goal}\n\n{context.observations[0]}"
+    result = [{"role": "system", "content": system}, {"role": "user", "content": task}]
+    if not system_role:
+        result = [{"role": "user", "content": f"{system}\n\n{task}"}]
     for action, observation in zip(context.actions, context.observations[1:], strict=True):
         result += [{"role": "assistant", "content": action.text}, {"role": "user", "content": observation}]
     return result
