@@ -17,7 +17,9 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
+from typer.testing import CliRunner
 
+from r2v.cli import cli
 from r2v.clients.base import ModelError
 from r2v.clients.cassette import Cassette, packed
 from r2v.clients.chat import ChatPolicy, ChatSettings
@@ -148,6 +150,16 @@ def test_a_recording_that_is_killed_ten_times_loses_an_answer_each_at_most(tmp_p
         assert len(model.bodies) == asked
     goals = [body["messages"][1]["content"] for body in model.bodies]
     assert all(len(list(times)) <= 1 + kills for _, times in itertools.groupby(sorted(goals)))
+
+
+def test_the_command_packs_a_cassette(tmp_path, refused):
+    with running(Model().app) as url:
+        ask(settings(url, tmp_path / "tape"), ("a", 2, 1), ("b", 1, 1))
+    found = CliRunner().invoke(cli, ["cassette", str(tmp_path / "tape")])
+    assert found.exit_code == 0 and found.stdout.startswith(
+        f"2 questions with their answers in {tmp_path / 'tape.jsonl.xz'}"
+    )
+    assert "neither" in refused("cassette", tmp_path / "other") and not list(tmp_path.glob("other*"))
 
 
 @pytest.mark.parametrize("suffix", [".jsonl.xz", ".sqlite"])

@@ -242,6 +242,19 @@ def explain(
 
 
 @cli.command(rich_help_panel="Runs")
+def cassette(
+    path: Annotated[Path, typer.Argument(metavar="CASSETTE", help="As in the settings: without a suffix.")],
+) -> None:
+    """Pack the answers of chat models that a run has recorded, so that others play it again without the models."""
+    from r2v.clients.cassette import Cassette, packed
+
+    count = Cassette(path).pack()
+    typer.echo(
+        f"{count} questions with their answers in {packed(path)}\nnext     `r2v run` with the same settings beside this file"
+    )
+
+
+@cli.command(rich_help_panel="Runs")
 def stages() -> None:
     """The stages of a run, with what each reads."""
     from r2v.pipeline.run_folder import folder_of

@@ -119,7 +119,11 @@ class Cassette:
         return self._opened
 
     def pack(self) -> int:
-        """Write all answers to the packed file; returns their number."""
+        """Write all answers to the packed file; returns their number. Raises ArtifactError where there are none."""
+        if not self._file.exists() and not self._packed.exists():
+            raise ArtifactError(
+                f"there is neither {self._file} nor {self._packed.name}; give the `cassette` of the settings"
+            )
         rows = {key_of(row.question): row for row in rows_of(self._packed)} if self._packed.exists() else {}
         for question, recording in self._db.execute("SELECT question, recording FROM answers"):
             row = Row(msgspec.json.decode(question), msgspec.json.decode(recording, type=Recording))
