@@ -81,7 +81,7 @@ def test_no_module_of_a_domain_imports_another_domain(domain):
 
 
 @pytest.mark.parametrize(
-    ("domain", "verifier"), [("household", set()), ("humaneval", {"chat_format"}), ("terminal", {"commands"})]
+    ("domain", "verifier"), [("household", {"catalogue"}), ("humaneval", {"chat_format"}), ("terminal", {"commands"})]
 )
 def test_a_verifier_sees_no_environment_and_a_perturbation_no_state(domain, verifier):
     assert reached("verifier", domain) == verifier
