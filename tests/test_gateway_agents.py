@@ -12,8 +12,8 @@ import httpx
 import openai
 import pytest
 
-from r2v.clients.base import Tokens
 from r2v.clients.mock import MockModel
+from r2v.clients.tokens import Tokens
 from r2v.messages.conversation import context_of, own_words, parse
 from servers import KEY, events_of
 from test_gateway import ASK, AUTH, LOOK, TOOLS, make  # noqa: F401  (a fixture)

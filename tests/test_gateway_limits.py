@@ -23,8 +23,9 @@ from typer.testing import CliRunner
 import r2v.clients
 import r2v.gateway
 from r2v.cli import cli
-from r2v.clients.base import Draw, Tokens
+from r2v.clients.base import Draw
 from r2v.clients.mock import MockModel, complete
+from r2v.clients.tokens import Tokens
 from r2v.core.cache import BoundedCache, remembered
 from r2v.core.errors import ArtifactError, SettingsError
 from r2v.core.features import EXTENDED, featurise

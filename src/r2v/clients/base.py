@@ -32,6 +32,7 @@ import aiohttp
 import msgspec
 
 from r2v.clients.settings import ClientSettings
+from r2v.clients.tokens import Tokens, counted
 from r2v.clients.tool_text import HeldStream, OfferedTools, with_calls
 from r2v.core.errors import SettingsError
 from r2v.core.types import NO_USAGE, Action, Candidate, Usage
@@ -94,51 +95,6 @@ class ModelError(RuntimeError):
         """Whether answers may have to be paid all the same, beside those of which `on_lost` knows."""
         self.clients_fault = clients_fault
         """The request itself was refused (HTTP 4xx): another model would refuse it, too."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """Numbers of tokens that a server counted; 0 where it did not report them."""
-
-    prompt: int = 0
-    """The whole prompt."""
-    output: int = 0
-    cached: int = 0
-    """Of the prompt, read from the provider's cache."""
-    cache_written: int = 0
-    """Of the prompt, written to the provider's cache."""
-
-    def __add__(self, other: Tokens) -> Tokens:
-        return Tokens(
-            self.prompt + other.prompt, self.output + other.output, self.cached + other.cached,
-            self.cache_written + other.cache_written,
-        )  # fmt: skip
-
-    @property
-    def total(self) -> int:
-        return self.prompt + self.output
-
-    @classmethod
-    def of(cls, usage: Json) -> Tokens:
-        """From `usage` of a chat completion; 0 for a count that is none."""
-        details = usage.get("prompt_tokens_details")
-        details = details if isinstance(details, dict) else {}
-        counts = (usage.get("prompt_tokens"), usage.get("completion_tokens"))
-        caches = (details.get("cached_tokens"), details.get("cache_creation_tokens"))
-        return cls(*(_count(count) or 0 for count in (*counts, *caches)))
-
-    @property
-    def usage(self) -> Json:
-        """`usage` of a chat completion."""
-        details = {"cached_tokens": self.cached}
-        if self.cache_written:
-            details["cache_creation_tokens"] = self.cache_written
-        return {
-            "prompt_tokens": self.prompt,
-            "completion_tokens": self.output,
-            "total_tokens": self.total,
-            "prompt_tokens_details": details,
-        }
 
 
 @dataclass(frozen=True)
@@ -294,13 +250,13 @@ class Client(ABC):
 
     def _usage(self, raw: Json) -> Usage:
         """As the server says; None for a count that is none."""
-        prompt, output = (_count(raw.get(key)) for key in ("prompt_tokens", "completion_tokens"))
+        prompt, output = (counted(raw.get(key)) for key in ("prompt_tokens", "completion_tokens"))
         known = prompt is not None and output is not None and self.settings.price is not None
         return Usage(1, prompt, output, self.usd(Tokens.of(raw)) if known else None)
 
     def _counted(self, usage: Json, most: int) -> Tokens | None:
         """What a server counted; None where it did not, or not in earnest. `most`: tokens that can be."""
-        if _count(usage.get("prompt_tokens")) is None or _count(usage.get("completion_tokens")) is None:
+        if counted(usage.get("prompt_tokens")) is None or counted(usage.get("completion_tokens")) is None:
             return None
         found = Tokens.of(usage)
         return found if found.cached + found.cache_written <= found.prompt and found.total <= most else None
@@ -689,11 +645,6 @@ async def all_of(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
             first.paid |= any(task.cancelled() or task.exception() is None for task in tasks)
         raise first from None
     return [task.result() for task in tasks]
-
-
-def _count(value: Any) -> int | None:
-    """A number of tokens; None for anything else."""
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53 else None
 
 
 def retry_after(value: str | None) -> float | None:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import msgspec
 
-from r2v.clients.base import Tokens
+from r2v.clients.tokens import Tokens
 from r2v.core.errors import ArtifactError
 from r2v.core.types import Usage
 from r2v.core.untrusted import unpacked_lines

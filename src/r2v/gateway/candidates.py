@@ -8,7 +8,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import replace
 
-from r2v.clients.base import Client, Draw, ModelError, Part, Tokens, on_lost
+from r2v.clients.base import Client, Draw, ModelError, Part, on_lost
+from r2v.clients.tokens import Tokens
 from r2v.core.types import Action, Candidate, Context
 from r2v.gateway.budgets import Amount
 from r2v.messages.conversation import Json, Request, action_of
