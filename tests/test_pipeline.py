@@ -111,6 +111,7 @@ def test_the_results_have_their_documented_shape(finished):
 def test_runs_are_compared_side_by_side(finished, tmp_path):
     said = r2v("compare", str(finished), str(finished), "--out", str(tmp_path / "page"), "--json").stdout
     found = json.loads(said.splitlines()[-1])
+    assert said.count("from scratch") == 4  # in the table of 80 columns, and in the line
     assert found == json.loads((tmp_path / "page" / "comparison.json").read_text())
     results = results_of(finished)["routers"]
     for row in found["rows"]:

@@ -26,7 +26,6 @@ def router(success, rate, curve=True, **more):
     return {
         "success_rate": success, "ci95": [success - 0.03, min(1.0, success + 0.02)], "llm_call_rate": rate,
         "calls_per_episode": 12 * rate, "steps_per_episode": 12.5, "cost_per_episode": 12 + 600 * rate,
-        "tokens_per_episode": {"slm": None, "teacher": None}, "usd_per_episode": None,
         "worst_seed_success": success - 0.02, "cvar_failure": 1.02 - success,
         "by_family": {"flaky": success, "partial": success - 0.1}, "by_seed": {"41": success, "42": success - 0.02},
         "asked_by_position": [rate] * 8 + [None, None], "broken": 0, "threshold": 0.4 if curve else None,
@@ -141,6 +140,19 @@ def test_a_browser_shows_the_episodes(page):
     assert "r2v 0.700 &gt;= 0.500" in dom
     assert "disturbed: direct (inject)" in dom
     assert "<img" not in dom
+
+
+def test_what_episodes_cost_is_shown_where_it_is_known(tmp_path):
+    """Results of r2v 0.2 have no such key."""
+    priced = results()
+    for r in priced["routers"].values():
+        r["usd_per_episode"] = 0.0021
+    console = Console(width=120, record=True)
+    console.print(summary(priced))
+    text = write_report(priced, [], tmp_path, title="t").read_text()
+    assert "USD/1000" in console.export_text() and "<td>2.100</td>" in text
+    console.print(summary(results()))
+    assert "USD/1000" not in console.export_text()
 
 
 def test_the_terminal_tables_and_explanations():

@@ -50,10 +50,10 @@ def compare(runs: Sequence[RunFolder], router: str) -> Comparison:
 def _row(run: RunFolder, router: str) -> Comparison:
     results, settings = run.results(), run.settings
     routers = results["routers"]
-    kept = ("success_rate", "ci95", "llm_call_rate", "calls_per_episode", "area", "curve", "tokens_per_episode")
+    kept = ("success_rate", "ci95", "llm_call_rate", "calls_per_episode", "area", "curve")
     found = {name: {key: routers[name][key] for key in kept} for name in ("slm_only", router, "llm_only")}
-    for name, entry in found.items():
-        entry["usd_per_episode"] = routers[name]["usd_per_episode"]
+    for name, entry in found.items():  # which runs of r2v 0.2 do not have
+        entry |= {key: routers[name].get(key) for key in ("tokens_per_episode", "usd_per_episode")}
     random = results["differences"].get("random") if router == "r2v" else None
     return {
         "run": str(run.root),
