@@ -203,10 +203,17 @@ def size_of(text: bytes, step: int) -> JsonSize:
 @pytest.mark.parametrize("step", [1, 7, 65_536])
 def test_values_are_counted_outside_of_strings_alone(step, monkeypatch):
     monkeypatch.setattr(json_size, "SMALL", 0)
+    monkeypatch.setattr(json_size, "VALUES", -1)
     text = json.dumps({"a": ["x,[{", 'quote " \\', "\\\\", "\\", {"b": 'é,"['}], "c": [[], {}]}).encode()
     size = size_of(text, step)
     assert size.values == sum(character in (b",[{") for character in b'{"":["","","","",{"":""}],"":[[],{}]}')
     assert size.escapes == text.count(b"\\")
+
+
+def test_marks_in_strings_are_no_values():
+    text = json.dumps({"a": "[1,2],{}" * 20_000}).encode()
+    for step in (777, 65_536, 1_000_000):
+        assert size_of(text, step).values == 1  # the object
 
 
 def test_small_texts_are_not_counted():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-SMALL = 100_000
-"""Bytes of a text that is read in five milliseconds, whatever it holds."""
+SMALL, HELD = 100_000, 4_000_000
+"""Bytes of a text that is read in five milliseconds, whatever it holds; and of one that is counted only where it may have
+too many values.
+"""
 VALUES, ESCAPES, WIDE = 50_000, 1_000_000, 4_000_000
 """What a client's request may hold at most: values, escaped characters, bytes of characters that are not ASCII. Each takes
 some 5 ms, in which nobody else is served. A request of 2 MB of an agent has some 20,000 values and 300,000 escapes."""
@@ -11,14 +13,19 @@ _ASCII = bytes(range(128))
 
 
 class JsonSize:
-    """Counts while the text comes in pieces; not before it is more than `SMALL`."""
+    """Counts while the text comes in pieces; not before it is more than `SMALL`, and values not before there may be `VALUES` of
+    them, for which strings must be parted from what lies between.
+    """
 
     def __init__(self) -> None:
         self.values = self.escapes = self.wide = 0
         """Lists, objects and commas outside of strings, which are no fewer than the values but one; backslashes; bytes of
         characters that are not ASCII."""
-        self._first: list[bytes] = []
+        self._unread: list[bytes] = []
+        self._seen: list[bytes] = []
         self._length = 0
+        self._marks = 0
+        """What `values` counts, in strings, too."""
         self._in_string = False
         self._cut = b""
         """A backslash at the end of a piece: what it escapes has not come yet."""
@@ -34,17 +41,25 @@ class JsonSize:
 
     def add(self, piece: bytes) -> None:
         self._length += len(piece)
+        self._unread.append(piece)
         if self._length <= SMALL:
-            self._first.append(piece)
             return
-        for one in (*self._first, piece):
-            self._count(one)
-        self._first = []
+        for one in self._unread:
+            self._look(one)
+        self._seen += self._unread
+        self._unread = []
+        if self._length > HELD or self._marks > VALUES:
+            for one in self._seen:
+                self._count(one)
+            self._seen = []
 
-    def _count(self, piece: bytes) -> None:
+    def _look(self, piece: bytes) -> None:
+        self._marks += piece.count(b",") + piece.count(b"[") + piece.count(b"{")
+        self.escapes += piece.count(b"\\")
         if not piece.isascii():
             self.wide += len(piece.translate(None, _ASCII))
-        self.escapes += piece.count(b"\\")
+
+    def _count(self, piece: bytes) -> None:
         piece, self._cut = self._cut + piece, b""
         if b"\\" in piece:
             if (len(piece) - len(piece.rstrip(b"\\"))) % 2:
