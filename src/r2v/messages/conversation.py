@@ -32,6 +32,8 @@ KEPT, CALLS = 1_000, 4_096
 """Characters of a call up to which its canonical form is remembered, and of how many: some 30 MB at most."""
 CANONICAL = 20_000
 """Characters of a call's arguments up to which they are brought into a canonical form: that takes up to 10 ms."""
+LONG = 250_000
+"""Bytes of a body from which on its messages are read one by one, which takes a third longer; see `runtime.slices`."""
 BLOCKS = 50
 """Blocks before a user's own words that are left out."""
 TOOLS_BYTES = 64_000_000
@@ -271,7 +273,7 @@ def _read_body(body: bytes) -> tuple[_Head, list[Message]]:
     """What is read of a body. Of a large one each message is a call of its own: others are served between two of them.
     Raises BadRequest, ValueError, RecursionError.
     """
-    if len(body) <= SMALL:
+    if len(body) <= LONG:
         read = _bodies.decode(body)
         return read, read.messages
     large = _large_bodies.decode(body)

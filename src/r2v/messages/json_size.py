@@ -13,8 +13,8 @@ _ASCII = bytes(range(128))
 
 
 class JsonSize:
-    """Counts while the text comes in pieces; not before it is more than `SMALL`, and values not before there may be `VALUES` of
-    them, for which strings must be parted from what lies between.
+    """Counts while the text comes in pieces; not before it is more than `SMALL`, and values not before there may be `VALUES`
+    of them, for which strings must be parted from what lies between.
     """
 
     def __init__(self) -> None:
