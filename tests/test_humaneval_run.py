@@ -83,7 +83,7 @@ def finished(tmp_path_factory):
 def test_a_dry_run_says_what_would_be_done_and_what_it_costs(finished):
     run, _, _, planned, after = finished
     assert "2-perturb   skipped: the SLM is a chat endpoint" in planned and "up to date" not in planned
-    assert after.count("up to date") == 9
+    assert "6-rollout   to do: " in planned and after.count("up to date") == 9 and "to do" not in after
     slm, cost = next(pair for pair in itertools.pairwise(planned.splitlines()) if pair[0].startswith("slm"))
     assert "SMALL at http://127.0.0.1:" in slm and "answers in" in slm and "no log-probabilities" in slm
     least, most, usd = re.fullmatch(r" +([\d.]+) to ([\d.]+) million tokens, ([\d.]+) to [\d.]+ USD", cost).groups()
@@ -158,4 +158,5 @@ def test_another_problem_file_of_the_same_name_is_another_run(tmp_path, monkeypa
 def test_what_does_not_fit_is_one_line(finished, refused, tmp_path):
     run = finished[0]
     assert "chat endpoint" in refused("ablate", run)
+    assert "names logs" in refused("run", EXAMPLE.with_name("own-logs.yaml"), "--out", tmp_path / "logs", "--dry-run")
     assert "--fresh-tasks" in refused("evaluate", run, "--fresh-tasks", "3", "--out", tmp_path / "fresh")

@@ -39,6 +39,8 @@ def run(
     if "logs" in keys(settings):
         if until is not None:
             raise SettingsError(f"{settings} names logs: it has no stages to stop after")
+        if dry_run:
+            raise SettingsError(f"{settings} names logs: nothing is played, and nothing asked of a model; run it as it is")
         run_logs(load(settings, LogsSettings, overrides or []), out)
         return
     names = [stage.name for stage in STAGES]

@@ -88,9 +88,12 @@ class Stage:
     untrained: str | None = None
     """The line where nothing is trained, if it does something else then."""
 
+    def skipped(self, settings: RunSettings) -> bool:
+        return self.trains and not settings.trains
+
     def does_under(self, settings: RunSettings) -> str:
-        """The line for people under these settings."""
-        if self.trains and not settings.trains:
+        """The line for people under these settings, once it is done."""
+        if self.skipped(settings):
             return "skipped: the SLM is a chat endpoint, nothing is trained"
         return self.does if settings.trains or self.untrained is None else self.untrained
 
@@ -110,7 +113,7 @@ def run_stages(stages: Sequence[Stage], settings: RunSettings, root: Path, conso
             prepare(out, fingerprint)
             start = time.monotonic()
             does = stage.does_under(settings)
-            if settings.trains or not stage.trains:
+            if not stage.skipped(settings):
                 with progress(console, out.name) as report:
                     stage.run(StageContext(settings, run, out, executor, report))
             seconds = time.monotonic() - start
@@ -161,7 +164,7 @@ def stage_fingerprint(stage: Stage, settings: RunSettings, run: RunFolder) -> st
         facts["tasks file"] = sha256(task_file)
     if "verifier" in stage.uses and settings.verifier is not None:
         facts["verifier"] = source_sha256(settings.verifier)
-    if stage.trains and not settings.trains:
+    if stage.skipped(settings):
         facts["skipped"] = True
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
@@ -172,7 +175,8 @@ def status(stage: Stage, settings: RunSettings, run: RunFolder) -> str:
         done = is_complete(run, stage.name, stage_fingerprint(stage, settings, run))
     except (ArtifactError, StageError):
         done = False
-    return "up to date" if done else stage.does_under(settings)
+    line = stage.does_under(settings)
+    return "up to date" if done else line if stage.skipped(settings) else f"to do: {line}"
 
 
 def is_complete(run: RunFolder, stage: str, fingerprint: str) -> bool:
