@@ -3,6 +3,7 @@
     python benchmarks/real_models.py fetch [NAME ...]          # into $R2V_MODELS, or ~/.cache/r2v/models
     PYTHON benchmarks/real_models.py serve NAME --port 8000    # PYTHON: one that has xllamacpp==2026.10.11549
     python benchmarks/real_models.py record examples/humaneval-real.yaml --out runs/real --python PYTHON [--minutes 60]
+    ... record ... --server llama-server                       # llama.cpp's own, built for this machine: twice as fast
 
 `record` serves the two models that the settings name, plays the run as far as the minutes reach, and packs the cassette: an
 answer that was recorded is not asked for again, so the next sitting goes on where this one ended.
@@ -19,6 +20,7 @@ import contextlib
 import hashlib
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -32,6 +34,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HUB = "https://huggingface.co"
+CONTEXT = 2048
+"""Tokens of a slot while a run is recorded."""
 
 
 @dataclass(frozen=True)
@@ -144,8 +148,34 @@ def serve(name: str, port: int, threads: int, slots: int, context: int) -> None:
             time.sleep(3600)
 
 
-def record(settings: Path, out: Path, python: str, minutes: float, threads: int) -> int:
-    """Play a run whose models are served here; returns its exit status, 0 where the time ran out first."""
+def llama_server(binary: str, name: str, port: int, slots: int, context: int, threads: int) -> list[str]:
+    """The command that serves a model by llama.cpp's own program."""
+    size = ["-np", str(slots), "-c", str(context * slots), "-t", str(threads), "-tb", str(threads)]
+    return [binary, "-m", str(fetch(name)), "--alias", name, "--host", "127.0.0.1", "--port", str(port), *size, "--no-webui"]
+
+
+def answers(port: int) -> bool:
+    """Whether a model is served there, and loaded."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+def record(settings: Path, out: Path, python: str, server: str | None, minutes: float, slots: int, threads: int) -> int:
+    """Play a run whose models are served here; returns its exit status, 0 where the time ran out first.
+
+    Args:
+        settings: of the run.
+        out: its folder.
+        python: one that has xllamacpp.
+        server: path of llama.cpp's own server, to be used instead.
+        minutes: after which the run is stopped.
+        slots: requests that each server answers at once.
+        threads: of each server. One: with two each step of the model waits for the slower one, and other work on the
+            machine makes that several times as long.
+    """
     from r2v.clients.cassette import Cassette, packed
     from r2v.pipeline.settings import RunSettings
     from r2v.runtime.settings import load
@@ -154,12 +184,19 @@ def record(settings: Path, out: Path, python: str, minutes: float, threads: int)
     models = [read.slm.model, read.teacher]
     with contextlib.ExitStack() as stack:
         for model in models:
-            port = str(urllib.parse.urlsplit(model.base_url).port)
-            command = [python, __file__, "serve", model.model, "--port", port, "--slots", "6", "--context", "2048"]
-            command += ["--threads", str(threads)]
-            server = stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
-            stack.callback(server.terminate)
-            print(server.stdout.readline().strip(), flush=True)
+            port = urllib.parse.urlsplit(model.base_url).port
+            if server is None:
+                command = [python, __file__, "serve", model.model, "--port", str(port), "--slots", str(slots)]
+                command += ["--context", str(CONTEXT), "--threads", str(threads)]
+            else:
+                command = llama_server(server, model.model, port, slots, CONTEXT, threads)
+            serving = stack.enter_context(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+            stack.callback(serving.terminate)
+            while not answers(port):
+                if serving.poll() is not None:
+                    sys.exit(f"{shlex.join(command)} ended with {serving.returncode}")
+                time.sleep(0.5)
+            print(f"{model.model} at {model.base_url}", flush=True)
         command = [sys.executable, "-c", "from r2v.cli import app; app()", "run", str(settings), "--out", str(out)]
         run = subprocess.Popen(command)
         try:
@@ -187,15 +224,27 @@ def main() -> None:
     recording = commands.add_parser("record")
     recording.add_argument("settings", type=Path)
     recording.add_argument("--out", type=Path, required=True)
-    recording.add_argument("--python", required=True, help="one that has xllamacpp")
+    recording.add_argument("--python", default=sys.executable, help="one that has xllamacpp")
+    recording.add_argument("--server", help="llama.cpp's own server, to be used instead")
     recording.add_argument("--minutes", type=float, default=1e6)
+    recording.add_argument("--slots", type=int, default=12, help="requests answered at once")
     recording.add_argument("--threads", type=int, default=1, help="of each server")
     options = parser.parse_args()
     if options.command == "fetch":
         for name in options.names or MODELS:
             print(fetch(name))
     elif options.command == "record":
-        sys.exit(record(options.settings, options.out, options.python, options.minutes, options.threads))
+        sys.exit(
+            record(
+                options.settings,
+                options.out,
+                options.python,
+                options.server,
+                options.minutes,
+                options.slots,
+                options.threads,
+            )
+        )
     else:
         serve(options.name, options.port, options.threads, options.slots, options.context)
 
