@@ -10,6 +10,7 @@ import logging
 import os
 import pickle
 import secrets
+import socket
 import sys
 import threading
 import time
@@ -27,6 +28,8 @@ from r2v.runtime.progress import Report
 
 RETRIES = 3
 """Times that a piece is begun again when its worker or its machine dies."""
+REACH_S = 10
+"""Seconds for a cluster to take a connection."""
 OBJECT_STORE_BYTES = 256 * 2**20
 """Of a cluster of this machine: it holds jobs alone, and what does not fit goes to disk."""
 
@@ -51,13 +54,12 @@ class RayTasks:
 
     def __enter__(self) -> RayTasks:
         """Connects, and asks every machine whether it can work. Raises StageError with the first that cannot."""
-        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
         with ExitStack() as opened:
             mark = opened.enter_context(_Mark(self._folder))
             self._ray = opened.enter_context(_Cluster(self._workers, self._address))
             task = self._ray.remote(_task(__version__, Path.cwd(), mark))
             self._task = task.options(num_cpus=1, max_retries=RETRIES)
-            self._ask_every_machine(task.options(num_cpus=0))
+            self._ask_every_machine(task)
             self._open = opened.pop_all()
         return self
 
@@ -79,8 +81,8 @@ class RayTasks:
             raise StageError(f"the Ray cluster at {self._address} has no CPUs; start a machine with `ray start`")
         machines = [node["NodeID"] for node in self._ray.nodes() if node["Alive"]]
         # soft: one that leaves in this moment is none that will work
-        asked = [task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(one, soft=True)) for one in machines]
-        for answer in [one.remote(None) for one in asked]:
+        places = [NodeAffinitySchedulingStrategy(machine, soft=True) for machine in machines]
+        for answer in [task.options(num_cpus=0, scheduling_strategy=place).remote(None) for place in places]:
             self._finish(answer)
 
     def _finish(self, ready: Any) -> None:
@@ -92,7 +94,7 @@ class RayTasks:
             raise (error.cause if isinstance(error.cause, Exception) else error) from error
         except (exceptions.WorkerCrashedError, exceptions.NodeDiedError, exceptions.OutOfMemoryError):
             raise StageError(
-                f"a Ray worker died {RETRIES + 1} times at the same piece (out of memory?); run the same command again to resume"
+                f"a Ray worker died {RETRIES + 1} times at one piece (out of memory?); run the same command again to resume"
             ) from None
         if problem is not None:
             raise StageError(problem)
@@ -124,9 +126,11 @@ class _Cluster:
         self._ended = ExitStack()
 
     def __enter__(self) -> Any:
+        # Read when Ray is imported: no usage statistics, and nothing of its own on the terminal.
+        os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS_SKIP_REGEX": "."}
         common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if self._address is None:
-            # Read when Ray is imported: services listen on the loopback address, and want a token.
+            # Services listen on the loopback address, and want a token.
             os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
             os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
             folder = self._ended.enter_context(TemporaryDirectory(prefix="r2v-ray-", ignore_cleanup_errors=True))
@@ -140,16 +144,28 @@ class _Cluster:
 
         self._ended.callback(ray.shutdown)
         try:
+            if self._address not in (None, "auto"):
+                _reach(str(self._address))
             ray.init(**common)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             self._ended.close()
-            where = self._address or "on this machine"
-            why = str(error).strip().split("\n")[0]
-            raise StageError(f"no Ray cluster {where}: {why}; is `ray start` running there?") from None
+            where = f"at {self._address}" if self._address else "on this machine"
+            why = str(error).strip().split("\n")[0].rstrip(".")
+            raise StageError(f"Ray cannot be used {where}: {why}; see `ray status` on a machine of the cluster") from None
         return ray
 
     def __exit__(self, *_: object) -> None:
         self._ended.close()
+
+
+def _reach(address: str) -> None:
+    """Raise OSError or ValueError where nothing listens at HOST:PORT: Ray would try for many minutes."""
+    from ray.util import get_node_ip_address
+
+    host, _, port = address.rpartition(":")
+    if host in ("localhost", "127.0.0.1"):
+        host = get_node_ip_address()  # what Ray takes for it
+    socket.create_connection((host, int(port)), timeout=REACH_S).close()
 
 
 def _task(version: str, working_directory: Path, mark: Path) -> Callable[[bytes | None], str | None]:
