@@ -2,9 +2,9 @@
 
     python benchmarks/ray_executor.py [--tasks 160]
 
-The expert plays household tasks, ten in a job, on a cluster of this machine. Seconds are those of one `map` whose workers have
-imported what they need, CPU seconds those of the jobs. On a machine with other work the CPU at once says what a second worker
-brings. In the last row a worker is killed in the middle of its job.
+The expert plays household tasks, ten in a job, on a cluster of this machine. Seconds are those of one `map` whose workers
+have imported what they need, CPU seconds those of the jobs. On a machine with other work the CPU at once says what a second
+worker brings. In the last row a worker is killed in the middle of its job.
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import pytest
 
 from r2v import __version__
 from r2v.runtime.ray_executor import RayTasks, _task
+from r2v.runtime.store import read_episodes
 
 HERE = Path(__file__).parent
 ENVIRONMENT = {
@@ -27,12 +27,10 @@ LOOPBACK = {**ENVIRONMENT, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 SETTINGS = """\
 version: 1
 threads: 1
-environment: {house: small, receptacles: [4, 5], objects: [4, 6], horizon: 10, families: [pick_and_place_simple]}
-tasks: {policy: 12, router: 90, validation: 4, test: 4}
-perturbations: {strength: 0.3, collect: [1], rollout: [21, 22], validation: [31, 32]}
-clone: {steps: 3, batch_tokens: 1024}
-propose: {tasks: 4}
-routers: [r2v, benefit]
+environment: {house: small, receptacles: [4, 5], objects: [4, 6], horizon: 4, families: [pick_and_place_simple]}
+tasks: {policy: 50, router: 2, validation: 2, test: 2}
+perturbations: {collect: [1]}
+slm: {k: 2, max_new_tokens: 3}
 """
 
 
@@ -83,21 +81,23 @@ def begun(tmp_path):
 
 
 def test_a_cluster_plays_the_same_episodes_as_local_processes(address, tmp_path):
-    """The second machine imports nothing from the first: models and routers are read from the run's folder."""
+    """Expert and SLM; its folder is named relative to the working directory."""
     (tmp_path / "tiny.yaml").write_text(SETTINGS)
-    command = ("-c", "from r2v.cli import app; app()", "run", "tiny.yaml", "--until", "rollout", "--out")
-    for more in (["local"], ["ray", "--executor", "ray", "--address", address]):
-        with python(*command, *more, environment=LOOPBACK, cwd=tmp_path) as run:
-            out, err = run.communicate()
-        assert (run.returncode, err) == (0, ""), out + err
-        if more == ["local"]:
-            shutil.copytree(tmp_path / "local", tmp_path / "ray")
-            shutil.rmtree(tmp_path / "ray" / "6-rollout")
-    assert out.count("up to date") == 5
-    local = {path.name: path.read_bytes() for path in (tmp_path / "local" / "6-rollout").glob("[!m]*")}
-    assert local.keys() == {"router.parquet", "help.json"}
-    assert local == {path.name: path.read_bytes() for path in (tmp_path / "ray" / "6-rollout").glob("[!m]*")}
-    assert not list((tmp_path / "ray").glob(".ray-*"))
+    with python(HERE / "ray_play.py", tmp_path, address, environment=LOOPBACK, cwd=tmp_path) as script:
+        out, err = script.communicate()
+    assert (script.returncode, out, err) == (0, "", "")
+    local, ray = (tmp_path / kind / "episodes.parquet" for kind in ("processes", "ray"))
+    assert local.read_bytes() == ray.read_bytes()
+    assert {episode.agent for episode in read_episodes(ray)} == {"expert", "slm_only"}
+
+
+def test_the_command_line_runs_stages_on_a_cluster(address, tmp_path):
+    (tmp_path / "tiny.yaml").write_text(SETTINGS)
+    command = ("-c", "from r2v.cli import app; app()", "run", "tiny.yaml", "--until", "perturb", "--out", "run")
+    with python(*command, "--executor", "ray", "--address", address, environment=LOOPBACK, cwd=tmp_path) as run:
+        out, err = run.communicate()
+    assert (run.returncode, err, len(out.splitlines())) == (0, "", 2), out + err
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {".lock", "settings.yaml", "1-collect", "2-perturb"}
 
 
 def test_a_killed_worker_costs_its_piece_alone(address, tmp_path, begun):
@@ -189,6 +189,9 @@ def test_wrong_addresses_are_one_line(refused, tmp_path):
     command = ("run", tmp_path / "tiny.yaml", "--out", tmp_path / "out")
     assert "add --executor ray" in refused(*command, "--address", "auto")
     assert "there are processes and ray" in refused(*command, "--executor", "slurm")
+    for other in ("evaluate", "certify", "ablate"):
+        options = ("--fresh-tasks", 2, "--out", tmp_path / "out") if other == "evaluate" else ()
+        assert "add --executor ray" in refused(other, tmp_path, *options, "--address", "auto")
     for address, message in (("ray://localhost:10001", "on a machine of the cluster"), ("127.0.0.1:1", "refused")):
         with pytest.raises(Exception, match=message), RayTasks(1, tmp_path, address):
             pass
