@@ -132,7 +132,8 @@ class _Cluster:
         if self._address is None:
             # Services listen on the loopback address, and want a token.
             os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-            os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+            os.environ["RAY_AUTH_MODE"] = "token"
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # Ray reads it once in a process
             folder = self._ended.enter_context(TemporaryDirectory(prefix="r2v-ray-", ignore_cleanup_errors=True))
             common |= {
                 "address": "local", "num_cpus": self._workers, "include_dashboard": False, "_temp_dir": folder,
@@ -149,9 +150,11 @@ class _Cluster:
             ray.init(**common)
         except (OSError, RuntimeError, ValueError) as error:
             self._ended.close()
-            where = f"at {self._address}" if self._address else "on this machine"
             why = str(error).strip().split("\n")[0].rstrip(".")
-            raise StageError(f"Ray cannot be used {where}: {why}; see `ray status` on a machine of the cluster") from None
+            if self._address is None:
+                raise StageError(f"Ray does not start on this machine: {why}") from None
+            mend = "see `ray status` on a machine of the cluster"
+            raise StageError(f"no Ray cluster can be used at {self._address}: {why}; {mend}") from None
         return ray
 
     def __exit__(self, *_: object) -> None:
