@@ -1,12 +1,14 @@
-"""A stage of six jobs whose third waits for a file: python ray_jobs.py FOLDER [ADDRESS] prints what they made."""
+"""A study of six jobs whose third waits for a file: python ray_jobs.py FOLDER [ADDRESS] prints what they made."""
 
 import os
 import sys
 import time
 from pathlib import Path
 
+from rich.console import Console
+
 from r2v.core.errors import R2VError, StageError
-from r2v.pipeline.runner import StageContext, locked
+from r2v.pipeline.runner import study
 from r2v.runtime.executor import ExecutorChoice
 
 
@@ -24,11 +26,12 @@ def job(asked: tuple[str, int]) -> int:
 if __name__ == "__main__":
     from ray_jobs import job as named  # by the name that workers know
 
-    out, address = Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else None
-    with locked(out):
-        try:
-            with ExecutorChoice("ray", address).started(2, out) as executor:
-                ctx = StageContext(None, None, out, executor, lambda *_: None)  # type: ignore[arg-type]
-                print(ctx.map(named, [(str(out), i) for i in range(6)], "squares"))
-        except R2VError as error:
-            print(f"{type(error).__name__}: {error}")
+    root, address = Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else None
+    (root / "settings.yaml").write_text("version: 1\n")
+    try:
+        with study(
+            root, root / "out", "squares", Console(quiet=True), ExecutorChoice("ray", address), fingerprint="squares"
+        ) as ctx:
+            print(ctx.map(named, [(str(root), i) for i in range(6)], "squares"))
+    except R2VError as error:
+        print(f"{type(error).__name__}: {error}")

@@ -114,14 +114,14 @@ def test_a_killed_worker_costs_its_piece_alone(address, tmp_path, begun):
 def test_nothing_of_a_killed_driver_works_on_and_the_same_command_resumes(address, tmp_path, begun):
     command = (HERE / "ray_jobs.py", tmp_path, address)
     with python(*command, environment=LOOPBACK, cwd=tmp_path) as driver:
-        until(lambda: len(list(tmp_path.glob("partial/*.json"))) == 5, "the others are done", driver)
+        until(lambda: len(list(tmp_path.glob("out/partial/*.json"))) == 5, "the others are done", driver)
         driver.kill()
     until(lambda: not lives(dict(begun())[2]), "its worker works on")
     (tmp_path / "go").touch()
     with python(*command, environment=LOOPBACK, cwd=tmp_path) as driver:
         assert driver.communicate() == ("[0, 1, 4, 9, 16, 25]\n", "")
     assert Counter(number for number, _ in begun()) == {0: 1, 1: 1, 2: 2, 3: 1, 4: 1, 5: 1}
-    assert not list(tmp_path.glob(".ray-*"))
+    assert not list(tmp_path.glob("out/.ray-*"))
 
 
 def test_an_error_of_a_job_is_what_it_raised_and_is_not_tried_again(address, tmp_path, begun):
@@ -164,7 +164,7 @@ def test_a_cluster_of_ones_own_listens_on_the_loopback_address_and_ends_with_the
     assert listening and all(host.endswith("0100007F") for host in listening)  # 127.0.0.1, also as ::ffff:127.0.0.1
     assert out == "" and err.strip().endswith("KeyboardInterrupt")
     until(lambda: not ours(), "processes of the cluster are left")
-    assert not list(tmp_path.glob(".ray-*"))
+    assert not list(tmp_path.glob("out/.ray-*"))
 
 
 def test_a_machine_that_cannot_work_is_one_line(tmp_path):

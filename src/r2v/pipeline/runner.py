@@ -140,12 +140,13 @@ def study(
     run = RunFolder(root)
     settings = run.settings
     out.mkdir(parents=True, exist_ok=True)
-    with locked(out), choice.started(settings.workers, out) as executor, progress(console, label) as report:
+    with locked(out):
         if fingerprint is None:
             shutil.rmtree(out / PARTIAL, ignore_errors=True)
         else:
-            prepare(out, fingerprint)
-        yield StageContext(settings, run, out, executor, report)
+            prepare(out, fingerprint)  # before the executor puts anything there
+        with choice.started(settings.workers, out) as executor, progress(console, label) as report:
+            yield StageContext(settings, run, out, executor, report)
         shutil.rmtree(out / PARTIAL, ignore_errors=True)
 
 

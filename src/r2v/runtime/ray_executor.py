@@ -128,12 +128,13 @@ class _Cluster:
     def __enter__(self) -> Any:
         # Read when Ray is imported: no usage statistics, and nothing of its own on the terminal.
         os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS_SKIP_REGEX": "."}
+        if self._address is None:  # then services listen on the loopback address, and want a token
+            os.environ |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # read once in a process
+        import ray
+
         common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if self._address is None:
-            # Services listen on the loopback address, and want a token.
-            os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-            os.environ["RAY_AUTH_MODE"] = "token"
-            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # Ray reads it once in a process
             folder = self._ended.enter_context(TemporaryDirectory(prefix="r2v-ray-", ignore_cleanup_errors=True))
             common |= {
                 "address": "local", "num_cpus": self._workers, "include_dashboard": False, "_temp_dir": folder,
@@ -141,8 +142,6 @@ class _Cluster:
             }  # fmt: skip
         else:
             common["address"] = self._address
-        import ray
-
         self._ended.callback(ray.shutdown)
         try:
             if self._address not in (None, "auto"):
