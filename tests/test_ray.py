@@ -189,6 +189,8 @@ def test_wrong_addresses_are_one_line(refused, tmp_path):
     command = ("run", tmp_path / "tiny.yaml", "--out", tmp_path / "out")
     assert "add --executor ray" in refused(*command, "--address", "auto")
     assert "there are processes and ray" in refused(*command, "--executor", "slurm")
+    (tmp_path / "logs.yaml").write_text("version: 1\nlogs: {path: log.jsonl}\n")
+    assert "nothing is played" in refused("run", tmp_path / "logs.yaml", "--out", tmp_path / "out", "--executor", "ray")
     for other in ("evaluate", "certify", "ablate"):
         options = ("--fresh-tasks", 2, "--out", tmp_path / "out") if other == "evaluate" else ()
         assert "add --executor ray" in refused(other, tmp_path, *options, "--address", "auto")

@@ -45,6 +45,8 @@ def run(
             raise SettingsError(f"{settings} names logs: it has no stages to stop after")
         if dry_run:
             raise SettingsError(f"{settings} names logs: nothing is played, and nothing asked of a model; run it as it is")
+        if executor != "processes":
+            raise SettingsError(f"{settings} names logs: nothing is played on an executor; leave out --executor {executor}")
         run_logs(load(settings, LogsSettings, overrides or []), out)
         return
     names = [stage.name for stage in STAGES]
