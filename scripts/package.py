@@ -231,6 +231,7 @@ def train(env: Installed) -> None:
     if not list((env.work / "run").glob("*/report.html")):
         raise Failed("`r2v run` wrote no report")
     env.misses("serve", "serve", "--mock")
+    env.misses("ray", "run", "tiny.yaml", "--out", "spread", "--executor", "ray")
 
 
 def redis(env: Installed) -> None:

@@ -29,6 +29,7 @@ SLOW = {
     "test_slm.py",
     "test_local_models.py",
     "test_conversation_training.py",
+    "test_ray.py",
     "test_gateway_household.py",
     "test_plugins.py::test_own_domain_verifier_and_router_go_through_the_pipeline_to_the_report",
     "test_fit_logs.py::test_a_run_on_own_logs_inspects_and_fits",

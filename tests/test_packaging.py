@@ -72,6 +72,7 @@ def test_ranges_are_in_the_project_and_pins_in_the_constraints():
         ("uvicorn", "serve", "serve"),
         ("jsonschema", "serve", "serve"),
         ("textworld", "run", "alfworld"),
+        ("ray", "run", "ray"),
     ],
 )
 def test_a_missing_module_names_the_extra_of_the_command(module, command, extra):

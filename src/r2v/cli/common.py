@@ -26,6 +26,13 @@ UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 MAX_SEED = 999_999
 """So that the perturbation seeds of evaluations and of certificates never meet."""
 Set = Annotated[list[str] | None, typer.Option("--set", help="Change one setting, e.g. --set clone.steps=500.")]
+Executor = Annotated[
+    str, typer.Option(help="Where episodes are played: processes of this machine, or ray (pip install 'r2v[ray]').")
+]
+Address = Annotated[
+    str | None,
+    typer.Option(help="HOST:PORT of a Ray cluster; without it, --executor ray starts one on this machine for the command."),
+]
 Logs = Annotated[Path, typer.Argument(help="Ledger, Parquet, JSON, JSONL (.gz, .xz) or a folder of files.")]
 Format = Annotated[
     str,

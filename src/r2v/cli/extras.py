@@ -11,6 +11,7 @@ EXTRAS = {
     "report": _REPORT,
     "train": (*_REPORT, "torch", "transformers", "tokenizers", "safetensors", "peft", "aiohttp"),
     "redis": ("redis",),
+    "ray": ("ray",),
     "alfworld": ("textworld", "alfworld"),
     "datasets": ("datasets",),
 }

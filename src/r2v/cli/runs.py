@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from r2v.cli.common import MAX_SEED, Set, cli
+from r2v.cli.common import MAX_SEED, Address, Executor, Set, cli
 from r2v.core.errors import SettingsError, StageError
 from r2v.runtime.settings import keys, load
 from r2v.runtime.store import read_episodes, read_json, write_json
@@ -25,6 +25,8 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Play nothing: print the plan, and ask each chat model once.")
     ] = False,
+    executor: Executor = "processes",
+    address: Address = None,
 ) -> None:
     """Train, fit and evaluate: all stages in order. Finished stages are skipped, a killed one is resumed."""
     from rich.console import Console
@@ -35,12 +37,16 @@ def run(
     from r2v.pipeline.settings import LogsSettings, RunSettings
     from r2v.pipeline.stages import STAGES
     from r2v.report.tables import summary
+    from r2v.runtime.executor import ExecutorChoice
 
+    choice = ExecutorChoice(executor, address)
     if "logs" in keys(settings):
         if until is not None:
             raise SettingsError(f"{settings} names logs: it has no stages to stop after")
         if dry_run:
             raise SettingsError(f"{settings} names logs: nothing is played, and nothing asked of a model; run it as it is")
+        if executor != "processes":
+            raise SettingsError(f"{settings} names logs: nothing is played on an executor; leave out --executor {executor}")
         run_logs(load(settings, LogsSettings, overrides or []), out)
         return
     names = [stage.name for stage in STAGES]
@@ -66,7 +72,7 @@ def run(
     pending = {stage.name for stage in wanted if not (RunFolder(out).of(stage.name) / MANIFEST).exists()}
     if needing & pending and find_spec("torch") is None:  # said now, not after hours of collecting
         raise ModuleNotFoundError("this run trains or fits", name="torch")
-    run_stages(wanted, effective, out, console)
+    run_stages(wanted, effective, out, console, choice)
     if until is None:
         finished = RunFolder(out)
         console.print(summary(finished.results()))
@@ -83,6 +89,8 @@ def evaluate(
     seed: Annotated[
         int, typer.Option(min=0, max=MAX_SEED, help="Seed of the new tasks and of their perturbation seeds.")
     ] = 1,
+    executor: Executor = "processes",
+    address: Address = None,
 ) -> None:
     """Play a finished run on new tasks under perturbation seeds that were never used: nobody tuned on those."""
     from rich.console import Console
@@ -94,7 +102,9 @@ def evaluate(
     from r2v.pipeline.stages.evaluate import evaluate_on
     from r2v.report.page import write_report
     from r2v.report.tables import summary
+    from r2v.runtime.executor import ExecutorChoice
 
+    choice = ExecutorChoice(executor, address)
     run = RunFolder(run_folder)
     settings = run.settings
     run.finished("collect", "clone", "prefer", "rollout", "fit")
@@ -104,7 +114,7 @@ def evaluate(
         raise StageError(f"{len(overlap)} of the new tasks are tasks of the run; choose another --seed")
     zs = [FRESH_SEEDS_FROM + seed * 1000 + i for i in range(len(settings.perturbations.test))]
     console = Console()
-    with study(run_folder, out, "evaluate", console) as ctx:
+    with study(run_folder, out, "evaluate", console, choice) as ctx:
         evaluate_on(ctx, tasks, zs, f"fresh tasks, seed {seed}")
     results = read_json(out / "results.json")
     write_report(results, read_episodes(out / "episodes.parquet"), out, title=f"{run_folder.name}, fresh tasks")
@@ -129,6 +139,8 @@ def certify(
         Path | None, typer.Option(help="Play nothing: check that this certificate was made for this run, and print it.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="End with one JSON line.")] = False,
+    executor: Executor = "processes",
+    address: Address = None,
 ) -> None:
     """Prove on new tasks that a threshold keeps the failure rate below a bound (Learn-then-Test), and say which is cheapest.
 
@@ -140,12 +152,14 @@ def certify(
     from r2v.evaluation.certificate import Target, load_certificate, read_certificate
     from r2v.pipeline.run_folder import RunFolder
     from r2v.pipeline.runner import study
+    from r2v.runtime.executor import ExecutorChoice
     from r2v.studies.certify import certify as make
     from r2v.studies.certify import describe, identity
 
+    choice = ExecutorChoice(executor, address)
     RunFolder(run_folder).finished("collect", "clone", "prefer", "fit")
     console, path = Console(), verify or out or run_folder / "certificate.json"
-    with study(run_folder, run_folder / "certify", "certify", console) as ctx:
+    with study(run_folder, run_folder / "certify", "certify", console, choice) as ctx:
         if verify is not None:
             certificate = load_certificate(verify, identity(ctx, read_certificate(verify).router))
         else:
@@ -162,6 +176,8 @@ def certify(
 def ablate(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
     out: Annotated[Path | None, typer.Option(help="Folder for the tables; RUN/ablation if not given.")] = None,
+    executor: Executor = "processes",
+    address: Address = None,
 ) -> None:
     """Make the paper's ablation tables on a finished run: closed loop and replay side by side, next to the paper's figures.
 
@@ -173,15 +189,17 @@ def ablate(
     from r2v.pipeline.run_folder import RunFolder
     from r2v.pipeline.runner import study
     from r2v.report.ablation import write_ablation
+    from r2v.runtime.executor import ExecutorChoice
     from r2v.studies.ablate import ablate as make
     from r2v.studies.ablate import fingerprint
 
+    choice = ExecutorChoice(executor, address)
     run, folder = RunFolder(run_folder), out or run_folder / "ablation"
     if not run.settings.trains:
         raise StageError(f"the SLM of {run_folder} is a chat endpoint; an ablation needs one that was trained in the run")
     run.finished("collect", "perturb", "clone", "propose", "prefer", "rollout", "fit")
     console = Console()
-    with study(run_folder, folder, "ablate", console, fingerprint=fingerprint(run)) as ctx:
+    with study(run_folder, folder, "ablate", console, choice, fingerprint=fingerprint(run)) as ctx:
         tables = make(ctx)
         write_json(folder / "ablation.json", tables)
         page = write_ablation(tables, run.results(), folder)

@@ -25,7 +25,7 @@ from r2v import __version__
 from r2v.core.errors import ArtifactError, StageError
 from r2v.pipeline.run_folder import MANIFEST, RunFolder, check_hashes
 from r2v.pipeline.settings import RunSettings
-from r2v.runtime.executor import Executor, LocalProcesses
+from r2v.runtime.executor import Executor, ExecutorChoice
 from r2v.runtime.progress import Report, progress
 from r2v.runtime.settings import dump
 from r2v.runtime.store import read_json, sha256, write_json, write_text
@@ -98,10 +98,15 @@ class Stage:
         return self.does if settings.trains or self.untrained is None else self.untrained
 
 
-def run_stages(stages: Sequence[Stage], settings: RunSettings, root: Path, console: Console) -> None:
+LOCAL = ExecutorChoice()
+
+
+def run_stages(
+    stages: Sequence[Stage], settings: RunSettings, root: Path, console: Console, choice: ExecutorChoice = LOCAL
+) -> None:
     """Run all `stages` into `root`. Raises StageError or ArtifactError with one line; work done so far is kept."""
     root.mkdir(parents=True, exist_ok=True)
-    with locked(root), LocalProcesses(settings.workers) as executor:
+    with locked(root), choice.started(settings.workers, root) as executor:
         write_text(root / "settings.yaml", dump(settings))
         run = RunFolder(root)
         for stage in stages:
@@ -125,7 +130,9 @@ def run_stages(stages: Sequence[Stage], settings: RunSettings, root: Path, conso
 
 
 @contextmanager
-def study(root: Path, out: Path, label: str, console: Console, *, fingerprint: str | None = None) -> Iterator[StageContext]:
+def study(
+    root: Path, out: Path, label: str, console: Console, choice: ExecutorChoice = LOCAL, *, fingerprint: str | None = None
+) -> Iterator[StageContext]:
     """A context for work on a finished run, in the folder `out`, which is locked; without error its pieces are removed.
 
     With a fingerprint, the pieces of a killed try with the same one are used again.
@@ -133,12 +140,13 @@ def study(root: Path, out: Path, label: str, console: Console, *, fingerprint: s
     run = RunFolder(root)
     settings = run.settings
     out.mkdir(parents=True, exist_ok=True)
-    with locked(out), LocalProcesses(settings.workers) as executor, progress(console, label) as report:
+    with locked(out):
         if fingerprint is None:
             shutil.rmtree(out / PARTIAL, ignore_errors=True)
         else:
-            prepare(out, fingerprint)
-        yield StageContext(settings, run, out, executor, report)
+            prepare(out, fingerprint)  # before the executor puts anything there
+        with choice.started(settings.workers, out) as executor, progress(console, label) as report:
+            yield StageContext(settings, run, out, executor, report)
         shutil.rmtree(out / PARTIAL, ignore_errors=True)
 
 

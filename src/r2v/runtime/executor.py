@@ -1,4 +1,7 @@
-"""Where the pieces of a stage run: an executor takes a function and jobs. Here: worker processes of this machine."""
+"""Where the pieces of a stage run: an executor takes a function and jobs. Here: worker processes of this machine.
+
+`ray_executor.py` has the other one, tasks of a Ray cluster.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,14 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from multiprocessing import get_context
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
-from r2v.core.errors import StageError
+from r2v.core.errors import SettingsError, StageError
 from r2v.runtime.progress import Report
 
 
@@ -23,6 +29,35 @@ class Executor(Protocol):
         `function` is importable by name and jobs can be pickled. Jobs are idempotent: a lost one may be run again.
         """
         ...
+
+
+@dataclass(frozen=True)
+class ExecutorChoice:
+    """Which executor a command uses."""
+
+    kind: str = "processes"
+    """`processes`, or `ray`."""
+    address: str | None = None
+    """Of a Ray cluster, HOST:PORT or `auto`; None: one of this machine, which ends with the command."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("processes", "ray"):
+            raise SettingsError(f"--executor {self.kind}: there are processes and ray")
+        if self.address is not None and self.kind != "ray":
+            raise SettingsError(f"--address {self.address} is a Ray cluster's; add --executor ray")
+
+    def started(self, workers: int, folder: Path) -> AbstractContextManager[Executor]:
+        """The executor, which ends with the context.
+
+        Args:
+            workers: processes of this machine; a cluster that is there has its own number.
+            folder: what the jobs write to; the caller holds its lock.
+        """
+        if self.kind == "processes":
+            return LocalProcesses(workers)
+        from r2v.runtime.ray_executor import RayTasks  # needs the extra `ray`
+
+        return RayTasks(workers, folder, self.address)
 
 
 class LocalProcesses:
