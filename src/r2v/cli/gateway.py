@@ -57,10 +57,20 @@ def serve(
 
     if config is None and not mock:
         raise SettingsError("give a config, or --mock for mock models; `r2v init` writes a config to start from")
-    settings = gateway.mock_settings(port or 8321) if config is None else _load(config, overrides or [])
+    options = {"port": port, "workers": workers, "admin_port": admin_port}
+    given = {key: value for key, value in options.items() if value is not None}
+
+    def of_file() -> GatewaySettings:
+        return gateway.mock_settings(port or 8321) if config is None else _read(config, overrides or [])
+
+    def with_options(settings: GatewaySettings) -> GatewaySettings:
+        return settings.but(server=settings.server.but(**given))
+
+    settings = of_file()
+    if config is not None:
+        inbound_key(settings)
     in_shell = key_in_shell(settings)
-    given = {"port": port, "workers": workers, "admin_port": admin_port}
-    settings = settings.but(server=settings.server.but(**{k: v for k, v in given.items() if v is not None}))
+    settings = with_options(settings)
 
     def announce(url: str, admin_url: str) -> None:
         key = inbound_key(settings)
@@ -80,11 +90,11 @@ def serve(
         sys.stdout.flush()
 
     if settings.server.control_port is None:
-        gateway.serve(settings, mock=mock, announce=announce)
+        gateway.serve(settings, mock=mock, announce=announce, read=lambda: with_options(of_file()))
     else:
         from r2v.gateway.workers import serve_planes
 
-        serve_planes(settings, mock=mock, announce=announce)
+        serve_planes(settings, mock=mock, announce=announce, read=lambda: with_options(of_file()))
 
 
 @cli.command("serve-model", rich_help_panel="Gateway")
@@ -238,12 +248,17 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="End with one JS
         typer.echo(json.dumps(found))
 
 
-def _load(config: Path, overrides: Sequence[str] = ()) -> GatewaySettings:
-    from r2v.gateway.settings import GatewaySettings
-
-    settings = load(config, GatewaySettings, overrides, hint="`r2v init FILE` writes gateway settings to start from")
+def _load(config: Path) -> GatewaySettings:
+    """With a key for clients, where none is set."""
+    settings = _read(config)
     inbound_key(settings)
     return settings
+
+
+def _read(config: Path, overrides: Sequence[str] = ()) -> GatewaySettings:
+    from r2v.gateway.settings import GatewaySettings
+
+    return load(config, GatewaySettings, overrides, hint="`r2v init FILE` writes gateway settings to start from")
 
 
 def _shown(value: object) -> str:
