@@ -242,6 +242,7 @@ class ControlPlane(Guard):
 
     async def reload(self, http: HttpRequest) -> Response:
         """Read the settings file again; 409 and what is wrong where those in use stay."""
+        await self._body(http, SHORT)
         try:
             await self._reloading.reload()
         except R2VError as error:

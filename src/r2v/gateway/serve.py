@@ -134,11 +134,11 @@ async def _serve(settings: GatewaySettings, mock: bool, announce: Callable[[str,
     listener = _listen(settings.server.host, settings.server.port)
     host, port = listener.getsockname()[:2]
     url = f"http://{host}:{port}"
+    main = server_of(app, settings.server)
+    _reload_at_hangup(app, main)
     announce(url, url)
     verifier_named(service.settings.route.verifier)  # its imports are not the first request's to wait for
     take_short_turns()
-    main = server_of(app, settings.server)
-    _reload_at_hangup(app, main)
     if mock and not service.ledger.sessions(1):
         from r2v.gateway.demo import demonstrate
 
