@@ -98,7 +98,9 @@ class Load:
         self.thread = threading.Thread(target=lambda: asyncio.run(self._run()))
 
     async def _run(self) -> None:
-        async with aiohttp.ClientSession(headers=AUTH, connector=aiohttp.TCPConnector(limit=50)) as client:
+        async with aiohttp.ClientSession(
+            headers=AUTH, connector=aiohttp.TCPConnector(limit=50, keepalive_timeout=3)
+        ) as client:
             tasks, begun, start = [], 0, time.monotonic()
             while not self.stop.is_set():
                 tasks.append(asyncio.ensure_future(self._ask(client, begun)))
@@ -420,11 +422,11 @@ def test_every_setting_is_read_again_or_takes_a_restart(tmp_path):
 
 def test_clients_are_closed_once_nobody_uses_them(tmp_path):
     """One whose settings stay is kept; another is closed when the last request on the old settings has ended."""
-    models = settings("http://a", "http://b", tmp_path / "ledger.db").models
+    given = settings("http://a", "http://b", tmp_path / "ledger.db")
 
     class Closed:
         def __init__(self, name: str) -> None:
-            self.client, self.closed = make_client(models["slm"], name), 0
+            self.client, self.closed = make_client(given.models["slm"], name), 0
             close = self.client.close
 
             async def counted() -> None:
@@ -441,11 +443,11 @@ def test_clients_are_closed_once_nobody_uses_them(tmp_path):
             async def app(scope, receive, send) -> None:
                 await waiting[i].wait()
 
-            return Generation(None, "", app, None, clients=tuple(one.client for one in clients))
+            return Generation(
+                given, "rules", app, lambda settings: live.current, clients=tuple(one.client for one in clients)
+            )
 
-        live = LiveApp.__new__(LiveApp)
-        live.current = generation(0, kept, old)
-        live._first, live._alive, live._closing, live.on_use = live.current, [live.current], set(), []
+        live = LiveApp(lambda live: generation(0, kept, old))
         first = asyncio.ensure_future(live({"type": "http"}, None, None))
         await asyncio.sleep(0)
         live.use(generation(1, kept, old))
