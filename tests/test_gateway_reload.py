@@ -264,6 +264,17 @@ def test_settings_that_are_wrong_leave_the_old_ones_in_use(tmp_path, options):
         assert not found["problem"] and found["router"] != before["router"] and found["since"] > before["since"]
         assert samples["r2v_reload_refused",] == 0 and samples["r2v_last_reload_seconds",] == found["last"] >= found["since"]
         assert {gateway.ask(f"s{i}").headers.get("x-r2v-threshold") for i in range(8)} == {"0.6"}
+        # The command says the same.
+        asked = command("reload", str(gateway.config))
+        assert (asked.returncode, asked.stdout) == (0, f"settings {found['settings']}\nrouter   {found['router']}\n")
+        gateway.write(route__router=str(tmp_path / "gone"), server__port=port)
+        asked = command("reload", str(gateway.config))
+        assert asked.returncode == 1 and asked.stderr.startswith(f"r2v: {tmp_path / 'gone'}/router.json does not exist")
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    program = [sys.executable, "-c", "from r2v.cli import app; app()", *arguments]
+    return subprocess.run(program, capture_output=True, text=True, timeout=60, env={**os.environ, "R2V_API_KEY": KEY})
 
 
 def metrics(gateway: Served) -> dict[tuple, float]:

@@ -51,7 +51,8 @@ def serve(
 ) -> None:
     """Serve the gateway: agents change their base URL to it, and each of their steps is routed.
 
-    One chat request is one step. OpenAI Chat Completions and Responses, and Anthropic Messages; the page is at `/`.
+    One chat request is one step. OpenAI Chat Completions and Responses, and Anthropic Messages; the page is at `/`. At a
+    SIGHUP it reads its config and its router again, and options of this command go before the config as they did.
     """
     gateway = gateway_module()
 
@@ -181,6 +182,14 @@ def rollback(
 ) -> None:
     """Move the running gateway down, at once and without conditions."""
     _change_mode(config, {"action": "rollback", "to": to})
+
+
+@cli.command(rich_help_panel="Gateway")
+def reload(config: Annotated[Path, typer.Argument(help="Settings of the gateway that runs.")] = CONFIG) -> None:
+    """Have the running gateway read its settings and router again; where something is wrong, the old stay in use."""
+    gateway_module()
+    found = ask(_load(config), "/v1/reload", {}, config=config)
+    typer.echo(f"settings {found['settings']}\nrouter   {found['router']}")
 
 
 def _change_mode(config: Path, wanted: dict[str, object]) -> None:
