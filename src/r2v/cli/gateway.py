@@ -67,6 +67,9 @@ def serve(
     def with_options(settings: GatewaySettings) -> GatewaySettings:
         return settings.but(server=settings.server.but(**given))
 
+    def read() -> GatewaySettings:
+        return with_options(of_file())
+
     settings = of_file()
     if config is not None:
         inbound_key(settings)
@@ -91,11 +94,11 @@ def serve(
         sys.stdout.flush()
 
     if settings.server.control_port is None:
-        gateway.serve(settings, mock=mock, announce=announce, read=lambda: with_options(of_file()))
+        gateway.serve(settings, mock=mock, announce=announce, read=read)
     else:
         from r2v.gateway.workers import serve_planes
 
-        serve_planes(settings, mock=mock, announce=announce, read=lambda: with_options(of_file()))
+        serve_planes(settings, mock=mock, announce=announce, read=read)
 
 
 @cli.command("serve-model", rich_help_panel="Gateway")

@@ -73,9 +73,7 @@ def build_app(
     def generation(service: Service, live: LiveApp) -> Generation:
         def again(settings: GatewaySettings) -> Generation:
             successor = Service(settings, before=service)
-            verifier_named(
-                successor.settings.route.verifier
-            )  # its imports and files are not the first request's to wait for
+            verifier_named(successor.settings.route.verifier)  # its imports are not the first request's to wait for
             return generation(successor, live)
 
         def take_over() -> None:
