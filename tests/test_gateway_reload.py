@@ -227,7 +227,7 @@ def test_settings_that_are_wrong_leave_the_old_ones_in_use(tmp_path, options):
         other = router_of_entropy(tmp_path / "other", 0.3, fitted)
         assert "was fitted with k 5: leave out route.k" in refused(route__router=str(other))
         assert "NO_SUCH_KEY is not set" in refused(teacher__api_key_env="NO_SUCH_KEY")
-        assert "NO_KEYS" in refused(server__key_env="NO_KEYS")
+        assert "server.key_env names NO_KEYS, which was not set" in refused(server__key_env="NO_KEYS")
         (tmp_path / "router" / "router.json").write_text("{")  # damaged where it lies
         assert "router.json is corrupt" in refused(route__router=str(tmp_path / "router"))
         # What takes a restart is named.

@@ -171,12 +171,18 @@ def hash_of(settings: GatewaySettings) -> str:
 
 
 def check_reloadable(before: GatewaySettings, after: GatewaySettings) -> None:
-    """Raises SettingsError, naming the keys, where something differs that takes a restart."""
+    """Raises SettingsError, naming what differs and takes a restart: a process keeps its environment, too."""
     old, new = _of_start(before), _of_start(after)
     if changed := [key for key in new if new[key] != old[key]]:
         raise SettingsError(
             f"{', '.join(changed)} cannot change while the gateway runs: restart it, or set back what it was"
         )
+    for key in ("key_env", "admin_key_env"):
+        name = getattr(after.server, key)
+        if name != getattr(before.server, key) and not os.environ.get(name):
+            raise SettingsError(
+                f"server.{key} names {name}, which was not set when the gateway was started: restart it with it"
+            )
 
 
 def _of_start(settings: GatewaySettings) -> dict[str, Any]:
