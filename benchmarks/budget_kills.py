@@ -5,7 +5,7 @@
 Each time a gateway is started on the same ledger, eight clients ask through it, each request in a session of its own, and
 it is killed (SIGKILL, its workers too) while the teacher answers. A third of the teacher's answers lack `usage`, one in ten
 never comes. Allowed are 60 calls of the teacher a day, and sessions a day; what the teacher counts itself is the truth. It
-ends with failure where more was paid, or where an answered step is missing.
+ends with failure where more was paid, where an answered step is missing, or where nothing was asked.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ import uvicorn
 from serving import KEY, model_app, served
 
 from r2v.clients.mock import MockModel, complete
+from r2v.gateway.ledger import Ledger
 
 ALLOWED, CLIENTS = 60, 8
 
@@ -58,6 +59,27 @@ class Teacher:
             time.sleep(0.01)
         url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/v1"
         return {"base_url": url, "model": "m", "price": {"input": 1, "output": 1}, "breaker_failures": None}
+
+
+def found(ledger: Path, kills: int, asked: int, answered: set[str]) -> int:
+    """Print what became of it; 0 where all is as it should be.
+
+    Args:
+        ledger: file of the gateway's.
+        kills: of the gateway.
+        asked: requests that the teacher counted.
+        answered: ids of the steps that clients got an answer to.
+    """
+    Ledger(ledger).close()  # with its tables, though no gateway lived to make them
+    with closing(sqlite3.connect(ledger)) as db:
+        written = {row for (row,) in db.execute("SELECT id FROM steps")}
+        (charged,) = db.execute("SELECT COALESCE(SUM(calls), 0) FROM charges WHERE scope LIKE 'all %'").fetchone()
+    missing = len(answered - written)
+    print(f"{kills} kills: the teacher was asked {asked} times of {ALLOWED} allowed, charged {charged}")
+    print(f"{len(answered)} steps were answered, {missing} of them are not in the ledger")
+    if not asked:
+        print("nothing was measured: each gateway was killed before the teacher was asked; try more kills")
+    return int(asked > ALLOWED or missing > 0 or not asked)
 
 
 def main() -> int:
@@ -94,13 +116,7 @@ def main() -> int:
                     pool.submit(ask, gateway.url)
                 time.sleep(0.3 + 0.1 * (kill % 4))
                 os.killpg(gateway.process.pid, signal.SIGKILL)
-        with closing(sqlite3.connect(Path(folder, "ledger.db"))) as db:
-            written = {row for (row,) in db.execute("SELECT id FROM steps")}
-            charged = db.execute("SELECT calls, sessions FROM charges WHERE scope LIKE 'all %'").fetchone()
-    missing = len(answered - written)
-    print(f"{options.kills} kills: the teacher was asked {teacher.asked} times of {ALLOWED} allowed, charged {charged[0]}")
-    print(f"{len(answered)} steps were answered, {missing} of them are not in the ledger")
-    return int(teacher.asked > ALLOWED or missing > 0)
+        return found(Path(folder, "ledger.db"), options.kills, teacher.asked, answered)
 
 
 if __name__ == "__main__":

@@ -469,3 +469,10 @@ def test_a_stream_that_breaks_before_a_word_came_is_charged(make):  # noqa: F811
     name = world.post().headers["x-r2v-session-id"]  # the same: nothing of it was answered before
     (lost,) = world.client.get(f"/v1/sessions/{name}").json()["abandoned"]
     assert lost["tokens"] > 1000 and lost["why"] == "upstream_fallback"
+
+
+def test_the_benchmark_of_kills_says_where_it_measured_nothing():
+    program = Path(__file__).parents[1] / "benchmarks" / "budget_kills.py"
+    done = subprocess.run([sys.executable, str(program), "--kills", "0"], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "asked 0 times of 60 allowed, charged 0" in done.stdout and "nothing was measured" in done.stdout

@@ -708,6 +708,7 @@ def test_the_page_shows_sessions_in_a_browser_and_no_markup_of_models(make):
     assert "&lt;img src=x" in page and "<img" not in page
     assert '<li aria-current="step">shadow</li>' in page
     assert "router verifier has no fit.json" in page and "Promote to canary all the same" in page
+    assert f"Settings {world.client.get('/v1/stats').json()['reloads']['settings']} and router verifier in use since" in page
     assert ">1 of 1<" in page and "of 1 sessions with an outcome failed" in page  # beside what was saved
     locked = shown("wrong")
     assert "s-1" not in locked and "the key is wrong" in locked

@@ -300,7 +300,7 @@ def test_two_megabytes_of_an_agent_are_served_by_every_protocol(make):  # noqa: 
         assert [message.get("content") for message in asked] == [message["content"] for message in chat]
 
 
-@pytest.mark.parametrize("path", ["/v1/outcomes", "/v1/mode", "/v1/kill", "/v1/cleanup"])
+@pytest.mark.parametrize("path", ["/v1/outcomes", "/v1/mode", "/v1/kill", "/v1/cleanup", "/v1/reload"])
 def test_what_is_no_step_may_have_a_short_body_alone(make, path):  # noqa: F811
     body = json.dumps({"session_id": "x", "on": False, "a": [[]] * 40_000}).encode()
     answer = make().client.post(path, content=body)

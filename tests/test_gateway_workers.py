@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -36,19 +36,27 @@ DECISION = Decision("escalate", "risk_above", 0.5, "risk", 0.4, 1.0, (), "risk_a
 
 
 class Served:
-    """`r2v serve` with several workers."""
+    """`r2v serve`, as one process or as several."""
 
-    def __init__(self, folder: Path, models: tuple[str, str], *options: str, **changes) -> None:
-        self.ledger, self.answered = folder / "ledger.db", []
-        config = folder / "gateway.yaml"
-        config.write_text(msgspec.json.encode(settings(*models, self.ledger, **changes)).decode())
-        command = [sys.executable, "-c", "from r2v.cli import app; app()", "serve", str(config), "--port", "0", *options]
+    def __init__(
+        self, folder: Path, models: tuple[str, str], *options: str, env: Mapping[str, str] | None = None, **changes
+    ) -> None:
+        self.ledger, self.config, self.answered = folder / "ledger.db", folder / "gateway.yaml", []
+        self._models = models
+        self.write(**changes)
+        command = [sys.executable, "-c", "from r2v.cli import app; app()", "serve", str(self.config), *options]
+        command += [] if "server__port" in changes else ["--port", "0"]
         self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "R2V_API_KEY": KEY}
-        )
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, "R2V_API_KEY": KEY, **(env or {})},
+        )  # fmt: skip
         lines = [self.process.stdout.readline() for _ in range(4)]
         assert lines[-1].startswith("page"), [*lines, self.process.stderr.read()]
         self.url, self.admin = lines[0].split()[1], lines[-1].split()[1].split("/#")[0]
+
+    def write(self, **changes) -> None:
+        """Its settings file, with changes of `servers.settings`."""
+        self.config.write_text(msgspec.json.encode(settings(*self._models, self.ledger, **changes)).decode())
 
     def children(self) -> list[int]:
         """Of workers and control plane, by the port that each listens on: all of those that serve HTTP."""

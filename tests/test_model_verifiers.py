@@ -556,3 +556,29 @@ def test_the_command_learns_a_verifier_from_episodes(walks, tmp_path):
     assert (facts["episodes"], facts["steps"], facts["decay"]) == (160, 640, 0.9)
     right, wrong = score(learned(tmp_path / "out"), CONTEXT, f"{RIGHT} 1", f"{WRONG} 1")
     assert right > wrong
+
+
+def test_a_gateway_loads_a_verifier_again_that_was_trained_again(walks, tmp_path):
+    path, model = tmp_path / "learned", train_process_reward(walks)
+    save_process_reward(model, path)
+    given = name_of({"kind": "learned", "path": str(path)})
+    with running(Model("small-1").app()) as small, running(Model("teacher-1").app()) as teacher:
+        config = settings(small, teacher, tmp_path / "ledger.db", route__verifier=given)
+        with (
+            gateway(config) as (url, service),
+            httpx.Client(base_url=url, headers={"authorization": f"Bearer {KEY}"}, timeout=60) as client,
+        ):
+
+            def scores() -> tuple[float, ...]:
+                body = {"model": "r2v:slm", "messages": [{"role": "user", "content": "leave the house"}]}
+                assert client.post("/v1/chat/completions", json=body, headers={"x-session-id": "s"}).status_code == 200
+                (session,) = service.ledger.all_sessions()
+                return service.ledger.steps(session)[-1].step.choice.scores
+
+            before = scores()
+            shifted = replace(model, reader=replace(model.reader, bias=model.reader.bias + 1.0))
+            save_process_reward(shifted, path)
+            assert scores() == before
+            assert client.post("/v1/reload").status_code == 200
+            after = scores()
+    assert len(after) == len(before) == 3 and after != before

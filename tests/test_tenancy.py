@@ -122,7 +122,7 @@ CHAT_BODY = {"model": "r2v", "messages": ASK}
 ADMIN_ONLY = [
     ("GET", "/v1/stats", None), ("GET", "/v1/mode", None), ("GET", "/metrics", None), ("POST", "/v1/kill", {"on": True}),
     ("POST", "/v1/mode", {"action": "rollback"}), ("POST", "/v1/mode", {"action": "promote", "force": True}),
-    ("POST", "/v1/cleanup", {"keep_days": 1e-9}),
+    ("POST", "/v1/cleanup", {"keep_days": 1e-9}), ("POST", "/v1/reload", {}),
 ]  # fmt: skip
 
 

@@ -51,16 +51,30 @@ def serve(
 ) -> None:
     """Serve the gateway: agents change their base URL to it, and each of their steps is routed.
 
-    One chat request is one step. OpenAI Chat Completions and Responses, and Anthropic Messages; the page is at `/`.
+    One chat request is one step. OpenAI Chat Completions and Responses, and Anthropic Messages; the page is at `/`. At a
+    SIGHUP it reads its config and its router again, and options of this command go before the config as they did.
     """
     gateway = gateway_module()
 
     if config is None and not mock:
         raise SettingsError("give a config, or --mock for mock models; `r2v init` writes a config to start from")
-    settings = gateway.mock_settings(port or 8321) if config is None else _load(config, overrides or [])
+    options = {"port": port, "workers": workers, "admin_port": admin_port}
+    given = {key: value for key, value in options.items() if value is not None}
+
+    def of_file() -> GatewaySettings:
+        return gateway.mock_settings(port or 8321) if config is None else _read(config, overrides or [])
+
+    def with_options(settings: GatewaySettings) -> GatewaySettings:
+        return settings.but(server=settings.server.but(**given))
+
+    def read() -> GatewaySettings:
+        return with_options(of_file())
+
+    settings = of_file()
+    if config is not None:
+        inbound_key(settings)
     in_shell = key_in_shell(settings)
-    given = {"port": port, "workers": workers, "admin_port": admin_port}
-    settings = settings.but(server=settings.server.but(**{k: v for k, v in given.items() if v is not None}))
+    settings = with_options(settings)
 
     def announce(url: str, admin_url: str) -> None:
         key = inbound_key(settings)
@@ -80,11 +94,11 @@ def serve(
         sys.stdout.flush()
 
     if settings.server.control_port is None:
-        gateway.serve(settings, mock=mock, announce=announce)
+        gateway.serve(settings, mock=mock, announce=announce, read=read)
     else:
         from r2v.gateway.workers import serve_planes
 
-        serve_planes(settings, mock=mock, announce=announce)
+        serve_planes(settings, mock=mock, announce=announce, read=read)
 
 
 @cli.command("serve-model", rich_help_panel="Gateway")
@@ -173,6 +187,14 @@ def rollback(
     _change_mode(config, {"action": "rollback", "to": to})
 
 
+@cli.command(rich_help_panel="Gateway")
+def reload(config: Annotated[Path, typer.Argument(help="Settings of the gateway that runs.")] = CONFIG) -> None:
+    """Have the running gateway read its settings and router again; where something is wrong, the old stay in use."""
+    gateway_module()
+    found = ask(_load(config), "/v1/reload", {}, config=config)
+    typer.echo(f"settings {found['settings']}\nrouter   {found['router']}")
+
+
 def _change_mode(config: Path, wanted: dict[str, object]) -> None:
     gateway_module()
     found = ask(_load(config), "/v1/mode", wanted, config=config)
@@ -238,12 +260,17 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="End with one JS
         typer.echo(json.dumps(found))
 
 
-def _load(config: Path, overrides: Sequence[str] = ()) -> GatewaySettings:
-    from r2v.gateway.settings import GatewaySettings
-
-    settings = load(config, GatewaySettings, overrides, hint="`r2v init FILE` writes gateway settings to start from")
+def _load(config: Path) -> GatewaySettings:
+    """With a key for clients, where none is set."""
+    settings = _read(config)
     inbound_key(settings)
     return settings
+
+
+def _read(config: Path, overrides: Sequence[str] = ()) -> GatewaySettings:
+    from r2v.gateway.settings import GatewaySettings
+
+    return load(config, GatewaySettings, overrides, hint="`r2v init FILE` writes gateway settings to start from")
 
 
 def _shown(value: object) -> str:

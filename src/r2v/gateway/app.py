@@ -25,8 +25,10 @@ from r2v.gateway.candidates import LiveAnswer
 from r2v.gateway.guard import SHORT, Endpoint, Forbidden, Guard, headers_of, json_response, number, scoped
 from r2v.gateway.keys import Scope
 from r2v.gateway.metrics import together
+from r2v.gateway.reload import Generation, LiveApp, Read, Reloading
 from r2v.gateway.service import Answer, Refused, RequestOptions, Service
 from r2v.gateway.sessions import Items
+from r2v.gateway.settings import GatewaySettings
 from r2v.messages import BUILT_IN
 from r2v.messages.anthropic import MESSAGES
 from r2v.messages.conversation import BadRequest, Json, Request, fingerprint
@@ -34,6 +36,7 @@ from r2v.messages.openai_chat import CHAT
 from r2v.messages.protocol import Piece, ProtocolAdapter, json_object
 from r2v.runtime import plugins
 from r2v.runtime.slices import in_slices
+from r2v.verifiers import verifier_named
 
 SESSION_HEADERS = (
     "x-r2v-session-id", "x-session-id", "x-claude-code-session-id", "x-switchyard-session-id", "session_id", "session-id",
@@ -46,22 +49,42 @@ SESSION_IN_USER = re.compile(r"session_([\w-]{8,100})$")
 AT_ONCE = 50
 """Events of a stream that are sent before others are served."""
 STREAM = {"cache-control": "no-store", "x-accel-buffering": "no"}
-CONTROL_PATHS = ("/sessions", "/sessions/{session:path}", "/stats", "/kill", "/mode", "/cleanup")
+CONTROL_PATHS = ("/sessions", "/sessions/{session:path}", "/stats", "/kill", "/mode", "/cleanup", "/reload")
 """Of the control plane, beside the page and the metrics."""
 
 
-def build_app(service: Service, *, admin_url: str | None = None, items: str = ":memory:") -> Starlette:
+def build_app(
+    service: Service, *, admin_url: str | None = None, items: str = ":memory:", read: Read | None = None
+) -> LiveApp:
     """The gateway's endpoints.
 
     Args:
         service: what answers.
         admin_url: of the control plane, where that is another process; None: it is served here, too.
         items: file of the items that clients may refer to, shared with other workers.
+        read: reads the settings again, where this process is the one to do so.
 
     Raises:
         SettingsError: keys are required and none is set.
     """
-    return _DataPlane(service, admin_url, items).app()
+    kept, room = Items(items), BodyRoom(service.settings.server.max_bodies_bytes)
+    service.metrics.room = room
+
+    def generation(service: Service, live: LiveApp) -> Generation:
+        def again(settings: GatewaySettings) -> Generation:
+            successor = Service(settings, before=service)
+            verifier_named(successor.settings.route.verifier)  # its imports are not the first request's to wait for
+            return generation(successor, live)
+
+        def take_over() -> None:
+            room.most = service.settings.server.max_bodies_bytes
+            service.take_over()
+
+        app = _DataPlane(service, admin_url, kept, room, live).app()
+        clients = (service.slm, service.teacher)
+        return Generation(service.file_settings, service.router.identity, app, again, take_over, clients)
+
+    return LiveApp(lambda live: generation(service, live), read)
 
 
 class _App(Starlette):
@@ -93,12 +116,10 @@ class _App(Starlette):
 
 
 class _DataPlane(Guard):
-    def __init__(self, service: Service, admin_url: str | None, items: str) -> None:
+    def __init__(self, service: Service, admin_url: str | None, items: Items, room: BodyRoom, reloading: Reloading) -> None:
         super().__init__(service.settings.server, service.keys)
         self.service, self.started, self._admin_url = service, time.time(), admin_url
-        self._items = Items(items)
-        self._room = BodyRoom(service.settings.server.max_bodies_bytes)
-        service.metrics.room = self._room
+        self._items, self._room, self._reloading = items, room, reloading
 
     def app(self) -> Starlette:
         control = None
@@ -108,7 +129,7 @@ class _DataPlane(Guard):
             service = self.service
             control = ControlPlane(
                 service.settings, service.keys, service.router, service.ledger, service.sessions, service.modes,
-                lambda: together([(True, service.metrics.counts())]),
+                lambda: together([(True, service.metrics.counts())], service.router.identity), self._reloading,
             )  # fmt: skip
 
         @contextlib.asynccontextmanager

@@ -24,6 +24,11 @@ def guarded(settings: ServerSettings) -> type[GuardedProtocol]:
     return type("GuardedProtocol", (GuardedProtocol,), named)
 
 
+def relimit(protocol: type[GuardedProtocol], settings: ServerSettings) -> None:
+    """Let other limits hold from now on, on the connections that there are, too."""
+    protocol.settings, protocol.most = settings, _most_connections(settings.max_connections)
+
+
 def _most_connections(wanted: int) -> int:
     """As many as wanted, if the process may have the file descriptors: each may need one more for a model."""
     try:

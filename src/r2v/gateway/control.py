@@ -28,6 +28,7 @@ from r2v.gateway.keys import KeyRing
 from r2v.gateway.ledger import Ledger, words_of
 from r2v.gateway.metrics import Counts, Overview
 from r2v.gateway.modes import Modes, Unproven
+from r2v.gateway.reload import Reloading
 from r2v.gateway.routing import Configured
 from r2v.gateway.sessions import Sessions
 from r2v.gateway.settings import GatewaySettings, Mode
@@ -52,12 +53,12 @@ class ModeRequest(msgspec.Struct, forbid_unknown_fields=True):
 class ControlPlane(Guard):
     def __init__(
         self, settings: GatewaySettings, keys: KeyRing, router: Configured, ledger: Ledger, sessions: Sessions,
-        modes: Modes, counts: Callable[[], Counts],
+        modes: Modes, counts: Callable[[], Counts], reloading: Reloading,
     ) -> None:  # fmt: skip
         """`counts`: what the processes of the data plane have counted together."""
         super().__init__(settings.server, keys)
         self._settings, self._ledger, self._sessions, self._modes = settings, ledger, sessions, modes
-        self._overview, self._counts = Overview(router, ledger), counts
+        self._overview, self._counts, self._reloading = Overview(router, ledger), counts, reloading
         self._names = {"small": settings.models["slm"].model, "teacher": settings.models["teacher"].model}
 
     def all_routes(self) -> list[Route]:
@@ -70,6 +71,7 @@ class ControlPlane(Guard):
                 ("/mode", self.mode, "GET", CHAT, "admin"),
                 ("/mode", self.change_mode, "POST", CHAT, "admin"),
                 ("/cleanup", self.cleanup, "POST", CHAT, "admin"),
+                ("/reload", self.reload, "POST", CHAT, "admin"),
             ]),
             Route("/", self.page),
             Route("/metrics", self._guarded(self.metrics, CHAT, "admin")),
@@ -194,7 +196,8 @@ class ControlPlane(Guard):
         since = None if not days else time.time() - DAY * number(days, "days=14")
         killed, change = await self._sessions.killed(), await self._modes.current()
         found = await asyncio.to_thread(self._stats, self._counts(), since)
-        return json_response({**found, "mode": change.mode, "killed": killed})
+        reloads = msgspec.to_builtins(self._reloading.state)
+        return json_response({**found, "mode": change.mode, "killed": killed, "reloads": reloads})
 
     def _stats(self, counts: Counts, since: float | None) -> Json:
         found = self._overview.stats(counts)
@@ -237,8 +240,17 @@ class ControlPlane(Guard):
         await self._sessions.kill(on)
         return json_response({"on": on})
 
+    async def reload(self, http: HttpRequest) -> Response:
+        """Read the settings file again; 409 and what is wrong where those in use stay."""
+        await self._body(http, SHORT)
+        try:
+            await self._reloading.reload()
+        except R2VError as error:
+            return json_response(CHAT.error(str(error), 409), 409)
+        return json_response(msgspec.to_builtins(self._reloading.state))
+
     async def metrics(self, http: HttpRequest) -> Response:
-        text = await asyncio.to_thread(self._overview.prometheus, self._counts())
+        text = await asyncio.to_thread(self._overview.prometheus, self._counts(), self._reloading.state)
         return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
 
     async def page(self, http: HttpRequest) -> Response:

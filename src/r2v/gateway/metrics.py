@@ -19,6 +19,7 @@ from r2v.clients.base import Client
 from r2v.core.types import Features
 from r2v.gateway.body_room import BodyRoom
 from r2v.gateway.ledger import Entry, Ledger
+from r2v.gateway.reload import Reloads
 from r2v.gateway.routing import Configured
 from r2v.maths.calibration import brier, ece, reliability_bins
 from r2v.messages.conversation import Json
@@ -84,6 +85,8 @@ class Counts(msgspec.Struct):
     """That found no room beside them."""
     steps: int = 0
     """That drift was seen in."""
+    router: str = ""
+    """`Configured.identity` of the router whose features these are."""
     shift_F: list[float] = []
     """How far the features lie from where the router was fitted: their mean over the latest steps, the older the less, in
     standard deviations of the fitting data."""
@@ -97,14 +100,15 @@ class Counts(msgspec.Struct):
         return found
 
 
-def together(all_counts: Sequence[tuple[bool, Counts]]) -> Counts:
+def together(all_counts: Sequence[tuple[bool, Counts]], router: str) -> Counts:
     """The sum of what several processes have counted.
 
     Args:
         all_counts: (whether the process runs, its counts). Only those that run hold bodies, and say whether a model is
             called, and only if none of them has given up on it.
+        router: `Configured.identity` of the one in use: drift is that of its features alone.
     """
-    found = Counts()
+    found = Counts(router=router)
     shifts, weights = [], []
     for runs, counts in all_counts:
         for mine, theirs in (
@@ -120,13 +124,13 @@ def together(all_counts: Sequence[tuple[bool, Counts]]) -> Counts:
         found.implicit += counts.implicit
         found.refused_bodies += counts.refused_bodies
         found.body_bytes += counts.body_bytes if runs else 0
-        found.steps += counts.steps
         _add_times(found.overhead, counts.overhead)
         for name, times in counts.model.items():
             _add_times(found.model.setdefault(name, Times(times.bounds)), times)
         for name, available in counts.available.items() if runs else ():
             found.available[name] = available and found.available.get(name, True)
-        if counts.shift_F:
+        if counts.shift_F and counts.router == router:
+            found.steps += counts.steps
             shifts.append(counts.shift_F)
             weights.append(min(counts.steps, RECENT))
     if shifts:
@@ -148,14 +152,21 @@ class Metrics:
     """Counts the steps of one process."""
 
     def __init__(self, router: Configured, upstreams: Sequence[Client]) -> None:
-        self._router, self._upstreams, self._counts = router, upstreams, Counts()
+        self._router, self._upstreams, self._counts = router, upstreams, Counts(router=router.identity)
         self.room: BodyRoom | None = None
 
-    def note(self, entry: Entry, model_s: Mapping[str, float], parsed: Mapping[str, int]) -> None:
+    def use(self, router: Configured, upstreams: Sequence[Client]) -> None:
+        """Count on, with another router and other models: drift begins anew where the router is not the same."""
+        if router.identity != self._router.identity:
+            self._counts.router, self._counts.steps, self._counts.shift_F = router.identity, 0, []
+        self._router, self._upstreams = router, upstreams
+
+    def note(self, entry: Entry, router: Configured, model_s: Mapping[str, float], parsed: Mapping[str, int]) -> None:
         """Count a step.
 
         Args:
             entry: the step.
+            router: which has decided on it.
             model_s: seconds that it waited for each model it called.
             parsed: answers of each model whose tool calls were read in their text.
         """
@@ -171,7 +182,7 @@ class Metrics:
         counts.overhead.add(max(0.0, entry.overhead_ms / 1000))
         for model, seconds in model_s.items():
             counts.model.setdefault(model, Times(MODEL_S)).add(seconds)
-        if entry.step.choice.features is not None:
+        if entry.step.choice.features is not None and router.identity == self._router.identity:
             self._drift(entry.step.choice.features)
 
     def _drift(self, features: Features) -> None:
@@ -239,10 +250,10 @@ class Overview:
         self._calibration, self._calibrated = found, (last, now)
         return found
 
-    def prometheus(self, counts: Counts) -> str:
+    def prometheus(self, counts: Counts, reloads: Reloads) -> str:
         """The text that Prometheus scrapes, of what all processes have counted together."""
         registry = CollectorRegistry()
-        registry.register(_Scrape(tuple(self._families(counts))))
+        registry.register(_Scrape((*self._families(counts), *_of_reloads(reloads))))
         return generate_latest(registry).decode()
 
     def _families(self, counts: Counts) -> Iterator[Metric]:
@@ -309,3 +320,14 @@ class Overview:
                 "date": certificate.date,
             },
         }
+
+
+def _of_reloads(reloads: Reloads) -> Iterator[Metric]:
+    counter = CounterMetricFamily("r2v_reloads", "Times that the settings were read again.", labels=["outcome"])
+    counter.add_metric(["done"], reloads.done)
+    counter.add_metric(["refused"], reloads.refused)
+    yield counter
+    yield GaugeMetricFamily("r2v_reload_refused", "Whether the last reload was refused.", bool(reloads.problem))
+    yield GaugeMetricFamily("r2v_settings_since_seconds", "When the settings in use were read, in Unix time.", reloads.since)
+    if reloads.last is not None:
+        yield GaugeMetricFamily("r2v_last_reload_seconds", "When the last reload was, done or refused.", reloads.last)

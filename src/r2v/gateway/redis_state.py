@@ -117,7 +117,7 @@ class RedisSessions:
     """See `r2v.gateway.sessions.Sessions`; raises OSError."""
 
     def __init__(self, connection: Connection, cache_ttl_s: float) -> None:
-        self._redis, self._ttl_s = connection, cache_ttl_s
+        self._redis, self.cache_ttl_s = connection, cache_ttl_s
 
     async def run_of(self, identity: str, *, fresh: bool) -> str:
         runs = self._redis.key("runs", identity)
@@ -145,7 +145,7 @@ class RedisSessions:
         return Session(identity, int(steps) - (not dry), memory, not is_warm, int(tokens or 0), authors)
 
     async def remember(self, session: Session, decision: Decision, *, teacher: bool, tokens: int) -> None:
-        warm = ("SET", self._redis.key("warm", session.id), 1, "PX", max(1, int(1000 * self._ttl_s)))
+        warm = ("SET", self._redis.key("warm", session.id), 1, "PX", max(1, int(1000 * self.cache_ttl_s)))
         await self._redis.run(
             ("RPUSH", self._redis.key("decisions", session.id), _encoder.encode(decision)),
             ("LTRIM", self._redis.key("decisions", session.id), -DECISIONS, -1),

@@ -137,6 +137,8 @@ class Configured:
     route: RouteSettings
     """With what the router was fitted with, where the settings leave it open."""
     certificate: Certificate | None
+    identity: str
+    """Its name and the hashes of its files, by which two routers of one name differ."""
 
     @property
     def threshold(self) -> float:
@@ -172,6 +174,8 @@ def load_configured(route: RouteSettings) -> Configured:
     folder = None if route.router in BUILT_IN or ":" in route.router else Path(route.router)
     router = _rule(route.router) if folder is None else load_router(folder)
     name = route.router if folder is None else folder.resolve().name
+    files = () if folder is None else (folder / "router.json", folder / "weights.safetensors")
+    identity = " ".join((name, *(sha256(file)[:12] for file in files)))
     if "restart" in router.routes:
         raise SettingsError(f"{route.router} goes back to the start of an episode, which a conversation cannot")
     if route.switch_usd and router.kind not in PROBABILITIES:
@@ -189,7 +193,7 @@ def load_configured(route: RouteSettings) -> Configured:
         if folder is None:
             raise SettingsError(f"{route.certificate} cannot be for {name}: only routers of a run have certificates")
         certificate = _certificate(Path(route.certificate), folder, router.threshold)
-    return Configured(name, router, _as_fitted(route, router), certificate)
+    return Configured(name, router, _as_fitted(route, router), certificate, identity)
 
 
 def _rule(name: str) -> RouterBase:

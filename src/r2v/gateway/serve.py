@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import signal
 import socket
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import uvicorn
@@ -18,9 +20,10 @@ try:
 except ModuleNotFoundError:  # Windows
     from asyncio import run  # type: ignore[assignment]
 
-from r2v.core.errors import SettingsError
+from r2v.core.errors import R2VError, SettingsError
 from r2v.gateway.app import build_app
-from r2v.gateway.connections import guarded
+from r2v.gateway.connections import guarded, relimit
+from r2v.gateway.reload import LiveApp, Read, terminal_watch
 from r2v.gateway.service import Service
 from r2v.gateway.settings import GatewaySettings, ServerSettings
 from r2v.runtime.settings import validated
@@ -30,24 +33,27 @@ if TYPE_CHECKING:
     from r2v.clients.mock import MockModel
 
 MOCK_KEY = "r2v-mock"
+SIGHUP: signal.Signals | None = getattr(signal, "SIGHUP", None)
+"""By which one asks for a reload; Windows has none."""
 BACKLOG = 256
 """Connections that are accepted at once: each takes some 40 microseconds, in which nobody is served."""
 
 
-def serve(settings: GatewaySettings, *, mock: bool, announce: Callable[[str, str], None]) -> None:
+def serve(settings: GatewaySettings, *, mock: bool, announce: Callable[[str, str], None], read: Read | None = None) -> None:
     """Serve until a signal, as one process; `r2v.gateway.workers` serves as several.
 
     Args:
         settings: of the gateway.
         mock: with mock models beside it, and sessions to show.
         announce: called with the URLs that agents and operators take, once the gateway answers.
+        read: reads the settings again at a SIGHUP or `POST /v1/reload`; None: they stay, and only files are read again.
 
     Raises:
         SettingsError: a port is taken or a key is missing.
     """
     if mock:
         set_mock_key(settings)
-    run(_serve(settings, mock, announce))
+    run(_serve(settings, mock, announce, read or (lambda: settings)))
 
 
 def set_mock_key(settings: GatewaySettings) -> None:
@@ -89,39 +95,50 @@ def mock_settings(port: int) -> GatewaySettings:
     return validated(GatewaySettings, raw)
 
 
-def mocked(settings: GatewaySettings) -> tuple[GatewaySettings, list[tuple[MockModel, socket.socket]]]:
-    """The settings with mock models, and where each of these listens."""
+@dataclass(frozen=True)
+class Mock:
+    """A mock model, and where it listens."""
+
+    role: Literal["slm", "teacher"]
+    model: MockModel
+    listener: socket.socket
+
+
+def mocks() -> list[Mock]:
     from r2v.clients.mock import SLM, TEACHER
 
-    models, mocks = dict(settings.models), []
-    named: tuple[tuple[Literal["slm", "teacher"], MockModel], ...] = (("slm", SLM), ("teacher", TEACHER))
-    for name, model in named:
-        listener = _listen("127.0.0.1", 0)
-        mocks.append((model, listener))
-        models[name] = models[name].but(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}/v1", model=model.name)
-    return settings.but(models=models), mocks
+    return [Mock("slm", SLM, _listen("127.0.0.1", 0)), Mock("teacher", TEACHER, _listen("127.0.0.1", 0))]
 
 
-async def _serve(settings: GatewaySettings, mock: bool, announce: Callable[[str, str], None]) -> None:
+def mocked(settings: GatewaySettings, mocks: Sequence[Mock]) -> GatewaySettings:
+    """The settings with mock models in the place of theirs."""
+    models = dict(settings.models)
+    for mock in mocks:
+        url = f"http://127.0.0.1:{mock.listener.getsockname()[1]}/v1"
+        models[mock.role] = models[mock.role].but(base_url=url, model=mock.model.name)
+    return settings.but(models=models)
+
+
+async def _serve(settings: GatewaySettings, mock: bool, announce: Callable[[str, str], None], read: Read) -> None:
     servers: list[uvicorn.Server] = []
     running: list[asyncio.Task[None]] = []
-    if mock:
+    beside = mocks() if mock else []
+    for one in beside:
         from r2v.clients.mock import mock_app
 
-        settings, mocks = mocked(settings)
-        for model, listener in mocks:
-            server = uvicorn.Server(_config(mock_app(model), settings.server))
-            servers.append(server)
-            running.append(asyncio.create_task(server.serve([listener])))
-    service = Service(settings)
-    app = build_app(service)
+        server = uvicorn.Server(_config(mock_app(one.model), settings.server))
+        servers.append(server)
+        running.append(asyncio.create_task(server.serve([one.listener])))
+    service = Service(mocked(settings, beside))
+    app = build_app(service, read=lambda: mocked(read(), beside))
     listener = _listen(settings.server.host, settings.server.port)
     host, port = listener.getsockname()[:2]
     url = f"http://{host}:{port}"
+    main = server_of(app, settings.server)
+    _reload_at_hangup(app, main)
     announce(url, url)
     verifier_named(service.settings.route.verifier)  # its imports are not the first request's to wait for
     take_short_turns()
-    main = uvicorn.Server(_config(app, settings.server))
     if mock and not service.ledger.sessions(1):
         from r2v.gateway.demo import demonstrate
 
@@ -133,6 +150,42 @@ async def _serve(settings: GatewaySettings, mock: bool, announce: Callable[[str,
             server.should_exit = True
         with suppress(asyncio.CancelledError):
             await asyncio.gather(*running)
+
+
+def _reload_at_hangup(app: LiveApp, server: uvicorn.Server) -> None:
+    """Read the settings again at each SIGHUP, but end when it means that the terminal was closed."""
+    if SIGHUP is None:
+        return
+    terminal_is_gone = terminal_watch()
+    reloads: set[asyncio.Task[None]] = set()
+
+    async def reload() -> None:
+        with suppress(R2VError):  # the line says it
+            await app.reload()
+        print(app.state.line, file=sys.stderr, flush=True)
+
+    def hung_up() -> None:
+        if terminal_is_gone():
+            server.should_exit = True
+            return
+        task = asyncio.ensure_future(reload())
+        reloads.add(task)
+        task.add_done_callback(reloads.discard)
+
+    asyncio.get_running_loop().add_signal_handler(SIGHUP, hung_up)
+
+
+def server_of(app: object, settings: ServerSettings) -> uvicorn.Server:
+    """What serves an app, with the limits of the settings that it has in use."""
+    config = _config(app, settings)
+
+    def relimit_connections(settings: GatewaySettings) -> None:
+        relimit(config.http, settings.server)  # type: ignore[arg-type]
+        config.timeout_keep_alive = settings.server.idle_timeout_s
+
+    if isinstance(app, LiveApp):
+        app.on_use.append(relimit_connections)
+    return uvicorn.Server(config)
 
 
 def _config(app: object, server: ServerSettings) -> uvicorn.Config:

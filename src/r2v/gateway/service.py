@@ -20,10 +20,10 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from r2v.clients import make_client
-from r2v.clients.base import ModelError
+from r2v.clients.base import Client, ModelError
 from r2v.clients.tokens import Tokens
 from r2v.core.agent import MAX_RETRIES, AgentModels, Routed, StepContext
 from r2v.core.agreement import alike
@@ -72,6 +72,9 @@ VERIFIER_BYTES = 64_000_000
 """Memory for verifiers, of which each holds the tools of its requests."""
 ASIDE = re.compile(r"\btitle|\bsummar|\bnew topic", re.IGNORECASE)
 """In the system prompt of requests that agents make beside the steps of a session, sometimes before its first."""
+
+
+Role = Literal["slm", "teacher"]
 
 
 class Refused(Exception):
@@ -163,26 +166,40 @@ class ServedStep:
 
 
 class Service:
-    def __init__(self, settings: GatewaySettings, *, owner: bool = True) -> None:
-        """`owner`: whether no other process serves from the ledger; False for one of several workers, whose parent owns it.
-        Raises SettingsError, ArtifactError.
+    def __init__(self, settings: GatewaySettings, *, owner: bool = True, before: Service | None = None) -> None:
+        """Raises SettingsError, ArtifactError.
+
+        Args:
+            settings: as the file says.
+            owner: whether no other process serves from the ledger; False for one of several workers, whose parent owns it.
+            before: the one that it takes the place of, with the same `settings.store`: ledger, sessions and budgets are
+                shared with it, and so is a model whose settings are the same. It may be made in a thread.
         """
-        self.slm = make_client(settings.models["slm"], "small")
-        self.teacher = make_client(settings.models["teacher"], "teacher")
+        self.file_settings = settings
+        self.slm: Client = _client(settings, "slm", "small", before.slm if before else None)
+        self.teacher: Client = _client(settings, "teacher", "teacher", before.teacher if before else None)
         self.router = load_configured(settings.route)
         self.settings = settings.but(route=self.router.route)
         self.verdicts = _verdicts(settings)
-        self.ledger = Ledger(Path(settings.store.path), owner=owner)
+        # A verifier's files may have changed, too.
+        self._verifier = remembered(VERIFIER_BYTES, lambda name, tools: footprint(tools))(_verifier)
+        self.ledger: Ledger = before.ledger if before else Ledger(Path(settings.store.path), owner=owner)
         # What a step reads and writes at its begin and at its end is one transaction each; none waits for another server.
         self._together = nullcontext if settings.store.redis_env else self.ledger.accounts.transaction
         self._redactor = Redactor(secret_of(settings.store)) if settings.store.redact else None
-        self.sessions, self.budgets, store = shared_state(settings, self.ledger)
+        self._shared: tuple[Sessions, Budgets, KeyStore] = before._shared if before else shared_state(settings, self.ledger)
+        self.sessions, self.budgets, store = self._shared
         self.keys = KeyRing(settings.server, store)
-        self._with_tools: OrderedDict[str, None] = OrderedDict()
+        self._with_tools: OrderedDict[str, None] = before._with_tools if before else OrderedDict()
         """Sessions of clients in which tools were offered; the latest ones."""
         self.modes = Modes(self.settings.route, self.sessions, self.ledger)
         self._checked, self._problem = -math.inf, ""
-        self.metrics = Metrics(self.router, (self.slm, self.teacher))
+        self.metrics: Metrics = before.metrics if before else Metrics(self.router, (self.slm, self.teacher))
+
+    def take_over(self) -> None:
+        """Steps are served by this one from now on; those that have begun end on the one before."""
+        self.sessions.cache_ttl_s = self.settings.route.cache_ttl_s
+        self.metrics.use(self.router, (self.slm, self.teacher))
 
     async def upkeep(self) -> None:
         """What is to be done beside serving, until it is cancelled."""
@@ -373,7 +390,7 @@ class Service:
             context = replace(context, verdicts=served.verdicts)
         k = 1 if served.early else route.k
         first = None if route.clear is None or k == 1 else 1
-        verifier = _verifier(route.verifier, served.request.tools)
+        verifier = self._verifier(route.verifier, served.request.tools)
         if isinstance(verifier, PricedVerifier):
             verifier = served.scoring = PaidVerifier(verifier, served.slm.pay)
         models = AgentModels(served.slm, served.teacher, verifier, k, first, view=self.router.view)
@@ -493,7 +510,10 @@ class Service:
         served.reservation.written, self.ledger.accounts.room = True, 0
         asked = [source for source in (slm, teacher) if source.drawn]
         self.metrics.note(
-            entry, {source.name: source.seconds for source in asked}, {source.name: source.parsed for source in asked}
+            entry,
+            self.router,
+            {source.name: source.seconds for source in asked},
+            {source.name: source.parsed for source in asked},
         )
         facts["cost-usd"] = round(slm.usd + teacher.usd + scoring.usd, 8)
 
@@ -533,7 +553,17 @@ def _alike(choice: Choice) -> bool | None:
     return alike(choice.candidates[best(choice.candidates, choice.scores)].action, choice.action)
 
 
-@remembered(VERIFIER_BYTES, lambda name, tools: footprint(tools))
+def _client(settings: GatewaySettings, role: Role, name: str, before: Client | None) -> Client:
+    """The model's client: the one before where its settings are the same. Raises SettingsError."""
+    wanted = settings.models[role]
+    if before is not None and before.settings == wanted:
+        return before
+    client = make_client(wanted, name)
+    if before is not None:
+        client.attempts = before.attempts  # it counts on
+    return client
+
+
 def _verifier(name: str, tools: bytes) -> Verifier:
     return verifier_named(name, tools_of(tools))
 

@@ -57,6 +57,9 @@ class Session:
 
 
 class Sessions(Protocol):
+    cache_ttl_s: float
+    """How long the teacher's prompt cache lasts."""
+
     async def run_of(self, identity: str, *, fresh: bool) -> str:
         """The session of a client that names none: its fingerprint, numbered when the same conversation begins anew
         (`fresh`: the request holds no answer yet).
@@ -116,7 +119,7 @@ class LocalSessions:
     """
 
     def __init__(self, ledger: Ledger, cache_ttl_s: float) -> None:
-        self._ledger, self._states, self._cache_ttl_s = ledger, ledger.states, cache_ttl_s
+        self._ledger, self._states, self.cache_ttl_s = ledger, ledger.states, cache_ttl_s
         self._records: BoundedCache[str, _Record] = BoundedCache(SESSION_BYTES)
         self._runs: OrderedDict[str, tuple[int, int]] = OrderedDict()
         """(run, version of the ledger when it was looked up)."""
@@ -141,7 +144,7 @@ class LocalSessions:
         record = self._current(identity)
         t = self._states.next_step(identity) if dry else self._states.begin_step(identity)
         # Before the machine was started again the clock may have shown a later time.
-        cold = not 0 <= time.monotonic() - record.teacher_at <= self._cache_ttl_s
+        cold = not 0 <= time.monotonic() - record.teacher_at <= self.cache_ttl_s
         return Session(identity, t, record.memory, cold, record.prompt_tokens, record.signatures)
 
     def _current(self, identity: str) -> _Record:

@@ -65,8 +65,20 @@ class Settings(Struct, frozen=True, metaclass=_Frozen):
         except ValueError as error:
             raise SettingsError(str(error)) from None
 
+    def __reduce__(self) -> Any:  # a Struct's own leaves out `given`, by which another process would check other settings
+        return _restored, (type(self), {key: getattr(self, key) for key in self.__struct_fields__}, self.given)
+
 
 S = TypeVar("S", bound=Settings)
+
+
+def _restored(kind: type[S], values: dict[str, Any], given: frozenset[str]) -> S:
+    """What another process has sent."""
+    made = kind(**values)
+    made.__dict__["given"] = given
+    return made
+
+
 SETTINGS_BYTES, SETTINGS_VALUES = MB, 100_000
 """Of a settings file; all of r2v's settings with their defaults take 4 kB."""
 RUN_HINT = "examples/household.yaml is a file to start from"
