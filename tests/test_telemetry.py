@@ -40,7 +40,8 @@ class Collector:
 
     @property
     def spans(self) -> list[Any]:
-        return [span for part in self.traces for of in part.resource_spans for scope in of.scope_spans for span in scope.spans]
+        scopes = [scope for part in self.traces for of in part.resource_spans for scope in of.scope_spans]
+        return [span for scope in scopes for span in scope.spans]
 
     @property
     def points(self) -> list[tuple[str, Any]]:
@@ -151,14 +152,13 @@ def test_a_step_is_a_span_with_its_decision_and_its_calls_hang_from_it(world):
 
 
 def test_metrics_are_those_of_the_conventions(world):
-    with collector() as got:
-        with world(telemetry={"otlp": got.url}) as (client, *_):
-            answers = [ask(client, {"x-r2v-session-id": f"s{i}"}) for i in range(3)]
+    with collector() as got, world(telemetry={"otlp": got.url}) as (client, *_):
+        answers = [ask(client, {"x-r2v-session-id": f"s{i}"}) for i in range(3)]
     assert {answer.status_code for answer in answers} == {200}
     calls = [span for span in got.spans if span.kind == span.SPAN_KIND_CLIENT]
     times = [point for name, point in got.points if name == "gen_ai.client.operation.duration"]
     assert sum(point.count for point in times) == len(calls) >= 3
-    assert {point.explicit_bounds[0] for point in times} == {0.01} and {len(point.explicit_bounds) for point in times} == {14}
+    assert {(point.explicit_bounds[0], len(point.explicit_bounds)) for point in times} == {(0.01, 14)}
     usage = [(of(point), point) for name, point in got.points if name == "gen_ai.client.token.usage"]
     small = {about["gen_ai.token.type"]: point for about, point in usage if about["gen_ai.request.model"] == "small-1"}
     assert list(small["input"].explicit_bounds) == [4.0**i for i in range(14)]
@@ -171,13 +171,12 @@ def test_nothing_that_was_said_and_no_key_is_sent(world, monkeypatch, capfd):
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "x-token=for-the-collector")
     small = Model("small-1")
     small.says = "swordfish it is"
-    with collector() as got:
-        with world(small, telemetry={"otlp": got.url, "propagate": True}) as (client, _, teacher):
-            assert ask(client, {"x-r2v-session-id": f"Bearer {SECRET}"}).status_code == 200
-            ask(client, {"tracestate": f"a={SECRET}", "traceparent": f"00-{TRACE}-{PARENT}-01"}, stream=True)
-            ask(client, user="joe@example.com", metadata={"session_id": "swordfish@example.com"})
-            teacher.status = [(401, {})]
-            assert ask(client, model="r2v:teacher").status_code >= 400  # its error has words of the model
+    with collector() as got, world(small, telemetry={"otlp": got.url, "propagate": True}) as (client, _, teacher):
+        assert ask(client, {"x-r2v-session-id": f"Bearer {SECRET}"}).status_code == 200
+        ask(client, {"tracestate": f"a={SECRET}", "traceparent": f"00-{TRACE}-{PARENT}-01"}, stream=True)
+        ask(client, user="joe@example.com", metadata={"session_id": "swordfish@example.com"})
+        teacher.status = [(401, {})]
+        assert ask(client, model="r2v:teacher").status_code >= 400  # its error has words of the model
     sent = b"".join(got.raw)
     assert len(got.spans) >= 8 and len(got.metrics) >= 1
     for secret in ("swordfish", "password", "blue house", "be brief", SECRET, KEY, "joe", "example.com", "made-up"):
@@ -187,10 +186,9 @@ def test_nothing_that_was_said_and_no_key_is_sent(world, monkeypatch, capfd):
 
 
 def test_errors_have_a_type_and_no_words(world):
-    with collector() as got:
-        with world(telemetry={"otlp": got.url}) as (client, small, teacher):
-            small.status = teacher.status = [(500, {})]
-            assert ask(client).status_code == 502
+    with collector() as got, world(telemetry={"otlp": got.url}) as (client, small, teacher):
+        small.status = teacher.status = [(500, {})]
+        assert ask(client).status_code == 502
     (step,) = [span for span in got.spans if span.kind == span.SPAN_KIND_SERVER]
     assert of(step)["error.type"] == "upstream_fallback" and step.status.code == step.status.STATUS_CODE_ERROR
     calls = [span for span in got.spans if span.kind == span.SPAN_KIND_CLIENT]
@@ -211,9 +209,8 @@ def test_a_refused_step_is_a_span_too(world):
 
 
 def test_the_models_get_the_trace_only_where_that_is_wanted(world):
-    with collector() as got:
-        with world(telemetry={"otlp": got.url, "propagate": True}) as (client, small, _):
-            ask(client, {"traceparent": f"00-{TRACE}-{PARENT}-01"})
+    with collector() as got, world(telemetry={"otlp": got.url, "propagate": True}) as (client, small, _):
+        ask(client, {"traceparent": f"00-{TRACE}-{PARENT}-01"})
     slm = next(span for span in got.spans if of(span).get("r2v.role") == "slm")
     assert {headers["traceparent"] for headers in small.headers} == {f"00-{TRACE}-{slm.span_id.hex()}-01"}
 

@@ -225,7 +225,11 @@ class Service:
         Refused.
         """
         step = self._step(request, options, live)
-        return await (step if self._telemetry is None else self._telemetry.traced(request, options, step))
+        try:
+            return await (step if self._telemetry is None else self._telemetry.traced(request, options, step))
+        except Refused as error:
+            self.metrics.note_refusal(error.facts["reason"])
+            raise
 
     async def _step(self, request: Request, options: RequestOptions, live: LiveAnswer | None) -> Answer:
         served = await self._begin(request, options, live)

@@ -1,4 +1,4 @@
-"""Traces and metrics over OTLP/HTTP, by OpenTelemetry's conventions for generative AI: a span a step and a span a model call.
+"""Traces and metrics over OTLP/HTTP, by OpenTelemetry's conventions for generative AI: a span a step and a model call.
 
 No text of a message, no answer and no key is in them. Spans wait in a queue of limited length (`OTEL_BSP_MAX_QUEUE_SIZE`)
 for a thread that sends them; what finds no room there, or no collector, is dropped. `r2v[otel]` is loaded only where it is
