@@ -22,13 +22,13 @@ import r2v
 from r2v.clients.base import Client, ModelError, trace_headers
 from r2v.clients.tokens import Tokens
 from r2v.core.errors import SettingsError
-from r2v.gateway.ledger import Entry
 from r2v.gateway.settings import TelemetrySettings
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.trace import Span
 
+    from r2v.gateway.ledger import Entry
     from r2v.gateway.service import Answer, RequestOptions
     from r2v.messages.conversation import Request
 
