@@ -51,9 +51,10 @@ def build(folder: Path) -> Path:
     first, root = folder / "build", folder / "root"
     run("mmdebstrap", "--variant=minbase", "--skip=cleanup/apt", '--aptopt=APT::Install-Recommends "false"',
         "--include=python3-venv,ca-certificates", "trixie", first)  # fmt: skip
-    for name in ("pip.conf", "resolv.conf"):  # where this machine finds packages
+    for name in ("pip.conf", "resolv.conf", "ssl/certs/ca-certificates.crt"):  # how this machine finds packages
         if Path("/etc", name).exists():
-            shutil.copy(Path("/etc", name), first / "etc" / name)
+            there = first / ("ca.crt" if name.endswith("crt") else f"etc/{name}")
+            shutil.copy(Path("/etc", name), there)
     source = first / "src"
     source.mkdir()
     for name in ("pyproject.toml", "constraints.txt", "README.md", "LICENSE", "NOTICE"):
@@ -61,7 +62,7 @@ def build(folder: Path) -> Path:
     for name in ("src", "examples"):
         shutil.copytree(HERE / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     (command,) = re.findall(r"^RUN (python3 -m venv .*?[^\\])$", (HERE / "Dockerfile").read_text(), re.M | re.S)
-    run("chroot", first, "/bin/bash", "-euo", "pipefail", "-c", f"cd /src\n{command}")
+    run("chroot", first, "/bin/bash", "-euo", "pipefail", "-c", f"cd /src\nexport PIP_CERT=/ca.crt\n{command}")
     run("chroot", first, "/bin/bash", "-ec", f"mkdir /debs && cd /debs && apt-get download -qq {' '.join(PACKAGES.split())}")
     root.mkdir()
     for package in (first / "debs").iterdir():
