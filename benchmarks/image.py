@@ -51,10 +51,11 @@ def build(folder: Path) -> Path:
     first, root = folder / "build", folder / "root"
     run("mmdebstrap", "--variant=minbase", "--skip=cleanup/apt", '--aptopt=APT::Install-Recommends "false"',
         "--include=python3-venv,ca-certificates", "trixie", first)  # fmt: skip
-    for name in ("pip.conf", "resolv.conf", "ssl/certs/ca-certificates.crt"):  # how this machine finds packages
-        if Path("/etc", name).exists():
-            there = first / ("ca.crt" if name.endswith("crt") else f"etc/{name}")
-            shutil.copy(Path("/etc", name), there)
+    authorities = "etc/ssl/certs/ca-certificates.crt"
+    shutil.copy(first / authorities, folder)
+    for name in ("etc/pip.conf", "etc/resolv.conf", authorities):  # how this machine finds packages
+        if Path("/", name).exists():
+            shutil.copy(Path("/", name), first / name)
     source = first / "src"
     source.mkdir()
     for name in ("pyproject.toml", "constraints.txt", "README.md", "LICENSE", "NOTICE"):
@@ -62,13 +63,13 @@ def build(folder: Path) -> Path:
     for name in ("src", "examples"):
         shutil.copytree(HERE / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     (command,) = re.findall(r"^RUN (python3 -m venv .*?[^\\])$", (HERE / "Dockerfile").read_text(), re.M | re.S)
-    run("chroot", first, "/bin/bash", "-euo", "pipefail", "-c", f"cd /src\nexport PIP_CERT=/ca.crt\n{command}")
+    run("chroot", first, "/bin/bash", "-euo", "pipefail", "-c", f"cd /src\n{command}")
     run("chroot", first, "/bin/bash", "-ec", f"mkdir /debs && cd /debs && apt-get download -qq {' '.join(PACKAGES.split())}")
     root.mkdir()
     for package in (first / "debs").iterdir():
         run("dpkg", "-x", package, root)
     shutil.rmtree(root / "usr/share/doc")
-    shutil.copy(first / "etc/ssl/certs/ca-certificates.crt", root / "etc/ssl/certs")
+    shutil.copy(folder / "ca-certificates.crt", root / authorities)
     for name in ("python", "python3"):
         (root / "usr/bin" / name).symlink_to("python3.13")
     for name in ("bin", "sbin", "lib", "lib64"):
