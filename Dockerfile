@@ -13,12 +13,14 @@ WORKDIR /src
 COPY pyproject.toml constraints.txt README.md LICENSE NOTICE ./
 COPY examples examples
 COPY src src
-# Tests of packages are a tenth of the image; what is imported is compiled here, because the root is read-only.
+# Tests of packages are a tenth of the image. What is imported is compiled here, because the root is read-only; so is the
+# standard library, which the last stage has as source only. Compiled files carry a hash of their source.
 RUN python3 -m venv /opt/r2v \
     && /opt/r2v/bin/pip install --no-cache-dir --no-compile -c constraints.txt '.[gateway,redis,postgres,otel]' \
     && /opt/r2v/bin/pip uninstall -y pip \
     && find /opt/r2v/lib/python3*/site-packages/numpy -type d -name tests -exec rm -r {} + \
-    && python3 -m compileall -q -j 0 -x '/tasks/' /opt/r2v/lib \
+    && PYTHONPYCACHEPREFIX=/opt/r2v/compiled python3 -m compileall -q -j 0 --invalidation-mode checked-hash \
+        -x '/tasks/|/(test|idlelib|tkinter|lib2to3|pydoc_data)/' /usr/lib/python3.13 /opt/r2v/lib \
     && mkdir /data
 
 FROM gcr.io/distroless/python3-debian13:nonroot
@@ -28,7 +30,8 @@ LABEL org.opencontainers.image.title="r2v" \
 COPY --from=build /opt/r2v /opt/r2v
 COPY --from=build --chown=65532:65532 /data /data
 # NumPy's threads would take memory, and a step's arrays are too small for them.
-ENV PATH=/opt/r2v/bin:/usr/bin PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 OPENBLAS_NUM_THREADS=1 HOME=/data
+ENV PATH=/opt/r2v/bin:/usr/bin PYTHONPYCACHEPREFIX=/opt/r2v/compiled PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 \
+    OPENBLAS_NUM_THREADS=1 HOME=/data
 USER 65532:65532
 WORKDIR /data
 VOLUME /data

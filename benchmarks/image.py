@@ -98,10 +98,8 @@ def start(root: Path, folder: Path, port: int) -> float:
     os.chown(data, 65532, 65532)
     settings.write_text(SETTINGS.replace("PORT", str(port)))
     settings.chmod(0o644)
-    environment = {
-        "PATH": "/opt/r2v/bin:/usr/bin", "R2V_API_KEY": "sk-image-0123456789", "OPENBLAS_NUM_THREADS": "1", "HOME": "/data",
-        "PYTHONDONTWRITEBYTECODE": "1",
-    }  # fmt: skip
+    last = (HERE / "Dockerfile").read_text().rpartition("\nFROM ")[2]
+    environment = {"R2V_API_KEY": "sk-image-0123456789", **dict(re.findall(r"\b([A-Z]+(?:_[A-Z]+)*)=(/?[\w/:]+)", last))}
     box = [
         "bwrap", "--ro-bind", root, "/", "--bind", data, "/data", "--ro-bind", settings, "/etc/r2v/r2v.yaml",
         "--dev", "/dev", "--proc", "/proc", "--tmpfs", "/tmp", "--unshare-user", "--uid", "65532", "--gid", "65532",
@@ -128,11 +126,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--starts", type=int, default=11)
     parser.add_argument("--port", type=int, default=18960)
+    parser.add_argument("--root", type=Path, help="start the gateway of a root that was made before")
+    parser.add_argument("--keep", type=Path, help="keep the root there")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="r2v-image-") as name:
         folder = Path(name)
         folder.chmod(0o755)
-        root = build(folder)
+        root = arguments.root or build(folder)
+        if arguments.keep:
+            shutil.copytree(root, arguments.keep, symlinks=True)
         first, *times = (start(root, folder, arguments.port) for _ in range(arguments.starts))
         spread = f"{min(times):.2f} to {max(times):.2f}"
         print(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import socket
 import sys
@@ -19,6 +20,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from r2v.core.errors import SettingsError
 from r2v.gateway.service import Service
+from r2v.gateway.settings import TelemetrySettings
+from r2v.gateway.telemetry import Telemetry
 from servers import KEY, Model, gateway, settings
 
 SECRET = "sk-upstream-1f2e3d"
@@ -228,7 +231,6 @@ def test_the_environment_says_where_and_who(world, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["down", "silent"])
 def test_steps_go_on_without_a_collector_and_memory_is_bounded(world, monkeypatch, kind):
-    """And the gateway ends, though nobody takes what is left."""
     monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "8")
     monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "4")
     monkeypatch.setattr("r2v.gateway.telemetry.CLOSE_S", 0.2)
@@ -240,6 +242,20 @@ def test_steps_go_on_without_a_collector_and_memory_is_bounded(world, monkeypatc
             assert [answer.status_code for answer in answers] == [200] * 20
         begun = len(got.spans)
         assert begun <= 8 + 8  # of at least 40: what found no room is dropped
+
+
+def test_the_end_waits_for_no_collector(monkeypatch):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "60")
+    monkeypatch.setattr("r2v.gateway.telemetry.CLOSE_S", 0.2)
+
+    async def closed(telemetry: Telemetry) -> None:
+        async with asyncio.timeout(20):  # left alone, OpenTelemetry waits for half a minute
+            await telemetry.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        telemetry = Telemetry(TelemetrySettings(otlp=f"http://127.0.0.1:{silent.getsockname()[1]}"))
+        telemetry._tracer.start_span("chat").end()
+        asyncio.run(closed(telemetry))
 
 
 def test_without_telemetry_nothing_of_it_is_loaded(tmp_path):
