@@ -92,9 +92,7 @@ def size(folder: Path) -> float:
 
 def start(root: Path, folder: Path, port: int) -> float:
     """Seconds until the gateway answers."""
-    data, settings = folder / "data", folder / "r2v.yaml"
-    shutil.rmtree(data, ignore_errors=True)
-    data.mkdir()
+    data, settings = Path(tempfile.mkdtemp(dir=folder)), folder / "r2v.yaml"
     os.chown(data, 65532, 65532)
     settings.write_text(SETTINGS.replace("PORT", str(port)))
     settings.chmod(0o644)

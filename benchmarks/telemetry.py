@@ -4,12 +4,14 @@
 
 Three gateways (those of `gateway_overhead`: four candidates, verifier, features, router, row) serve the same requests in
 turns, as in `gateway_cpu`, so that a change of the machine's speed meets each alike: compare the ratios. Each step is two
-spans, one of the step and one of the model call; the collector reads them and answers at once.
+spans, one of the step and one of the model call; the collector reads them and answers at once. On a busy machine that is
+noise; so before that the spans of steps that do nothing are made and sent in this process, and its CPU time is counted.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
 import statistics
 import time
@@ -17,6 +19,16 @@ from contextlib import ExitStack
 
 from gateway_cpu import HERE, REQUESTS, ROUNDS, Gateway, long, started
 from serving import wait_for
+
+from r2v.clients import make_client
+from r2v.clients.settings import ClientSettings
+from r2v.clients.tokens import Tokens
+from r2v.gateway.keys import OPEN
+from r2v.gateway.service import Answer, RequestOptions
+from r2v.gateway.settings import TelemetrySettings
+from r2v.gateway.telemetry import Telemetry, model_call
+from r2v.messages.openai_chat import CHAT
+from r2v.messages.protocol import Reply, Served
 
 COLLECTOR = """
 import uvicorn
@@ -29,7 +41,38 @@ async def app(scope, receive, send):
 
 uvicorn.run(app, port={port}, log_level="warning", access_log=False, lifespan="off")
 """
+STEPS, OF_BATCH = 10_000, 200
 NAMES = ("off", "collector", "collector down")
+
+
+def alone(otlp: str) -> float:
+    """CPU microseconds of the spans and metrics of a step, with encoding and sending them."""
+    request = CHAT.parse(long(50), {})
+    client = make_client(ClientSettings(base_url="http://127.0.0.1:9/v1", model="small"), "small")
+    tokens = Tokens(3000, 48)
+    facts = {
+        "decision-id": "0123456789abcdef", "session-id": "s1", "step": 3, "arm": "slm", "reason": "risk_below",
+        "model": "small", "risk": 0.2, "threshold": 0.5, "overhead-ms": 2.0, "cost-usd": 0.001,
+    }  # fmt: skip
+    answer = Answer(Reply({}, tokens.usage, "openai"), Served("0123456789abcdef", "small", 0), facts)
+
+    async def step() -> Answer:
+        with model_call("slm", client, 4) as call:
+            call.tokens = tokens
+        return answer
+
+    async def work() -> float:
+        telemetry = Telemetry(TelemetrySettings(otlp=otlp))
+        start = time.process_time()
+        for i in range(STEPS):
+            await telemetry.traced(request, RequestOptions(OPEN, "open/s1"), step())
+            if i % OF_BATCH == OF_BATCH - 1:
+                telemetry._providers[0].force_flush()
+        taken = time.process_time() - start
+        await telemetry.close()
+        return 1e6 * taken / STEPS
+
+    return asyncio.run(work())
 
 
 def main() -> None:
@@ -43,6 +86,8 @@ def main() -> None:
             process = started(code, source)
             stack.callback(process.wait)
             stack.callback(process.terminate)
+        wait_for(port + 1)
+        print(f"{alone(f'http://127.0.0.1:{port + 1}'):.0f} microseconds of CPU for the spans of a step", flush=True)
         telemetry = (None, f"http://127.0.0.1:{port + 1}", f"http://127.0.0.1:{port + 9}")
         gateways = [Gateway(source, port + 2 + i, port, stack, otlp) for i, otlp in enumerate(telemetry)]
         for i in range(len(gateways)):
