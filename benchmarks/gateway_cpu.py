@@ -50,9 +50,9 @@ def started(code: str, src: Path) -> subprocess.Popen[bytes]:
 class Gateway:
     """One version, while it serves."""
 
-    def __init__(self, src: Path, port: int, model_port: int, stack: ExitStack) -> None:
+    def __init__(self, src: Path, port: int, model_port: int, stack: ExitStack, otlp: str | None = None) -> None:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
-        self._process = started(f"import gateway_overhead as g; g.gateway({port}, {model_port}, {folder!r})", src)
+        self._process = started(f"import gateway_overhead as g; g.gateway({port}, {model_port}, {folder!r}, {otlp!r})", src)
         stack.callback(self._process.wait)
         stack.callback(self._process.terminate)
         headers = {"authorization": f"Bearer {KEY}", "content-type": "application/json"}

@@ -108,7 +108,7 @@ def pass_through(port: int, to: int) -> None:
     uvicorn.run(app, port=port, log_level="warning", access_log=False)
 
 
-def gateway(port: int, to: int, folder: str) -> None:
+def gateway(port: int, to: int, folder: str, otlp: str | None = None) -> None:
 
     from r2v.core.features import EXTENDED
     from r2v.core.mlp import RiskMLP
@@ -130,6 +130,7 @@ def gateway(port: int, to: int, folder: str) -> None:
     raw = {
         "version": 1, "models": {"slm": model, "teacher": model}, "route": route,
         "server": {"port": port}, "store": {"path": f"{folder}/ledger.db"}, "budget": {"session": {"usd": 1e9}},
+        "telemetry": otlp and {"otlp": otlp},
     }  # fmt: skip
     serve(validated(GatewaySettings, raw), mock=False, announce=lambda *urls: None)
 

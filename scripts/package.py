@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Builds the wheel, installs it with each extra alone in a clean environment, and runs there what that extra promises.
 
-    scripts/package.py [EXTRA...]        base fit serve report train redis
+    scripts/package.py [EXTRA...]        base fit gateway serve report train redis
 
 What another extra would bring must be missed in one line that names the command. Environments are real installations of the
 wheel and of pinned packages from the registry, linked from uv's cache. The extras alfworld, datasets and clients are
@@ -199,7 +199,8 @@ def fit(env: Installed) -> None:
     env.misses("train", "run", env.file("tiny.yaml", TINY), "--out", "run")
 
 
-def serve(env: Installed) -> None:
+def _answers(env: Installed) -> None:
+    """The gateway answers, with mock models. Raises Failed."""
     with _serving(env, "--mock", "--port", "0") as (url, key):
         body = {"model": "r2v", "messages": [{"role": "user", "content": "hello"}]}
         request = urllib.request.Request(
@@ -210,6 +211,15 @@ def serve(env: Installed) -> None:
         with urllib.request.urlopen(request, timeout=30) as answer:
             if not json.load(answer)["choices"]:
                 raise Failed("the gateway answers nothing")
+
+
+def gateway(env: Installed) -> None:
+    _answers(env)
+    env.misses("fit", "advise", _log(env), "--format", "openai-jsonl", "--out", "advice")
+
+
+def serve(env: Installed) -> None:
+    _answers(env)
     env.run("r2v", "advise", _log(env), "--format", "openai-jsonl", "--out", "advice")
     env.run("r2v", "fit", "log.jsonl", "--format", "openai-jsonl", "--out", "router")
     if not (env.work / "router" / "router.json").exists():
@@ -242,6 +252,7 @@ def redis(env: Installed) -> None:
 CHECKS: dict[str, Callable[[Installed], None]] = {
     "base": base,
     "fit": fit,
+    "gateway": gateway,
     "serve": serve,
     "report": report,
     "train": train,

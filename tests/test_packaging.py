@@ -24,7 +24,12 @@ from r2v.cli.extras import EXTRAS, missing
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-MODULES = {"scikit-learn": "sklearn", "prometheus-client": "prometheus_client"}
+MODULES = {
+    "scikit-learn": "sklearn",
+    "prometheus-client": "prometheus_client",
+    "opentelemetry-sdk": "opentelemetry",
+    "opentelemetry-exporter-otlp-proto-http": "opentelemetry",
+}
 NOT_IMPORTED = {"uvloop", "httptools"}
 """What makes the server fast where it is there."""
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 _REPORT = ("sklearn", "scipy", "pyarrow", "jsonschema", "matplotlib", "jinja2", "markupsafe")
+_GATEWAY = ("starlette", "uvicorn", "aiohttp", "jsonschema", "prometheus_client")
 EXTRAS = {
     "fit": ("sklearn", "scipy", "pyarrow", "jsonschema"),
-    "serve": ("sklearn", "scipy", "starlette", "uvicorn", "aiohttp", "jsonschema", "prometheus_client"),
+    "serve": ("sklearn", "scipy", *_GATEWAY),
+    "gateway": _GATEWAY,
     "report": _REPORT,
     "train": (*_REPORT, "torch", "transformers", "tokenizers", "safetensors", "peft", "aiohttp"),
     "redis": ("redis",),
+    "otel": ("opentelemetry",),
     "ray": ("ray",),
     "alfworld": ("textworld", "alfworld"),
     "datasets": ("datasets",),

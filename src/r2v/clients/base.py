@@ -24,6 +24,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, ClassVar, Protocol, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -75,6 +76,8 @@ on_lost: ContextVar[Callable[[int, bool], Awaitable[bool]] | None] = ContextVar(
 """Called after each try that may have been paid for without an answer, with the number of answers that it asked for and
 whether another try would follow; that may be refused, because of what it may cost.
 """
+trace_headers: ContextVar[Mapping[str, str]] = ContextVar("trace_headers", default=MappingProxyType({}))
+"""Sent with each request: where it belongs in a trace."""
 
 
 class ModelError(RuntimeError):
@@ -430,8 +433,9 @@ class Client(ABC):
         self.in_flight += 1
         try:
             sent = pool.session.post(
-                self._url, data=data, headers=headers, proxy=self._proxy, allow_redirects=False, timeout=self._timeout()
-            )
+                self._url, data=data, headers={**(headers or {}), **trace_headers.get()}, proxy=self._proxy,
+                allow_redirects=False, timeout=self._timeout(),
+            )  # fmt: skip
             async with sent as response:
                 self.count(str(response.status))
                 if response.status in RETRIED:

@@ -198,7 +198,7 @@ class _DataPlane(Guard):
             raise Forbidden("this key may not choose the model or the threshold of a step")
         return RequestOptions(
             key, session or f"{key.tenant}/{fingerprint(request, key.tenant)}", session is not None, forced, threshold,
-            shadow=mode == "shadow", dry=dry,
+            shadow=mode == "shadow", dry=dry, traceparent=http.headers.get("traceparent"),
             session_usd=None if usd is None else max(0.0, number(usd, "x-r2v-budget-usd: 0.25")),
         )  # fmt: skip
 

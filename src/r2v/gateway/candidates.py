@@ -12,6 +12,7 @@ from r2v.clients.base import Client, Draw, ModelError, Part, on_lost
 from r2v.clients.tokens import Tokens
 from r2v.core.types import Action, Candidate, Context
 from r2v.gateway.budgets import Amount
+from r2v.gateway.telemetry import model_call
 from r2v.messages.conversation import Json, Request, action_of
 from r2v.messages.protocol import Piece, Reply
 from r2v.runtime.slices import in_slices
@@ -102,12 +103,15 @@ class CandidateSource:
             raise ModelError(f"{self.name}: the budget has no room for further answers")
         start, token = time.perf_counter(), on_lost.set(self._lost_try)
         try:
-            if k == 1 and self._live is not None and self.client.streams:
-                draw = await self._streamed(self._live)
-            else:
-                draw = await self.client.draw(
-                    self._request, k, seed=None if self.teacher else seed, logprobs=not self.teacher, authors=self._authors
-                )
+            with model_call("teacher" if self.teacher else "slm", self.client, k) as call:
+                if k == 1 and self._live is not None and self.client.streams:
+                    draw = await self._streamed(self._live)
+                else:
+                    drawn_by = None if self.teacher else seed
+                    draw = await self.client.draw(
+                        self._request, k, seed=drawn_by, logprobs=not self.teacher, authors=self._authors
+                    )
+                call.tokens = None if draw.unknown else draw.tokens
         except asyncio.CancelledError:
             self._lose(k)
             raise

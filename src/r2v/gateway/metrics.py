@@ -75,6 +75,8 @@ class Counts(msgspec.Struct):
     """What steps waited for each model."""
     parsed: dict[str, int] = {}
     """Answers of each model whose tool calls were read in their text."""
+    refusals: dict[str, int] = {}
+    """Code -> steps that got no answer."""
     attempts: dict[Pair, int] = {}
     """(model, HTTP status or what went wrong) -> calls."""
     available: dict[str, bool] = {}
@@ -116,6 +118,7 @@ def together(all_counts: Sequence[tuple[bool, Counts]], router: str) -> Counts:
             (found.attempts, counts.attempts),
             (found.usd, counts.usd),
             (found.parsed, counts.parsed),
+            (found.refusals, counts.refusals),
         ):
             _add(mine, theirs)
         found.saved_usd += counts.saved_usd
@@ -184,6 +187,10 @@ class Metrics:
             counts.model.setdefault(model, Times(MODEL_S)).add(seconds)
         if entry.step.choice.features is not None and router.identity == self._router.identity:
             self._drift(entry.step.choice.features)
+
+    def note_refusal(self, code: str) -> None:
+        """Count a step that got no answer."""
+        _add(self._counts.refusals, {code: 1})
 
     def _drift(self, features: Features) -> None:
         if self._router.model is not None:
@@ -267,6 +274,7 @@ class Overview:
         labelled: tuple[tuple[str, str, list[str], dict[Any, Any]], ...] = (
             ("r2v_requests", "Steps by the model that answered.", ["arm"], counts.arms),
             ("r2v_decisions", "Steps by model and code.", ["arm", "reason"], counts.decisions),
+            ("r2v_refusals", "Steps without an answer, by code.", ["reason"], counts.refusals),
             ("r2v_cost_usd", "USD paid for each model, drafts included.", ["model"], counts.usd),
             ("r2v_parsed_answers", "Answers whose tool calls were read in their text.", ["model"], counts.parsed),
             ("r2v_upstream_attempts", "HTTP calls by outcome.", ["model", "code"], counts.attempts),

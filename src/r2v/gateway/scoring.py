@@ -6,9 +6,11 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 
 from r2v.clients.base import ModelError, on_lost
+from r2v.clients.tokens import Tokens
 from r2v.core.protocols import PricedVerifier
 from r2v.core.types import Action, Context, Usage
 from r2v.gateway.budgets import Amount
+from r2v.gateway.telemetry import model_call
 
 
 class PaidVerifier:
@@ -40,7 +42,10 @@ class PaidVerifier:
             raise ModelError("the budget has no room for the verifier's question")
         start, token = time.perf_counter(), on_lost.set(lost_try)
         try:
-            scores, usage = await self._verifier.priced(context, actions)
+            with model_call("verifier", None, 1) as call:
+                scores, usage = await self._verifier.priced(context, actions)
+                if usage.prompt_tokens is not None and usage.completion_tokens is not None:
+                    call.tokens = Tokens(usage.prompt_tokens, usage.completion_tokens)
         except BaseException as error:
             if not isinstance(error, ModelError) or error.paid:
                 self.lost += most

@@ -55,6 +55,7 @@ from r2v.gateway.routing import GatewayRouter, Noted, load_configured
 from r2v.gateway.scoring import PaidVerifier
 from r2v.gateway.sessions import SESSIONS, LocalSessions, Session, Sessions
 from r2v.gateway.settings import GatewaySettings
+from r2v.gateway.telemetry import Telemetry
 from r2v.messages.conversation import Json, Request, bounded, context_of, limited, tools_of
 from r2v.messages.protocol import Reply, Served
 from r2v.messages.transcript import incoming, message_of
@@ -111,6 +112,8 @@ class RequestOptions:
     """What the whole session may cost."""
     dry: bool = False
     """Decide, but do not answer."""
+    traceparent: str | None = None
+    """Where the client's trace is, as W3C says."""
 
 
 @dataclass(eq=False)
@@ -195,6 +198,8 @@ class Service:
         self.modes = Modes(self.settings.route, self.sessions, self.ledger)
         self._checked, self._problem = -math.inf, ""
         self.metrics: Metrics = before.metrics if before else Metrics(self.router, (self.slm, self.teacher))
+        made = None if before or settings.telemetry is None else Telemetry(settings.telemetry)
+        self._telemetry: Telemetry | None = before._telemetry if before else made
 
     def take_over(self) -> None:
         """Steps are served by this one from now on; those that have begun end on the one before."""
@@ -213,6 +218,8 @@ class Service:
         await self.teacher.close()
         await self.sessions.close()
         await self.budgets.close()
+        if self._telemetry is not None:
+            await self._telemetry.close()
         self.ledger.close()
 
     async def ready(self) -> Json:
@@ -235,6 +242,14 @@ class Service:
         """Answers one request; `live`: where its answer goes while it is written, if the client wants a stream. Raises
         Refused.
         """
+        step = self._step(request, options, live)
+        try:
+            return await (step if self._telemetry is None else self._telemetry.traced(request, options, step))
+        except Refused as error:
+            self.metrics.note_refusal(error.facts["reason"])
+            raise
+
+    async def _step(self, request: Request, options: RequestOptions, live: LiveAnswer | None) -> Answer:
         served = await self._begin(request, options, live)
         became = "refused"
         try:
@@ -515,6 +530,8 @@ class Service:
             {source.name: source.seconds for source in asked},
             {source.name: source.parsed for source in asked},
         )
+        if self._telemetry is not None:
+            self._telemetry.note(entry)
         facts["cost-usd"] = round(slm.usd + teacher.usd + scoring.usd, 8)
 
     def _saved(self, served: ServedStep) -> float:

@@ -9,6 +9,7 @@ models:
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta
@@ -185,6 +186,20 @@ class StoreSettings(Settings):
     """Environment variable with the URL of a Redis in which replicas share sessions, budgets and the kill switch."""
 
 
+class TelemetrySettings(Settings):
+    otlp: str | None = None
+    """Base URL of an OTLP/HTTP collector, e.g. http://localhost:4318; None: `OTEL_EXPORTER_OTLP_ENDPOINT`, or that one. The
+    other variables of OpenTelemetry (headers, resource, sampler, intervals) count, too."""
+    propagate: bool = False
+    """Send `traceparent` to the models."""
+
+    def __post_init__(self) -> None:
+        if self.otlp is not None and (not re.match(r"https?://[^\s/@]+(/[^\s@?#]*)?$", self.otlp)):
+            raise ValueError(
+                "telemetry.otlp: write a URL such as http://localhost:4318; keys go into OTEL_EXPORTER_OTLP_HEADERS"
+            )
+
+
 class GatewaySettings(Settings):
     version: Literal[1]
     models: dict[Literal["slm", "teacher"], ServedModelSettings]
@@ -192,6 +207,8 @@ class GatewaySettings(Settings):
     budget: BudgetSettings = BudgetSettings()
     server: ServerSettings = ServerSettings()
     store: StoreSettings = StoreSettings()
+    telemetry: TelemetrySettings | None = None
+    """Traces and metrics for OpenTelemetry; None: none are made. `{}` is enough where the environment says the rest."""
     verdicts: tuple[Any, ...] = ()
     """What says whether the work is right, the most trusted first: names, or {name: {options}} (`r2v.verdicts`)."""
 
