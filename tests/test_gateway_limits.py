@@ -37,7 +37,8 @@ from r2v.evaluation.certificate import Certificate, Target, Tried
 from r2v.gateway import metrics, sessions
 from r2v.gateway.budgets import Account, Amount
 from r2v.gateway.candidates import CandidateSource
-from r2v.gateway.ledger import VERSION, Entry, Ledger
+from r2v.gateway.ledger import VERSION, Ledger
+from r2v.gateway.reading import Entry
 from r2v.gateway.routing import GatewayRouter, load_configured
 from r2v.gateway.sessions import Items, LocalSessions
 from r2v.gateway.settings import (

@@ -108,7 +108,7 @@ class _DataPlane(Guard):
             service = self.service
             control = ControlPlane(
                 service.settings, service.keys, service.router, service.ledger, service.sessions, service.modes,
-                lambda: together([(True, service.metrics.counts())]),
+                lambda: together([(True, service.metrics.counts())]), service.shipping,
             )  # fmt: skip
 
         @contextlib.asynccontextmanager
@@ -338,8 +338,10 @@ class _DataPlane(Guard):
         raw = json_object(await self._body(http, SHORT))
         session, reward, t = raw.get("session_id"), raw.get("reward"), raw.get("step")
         given = session if isinstance(session, str) else ""
-        session = given if http.state.key.may("admin") and self.service.ledger.has(given) else scoped(http, given)
-        if not self.service.ledger.has(session):
+        session = scoped(http, given)
+        if http.state.key.may("admin") and await self.service.knows(given):
+            session = given
+        elif not await self.service.knows(session):
             raise BadRequest("`session_id` must name a session with at least one step")
         if isinstance(reward, bool):
             reward = float(reward)

@@ -28,7 +28,7 @@ import uvicorn
 
 from r2v.core.errors import R2VError
 from r2v.gateway.app import build_app
-from r2v.gateway.control import ControlPlane
+from r2v.gateway.control import FINISH_S, ControlPlane
 from r2v.gateway.demo import demonstrate
 from r2v.gateway.keys import KeyRing
 from r2v.gateway.ledger import Ledger
@@ -36,7 +36,7 @@ from r2v.gateway.metrics import Counts, Metrics, together
 from r2v.gateway.modes import Modes
 from r2v.gateway.routing import load_configured
 from r2v.gateway.serve import _config, _listen, mocked, run_loop, set_mock_key, take_short_turns
-from r2v.gateway.service import Service, shared_state
+from r2v.gateway.service import Service, read_from, shared_state, shipping_of
 from r2v.gateway.settings import GatewaySettings, ServerSettings
 from r2v.verifiers import verifier_named
 
@@ -87,6 +87,10 @@ def serve_planes(settings: GatewaySettings, *, mock: bool, announce: Callable[[s
         ledger = Ledger(Path(settings.store.path), owner=True)
         stack.callback(ledger.close)
         ledger.states.forget_counts()
+        shipping = shipping_of(settings.store)
+        if shipping is not None:
+            stack.callback(shipping.close)
+            shipping.join(ledger)
         listeners = [stack.enter_context(listener) for listener in _spread(server.host, server.port, server.workers)]
         admin = stack.enter_context(
             _listen(server.admin_host, server.control_port or 0, "server.admin_port or --admin-port")
@@ -103,6 +107,8 @@ def serve_planes(settings: GatewaySettings, *, mock: bool, announce: Callable[[s
         worker = partial(_worker, settings, admin_url, f"{folder}/items.db")
         works += [(worker, listener) for listener in listeners]
         family = _Family([*works, (partial(_control, settings), admin)], server, ledger.accounts.recover)
+        if shipping is not None:  # the workers have written their last rows
+            family.ended = partial(shipping.finish, FINISH_S)
         family.run(lambda: announce(url, admin_url))
 
 
@@ -133,6 +139,8 @@ class _Family:
         self._context = multiprocessing.get_context("spawn")  # what runs in the parent is not copied
         self._works, self._server, self._gone = works, server, gone
         self._children: list[_Child] = []
+        self.ended: Callable[[], None] = lambda: None
+        """Called once all processes have ended."""
 
     def run(self, ready: Callable[[], None]) -> None:
         """Until a signal, by which the parent then ends. `ready` is called once all processes serve. Raises R2VError."""
@@ -163,6 +171,7 @@ class _Family:
                         self._children[i] = self._start(child.work, child.listener)
         finally:
             self._end()
+            self.ended()
             for number, handler in before.items():
                 signal.signal(number, handler)
         signal.raise_signal(ended[0])
@@ -257,14 +266,16 @@ def _control(settings: GatewaySettings) -> tuple[Any, None]:
     router = load_configured(settings.route)
     ledger = Ledger(Path(settings.store.path))
     sessions, _, store = shared_state(settings, ledger)
-    modes = Modes(router.route, sessions, ledger)
+    shipping = shipping_of(settings.store)
+    modes = Modes(router.route, sessions, read_from(ledger, shipping))
     decoder = msgspec.msgpack.Decoder(Counts)
 
     def counts() -> Counts:
         now = time.time()
         return together([(now - at < RUNS_S, decoder.decode(found)) for at, found in ledger.states.counts()])
 
-    return ControlPlane(settings, KeyRing(settings.server, store), router, ledger, sessions, modes, counts).app(), None
+    keys = KeyRing(settings.server, store)
+    return ControlPlane(settings, keys, router, ledger, sessions, modes, counts, shipping).app(), None
 
 
 def _mock(model: MockModel, url: str, keys: str | None) -> tuple[Any, Callable[[], Awaitable[None]] | None]:

@@ -14,18 +14,19 @@ from pathlib import Path
 
 import msgspec
 
-from r2v.core.errors import ArtifactError
+from r2v.core.errors import ArtifactError, SettingsError
 from r2v.core.types import SOLVED, Episode, Observation, Step, Task
-from r2v.gateway.ledger import Entry, Ledger
+from r2v.gateway.ledger import Ledger
+from r2v.gateway.postgres_url import is_postgres, problem_of
+from r2v.gateway.reading import Entry, LedgerReader
 from r2v.runtime.store import MALFORMED, check_step, read_episodes
 
 
-def sessions(ledger: Ledger) -> Iterator[Episode]:
+def sessions(ledger: LedgerReader) -> Iterator[Episode]:
     """Each session as an episode; `success` is None where it has no outcome, neither one that was sent nor a verdict."""
-    for session in ledger.all_sessions():
-        entries = ledger.steps(session)
-        reward, verdict = msgspec.convert(ledger.outcome_of(session) or (None, ""), tuple[float | None, str])
-        tools = msgspec.convert(ledger.tools(session), str)
+    for entries, outcome, offered in ledger.whole_sessions():
+        reward, verdict = msgspec.convert(outcome or (None, ""), tuple[float | None, str])
+        tools = msgspec.convert(offered, str)
         success = None if reward is None else reward >= SOLVED
         goal = entries[0].goal
         yield Episode(
@@ -34,6 +35,24 @@ def sessions(ledger: Ledger) -> Iterator[Episode]:
             tuple(_step(entry, i) for i, entry in enumerate(entries)),
             Observation("", True, success, reward, "", ()), success, "done", None, tools, (), verdict,
         )  # fmt: skip
+
+
+def url_in(path: Path) -> str | None:
+    """The URL of a shared ledger that was given in the place of a path; None of a path. Raises SettingsError."""
+    if not is_postgres(path.as_posix()):
+        return None
+    scheme, rest = path.as_posix().split(":/", 1)  # a path has lost one of the two strokes
+    if problem := problem_of(url := f"{scheme}://{rest.lstrip('/')}"):
+        raise SettingsError(f"the URL of the ledger {problem}")
+    return url
+
+
+def _shared(url: str) -> LedgerReader:
+    try:
+        from r2v.gateway.shared_ledger import opened_shared  # psycopg is an extra
+    except ModuleNotFoundError:
+        raise SettingsError("a ledger in Postgres needs the extra postgres: pip install 'r2v[postgres]'") from None
+    return opened_shared(url)
 
 
 def _step(entry: Entry, t: int) -> Step:
@@ -49,7 +68,7 @@ def _step(entry: Entry, t: int) -> Step:
 
 def days_of(path: Path) -> float | None:
     """Days between the first and the last step of a ledger, one at least; None of other files and of an empty ledger."""
-    if path.suffix == ".parquet" or not path.is_file():
+    if url_in(path) is None and (path.suffix == ".parquet" or not path.is_file()):
         return None
     with _read(path) as ledger:
         span = msgspec.convert(ledger.span(), tuple[float, float] | None)
@@ -57,9 +76,9 @@ def days_of(path: Path) -> float | None:
 
 
 @contextmanager
-def _read(path: Path) -> Iterator[Ledger]:
+def _read(path: Path) -> Iterator[LedgerReader]:
     """A ledger to read from. Raises ArtifactError for what no gateway has written, whatever is wrong with it."""
-    ledger = Ledger(path)
+    ledger = Ledger(path) if (url := url_in(path)) is None else _shared(url)
     try:
         yield ledger
     except (sqlite3.Error, OverflowError, IndexError, *MALFORMED) as error:
@@ -80,7 +99,7 @@ class LedgerFormat:
         if path.suffix == ".parquet":
             yield from read_episodes(path)
             return
-        if not path.exists():  # a new ledger would be made
+        if url_in(path) is None and not path.exists():  # a new ledger would be made
             raise ArtifactError(f"{path} does not exist")
         with _read(path) as ledger:
             yield from sessions(ledger)
