@@ -11,6 +11,7 @@ EXTRAS = {
     "report": _REPORT,
     "train": (*_REPORT, "torch", "transformers", "tokenizers", "safetensors", "peft", "aiohttp"),
     "redis": ("redis",),
+    "postgres": ("psycopg",),
     "alfworld": ("textworld", "alfworld"),
     "datasets": ("datasets",),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
@@ -15,6 +16,8 @@ import typer
 from r2v.cli.common import Set, cli, gateway_module, imported
 from r2v.cli.launch import AGENTS, admin_key, ask, inbound_key, key_in_shell, launch, page
 from r2v.core.errors import SettingsError
+from r2v.gateway.postgres_url import shared_url
+from r2v.gateway.postgres_url import shown as public
 from r2v.runtime.settings import load
 from r2v.runtime.store import write_episodes, write_text
 
@@ -74,7 +77,9 @@ def serve(
             shown = page(admin_url, key)
         else:
             shown = page(admin_url, opens if sys.stdout.isatty() else f"${settings.server.admin_key_env}")
-        typer.echo(f"key      {key}\nledger   {settings.store.path}\npage     {shown}")
+        shared = shared_url(settings.store, os.environ)
+        ledger = settings.store.path if shared is None else f"{settings.store.path}, shipped to {public(shared)}"
+        typer.echo(f"key      {key}\nledger   {ledger}\npage     {shown}")
         typer.echo(f'try      curl {url}/v1/chat/completions -H "authorization: Bearer {key}" \\')
         typer.echo("""         -d '{"model": "r2v", "messages": [{"role": "user", "content": "hello"}]}' -i""")
         sys.stdout.flush()
@@ -253,8 +258,23 @@ def _shown(value: object) -> str:
 
 
 @cli.command(rich_help_panel="Gateway")
+def ship(
+    journal: Annotated[Path, typer.Argument(help="A ledger in SQLite: of a gateway that is gone, or one to move.")],
+    url: Annotated[Path, typer.Argument(metavar="URL", help="The shared ledger, postgresql://USER@HOST/DATABASE.")],
+    again: Annotated[
+        bool, typer.Option("--again", help="All of it, also what has been shipped; rows are kept once.")
+    ] = False,
+) -> None:
+    """Ship a gateway's ledger to a shared one in Postgres; what is there already stays as it is."""
+    from r2v.logs.ledger import shipped
+
+    rows, there = shipped(journal, url, again=again)
+    typer.echo(f"{rows} rows of {journal} shipped\nnext     r2v advise {there}")
+
+
+@cli.command(rich_help_panel="Gateway")
 def export(
-    ledger: Annotated[Path, typer.Argument(help="The gateway's ledger (store.path).")],
+    ledger: Annotated[Path, typer.Argument(help="The gateway's ledger (store.path, or store.url).")],
     out: Annotated[Path, typer.Argument(help="Parquet file to write.")],
 ) -> None:
     """Write the sessions with an outcome as episodes (Parquet); `r2v fit` takes the file as it is."""

@@ -172,8 +172,9 @@ class LedgerReader(ABC):
         of_kind = "" if kind is None else "AND COALESCE(s.score_kind, :kind) = :kind"
         values = {"sessions": sessions, "bound": SOLVED, "quiet": time.time() - QUIET_S}
         rows = self._all(
-            "SELECT s.session, s.score, CASE WHEN e.reward < :bound THEN 1.0 ELSE 0.0 END "
-            "FROM (SELECT * FROM session_totals WHERE ended IS NOT NULL AND (verdict = '' OR ended < :quiet) ORDER BY ended DESC LIMIT :sessions) e "
+            "SELECT s.session, s.score, CASE WHEN e.reward < :bound THEN 1.0 ELSE 0.0 END FROM "
+            "(SELECT * FROM session_totals WHERE ended IS NOT NULL AND (verdict = '' OR ended < :quiet) "
+            "ORDER BY ended DESC LIMIT :sessions) e "
             f"CROSS JOIN steps s WHERE s.session = e.session AND e.teacher_steps = 0 AND s.score IS NOT NULL {of_kind}",
             values if kind is None else {**values, "kind": kind},
         )

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import psycopg
 
-from r2v.core.errors import ArtifactError, R2VError, SettingsError
+from r2v.core.errors import ArtifactError, SettingsError
 from r2v.core.types import SOLVED
 from r2v.gateway.journal import Batch, Cursor, Journal
 from r2v.gateway.postgres_link import Connection, Link, OutOfReach, connect, first_line, is_refusal
@@ -246,10 +246,8 @@ def _version(connection: Connection) -> int:
 
 
 def _migrate(connection: Connection) -> None:
-    if _version(connection) == VERSION:
-        return
-    with _locked(connection):
-        version = _version(connection)  # another replica may have migrated it meanwhile
+    with _locked(connection):  # before anything is looked up: a session remembers what it has not found
+        version = _version(connection)
         (encoding,) = connection.execute("SHOW server_encoding").fetchone() or ("?",)
         if encoding != "UTF8":
             raise ArtifactError(f"the shared ledger has the encoding {encoding}; make a database with ENCODING 'UTF8'")
@@ -340,13 +338,3 @@ def _whole(connection: Connection, names: list[str]) -> Iterator[WholeSession]:
     for name in names:
         if steps[name]:
             yield WholeSession(steps[name], outcomes.get(name), tools.get(name, ""))
-
-
-def opened_shared(url: str) -> SharedLedger:
-    """To read from. Raises R2VError where it cannot be read."""
-    ledger = SharedLedger(url)
-    try:
-        ledger.verify()
-    except OutOfReach as error:
-        raise R2VError(f"the shared ledger is out of reach ({error})") from None
-    return ledger

@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from r2v.core.errors import ArtifactError, SettingsError
+from r2v.core.errors import ArtifactError, R2VError, SettingsError
 from r2v.core.types import SOLVED, Episode, Observation, Step, Task
 from r2v.gateway.ledger import Ledger
-from r2v.gateway.postgres_url import is_postgres, problem_of
+from r2v.gateway.postgres_url import EXAMPLE, is_postgres, problem_of
 from r2v.gateway.reading import Entry, LedgerReader
 from r2v.runtime.store import MALFORMED, check_step, read_episodes
+
+if TYPE_CHECKING:
+    from r2v.gateway.shared_ledger import SharedLedger
 
 
 def sessions(ledger: LedgerReader) -> Iterator[Episode]:
@@ -47,12 +51,12 @@ def url_in(path: Path) -> str | None:
     return url
 
 
-def _shared(url: str) -> LedgerReader:
+def _shared(url: str) -> SharedLedger:
     try:
-        from r2v.gateway.shared_ledger import opened_shared  # psycopg is an extra
+        from r2v.gateway.shared_ledger import SharedLedger  # psycopg is an extra
     except ModuleNotFoundError:
         raise SettingsError("a ledger in Postgres needs the extra postgres: pip install 'r2v[postgres]'") from None
-    return opened_shared(url)
+    return SharedLedger(url)
 
 
 def _step(entry: Entry, t: int) -> Step:
@@ -64,6 +68,35 @@ def _step(entry: Entry, t: int) -> Step:
     if entry.alike is not None and all(name != "second_draft" for name, _ in verdicts):
         verdicts = (*verdicts, ("second_draft", float(entry.alike)))
     return replace(entry.step, t=t, verdicts=verdicts, alike=entry.alike)
+
+
+def shipped(path: Path, url: Path, *, again: bool) -> tuple[int, str]:
+    """Ship a ledger to a shared one.
+
+    Args:
+        path: of the ledger.
+        url: of the shared one.
+        again: also what has been shipped.
+
+    Returns:
+        (how many rows were shipped, the URL).
+
+    Raises:
+        R2VError: one of the two cannot be read or written.
+    """
+    if not path.is_file():
+        raise ArtifactError(f"{path} does not exist")
+    if (there := url_in(url)) is None:
+        raise SettingsError(f"{url} is no shared ledger; write {EXAMPLE}")
+    rows = 0
+    with _read(path) as ledger, closing(_shared(there)) as shared:
+        assert isinstance(ledger, Ledger)
+        shared.prepare()
+        if again:
+            shared.restart(ledger.identity)
+        while found := shared.ship(ledger.journal, ledger.identity)[2]:
+            rows += found
+    return rows, there
 
 
 def days_of(path: Path) -> float | None:
@@ -80,7 +113,11 @@ def _read(path: Path) -> Iterator[LedgerReader]:
     """A ledger to read from. Raises ArtifactError for what no gateway has written, whatever is wrong with it."""
     ledger = Ledger(path) if (url := url_in(path)) is None else _shared(url)
     try:
+        if not isinstance(ledger, Ledger):
+            ledger.verify()
         yield ledger
+    except OSError as error:
+        raise R2VError(f"the shared ledger is out of reach ({error})") from None
     except (sqlite3.Error, OverflowError, IndexError, *MALFORMED) as error:
         raise ArtifactError(f"{path} holds a row that no gateway has written ({error}); leave that session out") from None
     finally:
