@@ -18,6 +18,8 @@ import psycopg
 
 from r2v.gateway.shared_ledger import SharedLedger
 
+KEPT = 40
+"""Databases of a cluster: each takes 8 MB."""
 QUICK = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "shared_buffers": "64MB"}
 """What a test can do without: nothing outlasts it."""
 
@@ -106,8 +108,10 @@ class Postgres:
         return "made"
 
     def database(self) -> str:
-        """URL of a new shared ledger without rows."""
-        name = f"r2v{next(self._numbers)}"
+        """URL of a new shared ledger without rows. Only the latest `KEPT` stay."""
+        number = next(self._numbers)
+        name = f"r2v{number}"
+        self.execute(f"DROP DATABASE IF EXISTS r2v{max(0, number - KEPT)} WITH (FORCE)")
         self.execute(f"CREATE DATABASE {name} TEMPLATE {self.template()}")
         self.execute("UPDATE identity SET id = replace(CAST(gen_random_uuid() AS TEXT), '-', '')", name)
         return self.url(name)

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 import random
+import shutil
+import signal
+import subprocess
 import sys
 import tempfile
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from pathlib import Path
 
+import httpx
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from postgres_server import cluster, programs
-from r2v.cli import app
+from r2v.cli import app, cli
 from r2v.core.errors import ArtifactError, SettingsError
 from r2v.gateway.budgets import Account, Amount
 from r2v.gateway.ledger import LastVerdict, Ledger
@@ -28,10 +35,15 @@ from r2v.logs.ledger import days_of
 from r2v.runtime.settings import validated
 from r2v.runtime.store import read_episodes
 from servers import settings as gateway_settings
+from test_gateway import ASK, AUTH, make  # noqa: F401
 from test_gateway_modes import write
+from test_gateway_replicas import redis_url  # noqa: F401
 from test_gateway_totals import MODES, shown, write_some
+from test_gateway_workers import served
 
 pytestmark = pytest.mark.skipif(programs() is None, reason="postgres is not installed")
+
+needs_redis = pytest.mark.skipif(shutil.which("redis-server") is None, reason="redis-server is not installed")
 
 
 @pytest.fixture
@@ -336,7 +348,7 @@ def test_a_ledger_is_moved_and_read_by_its_url(tmp_path, monkeypatch, capsys):
 
     def run(*arguments: object) -> str:
         monkeypatch.setattr(sys, "argv", ["r2v", *map(str, arguments)])
-        with pytest.raises(SystemExit, match="^None$"):
+        with pytest.raises(SystemExit, match="None"):
             app()
         return capsys.readouterr().out
 
@@ -347,3 +359,169 @@ def test_a_ledger_is_moved_and_read_by_its_url(tmp_path, monkeypatch, capsys):
     assert read_episodes(tmp_path / "a.parquet") == read_episodes(tmp_path / "b.parquet")
     assert days_of(Path(url)) == days_of(path) == 1.0 and detect(Path(url)) == "ledger"
     assert "teacher" in run("advise", url, "--out", tmp_path / "advice")
+
+
+# -- gateways that run ------------------------------------------------------------------------------------------------
+
+
+def post(url: str, session: str, **more) -> httpx.Response:
+    return httpx.post(
+        f"{url}/v1/chat/completions", json={"model": "r2v", "messages": ASK, **more},
+        headers={**AUTH, "x-session-id": session}, timeout=20,
+    )  # fmt: skip
+
+
+def report(url: str, session: str, reward: float = 1.0, **more) -> httpx.Response:
+    body = {"session_id": session, "reward": reward, **more}
+    return httpx.post(f"{url}/v1/outcomes", json=body, headers=AUTH, timeout=20)
+
+
+def until(found, seconds: float = 30.0):
+    """What `found` returns once it is true."""
+    deadline = time.monotonic() + seconds
+    while not (value := found()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return value
+
+
+@needs_redis
+def test_two_replicas_are_one_record_when_one_is_killed(tmp_path, url, shared, redis_url, monkeypatch):  # noqa: F811
+    monkeypatch.setenv("TEST_REDIS", redis_url)
+    answered = []
+    with ExitStack() as stack:
+        replicas = [
+            stack.enter_context(served(folder, *workers, store__url=url, store__redis_env="TEST_REDIS"))
+            for folder, workers in ((tmp_path / "a", ()), (tmp_path / "b", ("--workers", "2")))
+            if folder.mkdir() is None
+        ]
+        for i in range(24):
+            answered.append(replicas[i % 2].ask("both"))
+        replicas[0].ask("first")
+        assert {report(replica.url, "both", step=3).status_code for replica in replicas} == {200}
+        replicas[0].ask("last")  # is in the journal; that is what counts
+        replicas[0].end(signal.SIGKILL)
+        answered += [replicas[1].ask("both") for _ in range(6)]
+        assert report(replicas[1].url, "first", 0.0).status_code == 200  # only the other has served it
+        assert report(replicas[1].url, "never").status_code == 400
+    assert {answer.status_code for answer in answered} == {200}
+    assert CliRunner().invoke(cli, ["ship", str(tmp_path / "a" / "ledger.db"), url]).exit_code == 0
+    tenant = next(iter(shared.all_sessions())).split("/")[0]
+    steps = shared.steps(f"{tenant}/both")
+    assert [step.t for step in steps] == list(range(30))
+    assert [step.id for step in steps] == [answer.headers["x-r2v-decision-id"] for answer in answered]
+    assert len(shared.steps(f"{tenant}/first")) == len(shared.steps(f"{tenant}/last")) == 1
+    rows = shared._all("SELECT session, t, reward FROM outcomes ORDER BY session")
+    assert rows == [(f"{tenant}/both", 3, 1.0), (f"{tenant}/first", None, 0.0)]
+    assert sum(day["steps"] for day in shared.days(0.0)) == 32
+
+
+@needs_redis
+def test_an_outcome_finds_a_session_of_another_replica(make, url, redis_url, monkeypatch):  # noqa: F811
+    monkeypatch.setenv("TEST_REDIS", redis_url)
+    one, other = (make(store__url=url, store__redis_env="TEST_REDIS") for _ in range(2))
+    assert post(one.url, "s").status_code == 200
+    assert report(other.url, "s", 1.0).status_code == 200  # at once: Redis knows it
+    until(lambda: not one.service.shipping.waiting())
+    subprocess.run(["redis-cli", "-u", redis_url, "flushall"], check=True, capture_output=True)
+    assert {report(replica.url, "s", 0.25).status_code for replica in (one, other)} == {200}
+    until(lambda: not one.service.shipping.waiting() + other.service.shipping.waiting())
+    with closing(SharedLedger(url)) as shared:
+        assert shared._all("SELECT reward FROM outcomes") == [(0.25,)]
+    shown = [replica.client.get("/v1/sessions").json()["sessions"] for replica in (one, other)]
+    assert shown[0] == shown[1] and shown[0][0]["reward"] == 0.25
+    assert other.client.get("/v1/sessions/s").json()["steps"][0]["step"] == 0
+
+
+def test_a_gateway_serves_while_postgres_is_down_and_ships_what_came(make, url, monkeypatch):  # noqa: F811
+    monkeypatch.setattr("r2v.gateway.shipping.AGAIN_S", 0.1)
+    world, answers, stop = make(store__url=url), [], threading.Event()
+
+    def play(s: int) -> None:
+        while not stop.is_set():
+            answers.append(post(world.url, f"s{s}"))
+
+    with ThreadPoolExecutor(3) as pool:
+        for s in range(3):
+            pool.submit(play, s)
+        until(lambda: world.service.shipping.seconds() < 1 and len(answers) > 20)
+        for number in (signal.SIGQUIT, signal.SIGINT):  # a crash; an orderly stop
+            cluster().stop(number)
+            found = until(lambda: (s := world.client.get("/v1/stats?days=3").json())["shared"]["problem"] and s)
+            assert "out of reach" in found["shared"]["problem"] and "\n" not in found["shared"]["problem"]
+            before = len(answers)
+            until(lambda before=before: len(answers) > before + 20)
+            assert world.client.get("/ready").status_code == world.client.get("/v1/stats").status_code == 200
+            samples = dict(line.rsplit(" ", 1) for line in world.client.get("/metrics").text.splitlines() if line[0] != "#")
+            assert float(samples["r2v_unshipped_rows"]) > 0 and float(samples["r2v_unshipped_seconds"]) > 0
+            refused = world.client.get("/v1/sessions")
+            assert refused.status_code == 503 and "retry-after" in refused.headers
+            asked = report(world.url, "another replica's")
+            assert asked.status_code == 503 and "retry-after" in asked.headers
+            cluster().start()
+            until(lambda: not world.client.get("/v1/stats").json()["shared"]["problem"])
+        stop.set()
+    assert {answer.status_code for answer in answers} == {200}
+    until(lambda: not world.service.shipping.waiting())
+    with closing(SharedLedger(url)) as shared:
+        steps = [step.id for s in shared.whole_sessions() for step in s.entries]
+        assert sorted(steps) == sorted(answer.headers["x-r2v-decision-id"] for answer in answers)
+        assert sum(day["steps"] for day in shared.days(0.0)) == len(answers)
+
+
+def test_a_gateway_starts_without_its_postgres(make):  # noqa: F811
+    url = cluster().database()
+    cluster().stop()
+    try:
+        world = make(store__url=url)
+        assert post(world.url, "s").status_code == 200
+        assert "out of reach" in world.client.get("/v1/stats").json()["shared"]["problem"]
+    finally:
+        cluster().start()
+    until(lambda: world.client.get("/v1/sessions").json().get("sessions"))
+
+
+def test_what_is_left_is_shipped_when_gateways_end(tmp_path, url, shared, monkeypatch):
+    with served(tmp_path, "--workers", "2", store__url=url) as gateway:
+        for i in range(12):
+            gateway.ask(f"s{i % 3}")
+        assert gateway.end() == -signal.SIGTERM
+    assert sorted(row["steps"] for row in shared.sessions(9)) == [4, 4, 4]
+    assert shared._all("SELECT COUNT(*) FROM replicas WHERE seen > '-infinity'") == [(0,)]
+
+
+def test_a_second_gateway_without_redis_does_not_start(make, tmp_path, url, refused):  # noqa: F811
+    make(store__url=url)
+    config = tmp_path / "second.json"
+    config.write_bytes(msgspec.json.encode(gateway_settings("http://x", "http://x", tmp_path / "b.db", store__url=url)))
+    for options in ((), ("--workers", "2")):
+        line = refused("serve", config, "--port", "0", *options)
+        assert "budgets would be kept twice" in line and "store.redis_env" in line
+
+
+def test_what_is_old_is_deleted_in_the_shared_ledger_and_in_the_journal(make, tmp_path, url):  # noqa: F811
+    with closing(Ledger(tmp_path / "ledger.db")) as ledger:
+        for i in range(300):
+            write(ledger, f"s{i}", at=time.time() - 86_400 * (20 if i < 250 else 5))
+    world = make(store__url=url)
+    until(lambda: not world.service.shipping.waiting() and world.service.shipping.identity)
+    assert world.post("/v1/cleanup", {"keep_days": 10}).json() == {"deleted_sessions": 250}
+    assert len(world.rows("id")) == 50 and len(world.client.get("/v1/sessions").json()["sessions"]) == 50
+    assert sum(day["steps"] for day in world.client.get("/v1/stats?days=30").json()["days"]) == 300
+
+
+def test_no_password_is_shown(make, url, monkeypatch, caplog):  # noqa: F811
+    monkeypatch.setenv("TEST_URL", url.replace("postgres@", "postgres:geheim@"))
+    world = make(store__url_env="TEST_URL")
+    log = logging.getLogger("uvicorn.error")
+    log.addHandler(caplog.handler)
+    assert post(world.url, "s").status_code == 200
+    until(lambda: world.client.get("/v1/sessions").json()["sessions"])
+    cluster().stop()
+    try:
+        shown = until(lambda: (s := world.client.get("/v1/stats?days=1").json())["shared"]["problem"] and s)
+        asked = world.client.get("/v1/sessions").text
+    finally:
+        cluster().start()
+        log.removeHandler(caplog.handler)
+    assert "geheim" not in f"{shown} {asked} {caplog.text}" and "out of reach" in caplog.text

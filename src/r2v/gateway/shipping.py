@@ -50,6 +50,9 @@ class Shipping:
             self._join(ledger)
         except OutOfReach as error:
             self._note(error)
+        except R2VError:
+            self.shared.close()
+            raise
 
     def _join(self, ledger: Ledger) -> None:
         self.shared.prepare()
