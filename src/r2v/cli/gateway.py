@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from r2v.cli.common import Set, cli, gateway_module, imported
+from r2v.cli.common import Set, cli, gateway_module
 from r2v.cli.launch import AGENTS, admin_key, ask, inbound_key, key_in_shell, launch, page
 from r2v.core.errors import SettingsError
+from r2v.core.types import Episode
 from r2v.gateway.postgres_url import shared_url
 from r2v.gateway.postgres_url import shown as public
 from r2v.runtime.settings import load
@@ -278,9 +279,19 @@ def export(
     out: Annotated[Path, typer.Argument(help="Parquet file to write.")],
 ) -> None:
     """Write the sessions with an outcome as episodes (Parquet); `r2v fit` takes the file as it is."""
-    read = imported(ledger, "ledger", None)
-    write_episodes(out, read.episodes)
+    from r2v.logs.ledger import FORMAT
+
+    unknown = 0
+
+    def ended() -> Iterator[Episode]:
+        nonlocal unknown
+        for episode in FORMAT.read(ledger):
+            if episode.success is None:
+                unknown += 1
+            else:
+                yield episode
+
+    written = write_episodes(out, ended())
     typer.echo(
-        f"{len(read.episodes)} episodes, {read.unknown} sessions without an outcome\n"
-        f"written  {out}\nnext     r2v fit {out} --out DIR"
+        f"{written} episodes, {unknown} sessions without an outcome\nwritten  {out}\nnext     r2v fit {out} --out DIR"
     )
