@@ -22,17 +22,7 @@ def uncount(ledger: Ledger, tables: tuple[str, ...] = ()) -> None:
     db = ledger._db
     for trigger, *_ in db.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
         db.execute(f"DROP TRIGGER {trigger}")
-    shared = (
-        "session_states",
-        "signatures",
-        "kill_switch",
-        "worker_counts",
-        "charges",
-        "holds",
-        "identity",
-        "keys",
-        "shipped",
-    )
+    shared = ("session_states", "signatures", "kill_switch", "worker_counts", "charges", "holds", "identity", "keys")
     for table in ("session_totals", "day_totals", "comparisons", "uncounted", "shipped", *shared, *tables):
         db.execute(f"DROP TABLE {table}")
     for column in ("why", "id"):

@@ -17,8 +17,6 @@ from r2v.cli.common import Set, cli, gateway_module
 from r2v.cli.launch import AGENTS, admin_key, ask, inbound_key, key_in_shell, launch, page
 from r2v.core.errors import SettingsError
 from r2v.core.types import Episode
-from r2v.gateway.postgres_url import shared_url
-from r2v.gateway.postgres_url import shown as public
 from r2v.runtime.settings import load
 from r2v.runtime.store import write_episodes, write_text
 
@@ -78,6 +76,9 @@ def serve(
             shown = page(admin_url, key)
         else:
             shown = page(admin_url, opens if sys.stdout.isatty() else f"${settings.server.admin_key_env}")
+        from r2v.gateway.postgres_url import shared_url
+        from r2v.gateway.postgres_url import shown as public
+
         shared = shared_url(settings.store, os.environ)
         ledger = settings.store.path if shared is None else f"{settings.store.path}, shipped to {public(shared)}"
         typer.echo(f"key      {key}\nledger   {ledger}\npage     {shown}")
