@@ -338,10 +338,8 @@ class _DataPlane(Guard):
         raw = json_object(await self._body(http, SHORT))
         session, reward, t = raw.get("session_id"), raw.get("reward"), raw.get("step")
         given = session if isinstance(session, str) else ""
-        session = scoped(http, given)
-        if http.state.key.may("admin") and await self.service.knows(given):
-            session = given
-        elif not await self.service.knows(session):
+        names = (given, scoped(http, given)) if http.state.key.may("admin") else (scoped(http, given),)
+        if (session := await self.service.known(*names)) is None:
             raise BadRequest("`session_id` must name a session with at least one step")
         if isinstance(reward, bool):
             reward = float(reward)

@@ -184,7 +184,7 @@ class ControlPlane(Guard):
         days = json_object(await self._body(http, SHORT)).get("keep_days", self._settings.store.keep_days)
         if isinstance(days, bool) or not isinstance(days, int | float) or days <= 0:
             raise BadRequest("`keep_days` must be a number above 0, here or as store.keep_days in the settings")
-        if left := self._journal.uncounted():
+        if left := await aside(self._journal.uncounted):
             raise BadRequest(f"{left} steps of an older ledger are being counted; try again in a while")
         with _reached():
             return json_response({"deleted_sessions": await self._delete_old(days)})

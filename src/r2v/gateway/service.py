@@ -208,12 +208,19 @@ class Service:
             self.shipping.close()
         self.ledger.close()
 
-    async def knows(self, session: str) -> bool:
-        """Whether the session has a step, here or at another replica. Raises Refused where that cannot be found out."""
+    async def known(self, *names: str) -> str | None:
+        """The first name of a session that has a step: here, or at another replica that ships to the same ledger. Raises
+        Refused where that cannot be found out.
+        """
+        here = next(filter(self.ledger.has, names), None)
+        if here is not None or self.shipping is None:
+            return here
         try:
-            if self.ledger.has(session) or await self.sessions.begun(session):
-                return True
-            return self.shipping is not None and await aside(self.shipping.shared.has, session)
+            for name in names:
+                if await self.sessions.begun(name):
+                    return name
+            there = self.shipping.shared.has
+            return await aside(lambda: next(filter(there, names), None))
         except OSError as error:
             problem = f"whether another replica knows the session cannot be found out ({error}); try again"
             raise Refused(problem, 503, {"reason": "store"}, retry_after=RETRY_S) from None

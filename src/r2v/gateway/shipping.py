@@ -30,10 +30,9 @@ class Shipping:
     """Of one gateway. Its methods may be called in any thread."""
 
     def __init__(self, store: StoreSettings, shared: SharedLedger) -> None:
-        """Opens the journal when it is first used."""
-        self.shared, self._path, self._alone = shared, Path(store.path), store.redis_env is None
-        self._lock, self._joined = threading.Lock(), False
-        self._opened: Ledger | None = None
+        """Opens the journal, on a connection of its own. Raises ArtifactError."""
+        self.shared, self._ledger, self._alone = shared, Ledger(Path(store.path)), store.redis_env is None
+        self._path, self._lock, self._joined = store.path, threading.Lock(), False
         self._identity = ""
         self._shipped, self._reported = time.monotonic(), -REPORT_S
         self.problem = ""
@@ -51,19 +50,13 @@ class Shipping:
         except OutOfReach as error:
             self._note(error)
         except R2VError:
-            self.shared.close()
+            self.close()
             raise
 
     def _join(self, ledger: Ledger) -> None:
         self.shared.prepare()
         self.shared.join(ledger.identity, alone=self._alone)
         self._joined = True
-
-    @property
-    def _ledger(self) -> Ledger:
-        if self._opened is None:
-            self._opened = Ledger(self._path)
-        return self._opened
 
     @property
     def identity(self) -> str:
@@ -135,12 +128,11 @@ class Shipping:
     def close(self) -> None:
         with self._lock:
             self.shared.close()
-            if self._opened is not None:
-                self._opened.close()
-                self._opened = None
+            self._ledger.close()
 
     def _note(self, error: Exception) -> None:
-        line = f"the shared ledger is out of reach ({first_line(error)}); rows wait in {self._path}"
+        why = "the shared ledger is out of reach" if isinstance(error, OSError) else "nothing can be shipped"
+        line = f"{why} ({first_line(error)}); rows wait in {self._path}"
         if not self.problem:
             logging.getLogger("uvicorn.error").warning("%s", line)
         self.problem = line
