@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
 import shutil
 import signal
@@ -490,6 +491,26 @@ def test_what_is_left_is_shipped_when_gateways_end(tmp_path, url, shared, monkey
     assert shared._all("SELECT COUNT(*) FROM replicas WHERE seen > '-infinity'") == [(0,)]
 
 
+@pytest.mark.parametrize("options", [(), ("--workers", "2")])
+def test_no_step_and_no_end_waits_for_a_postgres_that_hangs(tmp_path, url, options):
+    name = url.rsplit("/", 1)[1]
+    with served(tmp_path, *options, store__url=url) as gateway:
+        assert gateway.ask("s").status_code == 200
+        until(lambda: cluster().execute("SELECT steps FROM session_totals", name))
+        pids = [pid for (pid,) in cluster().execute(f"SELECT pid FROM pg_stat_activity WHERE datname = '{name}'")]
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            assert {gateway.ask("s").status_code for _ in range(10)} == {200}
+            assert gateway.end() == -signal.SIGTERM
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+    assert CliRunner().invoke(cli, ["ship", str(tmp_path / "ledger.db"), url]).exit_code == 0
+    with closing(SharedLedger(url)) as shared:
+        assert [row["steps"] for row in shared.sessions(9)] == [11]
+
+
 def test_a_second_gateway_without_redis_does_not_start(make, tmp_path, url, refused):  # noqa: F811
     make(store__url=url)
     config = tmp_path / "second.json"
@@ -519,7 +540,9 @@ def test_no_password_is_shown(make, url, monkeypatch, caplog):  # noqa: F811
     until(lambda: world.client.get("/v1/sessions").json()["sessions"])
     cluster().stop()
     try:
-        shown = until(lambda: (s := world.client.get("/v1/stats?days=1").json())["shared"]["problem"] and s)
+        post(world.url, "s")
+        until(lambda: world.service.shipping.problem)
+        shown = world.client.get("/v1/stats?days=1").text
         asked = world.client.get("/v1/sessions").text
     finally:
         cluster().start()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import psycopg
@@ -65,7 +68,7 @@ class Link:
         """`statements`: what each new connection begins with."""
         self._url, self._statements, self._lock = url, (*TIMEOUTS, *statements), threading.Lock()
         self._connection: Connection | None = None
-        self._failed, self._problem = -AGAIN_S, ""
+        self._failed, self._problem, self._aborted = -AGAIN_S, "", False
 
     def run(self, work: Callable[[Connection], T]) -> T:
         """What `work` makes of the connection. It is called again where the connection had broken since its last use.
@@ -97,9 +100,20 @@ class Link:
             self._lock.release()
 
     def _connected(self) -> Connection:
+        if self._aborted:
+            raise OutOfReach(f"{shown(self._url)} does not answer, and the gateway ends")
         if self._connection is None:
             self._connection = connect(self._url, *self._statements)
         return self._connection
+
+    def abort(self) -> None:
+        """End what is being done, whichever thread does it, and do nothing more: a server may hang."""
+        self._aborted = True
+        connection = self._connection
+        with suppress(OSError, psycopg.Error):  # it may have ended
+            if connection is not None:
+                with socket.socket(fileno=os.dup(connection.fileno())) as wire:
+                    wire.shutdown(socket.SHUT_RDWR)
 
     def drop(self) -> None:
         if self._connection is not None:

@@ -54,6 +54,11 @@ class SharedLedger(LedgerReader):
         self._writer.drop()
         self._reader.drop()
 
+    def abort(self) -> None:
+        """End what is being done in any thread, and do nothing more."""
+        self._writer.abort()
+        self._reader.abort()
+
     # -- schema -----------------------------------------------------------------------------------------------------
 
     def prepare(self) -> None:

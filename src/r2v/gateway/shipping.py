@@ -114,13 +114,16 @@ class Shipping:
         """Ship what is left, for so long at most, and leave. What remains goes when the gateway starts again, or by
         `r2v ship`.
         """
-        end = time.monotonic() + seconds
+        limit = threading.Timer(seconds, self.shared.abort)
+        limit.start()
         try:
-            while self.ship() and time.monotonic() < end:
+            while self.ship():
                 pass
             self.shared.leave(self._ledger.identity)
         except FAILURES as error:
             self._note(error)
+        finally:
+            limit.cancel()
         if left := self.waiting():
             line = "%d rows of %s are not shipped to %s: start the gateway again, or `r2v ship` it"
             logging.getLogger("uvicorn.error").warning(line, left, self._path, self.shared.name)
