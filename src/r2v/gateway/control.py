@@ -53,11 +53,11 @@ DELETED_EVERY_S = 3600.0
 
 @contextlib.contextmanager
 def _reached() -> Iterator[None]:
-    """Raises Refused where the shared ledger is out of reach."""
+    """Raises Refused where the shared ledger, or the Redis, is out of reach."""
     try:
         yield
     except OSError as error:
-        problem = f"the shared ledger is out of reach ({error})"
+        problem = f"what replicas share is out of reach ({error})"
         raise Refused(problem, 503, {"reason": "store"}, retry_after=RETRY_S) from None
 
 
@@ -136,6 +136,8 @@ class ControlPlane(Guard):
         """
         try:
             await self._in_batches(Ledger.count_old)
+            while self._shipping is not None and not self._shipping.identity:
+                await asyncio.sleep(PAUSE_S)  # nothing is deleted before it is known what has been shipped
             while True:
                 with contextlib.suppress(OSError):  # the shared ledger is out of reach: the next time
                     if (days := self._settings.store.keep_days) is not None:

@@ -375,13 +375,9 @@ class Ledger(LedgerReader):
         """
         with self.accounts.transaction():
             cursor = None if shipped_to is None else self.journal.cursor(shipped_to)
-            rest = (
-                ""
-                if cursor is None
-                else "".join(
-                    f"AND NOT EXISTS (SELECT 1 FROM {table} r WHERE r.session = s.session AND r.rowid > {row}) "
-                    for table, row in cursor._asdict().items()
-                )
+            rest = "".join(
+                f"AND NOT EXISTS (SELECT 1 FROM {table} r WHERE r.session = s.session AND r.rowid > {row}) "
+                for table, row in ({} if cursor is None else cursor._asdict()).items()
             )
             old = self._db.execute(
                 "SELECT session, steps FROM session_totals s WHERE time < ? AND (SELECT up_to FROM uncounted) = 0 "
