@@ -531,6 +531,18 @@ def test_what_is_old_is_deleted_in_the_shared_ledger_and_in_the_journal(make, tm
     assert sum(day["steps"] for day in world.client.get("/v1/stats?days=30").json()["days"]) == 300
 
 
+@needs_redis
+def test_a_journal_forgets_what_is_quiet_and_shipped(make, tmp_path, url, shared, redis_url, monkeypatch):  # noqa: F811
+    now, names = time.time(), ("old", "new")
+    with closing(Ledger(tmp_path / "ledger.db")) as ledger:
+        for name, age in zip(names, (2 * 86_400, 3_600), strict=True):
+            write(ledger, name, at=now - age)
+    monkeypatch.setenv("TEST_REDIS", redis_url)
+    world = make(store__url=url, store__redis_env="TEST_REDIS")
+    until(lambda: world.rows("session") == [("new",)])
+    assert {row["session"] for row in shared.sessions(9)} == set(names)
+
+
 def test_no_password_is_shown(make, url, monkeypatch, caplog):  # noqa: F811
     monkeypatch.setenv("TEST_URL", url.replace("postgres@", "postgres:geheim@"))
     world = make(store__url_env="TEST_URL")

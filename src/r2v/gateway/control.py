@@ -136,7 +136,7 @@ class ControlPlane(Guard):
         """
         try:
             await self._in_batches(Ledger.count_old)
-            while self._shipping is not None and not self._shipping.identity:
+            while self._shipping is not None and not self._shipping.caught_up:
                 await asyncio.sleep(PAUSE_S)  # nothing is deleted before it is known what has been shipped
             while True:
                 with contextlib.suppress(OSError):  # the shared ledger is out of reach: the next time

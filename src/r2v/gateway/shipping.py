@@ -34,6 +34,8 @@ class Shipping:
         self.shared, self._ledger, self._alone = shared, Ledger(Path(store.path)), store.redis_env is None
         self._path, self._lock, self._joined = store.path, threading.Lock(), False
         self._identity = ""
+        self.caught_up = False
+        """Whether there was a time since the start at which all rows had been shipped."""
         self._shipped, self._reported = time.monotonic(), -REPORT_S
         self.problem = ""
         """Why nothing can be shipped at present; empty where it can."""
@@ -93,7 +95,7 @@ class Shipping:
                 self._identity, _, _ = self.shared.ship(ledger.journal, replica)
             more = bool(self.waiting())
             if not more:
-                self._shipped = time.monotonic()
+                self._shipped, self.caught_up = time.monotonic(), True
             return more
 
     async def run(self) -> None:
