@@ -161,6 +161,11 @@ def pytest_configure(config):
         config.pluginmanager.register(NoSilentSkips(), "no-silent-skips")
 
 
+def pytest_unconfigure(config):
+    if (module := sys.modules.get("postgres_server")) is not None:
+        module.remove_cluster()
+
+
 def pytest_ignore_collect(collection_path, config):
     """A file without a quick test is not imported where only those run: torch alone takes seconds in each process."""
     return True if config.option.markexpr == "quick" and collection_path.name in SLOW else None

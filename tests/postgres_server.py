@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import os
 import shutil
 import signal
@@ -119,7 +118,10 @@ class Postgres:
 
 @cache
 def cluster() -> Postgres:
-    """That of this process."""
-    made = Postgres()
-    atexit.register(made.remove)
-    return made
+    """That of this process; tests/conftest.py removes it."""
+    return Postgres()
+
+
+def remove_cluster() -> None:
+    if cluster.cache_info().currsize:
+        cluster().remove()
