@@ -1,16 +1,19 @@
 # quickstart: learn when to escalate, and play the result in closed loop (minutes on two cores).
 # quick: the tests of the inner loop (under two minutes).  test: all tests.  check: what CI runs.
+# test-postgres: the gateway's tests once more, on Postgres.
 # science: every router, and the ablation tables, on top of the quickstart (some 15 minutes more).
 # readme-table: README's results, from the files of RUN and (if given) FRESH, a folder of `r2v evaluate`.
 # real: the experiment with two real models, served here; hours, and goes on where it ended (MINUTES=60: for so long).
 # real-replay: the same from the answers that were recorded, without the models.
 # clients: other people's agent programs, at pinned versions, through the gateway.  clients-latest: the newest ones.
 # mutants: how many small faults the tests notice, by room (hours; ROOMS=core SAMPLE=100 makes it shorter).
-.PHONY: quickstart science readme-table real real-replay quick test check lint types package clients clients-latest mutants clean
+.PHONY: quickstart science readme-table real real-replay quick test test-postgres check lint types package clients clients-latest mutants clean
 
 EXTRAS ?= train,serve,dev
 # One thread a process: two processes share two cores, and threads that wait for each other take many times as long.
 PYTEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2
+GATEWAY_TESTS = $(wildcard tests/test_gateway*.py) tests/test_budgets.py tests/test_tenancy.py tests/test_verdicts.py \
+  tests/test_rules.py tests/test_tool_text.py tests/test_launch.py
 ROOMS ?= core routers gateway evaluation
 SAMPLE ?= 1000000
 RUN ?= runs/quickstart
@@ -48,8 +51,13 @@ test:
 	@scripts/setup.sh $(EXTRAS)
 	$(PYTEST) --dist loadfile --no-loadscope-reorder
 
+# The gateway's tests once more, with every ledger shipped to a Postgres and read there.
+test-postgres:
+	@scripts/setup.sh $(EXTRAS)
+	R2V_TEST_POSTGRES=1 $(PYTEST) --dist loadfile --no-loadscope-reorder $(GATEWAY_TESTS)
+
 # What CI runs, in its order.
-check: lint types package test
+check: lint types package test test-postgres
 
 lint:
 	@scripts/setup.sh $(EXTRAS)

@@ -76,7 +76,8 @@ def age(path: Path) -> tuple[float, float]:
         for kind, name in objects:
             if name not in kept and not name.startswith("sqlite_"):
                 ledger._db.execute(f"DROP {kind} IF EXISTS {name}")
-        ledger._db.execute("ALTER TABLE abandoned DROP COLUMN why")
+        for column in ("why", "id"):
+            ledger._db.execute(f"ALTER TABLE abandoned DROP COLUMN {column}")
         ledger._db.execute("PRAGMA user_version = 5")
     start = time.perf_counter()
     with closing(Ledger(path)) as ledger:

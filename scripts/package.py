@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Builds the wheel, installs it with each extra alone in a clean environment, and runs there what that extra promises.
 
-    scripts/package.py [EXTRA...]        base fit gateway serve report train redis
+    scripts/package.py [EXTRA...]        base fit gateway serve report train redis postgres
 
 What another extra would bring must be missed in one line that names the command. Environments are real installations of the
 wheel and of pinned packages from the registry, linked from uv's cache. The extras alfworld, datasets and clients are
@@ -249,6 +249,12 @@ def redis(env: Installed) -> None:
     env.misses("serve", "serve", "--mock")
 
 
+def postgres(env: Installed) -> None:
+    files = "importlib.resources.files('r2v.gateway').joinpath('postgres/0001.sql').read_text()"
+    env.run("python", "-c", f"import importlib.resources, r2v.gateway.shared_ledger; {files}")
+    env.misses("serve", "serve", "--mock")
+
+
 CHECKS: dict[str, Callable[[Installed], None]] = {
     "base": base,
     "fit": fit,
@@ -257,6 +263,7 @@ CHECKS: dict[str, Callable[[Installed], None]] = {
     "report": report,
     "train": train,
     "redis": redis,
+    "postgres": postgres,
 }
 
 

@@ -63,9 +63,10 @@ SLOW = {
     "test_traces.py::test_the_expert_rescues_a_real_model_and_gaps_are_counted",
     "test_traces.py::test_alfworld_example_finds_real_games_and_collects",
     "test_humaneval.py::test_real_files_are_read_whole_and_canonical_solutions_pass",
-    # other people's programs: browsers, Redis and nginx, agent frameworks
+    # other people's programs: browsers, Redis, Postgres and nginx, agent frameworks
     "test_budgets.py",
     "test_gateway_replicas.py",
+    "test_gateway_postgres.py",
     "test_launch.py",
     "test_gateway.py::test_the_frameworks_people_use",
     "test_gateway.py::test_the_page_shows_sessions_in_a_browser_and_no_markup_of_models",
@@ -159,6 +160,11 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "slow: the rest")
     if os.environ.get("CI") and not hasattr(config, "workerinput"):
         config.pluginmanager.register(NoSilentSkips(), "no-silent-skips")
+
+
+def pytest_unconfigure(config):
+    if (module := sys.modules.get("postgres_server")) is not None:
+        module.remove_cluster()
 
 
 def pytest_ignore_collect(collection_path, config):

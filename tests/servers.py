@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
 import threading
 import time
@@ -27,6 +28,8 @@ from r2v.messages.protocol import pieces
 from r2v.runtime.settings import validated
 
 KEY = "test-key-1"
+ON_POSTGRES = bool(os.environ.get("R2V_TEST_POSTGRES"))
+"""Every gateway of the tests ships its ledger to a database of its own, and reads it there (`make test-postgres`)."""
 
 
 class Server(uvicorn.Server):
@@ -380,15 +383,31 @@ def settings(small: str, teacher: str, ledger: Any, *, teacher_provider: str = "
             raw["models"][group][key] = value
         else:
             raw.setdefault(group, {})[key] = value
+    if ON_POSTGRES and not {"url", "url_env"} & raw["store"].keys():
+        from postgres_server import cluster
+
+        raw["store"]["url"] = cluster().database()
     return validated(GatewaySettings, raw)
+
+
+def ship_before_reading(shipping: Any) -> None:
+    """So that a test finds in the shared ledger what was answered just before."""
+    read = shipping.shared._read
+
+    def read_all(query: str, values: Any) -> Any:
+        while shipping.ship():
+            pass
+        return read(query, values)
+
+    shipping.shared._read = read_all
 
 
 @contextmanager
 def gateway(config: GatewaySettings, *, keys: str = "other", admin: str = KEY) -> Iterator[tuple[str, Service]]:
     """A gateway that takes these keys: of clients, and of the admin."""
-    import os
-
     os.environ["R2V_API_KEY"], os.environ["R2V_ADMIN_KEY"] = keys, admin
     service = Service(config)
+    if ON_POSTGRES and service.shipping is not None:
+        ship_before_reading(service.shipping)
     with running(build_app(service), http=guarded(config.server), ws="none") as url:
         yield url, service

@@ -37,7 +37,8 @@ from r2v.evaluation.certificate import Certificate, Target, Tried
 from r2v.gateway import metrics, sessions
 from r2v.gateway.budgets import Account, Amount
 from r2v.gateway.candidates import CandidateSource
-from r2v.gateway.ledger import VERSION, Entry, Ledger
+from r2v.gateway.ledger import VERSION, Ledger
+from r2v.gateway.reading import Entry
 from r2v.gateway.routing import GatewayRouter, load_configured
 from r2v.gateway.sessions import Items, LocalSessions
 from r2v.gateway.settings import (
@@ -336,7 +337,7 @@ def test_the_ledger_sums_and_lists_what_was_written(tmp_path):
     assert [ledger.tools(session) for session in "ab"] == ['["first"]', ""]
     for t, reward in ((None, 0.25), (1, 0.5), (None, 0.75)):
         ledger.outcome("a", t, reward)
-    assert ledger.outcomes("a") == [(None, 0.25), (1, 0.5), (None, 0.75)]
+    assert ledger.outcomes("a") == [(1, 0.5), (None, 0.75)]  # the latest of each
     assert list(ledger.all_sessions()) == ["a", "b"]
     newest, older = ledger.sessions(2)
     assert ledger.sessions(1) == [newest] and (newest["session"], newest["reward"]) == ("b", None)
@@ -663,8 +664,8 @@ def test_a_migration_that_fails_leaves_the_ledger_as_it_was(tmp_path):
 def test_a_ledger_of_a_newer_version_is_refused_in_one_line(tmp_path):
     Ledger(tmp_path / "ledger.db").close()
     with closing(sqlite3.connect(tmp_path / "ledger.db")) as db:
-        db.execute("PRAGMA user_version = 7")
-    with pytest.raises(ArtifactError, match=r"schema 7, this one has 6.*upgrade r2v or choose another store\.path"):
+        db.execute("PRAGMA user_version = 8")
+    with pytest.raises(ArtifactError, match=r"schema 8, this one has 7.*upgrade r2v or choose another store\.path"):
         Ledger(tmp_path / "ledger.db")
 
 

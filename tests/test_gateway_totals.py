@@ -23,9 +23,10 @@ def uncount(ledger: Ledger, tables: tuple[str, ...] = ()) -> None:
     for trigger, *_ in db.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
         db.execute(f"DROP TRIGGER {trigger}")
     shared = ("session_states", "signatures", "kill_switch", "worker_counts", "charges", "holds", "identity", "keys")
-    for table in ("session_totals", "day_totals", "comparisons", "uncounted", *shared, *tables):
+    for table in ("session_totals", "day_totals", "comparisons", "uncounted", "shipped", *shared, *tables):
         db.execute(f"DROP TABLE {table}")
-    db.execute("ALTER TABLE abandoned DROP COLUMN why")
+    for column in ("why", "id"):
+        db.execute(f"ALTER TABLE abandoned DROP COLUMN {column}")
     db.execute("PRAGMA user_version = 5")
 
 
@@ -148,7 +149,7 @@ def test_the_page_reads_as_much_of_a_large_ledger_as_of_a_small_one(ledger, monk
         return ticks
 
     for bound in ("RECENT", "EVIDENCE"):
-        monkeypatch.setattr(f"r2v.gateway.ledger.{bound}", 100)
+        monkeypatch.setattr(f"r2v.gateway.reading.{bound}", 100)
     grown = []
     for first, last in ((0, 500), (500, 5000)):
         for i in range(first, last):
@@ -159,7 +160,7 @@ def test_the_page_reads_as_much_of_a_large_ledger_as_of_a_small_one(ledger, monk
 
 
 def test_sessions_are_paged_by_time_and_found_among_the_recent(ledger, monkeypatch):
-    monkeypatch.setattr("r2v.gateway.ledger.RECENT", 4)
+    monkeypatch.setattr("r2v.gateway.reading.RECENT", 4)
     for i in range(10):
         write(ledger, f"s{i}", at=100.0 + i)
     names, before = [], None
@@ -172,7 +173,7 @@ def test_sessions_are_paged_by_time_and_found_among_the_recent(ledger, monkeypat
 
 
 def test_evidence_rests_on_the_latest(ledger, monkeypatch):
-    monkeypatch.setattr("r2v.gateway.ledger.EVIDENCE", 3)
+    monkeypatch.setattr("r2v.gateway.reading.EVIDENCE", 3)
     for i in range(6):
         write(ledger, f"s{i}", at=100.0 + i, mode="canary", alike=i >= 4)
         ledger.outcome(f"s{i}", None, float(i < 4))

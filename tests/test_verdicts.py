@@ -33,7 +33,8 @@ from r2v.core.types import (
     is_hashed,
 )
 from r2v.gateway.check import problems
-from r2v.gateway.ledger import MIGRATIONS, QUIET_S, LastVerdict, Ledger
+from r2v.gateway.ledger import MIGRATIONS, LastVerdict, Ledger
+from r2v.gateway.reading import QUIET_S
 from r2v.gateway.settings import GatewaySettings
 from r2v.logs.ledger import FORMAT
 from r2v.messages.protocol import Reply

@@ -13,6 +13,7 @@ EXTRAS = {
     "report": _REPORT,
     "train": (*_REPORT, "torch", "transformers", "tokenizers", "safetensors", "peft", "aiohttp"),
     "redis": ("redis",),
+    "postgres": ("psycopg",),
     "otel": ("opentelemetry",),
     "ray": ("ray",),
     "alfworld": ("textworld", "alfworld"),

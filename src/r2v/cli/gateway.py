@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -12,9 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from r2v.cli.common import Set, cli, gateway_module, imported
+from r2v.cli.common import Set, cli, gateway_module
 from r2v.cli.launch import AGENTS, admin_key, ask, inbound_key, key_in_shell, launch, page
 from r2v.core.errors import SettingsError
+from r2v.core.types import Episode
 from r2v.runtime.settings import load
 from r2v.runtime.store import write_episodes, write_text
 
@@ -88,7 +90,12 @@ def serve(
             shown = page(admin_url, key)
         else:
             shown = page(admin_url, opens if sys.stdout.isatty() else f"${settings.server.admin_key_env}")
-        typer.echo(f"key      {key}\nledger   {settings.store.path}\npage     {shown}")
+        from r2v.gateway.postgres_url import shared_url
+        from r2v.gateway.postgres_url import shown as public
+
+        shared = shared_url(settings.store, os.environ)
+        ledger = settings.store.path if shared is None else f"{settings.store.path}, shipped to {public(shared)}"
+        typer.echo(f"key      {key}\nledger   {ledger}\npage     {shown}")
         typer.echo(f'try      curl {url}/v1/chat/completions -H "authorization: Bearer {key}" \\')
         typer.echo("""         -d '{"model": "r2v", "messages": [{"role": "user", "content": "hello"}]}' -i""")
         sys.stdout.flush()
@@ -280,14 +287,39 @@ def _shown(value: object) -> str:
 
 
 @cli.command(rich_help_panel="Gateway")
+def ship(
+    journal: Annotated[Path, typer.Argument(help="A ledger in SQLite: of a gateway that is gone, or one to move.")],
+    url: Annotated[Path, typer.Argument(metavar="URL", help="The shared ledger, postgresql://USER@HOST/DATABASE.")],
+    again: Annotated[
+        bool, typer.Option("--again", help="All of it, also what has been shipped; rows are kept once.")
+    ] = False,
+) -> None:
+    """Ship a gateway's ledger to a shared one in Postgres; what is there already stays as it is."""
+    from r2v.logs.ledger import shipped
+
+    rows, there = shipped(journal, url, again=again)
+    typer.echo(f"{rows} rows of {journal} shipped\nnext     r2v advise {there}")
+
+
+@cli.command(rich_help_panel="Gateway")
 def export(
-    ledger: Annotated[Path, typer.Argument(help="The gateway's ledger (store.path).")],
+    ledger: Annotated[Path, typer.Argument(help="The gateway's ledger (store.path, or store.url).")],
     out: Annotated[Path, typer.Argument(help="Parquet file to write.")],
 ) -> None:
     """Write the sessions with an outcome as episodes (Parquet); `r2v fit` takes the file as it is."""
-    read = imported(ledger, "ledger", None)
-    write_episodes(out, read.episodes)
+    from r2v.logs.ledger import FORMAT
+
+    unknown = 0
+
+    def ended() -> Iterator[Episode]:
+        nonlocal unknown
+        for episode in FORMAT.read(ledger):
+            if episode.success is None:
+                unknown += 1
+            else:
+                yield episode
+
+    written = write_episodes(out, ended())
     typer.echo(
-        f"{len(read.episodes)} episodes, {read.unknown} sessions without an outcome\n"
-        f"written  {out}\nnext     r2v fit {out} --out DIR"
+        f"{written} episodes, {unknown} sessions without an outcome\nwritten  {out}\nnext     r2v fit {out} --out DIR"
     )

@@ -111,18 +111,18 @@ class Accounts:
             self._charge(account, Amount(*(spent + lost).parts[:3], sessions) - held)
             rest = lost if why is None else spent + lost
             if rest != Amount():
-                self._abandon(session, key, rest, why or "lost")
+                self._abandon(name, session, key, rest, why or "lost")
 
     def recover(self, process: int | None = None) -> int:
         """Note as abandoned what a process (None: any) held when it was killed; it stays charged. Returns how many."""
         with self.transaction():
             which = "1" if process is None else "process = ?"
             rows = self._db.execute(
-                f"DELETE FROM holds WHERE {which} RETURNING session, key, calls, tokens, usd",
+                f"DELETE FROM holds WHERE {which} RETURNING id, session, key, calls, tokens, usd",
                 () if process is None else (process,),
             ).fetchall()
-            for session, key, *amount in rows:
-                self._abandon(session, key, Amount(*amount), "killed")
+            for name, session, key, *amount in rows:
+                self._abandon(name, session, key, Amount(*amount), "killed")
         return len(rows)
 
     def check(self) -> None:
@@ -149,9 +149,9 @@ class Accounts:
                 before = self._before(scope) + amount
                 self._db.execute("INSERT INTO charges VALUES (?, ?, ?, ?, ?)", (scope, *before.parts))
 
-    def _abandon(self, session: str, key: str, amount: Amount, why: str) -> None:
-        values = (session, key, time.time(), amount.calls, amount.tokens, amount.usd, why)
-        self._db.execute("INSERT INTO abandoned VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+    def _abandon(self, name: str, session: str, key: str, amount: Amount, why: str) -> None:
+        values = (session, key, time.time(), amount.calls, amount.tokens, amount.usd, why, name)
+        self._db.execute("INSERT INTO abandoned VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
 
     def _before(self, scope: str) -> Amount:
         """What was spent in a scope before this ledger charged anything: by an older version of r2v."""

@@ -130,6 +130,7 @@ class _DataPlane(Guard):
             control = ControlPlane(
                 service.settings, service.keys, service.router, service.ledger, service.sessions, service.modes,
                 lambda: together([(True, service.metrics.counts())], service.router.identity), self._reloading,
+                service.shipping,
             )  # fmt: skip
 
         @contextlib.asynccontextmanager
@@ -359,8 +360,8 @@ class _DataPlane(Guard):
         raw = json_object(await self._body(http, SHORT))
         session, reward, t = raw.get("session_id"), raw.get("reward"), raw.get("step")
         given = session if isinstance(session, str) else ""
-        session = given if http.state.key.may("admin") and self.service.ledger.has(given) else scoped(http, given)
-        if not self.service.ledger.has(session):
+        names = (given, scoped(http, given)) if http.state.key.may("admin") else (scoped(http, given),)
+        if (session := await self.service.known(*names)) is None:
             raise BadRequest("`session_id` must name a session with at least one step")
         if isinstance(reward, bool):
             reward = float(reward)

@@ -13,6 +13,7 @@ from r2v.clients.base import Client, ModelError
 from r2v.core.errors import R2VError
 from r2v.gateway.ledger import Ledger
 from r2v.gateway.routing import load_configured
+from r2v.gateway.service import shipping_of
 from r2v.gateway.settings import GatewaySettings
 from r2v.routers.heuristic import ENTROPY
 from r2v.verdicts import parse_verdicts
@@ -44,7 +45,11 @@ def problems(settings: GatewaySettings, show: Callable[[str], None]) -> list[str
     try:
         Ledger(Path(settings.store.path)).close()
         show(f"ledger    {settings.store.path}")
-    except R2VError as error:
+        if (shipping := shipping_of(settings.store)) is not None:
+            shipping.shared.prepare()
+            show(f"shared    {shipping.shared.name}")
+            shipping.close()
+    except (OSError, R2VError) as error:
         found.append(str(error))
     for role, model in settings.models.items():
         try:

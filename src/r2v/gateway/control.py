@@ -9,11 +9,11 @@ import contextlib
 import logging
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 from starlette.applications import Starlette
@@ -25,21 +25,41 @@ from r2v.core.errors import R2VError
 from r2v.gateway.budgets import DAY
 from r2v.gateway.guard import SHORT, Guard, json_response, number, scoped
 from r2v.gateway.keys import KeyRing
-from r2v.gateway.ledger import Ledger, words_of
+from r2v.gateway.ledger import Ledger
 from r2v.gateway.metrics import Counts, Overview
 from r2v.gateway.modes import Modes, Unproven
+from r2v.gateway.reading import words_of
 from r2v.gateway.reload import Reloading
 from r2v.gateway.routing import Configured
+from r2v.gateway.service import RETRY_S, Refused, read_from
 from r2v.gateway.sessions import Sessions
 from r2v.gateway.settings import GatewaySettings, Mode
 from r2v.maths.stats import wilson
 from r2v.messages.conversation import BadRequest, Json
 from r2v.messages.openai_chat import CHAT
 from r2v.messages.protocol import json_object
+from r2v.runtime.slices import aside
 
+if TYPE_CHECKING:
+    from r2v.gateway.shipping import Shipping
+
+FINISH_S = 5.0
+"""For what is left to ship when the gateway ends."""
+JOURNAL_DAYS = 1.0
+"""How long a journal keeps quiet sessions that are shipped, where their state is in Redis."""
 PAUSE_S = 0.02
 """Between transactions of the upkeep: writers go first."""
 DELETED_EVERY_S = 3600.0
+
+
+@contextlib.contextmanager
+def _reached() -> Iterator[None]:
+    """Raises Refused where the shared ledger, or the Redis, is out of reach."""
+    try:
+        yield
+    except OSError as error:
+        problem = f"what replicas share is out of reach ({error})"
+        raise Refused(problem, 503, {"reason": "store"}, retry_after=RETRY_S) from None
 
 
 class ModeRequest(msgspec.Struct, forbid_unknown_fields=True):
@@ -53,12 +73,14 @@ class ModeRequest(msgspec.Struct, forbid_unknown_fields=True):
 class ControlPlane(Guard):
     def __init__(
         self, settings: GatewaySettings, keys: KeyRing, router: Configured, ledger: Ledger, sessions: Sessions,
-        modes: Modes, counts: Callable[[], Counts], reloading: Reloading,
+        modes: Modes, counts: Callable[[], Counts], reloading: Reloading, shipping: Shipping | None = None,
     ) -> None:  # fmt: skip
-        """`counts`: what the processes of the data plane have counted together."""
+        """`counts`: what the processes of the data plane have counted together; `shipping`: where the ledger is shared."""
         super().__init__(settings.server, keys)
-        self._settings, self._ledger, self._sessions, self._modes = settings, ledger, sessions, modes
-        self._overview, self._counts, self._reloading = Overview(router, ledger), counts, reloading
+        self._settings, self._journal, self._sessions, self._modes = settings, ledger, sessions, modes
+        self._shipping, self._ledger = shipping, read_from(ledger, shipping)
+        self._overview, self._counts = Overview(router, self._ledger, shipping), counts
+        self._reloading = reloading
         self._names = {"small": settings.models["slm"].model, "teacher": settings.models["teacher"].model}
 
     def all_routes(self) -> list[Route]:
@@ -85,7 +107,9 @@ class ControlPlane(Guard):
             async with self.upkeep():
                 yield
             await self._sessions.close()
-            self._ledger.close()
+            if self._shipping is not None:
+                self._shipping.close()
+            self._journal.close()
 
         async def health(http: HttpRequest) -> Response:
             return json_response({"status": "ok"})
@@ -96,20 +120,33 @@ class ControlPlane(Guard):
 
     @contextlib.asynccontextmanager
     async def upkeep(self) -> AsyncIterator[None]:
-        """Meanwhile the ledger is kept up."""
-        work = asyncio.create_task(self._keep_up())
+        """Meanwhile the ledger is kept up, and shipped where it is shared: in the end what is left of it."""
+        works = [asyncio.create_task(self._keep_up())]
+        if self._shipping is not None:
+            works.append(asyncio.create_task(self._shipping.run()))
         try:
             yield
         finally:
-            work.cancel()
-            await asyncio.gather(work, return_exceptions=True)
+            for work in works:
+                work.cancel()
+            await asyncio.gather(*works, return_exceptions=True)
+            if self._shipping is not None:
+                await aside(self._shipping.finish, FINISH_S)
 
     async def _keep_up(self) -> None:
-        """Count the steps of before there were totals; from then on delete what is older than `store.keep_days`."""
+        """Count the steps of before there were totals; from then on delete what is older than `store.keep_days`, and of a
+        journal what is shipped.
+        """
         try:
             await self._in_batches(Ledger.count_old)
-            while (days := self._settings.store.keep_days) is not None:
-                await self._delete_old(days)
+            while self._shipping is not None and not self._shipping.caught_up:
+                await asyncio.sleep(PAUSE_S)  # nothing is deleted before it is known what has been shipped
+            while True:
+                with contextlib.suppress(OSError):  # the shared ledger is out of reach: the next time
+                    if (days := self._settings.store.keep_days) is not None:
+                        await self._delete_old(days)
+                    if self._settings.store.redis_env is not None:  # which has the sessions that go on
+                        await self._trim(JOURNAL_DAYS)
                 await asyncio.sleep(DELETED_EVERY_S)
         except (R2VError, sqlite3.Error) as error:
             logging.getLogger("uvicorn.error").warning("the upkeep of the ledger stopped: %s", error)
@@ -130,17 +167,32 @@ class ControlPlane(Guard):
         return total
 
     async def _delete_old(self, days: float) -> int:
+        """Raises OSError."""
         before = time.time() - DAY * days
-        return await self._in_batches(lambda ledger: ledger.delete_old(before))
+        if self._shipping is None:
+            return await self._in_batches(lambda ledger: ledger.delete_old(before))
+        deleted = 0
+        while found := await aside(self._shipping.shared.delete_old, before):
+            deleted += found
+            await asyncio.sleep(PAUSE_S)
+        await self._trim(days)
+        return deleted
+
+    async def _trim(self, days: float) -> None:
+        """Delete sessions from the journal that are shipped, and quiet for so many days."""
+        if self._shipping is not None and (shared := self._shipping.identity):
+            before = time.time() - DAY * days
+            await self._in_batches(lambda journal: journal.delete_old(before, shared))
 
     async def cleanup(self, http: HttpRequest) -> Response:
         """{"keep_days": 30} deletes now what is older; without it `store.keep_days` counts."""
         days = json_object(await self._body(http, SHORT)).get("keep_days", self._settings.store.keep_days)
         if isinstance(days, bool) or not isinstance(days, int | float) or days <= 0:
             raise BadRequest("`keep_days` must be a number above 0, here or as store.keep_days in the settings")
-        if left := await asyncio.to_thread(self._ledger.uncounted):
+        if left := await aside(self._journal.uncounted):
             raise BadRequest(f"{left} steps of an older ledger are being counted; try again in a while")
-        return json_response({"deleted_sessions": await self._delete_old(days)})
+        with _reached():
+            return json_response({"deleted_sessions": await self._delete_old(days)})
 
     # -- what is known --------------------------------------------------------------------------------------------
 
@@ -151,17 +203,20 @@ class ControlPlane(Guard):
         wanted = http.query_params
         failed = {"1": True, "0": False}.get(wanted.get("failed", ""))
         before = wanted.get("before")
-        found = await asyncio.to_thread(
-            self._ledger.sessions, 100, text=wanted.get("text", ""), mode=wanted.get("mode") or None, failed=failed,
-            escalated=wanted.get("escalated") == "1", before=number(before, "before=1767225600") if before else None,
-            tenant=None if http.state.key.may("admin") else http.state.key.tenant,
-        )  # fmt: skip
+        since = number(before, "before=1767225600") if before else None
+        with _reached():
+            found = await aside(
+                self._ledger.sessions, 100, text=wanted.get("text", ""), mode=wanted.get("mode") or None, failed=failed,
+                escalated=wanted.get("escalated") == "1", before=since,
+                tenant=None if http.state.key.may("admin") else http.state.key.tenant,
+            )  # fmt: skip
         return json_response({"sessions": found})
 
     async def session(self, http: HttpRequest) -> Response:
         identity = http.path_params["session"]
         names = (identity, scoped(http, identity)) if http.state.key.may("admin") else (scoped(http, identity),)
-        found = await asyncio.to_thread(self._session, *names)
+        with _reached():
+            found = await aside(self._session, *names)
         return json_response(CHAT.error("no such session", 404), 404) if found is None else json_response(found)
 
     def _session(self, *names: str) -> Json | None:
@@ -195,7 +250,7 @@ class ControlPlane(Guard):
         days = http.query_params.get("days")
         since = None if not days else time.time() - DAY * number(days, "days=14")
         killed, change = await self._sessions.killed(), await self._modes.current()
-        found = await asyncio.to_thread(self._stats, self._counts(), since)
+        found = await aside(self._stats, self._counts(), since)
         reloads = msgspec.to_builtins(self._reloading.state)
         return json_response({**found, "mode": change.mode, "killed": killed, "reloads": reloads})
 
@@ -204,9 +259,18 @@ class ControlPlane(Guard):
         found["models"] = {
             name: {"model": model, "available": counts.available.get(name, True)} for name, model in self._names.items()
         }
-        found["uncounted"] = self._ledger.uncounted()
+        found["uncounted"] = self._journal.uncounted()
+        if self._shipping is not None:
+            found["shared"] = {
+                "ledger": self._shipping.shared.name, "waiting_rows": self._shipping.waiting(),
+                "problem": self._shipping.problem,
+            }  # fmt: skip
         if since is not None:
-            found["days"] = self._ledger.days(since)
+            try:
+                found["days"] = self._ledger.days(since)
+            except OSError as error:
+                found["days"] = []
+                found["shared"]["problem"] = found["shared"]["problem"] or f"the shared ledger is out of reach ({error})"
             for day in found["days"]:
                 day["alike_ci95"] = wilson(day["alike"], day["labelled"])
                 day["failed_ci95"] = wilson(day["failed"], day["ended"])
@@ -214,7 +278,8 @@ class ControlPlane(Guard):
 
     async def mode(self, http: HttpRequest) -> Response:
         change = await self._modes.current()
-        enough, reason = await asyncio.to_thread(self._modes.evidence, change)
+        with _reached():
+            enough, reason = await aside(self._modes.evidence, change)
         return json_response({**asdict(change), "next": {"allowed": enough, "reason": reason}})
 
     async def change_mode(self, http: HttpRequest) -> Response:
@@ -225,7 +290,8 @@ class ControlPlane(Guard):
             raise BadRequest(str(error)) from None
         try:
             if wanted.action == "promote":
-                await self._modes.promote(force=wanted.force)
+                with _reached():
+                    await self._modes.promote(force=wanted.force)
             else:
                 await self._modes.rollback(wanted.to)
         except Unproven as error:
@@ -250,7 +316,7 @@ class ControlPlane(Guard):
         return json_response(msgspec.to_builtins(self._reloading.state))
 
     async def metrics(self, http: HttpRequest) -> Response:
-        text = await asyncio.to_thread(self._overview.prometheus, self._counts(), self._reloading.state)
+        text = await aside(self._overview.prometheus, self._counts(), self._reloading.state)
         return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
 
     async def page(self, http: HttpRequest) -> Response:

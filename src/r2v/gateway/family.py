@@ -70,6 +70,8 @@ class Family:
         self._children: list[_Child] = []
         self._woken, self._wake = self._context.Pipe(duplex=False)
         self._ended: list[int] = []
+        self.ended: Callable[[], None] = lambda: None
+        """Called once all processes have ended."""
         self._asked: deque[_Child | None] = deque()
         """Reloads that somebody asked for: a process, or None for a signal."""
         self._number = 0
@@ -101,6 +103,7 @@ class Family:
         finally:
             self._tell([child for child in self._asked if child is not None], ("answer", "the gateway ends"))
             self._end()
+            self.ended()
             for number, handler in before.items():
                 signal.signal(number, handler)
         signal.raise_signal(self._ended[0])

@@ -8,32 +8,34 @@ r2v wrote before there were totals are counted in batches (`Ledger.count_old`).
 
 from __future__ import annotations
 
-import math
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import astuple, dataclass
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import msgspec
 
 from r2v.core.errors import ArtifactError
-from r2v.core.types import SOLVED, Decision, ScoreKind, Step
+from r2v.core.types import SOLVED
 from r2v.core.untrusted import RECORD_BYTES, opened
 from r2v.gateway.accounts import SCHEMA as ACCOUNTS
 from r2v.gateway.accounts import Accounts
 from r2v.gateway.budgets import Amount
+from r2v.gateway.journal import SCHEMA as JOURNAL
+from r2v.gateway.journal import Journal
 from r2v.gateway.keys import SCHEMA as KEYS
 from r2v.gateway.keys import LedgerKeys
+from r2v.gateway.reading import COLUMNS, Entry, LedgerReader, entry_of
 from r2v.gateway.session_state import SCHEMA as SESSION_STATES
 from r2v.gateway.session_state import SessionStates
 from r2v.gateway.settings import Mode
 
-VERSION = 6
+VERSION = 7
 MODES = (
     "CREATE TABLE modes (mode TEXT NOT NULL, configured TEXT NOT NULL, reason TEXT NOT NULL, time REAL NOT NULL, "
     "forced INTEGER NOT NULL)"
@@ -132,7 +134,7 @@ SCHEMA = (
     "CREATE TABLE outcomes (session TEXT NOT NULL, t INTEGER, reward REAL NOT NULL, time REAL NOT NULL)",
     "CREATE INDEX outcomes_of_session ON outcomes (session)",
     "CREATE TABLE abandoned (session TEXT NOT NULL, key TEXT NOT NULL, time REAL NOT NULL, calls INTEGER NOT NULL, "
-    "tokens INTEGER NOT NULL, usd REAL NOT NULL, why TEXT)",
+    "tokens INTEGER NOT NULL, usd REAL NOT NULL, why TEXT, id TEXT)",
     "CREATE INDEX abandoned_of_session ON abandoned (session)",
     TOOLS,
     MODES,
@@ -142,6 +144,7 @@ SCHEMA = (
     *KEYS,
     *ROLLUPS,
     *SESSION_STATES,
+    *JOURNAL,
 )
 MIGRATIONS = {
     2: (
@@ -158,9 +161,10 @@ MIGRATIONS = {
     3: ("ALTER TABLE steps ADD COLUMN alike INTEGER", "ALTER TABLE steps ADD COLUMN mode TEXT", MODES),
     4: VERDICTS,
     5: ("ALTER TABLE abandoned ADD COLUMN why TEXT", *ACCOUNTS, *IDENTITY, *KEYS, *ROLLUPS, *SESSION_STATES),
+    6: ("ALTER TABLE abandoned ADD COLUMN id TEXT", *JOURNAL),
 }
 """Schema version -> the statements that make it the next one. They touch no step, so that a large ledger opens at once:
-routes and records stay as r2v 0.1 wrote them, and `_entry` reads them as today's.
+routes and records stay as r2v 0.1 wrote them, and `r2v.gateway.reading.entry_of` reads them as today's.
 """
 OLD_VIEW = (
     "CREATE VIEW final_outcomes AS SELECT session, reward, time, '' verdict FROM outcomes WHERE rowid IN "
@@ -170,19 +174,8 @@ OLD_VIEW = (
 """Of schema 5."""
 CODE = frozenset((OLD_VIEW, *(statement for statement in ROLLUPS if statement.startswith("CREATE TRIGGER"))))
 """What of a ledger computes."""
-COLUMNS = (
-    "id", "session", "t", "time", "key", "source", "code", "model", "score", "score_kind", "threshold", "propensity",
-    "slm_usd", "teacher_usd", "saved_usd", "tokens", "teacher_calls", "candidates", "overhead_ms", "route", "goal",
-    "alike", "mode", "record",
-)  # fmt: skip
-QUIET_S = 600.0
-"""After so long without a step a session has ended: only then its verdict is evidence of how sessions end."""
 LONGEST_WAL = 25_000
 """Pages that are written before a step waits until they are in the database: 100 MB."""
-RECENT = 5_000
-"""Sessions that `Ledger.sessions` looks through from where it begins, so that a filter that fits none stays cheap."""
-EVIDENCE = 2_000
-"""The latest comparisons, and the latest sessions of a mode, that evidence for another mode rests on."""
 OLD_ROWS = 500
 """Steps that are counted, or sessions that are deleted, in one transaction: writers wait for it some milliseconds."""
 LATEST_OF_SESSION = "session = :session AND rowid > :row AND t > (SELECT MAX(t) FROM steps WHERE session = :session) - :most"
@@ -192,47 +185,7 @@ OF_SESSION = (
 """The tables that have rows of a session."""
 _INSERT = f"INSERT INTO steps ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"
 _values_of = attrgetter(*COLUMNS[:-1])
-_encoder, _decoder = msgspec.json.Encoder(), msgspec.json.Decoder(Step)
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One step as it was served."""
-
-    id: str
-    session: str
-    t: int
-    time: float
-    key: str
-    """Hash of the inbound key."""
-    source: str
-    """Who answered: slm or teacher."""
-    code: str
-    """Why: of `r2v.core.types.Code`."""
-    model: str
-    score: float | None
-    score_kind: ScoreKind | None
-    """What the score estimates; None without a score, and in rows that older versions wrote."""
-    threshold: float | None
-    propensity: float
-    slm_usd: float
-    teacher_usd: float
-    saved_usd: float
-    """Against a teacher that answers every step from a warm cache; an estimate, and often below 0."""
-    tokens: int
-    """Of all calls, drafts included."""
-    teacher_calls: int
-    candidates: int
-    overhead_ms: float
-    """Time the gateway took, models excluded."""
-    route: str
-    """What the router decided, whatever was done."""
-    goal: str
-    step: Step
-    alike: bool | None = None
-    """Whether the SLM's best candidate did what the teacher's answer did; None: not compared, or not comparable."""
-    mode: str | None = None
-    """`r2v.gateway.modes.Part.name` of the step; None in rows that older versions wrote."""
+_encoder = msgspec.json.Encoder()
 
 
 @dataclass(frozen=True)
@@ -258,7 +211,9 @@ class ModeChange:
     """Against the evidence, or without any."""
 
 
-class Ledger:
+class Ledger(LedgerReader):
+    LATEST_OUTCOME = "rowid"
+
     def __init__(self, path: Path, *, owner: bool = False) -> None:
         """Opens or makes the ledger; one of an older version is migrated in place, in one transaction.
 
@@ -291,7 +246,7 @@ class Ledger:
             self._reader.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, RECORD_BYTES)
             self._reader.execute("PRAGMA query_only = ON")
             self._checkpointing, self._closed = threading.Lock(), False  # of the reader
-            self.states, self.keys = SessionStates(self._db), LedgerKeys(self._db)
+            self.states, self.keys, self.journal = SessionStates(self._db), LedgerKeys(self._db), Journal(self._db)
             self.last_row = 0
             """Of the step that this process wrote last."""
             if owner:
@@ -372,7 +327,8 @@ class Ledger:
         if verdict is not None:
             self._db.execute(
                 "INSERT INTO verdicts VALUES (?, ?, ?, ?, ?) ON CONFLICT (session) DO UPDATE SET name = excluded.name, "
-                "rank = excluded.rank, value = excluded.value, time = excluded.time WHERE excluded.rank <= rank",
+                "rank = excluded.rank, value = excluded.value, time = excluded.time "
+                "WHERE excluded.rank < rank OR (excluded.rank = rank AND excluded.time >= time)",
                 (entry.session, verdict.name, verdict.rank, verdict.value, entry.time),
             )
 
@@ -406,17 +362,26 @@ class Ledger:
             self._db.execute("UPDATE uncounted SET up_to = ?", (low,))
         return int(low)
 
-    def delete_old(self, before: float) -> int:
+    def delete_old(self, before: float, shipped_to: str | None = None) -> int:
         """Delete some of the sessions whose last step is older than a time: all that is known of them, but not what they add
         to the sums of their days.
+
+        Args:
+            before: the time.
+            shipped_to: only what has been shipped to the shared ledger of that identity; None: there is none.
 
         Returns:
             How many were deleted; 0 when none is left, or while steps of before are not counted yet.
         """
         with self.accounts.transaction():
+            cursor = None if shipped_to is None else self.journal.cursor(shipped_to)
+            rest = "".join(
+                f"AND NOT EXISTS (SELECT 1 FROM {table} r WHERE r.session = s.session AND r.rowid > {row}) "
+                for table, row in ({} if cursor is None else cursor._asdict()).items()
+            )
             old = self._db.execute(
-                "SELECT session, steps FROM session_totals WHERE time < ? AND (SELECT up_to FROM uncounted) = 0 "
-                "ORDER BY time LIMIT ?",
+                "SELECT session, steps FROM session_totals s WHERE time < ? AND (SELECT up_to FROM uncounted) = 0 "
+                f"{rest}ORDER BY time LIMIT ?",
                 (before, OLD_ROWS),
             ).fetchall()
             steps, deleted = 0, 0
@@ -430,15 +395,20 @@ class Ledger:
                 self._db.execute("DELETE FROM charges WHERE scope = ?", (f"session {session}",))
                 for table in OF_SESSION:
                     self._db.execute(f"DELETE FROM {table} WHERE session = ?", (session,))
+            if cursor is not None and not old:  # what came for sessions whose steps are gone, or in another journal
+                for table, row in (("outcomes", cursor.outcomes), ("abandoned", cursor.abandoned)):
+                    gone = "session NOT IN (SELECT session FROM session_totals)"
+                    self._db.execute(f"DELETE FROM {table} WHERE rowid <= ? AND time < ? AND {gone}", (row, before))
+            self.journal.clamp()
         return deleted
 
     def uncounted(self) -> int:
-        """How many steps of before are not in the totals yet."""
-        return int(self._reader.execute("SELECT up_to FROM uncounted").fetchone()[0])
+        ((left,),) = self._all("SELECT up_to FROM uncounted")
+        return int(left)
 
-    def steps(self, session: str) -> list[Entry]:
-        rows = self._reader.execute(f"SELECT {', '.join(COLUMNS)} FROM steps WHERE session = ? ORDER BY t, time", (session,))
-        return [_entry(row) for row in rows]
+    def _read(self, query: str, values: Mapping[str, Any]) -> tuple[list[str], list[tuple[Any, ...]]]:
+        cursor = self._reader.execute(query, values)
+        return [column[0] for column in cursor.description], cursor.fetchall()
 
     def later_steps(self, session: str, row: int, most: int) -> tuple[int, list[Entry]]:
         """(last row, steps) of what was written of a session after a row, 0 for its beginning, among its latest `most`
@@ -448,7 +418,7 @@ class Ledger:
             f"SELECT rowid, {', '.join(COLUMNS)} FROM steps WHERE {LATEST_OF_SESSION} ORDER BY t, time",
             {"session": session, "row": row, "most": most},
         ).fetchall()
-        return max((last for last, *_ in rows), default=row), [_entry(tuple(rest)) for _, *rest in rows]
+        return max((last for last, *_ in rows), default=row), [entry_of(tuple(rest)) for _, *rest in rows]
 
     def has_between(self, session: str, row: int, most: int) -> bool:
         """Whether any of the latest `most` steps of the session was written after a row, and before the step that this
@@ -458,132 +428,8 @@ class Ledger:
         values = {"session": session, "row": row, "most": most, "last": self.last_row}
         return self._db.execute(between, values).fetchone() is not None
 
-    def span(self) -> tuple[float, float] | None:
-        """Times of the first and of the last step; None of an empty ledger."""
-        ends = "SELECT (SELECT MIN(time) FROM steps), (SELECT MAX(time) FROM steps)"  # each from the index
-        first, last = self._reader.execute(ends).fetchone()
-        return None if first is None else (first, last)
-
-    def tools(self, session: str) -> str:
-        """JSON of what the session was offered when it began; empty where nothing was, or the ledger is redacted."""
-        row = self._reader.execute("SELECT text FROM tools WHERE session = ?", (session,)).fetchone()
-        return row[0] if row else ""
-
     def has(self, session: str) -> bool:
         return self._db.execute("SELECT 1 FROM steps WHERE session = ? LIMIT 1", (session,)).fetchone() is not None
-
-    def outcomes(self, session: str) -> list[tuple[int | None, float]]:
-        return list(self._reader.execute("SELECT t, reward FROM outcomes WHERE session = ? ORDER BY time", (session,)))
-
-    def abandoned(self, session: str) -> list[dict[str, Any]]:
-        """What steps of the session that left no row may have cost, and why they left none; the earliest first."""
-        query = "SELECT time, calls, tokens, usd, why FROM abandoned WHERE session = :session ORDER BY time"
-        return self._rows(query, {"session": session})
-
-    def outcome_of(self, session: str) -> tuple[float, str] | None:
-        """(reward, name of the verdict that it was taken from; empty where it was sent); None where nothing is known."""
-        sent = "SELECT reward, '' FROM outcomes WHERE session = ? AND t IS NULL ORDER BY rowid DESC LIMIT 1"
-        verdict = "SELECT value, name FROM verdicts WHERE session = ?"
-        rows = (self._reader.execute(query, (session,)).fetchone() for query in (sent, verdict))
-        return next((row for row in rows if row is not None), None)
-
-    def last_end(self) -> float | None:
-        """When the latest outcome or verdict came."""
-        last = self._reader.execute("SELECT MAX(ended) FROM session_totals WHERE ended IS NOT NULL").fetchone()
-        return None if last[0] is None else float(last[0])
-
-    def scores_and_failures(self, sessions: int, kind: ScoreKind | None) -> tuple[list[tuple[float, float]], int]:
-        """Scores against outcomes, where the SLM alone played: only there is it known how continuing ended.
-
-        Args:
-            sessions: how many of the latest sessions with an outcome to look at.
-            kind: leave out scores that are known to be of another kind; None: leave out none.
-
-        Returns:
-            [(score, 1.0 for failure) of each step], and of how many sessions they are.
-        """
-        rows = self._reader.execute(
-            "SELECT s.session, s.score, e.reward < :bound FROM (SELECT * FROM session_totals "
-            "WHERE ended IS NOT NULL AND (verdict = '' OR ended < :quiet) ORDER BY ended DESC LIMIT :sessions) e "
-            "CROSS JOIN steps s ON s.session = e.session "
-            "WHERE e.teacher_steps = 0 AND s.score IS NOT NULL AND (:kind IS NULL OR COALESCE(s.score_kind, :kind) = :kind)",
-            {"sessions": sessions, "bound": SOLVED, "kind": kind, "quiet": time.time() - QUIET_S},
-        ).fetchall()
-        return [(score, float(failed)) for _, score, failed in rows], len({session for session, _, _ in rows})
-
-    def sessions(
-        self, limit: int, *, text: str = "", mode: str | None = None, escalated: bool = False, failed: bool | None = None,
-        before: float | None = None, tenant: str | None = None,
-    ) -> list[dict[str, Any]]:  # fmt: skip
-        """The latest sessions, the newest first, among the latest `RECENT`.
-
-        Args:
-            limit: how many at most.
-            text: part of the id or of the goal, in any case.
-            mode: of the latest step.
-            escalated: only those in which the router wanted the teacher.
-            failed: only those whose outcome is a failure, or a success.
-            before: only those whose last step was before that time: the next page.
-            tenant: whose; None: everybody's.
-        """
-        return self._rows(
-            "SELECT session, steps, time, teacher_calls, slm_usd, teacher_usd, saved_usd, goal, mode, labelled, "
-            "CASE WHEN labelled THEN alike END alike, escalated, reward, verdict FROM (SELECT * FROM session_totals "
-            "WHERE time < :before AND (:tenant IS NULL OR (session >= :tenant || '/' AND session < :tenant || '0')) "
-            "ORDER BY time DESC LIMIT :recent) "
-            "WHERE (:text = '' OR instr(lower(session || ' ' || goal), :text)) AND (:mode IS NULL OR mode = :mode) "
-            "AND (NOT :escalated OR escalated) AND (:failed IS NULL OR (reward < :bound) = :failed) "
-            "ORDER BY time DESC LIMIT :limit",
-            {
-                "limit": limit, "recent": RECENT, "text": text.lower(), "mode": mode, "escalated": escalated,
-                "failed": failed, "bound": SOLVED, "before": math.inf if before is None else before, "tenant": tenant,
-            },
-        )  # fmt: skip
-
-    def days(self, since: float) -> list[dict[str, Any]]:
-        """What was served, spent, saved, labelled and failed on each day (UTC) from that of a time on, the earliest first. A
-        session's outcome is its last, and counts on the day that it was reported.
-        """
-        sums = ", ".join(
-            f"SUM({name}) {name}"
-            for name in ("steps", "teacher_steps", "usd", "saved_usd", "labelled", "alike", "ended", "failed")
-        )
-        return self._rows(
-            f"SELECT date(86400 * day, 'unixepoch') day, {sums} FROM day_totals WHERE day >= :first "
-            "GROUP BY 1 HAVING SUM(steps) OR SUM(usd) OR SUM(ended) ORDER BY 1",
-            {"first": int(since // 86_400)},
-        )
-
-    def _rows(self, query: str, values: dict[str, Any]) -> list[dict[str, Any]]:
-        cursor = self._reader.execute(query, values)
-        names = [column[0] for column in cursor.description]
-        return [dict(zip(names, row, strict=True)) for row in cursor]
-
-    def labels(self, since: float) -> tuple[int, int]:
-        """(steps whose answers were compared, those of them that were alike) from a time on, of the latest `EVIDENCE`."""
-        counts = self._reader.execute(
-            "SELECT COALESCE(SUM(alike), 0), COUNT(*) FROM "
-            "(SELECT alike FROM comparisons WHERE time >= ? ORDER BY time DESC LIMIT ?)",
-            (since, EVIDENCE),
-        )
-        alike, labelled = counts.fetchone()
-        return labelled, alike
-
-    def ended(self, mode: str, since: float) -> tuple[int, int]:
-        """How many sessions have ended, of those that began after a time and were served in one mode from first to last.
-
-        Returns:
-            (sessions with an outcome, those of them that failed) of the latest `EVIDENCE`. A verdict counts once a session
-            has been quiet.
-        """
-        count = self._reader.execute(
-            "SELECT COUNT(*), COALESCE(SUM(reward < :bound), 0) FROM (SELECT reward FROM session_totals "
-            "WHERE only_mode = :mode AND begun >= :since AND ended IS NOT NULL AND (verdict = '' OR time < :quiet) "
-            "ORDER BY begun DESC LIMIT :most)",
-            {"mode": mode, "since": since, "quiet": time.time() - QUIET_S, "bound": SOLVED, "most": EVIDENCE},
-        )
-        ended, failed = count.fetchone()
-        return ended, failed
 
     def mode(self) -> ModeChange | None:
         """The last change of the mode."""
@@ -592,10 +438,6 @@ class Ledger:
 
     def set_mode(self, change: ModeChange) -> None:
         self._db.execute("INSERT INTO modes VALUES (?, ?, ?, ?, ?)", astuple(change))
-
-    def all_sessions(self) -> Iterator[str]:
-        for (session,) in self._reader.execute("SELECT session FROM steps GROUP BY session ORDER BY MIN(time)").fetchall():
-            yield session
 
 
 def _locked(path: Path) -> sqlite3.Connection:
@@ -620,38 +462,3 @@ def _refuse_code(db: sqlite3.Connection, path: Path) -> None:
             ours = all(row[6] == 0 for row in db.execute("SELECT * FROM pragma_table_xinfo(?)", (name,)))
         if not ours and sql not in CODE:
             raise ArtifactError(f"{path} has the {kind} {name!r}, which no ledger of r2v has; it is not opened")
-
-
-_types = get_type_hints(Entry)
-_Row: Any = tuple[tuple(_types[name] for name in COLUMNS[:-1])]  # type: ignore[misc]
-
-
-def _entry(row: tuple[Any, ...]) -> Entry:
-    """Raises what `r2v.runtime.store.MALFORMED` lists where a row is not as `Ledger.write` leaves it."""
-    known = msgspec.convert(row[:-1], _Row, strict=False)  # SQLite puts any value into any column
-    values: dict[str, Any] = dict(zip(COLUMNS[:-1], known, strict=True))
-    try:
-        step = _decoder.decode(row[-1])
-    except msgspec.ValidationError:  # written by r2v 0.1
-        from r2v.runtime.upgrade import ROUTES, upgraded_step
-
-        step = msgspec.convert(upgraded_step(msgspec.json.decode(row[-1])), Step)
-        values["route"] = ROUTES.get(values["route"], values["route"])
-    return Entry(**values, step=step)
-
-
-def words_of(step: Step) -> dict[str, Any] | None:
-    """What was said at a step: what came in, the SLM's drafts with their scores, the answer; None in a redacted ledger."""
-    choice = step.choice
-    if choice.reply is None:
-        return None
-    scores = choice.scores or (None,) * len(choice.candidates)
-    drafts = [
-        {"text": candidate.action.text, "score": score, "logp": candidate.logp}
-        for candidate, score in zip(choice.candidates, scores, strict=True)
-    ]
-    return {"messages": step.messages, "drafts": drafts, "reply": choice.reply}
-
-
-def decisions_of(entries: list[Entry]) -> tuple[Decision, ...]:
-    return tuple(entry.step.choice.decision for entry in entries if entry.step.choice.decision is not None)

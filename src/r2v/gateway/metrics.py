@@ -6,7 +6,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -18,11 +18,14 @@ from prometheus_client.registry import Collector
 from r2v.clients.base import Client
 from r2v.core.types import Features
 from r2v.gateway.body_room import BodyRoom
-from r2v.gateway.ledger import Entry, Ledger
+from r2v.gateway.reading import Entry, LedgerReader
 from r2v.gateway.reload import Reloads
 from r2v.gateway.routing import Configured
 from r2v.maths.calibration import brier, ece, reliability_bins
 from r2v.messages.conversation import Json
+
+if TYPE_CHECKING:
+    from r2v.gateway.shipping import Shipping
 
 RECENT = 500
 """Steps that drift is averaged over."""
@@ -220,8 +223,9 @@ class _Scrape(Collector):
 class Overview:
     """What the control plane shows of the data plane. Labels are from closed lists."""
 
-    def __init__(self, router: Configured, ledger: Ledger) -> None:
-        self._router, self._ledger = router, ledger
+    def __init__(self, router: Configured, ledger: LedgerReader, shipping: Shipping | None = None) -> None:
+        """`shipping`: where the ledger is shared."""
+        self._router, self._ledger, self._shipping = router, ledger, shipping
         self._calibration: Json = {}
         self._calibrated: tuple[float | None, float] = (None, -np.inf)
         """When the last outcome came that is in the calibration, and when that was computed."""
@@ -241,6 +245,13 @@ class Overview:
         age = now - self._calibrated[1]
         if age < AGAIN_S:
             return self._calibration
+        try:
+            return self._calibrate(now, age)
+        except OSError:  # the shared ledger is out of reach, which the page says
+            self._calibrated = (self._calibrated[0], now)
+            return self._calibration
+
+    def _calibrate(self, now: float, age: float) -> Json:
         last = self._ledger.last_end()
         if last == self._calibrated[0] and age < CALIBRATED_S:
             return self._calibration
@@ -291,6 +302,10 @@ class Overview:
         for name, times in sorted(counts.model.items()):
             waited.add_metric([name], times.buckets, times.total)
         yield waited
+        if self._shipping is not None:
+            waiting, seconds = self._shipping.waiting(), self._shipping.seconds()
+            yield GaugeMetricFamily("r2v_unshipped_rows", "Of the journal, not in the shared ledger yet.", waiting)
+            yield GaugeMetricFamily("r2v_unshipped_seconds", "Since all rows were in the shared ledger.", seconds)
         yield GaugeMetricFamily("r2v_body_bytes", "Of the requests that are being served.", counts.body_bytes)
         yield GaugeMetricFamily("r2v_saved_usd", "USD saved against the teacher alone; may be below 0.", counts.saved_usd)
         available = GaugeMetricFamily("r2v_upstream_available", "0 while a model is not called.", labels=["model"])

@@ -5,7 +5,6 @@ One moves up a mode at a time, where the evidence of the present one says so; an
 
 from __future__ import annotations
 
-import asyncio
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +15,12 @@ import msgspec
 from r2v.core.errors import ArtifactError, R2VError
 from r2v.core.seeds import derive_seed, derive_uniform
 from r2v.core.untrusted import read_json
-from r2v.gateway.ledger import Ledger, ModeChange
+from r2v.gateway.ledger import ModeChange
+from r2v.gateway.reading import LedgerReader
 from r2v.gateway.sessions import Sessions
 from r2v.gateway.settings import Mode, RouteSettings
 from r2v.maths.stats import newcombe, wilson
+from r2v.runtime.slices import aside
 
 MODES: tuple[Mode, ...] = get_args(Mode)
 LABELLED = 200
@@ -59,7 +60,7 @@ def part_of(mode: Mode, route: RouteSettings, session: str, t: int) -> Part:
 class Modes:
     """The mode of this gateway; it outlasts restarts, and replicas share it (`Sessions.mode`)."""
 
-    def __init__(self, route: RouteSettings, sessions: Sessions, ledger: Ledger) -> None:
+    def __init__(self, route: RouteSettings, sessions: Sessions, ledger: LedgerReader) -> None:
         self._route, self._sessions, self._ledger = route, sessions, ledger
         self._read = False
 
@@ -74,7 +75,7 @@ class Modes:
     async def promote(self, *, force: bool = False) -> ModeChange:
         """The next mode. Raises Unproven, unless forced, where the evidence does not suffice; OSError."""
         change = await self.current()
-        enough, reason = await asyncio.to_thread(self.evidence, change)
+        enough, reason = await aside(self.evidence, change)
         if not enough and (not force or change.mode == MODES[-1]):
             raise Unproven(reason)
         return await self._set(MODES[MODES.index(change.mode) + 1], reason, forced=not enough)

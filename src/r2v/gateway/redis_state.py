@@ -128,6 +128,9 @@ class RedisSessions:
         run, _ = await self._redis.run(("INCR", runs), ("EXPIRE", runs, KEPT_S))
         return numbered(identity, int(run))
 
+    async def begun(self, identity: str) -> bool:
+        return bool((await self._redis.run(("EXISTS", self._redis.key("decisions", identity))))[0])
+
     async def enter(self, identity: str, *, dry: bool) -> Session:
         session, decisions, warm, signatures = (
             self._redis.key(kind, identity) for kind in ("session", "decisions", "warm", "signatures")

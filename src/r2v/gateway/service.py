@@ -47,26 +47,31 @@ from r2v.gateway.budgets import (
 )
 from r2v.gateway.candidates import CandidateSource, LiveAnswer, most
 from r2v.gateway.keys import Key, KeyRing, KeyStore
-from r2v.gateway.ledger import Entry, Ledger
+from r2v.gateway.ledger import Ledger
 from r2v.gateway.metrics import Metrics
 from r2v.gateway.modes import Modes, Part, part_of
+from r2v.gateway.postgres_url import shared_url
+from r2v.gateway.reading import Entry, LedgerReader
 from r2v.gateway.redaction import Redactor, secret_of
 from r2v.gateway.routing import GatewayRouter, Noted, load_configured
 from r2v.gateway.scoring import PaidVerifier
 from r2v.gateway.sessions import SESSIONS, LocalSessions, Session, Sessions
-from r2v.gateway.settings import GatewaySettings
+from r2v.gateway.settings import GatewaySettings, StoreSettings
 from r2v.gateway.telemetry import Telemetry
 from r2v.messages.conversation import Json, Request, bounded, context_of, limited, tools_of
 from r2v.messages.protocol import Reply, Served
 from r2v.messages.transcript import incoming, message_of
 from r2v.runtime.json_schema import footprint
-from r2v.runtime.slices import in_slices
+from r2v.runtime.slices import aside, in_slices
 from r2v.verifiers import verifier_named
 
 if TYPE_CHECKING:
+    from r2v.gateway.shipping import Shipping
     from r2v.gateway.verdicts import SessionVerdicts
 
 CHECKPOINT_S = 0.5
+RETRY_S = 1.0
+"""Until the shared ledger is asked again."""
 OF_CONTEXT = 4
 """The SLM's answers may fill this part of its context: agents ask for as many tokens as the large models can write."""
 VERIFIER_BYTES = 64_000_000
@@ -195,7 +200,10 @@ class Service:
         self.keys = KeyRing(settings.server, store)
         self._with_tools: OrderedDict[str, None] = before._with_tools if before else OrderedDict()
         """Sessions of clients in which tools were offered; the latest ones."""
-        self.modes = Modes(self.settings.route, self.sessions, self.ledger)
+        self.shipping: Shipping | None = before.shipping if before else shipping_of(settings.store)
+        if self.shipping is not None and owner and before is None:
+            self.shipping.join(self.ledger)
+        self.modes = Modes(self.settings.route, self.sessions, read_from(self.ledger, self.shipping))
         self._checked, self._problem = -math.inf, ""
         self.metrics: Metrics = before.metrics if before else Metrics(self.router, (self.slm, self.teacher))
         made = None if before or settings.telemetry is None else Telemetry(settings.telemetry)
@@ -220,7 +228,26 @@ class Service:
         await self.budgets.close()
         if self._telemetry is not None:
             await self._telemetry.close()
+        if self.shipping is not None:
+            self.shipping.close()
         self.ledger.close()
+
+    async def known(self, *names: str) -> str | None:
+        """The first name of a session that has a step: here, or at another replica that ships to the same ledger. Raises
+        Refused where that cannot be found out.
+        """
+        here = next(filter(self.ledger.has, names), None)
+        if here is not None or self.shipping is None:
+            return here
+        try:
+            for name in names:
+                if await self.sessions.begun(name):
+                    return name
+            there = self.shipping.shared.has
+            return await aside(lambda: next(filter(there, names), None))
+        except OSError as error:
+            problem = f"whether another replica knows the session cannot be found out ({error}); try again"
+            raise Refused(problem, 503, {"reason": "store"}, retry_after=RETRY_S) from None
 
     async def ready(self) -> Json:
         """{"ready": whether a step would be answered now, "models": {name: whether it is called}, "problem": what is wrong}.
@@ -608,6 +635,23 @@ def shared_state(settings: GatewaySettings, ledger: Ledger) -> tuple[Sessions, B
     connection = Connection(url)
     budgets = RedisBudgets(connection, ledger.accounts, ledger.identity)
     return RedisSessions(connection, ttl_s), budgets, RedisKeys(connection)
+
+
+def shipping_of(store: StoreSettings) -> Shipping | None:
+    """What ships the ledger to the one that replicas share; None where the settings name none. Raises SettingsError."""
+    if (url := shared_url(store, os.environ)) is None:
+        return None
+    try:
+        from r2v.gateway.shared_ledger import SharedLedger
+        from r2v.gateway.shipping import Shipping
+    except ModuleNotFoundError:
+        raise SettingsError("store.url needs the extra postgres: pip install 'r2v[postgres]'") from None
+    return Shipping(store, SharedLedger(url))
+
+
+def read_from(ledger: Ledger, shipping: Shipping | None) -> LedgerReader:
+    """The ledger that knows of all replicas."""
+    return ledger if shipping is None else shipping.shared
 
 
 def _unanswered(facts: Json, code: Code, *causes: Exception) -> Refused:

@@ -22,7 +22,8 @@ from r2v.core.cache import BoundedCache
 from r2v.core.seeds import derive_seed
 from r2v.core.types import Decision, Memory
 from r2v.gateway.budgets import touch
-from r2v.gateway.ledger import Ledger, ModeChange, decisions_of
+from r2v.gateway.ledger import Ledger, ModeChange
+from r2v.gateway.reading import decisions_of
 from r2v.messages.conversation import Json
 from r2v.messages.protocol import encode
 
@@ -64,6 +65,9 @@ class Sessions(Protocol):
         """The session of a client that names none: its fingerprint, numbered when the same conversation begins anew
         (`fresh`: the request holds no answer yet).
         """
+
+    async def begun(self, identity: str) -> bool:
+        """Whether the session has a step, served by any replica."""
 
     async def enter(self, identity: str, *, dry: bool) -> Session:
         """The session, with a new step begun unless `dry`."""
@@ -139,6 +143,9 @@ class LocalSessions:
     def _begun(self, identity: str) -> bool:
         record = self._records.get(identity)
         return bool(record and record.memory.decisions) or self._ledger.has(identity)
+
+    async def begun(self, identity: str) -> bool:
+        return self._ledger.has(identity)
 
     async def enter(self, identity: str, *, dry: bool) -> Session:
         record = self._current(identity)

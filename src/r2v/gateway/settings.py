@@ -15,11 +15,13 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 from r2v.clients.settings import ClientSettings, PriceSettings
+from r2v.gateway.postgres_url import problem_of
 from r2v.runtime.settings import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Settings
 from r2v.verifiers import name_of, verifier_named
 
 Port = Annotated[int, Meta(gt=0, le=65_535)]
 Mode = Literal["observe", "shadow", "canary", "active"]
+SQLITE = "sqlite:///"
 
 
 class ServedModelSettings(ClientSettings):
@@ -184,6 +186,28 @@ class StoreSettings(Settings):
     each day stay. None: never."""
     redis_env: str | None = None
     """Environment variable with the URL of a Redis in which replicas share sessions, budgets and the kill switch."""
+    url: str | None = None
+    """`postgresql://USER@HOST/DATABASE`: the ledger that replicas share; that of `path` is then the journal of one of them.
+    `sqlite:///PATH` is another way to write `path`. No password: $PGPASSWORD and ~/.pgpass are read."""
+    url_env: str | None = None
+    """Environment variable with that URL, which may then hold a password."""
+
+    @classmethod
+    def upgraded(cls, raw: dict[str, Any]) -> dict[str, Any]:
+        """With `path` where `url` names a file."""
+        url = raw.get("url")
+        if not isinstance(url, str) or not url.startswith(SQLITE):
+            return raw
+        path = url.removeprefix(SQLITE)
+        if raw.get("path", path) != path:
+            raise ValueError(f"store.url names {path}, and store.path {raw['path']}; leave out one of them")
+        return {**{key: value for key, value in raw.items() if key != "url"}, "path": path}
+
+    def __post_init__(self) -> None:
+        if self.url is not None and self.url_env is not None:
+            raise ValueError("store.url and store.url_env: leave out one of them")
+        if self.url is not None and (problem := problem_of(self.url)):
+            raise ValueError(f"store.url {problem}")
 
 
 class TelemetrySettings(Settings):

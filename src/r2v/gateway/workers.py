@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from r2v.gateway.app import build_app
-from r2v.gateway.control import ControlPlane
+from r2v.gateway.control import FINISH_S, ControlPlane
 from r2v.gateway.demo import demonstrate
 from r2v.gateway.family import Family, Parent, Work
 from r2v.gateway.keys import KeyRing
@@ -32,7 +32,7 @@ from r2v.gateway.modes import Modes
 from r2v.gateway.reload import Generation, LiveApp, Read
 from r2v.gateway.routing import load_configured
 from r2v.gateway.serve import _listen, mocked, mocks, set_mock_key
-from r2v.gateway.service import Service, shared_state
+from r2v.gateway.service import Service, read_from, shared_state, shipping_of
 from r2v.gateway.settings import GatewaySettings
 from r2v.verifiers import verifier_named
 
@@ -70,6 +70,10 @@ def serve_planes(
         ledger = Ledger(Path(settings.store.path), owner=True)
         stack.callback(ledger.close)
         ledger.states.forget_counts()
+        shipping = shipping_of(settings.store)
+        if shipping is not None:
+            stack.callback(shipping.close)
+            shipping.join(ledger)
         listeners = [stack.enter_context(listener) for listener in _spread(server.host, server.port, server.workers)]
         admin = stack.enter_context(
             _listen(server.admin_host, server.control_port or 0, "server.admin_port or --admin-port")
@@ -88,6 +92,8 @@ def serve_planes(
 
         again = read or (lambda: settings)
         family = Family(mocked(settings, beside), router, plan, lambda: mocked(again(), beside), ledger.accounts.recover)
+        if shipping is not None:  # the workers have written their last rows
+            family.ended = partial(shipping.finish, FINISH_S)
         family.run(lambda: announce(url, admin_url))
 
 
@@ -140,6 +146,7 @@ async def _write_counts(ledger: Ledger, metrics: Metrics) -> None:
 def _control(settings: GatewaySettings, parent: Parent) -> tuple[Any, None]:
     ledger = Ledger(Path(settings.store.path))
     sessions, _, store = shared_state(settings, ledger)
+    shipping = shipping_of(settings.store)
     decoder = msgspec.msgpack.Decoder(Counts)
 
     def generation(settings: GatewaySettings) -> Generation:
@@ -150,8 +157,8 @@ def _control(settings: GatewaySettings, parent: Parent) -> tuple[Any, None]:
             all_counts = [(now - at < RUNS_S, decoder.decode(found)) for at, found in ledger.states.counts()]
             return together(all_counts, router.identity)
 
-        modes, keys = Modes(router.route, sessions, ledger), KeyRing(settings.server, store)
-        plane = ControlPlane(settings, keys, router, ledger, sessions, modes, counts, parent)
+        modes, keys = Modes(router.route, sessions, read_from(ledger, shipping)), KeyRing(settings.server, store)
+        plane = ControlPlane(settings, keys, router, ledger, sessions, modes, counts, parent, shipping)
         return Generation(settings, router.identity, plane.app(), generation)
 
     return LiveApp(lambda live: generation(settings)), None

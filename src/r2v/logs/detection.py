@@ -10,6 +10,7 @@ from typing import Any
 
 from r2v.core.errors import ArtifactError
 from r2v.core.untrusted import opened
+from r2v.gateway.postgres_url import is_postgres
 from r2v.logs import BUILT_IN
 from r2v.logs.atif import WHOLE
 from r2v.logs.files import files_of, lines_of, objects
@@ -34,6 +35,8 @@ def detect(path: Path) -> str:
     Raises:
         ArtifactError: it does not exist, or is in none of the formats; the line says what was seen instead.
     """
+    if is_postgres(path.as_posix()):
+        return "ledger"
     if not path.exists():
         if str(path).split("@")[0] == TRIALS:
             return "terminalbench"

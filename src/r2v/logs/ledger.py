@@ -8,24 +8,29 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from r2v.core.errors import ArtifactError
+from r2v.core.errors import ArtifactError, R2VError, SettingsError
 from r2v.core.types import SOLVED, Episode, Observation, Step, Task
-from r2v.gateway.ledger import Entry, Ledger
+from r2v.gateway.ledger import Ledger
+from r2v.gateway.postgres_url import EXAMPLE, is_postgres, problem_of
+from r2v.gateway.reading import Entry, LedgerReader
 from r2v.runtime.store import MALFORMED, check_step, read_episodes
 
+if TYPE_CHECKING:
+    from r2v.gateway.shared_ledger import SharedLedger
 
-def sessions(ledger: Ledger) -> Iterator[Episode]:
+
+def sessions(ledger: LedgerReader) -> Iterator[Episode]:
     """Each session as an episode; `success` is None where it has no outcome, neither one that was sent nor a verdict."""
-    for session in ledger.all_sessions():
-        entries = ledger.steps(session)
-        reward, verdict = msgspec.convert(ledger.outcome_of(session) or (None, ""), tuple[float | None, str])
-        tools = msgspec.convert(ledger.tools(session), str)
+    for entries, outcome, offered in ledger.whole_sessions():
+        reward, verdict = msgspec.convert(outcome or (None, ""), tuple[float | None, str])
+        tools = msgspec.convert(offered, str)
         success = None if reward is None else reward >= SOLVED
         goal = entries[0].goal
         yield Episode(
@@ -34,6 +39,24 @@ def sessions(ledger: Ledger) -> Iterator[Episode]:
             tuple(_step(entry, i) for i, entry in enumerate(entries)),
             Observation("", True, success, reward, "", ()), success, "done", None, tools, (), verdict,
         )  # fmt: skip
+
+
+def url_in(path: Path) -> str | None:
+    """The URL of a shared ledger that was given in the place of a path; None of a path. Raises SettingsError."""
+    if not is_postgres(path.as_posix()):
+        return None
+    scheme, rest = path.as_posix().split(":/", 1)  # a path has lost one of the two strokes
+    if problem := problem_of(url := f"{scheme}://{rest.lstrip('/')}"):
+        raise SettingsError(f"the URL of the ledger {problem}")
+    return url
+
+
+def _shared(url: str) -> SharedLedger:
+    try:
+        from r2v.gateway.shared_ledger import SharedLedger  # psycopg is an extra
+    except ModuleNotFoundError:
+        raise SettingsError("a ledger in Postgres needs the extra postgres: pip install 'r2v[postgres]'") from None
+    return SharedLedger(url)
 
 
 def _step(entry: Entry, t: int) -> Step:
@@ -47,9 +70,38 @@ def _step(entry: Entry, t: int) -> Step:
     return replace(entry.step, t=t, verdicts=verdicts, alike=entry.alike)
 
 
+def shipped(path: Path, url: Path, *, again: bool) -> tuple[int, str]:
+    """Ship a ledger to a shared one.
+
+    Args:
+        path: of the ledger.
+        url: of the shared one.
+        again: also what has been shipped.
+
+    Returns:
+        (how many rows were shipped, the URL).
+
+    Raises:
+        R2VError: one of the two cannot be read or written.
+    """
+    if not path.is_file():
+        raise ArtifactError(f"{path} does not exist")
+    if (there := url_in(url)) is None:
+        raise SettingsError(f"{url} is no shared ledger; write {EXAMPLE}")
+    rows = 0
+    with _read(path) as ledger, closing(_shared(there)) as shared:
+        assert isinstance(ledger, Ledger)
+        shared.prepare()
+        if again:
+            shared.restart(ledger.identity)
+        while found := shared.ship(ledger.journal, ledger.identity)[2]:
+            rows += found
+    return rows, there
+
+
 def days_of(path: Path) -> float | None:
     """Days between the first and the last step of a ledger, one at least; None of other files and of an empty ledger."""
-    if path.suffix == ".parquet" or not path.is_file():
+    if url_in(path) is None and (path.suffix == ".parquet" or not path.is_file()):
         return None
     with _read(path) as ledger:
         span = msgspec.convert(ledger.span(), tuple[float, float] | None)
@@ -57,11 +109,15 @@ def days_of(path: Path) -> float | None:
 
 
 @contextmanager
-def _read(path: Path) -> Iterator[Ledger]:
+def _read(path: Path) -> Iterator[LedgerReader]:
     """A ledger to read from. Raises ArtifactError for what no gateway has written, whatever is wrong with it."""
-    ledger = Ledger(path)
+    ledger = Ledger(path) if (url := url_in(path)) is None else _shared(url)
     try:
+        if not isinstance(ledger, Ledger):
+            ledger.verify()
         yield ledger
+    except OSError as error:
+        raise R2VError(f"the shared ledger is out of reach ({error})") from None
     except (sqlite3.Error, OverflowError, IndexError, *MALFORMED) as error:
         raise ArtifactError(f"{path} holds a row that no gateway has written ({error}); leave that session out") from None
     finally:
@@ -80,7 +136,7 @@ class LedgerFormat:
         if path.suffix == ".parquet":
             yield from read_episodes(path)
             return
-        if not path.exists():  # a new ledger would be made
+        if url_in(path) is None and not path.exists():  # a new ledger would be made
             raise ArtifactError(f"{path} does not exist")
         with _read(path) as ledger:
             yield from sessions(ledger)

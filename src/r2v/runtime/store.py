@@ -12,8 +12,9 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ SCHEMA_VERSION = "2"
 MALFORMED = (msgspec.MsgspecError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 """What a record that r2v did not write raises where it is decoded."""
 
+ROW_GROUP = 512
 VALUES, VALUES_PER_BYTE = 10_000_000, 4
 """Values that a file of episodes may hold: so many, or so many for each of its bytes; those of real sessions differ, so that
 a byte holds one at most.
@@ -83,24 +85,31 @@ def decode(record: bytes) -> Episode:
     return _decoder.decode(record)
 
 
-def write_episodes(path: Path, episodes: Sequence[Episode]) -> None:
+def write_episodes(path: Path, episodes: Iterable[Episode]) -> int:
+    """Write them one row group after the other, so that as many as come are not held.
+
+    Returns:
+        How many there were.
+    """
     import pyarrow as pa  # here, because serving and deciding do without it
     import pyarrow.parquet as pq
 
-    table = pa.table(
-        {
-            "task": [episode.task.id for episode in episodes],
-            "family": [episode.task.family for episode in episodes],
-            "seed": pa.array([episode.seed for episode in episodes], pa.int64()),
-            "perturbation": [episode.perturbation for episode in episodes],
-            "agent": [episode.agent for episode in episodes],
-            "steps": pa.array([len(episode.steps) for episode in episodes], pa.int64()),
-            "success": pa.array([episode.success for episode in episodes], pa.bool_()),
-            "record": pa.array([encode(episode).decode() for episode in episodes], pa.string()),
-        }
-    ).replace_schema_metadata({"r2v_schema": SCHEMA_VERSION})
-    with whole_file(path) as aside:
-        pq.write_table(table, aside, compression="zstd", row_group_size=512)
+    kinds = {
+        "task": pa.string(), "family": pa.string(), "seed": pa.int64(), "perturbation": pa.string(), "agent": pa.string(),
+        "steps": pa.int64(), "success": pa.bool_(), "record": pa.string(),
+    }  # fmt: skip
+    schema, count, left = pa.schema(kinds, {"r2v_schema": SCHEMA_VERSION}), 0, iter(episodes)
+    with whole_file(path) as aside, pq.ParquetWriter(aside, schema, compression="zstd") as writer:
+        while group := list(islice(left, ROW_GROUP)):
+            values = (
+                [episode.task.id for episode in group], [episode.task.family for episode in group],
+                [episode.seed for episode in group], [episode.perturbation for episode in group],
+                [episode.agent for episode in group], [len(episode.steps) for episode in group],
+                [episode.success for episode in group], [encode(episode).decode() for episode in group],
+            )  # fmt: skip
+            writer.write_table(pa.table(dict(zip(kinds, values, strict=True)), schema=schema))
+            count += len(group)
+    return count
 
 
 def read_episodes(path: Path) -> list[Episode]:

@@ -1,0 +1,10 @@
+-- Adds what steps that left no row cost, and counts what is new of it.
+WITH new AS (
+  INSERT INTO abandoned
+  SELECT * FROM unnest(%s::text[], %s::text[], %s::text[], %s::float8[], %s::bigint[], %s::bigint[], %s::float8[], %s::text[])
+  ON CONFLICT DO NOTHING RETURNING key, time, calls, tokens, usd
+)
+INSERT INTO day_totals AS old (day, key, calls, tokens, usd)
+SELECT floor(time / 86400), key, SUM(calls), SUM(tokens), SUM(usd) FROM new GROUP BY 1, 2
+ON CONFLICT (day, key) DO UPDATE SET calls = old.calls + excluded.calls, tokens = old.tokens + excluded.tokens,
+  usd = old.usd + excluded.usd
