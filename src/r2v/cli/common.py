@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -54,6 +54,13 @@ Outcomes = Annotated[
     Path | None, typer.Option(help="JSON with outcomes by task, or a SWE-bench report, for logs that hold none.")
 ]
 
+MostSteps = Annotated[
+    int,
+    typer.Option("--most-steps", min=1, help="Of a ledger with more steps, the sessions of some tasks are read: so many."),
+]
+MOST_STEPS = 100_000
+"""Of a ledger: minutes of reading and fitting, and some GB of memory."""
+
 
 def usage_line(error: Any) -> str | None:
     """What a `UsageError` says is wrong, and how to see what is right; None where there was nothing, and help is printed."""
@@ -82,17 +89,27 @@ class Imported:
     """The format as it was named, or found."""
     verifier: str | None
     """What scored the steps, where that is known."""
+    share: float = 1.0
+    """Of the steps of a ledger that were read."""
 
 
 def imported(
-    logs: Path, kind: str, outcomes: Path | None, mapping: Sequence[str] | None = None, *, keep_unknown: bool = False
+    logs: Path,
+    kind: str,
+    outcomes: Path | None,
+    mapping: Sequence[str] | None = None,
+    *,
+    keep_unknown: bool = False,
+    most_steps: int | None = None,
 ) -> Imported:
     """Read logs in the format of that name, in the one that `auto` finds, or by a mapping.
 
-    A format that was found is printed on standard error. Raises ArtifactError, SettingsError.
+    A format that was found is printed on standard error, and so is that a part of a ledger is read, because it has more
+    than `most_steps`. Raises ArtifactError, SettingsError.
     """
     from r2v.logs.detection import detect
     from r2v.logs.importing import import_logs, log_format
+    from r2v.logs.ledger import LedgerFormat, steps_of
     from r2v.logs.mapped import mapped, mapping_of
 
     if mapping:
@@ -105,8 +122,13 @@ def imported(
             kind = detect(logs)
             typer.echo(f"format   {kind}", err=True)
         source = log_format(kind)
+    share = 1.0
+    if isinstance(source, LedgerFormat) and most_steps is not None and (steps := steps_of(logs) or 0) > most_steps:
+        share = most_steps / steps
+        typer.echo(f"sample   of {steps:,} steps {most_steps:,} are read, of some tasks (--most-steps)", err=True)
+        source = replace(source, most_steps=most_steps)
     episodes, unknown = import_logs(logs, source, outcomes, keep_unknown=keep_unknown)
-    return Imported(episodes, unknown, kind, source.verifier)
+    return Imported(episodes, unknown, kind, source.verifier, share)
 
 
 def gateway_module() -> ModuleType:

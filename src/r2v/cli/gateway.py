@@ -302,6 +302,25 @@ def ship(
 
 
 @cli.command(rich_help_panel="Gateway")
+def archive(
+    ledger: Annotated[Path, typer.Argument(help="The gateway's ledger (store.path, or store.url).")],
+    out: Annotated[Path, typer.Argument(help="Folder of the archive; ledgers of all replicas may share it.")],
+    replica: Annotated[str | None, typer.Option(help="The ledger's name in the archive; its own identity.")] = None,
+) -> None:
+    """Write the days that have ended as Parquet, which `r2v advise`, `fit` and `export` read; call it once a day.
+
+    A day that is there is written again only where the ledger has more of it.
+    """
+    from r2v.logs.ledger import archived
+
+    steps = 0
+    for day, of_day in archived(ledger, out, replica):
+        typer.echo(f"{day}  {of_day} steps")
+        steps += of_day
+    typer.echo(f"{steps} steps written\narchive  {out}\nnext     r2v advise {out}")
+
+
+@cli.command(rich_help_panel="Gateway")
 def export(
     ledger: Annotated[Path, typer.Argument(help="The gateway's ledger (store.path, or store.url).")],
     out: Annotated[Path, typer.Argument(help="Parquet file to write.")],

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from r2v.cli.common import Format, Imported, Logs, Map, Outcomes, cli, imported
+from r2v.cli.common import MOST_STEPS, Format, Imported, Logs, Map, MostSteps, Outcomes, cli, imported
 from r2v.core.errors import SettingsError
 from r2v.core.features import View
 from r2v.logs import AUTO
@@ -72,6 +72,7 @@ def advise(
     teacher: Teacher = None,
     share: Share = None,
     distrust_results: Distrust = False,
+    most_steps: MostSteps = MOST_STEPS,
     seed: Annotated[int, typer.Option(help="Seed of the folds, the fits and the intervals.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="End with one JSON line.")] = False,
 ) -> None:
@@ -79,7 +80,7 @@ def advise(
 
     Reads the gateway's ledger and any log; says something useful for ten sessions, and what is missing.
     """
-    read = imported(logs, kind, outcomes, mapping, keep_unknown=True)
+    read = imported(logs, kind, outcomes, mapping, keep_unknown=True, most_steps=most_steps)
     advice = _advised(read, logs, prices, slm, teacher, share, seed, verdict, distrust=distrust_results)
     _show(advice.facts, out, _title(logs))
     if as_json:
@@ -102,6 +103,7 @@ def fit(
     unproven: Annotated[
         bool, typer.Option("--unproven", help="Write a router also where nothing shows that it beats random escalation.")
     ] = False,
+    most_steps: MostSteps = MOST_STEPS,
     seed: Annotated[int, typer.Option(help="Seed of the folds and of the fit.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="End with one JSON line.")] = False,
 ) -> None:
@@ -110,7 +112,7 @@ def fit(
     Measures it first, as `r2v advise` does. Where it does not beat random escalation on tasks left out, no router is
     written, and the status is 2.
     """
-    read = imported(logs, kind, outcomes, mapping, keep_unknown=True)
+    read = imported(logs, kind, outcomes, mapping, keep_unknown=True, most_steps=most_steps)
     advice = _advised(read, logs, prices, slm, teacher, asked_share, seed, verdict, distrust=distrust_results)
     facts = _fit(advice, read, out, unproven=unproven, seed=seed)
     if as_json:
@@ -129,6 +131,7 @@ def inspect(
     view: Annotated[
         View, typer.Option(help="What of each step is looked at; `pseudo_entropy` needs several candidates a step.")
     ] = "full",
+    most_steps: MostSteps = MOST_STEPS,
     seed: Annotated[int, typer.Option(help="Seed of the folds, the fits and the intervals.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="End with one JSON line.")] = False,
 ) -> None:
@@ -136,7 +139,8 @@ def inspect(
 
     Every risk is from a model that never saw the step's task. Some minutes for 100,000 steps.
     """
-    _inspect(imported(logs, kind, outcomes, mapping), out, title=_title(logs), view=view, seed=seed, as_json=as_json)
+    read = imported(logs, kind, outcomes, mapping, most_steps=most_steps)
+    _inspect(read, out, title=_title(logs), view=view, seed=seed, as_json=as_json)
 
 
 @cli.command(rich_help_panel="Logs and solutions")
@@ -331,7 +335,8 @@ def _advised(
     for name in (*(slms or ()), *([teacher] if teacher else ())):
         if name not in named:
             raise SettingsError(f"{logs} has no model {name!r}; it has {', '.join(sorted(named)[:20])}")
-    costs = Costs({} if prices is None else read_prices(prices), days_of(logs) if read.kind == "ledger" else None)
+    days = days_of(logs) if read.kind == "ledger" else None
+    costs = Costs({} if prices is None else read_prices(prices), None if days is None else days * read.share)
     verdicts, episodes = _verdicts(names or ()), read.episodes
     sample = episodes if verdicts else episodes[:: -(-len(episodes) // SAMPLE) or 1]
     known = verdict_report(sample, verdicts or _verdicts(("tests", "reward")), seed)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import astuple, dataclass
 from operator import attrgetter
@@ -409,6 +409,11 @@ class Ledger(LedgerReader):
     def _read(self, query: str, values: Mapping[str, Any]) -> tuple[list[str], list[tuple[Any, ...]]]:
         cursor = self._reader.execute(query, values)
         return [column[0] for column in cursor.description], cursor.fetchall()
+
+    def batches(self, query: str, values: Mapping[str, Any], size: int) -> Iterator[list[tuple[Any, ...]]]:
+        cursor = self._reader.execute(query, values)
+        while rows := cursor.fetchmany(size):
+            yield rows
 
     def later_steps(self, session: str, row: int, most: int) -> tuple[int, list[Entry]]:
         """(last row, steps) of what was written of a session after a row, 0 for its beginning, among its latest `most`

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, get_type_hints
 
 import msgspec
 
+from r2v.core.seeds import derive_seed
 from r2v.core.types import SOLVED, Decision, ScoreKind, Step
 
 COLUMNS = (
@@ -87,6 +88,10 @@ class LedgerReader(ABC):
         """(names of the columns, rows)."""
 
     @abstractmethod
+    def batches(self, query: str, values: Mapping[str, Any], size: int) -> Iterator[list[tuple[Any, ...]]]:
+        """The rows, so many at a time: all of them need not fit into memory."""
+
+    @abstractmethod
     def close(self) -> None: ...
 
     def _all(self, query: str, values: Mapping[str, Any] | None = None) -> list[tuple[Any, ...]]:
@@ -139,10 +144,23 @@ class LedgerReader(ABC):
         for (session,) in self._all("SELECT session FROM steps GROUP BY session ORDER BY MIN(time)"):
             yield session
 
-    def whole_sessions(self) -> Iterator[WholeSession]:
-        """All sessions with a step, the earliest first."""
-        for session in self.all_sessions():
+    def whole_sessions(self, most_steps: int | None = None) -> Iterator[WholeSession]:
+        """All sessions with a step, the earliest first; of more steps than `most_steps` those of some tasks (`picked`)."""
+        if most_steps is None or self.steps_in_all() <= most_steps:
+            names: Iterable[str] = self.all_sessions()
+        else:
+            names = [name for name, _ in picked(self._all(NAMED), most_steps)]
+        for session in names:
             yield WholeSession(self.steps(session), self.outcome_of(session), self.tools(session))
+
+    def steps_in_all(self) -> int:
+        """How many steps are kept."""
+        return self.count("SELECT CAST(COALESCE(SUM(steps), 0) AS BIGINT) FROM session_totals") + self.uncounted()
+
+    def count(self, query: str, values: Mapping[str, Any] | None = None) -> int:
+        """The number that a question is answered with."""
+        ((found,),) = self._all(query, values)
+        return int(found)
 
     def span(self) -> tuple[float, float] | None:
         """Times of the first and of the last step; None of an empty ledger."""
@@ -259,6 +277,36 @@ class LedgerReader(ABC):
             {"mode": mode, "since": since, "quiet": time.time() - QUIET_S, "bound": SOLVED, "most": EVIDENCE},
         )
         return ended, failed
+
+
+NAMED = "SELECT session, goal, steps FROM session_totals ORDER BY begun, session"
+"""What `picked` takes."""
+
+
+def picked(sessions: Iterable[tuple[str, str, int]], most_steps: int | None) -> list[tuple[str, int]]:
+    """The sessions of some tasks, drawn by the hashes of their goals, so that the same ones are drawn of every copy.
+
+    Args:
+        sessions: (name, goal, steps) of each.
+        most_steps: as many tasks as have no more steps together, one at least; None: all.
+
+    Returns:
+        (name, steps) of each, in the order given.
+    """
+    found = list(sessions)
+    if most_steps is not None and sum(steps for _, _, steps in found) > most_steps:
+        of_goal: dict[str, int] = {}
+        for _, goal, steps in found:
+            of_goal[goal] = of_goal.get(goal, 0) + steps
+        drawn: set[str] = set()
+        taken = 0
+        for goal in sorted(of_goal, key=lambda goal: derive_seed("task", goal)):
+            taken += of_goal[goal]
+            if drawn and taken > most_steps:
+                break
+            drawn.add(goal)
+        found = [one for one in found if one[1] in drawn]
+    return [(name, steps) for name, _, steps in found]
 
 
 _types = get_type_hints(Entry)

@@ -20,7 +20,7 @@ from r2v.core.types import SOLVED
 from r2v.gateway.journal import Batch, Cursor, Journal
 from r2v.gateway.postgres_link import Connection, Link, OutOfReach, connect, first_line, is_refusal
 from r2v.gateway.postgres_url import shown
-from r2v.gateway.reading import COLUMNS, LedgerReader, WholeSession, entry_of
+from r2v.gateway.reading import COLUMNS, NAMED, LedgerReader, WholeSession, entry_of, picked
 
 VERSION = 1
 """Of the schema: there is a file of statements for each, NNNN.sql."""
@@ -194,23 +194,30 @@ class SharedLedger(LedgerReader):
         )
         return None if first is None else (first, last)
 
-    def whole_sessions(self) -> Iterator[WholeSession]:
+    def whole_sessions(self, most_steps: int | None = None) -> Iterator[WholeSession]:
         """On a connection of its own, as all of them were when it began; some are held at a time."""
         try:
             with connect(self._url) as connection, connection.transaction():
                 connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
-                with connection.cursor("sessions") as cursor:
-                    cursor.itersize = 10_000
-                    cursor.execute("SELECT session, steps FROM session_totals ORDER BY begun, session")
-                    names: list[str] = []
-                    steps = 0
-                    for name, of_session in cursor:
-                        if names and (steps + of_session > READ_STEPS or len(names) == READ_SESSIONS):
-                            yield from _whole(connection, names)
-                            names, steps = [], 0
-                        names.append(name)
-                        steps += of_session
-                    yield from _whole(connection, names)
+                names: list[str] = []
+                steps = 0
+                for name, of_session in picked(_ask(connection, NAMED, {}), most_steps):
+                    if names and (steps + of_session > READ_STEPS or len(names) == READ_SESSIONS):
+                        yield from _whole(connection, names)
+                        names, steps = [], 0
+                    names.append(name)
+                    steps += of_session
+                yield from _whole(connection, names)
+        except psycopg.Error as error:
+            raise OutOfReach(f"{self.name}: {first_line(error)}") from None
+
+    def batches(self, query: str, values: Mapping[str, Any], size: int) -> Iterator[list[tuple[Any, ...]]]:
+        """On a connection of its own."""
+        try:
+            with connect(self._url) as connection, connection.transaction(), connection.cursor("rows") as cursor:
+                cursor.execute(*_translated(query, values))
+                while rows := cursor.fetchmany(size):
+                    yield rows
         except psycopg.Error as error:
             raise OutOfReach(f"{self.name}: {first_line(error)}") from None
 
@@ -220,9 +227,13 @@ class SharedLedger(LedgerReader):
 
 
 def _ask(connection: Connection, query: str, values: Mapping[str, Any]) -> psycopg.Cursor[tuple[Any, ...]]:
-    """A question as `LedgerReader` writes it."""
+    return connection.execute(*_translated(query, values))
+
+
+def _translated(query: str, values: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """A question as `LedgerReader` writes it, in the words of Postgres."""
     written = _VALUE.sub(r"%(\1)s", query).replace("instr(", "strpos(")
-    return connection.execute(written, {name: _text(value) for name, value in values.items()})
+    return written, {name: _text(value) for name, value in values.items()}
 
 
 def _text(value: Any) -> Any:

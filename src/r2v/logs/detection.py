@@ -15,6 +15,7 @@ from r2v.logs import BUILT_IN
 from r2v.logs.atif import WHOLE
 from r2v.logs.files import files_of, lines_of, objects
 from r2v.logs.importing import log_format
+from r2v.logs.ledger import is_archive
 from r2v.logs.terminalbench import COLUMNS, TRIALS
 from r2v.runtime import plugins
 from r2v.runtime.parquet import columns_of
@@ -41,6 +42,8 @@ def detect(path: Path) -> str:
         if str(path).split("@")[0] == TRIALS:
             return "terminalbench"
         raise ArtifactError(f"{path} does not exist")
+    if is_archive(path):
+        return "ledger"
     if path.is_dir() and next(path.rglob(WHOLE), None) is not None:
         return "atif"
     first = files_of(path, ".json", ".jsonl", ".parquet", ".log", ".txt", ".db")[0]

@@ -1,4 +1,5 @@
-"""The gateway's ledger (`store.path`), or episodes in Parquet (`r2v export`, `r2v import`, the files of a run).
+"""The gateway's ledger (`store.path`, `store.url`), an archive of ledgers (`r2v archive`), or episodes in Parquet (`r2v
+export`, `r2v import`, the files of a run).
 
 A session with an outcome is an episode. Its steps hold features, scores and decisions as they were; a redacted ledger has
 hashes in the place of words and no messages: enough to fit a router, not to train a model.
@@ -23,12 +24,23 @@ from r2v.gateway.reading import Entry, LedgerReader
 from r2v.runtime.store import MALFORMED, check_step, read_episodes
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from r2v.gateway.shared_ledger import SharedLedger
+    from r2v.logs.archive import Archive
+
+DAYS = "day=*"
+"""Folders of an archive."""
 
 
-def sessions(ledger: LedgerReader) -> Iterator[Episode]:
-    """Each session as an episode; `success` is None where it has no outcome, neither one that was sent nor a verdict."""
-    for entries, outcome, offered in ledger.whole_sessions():
+def sessions(ledger: LedgerReader | Archive, most_steps: int | None = None) -> Iterator[Episode]:
+    """Each session as an episode; `success` is None where it has no outcome, neither one that was sent nor a verdict.
+
+    Args:
+        ledger: which.
+        most_steps: of a ledger with more steps, the sessions of some tasks (`r2v.gateway.reading.picked`).
+    """
+    for entries, outcome, offered in ledger.whole_sessions(most_steps):
         reward, verdict = msgspec.convert(outcome or (None, ""), tuple[float | None, str])
         tools = msgspec.convert(offered, str)
         success = None if reward is None else reward >= SOLVED
@@ -101,17 +113,70 @@ def shipped(path: Path, url: Path, *, again: bool) -> tuple[int, str]:
 
 def days_of(path: Path) -> float | None:
     """Days between the first and the last step of a ledger, one at least; None of other files and of an empty ledger."""
-    if url_in(path) is None and (path.suffix == ".parquet" or not path.is_file()):
+    if not _is_ledger(path):
         return None
     with _read(path) as ledger:
         span = msgspec.convert(ledger.span(), tuple[float, float] | None)
     return None if span is None else max(1.0, (span[1] - span[0]) / 86_400)
 
 
+def steps_of(path: Path) -> int | None:
+    """How many steps a ledger or an archive has; None of other files."""
+    if not _is_ledger(path):
+        return None
+    with _read(path) as ledger:
+        return ledger.steps_in_all()
+
+
+def archived(path: Path, folder: Path, replica: str | None) -> Iterator[tuple[str, int]]:
+    """Write the days of a ledger that have ended into an archive.
+
+    Args:
+        path: of the ledger.
+        folder: of the archive.
+        replica: the ledger's name in it; None: its own identity, `shared` of one in Postgres.
+
+    Yields:
+        (day, steps of it) of each that was written.
+
+    Raises:
+        R2VError: one of the two cannot be read or written.
+    """
+    if not _is_ledger(path) or is_archive(path):
+        raise ArtifactError(f"{path} is no ledger")
+    with _read(path) as ledger:
+        assert isinstance(ledger, LedgerReader)
+        own = ledger.identity if isinstance(ledger, Ledger) else "shared"
+        yield from _archive().write_archive(ledger, replica or own, folder)
+
+
+def _is_ledger(path: Path) -> bool:
+    return url_in(path) is not None or (path.is_file() and path.suffix != ".parquet") or is_archive(path)
+
+
+def is_archive(path: Path) -> bool:
+    return path.is_dir() and next(path.glob(DAYS), None) is not None
+
+
+def _archive() -> ModuleType:
+    try:
+        from r2v.logs import archive  # DuckDB is an extra
+    except ModuleNotFoundError as error:
+        raise SettingsError(f"an archive needs {error.name}: pip install 'r2v[archive]'") from None
+    return archive
+
+
+def _opened(path: Path) -> Ledger | SharedLedger | Archive:
+    if is_archive(path):
+        found: Archive = _archive().Archive(path)
+        return found
+    return Ledger(path) if (url := url_in(path)) is None else _shared(url)
+
+
 @contextmanager
-def _read(path: Path) -> Iterator[LedgerReader]:
+def _read(path: Path) -> Iterator[LedgerReader | Archive]:
     """A ledger to read from. Raises ArtifactError for what no gateway has written, whatever is wrong with it."""
-    ledger = Ledger(path) if (url := url_in(path)) is None else _shared(url)
+    ledger = _opened(path)
     try:
         if not isinstance(ledger, Ledger):
             ledger.verify()
@@ -129,8 +194,10 @@ class LedgerFormat:
     """`r2v.logs.records.LogFormat`."""
 
     name: str = "ledger"
-    description: str = "the gateway's ledger, or episodes in Parquet"
+    description: str = "the gateway's ledger, an archive of it, or episodes in Parquet"
     verifier: None = None
+    most_steps: int | None = None
+    """See `sessions`."""
 
     def read(self, path: Path) -> Iterator[Episode]:
         if path.suffix == ".parquet":
@@ -139,7 +206,7 @@ class LedgerFormat:
         if url_in(path) is None and not path.exists():  # a new ledger would be made
             raise ArtifactError(f"{path} does not exist")
         with _read(path) as ledger:
-            yield from sessions(ledger)
+            yield from sessions(ledger, self.most_steps)
 
 
 FORMAT = LedgerFormat()
