@@ -14,6 +14,7 @@ EXTRAS = {
     "train": (*_REPORT, "torch", "transformers", "tokenizers", "safetensors", "peft", "aiohttp"),
     "redis": ("redis",),
     "postgres": ("psycopg",),
+    "archive": ("duckdb", "pyarrow"),
     "otel": ("opentelemetry",),
     "ray": ("ray",),
     "alfworld": ("textworld", "alfworld"),
@@ -25,6 +26,7 @@ _COMMANDS = {
     **dict.fromkeys(("serve", "check", "serve-model", "launch", "promote", "rollback"), "serve"),
     **dict.fromkeys(("advise", "fit", "export", "import", "train-verifier"), "fit"),
     **dict.fromkeys(("inspect", "explain"), "report"),
+    "archive": "archive",
 }
 
 

@@ -143,30 +143,31 @@ class Archive:
     """Reads an archive; of what is larger than memory, DuckDB keeps parts on the disk meanwhile."""
 
     def __init__(self, folder: Path) -> None:
+        """Call `verify` before anything is read."""
         self._folder = folder
         self._aside = tempfile.TemporaryDirectory(prefix="r2v-archive-")
-        self._db = duckdb.connect(
-            config={
-                "memory_limit": MEMORY, "threads": 2, "temp_directory": self._aside.name, "preserve_insertion_order": False,
-                "allowed_directories": [str(folder.resolve()), self._aside.name], "enable_external_access": False,
-                "lock_configuration": True,
-            }
-        )  # fmt: skip
+        aside = {"memory_limit": MEMORY, "threads": 2, "temp_directory": self._aside.name, "preserve_insertion_order": False}
+        self._db = duckdb.connect(config=aside)
+        allowed = ", ".join(f"'{_quoted(path)}'" for path in (str(folder.resolve()), self._aside.name))
+        self._ask(f"SET allowed_directories = [{allowed}]")
+        self._ask("SET enable_external_access = false")
+        self._ask("SET lock_configuration = true")
+
+    def verify(self) -> None:
+        """Open the files. Raises ArtifactError for what may not be read, or is larger than a ledger takes."""
+        folder = self._folder
+        for file in folder.glob(f"{DAYS}/*.parquet"):
+            opened(file).close()
         for name, table in TABLES.items():
-            files = str(folder.resolve() / DAYS / f"{name}.*.parquet").replace("'", "''")
+            files = _quoted(str(folder.resolve() / DAYS / f"{name}.*.parquet"))
             there = next(folder.glob(f"{DAYS}/{name}.*.parquet"), None)
             columns = ", ".join(f"CAST(NULL AS {_SQL[kind]}) AS {column}" for column, kind in table.columns)
             source = f"read_parquet('{files}')" if there else f"(SELECT {columns}) WHERE FALSE"
             names = ", ".join(column for column, _ in table.columns)
             self._ask(f"CREATE VIEW {name} AS SELECT {names} FROM {source}")
-
-    def verify(self) -> None:
-        """Raises ArtifactError where a file of it is none that may be read, or holds more than a ledger takes."""
-        for file in self._folder.glob(f"{DAYS}/*.parquet"):
-            opened(file).close()
         (longest,) = self._ask("SELECT COALESCE(MAX(octet_length(record)), 0) FROM steps").fetchone()
         if longest > RECORD_BYTES:
-            raise ArtifactError(f"{self._folder} holds a step of {longest} bytes, more than a ledger takes")
+            raise ArtifactError(f"{folder} holds a step of {longest} bytes, more than a ledger takes")
 
     def _ask(self, query: str, values: Sequence[Any] = (), *, apart: bool = False) -> Any:
         """The result of a query, `apart` from others that are still being fetched. Raises ArtifactError."""
@@ -189,7 +190,7 @@ class Archive:
         ).fetchall()
         names = [name for name, _ in picked(named, most_steps)]
         self._db.register("names", pa.table({"session": pa.array(names, _TEXT), "i": pa.array(range(len(names)), _INT)}))
-        self._ask("CREATE OR REPLACE TEMP TABLE wanted AS SELECT * FROM names")
+        self._ask("CREATE OR REPLACE TABLE wanted AS SELECT * FROM names")
         ends = {name: (reward, verdict) for name, reward, verdict in self._ask(_ENDS).fetchall()}
         tools = _Merged(self._rows("SELECT i, any_value(text) FROM tools JOIN wanted USING (session) GROUP BY i ORDER BY i"))
         entries: list[Any] = []
@@ -242,6 +243,10 @@ class _Merged:
         while self._next is not None and self._next[0] < number:
             self._next = next(self._rows, None)
         return str(self._next[1]) if self._next is not None and self._next[0] == number else ""
+
+
+def _quoted(text: str) -> str:
+    return text.replace("'", "''")
 
 
 def _unreadable(folder: Path, error: duckdb.Error) -> ArtifactError:

@@ -1,0 +1,158 @@
+"""The archive of ledgers: Parquet by day, of all replicas, read as the ledgers were."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from r2v.cli import cli
+from r2v.core.errors import ArtifactError
+from r2v.gateway.ledger import LastVerdict, Ledger
+from r2v.gateway.reading import picked
+from r2v.logs.archive import Archive, write_archive
+from r2v.logs.detection import detect
+from r2v.logs.ledger import FORMAT, LedgerFormat, days_of, steps_of
+from r2v.runtime.store import read_episodes
+from test_gateway_modes import write
+from test_gateway_postgres import play
+
+DAY = 86_400
+FIRST = DAY * 20_000.0
+
+
+def run(*words: object):
+    return CliRunner().invoke(cli, [str(word) for word in words])
+
+
+@pytest.fixture(params=range(3))
+def replicas(request, tmp_path, monkeypatch):
+    """Two replicas that have served steps of the same sessions over some days, and a ledger that has all of them."""
+    clock = [FIRST]
+    monkeypatch.setattr(time, "time", lambda: clock[0])
+    with ExitStack() as stack:
+        opened = [stack.enter_context(closing(Ledger(tmp_path / f"{name}.db"))) for name in ("all", "a", "b")]
+        play(opened[0], opened[1:], request.param, clock)
+        yield opened
+
+
+def archive_all(folder: Path, *ledgers: Ledger) -> list[tuple[str, int]]:
+    return [day for ledger in ledgers for day in write_archive(ledger, ledger.identity, folder)]
+
+
+def test_an_archive_of_replicas_reads_as_one_ledger_of_all_their_steps(replicas, tmp_path, monkeypatch):
+    whole, *parts = replicas
+    monkeypatch.setattr(time, "time", lambda: FIRST + 1_000 * DAY)
+    written = archive_all(tmp_path / "archive", *parts)
+    assert sum(steps for _, steps in written) == whole.steps_in_all()
+    assert sorted(FORMAT.read(tmp_path / "archive"), key=str) == sorted(FORMAT.read(tmp_path / "all.db"), key=str)
+    assert steps_of(tmp_path / "archive") == whole.steps_in_all()
+    assert days_of(tmp_path / "archive") == days_of(tmp_path / "all.db")
+    assert detect(tmp_path / "archive") == "ledger"
+
+
+def test_a_day_is_written_when_it_has_ended_and_again_where_the_ledger_has_more_of_it(tmp_path, monkeypatch):
+    now = [FIRST + 0.5 * DAY]
+    monkeypatch.setattr(time, "time", lambda: now[0])
+    folder = tmp_path / "archive"
+    with closing(Ledger(tmp_path / "ledger.db")) as ledger:
+        write(ledger, "s", 0, at=now[0])
+        assert archive_all(folder, ledger) == []
+        now[0] += DAY
+        assert archive_all(folder, ledger) == [("2024-10-04", 1)]
+        assert archive_all(folder, ledger) == []
+        write(ledger, "s", 1, at=now[0] - DAY + 5)  # of a replica that was down, shipped late
+        ledger.outcome("s", None, 1.0)
+        assert archive_all(folder, ledger) == [("2024-10-04", 2)]
+        now[0] += DAY
+        assert archive_all(folder, ledger) == [("2024-10-05", 0)]  # the outcome came a day after the step
+        while ledger.delete_old(now[0] + 1):
+            pass
+        assert archive_all(folder, ledger) == []
+    (episode,) = FORMAT.read(folder)
+    assert (len(episode.steps), episode.success) == (2, True)
+
+
+def test_a_step_that_two_ledgers_have_is_read_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(time, "time", lambda: FIRST + 10 * DAY)
+    with closing(Ledger(tmp_path / "ledger.db")) as ledger:
+        for t in range(3):
+            write(ledger, "s", t, at=FIRST + t, verdict=LastVerdict("tests", 0, t % 2))
+        for replica in ("one", "other"):
+            list(write_archive(ledger, replica, tmp_path / "archive"))
+    (episode,) = FORMAT.read(tmp_path / "archive")
+    assert [len(episode.steps), episode.success, episode.outcome_source] == [3, False, "tests"]
+
+
+def test_tools_come_with_their_own_sessions(tmp_path, monkeypatch):
+    monkeypatch.setattr(time, "time", lambda: FIRST + 10 * DAY)
+    with closing(Ledger(tmp_path / "ledger.db")) as ledger:
+        for i in range(20):
+            write(ledger, f"s{i}", 0, at=FIRST + 100 - i, goal=f"g{i}")
+            if i % 3:
+                ledger._db.execute("INSERT INTO tools VALUES (?, ?)", (f"s{i}", f"[{i}]"))
+        archive_all(tmp_path / "archive", ledger)
+    found = {episode.goal: episode.tools for episode in FORMAT.read(tmp_path / "archive")}
+    assert found == {f"g{i}": f"[{i}]" if i % 3 else "" for i in range(20)}
+
+
+def test_of_a_large_ledger_whole_tasks_are_read_and_the_same_ones_of_its_archive(tmp_path, monkeypatch):
+    monkeypatch.setattr(time, "time", lambda: FIRST + 10 * DAY)
+    with closing(Ledger(tmp_path / "ledger.db")) as ledger:
+        for i in range(60):
+            write(ledger, f"s{i}", 0, at=FIRST + i, goal=f"g{i % 20}")
+            write(ledger, f"s{i}", 1, at=FIRST + i + 0.5, goal=f"g{i % 20}")
+        archive_all(tmp_path / "archive", ledger)
+    some = LedgerFormat(most_steps=30)
+    found = list(some.read(tmp_path / "ledger.db"))
+    assert len(found) == 15 and {sum(e.goal == one.goal for e in found) for one in found} == {3}
+    assert list(some.read(tmp_path / "archive")) == found
+    said = run("inspect", tmp_path / "archive", "--out", tmp_path / "out", "--most-steps", 30)
+    assert "sample   of 120 steps 30 are read, of some tasks (--most-steps)" in said.output
+
+
+def test_which_tasks_are_picked_does_not_depend_on_others_that_come_later():
+    sessions = [(f"s{i}", f"g{i % 50}", 2) for i in range(200)]
+    few, more = ({name for name, _ in picked(sessions, most)} for most in (40, 200))
+    assert few < more and picked(sessions, None) == [(name, steps) for name, _, steps in sessions]
+    assert len(picked([("s", "g", 10)], 1)) == 1
+
+
+def test_the_command_archives_and_exports(replicas, tmp_path, monkeypatch):
+    monkeypatch.setattr(time, "time", lambda: FIRST + 1_000 * DAY)
+    for name in ("a", "b"):
+        done = run("archive", tmp_path / f"{name}.db", tmp_path / "archive")
+        assert done.exit_code == 0 and f"next     r2v advise {tmp_path / 'archive'}" in done.output
+    assert run("export", tmp_path / "archive", tmp_path / "some.parquet").exit_code == 0
+    ended = [episode for episode in FORMAT.read(tmp_path / "all.db") if episode.success is not None]
+    assert sorted(read_episodes(tmp_path / "some.parquet"), key=str) == sorted(ended, key=str)
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1 no", b"PAR1" + bytes(200) + b"PAR1"])
+def test_a_file_that_is_no_parquet_is_one_line(tmp_path, content):
+    (tmp_path / "day=2026-11-27").mkdir()
+    (tmp_path / "day=2026-11-27" / "steps.x.parquet").write_bytes(content)
+    with pytest.raises(ArtifactError, match="cannot be read as an archive") as error:
+        list(FORMAT.read(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+def test_the_archive_reads_no_other_file(tmp_path):
+    (tmp_path / "day=2026-11-27").mkdir()
+    (tmp_path.parent / "secret.csv").write_text("a\n1\n")
+    with closing(Archive(tmp_path)) as archive:
+        archive.verify()
+        assert archive.span() is None and list(archive.whole_sessions()) == []
+        for query in (f"SELECT * FROM '{tmp_path.parent / 'secret.csv'}'", "SET enable_external_access = true"):
+            with pytest.raises(ArtifactError):
+                archive._ask(query)
+
+
+def test_a_replica_has_a_name_that_makes_no_path(tmp_path):
+    with closing(Ledger(tmp_path / "ledger.db")) as ledger:
+        write(ledger, "s", 0, at=FIRST)
+        with pytest.raises(ArtifactError, match="names no replica"):
+            list(write_archive(ledger, "../x", tmp_path / "archive"))
