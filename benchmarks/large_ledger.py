@@ -51,7 +51,8 @@ def fill(path: Path, rows: int) -> None:
         db.execute("BEGIN")
         columns = {
             "id": "printf('%016x', n.i)", "session": "'s' || (n.i / :steps)", "t": "n.i % :steps",
-            "time": ":begin + n.i * :gap", "key": "'k'", "source": "'slm'", "code": "'risk_below'", "model": "'m'", "score": "(n.i * 7919 % 1000) / 1000.0",
+            "time": ":begin + n.i * :gap", "key": "'k'", "source": "'slm'", "code": "'risk_below'", "model": "'m'",
+            "score": "(n.i * 7919 % 1000) / 1000.0",
             "score_kind": "'risk'", "threshold": "0.5", "propensity": "1.0", "slm_usd": "0.001", "teacher_usd": "0.0",
             "saved_usd": "0.005", "tokens": "1000", "teacher_calls": "0", "candidates": "3", "overhead_ms": "1.0",
             "route": "'continue'", "goal": "'sha256:' || (n.i / :steps % :tasks)", "alike": "NULL", "mode": "'active'",
