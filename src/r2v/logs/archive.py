@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from r2v.core.errors import ArtifactError
 from r2v.core.untrusted import RECORD_BYTES, opened
 from r2v.gateway.reading import COLUMNS, LedgerReader, WholeSession, checked, entry_of, picked
-from r2v.logs.ledger import DAYS
+from r2v.logs.files import DAYS
 from r2v.runtime.store import whole_file
 
 DAY_S = 86_400

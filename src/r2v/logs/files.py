@@ -9,6 +9,9 @@ from typing import Any
 from r2v.core.errors import ArtifactError
 from r2v.core.untrusted import LOG_BYTES, MB, RECORD_BYTES, parsed_json, unpacked_lines
 
+DAYS = "day=*"
+"""Folders of an archive (`r2v.logs.archive`)."""
+
 
 def objects(path: Path) -> Iterator[tuple[str, Any]]:
     """(where, object) of every JSON object: lines of a file, elements of a list, files of a folder. Raises ArtifactError."""

@@ -21,6 +21,7 @@ from r2v.core.types import SOLVED, Episode, Observation, Step, Task
 from r2v.gateway.ledger import Ledger
 from r2v.gateway.postgres_url import EXAMPLE, is_postgres, problem_of
 from r2v.gateway.reading import Entry, LedgerReader
+from r2v.logs.files import DAYS
 from r2v.runtime.store import MALFORMED, check_step, read_episodes
 
 if TYPE_CHECKING:
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
 
     from r2v.gateway.shared_ledger import SharedLedger
     from r2v.logs.archive import Archive
-
-DAYS = "day=*"
-"""Folders of an archive."""
 
 
 def sessions(ledger: LedgerReader | Archive, most_steps: int | None = None) -> Iterator[Episode]:
