@@ -146,8 +146,11 @@ class Archive:
         """Call `verify` before anything is read."""
         self._folder = folder
         self._aside = tempfile.TemporaryDirectory(prefix="r2v-archive-")
-        aside = {"memory_limit": MEMORY, "threads": 2, "temp_directory": self._aside.name, "preserve_insertion_order": False}
-        self._db = duckdb.connect(config=aside)
+        self._db = duckdb.connect(
+            config={
+                "memory_limit": MEMORY, "threads": 2, "temp_directory": self._aside.name, "preserve_insertion_order": False,
+            }
+        )  # fmt: skip
         allowed = ", ".join(f"'{_quoted(path)}'" for path in (str(folder.resolve()), self._aside.name))
         self._ask(f"SET allowed_directories = [{allowed}]")
         self._ask("SET enable_external_access = false")
