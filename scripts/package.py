@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Builds the wheel, installs it with each extra alone in a clean environment, and runs there what that extra promises.
 
-    scripts/package.py [EXTRA...]        base fit gateway serve report train redis postgres
+    scripts/package.py [EXTRA...]        base fit gateway serve report train redis postgres archive
 
 What another extra would bring must be missed in one line that names the command. Environments are real installations of the
 wheel and of pinned packages from the registry, linked from uv's cache. The extras alfworld, datasets and clients are
@@ -53,6 +53,11 @@ choice, _ = asyncio.run(agent.act(context, Memory(), seed=1))
 assert (choice.source, choice.action.text) == ("teacher", "teacher"), choice
 loaded = {name.split(".")[0] for name in sys.modules}
 assert not loaded & {"torch", "pyarrow", "sklearn", "starlette", "typer", "rich"}, loaded
+"""
+LEDGER = """
+from pathlib import Path
+from r2v.gateway.ledger import Ledger
+Ledger(Path("ledger.db")).close()
 """
 TINY = """\
 version: 1
@@ -185,6 +190,8 @@ def base(env: Installed) -> None:
     env.run("r2v", "check", "my_verifier:MyVerifier")
     env.misses("serve", "serve", "--mock")
     env.misses("serve", "check", "gateway.yaml")
+    env.run("python", "-c", LEDGER)
+    env.misses("archive", "archive", "ledger.db", "days")
     env.misses("fit", "fit", _log(env), "--format", "openai-jsonl", "--out", "router")
     env.misses("report", "inspect", "log.jsonl", "--format", "openai-jsonl", "--out", "inspected")
     env.misses("train", "run", env.file("tiny.yaml", TINY), "--out", "run")
@@ -255,6 +262,12 @@ def postgres(env: Installed) -> None:
     env.misses("serve", "serve", "--mock")
 
 
+def archive(env: Installed) -> None:
+    env.run("python", "-c", LEDGER)
+    env.run("r2v", "archive", "ledger.db", "days")
+    env.misses("serve", "serve", "--mock")
+
+
 CHECKS: dict[str, Callable[[Installed], None]] = {
     "base": base,
     "fit": fit,
@@ -263,6 +276,7 @@ CHECKS: dict[str, Callable[[Installed], None]] = {
     "report": report,
     "train": train,
     "redis": redis,
+    "archive": archive,
     "postgres": postgres,
 }
 
