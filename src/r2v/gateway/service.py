@@ -28,7 +28,7 @@ from r2v.clients.tokens import Tokens
 from r2v.core.agent import MAX_RETRIES, AgentModels, Routed, StepContext
 from r2v.core.agreement import alike
 from r2v.core.cache import remembered
-from r2v.core.errors import BoundaryError, SettingsError
+from r2v.core.errors import BoundaryError, R2VError, SettingsError
 from r2v.core.features import best, proposing
 from r2v.core.protocols import PricedVerifier, Verifier
 from r2v.core.seeds import derive_seed
@@ -185,9 +185,13 @@ class Service:
         self.keys = KeyRing(settings.server, store)
         self._with_tools: OrderedDict[str, None] = OrderedDict()
         """Sessions of clients in which tools were offered; the latest ones."""
-        self.shipping = shipping_of(settings.store)
-        if self.shipping is not None and owner:
-            self.shipping.join(self.ledger)
+        try:
+            self.shipping = shipping_of(settings.store)
+            if self.shipping is not None and owner:
+                self.shipping.join(self.ledger)
+        except R2VError:
+            self.ledger.close()
+            raise
         self.modes = Modes(self.settings.route, self.sessions, read_from(self.ledger, self.shipping))
         self._checked, self._problem = -math.inf, ""
         self.metrics = Metrics(self.router, (self.slm, self.teacher))
