@@ -9,7 +9,7 @@
 # mutants: how many small faults the tests notice, by room (hours; ROOMS=core SAMPLE=100 makes it shorter).
 .PHONY: quickstart science readme-table real real-replay quick test test-postgres check lint types package clients clients-latest mutants clean
 
-EXTRAS ?= train,serve,dev
+EXTRAS ?= train,serve,postgres,dev
 # One thread a process: two processes share two cores, and threads that wait for each other take many times as long.
 PYTEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2
 GATEWAY_TESTS = $(wildcard tests/test_gateway*.py) tests/test_budgets.py tests/test_tenancy.py tests/test_verdicts.py \

@@ -119,6 +119,8 @@ def writes(folder: Path, postgres: Postgres) -> None:
 def large(folder: Path, port: int, postgres: Postgres, rows: int) -> None:
     path, url = folder / "large.db", postgres.database()
     fill(path, rows)
+    with closing(Ledger(path)) as ledger:
+        ledger._db.execute("UPDATE steps SET goal = session")  # tasks of their own, for `r2v fit`
     start = time.perf_counter()
     with closing(Ledger(path)) as ledger, closing(SharedLedger(url)) as shared:
         while shared.ship(ledger.journal, ledger.identity)[2]:
@@ -140,7 +142,7 @@ def large(folder: Path, port: int, postgres: Postgres, rows: int) -> None:
         code = f"import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (12 << 30, 12 << 30)); {READ}"
         done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, check=False)
         most = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
-        told = (done.stdout.splitlines() or done.stderr.splitlines() or ["?"])[0]
+        told = (done.stdout.splitlines() or done.stderr.splitlines() or ["?"])[-1]
         print(
             f"  r2v {command[0]}: {time.perf_counter() - start:.0f} s, {most:.2f} GB at most so far: {told[:90]}", flush=True
         )

@@ -19,7 +19,13 @@ from r2v.gateway.shared_ledger import SharedLedger
 
 KEPT = 40
 """Databases of a cluster: each takes 8 MB."""
-QUICK = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "shared_buffers": "64MB"}
+QUICK = {
+    "dynamic_shared_memory_type": "mmap",
+    "fsync": "off",
+    "synchronous_commit": "off",
+    "full_page_writes": "off",
+    "shared_buffers": "64MB",
+}
 """What a test can do without: nothing outlasts it."""
 
 

@@ -24,6 +24,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+pytest.importorskip("psycopg", reason="the extra `postgres` is not installed")
 from postgres_server import cluster, programs
 from r2v.cli import app, cli
 from r2v.core.errors import ArtifactError, SettingsError

@@ -310,13 +310,13 @@ def picked(sessions: Iterable[tuple[str, str, int]], most_steps: int | None) -> 
 
 
 _types = get_type_hints(Entry)
-_Row: Any = tuple[tuple(_types[name] for name in COLUMNS[:-1])]  # type: ignore[misc]
+_Known: Any = msgspec.defstruct("_Known", [(name, _types[name]) for name in COLUMNS[:-1]], array_like=True)
 
 
 def checked(row: tuple[Any, ...]) -> tuple[Any, ...]:
     """A row of `steps` whose values have their types. Raises what `r2v.runtime.store.MALFORMED` lists."""
-    known = msgspec.convert(row[:-1], _Row, strict=False)  # SQLite puts any value into any column
-    return (*known, row[-1])
+    known = msgspec.convert(row[:-1], _Known, strict=False)  # SQLite puts any value into any column
+    return (*msgspec.structs.astuple(known), row[-1])
 
 
 def entry_of(row: tuple[Any, ...]) -> Entry:

@@ -28,7 +28,7 @@ from r2v.clients.tokens import Tokens
 from r2v.core.agent import MAX_RETRIES, AgentModels, Routed, StepContext
 from r2v.core.agreement import alike
 from r2v.core.cache import remembered
-from r2v.core.errors import BoundaryError, SettingsError
+from r2v.core.errors import BoundaryError, R2VError, SettingsError
 from r2v.core.features import best, proposing
 from r2v.core.protocols import PricedVerifier, Verifier
 from r2v.core.seeds import derive_seed
@@ -200,9 +200,7 @@ class Service:
         self.keys = KeyRing(settings.server, store)
         self._with_tools: OrderedDict[str, None] = before._with_tools if before else OrderedDict()
         """Sessions of clients in which tools were offered; the latest ones."""
-        self.shipping: Shipping | None = before.shipping if before else shipping_of(settings.store)
-        if self.shipping is not None and owner and before is None:
-            self.shipping.join(self.ledger)
+        self.shipping: Shipping | None = before.shipping if before else _joined(settings.store, self.ledger, owner)
         self.modes = Modes(self.settings.route, self.sessions, read_from(self.ledger, self.shipping))
         self._checked, self._problem = -math.inf, ""
         self.metrics: Metrics = before.metrics if before else Metrics(self.router, (self.slm, self.teacher))
@@ -647,6 +645,18 @@ def shipping_of(store: StoreSettings) -> Shipping | None:
     except ModuleNotFoundError:
         raise SettingsError("store.url needs the extra postgres: pip install 'r2v[postgres]'") from None
     return Shipping(store, SharedLedger(url))
+
+
+def _joined(store: StoreSettings, ledger: Ledger, owner: bool) -> Shipping | None:
+    """`shipping_of`, as a replica where it is the owner's; a gateway that is refused lets go of its ledger."""
+    try:
+        shipping = shipping_of(store)
+        if shipping is not None and owner:
+            shipping.join(ledger)
+    except R2VError:
+        ledger.close()
+        raise
+    return shipping
 
 
 def read_from(ledger: Ledger, shipping: Shipping | None) -> LedgerReader:

@@ -17,7 +17,7 @@ import psycopg
 
 from r2v.core.errors import ArtifactError, SettingsError
 from r2v.core.types import SOLVED
-from r2v.gateway.journal import Batch, Cursor, Journal
+from r2v.gateway.journal import BATCH_ROWS, Batch, Cursor, Journal
 from r2v.gateway.postgres_link import Connection, Link, OutOfReach, connect, first_line, is_refusal
 from r2v.gateway.postgres_url import shown
 from r2v.gateway.reading import COLUMNS, NAMED, LedgerReader, WholeSession, entry_of, picked
@@ -145,6 +145,8 @@ class SharedLedger(LedgerReader):
                 identity, cursor = _position(connection, replica)
                 # The server may have lost what the journal knows as shipped; SQLite may have begun its numbers anew.
                 batch = journal.next(cursor.at_most(journal.cursor(identity)), replica)
+                if batch.rows >= BATCH_ROWS:  # the shipment after it is durable, and with it this one, or neither counts
+                    connection.execute("SET LOCAL synchronous_commit = off")
                 _add(connection, batch)
                 connection.execute(
                     "INSERT INTO replicas VALUES (%s, '-infinity', FALSE, %s, %s, %s) ON CONFLICT (id) DO UPDATE "
