@@ -28,7 +28,7 @@ from r2v.clients import make_client
 from r2v.core.errors import SettingsError
 from r2v.gateway.ledger import Ledger
 from r2v.gateway.reload import OF_START, Generation, LiveApp, check_reloadable
-from r2v.gateway.settings import GatewaySettings, ServerSettings
+from r2v.gateway.settings import GatewaySettings, ServerSettings, TelemetrySettings
 from r2v.routers.base import FittedWith
 from servers import KEY, Model, running, settings
 from test_gateway import ASK, TOOLS, make  # noqa: F401  (a fixture)
@@ -424,11 +424,17 @@ def test_every_setting_is_read_again_or_takes_a_restart(tmp_path):
     again = {"key_env", "admin_key_env", "require_key", "allowed_hosts", "accepted_models", "cors_origins", "keep_alive_s"}
     limits = {name for name in ServerSettings.__struct_fields__ if name.startswith("max_") or name.endswith("_timeout_s")}
     assert {*OF_START, *again, *limits} == set(ServerSettings.__struct_fields__)  # a new one has to be thought about
-    assert {"version", "models", "route", "budget", "server", "store", "verdicts"} == set(GatewaySettings.__struct_fields__)
+    assert {"version", "models", "route", "budget", "server", "store", "verdicts", "telemetry"} == set(
+        GatewaySettings.__struct_fields__
+    )
     check_reloadable(before, before.but(verdicts=("tests",), server=before.server.but(keep_alive_s=1.0)))
     after = before.but(server=before.server.but(host="::1"), store=before.store.but(redact=True, path="x"))
     with pytest.raises(SettingsError, match=r"^server\.host, store\.path, store\.redact cannot change"):
         check_reloadable(before, after)
+    traced = before.but(telemetry=TelemetrySettings(otlp="http://127.0.0.1:4318"))
+    for one, other in ((before, traced), (traced, before)):
+        with pytest.raises(SettingsError, match=r"telemetry.* cannot change"):
+            check_reloadable(one, other)
 
 
 def test_clients_are_closed_once_nobody_uses_them(tmp_path):

@@ -173,7 +173,7 @@ def hash_of(settings: GatewaySettings) -> str:
 def check_reloadable(before: GatewaySettings, after: GatewaySettings) -> None:
     """Raises SettingsError, naming what differs and takes a restart: a process keeps its environment, too."""
     old, new = _of_start(before), _of_start(after)
-    if changed := [key for key in new if new[key] != old[key]]:
+    if changed := [key for key in old | new if new.get(key) != old.get(key)]:
         raise SettingsError(
             f"{', '.join(changed)} cannot change while the gateway runs: restart it, or set back what it was"
         )
