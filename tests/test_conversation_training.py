@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from typer.testing import CliRunner
 
 from r2v.cli import cli
 from r2v.clients.local.loading import load_model
-from r2v.core.errors import ArtifactError, StageError
+from r2v.core.errors import ArtifactError, SettingsError, StageError
 from r2v.core.types import Action, Choice, Decision, Message, Observation, Step, ToolCall, Usage
 from r2v.gateway.ledger import Ledger
 from r2v.gateway.reading import Entry
@@ -26,6 +27,7 @@ from r2v.learning.losses import bc_loss
 from r2v.learning.models import save_model
 from r2v.learning.pairs import PreferencePair
 from r2v.learning.prefer import prefer
+from r2v.learning.ranks import joined
 from r2v.learning.sequences import encode_chats, encode_conversation
 from r2v.learning.settings import CloneSettings, LoraSettings, ModelSettings, PreferSettings
 from r2v.logs.importing import import_logs
@@ -169,6 +171,42 @@ def test_a_killed_command_goes_on_from_its_checkpoint(base, logs, tmp_path):
     assert not list(tmp_path.glob("*/partial"))
     resumed, whole = (load_model(tmp_path / name / "model")[0].state_dict() for name in ("killed", "whole"))
     assert all(torch.equal(resumed[key], whole[key]) for key in whole)
+
+
+@pytest.mark.parametrize("more", [[], ["--lora"]], ids=["whole", "adapters"])
+def test_two_processes_train_the_model_that_one_trains(base, logs, tmp_path, more):
+    """Under `accelerate launch`; without a GPU the processes speak gloo. Adapters differ in which inputs are dropped."""
+
+    def command(out: str) -> list[str]:
+        some = ["--model", str(base), "--out", str(tmp_path / out), "--steps", "12", "--learning-rate", "1e-3"]
+        return ["clone", str(logs), *some, *more]
+
+    one = CliRunner().invoke(cli, command("one"), catch_exceptions=False)
+    program = tmp_path / "train.py"
+    program.write_text("from r2v.cli import app\napp()\n")
+    launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    clean = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_LOG_LEVEL": "error"}
+    two = subprocess.run([*launch, str(program), *command("two")], env=clean, capture_output=True, text=True, timeout=300)
+    assert two.returncode == 0, two.stderr
+    assert two.stdout.count("model     ") == 1  # the first process speaks
+    assert two.stdout.splitlines()[0] == one.stdout.splitlines()[0]
+    reports = [json.loads((tmp_path / name / "report.json").read_text()) for name in ("one", "two")]
+    assert reports[1]["tokens"] == reports[0]["tokens"]
+    near = 0.03 if more else 1e-4
+    assert reports[1]["first_loss"] == pytest.approx(reports[0]["first_loss"], rel=near)
+    assert reports[1]["final_loss"] == pytest.approx(reports[0]["final_loss"], rel=near)
+    weights, others = (load_model(tmp_path / name / "model")[0].state_dict() for name in ("one", "two"))
+    before = load_model(base)[0].state_dict()
+    moved = max((weights[key] - before[key]).abs().max() for key in weights)
+    apart = max((weights[key] - others[key]).abs().max() for key in weights)
+    assert apart < moved / (1 if more else 20)
+
+
+def test_ways_of_launching_that_share_a_model_out_are_refused(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(SettingsError, match="ACCELERATE_USE_FSDP is set"), joined():
+        pass
 
 
 def test_a_model_learns_from_an_unredacted_ledger(base, tmp_path):

@@ -160,11 +160,13 @@ def clone(
     """Train a model on the successful episodes of logs or of an unredacted ledger: what the assistant wrote, calls included.
 
     A conversation is read in the model's chat template, whole: one that is longer than the model reads is left out.
-    Killed, the same command goes on from its last checkpoint.
+    Killed, the same command goes on from its last checkpoint. On several GPUs:
+    accelerate launch --multi_gpu $(which r2v) clone ...
     """
     from rich.console import Console
 
     from r2v.learning.clone import clone as train
+    from r2v.learning.ranks import joined
     from r2v.learning.settings import CloneSettings, LoraSettings, ModelSettings
     from r2v.runtime.progress import progress
 
@@ -174,10 +176,15 @@ def clone(
     start = ModelSettings(path=model, lora=LoraSettings() if lora else None)
     partial = out / "partial"
     begun = partial / hashlib.sha256(msgspec.json.encode((read.episodes, start, settings, seed))).hexdigest()[:16]
-    if begun.exists():
-        typer.echo(f"goes on  from the checkpoint in {begun}", err=True)
-    with progress(Console(stderr=True), "clone") as report:
-        found = train(read.episodes, start, settings, out / "model", checkpoints=begun, seed=seed, progress=report)
+    with joined() as ranks:
+        if begun.exists() and ranks.first:
+            typer.echo(f"goes on  from the checkpoint in {begun}", err=True)
+        with progress(Console(stderr=True, quiet=not ranks.first), "clone") as report:
+            found = train(
+                read.episodes, start, settings, out / "model", checkpoints=begun, seed=seed, progress=report, ranks=ranks
+            )
+    if not ranks.first:
+        return
     shutil.rmtree(partial, ignore_errors=True)
     facts = {
         **asdict(found),

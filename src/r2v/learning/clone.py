@@ -19,6 +19,7 @@ from r2v.core.errors import StageError
 from r2v.core.types import Episode
 from r2v.learning.losses import bc_loss
 from r2v.learning.models import half_products, new_model, save_model, with_lora
+from r2v.learning.ranks import ALONE, Ranks
 from r2v.learning.sequences import Sequences, batches, encode_chats, encode_episodes, is_chat
 from r2v.learning.settings import CloneSettings, ModelSettings
 from r2v.learning.tokenizer import train_tokenizer
@@ -59,6 +60,7 @@ def clone(
     progress: Progress = lambda *_: None,
     pieces: str = r"\S+",
     dropped: str | None = None,
+    ranks: Ranks = ALONE,
 ) -> CloneReport:
     """Train on the successful episodes and write a model folder to `out`.
 
@@ -76,6 +78,7 @@ def clone(
         progress: called with (step, steps, note).
         pieces: what a new tokenizer takes as one piece.
         dropped: what a new tokenizer drops.
+        ranks: processes that train together; the first of them writes.
 
     Raises:
         StageError: no episode can be learned from, or `out` exists.
@@ -116,18 +119,21 @@ def clone(
     model.train()
     stream = islice(batches(data, settings.batch_tokens, tokenizer.pad_token_id, seed=seed), first, settings.steps)
     for step, batch in enumerate(stream, start=first + 1):
-        tokens_BL, weights_BL = (part.to(model.device) for part in batch)
+        tokens += batch[0].numel()
+        tokens_BL, weights_BL = (part.to(model.device) for part in ranks.rows(*batch))
+        total = None if ranks.world == 1 else ranks.sum(weights_BL[:, 1:].sum())
         with half_products(model, model_settings):
             logits_BLV = model(input_ids=tokens_BL, use_cache=False).logits
-            loss = bc_loss(logits_BLV, tokens_BL, weights_BL)
-        descend(loss, model, optimizer, schedule)
-        losses.append(loss.item())
-        tokens += tokens_BL.numel()
-        if checkpoint is not None and step % settings.checkpoint_every == 0:
+            loss = bc_loss(logits_BLV, tokens_BL, weights_BL, total)
+        descend(loss, model, optimizer, schedule, ranks)
+        losses.append(ranks.sum(loss.detach()).item())
+        if ranks.first and checkpoint is not None and step % settings.checkpoint_every == 0:
             _save(checkpoint, model, optimizer, schedule, step, losses, tokens)
         if step % 20 == 0:
             progress(step, settings.steps, f"loss {sum(losses[-20:]) / 20:.3f}")
-    save_model(model, tokenizer, out)
+    if ranks.first:
+        save_model(model, tokenizer, out)
+    ranks.wait()
     tail = losses[-max(1, len(losses) // 10) :]
     return CloneReport(
         episodes=len(others) + conversations,
@@ -143,10 +149,11 @@ def clone(
     )
 
 
-def descend(loss: torch.Tensor, model: Any, optimizer: Any, schedule: Any) -> None:
-    """One clipped optimiser step."""
+def descend(loss: torch.Tensor, model: Any, optimizer: Any, schedule: Any, ranks: Ranks = ALONE) -> None:
+    """One clipped optimiser step, on the sum of the losses of all processes."""
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
+    ranks.sum_gradients(model)
     torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
     optimizer.step()
     schedule.step()

@@ -14,11 +14,14 @@ from torch import Tensor
 JSD_TEMPERATURE = 2.0
 
 
-def bc_loss(logits_BLV: Tensor, tokens_BL: Tensor, weights_BL: Tensor) -> Tensor:
-    """Weighted mean of -log pi(token | prefix). The weight at position l is that of predicting token l."""
+def bc_loss(logits_BLV: Tensor, tokens_BL: Tensor, weights_BL: Tensor, total: Tensor | None = None) -> Tensor:
+    """Weighted mean of -log pi(token | prefix). The weight at position l is that of predicting token l.
+
+    `total`: what the weighted sum is divided by, where the rows are a part of a batch; None: the sum of their weights.
+    """
     loss_N = F.cross_entropy(logits_BLV[:, :-1].flatten(0, 1), tokens_BL[:, 1:].flatten(), reduction="none")
     weights_N = weights_BL[:, 1:].flatten()
-    return (loss_N * weights_N).sum() / weights_N.sum().clamp_min(1e-9)
+    return (loss_N * weights_N).sum() / (weights_N.sum() if total is None else total).clamp_min(1e-9)
 
 
 def dpo_loss(chosen_N: Tensor, rejected_N: Tensor, chosen_ref_N: Tensor, rejected_ref_N: Tensor, beta: float) -> Tensor:
