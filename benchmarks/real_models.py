@@ -203,7 +203,9 @@ def record(settings: Path, out: Path, python: str, server: str | None, minutes: 
             status = run.wait(60 * minutes)
         except subprocess.TimeoutExpired:
             run.send_signal(signal.SIGINT)
-            run.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                run.wait(60)
+            run.kill()  # every answer is kept already
             status = 0
     for name in {model.cassette for model in models}:
         print(f"{Cassette(Path(name)).pack()} questions in {packed(Path(name))}")
