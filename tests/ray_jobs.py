@@ -1,6 +1,7 @@
 """A study of six jobs whose third waits for a file: python ray_jobs.py FOLDER [ADDRESS] prints what they made."""
 
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -26,6 +27,7 @@ def job(asked: tuple[str, int]) -> int:
 if __name__ == "__main__":
     from ray_jobs import job as named  # by the name that workers know
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever started the tests may ignore it
     root, address = Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else None
     (root / "settings.yaml").write_text("version: 1\n")
     try:
