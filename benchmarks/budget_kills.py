@@ -11,6 +11,7 @@ ends with failure where more was paid, where an answered step is missing, or whe
 from __future__ import annotations
 
 import argparse
+import atexit
 import json
 import os
 import random
@@ -54,9 +55,16 @@ class Teacher:
         """Serve in a thread. Returns what the gateway's settings say of this model."""
         app = model_app(self.answer)
         server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical", lifespan="off"))  # type: ignore[arg-type]
-        threading.Thread(target=server.run, daemon=True).start()
+        serving = threading.Thread(target=server.run, daemon=True)
+        serving.start()
         while not server.started:
             time.sleep(0.01)
+
+        def end() -> None:  # a loop that still runs when the interpreter ends may break it
+            server.should_exit = server.force_exit = True
+            serving.join(10)
+
+        atexit.register(end)
         url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/v1"
         return {"base_url": url, "model": "m", "price": {"input": 1, "output": 1}, "breaker_failures": None}
 

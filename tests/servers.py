@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 import socket
 import threading
 import time
@@ -30,6 +31,19 @@ from r2v.runtime.settings import validated
 KEY = "test-key-1"
 ON_POSTGRES = bool(os.environ.get("R2V_TEST_POSTGRES"))
 """Every gateway of the tests ships its ledger to a database of its own, and reads it there (`make test-postgres`)."""
+
+
+def free_port() -> int:
+    """One that nobody listens on, and neither on the next; below those that the system gives to clients."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_000)
+        with socket.socket() as first, socket.socket() as second:
+            try:
+                first.bind(("127.0.0.1", port))
+                second.bind(("127.0.0.1", port + 1))
+            except OSError:
+                continue
+        return port
 
 
 class Server(uvicorn.Server):

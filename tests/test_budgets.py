@@ -29,9 +29,9 @@ from r2v.core.errors import ArtifactError
 from r2v.gateway.budgets import Account, Amount, Exhausted, LocalBudgets, granted, limits_of
 from r2v.gateway.ledger import Ledger
 from r2v.gateway.settings import BudgetSettings, LimitSettings
-from servers import KEY, Model, running
+from servers import KEY, Model, free_port, running
 from test_gateway import ASK, AUTH, make  # noqa: F401  (a fixture)
-from test_gateway_replicas import free_port, redis_url, started  # noqa: F401  (a fixture)
+from test_gateway_replicas import redis_url, started  # noqa: F401  (a fixture)
 
 # -- rules --------------------------------------------------------------------------------------------------------
 

@@ -30,10 +30,10 @@ from r2v.gateway.ledger import Ledger
 from r2v.gateway.reload import OF_START, Generation, LiveApp, check_reloadable
 from r2v.gateway.settings import GatewaySettings, ServerSettings, TelemetrySettings
 from r2v.routers.base import FittedWith
-from servers import KEY, Model, running, settings
+from servers import KEY, Model, free_port, running, settings
 from test_gateway import ASK, TOOLS, make  # noqa: F401  (a fixture)
 from test_gateway_limits import router_of_entropy
-from test_gateway_workers import AUTH, Served, free_port, gone
+from test_gateway_workers import AUTH, Served, gone
 
 ONE, TWO = (), ("--workers", "2")
 both = pytest.mark.parametrize("options", [ONE, TWO], ids=["one process", "two workers"])

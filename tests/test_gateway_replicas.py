@@ -20,19 +20,13 @@ from typer.testing import CliRunner
 from r2v.cli import cli
 from r2v.core.types import Decision
 from r2v.gateway.ledger import ModeChange
-from servers import KEY, Model, gateway, running, settings
+from servers import KEY, Model, free_port, gateway, running, settings
 
 pytest.importorskip("redis", reason="the extra `redis` is not installed")
 pytestmark = pytest.mark.skipif(shutil.which("redis-server") is None, reason="redis-server is not installed")
 
 AUTH = {"authorization": f"Bearer {KEY}"}
 ASK = [{"role": "user", "content": "look for the red value"}]
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 @contextmanager

@@ -6,7 +6,6 @@ import asyncio
 import os
 import re
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -27,7 +26,7 @@ from r2v.core.types import Decision, Step
 from r2v.gateway.ledger import Ledger, ModeChange
 from r2v.gateway.metrics import Counts
 from r2v.gateway.sessions import Items, LocalSessions
-from servers import KEY, Model, running, settings
+from servers import KEY, Model, free_port, running, settings
 from test_gateway import ASK, TOOLS
 from test_gateway_modes import STEP, write
 
@@ -230,12 +229,6 @@ def test_an_admin_port_with_one_worker_and_what_does_not_start(tmp_path):
     command = [sys.executable, "-c", "from r2v.cli import app; app()", "serve", str(config), "--port", "0", "--workers", "2"]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "R2V_API_KEY": KEY}, timeout=60)
     assert done.returncode == 1 and re.fullmatch(r"r2v: .*gone.*\n", done.stderr), done.stderr
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 # -- what processes share ---------------------------------------------------------------------------------------------
