@@ -12,7 +12,8 @@
 EXTRAS ?= train,serve,postgres,dev
 # One thread a process: two processes share two cores, and threads that wait for each other take many times as long.
 PYTEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2
-GATEWAY_TESTS = $(wildcard tests/test_gateway*.py) tests/test_budgets.py tests/test_tenancy.py tests/test_verdicts.py \
+# Those of the shared ledger itself have a Postgres of their own.
+GATEWAY_TESTS = $(filter-out tests/test_gateway_postgres.py,$(wildcard tests/test_gateway*.py)) tests/test_budgets.py tests/test_tenancy.py tests/test_verdicts.py \
   tests/test_rules.py tests/test_tool_text.py tests/test_launch.py
 ROOMS ?= core routers gateway evaluation
 SAMPLE ?= 1000000
