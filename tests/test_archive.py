@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+pytest.importorskip("duckdb", reason="the extra `archive` is not installed")
+
 from r2v.cli import cli
 from r2v.core.errors import ArtifactError
 from r2v.gateway.ledger import LastVerdict, Ledger

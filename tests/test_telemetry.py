@@ -15,6 +15,9 @@ from typing import Any
 
 import httpx
 import pytest
+
+pytest.importorskip("opentelemetry", reason="the extra `otel` is not installed")
+
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
