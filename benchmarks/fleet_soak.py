@@ -23,11 +23,11 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterable
-from contextlib import closing, contextmanager, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from itertools import cycle, pairwise
 from pathlib import Path
 
@@ -44,7 +44,7 @@ from r2v.gateway.ledger import Ledger
 from r2v.gateway.shared_ledger import SharedLedger
 
 CLIENTS, KEYS, SESSIONS_OF_KEY, DOWN_S = 16, 200, 100, 4.0
-SESSION, KEY, DAY = {"teacher_calls": 3, "usd": 0.045}, {"teacher_calls": 100, "usd": 1.1}, 350
+SESSION, KEY, DAY = {"teacher_calls": 3, "usd": 0.045}, {"teacher_calls": 100, "usd": 1.1}, 700
 """What may be spent of a session, a key a day, and teacher calls of all a day for each minute of the soak."""
 
 
@@ -75,7 +75,7 @@ class Fleet:
         self.down: list[tuple[str, float, float]] = []
         self.memory: dict[str, list[list[float]]] = {"a": [], "b": []}
         """In MB, of each life of each replica."""
-        self.redis_port, self.redis = free_port(), None
+        self.redis_port = free_port()
         self.primary, self.standby = Postgres(**DURABLE), Postgres(**DURABLE)
         self.database = self.primary.database().rsplit("/", 1)[1]
         ports = [self.primary.port, self.standby.port]
@@ -113,53 +113,33 @@ class Fleet:
                 return
             time.sleep(0.02)
 
-    @contextmanager
-    def _outage(self, what: str):
-        begin = time.monotonic()
-        yield
-        self.down.append((what, begin, time.monotonic()))
-        print(f"  {what}: down for {time.monotonic() - begin:.1f} s", flush=True)
-
-    def kill_postgres(self) -> None:
-        with self._outage("Postgres"):
-            self.primary.stop(signal.SIGKILL)
-            time.sleep(DOWN_S)
-            self.primary.start()
-
     def fail_over(self) -> None:
-        with self._outage("Postgres, to its standby"):
-            self.primary.stop(signal.SIGKILL)
-            time.sleep(DOWN_S)
-            self.standby.execute("SELECT pg_promote()")
+        """To the standby; what was the primary becomes the standby of it."""
+        self.standby.execute("SELECT pg_promote()")
         self.primary, self.standby = self.standby, self.primary
         self.standby.follow(self.primary)
 
-    def kill_redis(self) -> None:
-        with self._outage("Redis"):
-            self.redis.kill()
-            self.redis.wait()
-            time.sleep(DOWN_S)
-            self.start_redis()
-
-    def kill_replica(self, name: str) -> None:
-        with self._outage(name):
-            self.processes[name].kill()
-            self.processes[name].join()
-            time.sleep(DOWN_S)
-            self.start_replica(name)
-
     def disturb(self, every: float, end: float) -> None:
-        """One after another, until a time."""
-        a, b = (lambda name=name: self.kill_replica(name) for name in "ab")
-        turns = (self.kill_postgres, self.kill_redis, a, self.fail_over, self.kill_redis, b)
+        """Kill one after another, until a time."""
+        postgres = lambda: self.primary.stop(signal.SIGKILL)  # noqa: E731
+        of_redis = ("Redis", lambda: self.redis.kill(), self.start_redis)
+        a, b = (
+            (f"replica {name}", lambda name=name: self.processes[name].kill(), lambda name=name: self.start_replica(name))
+            for name in self.memory
+        )
+        restart, fail_over = ("Postgres", postgres, lambda: self.primary.start()), ("failover", postgres, self.fail_over)
         begin = time.monotonic()
-        for i, turn in enumerate(cycle(turns)):
-            while (now := time.monotonic()) < min(end, begin + (i + 0.5) * every):
+        for i, (what, kill, start) in enumerate(cycle((restart, of_redis, a, fail_over, of_redis, b))):
+            while time.monotonic() < min(end, begin + (i + 0.5) * every):
                 time.sleep(min(1.0, every / 4))
                 self.look()
-            if now >= end - every / 2:
+            if (since := time.monotonic()) >= end - every / 2:
                 break
-            turn()
+            kill()
+            time.sleep(DOWN_S)
+            start()
+            self.down.append((what, since, time.monotonic()))
+            print(f"  {what}: {time.monotonic() - since:.1f} s", flush=True)
 
     def look(self) -> None:
         for name, lives in self.memory.items():
@@ -174,8 +154,7 @@ class Fleet:
         for process in self.processes.values():
             process.terminate()
             process.join()
-        if self.redis is not None:
-            self.redis.kill()
+        self.redis.kill()
         self.primary.remove()
         self.standby.remove()
 
@@ -205,9 +184,9 @@ class FleetLoad(Load):
             return
         for _ in range(draw.choice((1, 1, 2))):
             outcome = {"session_id": name, "reward": int(draw.random() < 0.7)}
-            while await self._asked(lambda: self.outcome(client, next(urls), headers, outcome)) != "outcome 200":  # noqa: B023
-                pass
             self.outcomes[name] = outcome["reward"]
+            while await self._asked(lambda: self.outcome(client, next(urls), headers, outcome)) != "outcome 200":  # noqa: B023
+                assert time.monotonic() < self.end + 60, f"no outcome of {name} is taken"
 
     async def outcome(self, client: aiohttp.ClientSession, url: str, headers: dict[str, str], outcome: dict) -> str:
         async with client.post(f"{url}/v1/outcomes", json=outcome, headers=headers) as response:
@@ -226,11 +205,14 @@ class FleetLoad(Load):
             await asyncio.sleep(0.25)
         return counted
 
-    def unexplained(self, down: list[tuple[str, float, float]]) -> Counter[str]:
-        """What was refused while neither Redis nor a replica was down."""
-        outages = [(begin, end) for what, begin, end in down if not what.startswith("Postgres")]
-        found = (what for what, begin, end in self.refused if not any(begin < b and end > a for a, b in outages))
-        return Counter(found)
+    def refusals(self, down: list[tuple[str, float, float]]) -> dict[str, Counter[str]]:
+        """What was refused, by what was down then: Redis, a replica or, without a reason, "nothing"."""
+        outages = [(what, begin, end) for what, begin, end in down if what not in ("Postgres", "failover")]
+        found: dict[str, Counter[str]] = defaultdict(Counter)
+        for counted, begin, end in self.refused:
+            reasons = (what for what, since, until in outages if begin < until and end > since)
+            found[next(reasons, "nothing")][counted] += 1
+        return found
 
 
 def ship_rest(fleet: Fleet) -> int:
@@ -260,8 +242,9 @@ def over(spent: Iterable[tuple[str, float, float]], day: dict[str, float]) -> tu
         found = sums[name].values()
         exceeded += sum(calls > limit["teacher_calls"] or usd > limit["usd"] + 1e-9 for calls, usd in found)
         full = sum(calls == limit["teacher_calls"] for calls, _ in found)
-        most = max((usd for _, usd in found), default=0.0)
-        used.append(f"{name} {full} of {len(found)} at their calls, at most USD {most:.4f} of {limit['usd']}")
+        calls, usd = (max((spent[i] for spent in found), default=0) for i in range(2))
+        most = f"most {calls} of {limit['teacher_calls']} calls, USD {usd:.3f} of {limit['usd']:g}"
+        used.append(f"{len(found)} {name}s, {full} at their calls, {most}")
     return exceeded, used
 
 
@@ -318,7 +301,7 @@ def wrong(fleet: Fleet, load: FleetLoad) -> dict[str, int]:
         "sessions, keys and days over budget as the teacher counted": over_paid,
         **{f"{what} that differ from the rows": _differ(ask, both) for what, both in DIFFERENT.items()},
         "server errors": sum(n for what, n in load.statuses.items() if what[:3] in ("500", "504")),
-        "requests refused while nothing was down": sum(load.unexplained(fleet.down).values()),
+        "requests refused while nothing was down": load.refusals(fleet.down)["nothing"].total(),
     }
 
 
@@ -339,17 +322,19 @@ def main() -> int:
         try:
             end = time.monotonic() + 60 * arguments.minutes
             load = FleetLoad([f"http://127.0.0.1:{fleet.replica_port(name)}" for name in fleet.memory], end)
-            playing = threading.Thread(target=load.run)
-            playing.start()
-            fleet.disturb(arguments.every, end)
-            playing.join()
+            with ThreadPoolExecutor(1) as pool:
+                playing = pool.submit(load.run)
+                try:
+                    fleet.disturb(arguments.every, end)
+                finally:
+                    load.end = min(load.end, time.monotonic())
+                playing.result()
             fleet.look()
             fleet.stop_replicas()
             left = ship_rest(fleet)
             print(f"{load.begun} sessions, {len(load.answered)} answered steps: {dict(load.statuses)}")
             print(f"{len(fleet.down)} outages: {dict(Counter(what for what, _, _ in fleet.down))}")
-            print(f"refused: {dict(Counter(what for what, _, _ in load.refused))}")
-            print(f"  while nothing was down: {dict(load.unexplained(fleet.down))}")
+            print(f"not served while it was down: { {what: dict(n) for what, n in load.refusals(fleet.down).items()} }")
             for name, lives in fleet.memory.items():
                 most = max(max(life) for life in lives)
                 print(f"replica {name}: MB {lives[0][0]:.0f} at the begin, {lives[-1][-1]:.0f} at the end, {most:.0f} most")
