@@ -78,8 +78,7 @@ class Fleet:
         self.redis_port = free_port()
         self.primary, self.standby = Postgres(**DURABLE), Postgres(**DURABLE)
         self.database = self.primary.database().rsplit("/", 1)[1]
-        ports = [self.primary.port, self.standby.port]
-        hosts = ",".join(f"127.0.0.1:{port}" for port in ports)
+        hosts = ",".join(f"127.0.0.1:{cluster.port}" for cluster in (self.primary, self.standby))
         self.url = f"postgresql://postgres@{hosts}/{self.database}?target_session_attrs=read-write"
         self.standby.follow(self.primary)
         self.start_redis()
@@ -89,7 +88,7 @@ class Fleet:
             self.start_replica(name)
 
     def _start(self, name: str, target: Callable[..., None], port: int, *arguments: object) -> None:
-        self.processes[name] = self._spawn(target=target, args=(port, *arguments))
+        self.processes[name] = self._spawn(target=target, args=(port, *arguments), daemon=True)
         self.processes[name].start()
         wait_for(port)
 
@@ -111,6 +110,7 @@ class Fleet:
             with suppress(redis.ConnectionError), closing(redis.Redis(port=self.redis_port)) as client:
                 client.ping()
                 return
+            assert self.redis.poll() is None, "redis-server does not start"
             time.sleep(0.02)
 
     def fail_over(self) -> None:
