@@ -43,8 +43,8 @@ from postgres_server import Postgres
 from r2v.gateway.ledger import Ledger
 from r2v.gateway.shared_ledger import SharedLedger
 
-CLIENTS, KEYS, SESSIONS_OF_KEY, DOWN_S = 16, 200, 100, 4.0
-SESSION, KEY, DAY = {"teacher_calls": 3, "usd": 0.045}, {"teacher_calls": 100, "usd": 1.1}, 700
+CLIENTS, KEYS, SESSIONS_OF_KEY, DOWN_S = 16, 600, 100, 4.0
+SESSION, KEY, DAY = {"teacher_calls": 3, "usd": 0.045}, {"teacher_calls": 100, "usd": 1.1}, 1000
 """What may be spent of a session, a key a day, and teacher calls of all a day for each minute of the soak."""
 
 
