@@ -31,7 +31,7 @@ TOOL = {"name": "look", "parameters": {"type": "object", "properties": {"where":
 
 
 def model(port: int, name: str, counted: str | None) -> None:
-    """A made-up model with faults; writes the session marks of the requests that it answered to `counted`."""
+    """A made-up model with faults; writes the session mark and the usage of each request that it answered to `counted`."""
     import uvicorn
 
     from r2v.clients.mock import MockModel, complete
@@ -46,30 +46,36 @@ def model(port: int, name: str, counted: str | None) -> None:
         if fault < 0.10:
             return 500 if fault < 0.07 else 429, b'{"error": {"message": "made-up fault"}}'
         asked = json.loads(body)
+        done = complete(mock_model, asked)
         if out:
-            out.write(asked["messages"][0]["content"].split()[-1] + "\n")
-        return 200, json.dumps(complete(mock_model, asked)).encode()
+            mark, usage = asked["messages"][0]["content"].split()[-1], done["usage"]
+            out.write(f"{mark} {usage['prompt_tokens']} {usage['completion_tokens']}\n")
+        return 200, json.dumps(done).encode()
 
     uvicorn.run(model_app(answer), port=port, log_level="critical", access_log=False, lifespan="off")
 
 
 def gateway(port: int, folder: str) -> None:
+    serve_with(
+        port - 2, server={"port": port}, store={"path": f"{folder}/ledger.db"},
+        budget={"key_per_day": {"sessions": 10**9}, "session": {"teacher_calls": SESSION_CALLS, "usd": 0.2}},
+    )  # fmt: skip
+
+
+def serve_with(models_at: int, keys: str = KEY, **settings: object) -> None:
+    """Serve, with the two models on the ports from `models_at` on."""
     from r2v.gateway.serve import serve
     from r2v.gateway.settings import GatewaySettings
 
-    os.environ["R2V_API_KEY"] = KEY
+    os.environ["R2V_API_KEY"] = keys
     models = {
         name: {
-            "base_url": f"http://127.0.0.1:{port - 2 + i}/v1", "model": name, "price": {"input": 1 + 9 * i, "output": 4},
-            "timeout_s": 5, "breaker_failures": 50, "max_output_tokens": 200,
+            "base_url": f"http://127.0.0.1:{models_at + i}/v1", "model": name, "timeout_s": 5, "breaker_failures": 50,
+            "price": {"input": 1 + 9 * i, "output": 4}, "max_output_tokens": 200,
         }
         for i, name in enumerate(("slm", "teacher"))
     }  # fmt: skip
-    raw = {
-        "version": 1, "models": models, "route": {"k": 4, "router": "entropy", "threshold": 0.7},
-        "server": {"port": port}, "store": {"path": f"{folder}/ledger.db"},
-        "budget": {"key_per_day": {"sessions": 10**9}, "session": {"teacher_calls": SESSION_CALLS, "usd": 0.2}},
-    }  # fmt: skip
+    raw = {"version": 1, "models": models, "route": {"k": 4, "router": "entropy", "threshold": 0.7}, **settings}
     serve(validated(GatewaySettings, raw), mock=False, announce=lambda *urls: None)
 
 
@@ -79,7 +85,8 @@ class Load:
     def __init__(self, url: str, sessions: int, end: float) -> None:
         self.url, self.sessions, self.end = url, sessions, end
         self.begun = 0
-        self.answered: list[str] = []
+        self.answered: list[tuple[str, str]] = []
+        """Session and decision."""
         self.statuses: Counter[str] = Counter()
 
     async def work(self, client: aiohttp.ClientSession) -> None:
@@ -88,29 +95,43 @@ class Load:
             await self.session(client, f"s{self.begun}", random.Random(self.begun))
 
     async def session(self, client: aiohttp.ClientSession, name: str, draw: random.Random) -> None:
-        messages: list[dict] = [{"role": "user", "content": f"look for the red value, says {name}"}]
+        messages = [asked_first(name)]
         for _ in range(draw.randint(2, 12)):
-            body = {"model": "r2v", "messages": messages, "tools": [{"type": "function", "function": TOOL}]}
-            stream, leaves = draw.random() < 0.5, draw.random() < 0.02
-            timeout = aiohttp.ClientTimeout(total=draw.uniform(0.002, 0.05) if leaves else 30)
-            try:
-                async with client.post(
-                    f"{self.url}/v1/chat/completions", json={**body, "stream": stream}, headers={"x-session-id": name},
-                    timeout=timeout,
-                ) as response:  # fmt: skip
-                    text = await response.text()
-                    # Headers that were waited for too long come without the decision, and errors then as an event.
-                    late = response.status == 200 and stream and "data: [DONE]" not in text
-                    self.statuses[f"{'late error' if late else response.status} {response.headers.get('x-r2v-reason')}"] += 1
-                    if response.status == 200 and not late:
-                        self.answered.append(response.headers.get("x-r2v-decision-id") or _decision_of(text))
-                        messages += [_message(text, stream), {"role": "user", "content": f"go on {len(messages)}"}]
-            except TimeoutError:
-                self.statuses["left"] += 1
+            await self.step(client, self.url, {"x-session-id": name}, messages, draw)
         if draw.random() < 0.5:
             outcome = {"session_id": name, "reward": int(draw.random() < 0.7)}
             async with client.post(f"{self.url}/v1/outcomes", json=outcome) as response:
                 self.statuses[f"outcome {response.status}"] += 1
+
+    async def step(
+        self, client: aiohttp.ClientSession, url: str, headers: dict[str, str], messages: list[dict], draw: random.Random
+    ) -> str:
+        """Ask for a step, whose answer is added to the messages. Returns what it is counted as in `statuses`."""
+        body = {"model": "r2v", "messages": messages, "tools": [{"type": "function", "function": TOOL}]}
+        stream, leaves = draw.random() < 0.5, draw.random() < 0.02
+        timeout = aiohttp.ClientTimeout(total=draw.uniform(0.002, 0.05) if leaves else 30)
+        try:
+            async with client.post(
+                f"{url}/v1/chat/completions", json={**body, "stream": stream}, headers=headers, timeout=timeout
+            ) as response:
+                text = await response.text()
+        except TimeoutError:
+            self.statuses["left"] += 1
+            return "left"
+        # Headers that were waited for too long come without the decision, and errors then as an event.
+        late = response.status == 200 and stream and "data: [DONE]" not in text
+        answered = f"{'late error' if late else response.status} {response.headers.get('x-r2v-reason')}"
+        self.statuses[answered] += 1
+        if response.status == 200 and not late:
+            decision = response.headers.get("x-r2v-decision-id") or _decision_of(text)
+            self.answered.append((headers["x-session-id"], decision))
+            messages += [_message(text, stream), {"role": "user", "content": f"go on {len(messages)}"}]
+        return answered
+
+
+def asked_first(session: str) -> dict:
+    """The message that a session begins with, marked for `model`."""
+    return {"role": "user", "content": f"look for the red value, says {session}"}
 
 
 def _decision_of(stream: str) -> str:
@@ -173,7 +194,7 @@ def main() -> None:
                 process.join()
         db = sqlite3.connect(f"{folder}/ledger.db")
         written = {row[0] for row in db.execute("SELECT id FROM steps")}
-        calls = Counter(Path(counted).read_text().split())
+        calls = Counter(line.split()[0] for line in Path(counted).read_text().splitlines())
         dear = db.execute(
             "SELECT COUNT(*) FROM (SELECT 1 FROM steps GROUP BY session HAVING SUM(slm_usd + teacher_usd) > 0.2)"
         )
@@ -181,7 +202,7 @@ def main() -> None:
         wrong = {status: n for status, n in load.statuses.items() if status[:1] == "5" and "upstream_fallback" not in status}
         quarter = max(1, len(memory) // 4)
         print(f"{load.begun} sessions, {len(load.answered)} answered steps: {dict(load.statuses)}")
-        print(f"answered steps missing from the ledger  {len(set(load.answered) - written)}")
+        print(f"answered steps missing from the ledger  {len({decision for _, decision in load.answered} - written)}")
         print(f"sessions over their budget of calls     {over} (as the teacher counted), of USD {over_usd}")
         print(f"server errors without a fault           {wrong or 0}")
         first, last = memory[quarter : 2 * quarter], memory[-quarter:]

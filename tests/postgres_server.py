@@ -91,6 +91,13 @@ class Postgres:
             self.process.send_signal(number)
             self.process.wait()
 
+    def follow(self, primary: Postgres) -> None:
+        """Become the streaming standby of another cluster, with a copy of its data."""
+        self.stop()
+        shutil.rmtree(self.data)
+        self._run("pg_basebackup", "-D", str(self.data), "-R", "-c", "fast", "-d", primary.url("postgres"))
+        self.start()
+
     def remove(self) -> None:
         self.stop()
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -18,6 +18,7 @@ import pytest
 from typer.testing import CliRunner
 
 from r2v.cli import cli
+from r2v.clients.mock import complete
 from r2v.core.types import Decision
 from r2v.gateway.ledger import ModeChange
 from servers import KEY, Model, free_port, gateway, running, settings
@@ -164,6 +165,49 @@ def test_without_its_redis_no_step_is_served(tmp_path, monkeypatch):
             answer = httpx.post(f"{there}/v1/chat/completions", json={"messages": ASK}, headers=AUTH, timeout=20)
     assert answer.status_code == 503 and answer.headers["x-r2v-reason"] == "store"
     assert not model.seen
+
+
+def test_a_step_whose_redis_goes_is_refused(redis_url, tmp_path, monkeypatch):
+    """While it asks for the kill switch, and after its row has been written."""
+    monkeypatch.setenv("TEST_REDIS", redis_url)
+
+    async def gone(*_):
+        raise OSError("Redis: Connection closed by server.")
+
+    def thinking(body: dict) -> dict:
+        answer = complete(model.mock_model, body)
+        answer["choices"][0]["message"]["thinking_blocks"] = [{"type": "thinking", "thinking": "so", "signature": "abc"}]
+        return answer
+
+    model = Model("small-1")
+    model.reply = thinking
+    with running(model.app()) as url:
+        config = settings(url, url, tmp_path / "ledger.db", store__redis_env="TEST_REDIS")
+        for name in ("killed", "sign"):
+            with gateway(config) as (there, service):
+                monkeypatch.setattr(service.sessions, name, gone)
+                answer = httpx.post(f"{there}/v1/chat/completions", json={"messages": ASK}, headers=AUTH, timeout=20)
+            assert (answer.status_code, answer.headers["x-r2v-reason"]) == (503, "store"), name
+
+
+def test_a_redis_that_is_back_fails_one_command_at_most(tmp_path):
+    """The connections that had been idle ended with it."""
+    from r2v.gateway.redis_state import Connection
+
+    port = free_port()
+    command = ["redis-server", "--port", str(port), "--save", "", "--dir", str(tmp_path)]
+
+    async def play() -> None:
+        connection = Connection(f"redis://127.0.0.1:{port}/0")
+        with started(command, port):
+            await asyncio.gather(*(connection.run(("PING",)) for _ in range(8)))
+        with started(command, port):
+            with pytest.raises(OSError, match="Redis"):
+                await connection.run(("PING",))
+            assert await asyncio.gather(*(connection.run(("PING",)) for _ in range(8))) == [[True]] * 8
+        await connection.close()
+
+    asyncio.run(play())
 
 
 def test_keys_in_redis_are_listed_where_there_is_no_ledger(redis_url, tmp_path, monkeypatch):

@@ -104,6 +104,8 @@ class Connection:
                     pipe.execute_command(*command)
                 return await pipe.execute()
         except redis.RedisError as error:
+            if isinstance(error, redis.ConnectionError):  # idle connections have ended, too: no later command shall fail
+                await self._redis.connection_pool.disconnect(inuse_connections=False)
             raise OSError(f"Redis: {error}") from error
 
     def key(self, kind: str, name: str = "") -> str:

@@ -15,8 +15,8 @@ import secrets
 import sqlite3
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -306,9 +306,10 @@ class Service:
             served.facts["dropped"] = ",".join(dict.fromkeys(reply.dropped))  # a name may come of many messages
         if not served.options.dry:
             await self._record(served, choice, context)
-            for block in reply.choice["message"].get("thinking_blocks") or []:
-                mark = str(block.get("signature") or block.get("data"))
-                await self.sessions.sign(served.session, mark, model)
+            with _reachable(served.facts):
+                for block in reply.choice["message"].get("thinking_blocks") or []:
+                    mark = str(block.get("signature") or block.get("data"))
+                    await self.sessions.sign(served.session, mark, model)
         return Answer(reply, self.served(served.facts, model), served.facts)
 
     def served(self, facts: Json, model: str) -> Served:
@@ -435,7 +436,9 @@ class Service:
             verifier = served.scoring = PaidVerifier(verifier, served.slm.pay)
         models = AgentModels(served.slm, served.teacher, verifier, k, first, view=self.router.view)
         router, memory = self._router(served), session.memory
-        if await self.sessions.killed():
+        with _reachable(served.facts):
+            killed = await self.sessions.killed()
+        if killed:
             router = replace(router, forced="slm")
         decisions = () if router.forced == "slm" else memory.decisions  # none ends a takeover by the teacher
         calls_left = served.reservation.calls_left if served.reservation.teacher else 0
@@ -675,6 +678,15 @@ def _unanswered(facts: Json, code: Code, *causes: Exception) -> Refused:
 
 def _unwritten(error: Exception, facts: Json) -> Refused:
     return Refused(f"the ledger cannot be written ({error}); no answer was given", 503, {**facts, "reason": "ledger"})
+
+
+@contextmanager
+def _reachable(facts: Json) -> Iterator[None]:
+    """Raises Refused where the shared state is out of reach."""
+    try:
+        yield
+    except OSError as error:
+        raise _unreachable(error, facts) from None
 
 
 def _unreachable(error: OSError, facts: Json) -> Refused:
