@@ -49,8 +49,10 @@ class Ranks:
             return
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
         together = self.sum(torch.cat([gradient.flatten() for gradient in gradients]))
-        for gradient, part in zip(gradients, together.split([g.numel() for g in gradients]), strict=True):
-            gradient.copy_(part.view_as(gradient))
+        at = 0
+        for gradient in gradients:
+            gradient.copy_(together[at : at + gradient.numel()].view_as(gradient))
+            at += gradient.numel()
 
     def wait(self) -> None:
         """Until all processes are here."""
