@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import uvicorn
@@ -398,10 +399,16 @@ def settings(small: str, teacher: str, ledger: Any, *, teacher_provider: str = "
         else:
             raw.setdefault(group, {})[key] = value
     if ON_POSTGRES and not {"url", "url_env"} & raw["store"].keys():
-        from postgres_server import cluster
-
-        raw["store"]["url"] = cluster().database()
+        raw["store"]["url"] = _database_of(raw["store"]["path"])
     return validated(GatewaySettings, raw)
+
+
+@cache
+def _database_of(ledger: str) -> str:
+    """The URL of the shared ledger that this one is shipped to."""
+    from postgres_server import cluster
+
+    return cluster().database()
 
 
 def ship_before_reading(shipping: Any) -> None:

@@ -234,6 +234,26 @@ def test_an_admin_port_with_one_worker_and_what_does_not_start(tmp_path):
 # -- what processes share ---------------------------------------------------------------------------------------------
 
 
+def test_a_ledger_keeps_its_locks_where_the_process_opens_it_again(tmp_path):
+    """Without them another process that reads it, and ends, deletes the log that holds the latest rows."""
+    path = tmp_path / "ledger.db"
+    reads = (
+        f"import sqlite3; db = sqlite3.connect({str(path)!r}); print(db.execute('SELECT COUNT(*) FROM steps').fetchone())"
+    )
+    with closing(Ledger(path)) as ledger:
+        write(ledger, "s", 0)
+        with closing(Ledger(path)):
+            pass
+        for t in (1, 2):
+            done = subprocess.run([sys.executable, "-c", reads], capture_output=True, text=True, check=True)
+            assert done.stdout == f"({t},)\n"
+            assert path.with_name("ledger.db-wal").exists()
+            write(ledger, "s", t)
+    with closing(sqlite3.connect(path)) as db:
+        assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        assert db.execute(count).fetchone() == (3,)
+
+
 def test_a_session_is_one_for_all_processes_of_a_ledger(tmp_path):
     async def play() -> None:
         ledgers = [Ledger(tmp_path / "ledger.db") for _ in range(2)]

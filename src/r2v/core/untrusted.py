@@ -36,6 +36,20 @@ DIGITS = 300
 """Of an integer: more is no number that a float can hold."""
 
 
+def check_regular(path: Path) -> None:
+    """Raise ArtifactError where there is something else than a regular file; it is not opened.
+
+    For databases that this process may have open already: closing any descriptor of the file drops the locks of all.
+    """
+    try:
+        regular = not path.exists() or stat.S_ISREG(path.stat().st_mode)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ArtifactError(f"{path} cannot be read ({reason}); give a readable file") from None
+    if not regular:
+        raise ArtifactError(f"{path} is no regular file; copy what it holds into one")
+
+
 def opened(path: Path, limit: int | None = None, within: Path | None = None) -> IO[bytes]:
     """Open a regular file for reading.
 

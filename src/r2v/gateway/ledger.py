@@ -22,7 +22,7 @@ import msgspec
 
 from r2v.core.errors import ArtifactError
 from r2v.core.types import SOLVED
-from r2v.core.untrusted import RECORD_BYTES, opened
+from r2v.core.untrusted import RECORD_BYTES, check_regular
 from r2v.gateway.accounts import SCHEMA as ACCOUNTS
 from r2v.gateway.accounts import Accounts
 from r2v.gateway.budgets import Amount
@@ -226,8 +226,7 @@ class Ledger(LedgerReader):
             ArtifactError: the file is not a ledger, a newer r2v wrote it, or another process serves from it.
         """
         self._lock = None
-        with suppress(FileNotFoundError):
-            opened(path).close()  # a device or a pipe would be waited for
+        check_regular(path)  # a device or a pipe would be waited for
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if owner:
