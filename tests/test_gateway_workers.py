@@ -237,9 +237,8 @@ def test_an_admin_port_with_one_worker_and_what_does_not_start(tmp_path):
 def test_a_ledger_keeps_its_locks_where_the_process_opens_it_again(tmp_path):
     """Without them another process that reads it, and ends, deletes the log that holds the latest rows."""
     path = tmp_path / "ledger.db"
-    reads = (
-        f"import sqlite3; db = sqlite3.connect({str(path)!r}); print(db.execute('SELECT COUNT(*) FROM steps').fetchone())"
-    )
+    count = "SELECT COUNT(*) FROM steps"
+    reads = f"import sqlite3; db = sqlite3.connect({str(path)!r}); print(db.execute({count!r}).fetchone()); db.close()"
     with closing(Ledger(path)) as ledger:
         write(ledger, "s", 0)
         with closing(Ledger(path)):
