@@ -360,9 +360,10 @@ from r2v.routers.rules import Rules
 @dataclass(frozen=True, kw_only=True)
 class Picky(Rules):
     def __post_init__(self):
-        if os.path.exists(os.environ["MARK"]):
-            raise ValueError("one of it is enough")
-        open(os.environ["MARK"], "x").close()
+        try:
+            open(os.environ["MARK"], "x").close()
+        except FileExistsError:
+            raise ValueError("one of it is enough") from None
 """
 
 
