@@ -89,6 +89,16 @@ def test_a_step_that_two_ledgers_have_is_read_once(tmp_path, monkeypatch):
     assert [len(episode.steps), episode.success, episode.outcome_source] == [3, False, "tests"]
 
 
+def test_a_step_that_no_ledger_takes_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(time, "time", lambda: FIRST + 10 * DAY)
+    with closing(Ledger(tmp_path / "ledger.db")) as ledger:
+        write(ledger, "s", 0, at=FIRST)
+        archive_all(tmp_path / "archive", ledger)
+    monkeypatch.setattr("r2v.logs.archive.RECORD_BYTES", 100)
+    with pytest.raises(ArtifactError, match="more than a ledger takes"):
+        list(FORMAT.read(tmp_path / "archive"))
+
+
 def test_tools_come_with_their_own_sessions(tmp_path, monkeypatch):
     monkeypatch.setattr(time, "time", lambda: FIRST + 10 * DAY)
     with closing(Ledger(tmp_path / "ledger.db")) as ledger:

@@ -651,7 +651,7 @@ def shipping_of(store: StoreSettings) -> Shipping | None:
 
 
 def _joined(store: StoreSettings, ledger: Ledger, owner: bool) -> Shipping | None:
-    """`shipping_of`, as a replica where it is the owner's; a gateway that is refused lets go of its ledger."""
+    """`shipping_of`, as a replica where it is the owner's; a gateway that is refused closes its ledger."""
     try:
         shipping = shipping_of(store)
         if shipping is not None and owner:

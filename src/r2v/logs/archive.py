@@ -23,11 +23,11 @@ import pyarrow.parquet as pq
 
 from r2v.core.errors import ArtifactError
 from r2v.core.untrusted import RECORD_BYTES, opened
+from r2v.gateway.budgets import DAY
 from r2v.gateway.reading import COLUMNS, LedgerReader, WholeSession, checked, entry_of, picked
 from r2v.logs.files import DAYS
 from r2v.runtime.store import whole_file
 
-DAY_S = 86_400
 MEMORY = "1GB"
 """Of DuckDB; what needs more is put aside on the disk."""
 FETCHED = 1_000
@@ -106,9 +106,9 @@ def write_archive(ledger: LedgerReader, replica: str, folder: Path) -> Iterator[
     span = ledger.span()
     if span is None:
         return
-    for day in range(int(span[0] // DAY_S), int(time.time() // DAY_S)):
-        values = {"first": day * DAY_S, "after": (day + 1) * DAY_S}
-        name = time.strftime("%Y-%m-%d", time.gmtime(day * DAY_S))
+    for day in range(int(span[0] // DAY), int(time.time() // DAY)):
+        values = {"first": day * DAY, "after": (day + 1) * DAY}
+        name = time.strftime("%Y-%m-%d", time.gmtime(day * DAY))
         found = {table: ledger.count(f"SELECT COUNT(*) {TABLES[table].rows}", values) for table in TABLES}
         new = False
         for table, rows in found.items():
@@ -157,7 +157,7 @@ class Archive:
         self._ask("SET lock_configuration = true")
 
     def verify(self) -> None:
-        """Open the files. Raises ArtifactError for what may not be read, or is larger than a ledger takes."""
+        """Open the files. Raises ArtifactError for what may not be read."""
         folder = self._folder
         for file in folder.glob(f"{DAYS}/*.parquet"):
             opened(file).close()
@@ -168,14 +168,11 @@ class Archive:
             source = f"read_parquet('{files}')" if there else f"(SELECT {columns}) WHERE FALSE"
             names = ", ".join(column for column, _ in table.columns)
             self._ask(f"CREATE VIEW {name} AS SELECT {names} FROM {source}")
-        (longest,) = self._ask("SELECT COALESCE(MAX(octet_length(record)), 0) FROM steps").fetchone()
-        if longest > RECORD_BYTES:
-            raise ArtifactError(f"{folder} holds a step of {longest} bytes, more than a ledger takes")
 
-    def _ask(self, query: str, values: Sequence[Any] = (), *, apart: bool = False) -> Any:
+    def _ask(self, query: str, *, apart: bool = False) -> Any:
         """The result of a query, `apart` from others that are still being fetched. Raises ArtifactError."""
         try:
-            return (self._db.cursor() if apart else self._db).execute(query, list(values))
+            return (self._db.cursor() if apart else self._db).execute(query)
         except duckdb.Error as error:
             raise _unreadable(self._folder, error) from None
 
@@ -201,6 +198,8 @@ class Archive:
         of_steps = ", ".join(f"s.{name}" for name in COLUMNS)
         rows = self._rows(f"SELECT i, {of_steps} FROM steps s JOIN wanted USING (session) ORDER BY i, t, time, id")
         for i, *row in rows:
+            if len(row[-1]) > RECORD_BYTES:
+                raise ArtifactError(f"{self._folder} holds a step of {len(row[-1])} bytes, more than a ledger takes")
             if i != at and entries:
                 yield WholeSession(entries, ends.get(names[at]), tools.get(at))
                 entries = []
