@@ -168,3 +168,13 @@ def test_a_replica_has_a_name_that_makes_no_path(tmp_path):
         write(ledger, "s", 0, at=FIRST)
         with pytest.raises(ArtifactError, match="names no replica"):
             list(write_archive(ledger, "../x", tmp_path / "archive"))
+
+
+def test_the_command_says_what_is_wrong_and_that_there_is_nothing_new(tmp_path):
+    with closing(Ledger(tmp_path / "ledger.db")) as ledger:
+        write(ledger, "s", 0)
+    said = run("archive", tmp_path / "ledger.db", tmp_path / "archive").output
+    assert "nothing new" in said and "next" not in said
+    (tmp_path / "empty").mkdir()
+    for name, problem in (("gone.db", "does not exist"), ("empty", "is no ledger; give")):
+        assert problem in str(run("archive", tmp_path / name, tmp_path / "archive").exception)

@@ -313,10 +313,13 @@ def archive(
     """
     from r2v.logs.ledger import archived
 
-    steps = 0
+    steps = days = 0
     for day, of_day in archived(ledger, out, replica):
         typer.echo(f"{day}  {of_day} steps")
-        steps += of_day
+        steps, days = steps + of_day, days + 1
+    if not days:
+        typer.echo(f"nothing new: no day of {ledger} has ended that is not in {out}")
+        return
     typer.echo(f"{steps} steps written\narchive  {out}\nnext     r2v advise {out}")
 
 

@@ -140,8 +140,10 @@ def archived(path: Path, folder: Path, replica: str | None) -> Iterator[tuple[st
     Raises:
         R2VError: one of the two cannot be read or written.
     """
+    if url_in(path) is None and not path.exists():
+        raise ArtifactError(f"{path} does not exist")
     if not _is_ledger(path) or is_archive(path):
-        raise ArtifactError(f"{path} is no ledger")
+        raise ArtifactError(f"{path} is no ledger; give the gateway's store.path or store.url")
     with _read(path) as ledger:
         assert isinstance(ledger, LedgerReader)
         own = ledger.identity if isinstance(ledger, Ledger) else "shared"
