@@ -20,6 +20,7 @@ LEVELS = (
     ("report",),
     ("pipeline", "gateway"),
     ("studies", "logs"),
+    ("bench",),
     ("cli",),
 )
 LEVEL = {name: i for i, names in enumerate(LEVELS) for name in names}
