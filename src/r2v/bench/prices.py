@@ -18,6 +18,8 @@ LIST: Mapping[str, PriceSettings] = {
     "gpt-4o-mini": PriceSettings(input=0.15, output=0.6, cached=0.075),
     "gpt-4o": PriceSettings(input=2.5, output=10.0, cached=1.25),
     "gpt-4.1": PriceSettings(input=2.0, output=8.0, cached=0.5),
+    "claude-instant": PriceSettings(input=0.8, output=2.4),
+    "claude-2": PriceSettings(input=8.0, output=24.0),
     "claude-3-haiku": PriceSettings(input=0.25, output=1.25, cached=0.03),
     "claude-3-sonnet": PriceSettings(input=3.0, output=15.0, cached=0.3),
     "claude-3-opus": PriceSettings(input=15.0, output=75.0, cached=1.5),
@@ -30,6 +32,8 @@ LIST: Mapping[str, PriceSettings] = {
     "command-r-plus": PriceSettings(input=2.5, output=10.0),
     "llama-3-70b": PriceSettings(input=0.9, output=0.9),
     "llama-2-70b": PriceSettings(input=0.9, output=0.9),
+    "mixtral-8x7b": PriceSettings(input=0.5, output=0.5),
+    "codellama-34b": PriceSettings(input=0.78, output=0.78),
     "llama-2-13b": PriceSettings(input=0.2, output=0.2),
 }
 """The providers' list prices in USD per million tokens (open weights: as rented), of the years in which the models were

@@ -52,6 +52,11 @@ class Suite(Protocol):
         ...
 
     @property
+    def path(self) -> str:
+        """Where its records lie, below the folder of all records."""
+        ...
+
+    @property
     def mode(self) -> Mode: ...
 
     def load(self, data: Path, progress: Progress) -> Loaded:

@@ -13,7 +13,7 @@ from r2v import __version__
 
 # Each adds its commands; help lists them in this order.
 from r2v.cli import runs  # noqa: F401  # isort: skip
-from r2v.cli import gateway, keys, logs  # noqa: F401
+from r2v.cli import bench, gateway, keys, logs  # noqa: F401
 from r2v.cli.common import UsageError, cli, usage_line
 from r2v.cli.extras import missing
 from r2v.core.errors import R2VError

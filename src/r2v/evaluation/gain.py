@@ -159,13 +159,13 @@ def gain_by_model(escalated_U: Bools, units: Units, seed: int) -> dict[int, Gain
 
 def _gain(found_B: Floats, escalated_U: Floats, size_G: Ints) -> Gain:
     effective = float(size_G.sum() ** 2 / (size_G**2).sum())
-    ci95, ci99 = (_ends(found_B, effective, z, outside) for z, outside in ((1.95996, 0.025), (2.57583, 0.005)))
+    ci95, ci99 = (wide_interval(found_B, effective, z, outside) for z, outside in ((1.95996, 0.025), (2.57583, 0.005)))
     return Gain(float(escalated_U.mean()), float(found_B[0]), ci95, ci99, len(size_G))
 
 
-def _ends(found_B: Floats, groups: float, z: float, outside: float) -> tuple[float, float]:
-    """Percentile interval, widened as Student's quantile is over the normal one: few groups, or a few large ones, make the
-    bootstrap too sure of itself.
+def wide_interval(found_B: Floats, groups: float, z: float, outside: float) -> tuple[float, float]:
+    """Percentile interval of resamples (the first is the sample itself), widened as Student's quantile is over the normal
+    one: few groups, or a few large ones, make the bootstrap too sure of itself.
     """
     degrees = max(2.0, groups - 1)
     student = z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)

@@ -7,14 +7,14 @@ never hurts; `llm_only` and `oracle` are 100 % by definition (method, section 9)
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Protocol
 
 from r2v.core.features import proposing
 from r2v.core.protocols import Router
 from r2v.core.seeds import derive_seed
-from r2v.core.types import Episode, Memory, Route
+from r2v.core.types import Context, Episode, Features, Memory, Route
 from r2v.evaluation.outcomes import Outcomes, Row, gather, row
 from r2v.evaluation.results import Played
 
@@ -36,26 +36,54 @@ def replay(episodes: Sequence[Episode], escalations: Escalations) -> list[Row]:
 
 def escalated_steps(router: Router, horizon: int) -> Escalations:
     """The recorded steps on which `router` escalates, decided by the code that decides in production."""
+    return lambda episode: escalations(router, RecordedSteps.of(episode, horizon))
 
-    def escalations(episode: Episode) -> tuple[int, ...]:
-        memory = Memory(seed=derive_seed(episode.task.id, episode.seed, "episode"))
-        escalated: list[int] = []
+
+@dataclass(frozen=True, eq=False)
+class RecordedSteps:
+    """What a router reads at each step of a recorded SLM episode."""
+
+    steps: tuple[tuple[Context, Features, int], ...]
+    """(what was known, with what the SLM proposed; features; the router's seed)."""
+    seed: int
+    """Of the router's memory."""
+    name: str
+
+    @classmethod
+    def of(cls, episode: Episode, horizon: int) -> RecordedSteps:
+        """Raises ValueError for a step without features."""
+        found = []
         for step, context in zip(episode.steps, episode.contexts(horizon), strict=True):
             if step.choice.features is None:
                 raise ValueError(f"step {step.t} of {episode.task.id} has no features; replay needs routed SLM episodes")
-            seed = _router_seed(episode.task.id, episode.seed, step.t)
             known = proposing(context, step.choice.candidates, step.choice.scores)
-            decision = router.decide(known, step.choice.features, memory, seed=seed)
-            if decision.route in ("retry", "restart"):
-                raise ValueError(f"{router.name} decides {decision.route}; a recorded episode has no more than was recorded")
-            if decision.route == "takeover":
-                return (*escalated, *range(step.t, len(episode.steps)))
-            if decision.route == "escalate":
-                escalated.append(step.t)
-            memory = replace(memory, decisions=(*memory.decisions, decision))
-        return tuple(escalated)
+            found.append((known, step.choice.features, _router_seed(episode.task.id, episode.seed, step.t)))
+        return cls(tuple(found), derive_seed(episode.task.id, episode.seed, "episode"), episode.task.id)
 
-    return escalations
+
+def escalations(router: Router, recorded: RecordedSteps, *, first: bool = False) -> tuple[int, ...]:
+    """The steps on which `router` escalates; after a takeover, all of them.
+
+    Args:
+        first: look no further than at the first one.
+
+    Raises:
+        ValueError: it wants what a recorded episode has not, another draw or attempt.
+    """
+    memory = Memory(seed=recorded.seed)
+    escalated: list[int] = []
+    for t, (context, features, seed) in enumerate(recorded.steps):
+        decision = router.decide(context, features, memory, seed=seed)
+        if decision.route in ("retry", "restart"):
+            raise ValueError(f"{router.name} decides {decision.route}; a recorded episode has no more than was recorded")
+        if decision.route != "continue" and first:
+            return (t,)
+        if decision.route == "takeover":
+            return (*escalated, *range(t, len(recorded.steps)))
+        if decision.route == "escalate":
+            escalated.append(t)
+        memory = replace(memory, decisions=(*memory.decisions, decision))
+    return tuple(escalated)
 
 
 @lru_cache(maxsize=1 << 16)

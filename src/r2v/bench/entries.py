@@ -1,0 +1,129 @@
+"""What takes part in the bench: r2v's routers, rules of other systems, routers of one's own, and what stands beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from r2v.core.types import Context, Decision, Episode, Features, Memory
+from r2v.evaluation.replay import replayable
+from r2v.routers import BUILT_IN, RIVALS, load_router, router_class
+from r2v.routers.base import FitData, Need, RouterBase
+
+STEP_0 = "step 0"
+"""Ends the name of a router that decides at the first step alone."""
+SHUFFLED = "shuffled outcomes"
+RANDOM = "random"
+NULL = f"reading_benefit, {STEP_0}"
+"""What gains are measured against beside random escalation: the same reader as the best router's, asked once."""
+HAVE: frozenset[Need] = frozenset({"branches", "exploration"})
+"""What recorded sessions of two models give a fit."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of the bench."""
+
+    name: str
+    fit: Callable[[FitData], RouterBase]
+    source: str
+    """Where the rule is from."""
+    why_not: str | None = None
+    """Why it cannot take part; None: it can."""
+    shuffled: bool = False
+    """It is fitted on outcomes that were dealt out anew: a control, which must gain nothing."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AtStart(RouterBase):
+    """Another router's decision at the first step, and none after it."""
+
+    inner: RouterBase
+    kind: ClassVar[None] = None
+
+    def at(self, threshold: float) -> AtStart:
+        return replace(self, threshold=threshold, inner=self.inner.at(threshold))
+
+    def thresholds(self, validation: Sequence[Episode], shares: Sequence[float]) -> list[float]:
+        return self.inner.thresholds([replace(episode, steps=episode.steps[:1]) for episode in validation], shares)
+
+    def decide(self, context: Context, features: Features, memory: Memory, *, seed: int) -> Decision:
+        if context.t:
+            return Decision("continue", "scheduled", None, None, None, 1.0, (), "it decides at the first step alone")
+        return self.inner.decide(context, features, memory, seed=seed)
+
+
+def entries(own: Sequence[str] = ()) -> list[Entry]:
+    """All rows, in the order of tables.
+
+    Args:
+        own: further routers: a name, `package.module:Router`, or the folder of a fitted one.
+    """
+    left_out = {"rules", "recorded"}  # defaults of a gateway; a folder of them can be named
+    found = [_of_class(name) for name in (*BUILT_IN, "reading_benefit") if name not in left_out]
+    found += [_of_class(name) for name in RIVALS if name != "reading_benefit"]
+    at_start = [
+        Entry(f"{name}, {STEP_0}", _at_start(router_class(name)), f"{name}, asked once")
+        for name in ("reading", "reading_benefit")
+    ]
+    control = Entry(SHUFFLED, router_class("reading_benefit").fit, "a control: fitted on outcomes dealt out anew", None, True)
+    return [*found, *at_start, control, *(_own(name) for name in own)]
+
+
+def _of_class(name: str) -> Entry:
+    cls = router_class(name)
+    return Entry(name, cls.fit, cls.cites or _first_line(cls), _why_not(cls))
+
+
+def _own(name: str) -> Entry:
+    if (Path(name) / "router.json").exists():
+        router = load_router(name)
+        return Entry(name, lambda data: router, "fitted elsewhere", _why_not(type(router)))
+    return replace(_of_class(name), name=name)
+
+
+def _why_not(cls: type[RouterBase]) -> str | None:
+    if lacking := cls.needs - HAVE:
+        return f"its fit needs {' and '.join(sorted(lacking))}, which records of two models do not hold"
+    if not replayable(cls):
+        return "it draws again or starts anew, and a recorded session has no more than was recorded"
+    return None
+
+
+def _at_start(cls: type[RouterBase]) -> Callable[[FitData], RouterBase]:
+    def fit(data: FitData) -> RouterBase:
+        inner = cls.fit(data)
+        return AtStart(name=f"{inner.name}, {STEP_0}", inner=inner, fitted_with=inner.fitted_with)
+
+    return fit
+
+
+def _first_line(cls: type[RouterBase]) -> str:
+    return (cls.__doc__ or "").strip().splitlines()[0]
+
+
+def shuffled(data: FitData, seed: int) -> FitData:
+    """The same steps with outcomes dealt out anew: the SLM's among its sessions, the stronger model's among the tasks.
+
+    Args:
+        data: what a fit would get.
+        seed: of the deal.
+    """
+    rng = np.random.default_rng(seed)
+
+    def dealt(episodes: Sequence[Episode]) -> list[Episode]:
+        success = [episodes[i].success for i in rng.permutation(len(episodes))]
+        return [replace(episode, success=won) for episode, won in zip(episodes, success, strict=True)]
+
+    recorded, validation = dealt(data.recorded), dealt(data.validation)
+    helped = {data.recorded[b.episode].task.id: b.helped for b in reversed(data.branches)}
+    tasks = list(helped)
+    other = dict(zip(tasks, (helped[tasks[i]] for i in rng.permutation(len(tasks))), strict=True))
+    branches = [
+        replace(b, alone=bool(recorded[b.episode].success), helped=other[recorded[b.episode].task.id]) for b in data.branches
+    ]
+    return replace(data, recorded=recorded, validation=validation, branches=branches, quality={})

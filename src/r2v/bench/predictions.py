@@ -1,0 +1,187 @@
+"""What each router would escalate on tasks that it was not fitted on, written down before any of it is scored.
+
+The tasks fall into folds, the same ones for every router. For each fold a router is fitted on the others, and plays the
+fold's episodes at thresholds that escalate some shares of the steps of a part of the others that was kept from the fit.
+
+Axes: E episodes, P operating points.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from r2v.bench.entries import Entry, shuffled
+from r2v.bench.suite import Escalated, Loaded, Mode, Outcome, Progress
+from r2v.core.errors import R2VError
+from r2v.core.groups import folds, splits
+from r2v.core.seeds import derive_uniform
+from r2v.core.types import Decision, Episode
+from r2v.evaluation.branches import Branch
+from r2v.evaluation.replay import RecordedSteps, escalations
+from r2v.learning.settings import RouterSettings
+from r2v.logs.importing import HORIZON
+from r2v.routers.base import FitData, FittedWith, RouterBase
+from r2v.runtime.store import whole_file
+
+FOLDS = 5
+SHARES = (0.005, 0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.18, 0.25, 0.35, 0.5, 0.7, 1.0)
+"""Of the steps of the SLM alone; a session is escalated if one of its steps is."""
+EXPLORED = 0.25
+"""Chance that an episode of the exploration escalates each step."""
+CLUSTERS = 4
+"""Groups of tasks over which `r2v_paper` takes its CVaR: records have no perturbation seeds."""
+
+
+@dataclass(frozen=True, eq=False)
+class Predicted:
+    """What one entry escalates."""
+
+    entry: Entry
+    steps_PE: list[list[Escalated]]
+    fixed: bool
+    """It has one operating point of its own, not a threshold that can be moved."""
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """The folds of a suite, with what fits are given of each."""
+
+    loaded: Loaded
+    mode: Mode
+    fold_E: NDArray[np.int64]
+    seed: int
+    asked_at: Mapping[tuple[int, int], Outcome]
+    """Of (episode, step): what comes of escalating just there."""
+
+    @classmethod
+    def of(cls, loaded: Loaded, mode: Mode, seed: int, progress: Progress) -> Split:
+        keys = [(i, t) for i, episode in enumerate(loaded.episodes) for t in range(len(episode.steps))]
+        found = loaded.play([(i, (t,)) for i, t in keys], progress)
+        fold_E = folds(loaded.group_E, FOLDS, seed)
+        return cls(loaded, mode, fold_E, seed, dict(zip(keys, found, strict=True)))
+
+    @cached_property
+    def recorded(self) -> list[RecordedSteps]:
+        return [RecordedSteps.of(episode, HORIZON) for episode in self.loaded.episodes]
+
+    @property
+    def sha256(self) -> str:
+        """Of which episodes there are and which fold each is in."""
+        rows = [[e.agent, e.task.id, e.perturbation, int(f)] for e, f in zip(self.loaded.episodes, self.fold_E, strict=True)]
+        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+    @cached_property
+    def fits(self) -> list[tuple[NDArray[np.bool_], FitData]]:
+        """(episodes of a fold, what is fitted on the others); models that several routers need are fitted once."""
+        return [(held_E, self._data(rest_E)) for held_E, rest_E in splits(self.fold_E)]
+
+    def _data(self, rest_E: NDArray[np.bool_]) -> FitData:
+        """What a fit gets: the episodes of the other folds, a fifth of whose tasks are for choices and calibration."""
+        group_E = np.unique(self.loaded.group_E[rest_E], return_inverse=True)[1]
+        held = folds(group_E, FOLDS, self.seed + 1) == 0
+        numbers = np.flatnonzero(rest_E)
+        train, validation = numbers[~held], numbers[held]
+        recorded = [self._clustered(i) for i in train]
+        branches = [
+            Branch(n, t, 0, self.asked_at[i, t].success >= 0.5, bool(self.loaded.episodes[i].success))
+            for n, i in enumerate(train)
+            for t in range(len(self.loaded.episodes[i].steps))
+        ]
+        return FitData(
+            recorded, [self._clustered(i) for i in validation], FittedWith(1, HORIZON, "tool_calls"),
+            RouterSettings(reads=True), self.seed, branches=branches, explored=[self._explored(i) for i in train],
+        )  # fmt: skip
+
+    def _clustered(self, i: int) -> Episode:
+        episode, cluster = self.loaded.episodes[i], int(self.loaded.group_E[i]) % CLUSTERS
+        return replace(episode, seed=cluster, steps=tuple(replace(step, seed=cluster) for step in episode.steps))
+
+    def _explored(self, i: int) -> Episode:
+        """The episode until a step drawn at random is escalated; what then came of it is its outcome."""
+        episode = self.loaded.episodes[i]
+        for t, step in enumerate(episode.steps):
+            if derive_uniform(self.seed, "explored", i, t) < EXPLORED:
+                drawn = Decision("escalate", "explore", None, None, None, EXPLORED, (), "drawn")
+                asked = replace(step, choice=replace(step.choice, source="teacher", decision=drawn))
+                won = self.asked_at[i, t].success >= 0.5
+                return replace(episode, steps=(*episode.steps[:t], asked), success=won)
+        return episode
+
+    def predicted(self, entry: Entry) -> Predicted:
+        """Raises R2VError where the entry cannot be fitted on these records, and ValueError where it cannot play them."""
+        first = self.mode != "one_step"
+        steps_PE: list[list[Escalated]] = [[() for _ in self.recorded] for _ in SHARES]
+        points: set[float] = set()
+        for held_E, data in self.fits:
+            router = entry.fit(shuffled(data, self.seed) if entry.shuffled else data)
+            thresholds = [_threshold(router, data.validation, share) for share in SHARES]
+            points.update(thresholds)
+            for p, threshold in enumerate(thresholds):
+                if p and threshold == thresholds[p - 1]:
+                    for i in np.flatnonzero(held_E):
+                        steps_PE[p][i] = steps_PE[p - 1][i]
+                    continue
+                served = router.at(threshold)
+                for i in np.flatnonzero(held_E):
+                    steps_PE[p][i] = escalations(served, self.recorded[i], first=first)
+        fixed = len(points) == 1
+        if fixed and all(steps[:1] == (0,) for steps in steps_PE[0]):
+            raise ValueError("it scores every step alike: what it reads is not in these records")
+        return Predicted(entry, steps_PE[:1] if fixed else steps_PE, fixed)
+
+
+def _threshold(router: RouterBase, validation: Sequence[Episode], share: float) -> float:
+    found = router.thresholds(validation, (share,))
+    if not found:
+        raise R2VError(f"{router.name} names no operating point")
+    return found[0]
+
+
+def predict(split: Split, wanted: Sequence[Entry], progress: Progress) -> tuple[list[Predicted], list[dict[str, str]]]:
+    """(what takes part, which entries do not and why)."""
+    found, left_out = [], []
+    for n, entry in enumerate(wanted):
+        progress(entry.name, n, len(wanted))
+        why = entry.why_not
+        if why is None:
+            try:
+                found.append(split.predicted(entry))
+            except (R2VError, ValueError) as error:
+                why = str(error)
+        if why is not None:
+            left_out.append({"router": entry.name, "why": why})
+    return found, left_out
+
+
+@dataclass(frozen=True)
+class Seal:
+    """That the predictions stand in a file, which was written before they were scored: scoring asks for one."""
+
+    path: Path
+    sha256: str
+
+    @classmethod
+    def on(cls, found: Sequence[Predicted], path: Path) -> Seal:
+        """Write them."""
+        text = json.dumps([{"router": p.entry.name, "fixed": p.fixed, "steps": p.steps_PE} for p in found]).encode()
+        with whole_file(path) as aside:
+            aside.write_bytes(gzip.compress(text, mtime=0))
+        return cls(path, hashlib.sha256(text).hexdigest())
+
+    def holds(self, found: Sequence[Predicted]) -> bool:
+        """Whether the file has these predictions."""
+        text = gzip.decompress(self.path.read_bytes())
+        same: Any = [[p.entry.name, p.fixed, [[list(steps) for steps in row] for row in p.steps_PE]] for p in found]
+        return hashlib.sha256(text).hexdigest() == self.sha256 and same == [
+            [row["router"], row["fixed"], row["steps"]] for row in json.loads(text)
+        ]

@@ -1,0 +1,72 @@
+"""One suite from its records to its results: read, predict, seal, score."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from r2v import __version__
+from r2v.bench import BUILT_IN
+from r2v.bench.entries import Entry
+from r2v.bench.predictions import FOLDS, Seal, Split, predict
+from r2v.bench.suite import Progress, Suite
+from r2v.bench.table import SHARE, Table
+from r2v.core.errors import SettingsError
+from r2v.runtime import plugins
+from r2v.runtime.store import write_json
+
+
+def suite_named(name: str) -> Suite:
+    """By short name, of an installed package (`r2v.suites`), or `package.module:Thing`. Raises SettingsError."""
+    found = plugins.load("suites", name, BUILT_IN)
+    made: Suite = found() if isinstance(found, type) else found
+    return made
+
+
+def ready(data: Path) -> list[str]:
+    """The suites whose records are there."""
+    return [name for name in BUILT_IN if (data / suite_named(name).path).exists()]
+
+
+def run_suite(
+    suite: Suite, wanted: Sequence[Entry], data: Path, out: Path, progress: Progress, *, seed: int = 0, share: float = SHARE
+) -> dict[str, Any]:
+    """Run it.
+
+    Args:
+        suite: which.
+        wanted: the rows.
+        data: folder of the records.
+        out: folder for `predictions.json.gz` and `results.json`.
+        progress: called as work goes on.
+        seed: of folds, fits and intervals.
+        share: of strong calls, at which rows are compared.
+
+    Returns:
+        What `results.json` holds.
+
+    Raises:
+        SettingsError: the records or a package that the suite needs are not there.
+    """
+    start = time.monotonic()
+    loaded = suite.load(data, progress)
+    split = Split.of(loaded, suite.mode, seed, progress)
+    found, left_out = predict(split, wanted, progress)
+    if not found:
+        raise SettingsError(f"no router can take part in {suite.name}: {left_out[0]['why'] if left_out else 'none was named'}")
+    seal = Seal.on(found, out / "predictions.json.gz")
+    table = Table(split, found, seal, progress)
+    results = {
+        "suite": suite.name, "description": suite.description, "mode": suite.mode, "version": __version__, "seed": seed,
+        "share": share, "sessions": len(loaded.episodes), "groups": int(np.max(loaded.group_E)) + 1, "folds": FOLDS,
+        "steps": sum(len(episode.steps) for episode in loaded.episodes), "strong": loaded.strong,
+        "split_sha256": split.sha256, "predictions_sha256": seal.sha256,
+        "rows": [table.row(predicted, share) for predicted in found], "left_out": left_out, "nulls": table.nulls(share),
+        "fidelity": loaded.fidelity, **loaded.facts, "seconds": time.monotonic() - start,
+    }  # fmt: skip
+    write_json(out / "results.json", results)
+    return results

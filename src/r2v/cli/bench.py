@@ -1,0 +1,107 @@
+"""`r2v bench`: routers beside one another on recorded agents."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from r2v.cli.common import cli
+from r2v.core.errors import SettingsError
+from r2v.runtime.executor import LocalProcesses
+from r2v.runtime.progress import progress
+
+if TYPE_CHECKING:
+    from r2v.bench.entries import Entry
+
+Job = tuple[str, tuple[str, ...], bool, Path, Path, int, float]
+
+
+@cli.command(rich_help_panel="Logs and solutions")
+def bench(
+    suites: Annotated[list[str] | None, typer.Argument(help="Which (--list names them); all whose records are there.")] = None,
+    router: Annotated[
+        list[str] | None,
+        typer.Option(help="A router of your own (repeatable): package.module:Router, or the folder of a fitted one."),
+    ] = None,
+    only: Annotated[bool, typer.Option("--only", help="The routers of --router alone, beside the nulls.")] = False,
+    data: Annotated[
+        Path, typer.Option(envvar="R2V_BENCH_DATA", help="Folder of the records (docs/bench.md says where they are from).")
+    ] = Path("bench-data"),
+    out: Annotated[Path, typer.Option(help="Folder for bench.html and, a folder a suite, results and predictions.")] = Path("bench"),
+    share: Annotated[float, typer.Option(min=0.01, max=0.99, help="Strong calls at which routers are compared.")] = 0.25,
+    seed: Annotated[int, typer.Option(help="Seed of the folds, the fits and the intervals.")] = 0,
+    workers: Annotated[int, typer.Option(min=1, help="Suites that run at once, each in a process.")] = 2,
+    listed: Annotated[bool, typer.Option("--list", help="Name the suites and the routers, and end.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="End with a JSON line for each suite.")] = False,
+) -> None:
+    """Measure routers on recorded agents and in real engines, beside random escalation and a decision at step 0.
+
+    Every router is fitted on other tasks than those it is scored on, and its predictions are written down first.
+    """
+    from r2v.bench.run import ready
+
+    if listed:
+        _list(data)
+        return
+    names = suites or ready(data)
+    if not names:
+        raise SettingsError(f"{data} holds the records of no suite; give their folder with --data (see docs/bench.md)")
+    jobs: list[Job] = [(name, tuple(router or ()), only, data, out, seed, share) for name in names]
+    console = Console(stderr=True)
+    if len(jobs) == 1:
+        with progress(console, names[0]) as report:
+            _suite(jobs[0], lambda what, done, total: report(done, total, what))
+    else:
+        with LocalProcesses(min(workers, len(jobs))) as processes, progress(console, "suites") as report:
+            processes.map(_suite, jobs, report)
+    _show(names, out, as_json)
+
+
+def _suite(job: Job, report: Any = lambda what, done, total: None) -> None:
+    from r2v.bench.run import run_suite, suite_named
+
+    name, own, only, data, out, seed, share = job
+    run_suite(suite_named(name), _entries(own, only), data, out / _folder(name), report, seed=seed, share=share)
+
+
+def _folder(name: str) -> str:
+    return name.replace(":", ".")
+
+
+def _entries(own: tuple[str, ...], only: bool) -> list[Entry]:
+    from r2v.bench.entries import NULL, RANDOM, entries
+
+    if only and not own:
+        raise SettingsError("--only wants a --router")
+    return [entry for entry in entries(own) if not only or entry.name in (*own, NULL, RANDOM)]
+
+
+def _show(names: list[str], out: Path, as_json: bool) -> None:
+    from r2v.report.bench import table, verdict, write_bench
+
+    found = [json.loads((out / _folder(name) / "results.json").read_text("utf-8")) for name in names]
+    console = Console()
+    for results in found:
+        console.print(table(results))
+        console.print(verdict(results), highlight=False)
+    typer.echo(f"{write_bench(found, out)}: all rows, curves and what was left out")
+    if as_json:
+        for results in found:
+            typer.echo(json.dumps(results))
+
+
+def _list(data: Path) -> None:
+    from r2v.bench import BUILT_IN
+    from r2v.bench.entries import entries
+    from r2v.bench.run import ready, suite_named
+
+    here = ready(data)
+    for name in BUILT_IN:
+        typer.echo(f"{name:<20} {suite_named(name).description}{'' if name in here else f' [no records in {data}]'}")
+    typer.echo()
+    for entry in entries():
+        typer.echo(f"{entry.name:<28} {entry.source}{f' [not here: {entry.why_not}]' if entry.why_not else ''}")
