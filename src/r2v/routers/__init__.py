@@ -43,6 +43,17 @@ BUILT_IN = {
     "recorded": "r2v.routers.recorded:Recorded",
 }
 """In the order of tables and figures."""
+RIVALS = {
+    "reading_benefit": "r2v.routers.reading_benefit:ReadingBenefit",
+    "switchyard_stage": "r2v.routers.rivals.switchyard_stage:SwitchyardStage",
+    "litellm_stall": "r2v.routers.rivals.litellm_stall:LiteLLMStall",
+    "vllm_sr_session": "r2v.routers.rivals.vllm_sr_session:VLLMSRSession",
+    "lemonade_stall": "r2v.routers.rivals.lemonade_stall:LemonadeStall",
+    "plano_price": "r2v.routers.rivals.plano_price:PlanoPrice",
+    "advisor": "r2v.routers.rivals.advisor:Advisor",
+    "frugalgpt": "r2v.routers.rivals.frugalgpt:FrugalGPT",
+}
+"""Routers that only `r2v bench` plays: rules of other systems, and the one of ours that they are compared with there."""
 SHIPPED = {"recorded": Path(__file__).parent / "default"}
 """Routers that come fitted, by name: their folders."""
 INTERVENTION = "r2v.routers.interventions:Intervention"
@@ -53,7 +64,7 @@ OWN = "R2V_OWN_ROUTERS"
 
 def router_class(name: str) -> type[RouterBase]:
     """The router of that name: built in, of an installed package, or `package.module:Class`. Raises SettingsError."""
-    found = load("routers", name, BUILT_IN)
+    found = load("routers", name, {**BUILT_IN, **RIVALS})
     if not (isinstance(found, type) and issubclass(found, RouterBase)):
         raise SettingsError(f"{name} is not a router: it must be a class derived from r2v.routers.base.RouterBase")
     return found
@@ -92,9 +103,10 @@ def load_router(folder: Path | str) -> RouterBase:
 def _class_of(kind: str, path: Path) -> type[RouterBase]:
     """The class that a folder names; a folder must not make r2v import code of its choice. Raises SettingsError."""
     module, _, name = kind.partition(":")
+    known = (*BUILT_IN.values(), *RIVALS.values(), INTERVENTION)
     own = (*installed("routers").values(), *os.environ.get(OWN, "").split(","))
     imported = hasattr(sys.modules.get(module), name)
-    if not (kind in BUILT_IN.values() or kind == INTERVENTION or kind in own or imported):
+    if not (kind in known or kind in own or imported):
         raise SettingsError(
             f"{path} names code that does not come with r2v ({kind}); if you trust it, set {OWN}={kind} in the environment"
         )

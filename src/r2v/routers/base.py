@@ -27,6 +27,7 @@ from r2v.core.types import Code, Context, Decision, Episode, Features, Memory, R
 from r2v.runtime.store import whole_file, write_text
 
 if TYPE_CHECKING:
+    from r2v.core.reading import Reader
     from r2v.evaluation.branches import Branch
     from r2v.learning.labels import Rows
     from r2v.learning.settings import RouterSettings
@@ -293,6 +294,13 @@ class FitData:
         return self.probability("r2v", failure_rows(self.rollouts, names), failure_rows(self.held, names), names)
 
     @cached_property
+    def reader(self) -> Reader:
+        """P(the SLM fails the episode), calibrated, by a model that reads."""
+        steps = [[t for t, s in enumerate(e.steps) if s.choice.features is not None] for e in self.rollouts]
+        failed = [float(not e.success) for e, read in zip(self.rollouts, steps, strict=True) for _ in read]
+        return self.reading(self.rollouts, steps, failed, "the risk that going on with the SLM will fail the episode")
+
+    @cached_property
     def disagreement(self) -> RiskMLP:
         """P(the teacher would act otherwise), calibrated. Raises StageError without the teacher's answers."""
         from r2v.learning.labels import labelled_rows
@@ -325,3 +333,28 @@ class FitData:
         p_N = model.risk(held.x_NF, held.present_NF)
         self.quality[name] = {"ece": ece(p_N, held.y_N), "brier": brier(p_N, held.y_N), "auroc": auroc(p_N, held.y_N)}
         return model
+
+    def reading(
+        self, episodes: Sequence[Episode], steps: Sequence[Sequence[int]], y: Sequence[float], estimates: str
+    ) -> Reader:
+        """Fit a probability that reads, calibrated on tasks left out.
+
+        Args:
+            episodes: whose steps are read.
+            steps: of each episode, the numbers of these; all must have features.
+            y: of each step 1 or 0, or a share between them.
+            estimates: what the probability is of.
+
+        Raises:
+            ValueError: all labels are equal.
+        """
+        from r2v.core.groups import folds
+        from r2v.learning.reading import calibrated, cross_fitted, fit_reader, read_rows
+
+        tasks = {task: i for i, task in enumerate(dict.fromkeys(episode.task.id for episode in episodes))}
+        rows = read_rows(episodes, np.array([tasks[episode.task.id] for episode in episodes]), steps, self.horizon)
+        y_N = np.array(y, dtype=float)
+        p_N, _ = cross_fitted(rows, y_N, folds(rows.group_N, 5, self.seed), seed=self.seed)
+        facts = {**self.facts, "seed": self.seed, "estimates": estimates}
+        reader = fit_reader(rows, y_N, np.ones(len(rows), dtype=bool), seed=self.seed, facts=facts)
+        return calibrated(reader, p_N, y_N)

@@ -19,7 +19,9 @@ class JudgeLatch(VerifierRouter):
     name: str = "judge_latch"
     routes = frozenset({"continue", "takeover"})
     colour = "#882255"
-    cites = "The turn-level routers of agent frameworks: a judge of each step, a confirmation, a latch."
+    cites = (
+        "The escalation route of NVIDIA Switchyard, 2 confirmations (docs/routing_algorithms/escalation_router_routing.md)."
+    )
 
     def decide(self, context: Context, features: Features, memory: Memory, *, seed: int) -> Decision:
         doubt, threshold = self.score(features), self.point

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
+from r2v.core.errors import StageError
 from r2v.core.reading import Reader
 from r2v.core.types import Action, Context, Decision, Episode, Features, Memory, Route, ScoreKind
 from r2v.routers.base import FitData, RouterBase, compare, quantiles
@@ -31,22 +32,13 @@ class Reading(RouterBase):
     cites = "Ours; hashed words as in feature hashing (arXiv 0902.2206)."
 
     @classmethod
-    def fit(cls, data: FitData) -> Reading:
+    def fit(cls, data: FitData) -> Self:
         """The risk of failing, on the SLM's own episodes."""
-        import numpy as np
+        return cls(reader=data.reader, fitted_with=data.fitted_with)
 
-        from r2v.core.groups import folds
-        from r2v.learning.reading import calibrated, cross_fitted, fit_reader, read_rows
-
-        tasks = {task: i for i, task in enumerate(dict.fromkeys(episode.task.id for episode in data.rollouts))}
-        group_E = np.array([tasks[episode.task.id] for episode in data.rollouts])
-        steps = [[t for t, s in enumerate(e.steps) if s.choice.features is not None] for e in data.rollouts]
-        rows = read_rows(data.rollouts, group_E, steps, data.horizon)
-        failed_N = np.array([float(not episode.success) for episode in data.rollouts])[rows.episode_N]
-        p_N, _ = cross_fitted(rows, failed_N, folds(rows.group_N, 5, data.seed), seed=data.seed)
-        facts = {**data.facts, "seed": data.seed, "estimates": "the risk that going on with the SLM will fail the episode"}
-        reader = fit_reader(rows, failed_N, np.ones(len(rows), dtype=bool), seed=data.seed, facts=facts)
-        return cls(reader=calibrated(reader, p_N, failed_N), fitted_with=data.fitted_with)
+    def reads(self, context: Context, action: Action) -> bool:
+        """Whether this is a step at which it may escalate."""
+        return True
 
     def score_of(self, context: Context, action: Action, features: Features) -> float:
         """What is compared with the threshold."""
@@ -54,19 +46,24 @@ class Reading(RouterBase):
         return score - self.teacher.score(context, action, features) if self.teacher else score
 
     def thresholds(self, validation: Sequence[Episode], shares: Sequence[float]) -> list[float]:
+        """Raises StageError where it reads none of these steps."""
         assert self.fitted_with is not None and self.fitted_with.horizon is not None
         scores = [
             self.score_of(context, step.choice.action, step.choice.features)
             for episode in validation
             for context, step in zip(episode.contexts(self.fitted_with.horizon), episode.steps, strict=True)
-            if step.choice.features is not None
+            if step.choice.features is not None and self.reads(context, step.choice.action)
         ]
+        if not scores:
+            raise StageError(f"router {self.name} finds no step among the validation episodes at which it would decide")
         return quantiles(scores, shares)
 
     def rule(self, context: Context, features: Features, memory: Memory, *, seed: int) -> Decision:
         """Raises ValueError where the context does not say what the SLM proposes."""
         if context.proposed is None:
             raise ValueError(f"router {self.name} reads what the SLM proposes: give it in `Context.proposed`")
+        if not self.reads(context, context.proposed):
+            return Decision("continue", "scheduled", None, None, self.point, 1.0, (), "not a step at which it may escalate")
         return self.compared(self.score_of(context, context.proposed, features))
 
     def compared(self, score: float, why: str = "") -> Decision:
