@@ -94,7 +94,7 @@ def test_a_router_that_sees_who_can_be_helped_beats_the_nulls(table: Table):
     assert row["share_strong"] == pytest.approx(0.25)
     assert row["gain_over_random_ci95"][0] > 0.1 and row["gain_over_step_0_ci95"][0] > 0.1
     ends = nulls["slm alone"]["success"], nulls["strong alone"]["success"]
-    assert row["success"] == pytest.approx(ends[1], abs=0.03)  # a quarter of the sessions is worth it, and no other one
+    assert row["success"] == pytest.approx(ends[1], abs=0.05)  # a quarter of the sessions is worth it, and no other one
     assert nulls["random"]["success"] == pytest.approx(0.75 * ends[0] + 0.25 * ends[1])
     assert nulls["best single"] == "strong alone"
 

@@ -64,8 +64,7 @@ def entries(own: Sequence[str] = ()) -> list[Entry]:
         own: further routers: a name, `package.module:Router`, or the folder of a fitted one.
     """
     left_out = {"rules", "recorded"}  # defaults of a gateway; a folder of them can be named
-    found = [_of_class(name) for name in (*BUILT_IN, "reading_benefit") if name not in left_out]
-    found += [_of_class(name) for name in RIVALS if name != "reading_benefit"]
+    found = [_of_class(name) for name in (*BUILT_IN, *RIVALS) if name not in left_out]
     at_start = [
         Entry(f"{name}, {STEP_0}", _at_start(router_class(name)), f"{name}, asked once")
         for name in ("reading", "reading_benefit")
