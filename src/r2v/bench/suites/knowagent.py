@@ -148,8 +148,8 @@ class KnowAgent:
 
     name: str = "knowagent"
     description: str = (
-        "ALFWorld, tuned llama-2-13b (two iterations), 492 of its 510 games rebuilt in the household engine, which says what "
-        "is solved; its scripted expert takes over"
+        "ALFWorld, llama-2-13b in two tunings on 510 games, 492 of them rebuilt in the household engine, which says what is "
+        "solved; its scripted expert takes over"
     )
     mode: Mode = "takeover"
 
