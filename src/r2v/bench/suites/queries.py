@@ -61,7 +61,9 @@ class Queries:
     """A `Suite`."""
 
     name: str = "queries"
-    description: str = f"MMLU and GSM8K, {SAMPLE:,} of RouteLLM's 15,361 questions, answered by Mixtral-8x7B or GPT-4 Turbo; graded by RouteLLM"
+    description: str = (
+        f"MMLU and GSM8K, {SAMPLE:,} of RouteLLM's 15,361 questions with its grades of Mixtral-8x7B and GPT-4 Turbo"
+    )
     mode: Mode = "restart"
 
     def load(self, data: Path, progress: Progress) -> Loaded:
