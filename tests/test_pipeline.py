@@ -278,7 +278,8 @@ def test_ablate_makes_every_table(science):
 def test_the_bench_plays_a_run_on_fresh_tasks_beside_random_and_step_0(finished, tmp_path):
     found = household.bench(finished, 4, seed=7, out=tmp_path / "kept")
     rows = {row["router"]: row for row in found["rows"]}
-    assert (found["suite"], found["facts"]["episodes"], list(rows)) == ("household", 16, list(results_of(finished)["routers"]))
+    assert (found["suite"], found["facts"]["episodes"]) == ("household", 16)
+    assert list(rows) == list(results_of(finished)["routers"])
     assert (rows["slm_only"]["share_strong"], rows["llm_only"]["share_strong"]) == (0, 1)
     assert all(row["ci95"][0] <= row["success"] <= row["ci95"][1] for row in rows.values())
     paid = [row["usd_per_solved"] for row in rows.values() if row["success"]]

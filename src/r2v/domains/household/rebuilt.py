@@ -95,8 +95,8 @@ def rebuilt(games: Games, task: str, like: Path, transcripts: Sequence[Transcrip
             where[thing].append(place)
     highest: dict[str, int] = {}
     for name in where:
-        what, number = name.rsplit(" ", 1)
-        highest[what] = max(int(number), highest.get(what, 0))
+        what, last = name.rsplit(" ", 1)
+        highest[what] = max(int(last), highest.get(what, 0))
     for what, most in highest.items():
         for number in range(1, most + 1):  # numbers not seen lie nowhere; they are there so that the others keep theirs
             entity = f"{what}_bar_{10_000 - number}"
