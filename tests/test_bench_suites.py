@@ -6,6 +6,7 @@ import json
 import lzma
 import tarfile
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from r2v.core.types import NO_USAGE, Action, Candidate, Usage
 from r2v.domains.household.env import Household
 from r2v.domains.household.expert import next_command, parse_sentence
 from r2v.domains.household.rebuilt import Games, Rebuilt, normal, rebuilt
+from r2v.domains.household.rules import is_won
 from r2v.domains.household.scenes import SceneSettings, generate
 from r2v.domains.household.texts import room
 from r2v.evaluation.curves import resample_BT
@@ -49,9 +51,12 @@ def recorded(world, tmp_path_factory):
     look = [f"go to {world.names[r]}" for r in world.receptacles[:4]]
     lines = [line(world, "D0", look, False), line(world, "D1", look, False), line(world, "D2", by_expert(world, look), True)]
     lines[1]["steps"][2]["observation"] = "On the shelf 9, you see a vase 1."
-    path = tmp_path_factory.mktemp("knowagent") / "episodes.jsonl"
-    path.write_text("\n".join(map(json.dumps, lines)))
-    return import_logs(path, "knowagent-alfworld")[0]
+    return imported(lines, tmp_path_factory.mktemp("knowagent"))
+
+
+def imported(lines, folder):
+    (folder / "episodes.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return import_logs(folder / "episodes.jsonl", "knowagent-alfworld")[0]
 
 
 def line(world, iteration, commands, success):
@@ -90,9 +95,10 @@ def test_a_recording_that_the_engine_does_not_repeat_is_left_out_by_name(suite, 
     assert suite.facts["answers_predicted"] == suite.facts["answers_predicted_right"] == steps - 1  # one built the world
 
 
-def test_a_recording_whose_end_differs_is_left_out(world, recorded):
+def test_a_recording_whose_end_differs_is_left_out(world, recorded, tmp_path):
     gave_up, _, solved = recorded
-    wrong = [replace(gave_up, success=True), replace(solved, success=False), replace(solved, steps=solved.steps[:-1])]
+    goes_on = imported([line(world, "D3", [*by_expert(world, []), "look"], True)], tmp_path)
+    wrong = [replace(gave_up, success=True), replace(solved, success=False), *goes_on]
     assert not any(knowagent.replay(world, episode, set())[0] for episode in wrong)
     assert knowagent.replay(world, solved, set())[0]
 
@@ -171,6 +177,14 @@ def test_real_games_are_rebuilt_and_can_be_won(some_rooms, games):
             seen = rebuilt(at_hand, task, like, [transcript(episode) for episode in played])
             assert solvable(game.world) and not solvable(seen.world)
     assert hidden > 0
+
+
+def test_what_is_hidden_is_not_where_the_goal_wants_it(games):
+    """Games at which nobody looked: all that the goal needs is hidden."""
+    at_hand = Games(games / "json_2.1.1/valid_train")
+    for task, like in islice(at_hand.paths.items(), 60):
+        game = rebuilt(at_hand, task, like, [[]], hide=True)
+        assert game.hidden and solvable(game.world) and not is_won(game.world, game.world.start)
 
 
 def solvable(world):

@@ -41,9 +41,14 @@ class Games:
         self._of_room: dict[tuple[str, str], Path] = {}
         self.traits: dict[str, set[str]] = defaultdict(set)
         """Kind of thing -> what can be done with it, in any game."""
+        self.lies_in: dict[str, set[str]] = defaultdict(set)
+        """Kind of thing -> kinds of places where it lies at the start, in any game."""
         for task, path in self.paths.items():
             world, found = load_game(path), _facts(path)
             self._of_room.setdefault((_scene(task), room(world, world.start)), path)
+            for place, things in world.start.contents.items():
+                for thing in things:
+                    self.lies_in[world.type_of[thing]].add(world.type_of[place])
             kinds = {fact[1]: fact[2].removesuffix("type") for fact in found if fact[0] == "objecttype"}
             for predicate, *arguments in found:
                 if predicate in _TRAITS and arguments[0] in kinds:
@@ -78,13 +83,13 @@ def rebuilt(games: Games, task: str, like: Path, transcripts: Sequence[Transcrip
         task: as for `Games.of_room`.
         like: the file of a game of the same room.
         transcripts: all recorded episodes of this game.
-        hide: what the goal needs and no recording shows is put where none looked and where it fits, by a seed of the task's
-            name: every real game can be won. Without, and where it fits nowhere, such a game cannot be.
+        hide: what the goal needs and no recording shows is put where none looked, in a kind of place where it lies in other
+            games, by a seed of the task's name: every real game can be won. Without, such a game cannot be.
     """
     model, facts, goal = load_game(like), _facts(like), _goal(task)
     contents: dict[str, list[str]] = {}
     given = [_first_looks(steps, contents) for steps in transcripts]
-    hidden = _hide(model, goal, task, contents) if hide else 0
+    hidden = _hide(games, model, goal, task, contents) if hide else 0
     old = {fact[1] for fact in facts if fact[0] == "objecttype"}
     kept = [fact for fact in facts if not old & set(fact[1:])]
     id_of = {model.names[r]: model.ids[r] for r in model.receptacles}
@@ -130,7 +135,7 @@ def _first_looks(steps: Transcript, contents: dict[str, list[str]]) -> set[int]:
     return used
 
 
-def _hide(model: World, goal: Goal, task: str, contents: dict[str, list[str]]) -> int:
+def _hide(games: Games, model: World, goal: Goal, task: str, contents: dict[str, list[str]]) -> int:
     """Add what the goal needs and no place holds to places that are not in `contents` yet; returns how many things."""
     needed = [goal.object_type] * (2 if goal.kind == "two" else 1)
     needed += [goal.receptacle_type] if goal.kind == "light" else []
@@ -138,11 +143,10 @@ def _hide(model: World, goal: Goal, task: str, contents: dict[str, list[str]]) -
     for thing in shown:
         if (kind := thing.rsplit(" ", 1)[0]) in needed:
             needed.remove(kind)
-    places = [model.names[r] for r in model.receptacles if model.names[r] not in contents]
-    fits = {model.names[r]: model.accepts[r] for r in model.receptacles if model.type_of[r] != goal.receptacle_type}
+    places = [r for r in model.receptacles if model.names[r] not in contents and model.type_of[r] != goal.receptacle_type]
     hidden = 0
     for kind in needed:
-        if possible := [place for place in places if kind in fits.get(place, ())]:
+        if possible := [model.names[r] for r in places if model.type_of[r] in games.lies_in[kind]]:
             name = next(name for n in range(1, len(shown) + 2) if (name := f"{kind} {n}") not in shown)
             shown.add(name)
             contents.setdefault(possible[derive_seed("hidden", task, name) % len(possible)], []).append(name)
