@@ -28,6 +28,7 @@ from r2v.evaluation.curves import resample_BT
 from r2v.evaluation.outcomes import Row, gather
 from r2v.evaluation.results import Played
 from r2v.logs.importing import import_logs
+from r2v.routers.r2v import R2V
 
 FAMILY = "pick_clean_then_place_in_recep"
 PUT = SceneSettings(house="small", receptacles=(5, 8), objects=(6, 11), dialect="put")
@@ -301,6 +302,10 @@ def test_a_router_is_shown_beside_random_and_step_0_at_its_share():
     assert low < 0.25 < high
     assert household.handed_over(alone, teacher, risk_N, 0.375).tolist() == [0, 1, 0, 1]  # c is no use
     assert household.handed_over(alone, teacher, risk_N, 0.625).tolist() == [0.5, 1, 0, 1]
+
+
+def test_an_episode_that_broke_before_its_first_step_is_not_handed_over(recorded):
+    assert household._first_risk(R2V(risk=None), replace(recorded[0], steps=())) == 0
 
 
 def test_drafts_are_paid_beside_the_expert(recorded):

@@ -65,12 +65,11 @@ def bench(
         )
     router = folder.router("r2v")
     assert isinstance(router, R2V)  # every run has it
-    first = [episode.steps[0].choice.features for episode in episodes["slm_only"]]
-    risk_N = np.array([router.score(features) for features in first if features is not None])
+    risk_N = np.array([_first_risk(router, episode) for episode in episodes["slm_only"]])
     usd = {name: float(np.mean([cost(episode) for episode in found])) for name, found in episodes.items()}
-    weights_BT = resample_BT(tasks, folder.settings.evaluate.resamples, seed)
+    weights_BT = resample_BT(len(played["slm_only"].chosen.success_T), folder.settings.evaluate.resamples, seed)
     facts = {
-        "tasks": tasks, "episodes": len(risk_N), "seed": seed, "strong": "the household's expert",
+        "tasks": weights_BT.shape[1], "episodes": len(risk_N), "seed": seed, "strong": "the household's expert",
         "prices": f"list prices of {SLM} for the SLM, which the run trained, and of {EXPERT} for the expert, a program",
     }  # fmt: skip
     return {"suite": NAME, **table(played, usd, risk_N, weights_BT), "fidelity": {}, "facts": facts}
@@ -119,6 +118,12 @@ def handed_over(alone: Outcomes, teacher: Outcomes, risk_N: Floats, share: float
     rank_N[np.argsort(-risk_N, kind="stable")] = np.arange(len(risk_N))
     given_TZ = np.clip(share * len(risk_N) - rank_N, 0, 1).reshape(alone.success_TZ.shape)
     return np.asarray((given_TZ * teacher.success_TZ + (1 - given_TZ) * alone.success_TZ).mean(axis=1))
+
+
+def _first_risk(router: R2V, episode: Episode) -> float:
+    """Risk at the first step; of an episode that broke before it, none."""
+    features = episode.steps[0].choice.features if episode.steps else None
+    return 0.0 if features is None else router.score(features)
 
 
 def cost(episode: Episode) -> float:

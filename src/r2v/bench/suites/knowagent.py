@@ -112,6 +112,7 @@ def taken_over(session: Session, goal: str, t: int, draft: str) -> Outcome:
 
 
 def transcript(episode: Episode) -> Transcript:
+    """The weak model's commands with the recorded answers."""
     assert episode.final is not None  # a recording ends with an answer
     answers = [*(step.observation.text for step in episode.steps[1:]), episode.final.text]
     return [(step.choice.action.text, answer) for step, answer in zip(episode.steps, answers, strict=True)]

@@ -1,7 +1,7 @@
 """ALFWorld games rebuilt from recordings of them, where the game's own file is not at hand.
 
 The room, its places, rules and kinds of things are those of another game of the same room; the things lie where a recording
-first shows them. What no recording looked at is not there.
+first shows them. What no recording looked at is not there, or hidden at random (`hide`) as far as the goal needs it.
 """
 
 from __future__ import annotations
