@@ -82,8 +82,8 @@ class Queries:
             "of": {name: sum(raw["dataset"] == name for _, raw in sample) for name in WRITTEN},
             "prices": f"list prices of {WEAK} and {STRONG}",
             "characters_of_an_answer": WRITTEN,
-            "not_recorded": "answers, and examples in the prompt: a router sees the question alone, and the weak model is not "
-            "paid where it is not asked",
+            "not_recorded": "answers, and examples in the prompt: a router sees the question alone, and the weak model is "
+            "not paid where it is not asked",
         }
         return Loaded(episodes, groups(episodes).group_E, STRONG, Answers(episodes, strong), facts=facts)
 
