@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from alfworld_replay import Games, Json, normal, rebuilt, room_of
+from alfworld_replay import Games, Json, cases_of, normal, room_of
 from fold_risk import FOLDS, folds, own_steps
 from replay_real_slm import SEED, SHARES, Table
 
@@ -123,8 +123,8 @@ def main() -> None:
         with tarfile.open(data / "alfworld/games_train_seen.tar.xz") as archive:
             archive.extractall(aside, filter="data")
         games = Games(Path(aside))
-        known = {task: both for task, both in by_task.items() if room_of(both[0]) in games.of_room}
-        worlds = {task: rebuilt(games, both)[0][0] for task, both in known.items()}
+        known = {task: like for task, both in by_task.items() if (like := room_of(games, both[0])) is not None}
+        worlds = {task: cases_of(games, like, by_task[task])[0][0] for task, like in known.items()}
     print(json.dumps(study(worlds, import_logs(log, "knowagent-alfworld")[0]), indent=1))
 
 

@@ -55,6 +55,9 @@ SLOW = {
     "test_plugins.py::test_a_run_without_torch_stops_before_it_plays",
     # other engines, recorded games and answers
     "test_recorded_help.py",
+    "test_bench_suites.py::test_real_games_are_rebuilt_and_can_be_won",
+    "test_bench_suites.py::test_what_is_hidden_is_not_where_the_goal_wants_it",
+    "test_bench_suites.py::test_real_questions",
     "test_household_textworld.py",
     "test_traces.py::test_our_engine_answers_a_real_model_as_alfworld_did",
     "test_traces.py::test_where_the_game_is_at_hand_every_step_is_compared",

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from r2v.bench.suites import household
 from r2v.gateway.routing import load_configured
 from r2v.gateway.settings import RouteSettings
 from r2v.pipeline.run_folder import folder_of
@@ -272,6 +273,22 @@ def test_ablate_makes_every_table(science):
     page = (science / "ablation" / "ablation.html").read_text()
     assert "replay (optimistic)" in page and "without_verifier" in page and "62.6 %" in page
     assert not (science / "ablation" / "partial").exists()
+
+
+def test_the_bench_plays_a_run_on_fresh_tasks_beside_random_and_step_0(finished, tmp_path):
+    found = household.bench(finished, 4, seed=7, out=tmp_path / "kept")
+    rows = {row["router"]: row for row in found["rows"]}
+    assert (found["suite"], found["facts"]["episodes"]) == ("household", 16)
+    assert list(rows) == list(results_of(finished)["routers"])
+    assert (rows["slm_only"]["share_strong"], rows["llm_only"]["share_strong"]) == (0, 1)
+    assert all(row["ci95"][0] <= row["success"] <= row["ci95"][1] for row in rows.values())
+    paid = [row["usd_per_solved"] for row in rows.values() if row["success"]]
+    assert paid and all(usd > 0 for usd in paid)
+    for name, nulls in found["nulls"].items():
+        for null in (nulls["random"], nulls["step_0"]):
+            assert null["success"] + null["gain"] == pytest.approx(rows[name]["success"])
+    kept = json.loads((tmp_path / "kept/results.json").read_text())["routers"]
+    assert {name: row["success"] for name, row in rows.items()} == {name: r["success_rate"] for name, r in kept.items()}
 
 
 def test_fresh_tasks_are_new_and_have_the_same_shape(finished, tmp_path):

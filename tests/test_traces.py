@@ -353,8 +353,9 @@ def test_the_expert_rescues_a_real_model_and_gaps_are_counted(games, shared_data
         for raw in map(json.loads, file):
             by_task.setdefault(raw["task"], []).append(raw)
     at_hand = replay.Games(games)
-    known = [task for task, both in by_task.items() if replay.room_of(both[0]) in at_hand.of_room][:60]
-    worlds = {task: replay.rebuilt(at_hand, by_task[task])[0][0] for task in known}
+    likes = {task: replay.room_of(at_hand, both[0]) for task, both in by_task.items()}
+    known = [(task, like) for task, like in likes.items() if like is not None][:60]
+    worlds = {task: replay.cases_of(at_hand, like, by_task[task])[0][0] for task, like in known}
     monkeypatch.setattr(module, "SHARES", (0.5,))
     episodes = [e for e in import_logs(log, "knowagent-alfworld")[0] if e.task.id in worlds]
     found = module.study(worlds, episodes)

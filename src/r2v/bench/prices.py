@@ -15,6 +15,7 @@ from r2v.studies.costs import CHARACTERS
 LIST: Mapping[str, PriceSettings] = {
     "gpt-3.5": PriceSettings(input=0.5, output=1.5),
     "gpt-4": PriceSettings(input=30.0, output=60.0),
+    "gpt-4-turbo": PriceSettings(input=10.0, output=30.0),
     "gpt-4o-mini": PriceSettings(input=0.15, output=0.6, cached=0.075),
     "gpt-4o": PriceSettings(input=2.5, output=10.0, cached=1.25),
     "gpt-4.1": PriceSettings(input=2.0, output=8.0, cached=0.5),
@@ -30,6 +31,7 @@ LIST: Mapping[str, PriceSettings] = {
     "gemini-2.0-flash": PriceSettings(input=0.1, output=0.4, cached=0.025),
     "command-r": PriceSettings(input=0.15, output=0.6),
     "command-r-plus": PriceSettings(input=2.5, output=10.0),
+    "mixtral-8x7b": PriceSettings(input=0.6, output=0.6),
     "llama-3-70b": PriceSettings(input=0.9, output=0.9),
     "llama-2-70b": PriceSettings(input=0.9, output=0.9),
     "mixtral-8x7b": PriceSettings(input=0.5, output=0.5),

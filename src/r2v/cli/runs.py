@@ -95,27 +95,13 @@ def evaluate(
     """Play a finished run on new tasks under perturbation seeds that were never used: nobody tuned on those."""
     from rich.console import Console
 
-    from r2v.core.seeds import derive_seed
-    from r2v.pipeline.run_folder import RunFolder
-    from r2v.pipeline.runner import study
-    from r2v.pipeline.settings import FRESH_SEEDS_FROM
-    from r2v.pipeline.stages.evaluate import evaluate_on
+    from r2v.pipeline.stages.evaluate import evaluate_fresh
     from r2v.report.page import write_report
     from r2v.report.tables import summary
     from r2v.runtime.executor import ExecutorChoice
 
-    choice = ExecutorChoice(executor, address)
-    run = RunFolder(run_folder)
-    settings = run.settings
-    run.finished("collect", "clone", "prefer", "rollout", "fit")
-    tasks = settings.domain.fresh_tasks(settings.environment, fresh_tasks, derive_seed("fresh tasks", settings.seed, seed))
-    known = {task.id for split in run.splits().values() for task in split}
-    if overlap := known & {task.id for task in tasks}:
-        raise StageError(f"{len(overlap)} of the new tasks are tasks of the run; choose another --seed")
-    zs = [FRESH_SEEDS_FROM + seed * 1000 + i for i in range(len(settings.perturbations.test))]
-    console = Console()
-    with study(run_folder, out, "evaluate", console, choice) as ctx:
-        evaluate_on(ctx, tasks, zs, f"fresh tasks, seed {seed}")
+    choice, console = ExecutorChoice(executor, address), Console()
+    evaluate_fresh(run_folder, out, fresh_tasks, seed, console, choice)
     results = read_json(out / "results.json")
     write_report(results, read_episodes(out / "episodes.parquet"), out, title=f"{run_folder.name}, fresh tasks")
     console.print(summary(results))

@@ -37,11 +37,11 @@ def area_B(points: Sequence[Outcomes], weights_BT: Floats) -> Floats:
     return np.asarray(np.trapezoid(success_BP, rate_BP, axis=1))
 
 
-def success_at_B(points: Sequence[Outcomes], calls: float, weights_BT: Floats) -> Floats:
+def success_at_B(points: Sequence[Outcomes], calls: float, weights_BT: Floats, *, rate: bool = False) -> Floats:
     """Success with so many teacher calls an episode on average, for each resample: the mixture of the two points on either
-    side, one of which is drawn for each episode. `points` as for `area_B`.
+    side, one of which is drawn for each episode. `points` as for `area_B`; `rate`: `calls` is a share of the steps.
     """
-    calls_BP = weights_BT @ np.stack([point.calls_T for point in points], axis=1)
+    calls_BP = weights_BT @ np.stack([point.call_rate_T if rate else point.calls_T for point in points], axis=1)
     success_BP = weights_BT @ np.stack([point.success_T for point in points], axis=1)
     order_BP = np.argsort(calls_BP, axis=1, kind="stable")
     calls_BP, success_BP = np.take_along_axis(calls_BP, order_BP, 1), np.take_along_axis(success_BP, order_BP, 1)

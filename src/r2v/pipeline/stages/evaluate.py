@@ -3,27 +3,62 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
-from r2v.core.types import Task
+from rich.console import Console
+
+from r2v.core.errors import StageError
+from r2v.core.seeds import derive_seed
+from r2v.core.types import Episode, Task
 from r2v.evaluation.replay import replayable, replayed
 from r2v.evaluation.results import Played, Prices, calibration, summarise
 from r2v.pipeline.agents import AgentSpec
 from r2v.pipeline.oracle_bound import oracle_bound
 from r2v.pipeline.play import at, outcomes, play, routed_at
 from r2v.pipeline.provenance import provenance
-from r2v.pipeline.runner import StageContext
+from r2v.pipeline.run_folder import RunFolder
+from r2v.pipeline.runner import LOCAL, StageContext, study
+from r2v.pipeline.settings import FRESH_SEEDS_FROM
 from r2v.routers.r2v import R2V
+from r2v.runtime.executor import ExecutorChoice
 from r2v.runtime.store import read_json, write_episodes, write_json
 
 ENDS = ("slm_only", "llm_only")
 """The ends of every curve, which have no threshold."""
+Evaluated = tuple[dict[str, Played], dict[str, list[Episode]]]
+"""What came of each router, and its episodes at its operating point, by task and seed."""
 
 
 def evaluate(ctx: StageContext) -> None:
     evaluate_on(ctx, ctx.run.split("test"), ctx.settings.perturbations.test, "test tasks of the run")
 
 
-def evaluate_on(ctx: StageContext, tasks: Sequence[Task], seeds: Sequence[int], split: str) -> None:
+def evaluate_fresh(
+    root: Path, out: Path, count: int, seed: int, console: Console, choice: ExecutorChoice = LOCAL
+) -> Evaluated:
+    """`evaluate_on` of a finished run on new tasks, under perturbation seeds that were never used. Raises StageError.
+
+    Args:
+        root: the run.
+        out: the folder to write to.
+        count: how many tasks.
+        seed: of the tasks and their perturbation seeds.
+        console: shows progress.
+        choice: where it is played.
+    """
+    run = RunFolder(root)
+    settings = run.settings
+    run.finished("collect", "clone", "prefer", "rollout", "fit")
+    tasks = settings.domain.fresh_tasks(settings.environment, count, derive_seed("fresh tasks", settings.seed, seed))
+    known = {task.id for split in run.splits().values() for task in split}
+    if overlap := known & {task.id for task in tasks}:
+        raise StageError(f"{len(overlap)} of the new tasks are tasks of the run; choose another --seed")
+    zs = [FRESH_SEEDS_FROM + seed * 1000 + i for i in range(len(settings.perturbations.test))]
+    with study(root, out, "evaluate", console, choice) as ctx:
+        return evaluate_on(ctx, tasks, zs, f"fresh tasks, seed {seed}")
+
+
+def evaluate_on(ctx: StageContext, tasks: Sequence[Task], seeds: Sequence[int], split: str) -> Evaluated:
     """Play every router on every task under every seed; write `results.json` and `episodes.parquet` to `ctx.out`."""
     s, run = ctx.settings, ctx.run
     points = run.operating_points()
@@ -75,3 +110,4 @@ def evaluate_on(ctx: StageContext, tasks: Sequence[Task], seeds: Sequence[int], 
         "provenance": provenance(ctx, split),
     }
     write_json(ctx.out / "results.json", results)
+    return played, chosen
