@@ -15,7 +15,17 @@ import yaml
 
 from r2v.bench.twinrouter.adapter import BASH, TwinRouter, bounds_of, named_router
 from r2v.bench.twinrouter.bank import Row, read_bank
-from r2v.bench.twinrouter.bill import Case, PromptCaches, published_rows, row_of, score_run, tokens_of, total, usd
+from r2v.bench.twinrouter.bill import (
+    Case,
+    PromptCaches,
+    ledger_cases,
+    published_rows,
+    row_of,
+    score_run,
+    tokens_of,
+    total,
+    usd,
+)
 from r2v.bench.twinrouter.protocol import CacheStateSnapshot, ModelCacheView, RouterContext, RouterDecision, RunConfig
 from r2v.bench.twinrouter.published import MODELS, PRICES, PUBLISHED, TIERS
 from r2v.bench.twinrouter.run import bench
@@ -34,6 +44,7 @@ from r2v.routers.restart import Restart
 from r2v.routers.rules import Rules
 from r2v.routers.verifier import VerifierRouter
 from r2v.runtime.settings import validated
+from test_gateway import TOOLS, make  # noqa: F401  (a fixture)
 
 LOW, MID, MID_HIGH, HIGH = MODELS.values()
 SYSTEM, ASK = {"role": "system", "content": "You fix code."}, {"role": "user", "content": "mend the parser in module"}
@@ -277,6 +288,24 @@ def test_tokens_of_needs_counts():
     assert tokens_of({"prompt_tokens": 0, "completion_tokens": 0}) == Tokens()
     with pytest.raises(ValueError, match="whole numbers"):
         tokens_of({"prompt_tokens": 1.5, "completion_tokens": 1})
+
+
+def test_sessions_of_a_gateway_are_cases(make, tmp_path):  # noqa: F811
+    """Drafts count beside the answers: 3 drafts and a teacher's answer where the step is escalated."""
+    world = make(route__router="verifier", route__threshold=0.0)  # every step is escalated
+    for name in ("django__django-1", "django__django-2"):
+        facts = world.post(headers={"x-r2v-session-id": name}, tools=TOOLS).headers
+        assert facts["x-r2v-model"] == "teacher-1"
+        world.post("/v1/outcomes", {"session_id": name, "reward": float(name.endswith("1"))})
+    first, second = ledger_cases(world.ledger)
+    assert (first.instance, first.solved, second.solved) == ("django__django-1", True, False)
+    assert first.calls == {"teacher-1": 1} and second.usd == pytest.approx(float(facts["x-r2v-cost-usd"]), abs=1e-8)
+    assert total([first, second])["total_leaderboard_bill_usd"] == pytest.approx(first.usd + second.usd + 0.6)
+    world.post(headers={"x-r2v-session-id": "django__django-3"}, tools=TOOLS)
+    with pytest.raises(ArtifactError, match=r"session django__django-3 has no outcome \(1 have none\)"):
+        ledger_cases(world.ledger)
+    with pytest.raises(ArtifactError, match="does not exist; give the gateway's ledger"):
+        ledger_cases(tmp_path / "none.db")
 
 
 # -- the adapter ---------------------------------------------------------------------------------------------------------
@@ -572,7 +601,8 @@ def test_the_bank_is_read_from_parquet(tmp_path, as_text):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"target_tier": "top"}, "target_tier 'top'"), ({"target_tier_id": 2}, "target_tier_id 2"), ({"id": None}, "has no id"),
+        ({"target_tier": "top"}, "target_tier 'top'"), ({"target_tier_id": 2}, "target_tier_id 2"),
+        ({"id": None}, "has no id"),
         ({"step_index": 0}, "step_index 0"), ({"step_index": "1"}, "step_index '1'"), ({"messages": []}, "no messages"),
         ({"messages": "x"}, "Expecting value"), ({"messages": [1]}, "no list of objects"),
         ({"id": "mtrag_turn_3_step_1"}, "occurs twice"),

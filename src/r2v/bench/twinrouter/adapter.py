@@ -29,8 +29,8 @@ from r2v.core.agent import MAX_RETRIES
 from r2v.core.errors import SettingsError
 from r2v.core.features import FEATURES, featurise, proposing, seen_as
 from r2v.core.seeds import derive_seed
-from r2v.core.types import NO_USAGE, Candidate, Context, Decision, Features, Memory
-from r2v.messages.conversation import BadRequest, Json, context_of, parse, text_of, tools_of
+from r2v.core.types import NO_USAGE, Candidate, Decision, Features, Memory
+from r2v.messages.conversation import BadRequest, Json, Request, context_of, parse, text_of, tools_of
 from r2v.routers import BUILT_IN, SHIPPED, load_router, router_class
 from r2v.routers.base import RouterBase
 from r2v.routers.query import Query
@@ -192,12 +192,12 @@ class TwinRouter:
             if not written:
                 return None
             latest = written[-1]
-        context, tools = self._read(ctx, messages[:latest])
-        features = UNREAD
+        request = self._read(ctx, messages[: latest + 1])
+        context, features = context_of(replace(request, messages=request.messages[:latest]), self._horizon), UNREAD
         if self._reads_draft:
-            draft = self._read(ctx, messages[: latest + 1])[0].actions[-1]
+            draft = context_of(request, self._horizon).actions[-1]
             candidates = (Candidate(draft, None, None, NO_USAGE),)
-            scores = asyncio.run(verifier_named(self._verifier, tools).score(context, [draft]))
+            scores = asyncio.run(verifier_named(self._verifier, tools_of(request.tools)).score(context, [draft]))
             features = seen_as(self._view, featurise(context, candidates, scores), scores)
             context = proposing(context, candidates, scores)
         elif new:  # what was said before is not of this episode: routers of whole episodes decide now
@@ -209,12 +209,11 @@ class TwinRouter:
                 return decision
         raise SettingsError(f"router {self.name} wants further drafts, and TwinRouterBench has none; give another one")
 
-    def _read(self, ctx: RouterContext, messages: Sequence[Json]) -> tuple[Context, tuple[Json, ...]]:
-        """The context as the gateway reads it, and the tools that are offered."""
+    def _read(self, ctx: RouterContext, messages: Sequence[Json]) -> Request:
+        """The messages as the gateway reads them, with the tools that are offered."""
         tools = [_tool(tool) for tool in ctx.tools or self._tools]
         try:
-            request = parse(msgspec.json.encode({"messages": messages} | ({"tools": tools} if tools else {})))
-            return context_of(request, self._horizon), tools_of(request.tools)
+            return parse(msgspec.json.encode({"messages": messages} | ({"tools": tools} if tools else {})))
         except (BadRequest, TypeError, ValueError) as error:
             raise SettingsError(f"{ctx.instance_id}, step {ctx.step_index}: cannot read the messages ({error})") from None
 
@@ -319,7 +318,7 @@ def _call(call: Mapping[str, Any]) -> Json:
     function = call.get("function") or call
     arguments = function.get("arguments")
     text = arguments if isinstance(arguments, str) else msgspec.json.encode(arguments or {}).decode()
-    return {"id": call.get("id"), "function": {"name": function.get("name"), "arguments": text}}
+    return {"id": call.get("id"), "function": {"name": str(function.get("name") or ""), "arguments": text}}
 
 
 def _tool(tool: Mapping[str, Any]) -> Json:

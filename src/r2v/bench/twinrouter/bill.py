@@ -7,8 +7,9 @@ Four counts of tokens (read anew, read from the cache, written to it, written as
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,15 @@ from r2v.bench.twinrouter.published import MODELS, PRICES, PUBLISHED, TIERS, Dyn
 from r2v.clients.settings import PriceSettings
 from r2v.clients.tokens import Tokens, counted
 from r2v.core.errors import ArtifactError
+from r2v.core.types import SOLVED
 from r2v.core.untrusted import parsed_json, read_json, unpacked_lines
 from r2v.evaluation.curves import interval, resample_BT
+from r2v.gateway.ledger import Ledger
 
 RESAMPLES = 1000
 STRONGEST = MODELS[TIERS[-1]]
+ASIDE = ".aside"
+"""After a session's name: requests beside its steps, such as titles."""
 
 
 def usd(tokens: Tokens, price: PriceSettings) -> float:
@@ -167,12 +172,42 @@ def _steps(trace: Path) -> Iterable[tuple[int, Any]]:
         raise ArtifactError(f"{trace}, line {number}: it is no JSON ({error}); run the instance again") from None
 
 
+def ledger_cases(path: Path) -> list[Case]:
+    """The cases that a gateway of r2v served, a session each, by what it has charged for all calls, unused drafts included.
+
+    Args:
+        path: of its ledger. Sessions are named by their instances (`x-r2v-session-id`), and have outcomes.
+
+    Raises:
+        ArtifactError: there is no such ledger, or a session has no outcome.
+    """
+    if not path.is_file():
+        raise ArtifactError(f"{path} does not exist; give the gateway's ledger (`store.path`)")
+    spent: dict[str, float] = defaultdict(float)
+    calls: dict[str, Counter[str]] = {}
+    solved: dict[str, bool] = {}
+    with closing(Ledger(path)) as ledger:
+        for entries, outcome, _ in ledger.whole_sessions(None):
+            name = entries[0].session.rpartition("/")[2].removesuffix(ASIDE)  # KEY/NAME
+            spent[name] += math.fsum(entry.slm_usd + entry.teacher_usd for entry in entries)
+            calls.setdefault(name, Counter()).update(entry.model for entry in entries)
+            if outcome is not None:
+                solved[name] = outcome[0] >= SOLVED
+    if unknown := sorted(spent.keys() - solved.keys()):
+        raise ArtifactError(
+            f"{path}: the session {unknown[0]} has no outcome ({len(unknown)} have none); send each by POST /v1/outcomes"
+        )
+    return [Case(name, solved[name], spent[name], calls[name]) for name in sorted(spent)]
+
+
 def row_of(router: str, cases: Sequence[Case], seed: int = 1) -> dict[str, Any]:
     """A run as a row of `r2v bench`, with the leaderboard's totals beside it; the interval is over cases."""
     calls = sum((Counter(case.calls) for case in cases), Counter[str]())
     found = total(cases)
     success_T = np.array([float(case.solved) for case in cases])
-    success_B = resample_BT(len(cases), RESAMPLES, seed) @ success_T
+    success_B = np.round(
+        resample_BT(len(cases), RESAMPLES, seed) @ success_T, 12
+    )  # weights add up to 1 but for the last bits
     spent, solved = found["total_router_cost_usd"], found["resolved_count"]
     return {
         "router": router,

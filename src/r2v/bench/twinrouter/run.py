@@ -143,7 +143,7 @@ def _asked(bank: Bank, router: TwinRouter, name: str, progress: Progress) -> lis
 def _row(bank: Bank, name: str, drawn: Sequence[Ints], weights_BJ: Floats) -> dict[str, Any]:
     """Means over the draws; the interval is over trajectories. A case is solved where every one of its steps passes."""
     solved_J = np.mean([bank.solved_J(tiers) for tiers in drawn], axis=0)
-    success_B = weights_BJ @ solved_J
+    success_B = np.round(weights_BJ @ solved_J, 12)  # the weights of a resample add up to 1 but for the last bits
     scores = [bank.scores(tiers) for tiers in drawn]
     solved = float(solved_J.sum())
     mean = {key: float(np.mean([one[key] for one in scores])) for key in scores[0] if key != "cost_save_by_workload"}
