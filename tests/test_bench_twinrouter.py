@@ -449,16 +449,15 @@ def test_bounds_give_each_tier_its_share():
 
 
 def test_a_warm_stronger_model_that_costs_no_more_is_taken():
-    """50,000 tokens: new to low 0.0128 USD, warm at mid_high 0.0040; at high 0.0375 even warm."""
+    """50,000 tokens: new to low 0.0128 USD, held by mid_high 0.0040 and by high 0.0375; new to mid_high 0.0265."""
     long = [{"role": "user", "content": "x" * 4 * 50_000}]
     warm = {model: ModelCacheView(model, 800.0, 50_000) for model in (MID_HIGH, HIGH)}
     assert doubting(cache_aware=True).select(at(long, 0, cache=warm)).model_id == MID_HIGH
     assert doubting().select(at(long, 0, cache=warm)).model_id == LOW
-    cold = {MID_HIGH: ModelCacheView(MID_HIGH, 600.0, 50_000)}  # 400 s ago
-    picked = doubting(cache_aware=True).select(at(long, 0, cache=cold))
-    assert picked.model_id == MID_HIGH and "costs no more" in picked.rationale  # its cache writes are that cheap
-    dear = usd(Tokens(50_000, 500, 0, 50_000), PRICES[MID])
-    assert usd(Tokens(50_000, 500, 0, 50_000), PRICES[MID_HIGH]) < usd(Tokens(50_000, 500, 0, 50_000), PRICES[LOW]) < dear
+    for seconds, model in ((300, MID_HIGH), (301, LOW)):
+        alive = {MID_HIGH: ModelCacheView(MID_HIGH, 1000.0 - seconds, 50_000)}
+        assert doubting(cache_aware=True).select(at(long, 0, cache=alive)).model_id == model
+    assert "costs no more" in doubting(cache_aware=True).select(at(long, 0, cache=warm)).rationale
     assert doubting(cache_aware=True, first="high").select(at(long, 0, cache=warm)).model_id == HIGH
 
 

@@ -230,19 +230,26 @@ class TwinRouter:
 
     def _no_dearer(self, asked: Asked, ctx: RouterContext) -> Asked:
         """Of this tier and the stronger ones, the one whose next call costs least; the strongest of equals."""
-        prompt, state = estimated_tokens(ctx.messages), ctx.cache_state
-        price = {}
+        prompt = estimated_tokens(ctx.messages)
+        cost = {}
         for tier in range(asked.tier, HIGH + 1):
             model = self._models[TIERS[tier]]
-            view = state.by_model.get(model)
-            warm = view is not None and view.last_call_ts is not None
-            warm = warm and state.now_ts - view.last_call_ts <= state.wallclock_ttl_sec  # type: ignore[union-attr,operator]
-            cached = min(view.prefix_token_count, prompt) if warm and view is not None else 0
-            price[tier] = usd(Tokens(prompt, PUBLISHED.output_tokens, cached, prompt - cached), PRICES[model])
-        best = min(price, key=lambda tier: (price[tier], -tier))
+            held, price = min(_held(ctx, model), prompt), PRICES[model]
+            rest = prompt - held  # charged as input or as a cache write, which depends on the provider: the dearer counts
+            cost[tier] = max(usd(Tokens(prompt, PUBLISHED.output_tokens, held, written), price) for written in (0, rest))
+        best = min(cost, key=lambda tier: (cost[tier], -tier))
         if best == asked.tier:
             return asked
-        return replace(asked, tier=best, reason=f"{asked.reason}; {TIERS[best]} costs no more while its cache is warm")
+        return replace(asked, tier=best, reason=f"{asked.reason}; {TIERS[best]} costs no more, by what its cache holds")
+
+
+def _held(ctx: RouterContext, model: str) -> int:
+    """Tokens of the prompt that a model's cache still holds."""
+    view = ctx.cache_state.by_model.get(model)
+    if view is None or view.last_call_ts is None:
+        return 0
+    alive = ctx.cache_state.now_ts - view.last_call_ts <= ctx.cache_state.wallclock_ttl_sec
+    return view.prefix_token_count if alive else 0
 
 
 def estimated_tokens(messages: Sequence[Mapping[str, Any]]) -> int:
