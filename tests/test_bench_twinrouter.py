@@ -297,9 +297,12 @@ def test_sessions_of_a_gateway_are_cases(make, tmp_path):  # noqa: F811
         facts = world.post(headers={"x-r2v-session-id": name}, tools=TOOLS).headers
         assert facts["x-r2v-model"] == "teacher-1"
         world.post("/v1/outcomes", {"session_id": name, "reward": float(name.endswith("1"))})
+    titled = world.post(headers={"x-r2v-session-id": name}).headers  # without tools: beside the steps
     first, second = ledger_cases(world.ledger)
     assert (first.instance, first.solved, second.solved) == ("django__django-1", True, False)
-    assert first.calls == {"teacher-1": 1} and second.usd == pytest.approx(float(facts["x-r2v-cost-usd"]), abs=1e-8)
+    assert titled["x-r2v-session-id"] == f"{name}.aside"
+    costs = [float(headers["x-r2v-cost-usd"]) for headers in (facts, titled)]
+    assert first.calls == {"teacher-1": 1} and second.usd == pytest.approx(sum(costs), abs=1e-8) and min(costs) > 0
     assert total([first, second])["total_leaderboard_bill_usd"] == pytest.approx(first.usd + second.usd + 0.6)
     world.post(headers={"x-r2v-session-id": "django__django-3"}, tools=TOOLS)
     with pytest.raises(ArtifactError, match=r"session django__django-3 has no outcome \(1 have none\)"):
@@ -378,6 +381,8 @@ def test_the_draft_and_its_context_are_those_of_the_gateway():
     scores = asyncio.run(ToolCallVerifier(tools_of(request.tools)).score(context, [latest.actions[-1]]))
     assert seen[-1] == (proposing(context, candidates, scores), featurise(context, candidates, scores), 1)
     assert seen[-1][0].t == 2 and "pytest" in seen[-1][0].proposed.text
+    TwinRouter(Watching(fitted_with=FittedWith(1, 40, None, "pseudo_entropy"))).ask(at(messages, 3))
+    assert seen[-1][1].present[0] and not seen[-2][1].present[0]
 
 
 def test_each_instance_has_a_memory_of_its_own():
@@ -391,6 +396,7 @@ def test_each_instance_has_a_memory_of_its_own():
     ]  # fmt: skip
     assert picked == [LOW, LOW, HIGH, HIGH, LOW, LOW]
     assert twin.select(at(longer, 2)).model_id == HIGH
+    assert [twin.select(at(longer, 5, "again")).model_id for _ in range(3)] == [LOW] * 3  # each a run of its own
 
 
 def test_routers_that_read_no_draft_decide_on_this_step():
@@ -484,7 +490,8 @@ def test_it_is_made_from_arguments_of_a_command_line(tmp_path):
     )  # as rules: it repeats a failure
     for arguments, said in (
         ({"router": "r2v"}, "has to be fitted"), ({"router": "rules", "tiers": "a"}, "are numbers"),
-        ({"router": "rules", "cache_aware": "1"}, "cache_aware=yes"), ({"router": str(tmp_path / "none")}, "does not exist"),
+        ({"router": "rules", "cache_aware": "1"}, "cache_aware=yes"),
+        ({"router": str(tmp_path / "none")}, "no router is called"),
     ):  # fmt: skip
         with pytest.raises(R2VError, match=said):
             TwinRouter.from_cli_args(**arguments)
@@ -677,7 +684,7 @@ def test_random_has_as_many_of_each_tier(found):
         drawn = got["nulls"]["random"][row["router"]]
         assert drawn["share_of_tiers"] == pytest.approx(row["share_of_tiers"])
     assert 0 < got["rows"][1]["share_strong"] < 1
-    assert got["nulls"]["random"]["verifier"]["usd"] != got["rows"][1]["usd"]
+    assert got["nulls"]["random"]["verifier"]["usd"] != pytest.approx(got["rows"][1]["usd"])
 
 
 def test_choices_do_not_depend_on_labels_or_on_other_routers(found, tmp_path):
@@ -697,6 +704,33 @@ def test_shares_spread_a_router_over_the_tiers(found):
     assert "tiers" not in drawn and drawn["share_of_tiers"]["mid"] == 0
     with pytest.raises(SettingsError, match="write four"):
         bench(path, {}, shares=[1.0])
+
+
+class Words(RouterBase):
+    """Scores what was said last."""
+
+    kind = "custom"
+    reads_draft = False
+
+    def decide(self, context, features, memory, *, seed):
+        hard = float("hard" in context.observations[-1])
+        return Decision("continue", "risk_below", hard, "custom", 9.0, 1.0, (), "")
+
+
+def test_caches_are_of_one_trajectory_and_follow_from_its_choices(tmp_path):
+    """A's second step is easy and cheapest where its first was; B has no step before, so it goes to low."""
+    hard, easy, long = ({"role": "user", "content": text} for text in ("hard", "easy", "x" * 200_000))
+    prompts = {"A": [[long, hard], [long, hard, {"role": "assistant", "content": "done"}, easy]], "B": [[long, easy]]}
+    rows = [
+        sample()[-1] | {"id": f"{name}{t}", "instance_id": name, "step_index": t + 1, "messages": messages}
+        for name, steps in prompts.items()
+        for t, messages in enumerate(steps)
+    ]
+    path, router = write(tmp_path / "bank.jsonl", rows), {"words": Words(threshold=9.0)}
+    shares = [2 / 3, 0.0, 1 / 3, 0.0]
+    for cache_aware, mid_high in ((False, 1 / 3), (True, 2 / 3)):
+        (row,) = bench(path, router, shares=shares, cache_aware=cache_aware)["rows"]
+        assert row["share_of_tiers"] == pytest.approx({"low": 1 - mid_high, "mid": 0, "mid_high": mid_high, "high": 0})
 
 
 # -- the page ------------------------------------------------------------------------------------------------------------

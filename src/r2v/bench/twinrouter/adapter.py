@@ -31,7 +31,7 @@ from r2v.core.features import FEATURES, featurise, proposing, seen_as
 from r2v.core.seeds import derive_seed
 from r2v.core.types import NO_USAGE, Candidate, Decision, Features, Memory
 from r2v.messages.conversation import BadRequest, Json, Request, context_of, parse, text_of, tools_of
-from r2v.routers import BUILT_IN, SHIPPED, load_router, router_class
+from r2v.routers import SHIPPED, load_router, router_class
 from r2v.routers.base import RouterBase
 from r2v.routers.query import Query
 from r2v.routers.random import Random
@@ -235,8 +235,7 @@ class TwinRouter:
         for tier in range(asked.tier, HIGH + 1):
             model = self._models[TIERS[tier]]
             held, price = min(_held(ctx, model), prompt), PRICES[model]
-            rest = prompt - held  # charged as input or as a cache write, which depends on the provider: the dearer counts
-            cost[tier] = max(usd(Tokens(prompt, PUBLISHED.output_tokens, held, written), price) for written in (0, rest))
+            cost[tier] = usd(Tokens(prompt, PUBLISHED.output_tokens, held), price)
         best = min(cost, key=lambda tier: (cost[tier], -tier))
         if best == asked.tier:
             return asked
@@ -284,8 +283,8 @@ def named_router(name: str) -> RouterBase:
 
     Raises SettingsError, ArtifactError.
     """
-    if name in SHIPPED or not (name in BUILT_IN or ":" in name):
-        return load_router(Path(name) if name not in SHIPPED else name)
+    if name in SHIPPED or (Path(name) / "router.json").exists():
+        return load_router(name)
     try:
         return router_class(name)()
     except TypeError:
@@ -305,8 +304,9 @@ def bounds_of(scores: Sequence[float], shares: Sequence[float]) -> list[float]:
         raise SettingsError(f"shares = {list(shares)}: write four that add up to 1, of {', '.join(TIERS)}")
     if not scores:
         raise SettingsError("shares: no step has a score to take quantiles of; leave out shares")
-    below = np.clip(np.cumsum(shares)[:-1], 0.0, 1.0)
-    return [float(bound) for bound in np.quantile(scores, below, method="higher")]
+    below = np.clip(np.round(np.cumsum(shares)[:-1], 12), 0.0, 1.0)
+    bounds = np.quantile(scores, below, method="higher")
+    return np.where(below == 1, np.nextafter(max(scores), np.inf), bounds).tolist()  # no share: beyond all scores
 
 
 def _message(message: Mapping[str, Any], ctx: RouterContext) -> Json:
