@@ -306,7 +306,8 @@ def bounds_of(scores: Sequence[float], shares: Sequence[float]) -> list[float]:
         raise SettingsError("shares: no step has a score to take quantiles of; leave out shares")
     below = np.clip(np.round(np.cumsum(shares)[:-1], 12), 0.0, 1.0)
     bounds = np.quantile(scores, below, method="higher")
-    return np.where(below == 1, np.nextafter(max(scores), np.inf), bounds).tolist()  # no share: beyond all scores
+    beyond = float(np.nextafter(max(scores), np.inf))  # for a tier without a share
+    return [beyond if share == 1 else float(bound) for share, bound in zip(below, bounds, strict=True)]
 
 
 def _message(message: Mapping[str, Any], ctx: RouterContext) -> Json:
