@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import lzma
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,15 +36,16 @@ def quiet(what: str, done: int, total: int) -> None:
 
 
 def record(task: int, setting: str, model: str, actions: Sequence[str], won: bool) -> dict[str, Any]:
-    base = f"base_{task % BASES}"
+    missing = f"Error executing query: Table 'base_{task % BASES}.t{task}' doesn't exist"
     steps = [
-        {"action": a, "observation": f"Error executing query: Table '{base}.t{task}' doesn't exist" if "lost" in a else "[(1,)]",
-         "reward": float(won and i == len(actions) - 1), "valid": "lost" not in a}
-        for i, a in enumerate(actions)
+        {"action": action, "observation": missing if "lost" in action else "[(1,)]",
+         "reward": float(won and i == len(actions) - 1), "valid": "lost" not in action}
+        for i, action in enumerate(actions)
     ]  # fmt: skip
     return {
         "env": "sql", "model": model, "setting": f"ic_sql_{setting}", "dataset": "./data/spider/dev.json", "task": task,
-        "query": f"question {task} about number {task * 7919 % 1000}", "max_reward": float(won), "success": won, "steps": steps,
+        "query": f"question {task} about number {task * 7919 % 1000}", "max_reward": float(won), "success": won,
+        "steps": steps,
     }  # fmt: skip
 
 
@@ -54,7 +56,9 @@ def tasks_of(seed: int = 0) -> list[dict[str, Any]]:
     rng, found = np.random.default_rng(seed), []
     for task in range(TASKS):
         fails, hopeless = rng.random() < 0.5, rng.random() < 0.5
-        words = ["SELECT 1", f"SELECT lost {'hopeless' if hopeless else 'deep'}", "SELECT lost"] if fails else ["SELECT 1"] * 3
+        words = (
+            ["SELECT 1", f"SELECT lost {'hopeless' if hopeless else 'deep'}", "SELECT lost"] if fails else ["SELECT 1"] * 3
+        )
         weak = record(task, "multiturn_gpt-3.5_10_turns", "gpt-3.5", words, not fails)
         strong = record(task, "multiturn_gpt-4_10_turns", "gpt-4", ["SELECT 2"], not (fails and hopeless))
         found += [weak, strong]
@@ -64,10 +68,7 @@ def tasks_of(seed: int = 0) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("records")
-    path = (folder / SHOWN).with_suffix("")  # .jsonl beside .jsonl.xz: the loader takes what the suite names
-    path.parent.mkdir(parents=True)
-    import lzma
-
+    (folder / SHOWN).parent.mkdir(parents=True)
     with lzma.open(folder / SHOWN, "wt") as file:
         file.writelines(json.dumps(row) + "\n" for row in tasks_of())
     return folder

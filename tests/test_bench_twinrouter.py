@@ -656,7 +656,7 @@ def found(tmp_path_factory):
 
 def test_the_bench_ends_in_rows_beside_nulls(found):
     _, _, got = found
-    assert got["suite"] == "twinrouter" and [row["router"] for row in got["rows"]] == ["rules", "verifier", "query"]
+    assert got["suite"] == "twinrouterbench" and [row["router"] for row in got["rows"]] == ["rules", "verifier", "query"]
     assert "entropy of a draft" in got["refused"]["entropy"]
     rows = {row["router"]: row for row in got["rows"]}
     assert rows["rules"]["share_strong"] == pytest.approx(2 / 9)  # after the repeated failure, and not before

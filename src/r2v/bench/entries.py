@@ -69,7 +69,9 @@ def entries(own: Sequence[str] = ()) -> list[Entry]:
         Entry(f"{name}, {STEP_0}", _at_start(router_class(name)), f"{name}, asked once")
         for name in ("reading", "reading_benefit")
     ]
-    control = Entry(SHUFFLED, router_class("reading_benefit").fit, "a control: fitted on outcomes dealt out anew", None, True)
+    control = Entry(
+        SHUFFLED, router_class("reading_benefit").fit, "a control: fitted on outcomes dealt out anew", None, True
+    )
     return [*found, *at_start, control, *(_own(name) for name in own)]
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from r2v import __version__
 from r2v.bench import BUILT_IN
+from r2v.bench.data import records
 from r2v.bench.entries import Entry
 from r2v.bench.predictions import FOLDS, Seal, Split, predict
 from r2v.bench.suite import Progress, Suite
@@ -18,6 +19,13 @@ from r2v.bench.table import SHARE, Table
 from r2v.core.errors import SettingsError
 from r2v.runtime import plugins
 from r2v.runtime.store import write_json
+
+HOUSEHOLD, TWINROUTER = "household", "twinrouterbench"
+OTHERS = {
+    HOUSEHOLD: "routers of a finished run (--run) in closed loop on fresh tasks of the household",
+    TWINROUTER: "TwinRouterBench's static bank: a model before each call, four tiers (docs/twinrouterbench.md)",
+}
+"""What is no `Suite` of recorded sessions, and has results of its own shape."""
 
 
 def suite_named(name: str) -> Suite:
@@ -30,6 +38,26 @@ def suite_named(name: str) -> Suite:
 def ready(data: Path) -> list[str]:
     """The suites whose records are there."""
     return [name for name in BUILT_IN if (data / suite_named(name).path).exists()]
+
+
+def run_household(run: Path | None, out: Path) -> dict[str, Any]:
+    """The routers of a finished run, in closed loop on fresh tasks; see `r2v.bench.suites.household.bench`."""
+    from r2v.bench.suites.household import bench
+
+    results = bench(run, out=out / "played")
+    write_json(out / "results.json", results)
+    return results
+
+
+def run_twinrouter(own: Sequence[str], data: Path, out: Path, progress: Progress, seed: int) -> dict[str, Any]:
+    """Routers on TwinRouterBench's static bank; see `r2v.bench.twinrouter.run.bench`."""
+    from r2v.bench.twinrouter.adapter import named_router
+    from r2v.bench.twinrouter.run import bench
+
+    path = records(data, TWINROUTER, "Amorph/TwinRouterBench on Hugging Face")
+    results = bench(path, {name: named_router(name) for name in own or ("recorded",)}, seed=seed, progress=progress)
+    write_json(out / "results.json", results)
+    return results
 
 
 def run_suite(
@@ -57,7 +85,9 @@ def run_suite(
     split = Split.of(loaded, suite.mode, seed, progress)
     found, left_out = predict(split, wanted, progress)
     if not found:
-        raise SettingsError(f"no router can take part in {suite.name}: {left_out[0]['why'] if left_out else 'none was named'}")
+        raise SettingsError(
+            f"no router can take part in {suite.name}: {left_out[0]['why'] if left_out else 'none was named'}"
+        )
     seal = Seal.on(found, out / "predictions.json.gz")
     table = Table(split, found, seal, progress)
     results = {

@@ -142,7 +142,7 @@ class Table:
         scored, sums = self.curves[predicted.entry.name]
         share_B = sums.share_BP[:, 1] if predicted.fixed else np.full(len(sums.share_BP), share)
         success_B, random_B, usd_B = (sums.at(v, share_B) for v in (sums.success_BP, sums.random_BP, sums.usd_BP))
-        found = {
+        return {
             "router": predicted.entry.name, "source": predicted.entry.source, "share_strong": float(share_B[0]),
             "fixed": predicted.fixed, "success": float(success_B[0]), "ci95": self._interval(success_B),
             "usd_per_solved": float(usd_B[0] / success_B[0]) if success_B[0] > 0 else None,
@@ -153,7 +153,6 @@ class Table:
             **self._injections(scored, sums, share_B),
             "curve": np.stack([sums.share_BP[0], sums.success_BP[0], sums.usd_BP[0]], axis=1).tolist(),
         }  # fmt: skip
-        return found
 
     def _gain(self, name: str, gain_B: Floats) -> dict[str, Any]:
         return {f"gain_over_{name}": float(gain_B[0]), f"gain_over_{name}_ci95": self._interval(gain_B)}

@@ -22,7 +22,9 @@ Job = tuple[str, tuple[str, ...], bool, Path, Path, int, float]
 
 @cli.command(rich_help_panel="Logs and solutions")
 def bench(
-    suites: Annotated[list[str] | None, typer.Argument(help="Which (--list names them); all whose records are there.")] = None,
+    suites: Annotated[
+        list[str] | None, typer.Argument(help="Which (--list names them); all whose records are there.")
+    ] = None,
     router: Annotated[
         list[str] | None,
         typer.Option(help="A router of your own (repeatable): package.module:Router, or the folder of a fitted one."),
@@ -31,7 +33,10 @@ def bench(
     data: Annotated[
         Path, typer.Option(envvar="R2V_BENCH_DATA", help="Folder of the records (docs/bench.md says where they are from).")
     ] = Path("bench-data"),
-    out: Annotated[Path, typer.Option(help="Folder for bench.html and, a folder a suite, results and predictions.")] = Path("bench"),
+    out: Annotated[Path, typer.Option(help="Folder for bench.html and, a folder a suite, results and predictions.")] = Path(
+        "bench"
+    ),
+    run: Annotated[Path | None, typer.Option(help="A finished run of the household, whose routers its suite plays.")] = None,
     share: Annotated[float, typer.Option(min=0.01, max=0.99, help="Strong calls at which routers are compared.")] = 0.25,
     seed: Annotated[int, typer.Option(help="Seed of the folds, the fits and the intervals.")] = 0,
     workers: Annotated[int, typer.Option(min=1, help="Suites that run at once, each in a process.")] = 2,
@@ -42,7 +47,7 @@ def bench(
 
     Every router is fitted on other tasks than those it is scored on, and its predictions are written down first.
     """
-    from r2v.bench.run import ready
+    from r2v.bench.run import OTHERS, ready
 
     if listed:
         _list(data)
@@ -50,15 +55,20 @@ def bench(
     names = suites or ready(data)
     if not names:
         raise SettingsError(f"{data} holds the records of no suite; give their folder with --data (see docs/bench.md)")
-    jobs: list[Job] = [(name, tuple(router or ()), only, data, out, seed, share) for name in names]
+    jobs: list[Job] = [(name, tuple(router or ()), only, data, out, seed, share) for name in names if name not in OTHERS]
     console = Console(stderr=True)
     if len(jobs) == 1:
-        with progress(console, names[0]) as report:
+        with progress(console, jobs[0][0]) as report:
             _suite(jobs[0], lambda what, done, total: report(done, total, what))
-    else:
+    elif jobs:
         with LocalProcesses(min(workers, len(jobs))) as processes, progress(console, "suites") as report:
             processes.map(_suite, jobs, report)
-    _show(names, out, as_json)
+    others = {name: _other(name, router or [], run, data, out, seed, console) for name in names if name in OTHERS}
+    found = {job[0]: json.loads((out / _folder(job[0]) / "results.json").read_text("utf-8")) for job in jobs}
+    _show(found, others, out)
+    if as_json:
+        for name in names:
+            typer.echo(json.dumps({**found, **others}[name]))
 
 
 def _suite(job: Job, report: Any = lambda what, done, total: None) -> None:
@@ -66,6 +76,17 @@ def _suite(job: Job, report: Any = lambda what, done, total: None) -> None:
 
     name, own, only, data, out, seed, share = job
     run_suite(suite_named(name), _entries(own, only), data, out / _folder(name), report, seed=seed, share=share)
+
+
+def _other(
+    name: str, own: list[str], run: Path | None, data: Path, out: Path, seed: int, console: Console
+) -> dict[str, Any]:
+    from r2v.bench.run import HOUSEHOLD, run_household, run_twinrouter
+
+    if name == HOUSEHOLD:
+        return run_household(run, out / name)
+    with progress(console, name) as report:
+        return run_twinrouter(own, data, out / name, lambda what, done, total: report(done, total, what), seed)
 
 
 def _folder(name: str) -> str:
@@ -80,28 +101,30 @@ def _entries(own: tuple[str, ...], only: bool) -> list[Entry]:
     return [entry for entry in entries(own) if not only or entry.name in (*own, NULL, RANDOM)]
 
 
-def _show(names: list[str], out: Path, as_json: bool) -> None:
-    from r2v.report.bench import table, verdict, write_bench
+def _show(found: dict[str, Any], others: dict[str, Any], out: Path) -> None:
+    from r2v.report.bench import plain_table, table, verdict, write_bench
 
-    found = [json.loads((out / _folder(name) / "results.json").read_text("utf-8")) for name in names]
     console = Console()
-    for results in found:
+    for results in found.values():
         console.print(table(results))
         console.print(verdict(results), highlight=False)
-    typer.echo(f"{write_bench(found, out)}: all rows, curves and what was left out")
-    if as_json:
-        for results in found:
-            typer.echo(json.dumps(results))
+    for name, results in others.items():
+        console.print(plain_table(results))
+        typer.echo(f"{out / name / 'results.json'}: all of it")
+    if found:
+        typer.echo(f"{write_bench([*found.values()], out)}: all rows, curves and what was left out")
 
 
 def _list(data: Path) -> None:
     from r2v.bench import BUILT_IN
     from r2v.bench.entries import entries
-    from r2v.bench.run import ready, suite_named
+    from r2v.bench.run import OTHERS, ready, suite_named
 
     here = ready(data)
     for name in BUILT_IN:
         typer.echo(f"{name:<20} {suite_named(name).description}{'' if name in here else f' [no records in {data}]'}")
+    for name, description in OTHERS.items():
+        typer.echo(f"{name:<20} {description}")
     typer.echo()
     for entry in entries():
         typer.echo(f"{entry.name:<28} {entry.source}{f' [not here: {entry.why_not}]' if entry.why_not else ''}")

@@ -40,6 +40,18 @@ def table(results: Results) -> Table:
     return shown
 
 
+def plain_table(results: Results) -> Table:
+    """Of a suite with results of its own shape, what all suites have."""
+    shown = Table(title=results["suite"])
+    for heading in ("router", "strong", "success", "95 %", "$/solved"):
+        shown.add_column(heading, justify="left" if heading == "router" else "right")
+    for row in results["rows"]:
+        low, high = row["ci95"]
+        usd = "–" if row["usd_per_solved"] is None else f"{row['usd_per_solved']:.4f}"
+        shown.add_row(row["router"], f"{row['share_strong']:.0%}", f"{row['success']:.3f}", f"{low:.3f} to {high:.3f}", usd)
+    return shown
+
+
 def gain(row: dict[str, Any], over: str) -> str:
     """A gain with its interval."""
     found = row[f"gain_over_{over}"]

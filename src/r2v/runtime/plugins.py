@@ -18,7 +18,9 @@ from typing import Any, Literal
 
 from r2v.core.errors import SettingsError
 
-Group = Literal["routers", "domains", "verifiers", "perturbations", "log_formats", "clients", "protocols", "verdicts", "suites"]
+Group = Literal[
+    "routers", "domains", "verifiers", "perturbations", "log_formats", "clients", "protocols", "verdicts", "suites"
+]
 
 
 def names(group: Group, built_in: Mapping[str, str]) -> tuple[str, ...]:

@@ -153,6 +153,7 @@ class KnowAgent:
         "ALFWorld, llama-2-13b in two tunings on 510 games, 492 of them rebuilt in the household engine, which says what is "
         "solved; its scripted expert takes over"
     )
+    path: str = LOG
     mode: Mode = "takeover"
 
     def load(self, data: Path, progress: Progress) -> Loaded:

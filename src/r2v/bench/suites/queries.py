@@ -64,6 +64,7 @@ class Queries:
     description: str = (
         f"MMLU and GSM8K, {SAMPLE:,} of RouteLLM's 15,361 questions with its grades of Mixtral-8x7B and GPT-4 Turbo"
     )
+    path: str = LOG
     mode: Mode = "restart"
 
     def load(self, data: Path, progress: Progress) -> Loaded:

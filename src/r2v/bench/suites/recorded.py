@@ -14,6 +14,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from r2v.bench.data import records
 from r2v.bench.prices import LIST, Bill
 from r2v.bench.suite import Escalated, Loaded, Mode, Outcome, Progress
 from r2v.clients.settings import PriceSettings
@@ -32,6 +33,8 @@ class RecordedPairs:
 
     name: str
     description: str
+    source: str
+    """Where the records are from."""
     path: str
     """Below the folder of the data."""
     log: str
@@ -47,9 +50,7 @@ class RecordedPairs:
     mode: ClassVar[Mode] = "restart"
 
     def load(self, data: Path, progress: Progress) -> Loaded:
-        path = data / self.path
-        if not path.exists():
-            raise SettingsError(f"{path} does not exist; give the folder of the records of {self.name} with --data")
+        path = records(data, self.path, self.source)
         progress("reading", 0, 1)
         format_ = Of(log_format(self.log), frozenset((*self.weak, self.strong[0])), self.tasks)
         episodes, _ = import_logs(path, format_)
@@ -151,7 +152,7 @@ def again(episodes: Sequence[Episode]) -> float | None:
     return float(np.mean(others)) if len(others) >= len(episodes) / 2 else None
 
 
-_SQL = ("trajectories/intercode/episodes.jsonl.xz", "intercode")
+_SQL = ("github.com/princeton-nlp/intercode", "trajectories/intercode/episodes.jsonl.xz", "intercode")
 _GPT_4 = ("gpt-4 multiturn 10 turns", "gpt-4")
 INTERCODE_VERDICT = RecordedPairs(
     "intercode-verdict", "InterCode SQL: gpt-3.5 that is shown the reward of each turn, beside gpt-4", *_SQL,
@@ -163,7 +164,7 @@ INTERCODE = RecordedPairs(
 )  # fmt: skip
 WORKBENCH = RecordedPairs(
     "workbench", "WorkBench: four weaker models, each with the tools of all domains or of one, beside gpt-4",
-    "trajectories/workbench/episodes.jsonl.xz", "workbench",
+    "github.com/olly-styles/WorkBench", "trajectories/workbench/episodes.jsonl.xz", "workbench",
     {
         "claude-2 all": "claude-2", "claude-2 domains": "claude-2", "gpt-3.5 domains": "gpt-3.5",
         "llama2-70b domains": "llama-2-70b", "mistral-8x7B all": "mixtral-8x7b", "mistral-8x7B domains": "mixtral-8x7b",
@@ -171,7 +172,8 @@ WORKBENCH = RecordedPairs(
     ("gpt-4 domains", "gpt-4"),
 )  # fmt: skip
 MINT = RecordedPairs(
-    "mint", "MINT, nobody's feedback: six weaker models beside gpt-4", "trajectories/mint/dev_episodes.jsonl.xz", "mint",
+    "mint", "MINT, nobody's feedback: six weaker models beside gpt-4",
+    "github.com/xingyaoww/mint-bench", "trajectories/mint/dev_episodes.jsonl.xz", "mint",
     {
         "gpt-3.5-turbo-0613": "gpt-3.5", "claude-instant-1": "claude-instant", "Llama-2-70b-chat-hf": "llama-2-70b",
         "lemur-70b-chat-v1": "llama-2-70b", "Mixtral-8x7B-Instruct-v0.1": "mixtral-8x7b",
@@ -181,5 +183,6 @@ MINT = RecordedPairs(
 )  # fmt: skip
 TAU_BENCH = RecordedPairs(
     "tau-bench", "tau-bench retail: gpt-4o beside gpt-4.1, tasks of one user kept together",
-    "trajectories/tau_bench/episodes.jsonl.xz", "tau-bench", {"gpt-4o": "gpt-4o"}, ("gpt-4.1", "gpt-4.1"), "tau-bench retail",
+    "github.com/sierra-research/tau-bench", "trajectories/tau_bench/episodes.jsonl.xz", "tau-bench",
+    {"gpt-4o": "gpt-4o"}, ("gpt-4.1", "gpt-4.1"), "tau-bench retail",
 )  # fmt: skip

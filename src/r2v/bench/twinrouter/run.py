@@ -1,4 +1,4 @@
-"""`r2v bench twinrouter`: routers on the static bank, beside what needs no router and what others have published.
+"""`r2v bench twinrouterbench`: routers on the static bank, beside what needs no router and what others have published.
 
 A label says which tier sufficed at a step after the recorded ones, so this is a replay: no agent acts on what was chosen.
 """
@@ -25,7 +25,7 @@ from r2v.evaluation.curves import interval, resample_BT
 from r2v.maths import Floats
 from r2v.routers.base import RouterBase
 
-SUITE = "twinrouter"
+SUITE = "twinrouterbench"
 SHUFFLES = 20
 """Random assignments of a router's own tiers to the rows."""
 STEP_S = PUBLISHED.cache_s / PUBLISHED.cache_steps
