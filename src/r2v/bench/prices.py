@@ -34,7 +34,6 @@ LIST: Mapping[str, PriceSettings] = {
     "mixtral-8x7b": PriceSettings(input=0.6, output=0.6),
     "llama-3-70b": PriceSettings(input=0.9, output=0.9),
     "llama-2-70b": PriceSettings(input=0.9, output=0.9),
-    "mixtral-8x7b": PriceSettings(input=0.5, output=0.5),
     "codellama-34b": PriceSettings(input=0.78, output=0.78),
     "llama-2-13b": PriceSettings(input=0.2, output=0.2),
 }
