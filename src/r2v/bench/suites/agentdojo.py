@@ -4,9 +4,9 @@ The records are the exported runs of AgentDojo's authors. The engine makes the r
 every step is known, and what comes of another call there is the engine's word: `utility` for the user's task, `security` for
 the planted one. Clean and attacked runs of a task are episodes of one group.
 
-The teacher knows the solution. Its gain is therefore the most that a stronger model could bring at that step; it is never
-misled by a planted text, and what it undoes of the weak model's deeds is nothing. It makes the calls of the solution that
-nobody has made yet, and then gives the solution's answer.
+The teacher knows the solution (`Cell.plan`): it makes those of its calls that nobody has made yet, then gives its answer.
+No planted text misleads it, so its gain is about the most that a stronger model could bring at that step; but it undoes
+nothing of what the weak model has done.
 """
 
 from __future__ import annotations
@@ -130,12 +130,12 @@ class _Play:
             if t not in escalated:
                 state = account.did(state, turn.calls, turn.written)
                 continue
-            missing = cell.missing(state)
-            for call in missing if self.mode == "takeover" else missing[:1]:
+            plan = cell.plan(state)
+            for call in plan if self.mode == "takeover" else plan[:1]:
                 written = len(call.name) + len(call.arguments)
                 account.wrote(TEACHER, written)
                 state = account.did(state, (call,), written)
-            if self.mode == "takeover" or not missing:
+            if self.mode == "takeover" or not plan:
                 account.wrote(TEACHER, len(cell.answer))
                 return account.outcome(cell.judge(state, cell.answer))
         if session.turns and len(session.turns) - 1 in escalated and session.answer is not None:
@@ -237,7 +237,7 @@ def _where(cell: Cell) -> tuple[str, str | None]:
 
 def _solved(cell: Cell) -> bool:
     """Whether the engine accepts its own solution."""
-    return cell.judge(cell.solved, cell.answer).success
+    return cell.judge(cell.start.one_by_one(cell.solution), cell.answer).success
 
 
 def _fidelity(names: Sequence[str], same: Sequence[bool], of: Sequence[bool]) -> dict[str, Any]:
