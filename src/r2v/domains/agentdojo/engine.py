@@ -216,9 +216,9 @@ class Cell:
             message = {"role": "assistant", "content": None, "tool_calls": [_function_call(call) for call in calls]}
             executor = _package().tool_execution.ToolsExecutor(_text)
             _, _, environment, (_, *results), _ = executor.query("", self._suite.runtime, environment, [message])
-            packed = _packed(environment)
+            unchanged = _alike(pickle.loads(state.packed), environment)
             texts = tuple(result["error"] or _said(result["content"]) for result in results)
-            found = State(self, state.packed if packed == state.packed else packed, made, texts)
+            found = State(self, state.packed if unchanged else _packed(environment), made, texts)
             self._states[made] = found
         return found
 
@@ -300,9 +300,15 @@ def _said(content: Iterable[Any]) -> str:
     return "\n".join(block["content"] or "" for block in content)
 
 
+def _alike(one: Any, other: Any) -> bool:
+    """Whether two parts of environments are equal, the types of their numbers and words included."""
+    # Equal things may be pickled differently (the order of sets), and 1 equals 1.0; repr() takes the longest.
+    return type(one) is type(other) and one == other and (_packed(one) == _packed(other) or repr(one) == repr(other))
+
+
 def _shared(before: Any, after: Any) -> Any:
     """`after`, with the very objects of `before` where both are alike: comparing them (DeepDiff) then takes no time."""
-    if type(before) is type(after) and _packed(before) == _packed(after):
+    if _alike(before, after):
         return before
     if isinstance(after, dict) and isinstance(before, dict):
         return {key: _shared(before.get(key), value) for key, value in after.items()}
