@@ -46,7 +46,7 @@ TEACHER = "claude-3.5-sonnet"
 
 
 @dataclass(frozen=True)
-class _Turn:
+class Turn:
     """One message of the weak model."""
 
     calls: tuple[ToolCall, ...]
@@ -57,12 +57,12 @@ class _Turn:
 
 
 @dataclass(frozen=True)
-class _Session:
+class Session:
     """A recorded episode in the engine."""
 
     cell: Cell
     price: str
-    turns: tuple[_Turn, ...]
+    turns: tuple[Turn, ...]
     answer: str | None
     """The last message; None where the recording breaks off."""
     recorded: Judged
@@ -108,7 +108,7 @@ class _Account:
 class _Play:
     """`r2v.bench.suite.Play`: forks of recorded sessions in the engine."""
 
-    sessions: Sequence[_Session]
+    sessions: Sequence[Session]
     mode: Mode
     _known: dict[tuple[int, Escalated], Outcome] = field(default_factory=dict)
 
@@ -120,7 +120,7 @@ class _Play:
             self._known[number, escalated] = self._played(self.sessions[number], escalated)
         return [self._known[key] for key in asked]
 
-    def _played(self, session: _Session, escalated: Escalated) -> Outcome:
+    def _played(self, session: Session, escalated: Escalated) -> Outcome:
         if escalated and not 0 <= min(escalated) <= max(escalated) < len(session.turns):
             raise ValueError(f"steps {escalated} of a session of {len(session.turns)}")
         cell, account, state = session.cell, _Account(session.price), session.cell.start
@@ -166,7 +166,10 @@ class AgentDojo:
             raise SettingsError(f"{path} is not here; it holds AgentDojo's runs as JSON lines (ethz-spylab/agentdojo, runs/)")
         raw = [(where, row) for where, row in objects(path) if row["setting"] in (*WEAK, STRONG) and row["messages"]]
         episodes, _ = import_logs(path, replace(FORMAT, source=lambda _: iter(raw)), keep_unknown=True)
-        sessions = [_session(row, episode) for (_, row), episode in zip(raw, episodes, strict=True)]
+        sessions = [
+            session_of(row, episode, *WEAK.get(row["setting"], (STRONG, TEACHER)))
+            for (_, row), episode in zip(raw, episodes, strict=True)
+        ]
         weak = [i for i, (_, row) in enumerate(raw) if row["setting"] in WEAK]
         same = []
         for done, i in enumerate(weak):
@@ -210,8 +213,8 @@ ONE_STEP = AgentDojo(
 )  # fmt: skip
 
 
-def _session(row: dict[str, Any], episode: Episode) -> _Session:
-    victim, price = WEAK.get(row["setting"], (STRONG, TEACHER))
+def session_of(row: dict[str, Any], episode: Episode, victim: str, price: str) -> Session:
+    """A record, the episode made of it, its model's name in the engine, and in `r2v.bench.prices.LIST`."""
     cell = cell_of(row["suite"], row["user_task"], row["injection_task"], victim)
     turns = []
     for step in episode.steps:
@@ -219,11 +222,11 @@ def _session(row: dict[str, Any], episode: Episode) -> _Session:
         calls = step.choice.action.tool_calls
         said = (step.choice.reply.content if step.choice.reply else None) or ""
         written = len(said) + sum(len(call.name) + len(call.arguments) for call in calls)
-        turns.append(_Turn(calls, written, came))
+        turns.append(Turn(calls, written, came))
     last = row["messages"][-1]
     answer = (last["content"] or "") if last["role"] == "assistant" else None
     injected = row["security_flag"] if row["attack"] else None
-    return _Session(cell, price, tuple(turns), answer, Judged(row["success"], injected))
+    return Session(cell, price, tuple(turns), answer, Judged(row["success"], injected))
 
 
 def _task(cell: Cell) -> str:
@@ -250,7 +253,7 @@ def _fidelity(names: Sequence[str], same: Sequence[bool], of: Sequence[bool]) ->
     }  # fmt: skip
 
 
-def _same_history(play: _Play, strong: dict[Any, _Session], progress: Progress) -> dict[str, Any]:
+def _same_history(play: _Play, strong: dict[Any, Session], progress: Progress) -> dict[str, Any]:
     """Where the recorded stronger model had made the very calls that a weak one has made so far, and how it ended there."""
     found: dict[str, Any] = {"model": STRONG}
     for kind, planted in (("clean", False), ("attacked", True)):
@@ -269,14 +272,14 @@ def _same_history(play: _Play, strong: dict[Any, _Session], progress: Progress) 
     return found
 
 
-def _stands_there(weak: _Session, strong: _Session | None, t: int) -> bool:
+def _stands_there(weak: Session, strong: Session | None, t: int) -> bool:
     """Whether the stronger model made the same calls in its first t messages, and went on."""
     if strong is None or len(strong.turns) <= t:
         return False
     return all(a == b for a, b in zip(_made(weak, t), _made(strong, t), strict=True))
 
 
-def _made(session: _Session, t: int) -> Iterator[list[tuple[str, str]]]:
+def _made(session: Session, t: int) -> Iterator[list[tuple[str, str]]]:
     for turn in session.turns[:t]:
         yield [session.cell.canonical(call) for call in turn.calls]
 

@@ -10,7 +10,7 @@ import json
 import pickle
 import warnings
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import Any, NamedTuple
@@ -51,6 +51,12 @@ class _Package(NamedTuple):
     attack_registry: Any
     load_suites: Any
     task_suite: Any
+
+
+def models() -> Mapping[str, str]:
+    """Model -> the name by which the attack addresses it."""
+    found: Mapping[str, str] = _package().models.MODEL_NAMES
+    return found
 
 
 class Judged(NamedTuple):
@@ -96,6 +102,15 @@ class _Suite:
         text = _package().task_suite.read_suite_file(self._engine.name, "environment.yaml", self._engine.data_path)
         parsed = yaml.load(text.format(**self._defaults | injections), Loader=yaml.CSafeLoader)
         return self._engine.environment_type.model_validate(parsed)
+
+    @cached_property
+    def tools_text(self) -> str:
+        """See `Cell.tools`."""
+        described = [
+            {"name": tool.name, "description": tool.description, "parameters": tool.parameters.model_json_schema()}
+            for tool in self.tools
+        ]
+        return "\n".join(json.dumps(tool, ensure_ascii=False) for tool in described)
 
     @cached_property
     def clean(self) -> bytes:
@@ -162,6 +177,11 @@ class Cell:
     def prompt(self) -> str:
         """What the user asks."""
         return str(self._task.PROMPT)
+
+    @property
+    def tools(self) -> str:
+        """A line of JSON for each tool: name, what it is for, schema of its arguments."""
+        return self._suite.tools_text
 
     @cached_property
     def start(self) -> State:
@@ -262,7 +282,7 @@ def cell_of(suite: str, user_task: str, injection_task: str | None = None, victi
         injection_task: what `ATTACK` plants; None: nothing.
         victim: the model that the planted text addresses, by its name in the engine; those of one family share a name there.
     """
-    addressed = "" if injection_task is None else _package().models.MODEL_NAMES[victim]
+    addressed = "" if injection_task is None else models()[victim]
     return _shared_cell(suite, user_task, injection_task, addressed)
 
 
