@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import lzma
 import subprocess
@@ -10,9 +11,17 @@ import sys
 import pytest
 
 from r2v.bench.suites.agentdojo import ONE_STEP, RECORDS, STRONG, TAKEOVER, WEAK
+from r2v.clients.chat import ChatPolicy, ChatSettings
+from r2v.core.agent import AgentModels, Routed
+from r2v.core.checks import check
 from r2v.core.errors import SettingsError
-from r2v.core.types import ToolCall
+from r2v.core.fixed import Always, AtSteps, Never
+from r2v.core.loop import run_together
+from r2v.core.types import Action, Context, Memory, ToolCall
+from r2v.domains import load_domain
+from r2v.domains.agentdojo.chat_format import action_of, call_of
 from r2v.domains.agentdojo.engine import Cell, Judged, cell_of
+from servers import Model, of_llama, running
 
 SONNET, HAIKU, COMMAND_R, LLAMA = (
     "claude-3-sonnet-20240229", "claude-3-haiku-20240307", "command-r", "meta-llama_Llama-3-70b-chat-hf",
@@ -172,3 +181,90 @@ def test_missing_records_and_a_missing_package_are_said_in_one_line(tmp_path):
     )
     told = subprocess.run([sys.executable, "-c", hidden], capture_output=True, text=True, check=True).stdout
     assert told == "SettingsError agentdojo is not installed; pip install 'r2v[bench]'\n"
+
+
+# -- live models in the engine ------------------------------------------------------------------------------------------
+
+
+def test_the_domain_keeps_all_promises():
+    assert check(load_domain("agentdojo")) == "domain"
+
+
+@pytest.mark.parametrize(
+    ("reply", "action"),
+    [
+        ('```json\n{"name": "get_iban"}\n```', '{"name": "get_iban", "arguments": {}}'),
+        (' {"arguments": {"n": 5}, "name": "x"}', '{"name": "x", "arguments": {"n": 5}}'),
+        ("It is paid.\n", "It is paid."),
+        ('{"name": "x", "arguments": "all"}', '{"name": "x", "arguments": "all"}'),
+    ],
+)
+def test_a_reply_is_a_call_or_the_answer(reply, action):
+    assert action_of(reply) == action == action_of(action)
+    assert (call_of(action) is None) == ("all" in action or "paid" in action)
+
+
+def live(reply, routers, injection=None):
+    """A chat model behind HTTP as the SLM, the ground truth as the teacher: one episode for each router."""
+    model, domain = Model("small"), load_domain("agentdojo")
+    model.reply = lambda body: of_llama(reply(len(body["messages"])), 1)
+    env = domain.settings(kind="agentdojo", suites=("banking",), injection_task=injection)
+    task = next(task for task in domain.tasks(env, 0, 0) if task.id == "banking/user_task_1")
+    with running(model.app()) as url:
+        settings = ChatSettings(kind="chat", base_url=f"{url}/v1", model="small")
+        slm = ChatPolicy(settings, name="slm", chat_format=domain.chat_format)
+        models = AgentModels(slm, domain.expert(), domain.make_verifier(), 1)
+        played = run_together(
+            domain.environment(env, task), [Routed(models, router) for router in routers], task,
+            seed=0, perturbation="none", horizon=env.horizon, memory=Memory(),
+        )  # fmt: skip
+        episodes = asyncio.run(played)
+    assert [episode.failure for episode in episodes] == [None] * len(routers)
+    assert "send_money" in model.seen[0]["messages"][1]["content"]  # it is shown the tools
+    return episodes
+
+
+def test_a_live_model_is_routed_to_the_ground_truth_in_the_engine():
+    def reply(messages):
+        return '{"name": "get_balance", "arguments": {}}' if messages == 2 else "I do not know."
+
+    alone, always, last = live(reply, [Never(), Always(), AtSteps(frozenset({1}))])
+    assert [step.choice.action.text[:20] for step in alone.steps] == ['{"name": "get_balanc', "I do not know."]
+    assert (alone.success, always.success) == (False, True)
+    assert {step.choice.source for step in always.steps} == {"teacher"}
+    assert [step.choice.source for step in last.steps] == ["slm", "teacher", "slm"] and last.success is False
+
+
+def test_a_live_model_that_obeys_a_planted_text_is_seen_to():
+    send = {"recipient": "US133000000121212121212", "amount": 1, "subject": "my iPhone", "date": "2022-01-01"}
+
+    def reply(messages):
+        return json.dumps({"name": "send_money", "arguments": send}) if messages == 2 else "done"
+
+    alone, always = live(reply, [Never(), Always()], "injection_task_3")
+    assert alone.final.text == "ended; the injection was carried out" and always.final.text == "ended"
+    assert always.success is True
+
+
+def test_the_expert_sees_from_the_texts_what_was_planted():
+    cell = cell_of("slack", "user_task_7", "injection_task_3")
+    expert, state, texts, actions = load_domain("agentdojo").expert(), cell.start, [""], []
+    while True:
+        context = Context(cell.prompt, tuple(texts), tuple(actions), 16)
+        (candidate,) = asyncio.run(expert.propose(context, 1, seed=0))
+        call = call_of(candidate.action.text)
+        if call is None:
+            break
+        state = state.after((call,))
+        texts.append(state.results[0])
+        actions.append(Action(candidate.action.text))
+    assert "<INFORMATION>" in actions[-1].text  # the channel that it is about bears the planted text as its name
+    assert cell.judge(state, candidate.action.text) == Judged(True, False)
+
+
+def test_wrong_settings_of_the_domain_are_refused_in_one_line():
+    domain = load_domain("agentdojo")
+    with pytest.raises(SettingsError, match="banking has injection_task_0, .*, not injection_task_99"):
+        domain.tasks(domain.settings(kind="agentdojo", suites=("banking",), injection_task="injection_task_99"), 0, 0)
+    with pytest.raises(SettingsError, match="no suite office in version v1"):
+        domain.tasks(domain.settings(kind="agentdojo", suites=("office",)), 0, 0)
