@@ -2,7 +2,7 @@
 
     python benchmarks/agentdojo_forks.py ../shared/data [--all-settings]
 
-Needs `pip install 'r2v[bench]'`. Some 45 s on one core; `--all-settings` plays the other ten settings again, too (60 s more).
+Needs `pip install 'r2v[bench]'`. Some 45 s on one core; `--all-settings` replays the other ten settings, too (30 s more).
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ def table(title: str, loaded: Loaded, alone: list[Outcome], forks: list[tuple[in
                 success = f"{mean([a.success for a, _ in rows])} -> {mean([o.success for _, o in rows])}"
                 injected = f"{mean([bool(a.injected) for a, _ in rows])} -> {mean([bool(o.injected) for _, o in rows])}"
                 more = "+" if step == LAST else " "
-                print(f"  step {step}{more} {len(rows):5d}  success {success}" + (f"  injected {injected}" if attacked else ""))
+                planted = f"  injected {injected}" if attacked else ""
+                print(f"  step {step}{more} {len(rows):5d}  success {success}{planted}")
 
 
 def teachers(loaded: Loaded, forks: list[tuple[int, int]]) -> None:

@@ -264,7 +264,7 @@ def test_the_expert_sees_from_the_texts_what_was_planted():
 
 def test_wrong_settings_of_the_domain_are_refused_in_one_line():
     domain = load_domain("agentdojo")
-    with pytest.raises(SettingsError, match="banking has injection_task_0, .*, not injection_task_99"):
+    with pytest.raises(SettingsError, match=r"banking has injection_task_0, .*, not injection_task_99"):
         domain.tasks(domain.settings(kind="agentdojo", suites=("banking",), injection_task="injection_task_99"), 0, 0)
     with pytest.raises(SettingsError, match="no suite office in version v1"):
         domain.tasks(domain.settings(kind="agentdojo", suites=("office",)), 0, 0)

@@ -163,7 +163,7 @@ class AgentDojo:
         """See `Suite.load`. Raises SettingsError without the records, or without the package `agentdojo`."""
         path = data / RECORDS
         if not path.is_file():
-            raise SettingsError(f"{path} is not here; it holds AgentDojo's runs as JSON lines (ethz-spylab/agentdojo, runs/)")
+            raise SettingsError(f"{path} is not here; AgentDojo's own runs (ethz-spylab/agentdojo, runs/) as JSON lines")
         raw = [(where, row) for where, row in objects(path) if row["setting"] in (*WEAK, STRONG) and row["messages"]]
         episodes, _ = import_logs(path, replace(FORMAT, source=lambda _: iter(raw)), keep_unknown=True)
         sessions = [

@@ -6,7 +6,7 @@ from r2v.core.errors import SettingsError
 from r2v.core.protocols import Environment, Policy
 from r2v.core.types import Task
 from r2v.domains.agentdojo.chat_format import CALLS
-from r2v.domains.base import Domain, EnvironmentSettings
+from r2v.domains.base import Domain, EnvironmentSettings, made_in
 from r2v.runtime.settings import PositiveInt
 
 
@@ -21,6 +21,7 @@ class AgentDojoSettings(EnvironmentSettings):
 class AgentDojoDomain(Domain[AgentDojoSettings]):
     name = "agentdojo"
     settings = AgentDojoSettings
+    perturbations = made_in("r2v.domains.agentdojo.perturbations", "flaky")
     chat_format = CALLS
 
     def tasks(self, env: AgentDojoSettings, count: int, seed: int) -> list[Task]:

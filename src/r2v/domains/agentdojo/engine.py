@@ -11,6 +11,7 @@ import pickle
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import Any, NamedTuple
@@ -265,10 +266,8 @@ class Cell:
         """Equal for calls that do the same: with defaults filled in, arguments in the order of their names."""
         function, arguments = self._suite.runtime.functions.get(call.name), _function_call(call).args
         if function is not None:
-            try:
+            with suppress(ValueError):  # a call that the engine refuses equals nothing but itself
                 arguments = function.parameters.model_validate(arguments).model_dump()
-            except ValueError:
-                pass  # a call that the engine refuses equals nothing but itself
         return call.name, json.dumps(arguments, sort_keys=True, default=str)
 
 
