@@ -118,12 +118,14 @@ class _Play:
             if done % 100 == 0:
                 progress("forks", done, len(fresh))
             self._known[number, escalated] = self._played(self.sessions[number], escalated)
+        progress("forks", len(fresh), len(fresh))
         return [self._known[key] for key in asked]
 
     def _played(self, session: Session, escalated: Escalated) -> Outcome:
         if escalated and not 0 <= min(escalated) <= max(escalated) < len(session.turns):
             raise ValueError(f"steps {escalated} of a session of {len(session.turns)}")
         cell, account, state = session.cell, _Account(session.price), session.cell.start
+        account.came(len(cell.tools))
         for t, turn in enumerate(session.turns):
             account.came(turn.came)
             account.wrote(session.price, turn.written)  # also where it is thrown away

@@ -31,27 +31,17 @@ VICTIM = "gpt-4o-2024-05-13"
 
 @cache
 def _package() -> Any:
-    """The package's parts that are used here. Raises SettingsError where it is not installed."""
+    """The package, with the modules that are used here. Raises SettingsError where it is not installed."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # its model clients warn of their own dependencies
-            from agentdojo import functions_runtime, models, types
-            from agentdojo.agent_pipeline import tool_execution
-            from agentdojo.attacks import attack_registry
-            from agentdojo.task_suite import load_suites, task_suite
+            import agentdojo
+            import agentdojo.agent_pipeline.tool_execution
+            import agentdojo.attacks.attack_registry
+            import agentdojo.task_suite.load_suites
     except ModuleNotFoundError as error:
         raise SettingsError(f"{error.name} is not installed; pip install 'r2v[bench]'") from None
-    return _Package(functions_runtime, models, types, tool_execution, attack_registry, load_suites, task_suite)
-
-
-class _Package(NamedTuple):
-    functions_runtime: Any
-    models: Any
-    types: Any
-    tool_execution: Any
-    attack_registry: Any
-    load_suites: Any
-    task_suite: Any
+    return agentdojo
 
 
 def models() -> Mapping[str, str]:
@@ -79,7 +69,7 @@ class _Suite:
 
     def __init__(self, name: str, version: str) -> None:
         try:
-            self._engine = _package().load_suites.get_suite(version, name)
+            self._engine = _package().task_suite.load_suites.get_suite(version, name)
         except KeyError:
             raise SettingsError(f"AgentDojo has no suite {name} in version {version}; it has {', '.join(SUITES)}") from None
         self.tools = self._engine.tools
@@ -89,7 +79,7 @@ class _Suite:
         self.utility, self.security = self._engine._check_user_task_utility, self._engine._check_injection_task_security
         self._defaults: dict[str, str] = self._engine.get_injection_vector_defaults()
         # Where it plants does not depend on whom it addresses, and takes a while to find out: one object for all victims.
-        self._attack = _package().attack_registry.load_attack(ATTACK, self._engine, _Named(VICTIM))
+        self._attack = _package().attacks.attack_registry.load_attack(ATTACK, self._engine, _Named(VICTIM))
         self._attack.task_suite = self
 
     def planted(self, user_task: Any, injection_task: Any, addressed: str) -> dict[str, str]:
@@ -100,7 +90,9 @@ class _Suite:
 
     def load_and_inject_default_environment(self, injections: dict[str, str]) -> Any:
         """What the engine's method of this name gives, parsed by libyaml, which is five times as fast."""
-        text = _package().task_suite.read_suite_file(self._engine.name, "environment.yaml", self._engine.data_path)
+        text = _package().task_suite.task_suite.read_suite_file(
+            self._engine.name, "environment.yaml", self._engine.data_path
+        )
         parsed = yaml.load(text.format(**self._defaults | injections), Loader=yaml.CSafeLoader)
         return self._engine.environment_type.model_validate(parsed)
 
@@ -174,6 +166,15 @@ class Cell:
     def _injection(self) -> Any:
         return None if self.injection_task is None else self._suite.injection_tasks[self.injection_task]
 
+    @cached_property
+    def _reads_calls(self) -> bool:
+        """Whether a check looks at the calls, not at what they led to alone."""
+        base, task, injection = _package().base_tasks, type(self._task), type(self._injection)
+        own = task.utility_from_traces is not base.BaseUserTask.utility_from_traces
+        if self._injection is None:
+            return own
+        return own or injection.security_from_traces is not base.BaseInjectionTask.security_from_traces
+
     @property
     def prompt(self) -> str:
         """What the user asks."""
@@ -235,7 +236,7 @@ class Cell:
         if found is None or len(found.results) != len(calls):  # the same calls may come in fewer or more messages
             environment = pickle.loads(state.packed)
             message = {"role": "assistant", "content": None, "tool_calls": [_function_call(call) for call in calls]}
-            executor = _package().tool_execution.ToolsExecutor(_text)
+            executor = _package().agent_pipeline.tool_execution.ToolsExecutor(_text)
             _, _, environment, (_, *results), _ = executor.query("", self._suite.runtime, environment, [message])
             unchanged = _alike(pickle.loads(state.packed), environment)
             texts = tuple(result["error"] or _said(result["content"]) for result in results)
@@ -250,8 +251,7 @@ class Cell:
             state: after all calls.
             answer: the last message; None where the session broke off without one: then the user task is not solved.
         """
-        traced = any("from_traces" in name for task in (self._task, self._injection) for name in vars(type(task)))
-        key = state.packed, answer, state.calls if traced else ()
+        key = state.packed, answer, state.calls if self._reads_calls else ()
         if key not in self._judged:
             before = pickle.loads(self.start.packed)
             ended = before, _shared(before, pickle.loads(state.packed)), [_function_call(call) for call in state.calls]
@@ -305,7 +305,9 @@ def _packed(environment: Any) -> bytes:
 
 def _text(result: Any) -> str:
     """The engine's own form of results, YAML, by libyaml."""
-    return str(_package().tool_execution.tool_result_to_str(result, lambda value: yaml.dump(value, Dumper=_Dumper)))
+    return str(
+        _package().agent_pipeline.tool_execution.tool_result_to_str(result, lambda value: yaml.dump(value, Dumper=_Dumper))
+    )
 
 
 class _Dumper(yaml.CSafeDumper):
