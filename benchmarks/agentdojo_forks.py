@@ -1,8 +1,9 @@
 """AgentDojo's records in its own engine: fidelity, what a fork takes, what the ground-truth teacher is worth at each step.
 
-    python benchmarks/agentdojo_forks.py ../shared/data [--all-settings]
+    python benchmarks/agentdojo_forks.py ../shared/data [--all-settings [VERSION...]]
 
-Needs `pip install 'r2v[bench]'`. Some 45 s on one core; `--all-settings` replays the other ten settings, too (30 s more).
+Needs `pip install 'r2v[bench]'`. Some 45 s on one core; `--all-settings` replays all 17 settings, with the
+tasks of each version of the benchmark that is named (v1; 30 s each).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy as np
 from r2v.bench.suite import Loaded, Outcome
 from r2v.bench.suites import agentdojo
 from r2v.bench.suites.agentdojo import ONE_STEP, TAKEOVER
-from r2v.domains.agentdojo.engine import models
+from r2v.domains.agentdojo.engine import VERSION, Cell, models
 from r2v.logs.agentdojo import FORMAT
 from r2v.logs.files import objects
 from r2v.logs.importing import import_logs
@@ -75,27 +76,30 @@ def teachers(loaded: Loaded, forks: list[tuple[int, int]]) -> None:
     print("\ntakeover at all steps, by teacher:", ", ".join(f"{name} {mean(found)}" for name, found in solved.items()))
 
 
-def all_settings(data: Path) -> None:
+def all_settings(data: Path, version: str) -> None:
     def plain(name: str) -> str:
         return re.sub(r"[^a-z0-9]+", "-", name.lower())
 
     path = data / agentdojo.RECORDS
     raw = [(where, row) for where, row in objects(path) if row["messages"]]
     episodes, _ = import_logs(path, replace(FORMAT, source=lambda _: iter(raw)), keep_unknown=True)
+    cells: dict[tuple, Cell] = {}
     same: dict[bool, list[bool]] = {False: [], True: []}
     for (_, row), episode in zip(raw, episodes, strict=True):
         victim = next(name for name in models() if plain(name) in plain(row["model"]))
         session = agentdojo.session_of(row, episode, victim, agentdojo.TEACHER)
+        key = session.cell.suite, session.cell.user_task, session.cell.injection_task, session.cell.addressed, version
+        session = replace(session, cell=cells.setdefault(key, Cell(*key)))
         same[row["attack"] is not None].append(session.alone() == session.recorded)
     for attacked, found in same.items():
         kind = "attacked" if attacked else "clean"
-        print(f"all 17 settings, {kind}: {sum(found)} of {len(found)} ({np.mean(found):.1%}) replay")
+        print(f"all 17 settings, {version}, {kind}: {sum(found)} of {len(found)} ({np.mean(found):.1%}) replay")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--all-settings", action="store_true")
+    parser.add_argument("--all-settings", nargs="*", metavar="VERSION")
     arguments = parser.parse_args()
     begun = time.process_time()
     loaded = TAKEOVER.load(arguments.data, quiet)
@@ -118,8 +122,9 @@ def main() -> None:
     print(f"one step, every step escalated: success {mean([outcome.success for outcome in every])}")
     teachers(loaded, forks)
     print("\nthe recorded stronger model in the same history:", loaded.facts["recorded_stronger_model"])
-    if arguments.all_settings:
-        all_settings(arguments.data)
+    if arguments.all_settings is not None:
+        for version in arguments.all_settings or [VERSION]:
+            all_settings(arguments.data, version)
 
 
 if __name__ == "__main__":

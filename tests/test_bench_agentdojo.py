@@ -14,11 +14,12 @@ from r2v.bench.suites.agentdojo import ONE_STEP, RECORDS, STRONG, TAKEOVER, WEAK
 from r2v.clients.chat import ChatPolicy, ChatSettings
 from r2v.core.agent import AgentModels, Routed
 from r2v.core.checks import check
-from r2v.core.errors import SettingsError
+from r2v.core.errors import ArtifactError, SettingsError
 from r2v.core.fixed import Always, AtSteps, Never
 from r2v.core.loop import run_together
 from r2v.core.types import Action, Context, Memory, ToolCall
 from r2v.domains import load_domain
+from r2v.domains.agentdojo import engine
 from r2v.domains.agentdojo.chat_format import action_of, call_of
 from r2v.domains.agentdojo.engine import Cell, Judged, cell_of
 from servers import Model, of_llama, running
@@ -152,6 +153,15 @@ def test_a_state_never_changes_and_the_same_calls_lead_to_one_state():
     assert together.packed == state.after((send,)).packed and len(together.results) == 2
 
 
+def test_states_that_are_forgotten_are_found_out_again(monkeypatch):
+    monkeypatch.setattr(engine, "KEPT", 2)
+    cell = Cell("banking", "user_task_0")
+    reached = cell.start.one_by_one(cell.solution)
+    assert cell.start.one_by_one([BALANCE] * 3).results == ("1810.0",)
+    again = cell.start.one_by_one(cell.solution)
+    assert again is not reached and cell.judge(again, cell.answer) == cell.judge(reached, cell.answer) == Judged(True, None)
+
+
 def test_a_call_with_its_defaults_written_out_is_the_same_call():
     cell = Cell("banking", "user_task_1")
     short, long = (ToolCall("get_most_recent_transactions", text) for text in ("{}", '{"n": 100}'))
@@ -171,6 +181,11 @@ def test_missing_records_and_a_missing_package_are_said_in_one_line(tmp_path):
     with pytest.raises(SettingsError, match=r"episodes.jsonl.xz is not here; .*") as refused:
         TAKEOVER.load(tmp_path, quiet)
     assert "\n" not in str(refused.value)
+    (tmp_path / RECORDS).parent.mkdir(parents=True)
+    with lzma.open(tmp_path / RECORDS, "wt") as file:
+        file.write('{"task": "t", "messages": []}')
+    with pytest.raises(ArtifactError, match=r"xz:1 is not AgentDojo's: `agentdojo` records have suite, .*"):
+        TAKEOVER.load(tmp_path, quiet)
     with pytest.raises(SettingsError, match="no suite office in version v1"):
         Cell("office", "user_task_0").start  # noqa: B018
     hidden = (

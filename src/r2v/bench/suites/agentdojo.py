@@ -15,13 +15,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from r2v.bench.prices import LIST, Bill
 from r2v.bench.suite import Escalated, Loaded, Mode, Outcome, Progress
-from r2v.core.errors import SettingsError
+from r2v.core.errors import ArtifactError, SettingsError
 from r2v.core.types import Episode, ToolCall
 from r2v.domains.agentdojo.engine import VERSION, Cell, Judged, State, cell_of
 from r2v.logs.agentdojo import FORMAT
@@ -39,7 +39,8 @@ WEAK = {
     "meta-llama_Llama-3-70b-chat-hf": ("meta-llama/Llama-3-70b-chat-hf", "llama-3-70b"),
 }
 """Setting -> (the model's name in the engine, in the list of prices): all settings without a defence, recorded clean and
-attacked, that solve less than half of their cells. gpt-4-0125-preview solves exactly half and is not among them."""
+attacked, that solve less than half of their 154 cells (77 tasks; the suite travel is not recorded). gpt-4-0125-preview
+solves exactly half and is not among them."""
 STRONG = "claude-3-5-sonnet-20240620"
 """The recorded stronger model, for `facts`; the teacher is charged its price."""
 TEACHER = "claude-3.5-sonnet"
@@ -89,7 +90,7 @@ class _Account:
         self._read += characters
 
     def wrote(self, model: str, characters: int) -> None:
-        """A model read the chat and wrote so many, which do not enter the chat unless `came` says so."""
+        """A model read the chat and wrote so many; they enter the chat only by `did`."""
         self._bill.call(model, self._read, characters)
         self._calls[model] += 1
 
@@ -152,7 +153,6 @@ class AgentDojo:
     name: str
     mode: Mode
     how: str
-    groups: ClassVar[str] = "suite + user task"
 
     @property
     def description(self) -> str:
@@ -162,11 +162,16 @@ class AgentDojo:
         )
 
     def load(self, data: Path, progress: Progress) -> Loaded:
-        """See `Suite.load`. Raises SettingsError without the records, or without the package `agentdojo`."""
+        """See `Suite.load`. An episode without a message of the model counts as one that does not replay.
+
+        Raises:
+            SettingsError: the records are not there, or the package `agentdojo` is not installed.
+            ArtifactError: the file holds something else.
+        """
         path = data / RECORDS
         if not path.is_file():
             raise SettingsError(f"{path} is not here; AgentDojo's own runs (ethz-spylab/agentdojo, runs/) as JSON lines")
-        raw = [(where, row) for where, row in objects(path) if row["setting"] in (*WEAK, STRONG) and row["messages"]]
+        raw = list(_records(path))
         episodes, _ = import_logs(path, replace(FORMAT, source=lambda _: iter(raw)), keep_unknown=True)
         sessions = [
             session_of(row, episode, *WEAK.get(row["setting"], (STRONG, TEACHER)))
@@ -177,7 +182,7 @@ class AgentDojo:
         for done, i in enumerate(weak):
             if done % 50 == 0:
                 progress("replay", done, len(weak))
-            same.append(sessions[i].alone() == sessions[i].recorded)
+            same.append(bool(sessions[i].turns) and sessions[i].alone() == sessions[i].recorded)
         unsolvable = sorted({_task(s.cell) for s in (sessions[i] for i in weak) if not _solved(s.cell)})
         kept = [i for i, alike in zip(weak, same, strict=True) if alike and _task(sessions[i].cell) not in unsolvable]
         play = _Play([sessions[i] for i in kept], self.mode)
@@ -211,8 +216,19 @@ TAKEOVER = AgentDojo(
 ONE_STEP = AgentDojo(
     "agentdojo-step", "one_step",
     "At each escalated step the next call of AgentDojo's own solution takes the place of the weak model's; its other calls "
-    "follow as recorded, whatever it would have done on seeing the result (open loop).",
+    "follow as recorded, whatever it would have done on seeing the result (open loop), and no session gets longer.",
 )  # fmt: skip
+
+
+def _records(path: Path) -> Iterator[tuple[str, Any]]:
+    """(where, record) of the settings that count, where there is a chat. Raises ArtifactError."""
+    for where, row in objects(path):
+        if not FORMAT.recognises(row):
+            raise ArtifactError(
+                f"{where} is not AgentDojo's: `{FORMAT.name}` records have suite, user_task, setting, messages"
+            )
+        if row["setting"] in (*WEAK, STRONG) and row["messages"]:
+            yield where, row
 
 
 def session_of(row: dict[str, Any], episode: Episode, victim: str, price: str) -> Session:
@@ -278,12 +294,11 @@ def _stands_there(weak: Session, strong: Session | None, t: int) -> bool:
     """Whether the stronger model made the same calls in its first t messages, and went on."""
     if strong is None or len(strong.turns) <= t:
         return False
-    return all(a == b for a, b in zip(_made(weak, t), _made(strong, t), strict=True))
+    return _made(weak, t) == _made(strong, t)
 
 
-def _made(session: Session, t: int) -> Iterator[list[tuple[str, str]]]:
-    for turn in session.turns[:t]:
-        yield [session.cell.canonical(call) for call in turn.calls]
+def _made(session: Session, t: int) -> list[list[tuple[str, str]]]:
+    return [[session.cell.canonical(call) for call in turn.calls] for turn in session.turns[:t]]
 
 
 def _mean(values: Sequence[float]) -> float | None:

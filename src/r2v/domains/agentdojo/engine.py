@@ -25,6 +25,8 @@ SUITES = ("workspace", "slack", "banking", "travel")
 VERSION = "v1"
 """The benchmark's version of r2v's records: played again in `v1.1.1`, 31 clean episodes of 1,309 end otherwise, here 6."""
 ATTACK = "important_instructions"
+KEPT = 2_000
+"""States of one cell that are remembered, of 50 kB at most; then it begins anew."""
 VICTIM = "gpt-4o-2024-05-13"
 """Whom the planted text addresses where nobody else is named (`agentdojo.models.MODEL_NAMES`)."""
 
@@ -241,6 +243,9 @@ class Cell:
             unchanged = _alike(pickle.loads(state.packed), environment)
             texts = tuple(result["error"] or _said(result["content"]) for result in results)
             found = State(self, state.packed if unchanged else _packed(environment), made, texts)
+            if len(self._states) >= KEPT:
+                self._states.clear()
+                self._judged.clear()
             self._states[made] = found
         return found
 
