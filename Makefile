@@ -9,7 +9,7 @@
 # mutants: how many small faults the tests notice, by room (hours; ROOMS=core SAMPLE=100 makes it shorter).
 .PHONY: quickstart science readme-table real real-replay quick test test-postgres check lint types package clients clients-latest mutants clean
 
-EXTRAS ?= train,serve,postgres,dev
+EXTRAS ?= train,serve,postgres,bench,dev
 # One thread a process: two processes share two cores, and threads that wait for each other take many times as long.
 PYTEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2
 # What depends on where the ledger is kept. Those of the shared ledger itself have a Postgres of their own.

@@ -4,7 +4,7 @@
     scripts/package.py [EXTRA...]        base fit gateway serve report train redis postgres archive
 
 What another extra would bring must be missed in one line that names the command. Environments are real installations of the
-wheel and of pinned packages from the registry, linked from uv's cache. The extras alfworld, datasets and clients are
+wheel and of pinned packages from the registry, linked from uv's cache. The extras alfworld, bench, datasets and clients are
 installed by CI's own environment only (scripts/setup.sh): compiling and downloading them again takes minutes.
 """
 

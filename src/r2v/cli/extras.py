@@ -19,6 +19,7 @@ EXTRAS = {
     "ray": ("ray",),
     "alfworld": ("textworld", "alfworld"),
     "datasets": ("datasets",),
+    "bench": ("sklearn", "scipy", "pyarrow", "jsonschema", "agentdojo"),
 }
 """Extra -> modules that it brings."""
 _COMMANDS = {
@@ -27,6 +28,7 @@ _COMMANDS = {
     **dict.fromkeys(("advise", "fit", "export", "import", "train-verifier"), "fit"),
     **dict.fromkeys(("inspect", "explain"), "report"),
     "archive": "archive",
+    "bench": "bench",
 }
 
 

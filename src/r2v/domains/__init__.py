@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from r2v.domains.base import Domain
 
 BUILT_IN = {
+    "agentdojo": "r2v.domains.agentdojo:DOMAIN",
     "household": "r2v.domains.household:DOMAIN",
     "humaneval": "r2v.domains.humaneval:DOMAIN",
     "terminal": "r2v.domains.terminal:DOMAIN",
