@@ -32,10 +32,22 @@ class Entry:
     fit: Callable[[FitData], RouterBase]
     source: str
     """Where the rule is from."""
-    why_not: str | None = None
-    """Why it cannot take part; None: it can."""
+    router: type[RouterBase] = RouterBase
+    """Its class, which says what the fit needs and which routes there are."""
     shuffled: bool = False
     """It is fitted on outcomes that were dealt out anew: a control, which must gain nothing."""
+
+    def why_not(self, have: frozenset[Need] = HAVE) -> str | None:
+        """Why it cannot take part; None: it can.
+
+        Args:
+            have: what fits can have on these records.
+        """
+        if lacking := self.router.needs - have:
+            return f"its fit needs {' and '.join(sorted(lacking))}, which these records do not hold"
+        if not replayable(self.router):
+            return "it draws again or starts anew, and a recorded session has no more than was recorded"
+        return None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -69,30 +81,21 @@ def entries(own: Sequence[str] = ()) -> list[Entry]:
         Entry(f"{name}, {STEP_0}", _at_start(router_class(name)), f"{name}, asked once")
         for name in ("reading", "reading_benefit")
     ]
-    control = Entry(
-        SHUFFLED, router_class("reading_benefit").fit, "a control: fitted on outcomes dealt out anew", None, True
-    )
+    benefit = router_class("reading_benefit")
+    control = Entry(SHUFFLED, benefit.fit, "a control: fitted on outcomes dealt out anew", benefit, shuffled=True)
     return [*found, *at_start, control, *(_own(name) for name in own)]
 
 
 def _of_class(name: str) -> Entry:
     cls = router_class(name)
-    return Entry(name, cls.fit, cls.cites or _first_line(cls), _why_not(cls))
+    return Entry(name, cls.fit, cls.cites or _first_line(cls), cls)
 
 
 def _own(name: str) -> Entry:
     if (Path(name) / "router.json").exists():
         router = load_router(name)
-        return Entry(name, lambda data: router, "fitted elsewhere", _why_not(type(router)))
+        return Entry(name, lambda data: router, "fitted elsewhere", type(router))
     return replace(_of_class(name), name=name)
-
-
-def _why_not(cls: type[RouterBase]) -> str | None:
-    if lacking := cls.needs - HAVE:
-        return f"its fit needs {' and '.join(sorted(lacking))}, which records of two models do not hold"
-    if not replayable(cls):
-        return "it draws again or starts anew, and a recorded session has no more than was recorded"
-    return None
 
 
 def _at_start(cls: type[RouterBase]) -> Callable[[FitData], RouterBase]:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from r2v.bench.entries import Entry, shuffled
+from r2v.bench.entries import HAVE, Entry, shuffled
 from r2v.bench.suite import Escalated, Loaded, Mode, Outcome, Progress
 from r2v.core.errors import R2VError
 from r2v.core.groups import folds, splits
@@ -97,9 +97,11 @@ class Split:
             for n, i in enumerate(train)
             for t in range(len(self.loaded.episodes[i].steps))
         ]
+        known = self.loaded.differs or []
         return FitData(
             recorded, [self._clustered(i) for i in validation], FittedWith(1, HORIZON, "tool_calls"),
             RouterSettings(reads=True), self.seed, branches=branches, explored=[self._explored(i) for i in train],
+            differs=[known[i] for i in train if known], differs_validation=[known[i] for i in validation if known],
         )  # fmt: skip
 
     def _clustered(self, i: int) -> Episode:
@@ -149,10 +151,11 @@ def _threshold(router: RouterBase, validation: Sequence[Episode], share: float) 
 
 def predict(split: Split, wanted: Sequence[Entry], progress: Progress) -> tuple[list[Predicted], list[dict[str, str]]]:
     """(what takes part, which entries do not and why)."""
+    have = HAVE if split.loaded.differs is None else HAVE | {"answers"}
     found, left_out = [], []
     for n, entry in enumerate(wanted):
         progress(entry.name, n, len(wanted))
-        why = entry.why_not
+        why = entry.why_not(have)
         if why is None:
             try:
                 found.append(split.predicted(entry))

@@ -83,6 +83,8 @@ class Loaded:
     strong: str
     """The stronger model (or teacher)."""
     play: Play
+    differs: list[list[bool]] | None = None
+    """Of each step, whether the stronger model would do something else there; None where nobody knows."""
     alone_again: float | None = None
     """Success of the weak model where it started anew, from other runs of it; None without any."""
     fidelity: dict[str, Any] = field(default_factory=dict)

@@ -127,4 +127,4 @@ def _list(data: Path) -> None:
         typer.echo(f"{name:<20} {description}")
     typer.echo()
     for entry in entries():
-        typer.echo(f"{entry.name:<28} {entry.source}{f' [not here: {entry.why_not}]' if entry.why_not else ''}")
+        typer.echo(f"{entry.name:<28} {entry.source}{f' [not on all suites: {why}]' if (why := entry.why_not()) else ''}")

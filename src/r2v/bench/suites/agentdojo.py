@@ -19,9 +19,10 @@ from typing import Any
 
 import numpy as np
 
+from r2v.bench.data import records
 from r2v.bench.prices import LIST, Bill
 from r2v.bench.suite import Escalated, Loaded, Mode, Outcome, Progress
-from r2v.core.errors import ArtifactError, SettingsError
+from r2v.core.errors import ArtifactError
 from r2v.core.types import Episode, ToolCall
 from r2v.domains.agentdojo.engine import VERSION, Cell, Judged, State, cell_of
 from r2v.logs.agentdojo import FORMAT
@@ -74,6 +75,15 @@ class Session:
         for turn in self.turns:
             state = state.after(turn.calls)
         return self.cell.judge(state, self.answer)
+
+    def differs(self) -> list[bool]:
+        """At each step, whether the teacher's next call, or its answer, is another one than the weak model's."""
+        found, state = [], self.cell.start
+        for turn in self.turns:
+            plan = self.cell.plan(state)[:1]
+            found.append([self.cell.canonical(c) for c in turn.calls] != [self.cell.canonical(c) for c in plan])
+            state = state.after(turn.calls)
+        return found
 
 
 class _Account:
@@ -153,6 +163,7 @@ class AgentDojo:
     name: str
     mode: Mode
     how: str
+    path: str = RECORDS
 
     @property
     def description(self) -> str:
@@ -168,9 +179,7 @@ class AgentDojo:
             SettingsError: the records are not there, or the package `agentdojo` is not installed.
             ArtifactError: the file holds something else.
         """
-        path = data / RECORDS
-        if not path.is_file():
-            raise SettingsError(f"{path} is not here; AgentDojo's own runs (ethz-spylab/agentdojo, runs/) as JSON lines")
+        path = records(data, self.path, "the runs of github.com/ethz-spylab/agentdojo")
         raw = list(_records(path))
         episodes, _ = import_logs(path, replace(FORMAT, source=lambda _: iter(raw)), keep_unknown=True)
         sessions = [
@@ -204,6 +213,7 @@ class AgentDojo:
             np.unique(tasks, return_inverse=True)[1].astype(np.int64),
             "AgentDojo's own solution",
             play,
+            differs=[session.differs() for session in play.sessions],
             fidelity=_fidelity(names, same, [not a for a in attacked]) | {"attacked": _fidelity(names, same, attacked)},
             facts=facts,
         )
