@@ -178,7 +178,7 @@ def test_a_session_without_an_answer_is_not_solved():
 
 
 def test_missing_records_and_a_missing_package_are_said_in_one_line(tmp_path):
-    with pytest.raises(SettingsError, match="episodes.jsonl.xz is not there; .*--data") as refused:
+    with pytest.raises(SettingsError, match=r"episodes\.jsonl\.xz is not there; .*--data") as refused:
         TAKEOVER.load(tmp_path, quiet)
     assert "\n" not in str(refused.value)
     (tmp_path / RECORDS).parent.mkdir(parents=True)
