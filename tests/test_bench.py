@@ -125,7 +125,7 @@ def test_no_fit_sees_a_task_that_it_is_scored_on(split: Split):
         def score(self, features: Features) -> float:
             return 0.0 if features.values[12] < 1 else 1.0
 
-    entry = replace(entries()[0], name="spy", fit=Spy.fit, router=RouterBase)
+    entry = replace(entries()[0], name="spy", router=Spy)
     predict(split, [entry], quiet)
     episodes = split.loaded.episodes
     for fold, families in enumerate(seen):
@@ -233,7 +233,7 @@ def test_single_steps_are_counted_as_such(split: Split, tmp_path: Path):
             route = "escalate" if context.t == 1 else "continue"
             return Decision(route, "scheduled", None, None, None, 1.0, (), "")
 
-    one = replace(entries()[0], name="second step", fit=lambda data: AtOne(), router=RouterBase)
+    one = replace(entries()[0], name="second step", router=AtOne)
     found, _ = predict(steps, [one, *(e for e in entries() if e.name == RANDOM)], quiet)
     table = Table(steps, found, Seal.on(found, tmp_path / "p.json.gz"), quiet)
     row = row_of(table, "second step")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -18,7 +18,8 @@ STEP_0 = "step 0"
 """Ends the name of a router that decides at the first step alone."""
 SHUFFLED = "shuffled outcomes"
 RANDOM = "random"
-NULL = f"reading_benefit, {STEP_0}"
+BEST = "reading_benefit"
+NULL = f"{BEST}, {STEP_0}"
 """What gains are measured against beside random escalation: the same reader as the best router's, asked once."""
 HAVE: frozenset[Need] = frozenset({"branches", "exploration"})
 """What recorded sessions of two models give a fit."""
@@ -29,13 +30,16 @@ class Entry:
     """One row of the bench."""
 
     name: str
-    fit: Callable[[FitData], RouterBase]
+    router: type[RouterBase]
+    """Its class, which is fitted for each fold, and which says what its fit needs."""
     source: str
     """Where the rule is from."""
-    router: type[RouterBase] = RouterBase
-    """Its class, which says what the fit needs and which routes there are."""
+    fitted: RouterBase | None = None
+    """A router that was fitted elsewhere; None: it is fitted here."""
+    at_start: bool = False
+    """It decides at the first step alone."""
     shuffled: bool = False
-    """It is fitted on outcomes that were dealt out anew: a control, which must gain nothing."""
+    """It is fitted on outcomes that were dealt out anew: a control, which knows nothing."""
 
     def why_not(self, have: frozenset[Need] = HAVE) -> str | None:
         """Why it cannot take part; None: it can.
@@ -45,6 +49,8 @@ class Entry:
         """
         if lacking := self.router.needs - have:
             return f"its fit needs {' and '.join(sorted(lacking))}, which these records do not hold"
+        if self.router.tuned is not RouterBase.tuned:
+            return "its budgets are tuned in closed loop, which records cannot play"
         if not replayable(self.router):
             return "it draws again or starts anew, and a recorded session has no more than was recorded"
         return None
@@ -77,37 +83,22 @@ def entries(own: Sequence[str] = ()) -> list[Entry]:
     """
     left_out = {"rules", "recorded"}  # defaults of a gateway; a folder of them can be named
     found = [_of_class(name) for name in (*BUILT_IN, *RIVALS) if name not in left_out]
-    at_start = [
-        Entry(f"{name}, {STEP_0}", _at_start(router_class(name)), f"{name}, asked once")
-        for name in ("reading", "reading_benefit")
-    ]
-    benefit = router_class("reading_benefit")
-    control = Entry(SHUFFLED, benefit.fit, "a control: fitted on outcomes dealt out anew", benefit, shuffled=True)
-    return [*found, *at_start, control, *(_own(name) for name in own)]
+    for name in ("reading", BEST):
+        found.append(Entry(f"{name}, {STEP_0}", router_class(name), f"{name}, asked once", at_start=True))
+    found.append(Entry(SHUFFLED, router_class(BEST), f"a control: {BEST}, fitted on outcomes dealt out anew", shuffled=True))
+    return [*found, *(_own(name) for name in own)]
 
 
 def _of_class(name: str) -> Entry:
     cls = router_class(name)
-    return Entry(name, cls.fit, cls.cites or _first_line(cls), cls)
+    return Entry(name, cls, cls.cites or (cls.__doc__ or "").strip().splitlines()[0])
 
 
 def _own(name: str) -> Entry:
     if (Path(name) / "router.json").exists():
         router = load_router(name)
-        return Entry(name, lambda data: router, "fitted elsewhere", type(router))
-    return replace(_of_class(name), name=name)
-
-
-def _at_start(cls: type[RouterBase]) -> Callable[[FitData], RouterBase]:
-    def fit(data: FitData) -> RouterBase:
-        inner = cls.fit(data)
-        return AtStart(name=f"{inner.name}, {STEP_0}", inner=inner, fitted_with=inner.fitted_with)
-
-    return fit
-
-
-def _first_line(cls: type[RouterBase]) -> str:
-    return (cls.__doc__ or "").strip().splitlines()[0]
+        return Entry(name, type(router), "fitted elsewhere", fitted=router)
+    return _of_class(name)
 
 
 def shuffled(data: FitData, seed: int) -> FitData:

@@ -12,7 +12,7 @@ import gzip
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from r2v.bench.entries import HAVE, Entry, shuffled
+from r2v.bench.entries import HAVE, AtStart, Entry, shuffled
 from r2v.bench.suite import Escalated, Loaded, Mode, Outcome, Progress
 from r2v.core.errors import R2VError
 from r2v.core.groups import folds, splits
@@ -62,6 +62,7 @@ class Split:
     seed: int
     asked_at: Mapping[tuple[int, int], Outcome]
     """Of (episode, step): what comes of escalating just there."""
+    _fitted: dict[tuple[type[RouterBase], int], RouterBase] = field(default_factory=dict)
 
     @classmethod
     def of(cls, loaded: Loaded, mode: Mode, seed: int, progress: Progress) -> Split:
@@ -124,22 +125,30 @@ class Split:
         first = self.mode != "one_step"
         steps_PE: list[list[Escalated]] = [[() for _ in self.recorded] for _ in SHARES]
         points: set[float] = set()
-        for held_E, data in self.fits:
-            router = entry.fit(shuffled(data, self.seed) if entry.shuffled else data)
+        for fold, (held_E, data) in enumerate(self.fits):
+            router = self._router(entry, fold, data)
             thresholds = [_threshold(router, data.validation, share) for share in SHARES]
             points.update(thresholds)
-            for p, threshold in enumerate(thresholds):
-                if p and threshold == thresholds[p - 1]:
-                    for i in np.flatnonzero(held_E):
-                        steps_PE[p][i] = steps_PE[p - 1][i]
-                    continue
-                served = router.at(threshold)
-                for i in np.flatnonzero(held_E):
-                    steps_PE[p][i] = escalations(served, self.recorded[i], first=first)
+            served = [router.at(threshold) for threshold in dict.fromkeys(thresholds)]
+            place = [[*dict.fromkeys(thresholds)].index(threshold) for threshold in thresholds]
+            for i in np.flatnonzero(held_E):  # routers remember the scores of the latest steps
+                found = [escalations(one, self.recorded[i], first=first) for one in served]
+                for p, n in enumerate(place):
+                    steps_PE[p][i] = found[n]
         fixed = len(points) == 1
         if fixed and all(steps[:1] == (0,) for steps in steps_PE[0]):
             raise ValueError("it scores every step alike: what it reads is not in these records")
         return Predicted(entry, steps_PE[:1] if fixed else steps_PE, fixed)
+
+    def _router(self, entry: Entry, fold: int, data: FitData) -> RouterBase:
+        if entry.shuffled:
+            return entry.router.fit(shuffled(data, self.seed))
+        router = entry.fitted
+        if router is None:
+            if (entry.router, fold) not in self._fitted:
+                self._fitted[entry.router, fold] = entry.router.fit(data)
+            router = self._fitted[entry.router, fold]
+        return AtStart(inner=router, fitted_with=router.fitted_with) if entry.at_start else router
 
 
 def _threshold(router: RouterBase, validation: Sequence[Episode], share: float) -> float:

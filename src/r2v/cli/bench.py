@@ -105,6 +105,8 @@ def _show(found: dict[str, Any], others: dict[str, Any], out: Path) -> None:
     from r2v.report.bench import plain_table, table, verdict, write_bench
 
     console = Console()
+    if not console.is_terminal:
+        console.width = 120
     for results in found.values():
         console.print(table(results))
         console.print(verdict(results), highlight=False)

@@ -25,6 +25,12 @@ def ranked(results: Results) -> list[dict[str, Any]]:
     return sorted(results["rows"], key=lambda row: -row["gain_over_random"])
 
 
+def best(results: Results) -> dict[str, Any]:
+    """Of the rows that can be read at the share asked for, the one that gains most over random escalation."""
+    rows = ranked(results)
+    return next((row for row in rows if not row["fixed"]), rows[0])
+
+
 def table(results: Results) -> Table:
     """For the terminal; the page has all columns."""
     share = results["share"]
@@ -63,16 +69,16 @@ def gain(row: dict[str, Any], over: str) -> str:
 
 def verdict(results: Results) -> str:
     """What came out, in one line, whichever way it came out."""
-    best = ranked(results)[0]
-    low = best["gain_over_random_ci95"][0]
+    row = best(results)
+    low = row["gain_over_random_ci95"][0]
     nulls = results["nulls"]
     alone, strong = (nulls[name]["success"] for name in ("slm alone", "strong alone"))
     ends = f"the weak model alone {alone:.3f}, {results['strong']} {strong:.3f}"
     if low <= 0:
         return f"No router is surely better than random escalation ({ends})."
-    over = best["gain_over_step_0_ci95"]
+    over = row["gain_over_step_0_ci95"]
     also = "also" if over is not None and over[0] > 0 else "but not surely"
-    return f"{best['router']} gains {gain(best, 'random')} over random escalation, {also} over deciding at step 0 ({ends})."
+    return f"{row['router']} gains {gain(row, 'random')} over random escalation, {also} over deciding at step 0 ({ends})."
 
 
 def figure(results: Results) -> Figure:
@@ -95,7 +101,13 @@ def figure(results: Results) -> Figure:
 def write_bench(found: Sequence[Results], out: Path) -> Path:
     """Write `bench.html`; returns its path."""
     suites = [
-        {**results, "rows": ranked(results), "verdict": verdict(results), "figure": Markup(svg(figure(results)))}
+        {
+            **results,
+            "rows": ranked(results),
+            "best": best(results),
+            "verdict": verdict(results),
+            "figure": Markup(svg(figure(results))),
+        }
         for results in found
     ]
     path = out / "bench.html"
