@@ -19,7 +19,7 @@ from r2v.bench.predictions import Seal, Split, predict
 from r2v.bench.prices import LIST, Bill
 from r2v.bench.run import suite_named
 from r2v.bench.suite import Loaded, Outcome
-from r2v.bench.suites.recorded import INTERCODE, INTERCODE_VERDICT
+from r2v.bench.suites.recorded import INTERCODE, INTERCODE_VERDICT, again
 from r2v.bench.table import Table
 from r2v.cli import cli
 from r2v.core.errors import SettingsError, StageError
@@ -197,6 +197,14 @@ def test_only_what_is_shown_the_verdict_has_one(data: Path):
     assert shown and not hidden
     known = [step.verdicts for e in INTERCODE_VERDICT.load(data, quiet).episodes for step in e.steps]
     assert any(known) and suite_named("intercode-verdict") is INTERCODE_VERDICT
+
+
+def test_another_run_of_the_weak_model_stands_beside_the_routers(data: Path):
+    episodes = INTERCODE_VERDICT.load(data, quiet).episodes
+    assert again(episodes) is None
+    solved = [e for e in episodes if e.success]
+    runs = [*solved, *(replace(e, seed=1, success=i < len(solved) / 2) for i, e in enumerate(solved))]
+    assert again(runs) == pytest.approx(0.75, abs=0.02)
 
 
 def test_a_bill_reads_cached_what_the_same_model_has_read():

@@ -316,3 +316,12 @@ def test_drafts_are_paid_beside_the_expert(recorded):
     read = len(one.goal) + len(one.steps[0].observation.text)
     expected = 2 * read * 0.2 + len("lookinventory") * 0.2 + read * 30 + len("look") * 60
     assert household.cost(one) == pytest.approx(expected / 4e6)
+
+
+def test_some_sessions_are_whole_groups():
+    group_E = np.repeat(np.arange(40), np.arange(40) % 4 + 1)
+    drawn = knowagent.some(group_E, 30)
+    assert 30 <= len(drawn) < 34 and drawn == knowagent.some(group_E, 30)
+    kept = set(group_E[drawn].tolist())
+    assert drawn == [i for i, group in enumerate(group_E) if group in kept]
+    assert knowagent.some(group_E, 1000) == list(range(len(group_E)))

@@ -224,9 +224,7 @@ def test_what_cannot_be_replayed_is_refused_and_a_takeover_keeps_the_rest():
     bare = replace(episodes[0].steps[0], choice=replace(episodes[0].steps[0].choice, features=None))
     with pytest.raises(ValueError, match="has no features"):
         replay([replace(episodes[0], steps=(bare,))], escalated_steps(latch, 5))
-    assert replayable(latch) and not any(
-        replayable(SimpleNamespace(routes={"continue", route})) for route in ("retry", "restart")
-    )
+    assert replayable(latch.routes) and not any(replayable({"continue", route}) for route in ("retry", "restart"))
     found = replayed(episodes, {"judge": (latch, 0.5, (0.9, 0.5))}, [TASK.id], SEEDS, 5)
     assert list(found) == ["slm_only", "llm_only", "oracle", "judge"]
     calls = {name: played.chosen.teacher_calls_TZ.tolist() for name, played in found.items()}

@@ -51,7 +51,7 @@ class Entry:
             return f"its fit needs {' and '.join(sorted(lacking))}, which these records do not hold"
         if self.router.tuned is not RouterBase.tuned:
             return "its budgets are tuned in closed loop, which records cannot play"
-        if not replayable(self.router):
+        if not replayable(self.router.routes):
             return "it draws again or starts anew, and a recorded session has no more than was recorded"
         return None
 

@@ -30,7 +30,7 @@ from r2v.evaluation.branches import Branch
 from r2v.evaluation.replay import RecordedSteps, escalations
 from r2v.learning.settings import RouterSettings
 from r2v.logs.importing import HORIZON
-from r2v.routers.base import FitData, FittedWith, RouterBase
+from r2v.routers.base import FitData, FittedWith, Need, RouterBase
 from r2v.runtime.store import whole_file
 
 FOLDS = 5
@@ -160,7 +160,7 @@ def _threshold(router: RouterBase, validation: Sequence[Episode], share: float) 
 
 def predict(split: Split, wanted: Sequence[Entry], progress: Progress) -> tuple[list[Predicted], list[dict[str, str]]]:
     """(what takes part, which entries do not and why)."""
-    have = HAVE if split.loaded.differs is None else HAVE | {"answers"}
+    have: frozenset[Need] = HAVE if split.loaded.differs is None else HAVE | frozenset({"answers"})
     found, left_out = [], []
     for n, entry in enumerate(wanted):
         progress(entry.name, n, len(wanted))

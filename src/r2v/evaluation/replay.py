@@ -104,15 +104,12 @@ def always(episode: Episode) -> tuple[int, ...]:
 class Replayed(Protocol):
     """What replay needs of a fitted router (`r2v.routers.base.RouterBase`)."""
 
-    @property
-    def routes(self) -> Collection[Route]: ...
-
     def at(self, threshold: float) -> Router: ...
 
 
-def replayable(router: Replayed) -> bool:
-    """Whether a recorded episode is enough: it holds no further draw and no other attempt."""
-    return not {"retry", "restart"} & set(router.routes)
+def replayable(routes: Collection[Route]) -> bool:
+    """Whether a recorded episode is enough for a router with these routes: it holds no further draw and no other attempt."""
+    return not {"retry", "restart"} & set(routes)
 
 
 def replayed(

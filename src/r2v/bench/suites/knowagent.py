@@ -20,6 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from r2v.bench.data import records
 from r2v.bench.prices import LIST, Bill
 from r2v.bench.suite import Escalated, Loaded, Mode, Outcome, Progress
@@ -38,6 +41,8 @@ WEAK = "llama-2-13b"
 EXPERT = "gpt-4"
 """What the expert costs: it is a program, so it is priced as the model that would be asked in its place."""
 PRICES = {model: LIST[model] for model in (WEAK, EXPERT)}
+SESSIONS = 600
+"""Of those that replay, so many are played: all 981 take four minutes of one core."""
 LIMIT = 50
 """ALFWorld's own limit of steps."""
 
@@ -188,10 +193,19 @@ def loaded(episodes: Sequence[Episode], made: Mapping[str, tuple[Rebuilt, list[E
         "share": len(kept) / len(episodes),
         "left_out": [_name(episode) for episode in episodes if _name(episode) not in names],
     }
+    drawn = some(groups(kept).group_E)
+    kept, worlds = [kept[i] for i in drawn], [worlds[i] for i in drawn]
     return Loaded(
         kept, groups(kept).group_E, f"the household's expert (priced as {EXPERT})", Takeover(kept, worlds, {}),
         fidelity=fidelity, facts=_facts(episodes, made, answers, equal),
     )  # fmt: skip
+
+
+def some(group_E: NDArray[np.int64], most: int = SESSIONS) -> list[int]:
+    """Numbers of `most` episodes or a few more: whole groups, drawn with a fixed seed; all where there are no more."""
+    order = np.random.default_rng(0).permutation(int(group_E.max(initial=-1)) + 1)
+    before_O = np.r_[0, np.cumsum(np.bincount(group_E)[order])[:-1]] if len(order) else order
+    return np.flatnonzero(np.isin(group_E, order[before_O < most])).tolist()
 
 
 def _facts(

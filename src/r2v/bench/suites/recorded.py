@@ -69,7 +69,7 @@ class RecordedPairs:
         stronger = [handed[e.task.id, e.perturbation] for e in kept]
         play = Recordings(kept, stronger, self._prices(), self.strong[0])
         facts = {"weak": sorted({e.agent for e in kept}), "usd_per_million_tokens": self._facts()}
-        return Loaded(kept, group_E, self.strong[0], play, again(kept), facts=facts)
+        return Loaded(kept, group_E, self.strong[0], play, alone_again=again(kept), facts=facts)
 
     def _prices(self) -> dict[str, PriceSettings]:
         return {agent: LIST[price] for agent, price in (*self.weak.items(), self.strong)}

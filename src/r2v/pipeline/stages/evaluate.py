@@ -88,7 +88,7 @@ def evaluate_on(ctx: StageContext, tasks: Sequence[Task], seeds: Sequence[int], 
         {
             name: (router, points[name].threshold, points[name].grid)
             for name, router in routers.items()
-            if replayable(router)
+            if replayable(router.routes)
         },
         [task.id for task in tasks],
         seeds,
