@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-from r2v.bench.entries import NULL, RANDOM, SHUFFLED, entries
+from r2v.bench.entries import NULL, RANDOM, RECORDED, SHUFFLED, entries
 from r2v.bench.predictions import Seal, Split, predict
 from r2v.bench.prices import LIST, Bill
 from r2v.bench.run import suite_named
@@ -24,7 +24,8 @@ from r2v.bench.table import Table
 from r2v.cli import cli
 from r2v.core.errors import SettingsError, StageError
 from r2v.core.types import Context, Decision, Features, Memory
-from r2v.routers.base import FitData, RouterBase
+from r2v.routers import router_class
+from r2v.routers.base import FitData, FittedWith, RouterBase
 
 SHOWN = INTERCODE_VERDICT.path
 TASKS, BASES = 120, 24
@@ -162,21 +163,33 @@ def bench(*words: object) -> Result:
     return CliRunner().invoke(cli, ["bench", *map(str, words)])
 
 
-def test_a_router_of_ones_own_by_dotted_path(data: Path, tmp_path: Path):
-    own = "test_bench:Coin"
-    words = ("intercode-verdict", "--data", data, "--out", tmp_path, "--router", own, "--only", "--json")
-    done = bench(*words)
+def test_routers_of_ones_own_by_dotted_path_and_by_folder(data: Path, tmp_path: Path):
+    """A folder takes part only where it knows the features."""
+    own, folders = "test_bench:Coin", [str(tmp_path / name) for name in ("same", "other")]
+    for folder, known in zip(folders, (RECORDED, FittedWith(5, 50, "household")), strict=True):
+        router_class("switchyard_stage")(threshold=0.5, fitted_with=known).save(Path(folder))
+    routers = [word for name in (own, *folders) for word in ("--router", name)]
+    done = bench("intercode-verdict", "--data", data, "--out", tmp_path, *routers, "--only", "--json")
     assert done.exit_code == 0, done.output
     facts = json.loads(done.stdout.splitlines()[-1])
-    row = next(row for row in facts["rows"] if row["router"] == own)
-    assert row["fixed"] and 0.2 < row["share_strong"] < 0.8
-    assert {"router", "share_strong", "success", "ci95", "usd_per_solved"} <= row.keys()
+    rows = {row["router"]: row for row in facts["rows"]}
+    assert rows.keys() == {own, folders[0], NULL, RANDOM}
+    assert rows[own]["fixed"] and 0.2 < rows[own]["share_strong"] < 0.8
+    assert all({"router", "share_strong", "success", "ci95", "usd_per_solved"} <= row.keys() for row in rows.values())
+    (left,) = facts["left_out"]
+    assert left["router"] == folders[1] and "5 candidates" in left["why"] and "tool_calls" in left["why"]
     assert {"random", "step 0 only", "slm alone", "strong alone", "best single", "slm again"} == facts["nulls"].keys()
     assert facts["suite"] == "intercode-verdict" and facts["fidelity"] == {}
     page = (tmp_path / "bench.html").read_text()
     assert own in page and facts["predictions_sha256"][:16] in page
-    again = json.loads(bench(*words).stdout.splitlines()[-1])
-    assert again | {"seconds": 0} == facts | {"seconds": 0}
+
+
+def test_the_same_seed_predicts_the_same(split: Split, data: Path, tmp_path: Path):
+    cheap = [e for e in entries() if e.name in ("heuristic", "query", RANDOM)]
+    splits = (split, *(Split.of(INTERCODE_VERDICT.load(data, quiet), "restart", seed, quiet) for seed in (0, 1)))
+    seals = [Seal.on(predict(one, cheap, quiet)[0], tmp_path / f"{i}.json.gz").sha256 for i, one in enumerate(splits)]
+    assert seals[0] == seals[1] != seals[2]
+    assert splits[0].sha256 == splits[1].sha256 != splits[2].sha256
 
 
 def test_missing_records_end_in_one_line(tmp_path: Path):

@@ -11,8 +11,9 @@ import numpy as np
 
 from r2v.core.types import Context, Decision, Episode, Features, Memory
 from r2v.evaluation.replay import replayable
+from r2v.logs.importing import HORIZON
 from r2v.routers import BUILT_IN, RIVALS, load_router, router_class
-from r2v.routers.base import FitData, Need, RouterBase
+from r2v.routers.base import FitData, FittedWith, Need, RouterBase
 
 STEP_0 = "step 0"
 """Ends the name of a router that decides at the first step alone."""
@@ -21,6 +22,8 @@ RANDOM = "random"
 BEST = "reading_benefit"
 NULL = f"{BEST}, {STEP_0}"
 """What gains are measured against beside random escalation: the same reader as the best router's, asked once."""
+RECORDED = FittedWith(1, HORIZON, "tool_calls")
+"""How the steps of recorded sessions are seen."""
 HAVE: frozenset[Need] = frozenset({"branches", "exploration"})
 """What recorded sessions of two models give a fit."""
 
@@ -51,6 +54,8 @@ class Entry:
             return f"its fit needs {' and '.join(sorted(lacking))}, which these records do not hold"
         if self.router.tuned is not RouterBase.tuned:
             return "its budgets are tuned in closed loop, which records cannot play"
+        if self.fitted is not None and (other := _fitted_otherwise(self.fitted)):
+            return other
         if not replayable(self.router.routes):
             return "it draws again or starts anew, and a recorded session has no more than was recorded"
         return None
@@ -86,7 +91,8 @@ def entries(own: Sequence[str] = ()) -> list[Entry]:
     for name in ("reading", BEST):
         found.append(Entry(f"{name}, {STEP_0}", router_class(name), f"{name}, asked once", at_start=True))
     found.append(Entry(SHUFFLED, router_class(BEST), f"a control: {BEST}, fitted on outcomes dealt out anew", shuffled=True))
-    return [*found, *(_own(name) for name in own)]
+    names = {entry.name for entry in found}
+    return [*found, *(_own(name) for name in dict.fromkeys(own) if name not in names)]
 
 
 def _of_class(name: str) -> Entry:
@@ -99,6 +105,17 @@ def _own(name: str) -> Entry:
         router = load_router(name)
         return Entry(name, type(router), "fitted elsewhere", fitted=router)
     return _of_class(name)
+
+
+def _fitted_otherwise(router: RouterBase) -> str | None:
+    """Why a fitted router does not know these features: they are of one candidate, scored by one verifier."""
+    known = router.fitted_with
+    if known is None or (known.k in (None, RECORDED.k) and known.verifier in (None, RECORDED.verifier)):
+        return None
+    return (
+        f"it was fitted with {known.k} candidates a step and the verifier {known.verifier}; records have {RECORDED.k}, "
+        f"and {RECORDED.verifier} scores it"
+    )
 
 
 def shuffled(data: FitData, seed: int) -> FitData:

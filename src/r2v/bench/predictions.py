@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from r2v.bench.entries import HAVE, AtStart, Entry, shuffled
+from r2v.bench.entries import HAVE, RECORDED, AtStart, Entry, shuffled
 from r2v.bench.suite import Escalated, Loaded, Mode, Outcome, Progress
 from r2v.core.errors import R2VError
 from r2v.core.groups import folds, splits
@@ -30,7 +30,7 @@ from r2v.evaluation.branches import Branch
 from r2v.evaluation.replay import RecordedSteps, escalations
 from r2v.learning.settings import RouterSettings
 from r2v.logs.importing import HORIZON
-from r2v.routers.base import FitData, FittedWith, Need, RouterBase
+from r2v.routers.base import FitData, Need, RouterBase
 from r2v.runtime.store import whole_file
 
 FOLDS = 5
@@ -100,7 +100,7 @@ class Split:
         ]
         known = self.loaded.differs or []
         return FitData(
-            recorded, [self._clustered(i) for i in validation], FittedWith(1, HORIZON, "tool_calls"),
+            recorded, [self._clustered(i) for i in validation], RECORDED,
             RouterSettings(reads=True), self.seed, branches=branches, explored=[self._explored(i) for i in train],
             differs=[known[i] for i in train if known], differs_validation=[known[i] for i in validation if known],
         )  # fmt: skip

@@ -19,7 +19,7 @@ EXTRAS = {
     "ray": ("ray",),
     "alfworld": ("textworld", "alfworld"),
     "datasets": ("datasets",),
-    "bench": ("sklearn", "scipy", "pyarrow", "jsonschema", "agentdojo"),
+    "bench": (*_REPORT, "agentdojo"),
 }
 """Extra -> modules that it brings."""
 _COMMANDS = {
