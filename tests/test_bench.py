@@ -199,6 +199,16 @@ def test_missing_records_end_in_one_line(tmp_path: Path):
     assert "--data" in str(bench("intercode", "--data", tmp_path).exception)
 
 
+def test_records_are_found_where_they_usually_lie(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.delenv("R2V_BENCH_DATA", raising=False)
+    assert "bench-data/" in str(bench("intercode").exception)
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared/data").symlink_to(data)
+    assert "both" in str(bench("intercode").exception)  # they are read: no agent in them was shown no reward
+
+
 def test_the_list_names_every_suite_and_why_routers_are_left_out(tmp_path: Path):
     listed = bench("--list", "--data", tmp_path).output
     assert "intercode-verdict" in listed and "no records in" in listed

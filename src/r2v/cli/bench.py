@@ -17,6 +17,8 @@ from r2v.runtime.progress import progress
 if TYPE_CHECKING:
     from r2v.bench.entries import Entry
 
+PLACES = ("bench-data", "../shared/data")
+"""Where records are looked for: a folder of one's own, and where this project's tests find theirs."""
 Job = tuple[str, tuple[str, ...], bool, Path, Path, int, float]
 
 
@@ -31,8 +33,11 @@ def bench(
     ] = None,
     only: Annotated[bool, typer.Option("--only", help="The routers of --router alone, beside the nulls.")] = False,
     data: Annotated[
-        Path, typer.Option(envvar="R2V_BENCH_DATA", help="Folder of the records (docs/bench.md says where they are from).")
-    ] = Path("bench-data"),
+        Path | None,
+        typer.Option(
+            envvar="R2V_BENCH_DATA", help=f"Folder of the records (docs/bench.md); {' or '.join(PLACES)} if it is there."
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for bench.html and, a folder a suite, results and predictions.")] = Path(
         "bench"
     ),
@@ -49,6 +54,7 @@ def bench(
     """
     from r2v.bench.run import OTHERS, ready
 
+    data = data or next((place for place in map(Path, PLACES) if place.is_dir()), Path(PLACES[0]))
     if listed:
         _list(data)
         return
