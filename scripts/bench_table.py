@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from r2v.bench import BUILT_IN
+from r2v.report.bench import best, gain
 
 
 def main(folder: Path) -> None:
@@ -23,12 +24,11 @@ def nulls(found: list[dict[str, Any]]) -> str:
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in found:
-        best = max((row for row in r["rows"] if not row["fixed"]), key=lambda row: row["gain_over_random"])
-        n = r["nulls"]
+        row, n = best(r), r["nulls"]
         cells = [
             r["suite"], f"{r['sessions']:,}, {r['groups']}",
-            *(success(n.get(name)) for name in ("slm alone", "random", "step 0 only", "strong alone")), best["router"],
-            f"{best['success']:.3f}", gain(best, "random"), gain(best, "step_0"), f"{r['seconds']:.0f}",
+            *(success(n.get(name)) for name in ("slm alone", "random", "step 0 only", "strong alone")), row["router"],
+            f"{row['success']:.3f}", gain(row, "random"), gain(row, "step_0"), f"{r['seconds']:.0f}",
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -66,14 +66,6 @@ def injections(found: list[dict[str, Any]]) -> str:
 
 def success(null: dict[str, Any] | None) -> str:
     return "–" if null is None else f"{null['success']:.3f}"
-
-
-def gain(row: dict[str, Any], over: str) -> str:
-    found = row[f"gain_over_{over}"]
-    if found is None:
-        return "–"
-    low, high = row[f"gain_over_{over}_ci95"]
-    return f"{found:+.3f} ({low:+.3f}, {high:+.3f})"
 
 
 def bold(row: dict[str, Any]) -> str:
