@@ -22,6 +22,7 @@ from r2v.clients import make_client
 from r2v.clients.base import ModelError
 from r2v.clients.chat import ChatPolicy, ChatSettings
 from r2v.clients.settings import ClientSettings, PriceSettings
+from r2v.clients.tokens import Tokens
 from r2v.core.agent import Solo
 from r2v.core.errors import SettingsError
 from r2v.core.loop import run_episode
@@ -266,6 +267,13 @@ def test_cached_and_cache_write_tokens_have_prices_of_their_own(left_out, usd):
     with serving(lambda body, number: Reply(json.dumps(reply))) as server:
         (candidate,) = propose(chat(server.url.removesuffix("/v1"), provider="anthropic", price=price))
     assert candidate.usage == Usage(1, 3100, 50, pytest.approx(usd / 1e6))
+
+
+@pytest.mark.parametrize("name", ["cache_creation_tokens", "cache_write_tokens"])  # LiteLLM's, OpenRouter's
+def test_cache_writes_of_openai_style_servers_have_their_price(name):
+    usage = {"prompt_tokens": 3100, "completion_tokens": 50, "prompt_tokens_details": {"cached_tokens": 1000, name: 2000}}
+    assert Tokens.of(usage) == Tokens(3100, 50, 1000, 2000)
+    assert Tokens.of({**usage, "prompt_tokens_details": {name: -1}}).cache_written == 0
 
 
 def test_a_provider_may_be_anybodys_class(monkeypatch, tmp_path):

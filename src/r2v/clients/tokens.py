@@ -36,7 +36,9 @@ class Tokens:
         details = usage.get("prompt_tokens_details")
         details = details if isinstance(details, dict) else {}
         counts = (usage.get("prompt_tokens"), usage.get("completion_tokens"))
-        caches = (details.get("cached_tokens"), details.get("cache_creation_tokens"))
+        # LiteLLM and r2v say the first, OpenRouter the second.
+        written = next((details[key] for key in ("cache_creation_tokens", "cache_write_tokens") if details.get(key)), None)
+        caches = (details.get("cached_tokens"), written)
         return cls(*(counted(count) or 0 for count in (*counts, *caches)))
 
     @property
