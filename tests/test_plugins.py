@@ -140,6 +140,8 @@ def test_the_examples_stay_short():
         ("atif", ["log format"]),
         ("query", ["router"]),
         ("bandit", ["router"]),
+        ("reading_benefit", ["router"]),
+        ("switchyard_stage", ["router"]),
         ("r2v.domains.household.expert:HouseholdExpert", ["policy"]),
         ("examples.own_verifier:GuessVerifier", ["verifier"]),
         ("examples.own_domain:static", ["perturbation"]),

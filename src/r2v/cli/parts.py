@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from r2v.core.checks import CONTEXT, CheckFailed, check, check_router
+from r2v.core.checks import PROPOSED, CheckFailed, check, check_router
 from r2v.core.errors import R2VError, SettingsError
 from r2v.core.features import featurise
 from r2v.core.types import Action, Candidate, Choice, Context, Episode, Memory, Observation, Source, Step, Task, Usage
@@ -73,7 +73,7 @@ def _groups(name: str) -> list[tuple[plugins.Group, Mapping[str, str]]]:
     from r2v import domains, logs, routers, verifiers
 
     groups: dict[plugins.Group, Mapping[str, str]] = {
-        "routers": routers.BUILT_IN, "domains": domains.BUILT_IN, "verifiers": verifiers.BUILT_IN,
+        "routers": {**routers.BUILT_IN, **routers.RIVALS}, "domains": domains.BUILT_IN, "verifiers": verifiers.BUILT_IN,
         "log_formats": logs.BUILT_IN, "perturbations": {},
     }  # fmt: skip
     return [(group, built_in) for group, built_in in groups.items() if name in plugins.names(group, built_in)]
@@ -97,6 +97,7 @@ def _checked(name: str, thing: Any) -> str:
 
 def check_fit(cls: type[RouterBase]) -> None:
     """Fit a router on made-up episodes, and compare its decisions with those of its folder. Raises CheckFailed."""
+    from r2v.evaluation.replay import RecordedSteps
     from r2v.routers import load_router
 
     data = made_up_data()
@@ -104,14 +105,13 @@ def check_fit(cls: type[RouterBase]) -> None:
     thresholds = router.thresholds(data.held, [0.1, 0.5])
     if not thresholds:
         raise CheckFailed(f"{router.name} has no thresholds to try")
-    contexts = [context for episode in data.held for context in episode.contexts(data.horizon)]
-    rows = [step.choice.features for episode in data.held for step in episode.steps if step.choice.features is not None]
+    recorded = [step for episode in data.held for step in RecordedSteps.of(episode, data.horizon).steps]
     router = router.at(thresholds[-1])
-    check_router(router, rows[:5], CONTEXT)
+    check_router(router, [row for _, row, _ in recorded[:5]], PROPOSED)
     with tempfile.TemporaryDirectory() as folder:
         router.save(Path(folder))
         loaded, memories = load_router(folder), [Memory(seed=1), Memory(seed=1)]
-    for seed, (context, row) in enumerate(zip(contexts, rows, strict=True)):
+    for seed, (context, row, _) in enumerate(recorded):
         if context.t == 0:
             memories = [Memory(seed=seed), Memory(seed=seed)]
         pair = (router, memories[0]), (loaded, memories[1])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -133,6 +134,8 @@ CONTEXT = Context(
     (Action("go to shelf 1"),),
     20,
 )
+PROPOSED = replace(CONTEXT, proposed=Action("take pen 1 from shelf 1"))
+"""The same with what the SLM would do: what routers are asked with."""
 COMMANDS = ("look", "take pen 1 from shelf 1", "go to drawer 1", "help", "look", "submit")
 """What things are checked on that come without a domain, and domains that have neither expert nor random actions."""
 
@@ -241,7 +244,7 @@ def check(thing: Any) -> str:
         return check(made)
     if _has(thing, "decide"):
         unplaced = _has(thing, "at") and getattr(thing, "threshold", 0.0) is None
-        check_router(thing.at(0.5) if unplaced else thing, [_row(i) for i in range(5)], CONTEXT)
+        check_router(thing.at(0.5) if unplaced else thing, [_row(i) for i in range(5)], PROPOSED)
         return "router"
     if _has(thing, "propose"):
         asyncio.run(check_policy(thing, CONTEXT))
