@@ -135,6 +135,23 @@ def test_no_fit_sees_a_task_that_it_is_scored_on(split: Split):
     assert len(seen) == 5
 
 
+def test_weak_models_may_be_left_out_beside_the_tasks(split: Split):
+    with pytest.raises(SettingsError, match="one weak model"):
+        Split.of(split.loaded, "restart", 0, quiet, unseen_models=True)
+    episodes = [replace(e, agent=f"weak {i % 4}") for i, e in enumerate(split.loaded.episodes)]
+    unseen = Split.of(replace(split.loaded, episodes=episodes), "restart", 0, quiet, unseen_models=True)
+    scored = np.zeros(len(episodes), dtype=int)
+    for held_E, data in unseen.fits:
+        held = [episodes[i] for i in np.flatnonzero(held_E)]
+        seen = [*data.recorded, *data.validation]
+        assert not {e.agent for e in held} & {e.agent for e in seen}
+        assert not {e.task.family for e in held} & {e.task.family for e in seen}
+        scored += held_E
+    assert (scored == 1).all() and len(unseen.fits) == 15
+    found, left_out = predict(unseen, [e for e in entries() if e.name == "query"], quiet)
+    assert len(found) == 1 and not left_out and unseen.sha256 != split.sha256
+
+
 def test_predictions_are_scored_as_they_were_sealed_or_not_at_all(split: Split, tmp_path: Path):
     found, _ = predict(split, [e for e in entries() if e.name == "heuristic"], quiet)
     seal = Seal.on(found, tmp_path / "p.json.gz")

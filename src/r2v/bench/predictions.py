@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from r2v.bench.entries import HAVE, RECORDED, AtStart, Entry, shuffled
 from r2v.bench.suite import Escalated, Loaded, Mode, Outcome, Progress
-from r2v.core.errors import R2VError
+from r2v.core.errors import R2VError, SettingsError
 from r2v.core.groups import folds, splits
 from r2v.core.seeds import derive_uniform
 from r2v.core.types import Decision, Episode
@@ -34,6 +34,8 @@ from r2v.routers.base import FitData, Need, RouterBase
 from r2v.runtime.store import whole_file
 
 FOLDS = 5
+MODEL_FOLDS = 3
+"""Of the weak models, where they are left out, too: each of its folds is fitted for each fold of the tasks."""
 SHARES = (0.005, 0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.18, 0.25, 0.35, 0.5, 0.7, 1.0)
 """Of the steps of the SLM alone; a session is escalated if one of its steps is."""
 EXPLORED = 0.25
@@ -59,16 +61,34 @@ class Split:
     loaded: Loaded
     mode: Mode
     fold_E: NDArray[np.int64]
+    """Or [E, 2]: of tasks and of weak models."""
     seed: int
     asked_at: Mapping[tuple[int, int], Outcome]
     """Of (episode, step): what comes of escalating just there."""
     _fitted: dict[tuple[type[RouterBase], int], RouterBase] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, loaded: Loaded, mode: Mode, seed: int, progress: Progress) -> Split:
+    def of(cls, loaded: Loaded, mode: Mode, seed: int, progress: Progress, *, unseen_models: bool = False) -> Split:
+        """The folds of a seed.
+
+        Args:
+            loaded: the suite's records.
+            mode: its mode.
+            seed: of the folds.
+            progress: called as forks are played.
+            unseen_models: fits see neither the tasks nor the weak models that they are scored on.
+
+        Raises:
+            SettingsError: there are too few weak models for that.
+        """
         keys = [(i, t) for i, episode in enumerate(loaded.episodes) for t in range(len(episode.steps))]
         found = loaded.play([(i, (t,)) for i, t in keys], progress)
         fold_E = folds(loaded.group_E, FOLDS, seed)
+        if unseen_models:
+            model_E = np.unique([e.agent for e in loaded.episodes], return_inverse=True)[1]
+            if model_E.max() < 1:
+                raise SettingsError("--unseen-models: this suite has one weak model; leave the option out")
+            fold_E = np.stack([fold_E, folds(model_E, min(MODEL_FOLDS, int(model_E.max()) + 1), seed)], axis=1)
         return cls(loaded, mode, fold_E, seed, dict(zip(keys, found, strict=True)))
 
     @cached_property
@@ -78,7 +98,8 @@ class Split:
     @property
     def sha256(self) -> str:
         """Of which episodes there are and which fold each is in."""
-        rows = [[e.agent, e.task.id, e.perturbation, int(f)] for e, f in zip(self.loaded.episodes, self.fold_E, strict=True)]
+        folds_E = self.fold_E.tolist()
+        rows = [[e.agent, e.task.id, e.perturbation, f] for e, f in zip(self.loaded.episodes, folds_E, strict=True)]
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
     @cached_property

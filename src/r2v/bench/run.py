@@ -61,8 +61,9 @@ def run_twinrouter(own: Sequence[str], data: Path, out: Path, progress: Progress
 
 
 def run_suite(
-    suite: Suite, wanted: Sequence[Entry], data: Path, out: Path, progress: Progress, *, seed: int = 0, share: float = SHARE
-) -> dict[str, Any]:
+    suite: Suite, wanted: Sequence[Entry], data: Path, out: Path, progress: Progress, *, seed: int = 0,
+    share: float = SHARE, unseen_models: bool = False,
+) -> dict[str, Any]:  # fmt: skip
     """Run it.
 
     Args:
@@ -73,6 +74,7 @@ def run_suite(
         progress: called as work goes on.
         seed: of folds, fits and intervals.
         share: of strong calls, at which rows are compared.
+        unseen_models: see `Split.of`.
 
     Returns:
         What `results.json` holds.
@@ -82,7 +84,7 @@ def run_suite(
     """
     start = time.monotonic()
     loaded = suite.load(data, progress)
-    split = Split.of(loaded, suite.mode, seed, progress)
+    split = Split.of(loaded, suite.mode, seed, progress, unseen_models=unseen_models)
     found, left_out = predict(split, wanted, progress)
     if not found:
         raise SettingsError(
@@ -93,7 +95,7 @@ def run_suite(
     results = {
         "suite": suite.name, "description": suite.description, "mode": suite.mode, "version": __version__, "seed": seed,
         "share": share, "sessions": len(loaded.episodes), "groups": int(np.max(loaded.group_E)) + 1, "folds": FOLDS,
-        "steps": sum(len(episode.steps) for episode in loaded.episodes), "strong": loaded.strong,
+        "unseen_models": unseen_models, "steps": sum(len(episode.steps) for episode in loaded.episodes), "strong": loaded.strong,
         "split_sha256": split.sha256, "predictions_sha256": seal.sha256,
         "rows": [table.row(predicted, share) for predicted in found], "left_out": left_out, "nulls": table.nulls(share),
         "fidelity": loaded.fidelity, **loaded.facts, "seconds": time.monotonic() - start,

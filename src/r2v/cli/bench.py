@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 PLACES = ("bench-data", "../shared/data")
 """Where records are looked for: a folder of one's own, and where this project's tests find theirs."""
-Job = tuple[str, tuple[str, ...], bool, Path, Path, int, float]
+Job = tuple[str, tuple[str, ...], bool, Path, Path, int, float, bool]
 
 
 @cli.command(rich_help_panel="Logs and solutions")
@@ -43,6 +43,9 @@ def bench(
     ),
     run: Annotated[Path | None, typer.Option(help="A finished run of the household, whose routers its suite plays.")] = None,
     share: Annotated[float, typer.Option(min=0.01, max=0.99, help="Strong calls at which routers are compared.")] = 0.25,
+    unseen_models: Annotated[
+        bool, typer.Option("--unseen-models", help="Fits see neither the tasks nor the weak models that they are scored on.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Seed of the folds, the fits and the intervals.")] = 0,
     workers: Annotated[int, typer.Option(min=1, help="Suites that run at once, each in a process.")] = 2,
     listed: Annotated[bool, typer.Option("--list", help="Name the suites and the routers, and end.")] = False,
@@ -61,7 +64,9 @@ def bench(
     names = suites or ready(data)
     if not names:
         raise SettingsError(f"{data} holds the records of no suite; give their folder with --data (see docs/bench.md)")
-    jobs: list[Job] = [(name, tuple(router or ()), only, data, out, seed, share) for name in names if name not in OTHERS]
+    jobs: list[Job] = [
+        (name, tuple(router or ()), only, data, out, seed, share, unseen_models) for name in names if name not in OTHERS
+    ]
     console = Console(stderr=True)
     if len(jobs) == 1:
         with progress(console, jobs[0][0]) as report:
@@ -80,8 +85,9 @@ def bench(
 def _suite(job: Job, report: Any = lambda what, done, total: None) -> None:
     from r2v.bench.run import run_suite, suite_named
 
-    name, own, only, data, out, seed, share = job
-    run_suite(suite_named(name), _entries(own, only), data, out / _folder(name), report, seed=seed, share=share)
+    name, own, only, data, out, seed, share, unseen = job
+    to = out / _folder(name)
+    run_suite(suite_named(name), _entries(own, only), data, to, report, seed=seed, share=share, unseen_models=unseen)
 
 
 def _other(

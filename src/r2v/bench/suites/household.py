@@ -52,7 +52,9 @@ def bench(
         StageError, ArtifactError: it is not finished, or damaged.
     """
     if run is None:
-        raise SettingsError(f"{NAME} plays an SLM that a run has trained: make one with {MAKE}, and name its folder with --run")
+        raise SettingsError(
+            f"{NAME} plays an SLM that a run has trained: make one with {MAKE}, and name its folder with --run"
+        )
     folder = RunFolder(run)
     if (kind := folder.settings.environment.kind) != NAME:
         raise SettingsError(f"{run} is a run of the domain {kind}; make one of the household with {MAKE}")
