@@ -95,7 +95,7 @@ def run_suite(
     results = {
         "suite": suite.name, "description": suite.description, "mode": suite.mode, "version": __version__, "seed": seed,
         "share": share, "sessions": len(loaded.episodes), "groups": int(np.max(loaded.group_E)) + 1, "folds": FOLDS,
-        "unseen_models": unseen_models, "steps": sum(len(episode.steps) for episode in loaded.episodes), "strong": loaded.strong,
+        "unseen_models": unseen_models, "steps": sum(len(e.steps) for e in loaded.episodes), "strong": loaded.strong,
         "split_sha256": split.sha256, "predictions_sha256": seal.sha256,
         "rows": [table.row(predicted, share) for predicted in found], "left_out": left_out, "nulls": table.nulls(share),
         "fidelity": loaded.fidelity, **loaded.facts, "seconds": time.monotonic() - start,
