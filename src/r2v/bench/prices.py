@@ -59,8 +59,6 @@ class Bill:
             read: characters of all that it read, a continuation of what it read before.
             written: characters that it wrote.
         """
-        price = self.prices[model]
         cached = min(self._read.get(model, 0.0), read)
         self._read[model] = read
-        at_once = price.input if price.cached is None else price.cached
-        self.usd += ((read - cached) * price.input + cached * at_once + written * price.output) / CHARACTERS / 1e6
+        self.usd += self.prices[model].usd(read, written, cached) / CHARACTERS

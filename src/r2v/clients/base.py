@@ -276,13 +276,7 @@ class Client(ABC):
     def usd(self, tokens: Tokens) -> float:
         """Price of so many tokens; 0.0 without a price."""
         price = self.settings.price
-        if price is None:
-            return 0.0
-        cached = price.input if price.cached is None else price.cached
-        write = price.input if price.cache_write is None else price.cache_write
-        fresh = tokens.prompt - tokens.cached - tokens.cache_written
-        read = fresh * price.input + tokens.cached * cached + tokens.cache_written * write
-        return (read + tokens.output * price.output) / 1e6
+        return 0.0 if price is None else price.usd(tokens.prompt, tokens.output, tokens.cached, tokens.cache_written)
 
     def bound(self, request: Request, answers: int) -> tuple[int, float]:
         """(tokens, USD) that so many answers can cost at most: every byte of the request a token, each answer the longest.

@@ -22,6 +22,13 @@ class PriceSettings(Settings):
     cache_write: NonNegativeFloat | None = None
     """Of input written to the provider's cache, which Anthropic counts apart; None: as other input."""
 
+    def usd(self, prompt: float, output: float, cached: float = 0, cache_written: float = 0) -> float:
+        """Of one call, from its tokens (`r2v.clients.tokens.Tokens`): those of the caches are part of the prompt."""
+        read_again = self.input if self.cached is None else self.cached
+        write = self.input if self.cache_write is None else self.cache_write
+        read = (prompt - cached - cache_written) * self.input + cached * read_again + cache_written * write
+        return (read + output * self.output) / 1e6
+
 
 class ClientSettings(Settings):
     provider: str = "openai"

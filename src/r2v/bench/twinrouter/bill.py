@@ -32,11 +32,8 @@ ASIDE = ".aside"
 
 
 def usd(tokens: Tokens, price: PriceSettings) -> float:
-    """Of one call. A price that is not known is that of other input."""
-    cached = price.input if price.cached is None else price.cached
-    write = price.input if price.cache_write is None else price.cache_write
-    fresh = tokens.prompt - tokens.cached - tokens.cache_written
-    return (fresh * price.input + tokens.cached * cached + tokens.cache_written * write + tokens.output * price.output) / 1e6
+    """Of one call."""
+    return price.usd(tokens.prompt, tokens.output, tokens.cached, tokens.cache_written)
 
 
 def tokens_of(usage: Mapping[str, Any]) -> Tokens:
