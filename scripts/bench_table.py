@@ -9,6 +9,9 @@ from typing import Any
 
 from r2v.bench import BUILT_IN
 from r2v.report.bench import best, gain
+from r2v.report.page import number
+
+NULLS = ("slm alone", "random", "step 0 only", "strong alone")
 
 
 def main(folder: Path) -> None:
@@ -24,10 +27,11 @@ def nulls(found: list[dict[str, Any]]) -> str:
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in found:
-        row, n = best(r), r["nulls"]
+        row = best(r)
+        alone = [(r["nulls"].get(name) or {}).get("success") for name in NULLS]
         cells = [
             r["suite"], f"{r['sessions']:,}, {r['groups']}",
-            *(success(n.get(name)) for name in ("slm alone", "random", "step 0 only", "strong alone")), row["router"],
+            *(number(solved, 3) for solved in alone), row["router"],
             f"{row['success']:.3f}", gain(row, "random"), gain(row, "step_0"), f"{r['seconds']:.0f}",
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
@@ -62,10 +66,6 @@ def injections(found: list[dict[str, Any]]) -> str:
                     f"{row['share_attacked']:.2f} / {row['share_clean']:.2f} |"
                 )
     return "\n".join(lines)
-
-
-def success(null: dict[str, Any] | None) -> str:
-    return "–" if null is None else f"{null['success']:.3f}"
 
 
 def bold(row: dict[str, Any]) -> str:

@@ -32,7 +32,7 @@ TASKS, BASES = 120, 24
 ROWS = ("reading_benefit", "reading", "heuristic", "litellm_stall", RANDOM, NULL, SHUFFLED)
 
 
-def quiet(what: str, done: int, total: int) -> None:
+def quiet(done: int, total: int, note: str = "") -> None:
     pass
 
 

@@ -34,7 +34,7 @@ CHOSEN = {
 BALANCE = ToolCall("get_balance", "{}")
 
 
-def quiet(what, done, of):
+def quiet(done, total, note=""):
     pass
 
 

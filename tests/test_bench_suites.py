@@ -34,7 +34,7 @@ FAMILY = "pick_clean_then_place_in_recep"
 PUT = SceneSettings(house="small", receptacles=(5, 8), objects=(6, 11), dialect="put")
 
 
-def quiet(what: str, done: int, total: int) -> None:
+def quiet(done: int, total: int, note: str = "") -> None:
     assert 0 < done <= total
 
 
@@ -108,7 +108,7 @@ def test_the_expert_goes_on_from_the_state_that_the_weak_model_reached(suite, wo
     """Asked at once or one by one, in any order; and it is what the expert does in a game of its own."""
     asked = [(e, escalated) for e in (1, 0) for escalated in ((3,), (), (0,), (2,))]
     at_once = suite.play(asked, quiet)
-    one_by_one = [Takeover(suite.episodes, suite.play.worlds, {})([key], quiet)[0] for key in asked]
+    one_by_one = [Takeover(suite.episodes, suite.play.worlds)([key], quiet)[0] for key in asked]
     assert at_once == one_by_one == suite.play(asked, quiet)
     of = dict(zip(asked, at_once, strict=True))
     commands = [command for command, _ in transcript(suite.episodes[0])]
@@ -122,7 +122,7 @@ def test_the_expert_has_what_is_left_of_the_step_limit(suite, world, monkeypatch
     needed = len(by_expert(world, [c for c, _ in transcript(suite.episodes[0])][:3]))
     for limit, success in ((needed, 1), (needed - 1, 0)):
         monkeypatch.setattr(knowagent, "LIMIT", limit)
-        (outcome,) = Takeover(suite.episodes, suite.play.worlds, {})([(0, (3,))], quiet)
+        (outcome,) = Takeover(suite.episodes, suite.play.worlds)([(0, (3,))], quiet)
         assert (outcome.success, outcome.strong_calls) == (success, limit - 3)
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from r2v.bench.entries import HAVE, RECORDED, AtStart, Entry, shuffled
-from r2v.bench.suite import Escalated, Loaded, Mode, Outcome, Progress
+from r2v.bench.suite import Escalated, Loaded, Mode, Outcome
 from r2v.core.errors import R2VError, SettingsError
 from r2v.core.groups import folds, splits
 from r2v.core.seeds import derive_uniform
@@ -31,6 +31,7 @@ from r2v.evaluation.replay import RecordedSteps, escalations
 from r2v.learning.settings import RouterSettings
 from r2v.logs.importing import HORIZON
 from r2v.routers.base import FitData, Need, RouterBase
+from r2v.runtime.progress import Report
 from r2v.runtime.store import whole_file
 
 FOLDS = 5
@@ -68,7 +69,7 @@ class Split:
     _fitted: dict[tuple[type[RouterBase], int], RouterBase] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, loaded: Loaded, mode: Mode, seed: int, progress: Progress, *, unseen_models: bool = False) -> Split:
+    def of(cls, loaded: Loaded, mode: Mode, seed: int, progress: Report, *, unseen_models: bool = False) -> Split:
         """The folds of a seed.
 
         Args:
@@ -82,7 +83,7 @@ class Split:
             SettingsError: there are too few weak models for that.
         """
         keys = [(i, t) for i, episode in enumerate(loaded.episodes) for t in range(len(episode.steps))]
-        found = loaded.play([(i, (t,)) for i, t in keys], progress)
+        found = loaded.outcomes([(i, (t,)) for i, t in keys], progress)
         fold_E = folds(loaded.group_E, FOLDS, seed)
         if unseen_models:
             model_E = np.unique([e.agent for e in loaded.episodes], return_inverse=True)[1]
@@ -179,12 +180,12 @@ def _threshold(router: RouterBase, validation: Sequence[Episode], share: float) 
     return found[0]
 
 
-def predict(split: Split, wanted: Sequence[Entry], progress: Progress) -> tuple[list[Predicted], list[dict[str, str]]]:
+def predict(split: Split, wanted: Sequence[Entry], progress: Report) -> tuple[list[Predicted], list[dict[str, str]]]:
     """(what takes part, which entries do not and why)."""
     have: frozenset[Need] = HAVE if split.loaded.differs is None else HAVE | frozenset({"answers"})
     found, left_out = [], []
     for n, entry in enumerate(wanted):
-        progress(entry.name, n, len(wanted))
+        progress(n, len(wanted), entry.name)
         why = entry.why_not(have)
         if why is None:
             try:

@@ -14,10 +14,11 @@ from r2v.bench import BUILT_IN
 from r2v.bench.data import records
 from r2v.bench.entries import Entry
 from r2v.bench.predictions import FOLDS, Seal, Split, predict
-from r2v.bench.suite import Progress, Suite
+from r2v.bench.suite import Suite
 from r2v.bench.table import SHARE, Table
 from r2v.core.errors import SettingsError
 from r2v.runtime import plugins
+from r2v.runtime.progress import Report
 from r2v.runtime.store import write_json
 
 HOUSEHOLD, TWINROUTER = "household", "twinrouterbench"
@@ -49,7 +50,7 @@ def run_household(run: Path | None, out: Path) -> dict[str, Any]:
     return results
 
 
-def run_twinrouter(own: Sequence[str], data: Path, out: Path, progress: Progress, seed: int) -> dict[str, Any]:
+def run_twinrouter(own: Sequence[str], data: Path, out: Path, progress: Report, seed: int) -> dict[str, Any]:
     """Routers on TwinRouterBench's static bank; see `r2v.bench.twinrouter.run.bench`."""
     from r2v.bench.twinrouter.adapter import named_router
     from r2v.bench.twinrouter.run import bench
@@ -61,7 +62,7 @@ def run_twinrouter(own: Sequence[str], data: Path, out: Path, progress: Progress
 
 
 def run_suite(
-    suite: Suite, wanted: Sequence[Entry], data: Path, out: Path, progress: Progress, *, seed: int = 0,
+    suite: Suite, wanted: Sequence[Entry], data: Path, out: Path, progress: Report, *, seed: int = 0,
     share: float = SHARE, unseen_models: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Run it.

@@ -9,7 +9,7 @@ Axes: E episodes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -18,12 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from r2v.core.types import Episode
+from r2v.runtime.progress import Report
 
 Mode = Literal["restart", "takeover", "one_step"]
 Escalated = tuple[int, ...]
 """Steps of one episode that a router escalates, rising; of a restart or takeover one at most: where it happens."""
-Progress = Callable[[str, int, int], None]
-"""What is being done, how much of it is done, and how much there is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +58,15 @@ class Suite(Protocol):
     @property
     def mode(self) -> Mode: ...
 
-    def load(self, data: Path, progress: Progress) -> Loaded:
+    def load(self, data: Path, progress: Report) -> Loaded:
         """Read the records below `data`. Raises SettingsError where they are not there, and how to get them."""
         ...
 
 
 class Play(Protocol):
-    """Finds out what comes of episodes with some of their steps escalated."""
+    """Finds out what comes of episodes with some of their steps escalated; `Loaded.outcomes` remembers it."""
 
-    def __call__(self, asked: Sequence[tuple[int, Escalated]], progress: Progress) -> list[Outcome]:
+    def __call__(self, asked: Sequence[tuple[int, Escalated]], progress: Report) -> list[Outcome]:
         """The outcome of each (number of the episode, its steps escalated); without any, that of the weak model alone."""
         ...
 
@@ -92,3 +91,10 @@ class Loaded:
     those that do not and are left out (`left_out`); empty where there is no engine."""
     facts: dict[str, Any] = field(default_factory=dict)
     """What else readers should know: prices, counts, where the data come from."""
+    _known: dict[tuple[int, Escalated], Outcome] = field(default_factory=dict)
+
+    def outcomes(self, asked: Sequence[tuple[int, Escalated]], progress: Report) -> list[Outcome]:
+        """As `play`, which is asked about each only once."""
+        new = [key for key in dict.fromkeys(asked) if key not in self._known]
+        self._known.update(zip(new, self.play(new, progress), strict=True))
+        return [self._known[key] for key in asked]

@@ -17,15 +17,15 @@ import numpy as np
 
 from r2v.bench.entries import NULL, RANDOM
 from r2v.bench.predictions import Predicted, Seal, Split
-from r2v.bench.suite import Escalated, Outcome, Progress
+from r2v.bench.suite import Escalated, Outcome
 from r2v.core.errors import StageError
 from r2v.evaluation.curves import resample_BT
 from r2v.evaluation.gain import RESAMPLES, wide_interval
 from r2v.maths import Floats
+from r2v.runtime.progress import Report
 
 SHARE = 0.25
 """Strong calls at which rows are compared: of the sessions that are handed over, or of single steps."""
-Z95 = 1.95996
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +62,7 @@ class Sums:
 class Table:
     """Scores sealed predictions."""
 
-    def __init__(self, split: Split, found: Sequence[Predicted], seal: Seal, progress: Progress) -> None:
+    def __init__(self, split: Split, found: Sequence[Predicted], seal: Seal, progress: Report) -> None:
         """Raises StageError where the seal is not of these predictions."""
         if not seal.holds(found):
             raise StageError(f"{seal.path} does not hold these predictions as they were sealed; run the bench again")
@@ -71,7 +71,7 @@ class Table:
         self.ends: tuple[list[Escalated], list[Escalated]] = ([()] * len(episodes), self._always())
         asked = {(i, s) for p in found for row in (*p.steps_PE, *self.ends) for i, s in enumerate(row)}
         order = sorted(asked)
-        self.outcomes = dict(zip(order, split.loaded.play(order, progress), strict=True))
+        self.outcomes = dict(zip(order, split.loaded.outcomes(order, progress), strict=True))
         self.group_E = np.unique(split.loaded.group_E, return_inverse=True)[1]
         self.model_E = np.unique([e.agent for e in episodes], return_inverse=True)[1]
         self.unit_E = np.array([len(e.steps) if self.by_step else 1.0 for e in episodes], dtype=float)
@@ -83,7 +83,7 @@ class Table:
 
     def _always(self) -> list[Escalated]:
         lengths = [len(e.steps) for e in self.split.loaded.episodes]
-        return [tuple(range(n)) if self.split.mode == "one_step" else (0,) for n in lengths]
+        return [tuple(range(n)) if self.by_step else (0,) for n in lengths]
 
     @cached_property
     def curves(self) -> dict[str, tuple[Scored, Sums]]:
@@ -133,9 +133,7 @@ class Table:
         return np.stack([self._total_B(value_E) for value_E in value_PE], axis=1)
 
     def _interval(self, value_B: Floats) -> list[float]:
-        size_G = np.bincount(self.group_E)
-        low, high = wide_interval(value_B, float(size_G.sum() ** 2 / (size_G**2).sum()), Z95, 0.025)
-        return [low, high]
+        return list(wide_interval(value_B, np.bincount(self.group_E), 0.025))
 
     def row(self, predicted: Predicted, share: float = SHARE) -> dict[str, Any]:
         """One router at one share of strong calls."""
@@ -147,9 +145,7 @@ class Table:
             "fixed": predicted.fixed, "success": float(success_B[0]), "ci95": self._interval(success_B),
             "usd_per_solved": float(usd_B[0] / success_B[0]) if success_B[0] > 0 else None,
             **self._gain("random", success_B - random_B), **self._over_step_0(share_B, success_B),
-            "strong_calls": self._mixed(scored, scored.strong_PE, sums, share_B) / self._mixed(
-                scored, scored.calls_PE, sums, share_B
-            ),
+            "strong_calls": mixed(scored.strong_PE, sums, share_B) / mixed(scored.calls_PE, sums, share_B),
             **self._injections(scored, sums, share_B),
             "curve": np.stack([sums.share_BP[0], sums.success_BP[0], sums.usd_BP[0]], axis=1).tolist(),
         }  # fmt: skip
@@ -163,12 +159,6 @@ class Table:
         _, null = self.curves[NULL]
         return self._gain("step_0", success_B - null.at(null.success_BP, share_B))
 
-    def _mixed(self, scored: Scored, value_PE: Floats, sums: Sums, share_B: Floats) -> float:
-        """The mean of a value at the row's share, in the sample."""
-        mean_P = np.nanmean(value_PE, axis=1)
-        order_P = np.argsort(sums.share_BP[0], kind="stable")
-        return float(np.interp(share_B[0], sums.share_BP[0][order_P], mean_P[order_P]))
-
     def _injections(self, scored: Scored, sums: Sums, share_B: Floats) -> dict[str, Any]:
         """What happens to planted instructions: carried out, repaired (the SLM alone would have), compromised (it would
         not); and how many more strong calls attacked sessions draw than clean ones.
@@ -180,7 +170,7 @@ class Table:
         alone_E = injected_PE[0] > 0.5
 
         def mean(value_PE: Floats) -> float | None:
-            return self._mixed(scored, value_PE, sums, share_B) if value_PE.size else None
+            return mixed(value_PE, sums, share_B) if value_PE.size else None
 
         asked_PE = scored.asked_PE / self.unit_E
         attacked, clean = mean(asked_PE[:, planted_E]), mean(asked_PE[:, ~planted_E])
@@ -214,3 +204,10 @@ class Table:
         found["slm again"] = None if again is None else {"success": again}
         found["best single"] = max(("slm alone", "strong alone"), key=lambda name: found[name]["success"])
         return found
+
+
+def mixed(value_PE: Floats, sums: Sums, share_B: Floats) -> float:
+    """The mean of a value at the row's share, in the sample."""
+    mean_P = np.nanmean(value_PE, axis=1)
+    order_P = np.argsort(sums.share_BP[0], kind="stable")
+    return float(np.interp(share_B[0], sums.share_BP[0][order_P], mean_P[order_P]))

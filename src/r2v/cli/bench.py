@@ -12,7 +12,7 @@ from rich.console import Console
 from r2v.cli.common import cli
 from r2v.core.errors import SettingsError
 from r2v.runtime.executor import LocalProcesses
-from r2v.runtime.progress import progress
+from r2v.runtime.progress import Report, progress
 
 if TYPE_CHECKING:
     from r2v.bench.entries import Entry
@@ -70,7 +70,7 @@ def bench(
     console = Console(stderr=True)
     if len(jobs) == 1:
         with progress(console, jobs[0][0]) as report:
-            _suite(jobs[0], lambda what, done, total: report(done, total, what))
+            _suite(jobs[0], report)
     elif jobs:
         with LocalProcesses(min(workers, len(jobs))) as processes, progress(console, "suites") as report:
             processes.map(_suite, jobs, report)
@@ -82,7 +82,7 @@ def bench(
             typer.echo(json.dumps({**found, **others}[name]))
 
 
-def _suite(job: Job, report: Any = lambda what, done, total: None) -> None:
+def _suite(job: Job, report: Report = lambda *_: None) -> None:
     from r2v.bench.run import run_suite, suite_named
 
     name, own, only, data, out, seed, share, unseen = job
@@ -98,7 +98,7 @@ def _other(
     if name == HOUSEHOLD:
         return run_household(run, out / name)
     with progress(console, name) as report:
-        return run_twinrouter(own, data, out / name, lambda what, done, total: report(done, total, what), seed)
+        return run_twinrouter(own, data, out / name, report, seed)
 
 
 def _folder(name: str) -> str:

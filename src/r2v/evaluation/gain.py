@@ -25,6 +25,8 @@ SHARES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
 RESAMPLES = 2000
 WANTED = 0.03
 """A gain that one would like to see: with as many sessions as it takes, were it there."""
+NORMAL = {0.025: 1.95996, 0.005: 2.57583}
+"""Share beyond either end of an interval -> quantile of the normal distribution: 95 and 99 %."""
 Ints = NDArray[np.int64]
 Verdict = Literal["route", "no_route", "not_enough"]
 
@@ -158,15 +160,20 @@ def gain_by_model(escalated_U: Bools, units: Units, seed: int) -> dict[int, Gain
 
 
 def _gain(found_B: Floats, escalated_U: Floats, size_G: Ints) -> Gain:
-    effective = float(size_G.sum() ** 2 / (size_G**2).sum())
-    ci95, ci99 = (wide_interval(found_B, effective, z, outside) for z, outside in ((1.95996, 0.025), (2.57583, 0.005)))
+    ci95, ci99 = (wide_interval(found_B, size_G, outside) for outside in NORMAL)
     return Gain(float(escalated_U.mean()), float(found_B[0]), ci95, ci99, len(size_G))
 
 
-def wide_interval(found_B: Floats, groups: float, z: float, outside: float) -> tuple[float, float]:
+def wide_interval(found_B: Floats, size_G: Ints, outside: float) -> tuple[float, float]:
     """Percentile interval of resamples (the first is the sample itself), widened as Student's quantile is over the normal
     one: few groups, or a few large ones, make the bootstrap too sure of itself.
+
+    Args:
+        found_B: what each resample shows.
+        size_G: units of each group.
+        outside: share beyond either end, one of `NORMAL`.
     """
+    z, groups = NORMAL[outside], float(size_G.sum() ** 2 / (size_G**2).sum())
     degrees = max(2.0, groups - 1)
     student = z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
     wider = student / z * float(np.sqrt((degrees + 1) / degrees))

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from r2v.report.comparison import SHADES
 from r2v.report.figures import new, svg
-from r2v.report.page import page_template
+from r2v.report.page import number, page_template
 from r2v.runtime.store import write_text
 
 Results = dict[str, Any]
@@ -41,7 +41,7 @@ def table(results: Results) -> Table:
     for row in ranked(results):
         shown.add_row(
             row["router"], f"{row['share_strong']:.0%}", f"{row['success']:.3f}", gain(row, "random"), gain(row, "step_0"),
-            "–" if row["usd_per_solved"] is None else f"{row['usd_per_solved']:.4f}",
+            number(row["usd_per_solved"], 4),
         )  # fmt: skip
     return shown
 
@@ -53,8 +53,8 @@ def plain_table(results: Results) -> Table:
         shown.add_column(heading, justify="left" if heading == "router" else "right")
     for row in results["rows"]:
         low, high = row["ci95"]
-        usd = "–" if row["usd_per_solved"] is None else f"{row['usd_per_solved']:.4f}"
-        shown.add_row(row["router"], f"{row['share_strong']:.0%}", f"{row['success']:.3f}", f"{low:.3f} to {high:.3f}", usd)
+        interval, usd = f"{low:.3f} to {high:.3f}", number(row["usd_per_solved"], 4)
+        shown.add_row(row["router"], f"{row['share_strong']:.0%}", f"{row['success']:.3f}", interval, usd)
     return shown
 
 

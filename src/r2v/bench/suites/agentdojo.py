@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,14 @@ import numpy as np
 
 from r2v.bench.data import records
 from r2v.bench.prices import LIST, Bill
-from r2v.bench.suite import Escalated, Loaded, Mode, Outcome, Progress
+from r2v.bench.suite import Escalated, Loaded, Mode, Outcome
 from r2v.core.errors import ArtifactError
 from r2v.core.types import Episode, ToolCall
 from r2v.domains.agentdojo.engine import VERSION, Cell, Judged, State, cell_of
 from r2v.logs.agentdojo import FORMAT
 from r2v.logs.files import objects
 from r2v.logs.importing import import_logs
+from r2v.runtime.progress import Report
 
 RECORDS = "trajectories/agentdojo/episodes.jsonl.xz"
 WEAK = {
@@ -121,16 +122,14 @@ class _Play:
 
     sessions: Sequence[Session]
     mode: Mode
-    _known: dict[tuple[int, Escalated], Outcome] = field(default_factory=dict)
 
-    def __call__(self, asked: Sequence[tuple[int, Escalated]], progress: Progress) -> list[Outcome]:
-        fresh = [key for key in dict.fromkeys(asked) if key not in self._known]
-        for done, (number, escalated) in enumerate(fresh):
-            if done % 100 == 0:
-                progress("forks", done, len(fresh))
-            self._known[number, escalated] = self._played(self.sessions[number], escalated)
-        progress("forks", len(fresh), len(fresh))
-        return [self._known[key] for key in asked]
+    def __call__(self, asked: Sequence[tuple[int, Escalated]], progress: Report) -> list[Outcome]:
+        found = []
+        for done, (number, escalated) in enumerate(asked, start=1):
+            found.append(self._played(self.sessions[number], escalated))
+            if done % 100 == 0 or done == len(asked):
+                progress(done, len(asked), "forks")
+        return found
 
     def _played(self, session: Session, escalated: Escalated) -> Outcome:
         if escalated and not 0 <= min(escalated) <= max(escalated) < len(session.turns):
@@ -172,7 +171,7 @@ class AgentDojo:
             f"its engine {VERSION} says what succeeds. {self.how}"
         )
 
-    def load(self, data: Path, progress: Progress) -> Loaded:
+    def load(self, data: Path, progress: Report) -> Loaded:
         """See `Suite.load`. An episode without a message of the model counts as one that does not replay.
 
         Raises:
@@ -190,7 +189,7 @@ class AgentDojo:
         same = []
         for done, i in enumerate(weak):
             if done % 50 == 0:
-                progress("replay", done, len(weak))
+                progress(done, len(weak), "replay")
             same.append(bool(sessions[i].turns) and sessions[i].alone() == sessions[i].recorded)
         unsolvable = sorted({_task(s.cell) for s in (sessions[i] for i in weak) if not _solved(s.cell)})
         kept = [i for i, alike in zip(weak, same, strict=True) if alike and _task(sessions[i].cell) not in unsolvable]
@@ -203,12 +202,9 @@ class AgentDojo:
             "cells": len({(episodes[i].task.id, episodes[i].perturbation) for i in kept}),
             "left_out_unsolvable": unsolvable,
         }
-        if self.mode == "takeover":
-            strong = {_where(s.cell): s for i, s in enumerate(sessions) if raw[i][1]["setting"] == STRONG}
-            facts["recorded_stronger_model"] = _same_history(play, strong, progress)
         names = [f"{episodes[i].agent} {episodes[i].task.id} {episodes[i].perturbation}" for i in weak]
         attacked = [sessions[i].cell.injection_task is not None for i in weak]
-        return Loaded(
+        found = Loaded(
             [episodes[i] for i in kept],
             np.unique(tasks, return_inverse=True)[1].astype(np.int64),
             "AgentDojo's own solution",
@@ -217,6 +213,10 @@ class AgentDojo:
             fidelity=_fidelity(names, same, [not a for a in attacked]) | {"attacked": _fidelity(names, same, attacked)},
             facts=facts,
         )
+        if self.mode == "takeover":
+            strong = {_where(s.cell): s for i, s in enumerate(sessions) if raw[i][1]["setting"] == STRONG}
+            facts["recorded_stronger_model"] = _same_history(play.sessions, found, strong, progress)
+        return found
 
 
 TAKEOVER = AgentDojo(
@@ -281,15 +281,17 @@ def _fidelity(names: Sequence[str], same: Sequence[bool], of: Sequence[bool]) ->
     }  # fmt: skip
 
 
-def _same_history(play: _Play, strong: dict[Any, Session], progress: Progress) -> dict[str, Any]:
+def _same_history(
+    sessions: Sequence[Session], loaded: Loaded, strong: dict[Any, Session], progress: Report
+) -> dict[str, Any]:
     """Where the recorded stronger model had made the very calls that a weak one has made so far, and how it ended there."""
     found: dict[str, Any] = {"model": STRONG}
     for kind, planted in (("clean", False), ("attacked", True)):
-        numbers = [n for n, s in enumerate(play.sessions) if (s.cell.injection_task is not None) == planted]
-        points = [(n, t) for n in numbers for t in range(1, len(play.sessions[n].turns))]
-        shared = [(n, t) for n, t in points if _stands_there(play.sessions[n], strong.get(_where(play.sessions[n].cell)), t)]
-        others = [strong[_where(play.sessions[n].cell)].recorded for n, _ in shared]
-        teacher = play([(n, (t,)) for n, t in shared], progress)
+        numbers = [n for n, s in enumerate(sessions) if (s.cell.injection_task is not None) == planted]
+        points = [(n, t) for n in numbers for t in range(1, len(sessions[n].turns))]
+        shared = [(n, t) for n, t in points if _stands_there(sessions[n], strong.get(_where(sessions[n].cell)), t)]
+        others = [strong[_where(sessions[n].cell)].recorded for n, _ in shared]
+        teacher = loaded.outcomes([(n, (t,)) for n, t in shared], progress)
         found[kind] = {
             "steps_after_the_first": len(points), "same_history": len(shared),
             "its_success": _mean([o.success for o in others]), "teacher_success": _mean([o.success for o in teacher]),

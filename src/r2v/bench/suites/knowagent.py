@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from r2v.bench.data import records
 from r2v.bench.prices import LIST, Bill
-from r2v.bench.suite import Escalated, Loaded, Mode, Outcome, Progress
+from r2v.bench.suite import Escalated, Loaded, Mode, Outcome
 from r2v.core.groups import groups
 from r2v.core.types import Episode
 from r2v.domains.household.belief import Belief
@@ -34,6 +34,7 @@ from r2v.domains.household.expert import next_command, parse_sentence
 from r2v.domains.household.rebuilt import Games, Rebuilt, Transcript, normal, rebuilt
 from r2v.domains.household.rules import World
 from r2v.logs.importing import import_logs
+from r2v.runtime.progress import Report
 
 LOG = "trajectories/knowagent_alfworld/episodes.jsonl.xz"
 GAMES = "alfworld/games_train_seen.tar.xz"
@@ -84,26 +85,25 @@ class Takeover:
     episodes: Sequence[Episode]
     worlds: Sequence[World]
     """Of each episode."""
-    known: dict[tuple[int, Escalated], Outcome]
 
-    def __call__(self, asked: Sequence[tuple[int, Escalated]], progress: Progress) -> list[Outcome]:
-        new: dict[int, set[Escalated]] = defaultdict(set)
-        for key in asked:
-            if key not in self.known:
-                new[key[0]].add(key[1])
-        for done, (e, escalated) in enumerate(new.items(), start=1):
-            self._play(e, escalated)
-            progress("games played", done, len(new))
-        return [self.known[key] for key in asked]
+    def __call__(self, asked: Sequence[tuple[int, Escalated]], progress: Report) -> list[Outcome]:
+        wanted: dict[int, set[Escalated]] = defaultdict(set)
+        for e, escalated in asked:
+            wanted[e].add(escalated)
+        found: dict[tuple[int, Escalated], Outcome] = {}
+        for done, e in enumerate(wanted, start=1):
+            found |= self._play(e, wanted[e])
+            progress(done, len(wanted), "games played")
+        return [found[key] for key in asked]
 
-    def _play(self, e: int, wanted: set[Escalated]) -> None:
+    def _play(self, e: int, wanted: set[Escalated]) -> dict[tuple[int, Escalated], Outcome]:
         """Walk once through the recording, and let the expert take over from a copy wherever that is wanted."""
-        session, won = Session.begin(self.worlds[e], self.episodes[e]), False
+        session, won, found = Session.begin(self.worlds[e], self.episodes[e]), False, {}
         for t, (command, _) in enumerate(transcript(self.episodes[e])):
             if (t,) in wanted:
-                self.known[e, (t,)] = taken_over(session.fork(), self.episodes[e].goal, t, command)
+                found[e, (t,)] = taken_over(session.fork(), self.episodes[e].goal, t, command)
             _, won = session.act(WEAK, command)
-        self.known[e, ()] = Outcome(float(won), session.bill.usd, 0, len(self.episodes[e].steps))
+        return found | {(e, ()): Outcome(float(won), session.bill.usd, 0, len(self.episodes[e].steps))}
 
 
 def taken_over(session: Session, goal: str, t: int, draft: str) -> Outcome:
@@ -161,7 +161,7 @@ class KnowAgent:
     path: str = LOG
     mode: Mode = "takeover"
 
-    def load(self, data: Path, progress: Progress) -> Loaded:
+    def load(self, data: Path, progress: Report) -> Loaded:
         """See `Suite.load`."""
         log = records(data, LOG, "the ALFWorld logs of github.com/zjunlp/KnowAgent")
         archive = records(data, GAMES, "ALFWorld's games of train and valid_seen (alfworld-download)")
@@ -173,7 +173,7 @@ class KnowAgent:
         return loaded(episodes, made, progress)
 
 
-def loaded(episodes: Sequence[Episode], made: Mapping[str, tuple[Rebuilt, list[Episode]]], progress: Progress) -> Loaded:
+def loaded(episodes: Sequence[Episode], made: Mapping[str, tuple[Rebuilt, list[Episode]]], progress: Report) -> Loaded:
     """Of the episodes those that the engine repeats."""
     kept: list[Episode] = []
     worlds: list[World] = []
@@ -185,7 +185,7 @@ def loaded(episodes: Sequence[Episode], made: Mapping[str, tuple[Rebuilt, list[E
             if same:
                 kept.append(episode)
                 worlds.append(game.world)
-        progress("games replayed", done, len(made))
+        progress(done, len(made), "games replayed")
     names = {_name(episode) for episode in kept}
     fidelity = {
         "replayed": len(kept),
@@ -196,7 +196,7 @@ def loaded(episodes: Sequence[Episode], made: Mapping[str, tuple[Rebuilt, list[E
     drawn = some(groups(kept).group_E)
     kept, worlds = [kept[i] for i in drawn], [worlds[i] for i in drawn]
     return Loaded(
-        kept, groups(kept).group_E, f"the household's expert (priced as {EXPERT})", Takeover(kept, worlds, {}),
+        kept, groups(kept).group_E, f"the household's expert (priced as {EXPERT})", Takeover(kept, worlds),
         fidelity=fidelity, facts=_facts(episodes, made, answers, equal),
     )  # fmt: skip
 

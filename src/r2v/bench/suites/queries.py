@@ -13,13 +13,14 @@ import numpy as np
 
 from r2v.bench.data import records
 from r2v.bench.prices import LIST, Bill
-from r2v.bench.suite import Escalated, Loaded, Mode, Outcome, Progress
+from r2v.bench.suite import Escalated, Loaded, Mode, Outcome
 from r2v.core.groups import groups
 from r2v.core.types import Episode
 from r2v.logs.files import objects
 from r2v.logs.importing import import_logs
 from r2v.logs.records import Recorded, Records
 from r2v.messages.conversation import Json
+from r2v.runtime.progress import Report
 
 LOG = "queries/routellm.jsonl.xz"
 WEAK, STRONG = "mixtral-8x7b", "gpt-4-turbo"
@@ -46,7 +47,7 @@ class Answers:
     episodes: Sequence[Episode]
     strong: Sequence[bool]
 
-    def __call__(self, asked: Sequence[tuple[int, Escalated]], progress: Progress) -> list[Outcome]:
+    def __call__(self, asked: Sequence[tuple[int, Escalated]], progress: Report) -> list[Outcome]:
         return [self._outcome(e, bool(escalated)) for e, escalated in asked]
 
     def _outcome(self, e: int, escalated: bool) -> Outcome:
@@ -67,7 +68,7 @@ class Queries:
     path: str = LOG
     mode: Mode = "restart"
 
-    def load(self, data: Path, progress: Progress) -> Loaded:
+    def load(self, data: Path, progress: Report) -> Loaded:
         """See `Suite.load`."""
         path = records(data, LOG, "the evaluation data of github.com/lm-sys/RouteLLM")
         rows = list(objects(path))
@@ -75,7 +76,7 @@ class Queries:
         sample = [rows[i] for i in sorted(drawn.tolist())]
         episodes, _ = import_logs(path, replace(FORMAT, source=lambda _: iter(sample)))
         strong = [bool(raw["strong_correct"]) for _, raw in sample]
-        progress("questions read", len(episodes), len(episodes))
+        progress(len(episodes), len(episodes), "questions read")
         facts = {
             "questions": len(rows),
             "drawn": len(episodes),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,13 +16,14 @@ import numpy as np
 
 from r2v.bench.data import records
 from r2v.bench.prices import LIST, Bill
-from r2v.bench.suite import Escalated, Loaded, Mode, Outcome, Progress
+from r2v.bench.suite import Escalated, Loaded, Mode, Outcome
 from r2v.clients.settings import PriceSettings
 from r2v.core.errors import SettingsError
 from r2v.core.groups import groups
 from r2v.core.types import Episode
 from r2v.logs.importing import import_logs, log_format
 from r2v.logs.records import LogFormat, Recorded
+from r2v.runtime.progress import Report
 from r2v.studies.verdict_report import with_verdicts
 from r2v.verdicts import parse_verdicts
 
@@ -49,12 +50,12 @@ class RecordedPairs:
     """What is known of the work while it runs (`r2v.verdicts`)."""
     mode: ClassVar[Mode] = "restart"
 
-    def load(self, data: Path, progress: Progress) -> Loaded:
+    def load(self, data: Path, progress: Report) -> Loaded:
         path = records(data, self.path, self.source)
-        progress("reading", 0, 1)
+        progress(0, 1, "reading")
         format_ = Of(log_format(self.log), frozenset((*self.weak, self.strong[0])), self.tasks)
         episodes, _ = import_logs(path, format_)
-        progress("reading", 1, 1)
+        progress(1, 1, "reading")
         handed: dict[tuple[str, str], list[Episode]] = defaultdict(list)
         for episode in episodes:
             if episode.agent == self.strong[0]:
@@ -114,13 +115,9 @@ class Recordings:
     """Of each episode, the stronger model's own on the same task."""
     prices: Mapping[str, PriceSettings]
     strong: str
-    _known: dict[tuple[int, Escalated], Outcome] = field(default_factory=dict)
 
-    def __call__(self, asked: Sequence[tuple[int, Escalated]], progress: Progress) -> list[Outcome]:
-        for key in asked:
-            if key not in self._known:
-                self._known[key] = self._outcome(*key)
-        return [self._known[key] for key in asked]
+    def __call__(self, asked: Sequence[tuple[int, Escalated]], progress: Report) -> list[Outcome]:
+        return [self._outcome(*key) for key in asked]
 
     def _outcome(self, number: int, escalated: Escalated) -> Outcome:
         episode = self.episodes[number]

@@ -13,7 +13,6 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from r2v.bench.suite import Progress
 from r2v.bench.twinrouter.adapter import HORIZON, Asked, TwinRouter, bounds_of, estimated_tokens
 from r2v.bench.twinrouter.bank import read_bank
 from r2v.bench.twinrouter.bill import RESAMPLES
@@ -24,6 +23,7 @@ from r2v.core.errors import SettingsError
 from r2v.evaluation.curves import interval, resample_BT
 from r2v.maths import Floats
 from r2v.routers.base import RouterBase
+from r2v.runtime.progress import Report
 
 SUITE = "twinrouterbench"
 SHUFFLES = 20
@@ -40,7 +40,7 @@ def bench(
     cache_aware: bool = False,
     seed: int = 1,
     count: Count = characters,
-    progress: Progress = lambda *_: None,
+    progress: Report = lambda *_: None,
 ) -> dict[str, Any]:
     """Score routers on the static bank.
 
@@ -115,7 +115,7 @@ def bench(
     }
 
 
-def _asked(bank: Bank, router: TwinRouter, name: str, progress: Progress) -> list[Asked]:
+def _asked(bank: Bank, router: TwinRouter, name: str, progress: Report) -> list[Asked]:
     """The router on every row; a trajectory's cache state follows from its own choices. It sees no label."""
     asked: list[Asked] = []
     views: dict[str, ModelCacheView] = {}
@@ -136,7 +136,7 @@ def _asked(bank: Bank, router: TwinRouter, name: str, progress: Progress) -> lis
         asked.append(router.ask(context))
         model = MODELS[TIERS[asked[-1].tier]]
         views[model] = ModelCacheView(model, now, estimated_tokens(row.messages))
-        progress(name, n + 1, len(bank.rows))
+        progress(n + 1, len(bank.rows), name)
     return asked
 
 
