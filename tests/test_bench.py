@@ -209,6 +209,22 @@ def test_the_same_seed_predicts_the_same(split: Split, data: Path, tmp_path: Pat
     assert splits[0].sha256 == splits[1].sha256 != splits[2].sha256
 
 
+class Broken(RouterBase):
+    """Knows a step that there is not."""
+
+    @classmethod
+    def fit(cls, data: FitData) -> RouterBase:
+        return cls(name=data.recorded[0].steps[99].observation.text)
+
+
+def test_what_is_no_suite_and_a_router_that_breaks_end_in_one_line(data: Path, tmp_path: Path):
+    done = bench("intercode-verdict", "--data", data, "--out", tmp_path, "--only", "--router", "test_bench:Broken")
+    assert isinstance(done.exception, SettingsError)
+    assert "router test_bench:Broken broke: IndexError" in str(done.exception) and "test_bench.py:" in str(done.exception)
+    none = bench("json:loads", "--data", data, "--out", tmp_path)
+    assert isinstance(none.exception, SettingsError) and "json:loads is no suite" in str(none.exception)
+
+
 def test_missing_records_end_in_one_line(tmp_path: Path):
     for words in (("intercode", "--data", tmp_path), ("--data", tmp_path), ("no-such-suite", "--data", tmp_path)):
         done = bench(*words, "--out", tmp_path / "out")

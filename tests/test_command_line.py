@@ -34,6 +34,13 @@ def test_a_wrong_command_line_is_one_line(refused, arguments, line):
     assert line in refused(*arguments.split(), status=2)
 
 
+@pytest.mark.parametrize(("out", "why"), [("file", "File exists"), ("file/below", "Not a directory")])
+def test_an_out_that_cannot_be_a_folder_is_named_before_any_work(refused, tmp_path, out, why):
+    (tmp_path / "file").write_text("")
+    said = refused("bench", "intercode", "--data", tmp_path, "--out", tmp_path / out)
+    assert f"{tmp_path / out} cannot be written ({why}); choose another --out" in said
+
+
 def test_a_port_that_is_taken_names_its_option(refused, tmp_path, monkeypatch):
     monkeypatch.setenv("R2V_API_KEY", "k")
     with socket.socket() as taken, socket.socket() as free:

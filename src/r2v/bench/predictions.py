@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from r2v.bench.entries import HAVE, RECORDED, AtStart, Entry, shuffled
 from r2v.bench.suite import Escalated, Loaded, Mode, Outcome
-from r2v.core.errors import R2VError, SettingsError
+from r2v.core.errors import R2VError, SettingsError, broke
 from r2v.core.groups import folds, splits
 from r2v.core.seeds import derive_uniform
 from r2v.core.types import Decision, Episode
@@ -181,7 +181,7 @@ def _threshold(router: RouterBase, validation: Sequence[Episode], share: float) 
 
 
 def predict(split: Split, wanted: Sequence[Entry], progress: Report) -> tuple[list[Predicted], list[dict[str, str]]]:
-    """(what takes part, which entries do not and why)."""
+    """(what takes part, which entries do not and why). Raises SettingsError for a router that breaks."""
     have: frozenset[Need] = HAVE if split.loaded.differs is None else HAVE | frozenset({"answers"})
     found, left_out = [], []
     for n, entry in enumerate(wanted):
@@ -192,6 +192,10 @@ def predict(split: Split, wanted: Sequence[Entry], progress: Report) -> tuple[li
                 found.append(split.predicted(entry))
             except (R2VError, ValueError) as error:
                 why = str(error)
+            except ModuleNotFoundError:
+                raise  # the command line names the extra that has it
+            except Exception as error:
+                raise SettingsError(f"{broke(f'router {entry.name}', error)}; `r2v check` tries it alone") from error
         if why is not None:
             left_out.append({"router": entry.name, "why": why})
     return found, left_out

@@ -56,7 +56,7 @@ def app() -> None:
     except OSError as error:
         if error.errno == errno.ENOSPC:
             _fail(f"the disk is full ({error.filename or 'while writing'}); free some space and run the same command again")
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR):
             _fail(f"{error.filename} cannot be written ({os.strerror(error.errno)}); choose another --out")
         raise
 

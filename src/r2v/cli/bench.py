@@ -67,6 +67,7 @@ def bench(
     jobs: list[Job] = [
         (name, tuple(router or ()), only, data, out, seed, share, unseen_models) for name in names if name not in OTHERS
     ]
+    out.mkdir(parents=True, exist_ok=True)  # before minutes of work
     console = Console(stderr=True)
     if len(jobs) == 1:
         with progress(console, jobs[0][0]) as report:

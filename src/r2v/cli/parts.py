@@ -5,7 +5,6 @@ from __future__ import annotations
 import keyword
 import re
 import tempfile
-import traceback
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from r2v.core.checks import PROPOSED, CheckFailed, check, check_router
-from r2v.core.errors import R2VError, SettingsError
+from r2v.core.errors import R2VError, SettingsError, broke
 from r2v.core.features import featurise
 from r2v.core.types import Action, Candidate, Choice, Context, Episode, Memory, Observation, Source, Step, Task, Usage
 from r2v.runtime import plugins
@@ -90,8 +89,7 @@ def _checked(name: str, thing: Any) -> str:
     except (R2VError, ModuleNotFoundError):
         raise
     except Exception as error:
-        at = traceback.extract_tb(error.__traceback__)[-1]
-        raise CheckFailed(f"{name} broke: {type(error).__name__}: {error} ({at.filename}:{at.lineno})") from error
+        raise CheckFailed(broke(name, error)) from error
     return f"{kind:<12} {name}: {PASSED[kind]}"
 
 

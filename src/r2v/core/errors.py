@@ -11,6 +11,7 @@ the loop records it as a `Failure` on the episode, so that its siblings go on.
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -25,6 +26,12 @@ class SettingsError(R2VError):
 
 class StageError(R2VError):
     """A stage cannot run or cannot finish."""
+
+
+def broke(name: str, error: Exception) -> str:
+    """One line on a plug-in that raised what it should not: what, and where in its code."""
+    at = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{name} broke: {type(error).__name__}: {error} ({at.filename}:{at.lineno})"
 
 
 class ArtifactError(R2VError):
