@@ -470,7 +470,7 @@ class Service:
             drafting = asyncio.ensure_future(Routed(models, watched).choose(step_context, memory))
         answer, noted, wanted = None, None, Decision("takeover" if kept else "escalate", code, None, None, None, 1.0, (), "")
         try:
-            answer = await step_context.teacher_answer()
+            answer = await step_context.answer()
             if drafting is not None:
                 noted, _ = await asyncio.wait_for(drafting, self.settings.route.observe_wait_s)
         except (BoundaryError, TimeoutError):
@@ -574,7 +574,7 @@ class Service:
 
 
 async def _teacher_alone(step_context: StepContext, code: Code, reason: str) -> Choice:
-    answer = await step_context.teacher_answer()
+    answer = await step_context.answer()
     decision = Decision("escalate", code, None, None, None, 1.0, (), reason)
     return Choice(answer.action, "teacher", (), (), None, decision, NO_USAGE, answer.usage)
 

@@ -61,21 +61,23 @@ def evaluate_fresh(
 def evaluate_on(ctx: StageContext, tasks: Sequence[Task], seeds: Sequence[int], split: str) -> Evaluated:
     """Play every router on every task under every seed; write `results.json` and `episodes.parquet` to `ctx.out`."""
     s, run = ctx.settings, ctx.run
-    points = run.operating_points()
+    points, alone = run.operating_points(), (*ENDS, *(f"{name}_only" for name in s.pool))
     routers = {name: run.router(name) for name in points}
-    label_of = {name: at(name, point.threshold) for name, point in points.items()} | {name: name for name in ENDS}
+    label_of = {name: at(name, point.threshold) for name, point in points.items()} | {name: name for name in alone}
     grid = {name: (*point.grid, point.threshold) for name, point in points.items()}
+    singles = {f"{name}_only": AgentSpec("teacher", stronger=name) for name in s.pool}
     agents = {
         "slm_only": AgentSpec("routed", run.slm),
         "llm_only": AgentSpec("teacher"),
+        **singles,
         **routed_at(grid, run.of("fit"), run.slm),
     }
     rows, episodes = play(ctx, agents, tasks, seeds, "routers", keep=list(label_of.values()))
-    chosen = {name: episodes[label_of[name]] for name in (*ENDS, *points)}
+    chosen = {name: episodes[label_of[name]] for name in (*alone, *points)}
     write_episodes(ctx.out / "episodes.parquet", [episode for name in chosen for episode in chosen[name]])
 
     outcome = {name: outcomes(ctx, found, tasks, seeds) for name, found in rows.items()}
-    played = {name: Played(outcome[name], None) for name in ENDS}
+    played = {name: Played(outcome[name], None) for name in alone}
     for name, point in points.items():
         tried = tuple(outcome[at(name, threshold)] for threshold in point.grid)
         played[name] = Played(outcome[label_of[name]], point.threshold, point.grid, tried)
@@ -88,7 +90,7 @@ def evaluate_on(ctx: StageContext, tasks: Sequence[Task], seeds: Sequence[int], 
         {
             name: (router, points[name].threshold, points[name].grid)
             for name, router in routers.items()
-            if replayable(router.routes)
+            if replayable(router.routes) and "pool" not in router.needs
         },
         [task.id for task in tasks],
         seeds,
