@@ -23,7 +23,7 @@ from r2v.core.arrays import to_bytes
 from r2v.core.errors import SettingsError, StageError
 from r2v.core.features import EXTENDED, PAPER, View
 from r2v.core.mlp import RiskMLP
-from r2v.core.types import Code, Context, Decision, Episode, Features, Member, Memory, Route, ScoreKind
+from r2v.core.types import TEACHER, Code, Context, Decision, Episode, Features, Member, Memory, Route, ScoreKind
 from r2v.runtime.store import whole_file, write_text
 
 if TYPE_CHECKING:
@@ -146,6 +146,11 @@ class RouterBase:
         """The decision on features that may be clipped to the range of the fit."""
         assert self.kind is not None
         return compare(self.name, self.kind, self.score(features), self.point)
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The stronger models that its decisions may name."""
+        return (TEACHER,)
 
     @property
     def point(self) -> float:

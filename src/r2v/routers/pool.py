@@ -33,6 +33,10 @@ class Pool(RouterBase):
     of: ClassVar[type[RouterBase]]
     """The router of a pair."""
 
+    @property
+    def models(self) -> tuple[str, ...]:
+        return tuple(member.name for member in self.members)
+
     @cached_property
     def model(self) -> RiskMLP | None:
         """That of the teacher's gain: it knows what was seen in the fit."""
@@ -116,6 +120,10 @@ class PoolCascadeRouting(RouterBase):
             disagreement_of=tuple(_unlike_teacher(member.name, own) for member, own in pool),
             fitted_with=data.fitted_with,
         )
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        return (*(member.name for member in self.members), TEACHER)
 
     def score(self, features: Features) -> float:
         """The highest price of a teacher call at which some model is worth it, beside this answer."""
