@@ -82,8 +82,8 @@ def test_a_pair_is_a_pool_of_one(gain, price):
 @given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1), st.floats(0.01, 1), st.floats(0.001, 1))
 def test_cascade_routing_over_a_pool_is_brute_force(now, later, unlike, of_medium, price):
     router = PoolCascadeRouting(
-        disagreement=Scored(lambda f: now), disagreement_later=Scored(lambda f: later), members=(Member("medium", of_medium),),
-        disagreement_of=(Scored(lambda f: unlike),), threshold=price,
+        disagreement=Scored(lambda f: now), disagreement_later=Scored(lambda f: later), threshold=price,
+        members=(Member("medium", of_medium),), disagreement_of=(Scored(lambda f: unlike),),
     )  # fmt: skip
     decision = router.rule(CONTEXT, SEEN, Memory(), seed=0)
     worth = {
@@ -259,8 +259,8 @@ def world(tmp_path):
             "version": 1,
             "models": {
                 name: {
-                    "base_url": f"{urls[name]}/v1", "model": f"{name}-1", "price": {"input": price[name], "output": price[name]},
-                    "retries": 0, "max_output_tokens": 100,
+                    "base_url": f"{urls[name]}/v1", "model": f"{name}-1", "retries": 0, "max_output_tokens": 100,
+                    "price": {"input": price[name], "output": price[name]},
                 }
                 for name in ("slm", "medium", "teacher")
             },
@@ -301,7 +301,7 @@ def test_a_step_is_answered_and_billed_by_the_model_that_was_chosen(world, tmp_p
 
 
 def test_clients_may_insist_on_any_of_them(world):
-    models, client, _ = world()
+    _, client, _ = world()
     for name in ("slm", "medium", "teacher"):
         assert ask(client, f"r2v:{name}").headers["x-r2v-arm"] == name
     assert ask(client, **{"x-r2v-arm": "teacher"}).headers["x-r2v-model"] == "teacher-1"
