@@ -173,7 +173,7 @@ def test_candidates_are_counted_timed_and_paid_for(monkeypatch, teacher):
     one = CandidateSource(client, request, {}, role="teacher" if teacher else "slm")
     asyncio.run(one.propose(context, 1, seed=5))
     assert one.spent.calls == int(teacher)
-    cancelled = CandidateSource(Drawing(clock, cancelled=True), None, {}, teacher=teacher)
+    cancelled = CandidateSource(Drawing(clock, cancelled=True), None, {}, role="teacher" if teacher else "slm")
     with pytest.raises(asyncio.CancelledError):
         asyncio.run(cancelled.propose(context, 3, seed=5))
     assert (cancelled.seconds, cancelled.spent, cancelled.lost) == (2.5, Amount(), Amount(int(teacher), 300, 6.0))
