@@ -13,6 +13,8 @@ from r2v import __version__
 from r2v.bench import BUILT_IN
 from r2v.bench.data import records
 from r2v.bench.entries import Entry
+from r2v.bench.pool import DESCRIPTION as OF_POOL
+from r2v.bench.pool import NAME as POOL
 from r2v.bench.predictions import FOLDS, Seal, Split, predict
 from r2v.bench.suite import Suite
 from r2v.bench.table import SHARE, Table
@@ -24,6 +26,7 @@ from r2v.runtime.store import write_json
 HOUSEHOLD, TWINROUTER = "household", "twinrouterbench"
 OTHERS = {
     HOUSEHOLD: "routers of a finished run (--run) in closed loop on fresh tasks of the household",
+    POOL: OF_POOL,
     TWINROUTER: "TwinRouterBench's static bank: a model before each call, four tiers (docs/twinrouterbench.md)",
 }
 """What is no `Suite` of recorded sessions, and has results of its own shape."""

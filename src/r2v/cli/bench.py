@@ -75,7 +75,9 @@ def bench(
     elif jobs:
         with LocalProcesses(min(workers, len(jobs))) as processes, progress(console, "suites") as report:
             processes.map(_suite, jobs, report)
-    others = {name: _other(name, router or [], run, data, out, seed, console) for name in names if name in OTHERS}
+    others = {
+        name: _other(name, router or [], only, run, data, out, seed, share, console) for name in names if name in OTHERS
+    }
     found = {job[0]: json.loads((out / _folder(job[0]) / "results.json").read_text("utf-8")) for job in jobs}
     _show(found, others, out)
     if as_json:
@@ -92,13 +94,16 @@ def _suite(job: Job, report: Report = lambda *_: None) -> None:
 
 
 def _other(
-    name: str, own: list[str], run: Path | None, data: Path, out: Path, seed: int, console: Console
+    name: str, own: list[str], only: bool, run: Path | None, data: Path, out: Path, seed: int, share: float, console: Console
 ) -> dict[str, Any]:
+    from r2v.bench import pool
     from r2v.bench.run import HOUSEHOLD, run_household, run_twinrouter
 
     if name == HOUSEHOLD:
         return run_household(run, out / name)
     with progress(console, name) as report:
+        if name == pool.NAME:
+            return pool.bench(_entries(tuple(own), only), data, out / name, report, seed=seed, share=share)
         return run_twinrouter(own, data, out / name, report, seed)
 
 

@@ -19,6 +19,7 @@ from r2v.routers.bandit import Bandit
 from r2v.routers.base import FitData, Part, RouterBase, quantiles
 from r2v.routers.benefit import Benefit
 from r2v.routers.cascade_routing import RETRY_PRICE, fit_later
+from r2v.routers.reading_benefit import ReadingBenefit
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -97,6 +98,17 @@ class PoolBandit(Pool):
     of = Bandit
     colour = "#762a83"
     cites = Bandit.cites
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PoolReadingBenefit(Pool):
+    """`reading_benefit` among several models: where the SLM fails and that one does not, less its price."""
+
+    name: str = "pool_reading_benefit"
+    needs = ReadingBenefit.needs | {"pool"}
+    of = ReadingBenefit
+    colour = "#882255"
+    cites = ReadingBenefit.cites
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
