@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,9 +42,15 @@ def suite_named(name: str) -> Suite:
     return made
 
 
-def ready(data: Path) -> list[str]:
-    """The suites whose records are there."""
-    return [name for name in BUILT_IN if (data / suite_named(name).path).exists()]
+def why_not(name: str, data: Path) -> str | None:
+    """What a suite that comes with r2v lacks, its records or a package; None: nothing."""
+    suite = suite_named(name)
+    if not (data / suite.path).exists():
+        return f"no records in {data}"
+    package: str | None = getattr(suite, "package", None)
+    if package is not None and importlib.util.find_spec(package) is None:
+        return f"{package} is not installed: pip install 'r2v[bench]'"
+    return None
 
 
 def run_household(run: Path | None, out: Path) -> dict[str, Any]:
