@@ -20,7 +20,8 @@ import numpy as np
 
 from r2v import __version__
 from r2v.bench.entries import HAVE, Entry
-from r2v.bench.predictions import SHARES, Predicted, Seal, Split
+from r2v.bench.predictions import SHARES as OF_PAIRS
+from r2v.bench.predictions import Predicted, Seal, Split
 from r2v.bench.suites.recorded import MINT
 from r2v.core.errors import R2VError, SettingsError, StageError, broke
 from r2v.core.types import TEACHER, Member, Memory
@@ -40,6 +41,8 @@ STRONGER = {
     TEACHER: MINT.strong,
 }  # fmt: skip
 """Name in the pool -> agent of the records, and its price; the teacher is the last."""
+SHARES = (*OF_PAIRS[:-1], 0.8, 0.9, 0.95, 0.98, 0.99, 1.0)
+"""Of the steps that are escalated; where nearly all are, what is left to decide is the model."""
 LOTS = "lots between two single models"
 Where = tuple[int, str] | tuple[()]
 """The step at which a session is handed over, and the model; empty: never."""

@@ -139,6 +139,9 @@ class EvaluateSettings(Settings):
     """Operating points of the curves: thresholds that would escalate this share of the SLM's own validation steps."""
     clairvoyant: NonNegativeInt = 30
     """Failed SLM episodes of which the fewest teacher calls that save them are searched; 0 = none."""
+    attacked_steps: NonNegativeInt = 40
+    """Steps of each router's test episodes with a call, and as many without, whose texts are changed to see which calls that
+    buys and which it suppresses (`text_attacks`); 0 = none, as where the verifier is a model or runs code."""
     clairvoyant_target: Fraction = 0.98
     """Share of the teacher's success whose least possible calls are reported."""
     resamples: PositiveInt = 2000
