@@ -113,15 +113,12 @@ def test_the_page_is_self_contained(page):
 
 def test_the_worst_of_each_kind_of_text_stands_in_the_page(page):
     assert worst_attacks(results()["text_attacks"]["r2v"]) == {
-        "bought": {"kind": "the goal x 50", "share": 0.9, "of": 40}, "suppressed": {"kind": "orders", "share": 0.25, "of": 8},
+        "bought": {"kind": "the goal x 50", "share": 0.9, "of": 40},
+        "suppressed": {"kind": "orders", "share": 0.25, "of": 8},
     }  # fmt: skip
     assert worst_attacks(results()["text_attacks"]["random"]) == {"bought": None, "suppressed": None}
-    text = page.read_text()
-    assert (
-        "of 2 kinds of" in " ".join(text.split()).lower()
-        and "25.0 % " in text.replace("\u00a0", " ")
-        and "the goal x 50" in text
-    )
+    text = " ".join(page.read_text().replace("\u00a0", " ").split())
+    assert "Of 2 kinds of" in text and "25.0 % " in text and "the goal x 50" in text
 
 
 def test_the_numbers_are_those_of_the_results(page):
