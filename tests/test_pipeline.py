@@ -449,3 +449,39 @@ def test_a_run_of_r2v_0_1_is_refused_with_the_way_on(finished, tmp_path):
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "r2v": "0.1.0"}))
     done = r2v("evaluate", str(old), "--fresh-tasks", "4", "--out", str(tmp_path / "fresh"), check=1)
     assert "r2v run" in done.stderr and "0.1" in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_run_of_three_models_takes_up_the_slm_of_a_pair(finished, tmp_path):
+    """With another pool the SLM is not trained again, and what the medium model would do is tried as the teacher's is."""
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "pool.yaml").write_text(
+        SETTINGS.replace("reads: true", "reads: false")
+        + "pool: {medium: {mistakes: 0.3}}\nprices: {pool: {medium: 10}}\nhelp: {rates: [0.3], explore_seeds: 1}\n"
+        + "routers: [r2v, pool_benefit, pool_bandit, pool_cascade_routing]\n"
+    )
+    done = r2v("run", str(tmp_path / "pool.yaml"), "--out", str(tmp_path / "run"))
+    assert "5-prefer    up to date" in done.stdout + done.stderr
+    rollout, results = tmp_path / "run" / "6-rollout", results_of(tmp_path / "run")
+    teacher, medium = (json.loads((rollout / name).read_text()) for name in ("help.json", "help-medium.json"))
+    assert teacher["unlike_teacher"] is None and teacher["differs"] != medium["differs"]
+    assert [len(row) for row in medium["unlike_teacher"][0]] == [len(row) for row in medium["differs"]]
+    assert any(any(row) for row in medium["unlike_teacher"][0]) and (rollout / "explored-medium.parquet").exists()
+    routers = results["routers"]
+    assert list(routers) == [
+        "slm_only",
+        "llm_only",
+        "medium_only",
+        "r2v",
+        "pool_benefit",
+        "pool_bandit",
+        "pool_cascade_routing",
+    ]
+    alone, best = routers["medium_only"], routers["llm_only"]
+    assert alone["llm_call_rate"] == 1.0 and alone["calls_per_episode"] == pytest.approx(alone["steps_per_episode"] / 5)
+    assert set(alone["calls_by_model"]) == {"medium"} and alone["success_rate"] <= best["success_rate"]
+    for name in ("pool_benefit", "pool_bandit", "pool_cascade_routing"):
+        calls = routers[name]["calls_by_model"]
+        equal = calls.get("medium", 0) / 5 + calls.get("teacher", 0)
+        assert set(calls) <= {"medium", "teacher"} and routers[name]["calls_per_episode"] == pytest.approx(equal)
+        assert load_configured(RouteSettings(router=str(tmp_path / "run" / "7-fit" / name)), ("medium", "teacher"))
+    assert results["text_attacks"]["r2v"]["orders"]["steps"] and "medium_only" not in results["replay"]["routers"]
