@@ -90,21 +90,3 @@ class ThresholdRouter:
 
     def decide(self, context: Context, features: Features, memory: Memory, *, seed: int) -> Decision:
         return compare(self.name, self.kind, self.score(features), self.threshold)
-
-
-@dataclass(frozen=True)
-class Budgeted:
-    """A hard limit around any router: no call once `Memory.calls_left` is 0."""
-
-    router: Router
-
-    @property
-    def name(self) -> str:
-        return self.router.name
-
-    def decide(self, context: Context, features: Features, memory: Memory, *, seed: int) -> Decision:
-        decision = self.router.decide(context, features, memory, seed=seed)
-        if decision.route == "continue" or memory.calls_left is None or memory.calls_left > 0:
-            return decision
-        reason = f"{decision.reason}, but no calls are left"
-        return replace(decision, route="continue", code="budget_exhausted", propensity=1.0, reason=reason)
