@@ -89,9 +89,7 @@ def test_calls_at_equal_success_are_read_off_the_curve():
 @given(st.integers(0, 10_000), st.floats(0.05, 1.0))
 def test_a_curve_has_the_success_at_the_calls_that_it_needs_and_not_before(seed, success):
     rng = np.random.default_rng(seed)
-    points = [
-        outcomes(tuple(rng.random(4) < 0.6), asked=tuple(range(n))) for n in rng.choice(5, size=rng.integers(2, 5), replace=False)
-    ]
+    points = [outcomes(tuple(rng.random(4) < 0.6), asked=tuple(range(n))) for n in rng.permutation(5)[: rng.integers(2, 5)]]
     weights = resample_BT(2, 20, seed)
     calls_B = calls_at_B(points, np.full(21, success), weights)
     for row_T, calls in zip(weights, calls_B, strict=True):

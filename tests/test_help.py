@@ -266,7 +266,9 @@ class Gambler:
 
 def played_by_state_oracle(falls, *, futures=40, price=0.3, max_calls=None):
     models = AgentModels(Gambler(falls), ScriptedPolicy(lambda c: "press red"), Flat(), 2)
-    oracle = StateOracle(models, lambda task, z, redrawn: (Copyable(), "none"), TASK, 3, futures, horizon=10, max_calls=max_calls)
+    oracle = StateOracle(
+        models, lambda task, z, redrawn: (Copyable(), "none"), TASK, 3, futures, horizon=10, max_calls=max_calls
+    )
     return oracle, asyncio.run(oracle.at(price))
 
 
@@ -283,7 +285,7 @@ def test_the_state_oracle_asks_where_its_futures_are_worth_the_price_and_not_for
     assert asked(episode) == [1]
     (worth,) = [gained for (_, t), gained in half._gains.items() if t == 1]
     assert worth == pytest.approx(0.5, abs=0.25)
-    assert asked(asyncio.run(half.at(0.9))) == []  # too dear
+    assert asked(asyncio.run(half.at(1.0))) == []  # too dear
     assert asked(played_by_state_oracle(lambda seed: True, max_calls=1)[1]) == [1]
 
 

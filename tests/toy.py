@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from r2v.clients.scripted import ScriptedPolicy
 from r2v.core.agent import AgentModels, Routed, Solo
 from r2v.core.fixed import Never
 from r2v.core.loop import run_episode
-from r2v.core.protocols import Router
 from r2v.core.types import Action, Context, Decision, Episode, Features, Memory, Observation, ScoreKind, Task
 from r2v.routers.base import compare
 

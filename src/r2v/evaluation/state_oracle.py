@@ -1,9 +1,9 @@
 """The state oracle: what a router could do that knows the value of help at each step, but not the future.
 
 At each step where the teacher would act otherwise, futures are played with the teacher's action and with the SLM's, the
-SLM alone afterwards; it escalates where their successes differ by more than a price. Each future has random numbers of its own, those of
-the SLM's draws and of the perturbation, and none of them is that of the episode itself, on which the choice is then
-measured. A few futures are a noisy estimate: this policy can be had, and one that knows the values exactly is better.
+SLM alone afterwards; it escalates where their successes differ by more than a price. Each future has random numbers of its
+own, of the SLM's draws and of the perturbation, and none has those of the episode itself, on which the choice is measured.
+A few futures are a noisy estimate: this policy can be had, and one that knows the values exactly is better.
 
 It values one step of help as if none came later, as `benefit` does; a policy that plans its later calls may need fewer.
 """

@@ -54,7 +54,7 @@ def state_oracle(
     """The `state_oracle` entry of `results.json`: as many tasks as there are, then as many seeds.
 
     Args:
-        ends: the rows of `slm_only`, and of the other end of the curves, on these tasks and seeds; of `llm_only` in any case.
+        ends: the rows of `slm_only` and `llm_only` on these tasks and seeds, and of `llm_first` where calls are limited.
     """
     s = ctx.settings
     wanted = s.evaluate.state_oracle

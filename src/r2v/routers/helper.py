@@ -88,9 +88,7 @@ class Helper(RouterBase):
             seed=data.seed, max_calls=data.max_calls,
         )  # fmt: skip
         values, most = tuple(found.values), data.max_calls
-        return cls(
-            budgets=found.budgets, prices=found.prices, values=values, max_calls=most, fitted_with=data.fitted_with
-        )
+        return cls(budgets=found.budgets, prices=found.prices, values=values, max_calls=most, fitted_with=data.fitted_with)
 
     def tuned(self, play: Play, data: FitData) -> Helper:
         """Play each budget's value of intervening at some prices, and mix two neighbours so that the calls made meet it.
