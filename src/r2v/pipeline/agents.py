@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 CLEAN = 0
 """Perturbation seed of unperturbed episodes."""
 ALONE = "slm_only"
-FIXED: dict[str, Callable[[], Router]] = {ALONE: Never, "llm_first": Always, "redraw": Redraw}
+FIXED: dict[str, Callable[[], Router]] = {ALONE: Never, "llm_first": partial(Always, "llm_first"), "redraw": Redraw}
 
 
 @dataclass(frozen=True)
