@@ -39,7 +39,7 @@ class CascadeRouting(RouterBase):
     @classmethod
     def fit(cls, data: FitData) -> CascadeRouting:
         now = data.disagreement
-        later = _fit_later(data, data.redrawn, data.differs_redrawn)
+        later = fit_later(data, data.redrawn, data.differs_redrawn)
         return cls(disagreement=now, disagreement_later=later, fitted_with=data.fitted_with)
 
     def score(self, features: Features) -> float:
@@ -55,7 +55,7 @@ class CascadeRouting(RouterBase):
         return Decision(route, _CODES[route], 1 - now, self.kind, price, 1.0, (), reason)
 
 
-def _fit_later(data: FitData, episodes: Sequence[Episode], differs: Sequence[Sequence[bool]]) -> RiskMLP:
+def fit_later(data: FitData, episodes: Sequence[Episode], differs: Sequence[Sequence[bool]]) -> RiskMLP:
     """P(the best of two draws differs from the teacher), foreseen from the features of the first."""
     from r2v.learning.labels import Rows
 
