@@ -9,6 +9,9 @@ the house knows:
     house drawn    and what no place has shown yet is hidden anew, as the scenes' generator does: what a router may know
 
 The rows are kept in FILE (NumPy): episode, t, and the successes of each future; another call with the same FILE adds to it.
+
+With --play N instead, the state oracle plays N test tasks under the first test seed: once as in results.json, knowing what
+is hidden where ("noise drawn"), and once with "house drawn". `--draws` futures a step with each action.
 """
 
 from __future__ import annotations
@@ -28,13 +31,15 @@ from r2v.core.agent import AgentModels, Routed
 from r2v.core.features import best
 from r2v.core.fixed import Never
 from r2v.core.seeds import derive_seed
-from r2v.core.types import Action, Episode, Observation
+from r2v.core.types import Action, Episode, Observation, Task
 from r2v.domains.household.belief import CONTENTS
 from r2v.domains.household.env import Household
 from r2v.domains.household.rules import commands
 from r2v.evaluation.branches import differs
 from r2v.evaluation.closed_loop import play_all
-from r2v.evaluation.state_oracle import Repeating
+from r2v.evaluation.outcomes import Row, gather, row
+from r2v.evaluation.results import state_oracle_entry
+from r2v.evaluation.state_oracle import PRICES, Repeating, StateOracle
 from r2v.perturbations import family_of
 from r2v.perturbations.wrap import perturbed
 from r2v.pipeline.agents import make_models, make_teacher
@@ -42,8 +47,8 @@ from r2v.pipeline.run_folder import RunFolder
 from r2v.pipeline.settings import RunSettings
 
 KINDS = ("noise kept", "noise drawn", "house drawn")
-GROUP = 40
-"""Episodes that are played together."""
+GROUP, PLAYED = 40, 20
+"""Episodes that are branched together, and that are played together by the state oracle."""
 
 
 class Rehidden:
@@ -98,6 +103,19 @@ def rehide(house: Household, shown: frozenset[str], draw: Random) -> None:
     house._commands, house._latent = commands(world, state), state.latent()
 
 
+def environment(settings: RunSettings, kind: str, task: Task, z: int, redrawn: tuple[int, int] | None) -> Any:
+    """The task as the futures of this kind see it (`r2v.evaluation.state_oracle.MakeRedrawn`)."""
+    inner: Any = settings.domain.environment(settings.environment, task)
+    if kind == "house drawn" and redrawn is not None:
+        inner = Rehidden(inner, redrawn[0], derive_seed("house", task.id, z, *redrawn))
+    family = family_of(task.id, z, settings.perturbations.families)
+    made = settings.domain.perturbation(family, settings.perturbations.strength, inner.goal)
+    disturbed = perturbed(inner, made, seed=z, salt=task.id)
+    if kind != "noise kept" and redrawn is not None:
+        disturbed.redraw(*redrawn)
+    return disturbed, family
+
+
 async def futures(
     settings: RunSettings, models: AgentModels, episode: Episode, t: int, kind: str, draws: int
 ) -> list[tuple[bool, bool]]:
@@ -108,24 +126,12 @@ async def futures(
     own = choice.candidates[best(choice.candidates, choice.scores)].action
     before = tuple(step.choice.action for step in episode.steps[:t])
 
-    def make(draw: int) -> Any:
-        def environment(task: Any, z: int) -> Any:
-            inner: Any = settings.domain.environment(settings.environment, task)
-            if kind == "house drawn":
-                inner = Rehidden(inner, t, derive_seed("house", task.id, z, t, draw))
-            family = family_of(task.id, z, settings.perturbations.families)
-            made = settings.domain.perturbation(family, settings.perturbations.strength, inner.goal)
-            disturbed = perturbed(inner, made, seed=z, salt=task.id)
-            if kind != "noise kept":
-                disturbed.redraw(t, draw)
-            return disturbed, family
-
-        return environment
-
     async def one(draw: int) -> tuple[bool, bool]:
-        alone = Routed(replace(models, draw=draw), Never())
+        alone, cases = Routed(replace(models, draw=draw), Never()), [(episode.task, episode.seed)]
         agents = [Repeating((*before, action), alone) for action in (answer.action, own)]
-        (helped,), (left,) = await play_all(agents, [(episode.task, episode.seed)], make(draw), horizon=horizon)
+        (helped,), (left,) = await play_all(
+            agents, cases, lambda task, z: environment(settings, kind, task, z, (t, draw)), horizon=horizon
+        )
         return bool(helped.success), bool(left.success)
 
     return await asyncio.gather(*(one(draw) for draw in range(1, draws + 1)))
@@ -147,7 +153,7 @@ def collect(run: RunFolder, split: str, count: int, steps: int, draws: int, kind
             where = [t for t, differ in enumerate(other) if differ]
             drawn = sorted(Random(derive_seed("value", seed, i)).sample(where, min(steps, len(where))))
             found = await asyncio.gather(*(futures(settings, models, episodes[i], t, kind, draws) for t in drawn))
-            return [(i, t, played) for t, played in zip(drawn, found, strict=True)]
+            return [(i, t, won) for t, won in zip(drawn, found, strict=True)]
 
         async def group(numbers: list[int], one: Any = one) -> list[Any]:
             return await asyncio.gather(*map(one, numbers))
@@ -157,11 +163,45 @@ def collect(run: RunFolder, split: str, count: int, steps: int, draws: int, kind
             f"{kind}, {split}: {first + GROUP} of {len(order)}, {len(rows)} rows, {time.monotonic() - begun:.0f} s",
             flush=True,
         )
-    won_ND2 = np.array([played for *_, played in rows], dtype=float)
+    won_ND2 = np.array([won for *_, won in rows], dtype=float)
     return {
         "episode": np.array([i for i, *_ in rows]), "t": np.array([t for _, t, _ in rows]),
         "helped": won_ND2[..., 0], "alone": won_ND2[..., 1],
     }  # fmt: skip
+
+
+def played(run: RunFolder, count: int, draws: int, kind: str) -> dict[str, Any]:
+    """The `state_oracle` entry of results.json, on so many test tasks, with futures of this kind."""
+    settings, z = run.settings, run.settings.perturbations.test[0]
+    tasks = run.split("test")[:count]
+    horizon, prices = settings.environment.horizon, sorted(PRICES, reverse=True)
+
+    async def one(models: AgentModels, task: Task) -> list[Row]:
+        def make(task: Task, z: int, redrawn: tuple[int, int] | None) -> Any:
+            return environment(settings, kind, task, z, redrawn)
+
+        oracle = StateOracle(models, make, task, z, draws, horizon)
+        return [row(await oracle.at(price)) for price in prices]
+
+    async def group(some: list[Task]) -> list[list[Row]]:
+        models = make_models(settings, run.slm)
+        return await asyncio.gather(*(one(models, task) for task in some))
+
+    ends = {"slm_only": "slm_only", "llm_only": make_teacher(settings).name}
+    evaluated = {name: [e for e in run.evaluated() if e.agent == agent and e.seed == z] for name, agent in ends.items()}
+    found: list[list[Row]] = []
+    begun, entry = time.monotonic(), {}
+    for first in range(0, len(tasks), PLAYED):
+        found += asyncio.run(group(tasks[first : first + PLAYED]))
+        ids = [task.id for task in tasks[: len(found)]]
+        points = [gather(rows, ids, [z], horizon) for rows in zip(*found, strict=True)]
+        others = {
+            name: gather([row(e) for e in episodes if e.task.id in ids], ids, [z], horizon)
+            for name, episodes in evaluated.items()
+        }
+        entry = state_oracle_entry(prices, points, others, settings.evaluate.resamples, settings.seed)
+        print(f"{kind}: {len(found)} of {len(tasks)}, {time.monotonic() - begun:.0f} s\n{entry}", flush=True)
+    return entry
 
 
 def spread(helped_ND: np.ndarray, alone_ND: np.ndarray) -> str:
@@ -178,7 +218,8 @@ def spread(helped_ND: np.ndarray, alone_ND: np.ndarray) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of a run of the household, finished up to the rollouts")
-    parser.add_argument("--out", type=Path, required=True, help="file of the rows (.npz)")
+    parser.add_argument("--out", type=Path, default=Path("value_of_help.npz"), help="file of the rows")
+    parser.add_argument("--play", type=int, default=0, help="play so many test tasks instead (of a finished run)")
     parser.add_argument("--split", choices=("router", "validation"), default="validation")
     parser.add_argument("--episodes", type=int, default=100)
     parser.add_argument("--steps", type=int, default=2, help="branched steps of an episode")
@@ -187,6 +228,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     a = parser.parse_args()
     torch.set_num_threads(1)
+    if a.play:
+        for kind in KINDS[1:]:
+            played(RunFolder(a.run), a.play, a.draws, kind)
+        return
     kept = dict(np.load(a.out)) if a.out.exists() else {}
     for kind in a.kinds:
         found = collect(RunFolder(a.run), a.split, a.episodes, a.steps, a.draws, kind, a.seed)

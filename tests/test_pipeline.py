@@ -243,7 +243,8 @@ def test_the_clairvoyant_bound_is_a_bound(science):
 def test_no_routed_episode_has_more_calls_than_the_limit(finished, settings, tmp_path):
     out = tmp_path / "limited"
     shutil.copytree(finished, out)
-    limits = ("evaluate.max_calls=2", "evaluate.state_oracle=1", "evaluate.state_oracle_futures=1")
+    limits = ("routers=[random, r2v]", "router.reads=false", "evaluate.max_calls=2", "evaluate.state_oracle=1",
+              "evaluate.state_oracle_futures=1")  # fmt: skip
     r2v("run", str(settings), "--out", str(out), *(part for limit in limits for part in ("--set", limit)))
     results = results_of(out)
     assert results["max_calls"] == 2 and results_of(finished)["max_calls"] is None
