@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from r2v.core.features import FEATURES
+from r2v.core.features import EXTENDED, FEATURES, OWN, featurise
 from r2v.core.types import Context, Features
+from r2v.evaluation.branches import Branch
 from r2v.evaluation.text_attacks import ATTACKS, escalates, steps_of, text_attacks
-from r2v.routers.base import RouterBase
+from r2v.learning.settings import RouterSettings
+from r2v.routers.bandit import Bandit
+from r2v.routers.base import FitData, FittedWith, RouterBase
+from r2v.routers.benefit import fit_worth
 from toy import Flat, ThresholdRouter, routed, run
 
 LENGTH = FEATURES.index("last_observation_length")
@@ -64,6 +70,29 @@ def test_an_attack_changes_what_others_write_and_nothing_else(kind):
     changed = ATTACKS[kind](context)
     assert changed != context and changed.actions == context.actions and changed.horizon == context.horizon
     assert changed.observations[:-1] == context.observations[:-1] and changed == ATTACKS[kind](context)
+
+
+@pytest.mark.parametrize("kind", ATTACKS)
+def test_no_text_of_others_moves_the_slms_own_features(kind):
+    changed, own = 0, [FEATURES.index(name) for name in OWN]
+    for context, candidates, _ in steps_of(episodes(), 10, 100):
+        before, after = (featurise(c, candidates, [0.5] * len(candidates)) for c in (context, ATTACKS[kind](context)))
+        assert [before.values[i] for i in own] == [after.values[i] for i in own]
+        changed += before != after
+    assert changed
+
+
+def test_routers_may_be_fitted_on_the_slms_own_features_alone():
+    won, lost = (replace(run(routed(slm="press red"), seed=seed), success=seed == 1) for seed in (1, 2))
+    other = replace(lost, task=replace(lost.task, id="another"))
+    data = FitData(
+        [won, other] * 4, [won, lost], FittedWith(3, 10, "household"), RouterSettings(epochs=1, features="own"), 1,
+        differs=[[True, False, True]] * 8, differs_validation=[[False, True, True]] * 2, explored=[won],
+        branches=[Branch(i, 0, 0, i % 4 == 0, False) for i in range(8)],
+    )  # fmt: skip
+    for model in (data.risk, data.disagreement, fit_worth(data), Bandit.fit(data).gain):
+        assert model.names == OWN
+    assert replace(data, settings=RouterSettings(epochs=1)).risk.names == EXTENDED
 
 
 def test_a_router_that_looks_at_nothing_is_moved_by_nothing():

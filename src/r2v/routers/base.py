@@ -21,7 +21,7 @@ from msgspec import Meta
 
 from r2v.core.arrays import to_bytes
 from r2v.core.errors import SettingsError, StageError
-from r2v.core.features import EXTENDED, PAPER, View
+from r2v.core.features import EXTENDED, OWN, PAPER, View
 from r2v.core.mlp import RiskMLP
 from r2v.core.types import TEACHER, Code, Context, Decision, Episode, Features, Member, Memory, Route, ScoreKind
 from r2v.runtime.store import whole_file, write_text
@@ -291,6 +291,11 @@ class FitData:
         return own_settings(router, self.options.get(router.name, {}))
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """The features that models are fitted on."""
+        return OWN if self.settings.features == "own" else EXTENDED
+
+    @property
     def k(self) -> int:
         """Candidates a step."""
         assert self.fitted_with.k is not None
@@ -316,7 +321,7 @@ class FitData:
         """P(the SLM fails the episode), calibrated."""
         from r2v.learning.labels import failure_rows
 
-        names = PAPER if self.settings.features == "paper" else EXTENDED
+        names = PAPER if self.settings.features == "paper" else self.names
         return self.probability("r2v", failure_rows(self.rollouts, names), failure_rows(self.held, names), names)
 
     @cached_property
@@ -333,11 +338,10 @@ class FitData:
 
         if not self.differs:
             raise StageError("this fit needs the teacher's answers on the recorded steps")
-        train = labelled_rows(self.recorded, self.differs, EXTENDED)
-        held = labelled_rows(self.validation, self.differs_validation, EXTENDED)
-        return self.probability(
-            "cascade", train, held, EXTENDED, estimates="the chance that the teacher would act differently"
-        )
+        train = labelled_rows(self.recorded, self.differs, self.names)
+        held = labelled_rows(self.validation, self.differs_validation, self.names)
+        estimates = "the chance that the teacher would act differently"
+        return self.probability("cascade", train, held, self.names, estimates=estimates)
 
     def probability(
         self,

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import ClassVar
 
 from r2v.core.errors import StageError
-from r2v.core.features import EXTENDED, proposing
+from r2v.core.features import proposing
 from r2v.core.mlp import RiskMLP
 from r2v.core.types import TEACHER, Code, Context, Decision, Episode, Features, Member, Memory, Route
 from r2v.routers.bandit import Bandit
@@ -184,7 +184,7 @@ def with_pool(data: FitData, name: str) -> tuple[tuple[Member, FitData], ...]:
 def _unlike_teacher(name: str, data: FitData) -> RiskMLP:
     from r2v.learning.labels import labelled_rows
 
-    train = labelled_rows(data.recorded, data.unlike_teacher, EXTENDED)
-    held = labelled_rows(data.validation, data.unlike_teacher_validation, EXTENDED)
+    train = labelled_rows(data.recorded, data.unlike_teacher, data.names)
+    held = labelled_rows(data.validation, data.unlike_teacher_validation, data.names)
     estimates = f"the chance that {name} acts otherwise than the teacher"
-    return data.probability(f"cascade_routing of {name}", train, held, EXTENDED, estimates=estimates)
+    return data.probability(f"cascade_routing of {name}", train, held, data.names, estimates=estimates)
