@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 
 from r2v.clients.scripted import ScriptedPolicy
-from r2v.core.agent import AgentModels, Forked, Noisy, Routed, Solo
+from r2v.core.agent import AgentModels, Forked, Noisy, Routed, Solo, within_budget
 from r2v.core.features import best
 from r2v.core.fixed import Always, AtSteps, Never, Redraw
 from r2v.core.seeds import derive_seed, derive_uniform
-from r2v.core.types import NO_USAGE, Action, Candidate, Context, Decision, Memory, Usage
+from r2v.core.types import NO_USAGE, Action, Candidate, Context, Decision, Features, Memory, Usage
 from r2v.routers.random import Random
 from toy import Flat, ThresholdRouter, Toy, routed, run
 
@@ -74,6 +74,8 @@ def test_a_budget_is_never_exceeded():
             assert sum(calls) <= 3 and len(calls) == 8
             last = [step.choice.decision.propensity for step in limited.steps if sum(calls[: step.t]) == 3]
             assert set(last) <= {1.0}  # the SLM goes on whatever is drawn
+    wanted = Always().decide(Context("g", ("x",), (), 9), Features((), ()), Memory(), seed=0)
+    assert within_budget(wanted, Memory()) is wanted and within_budget(wanted, Memory(1)) is wanted
     free = run(routed(teacher="press blue", router=Always()), horizon=8)
     assert sum(step.choice.teacher.calls for step in free.steps) == 8
 
