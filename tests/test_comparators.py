@@ -375,6 +375,23 @@ def data(**more) -> SimpleNamespace:
     return SimpleNamespace(**{**parts, **more})
 
 
+def test_a_helper_with_a_limit_decides_by_the_calls_that_are_left():
+    last, before = (linear(FEATURES[:1], np.zeros(1), np.ones(1), np.zeros(1), value) for value in (0.1, 0.4))
+    mixture = Mixture(budget=2.0, value=1, first=0.3, second=0.3, weight=1.0)
+    router = Helper(
+        budgets=(1.0, 2.0),
+        prices=(0.5, 0.5),
+        values=(STEP, STEP, last, before),
+        mixtures=(mixture,),
+        threshold=2.0,
+        max_calls=2,
+    )
+    left = {calls: router.decide(context(), features(), Memory(calls), seed=0).route for calls in (0, 1, 2, 9, None)}
+    assert left == {0: "continue", 1: "continue", 2: "escalate", 9: "escalate", None: "escalate"}
+    with pytest.raises(ValueError, match="beyond"):
+        replace(router, mixtures=(replace(mixture, value=2),))
+
+
 def test_a_helper_mixes_the_two_prices_on_either_side_of_its_budget():
     usage, tried = {4.0: 0.5, 3.0: 2.0, 2.0: 3.0, 1.0: 4.0, 0.0: 5.0}, []
 

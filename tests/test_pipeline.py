@@ -20,6 +20,7 @@ from r2v.gateway.settings import RouteSettings
 from r2v.pipeline.run_folder import folder_of
 from r2v.pipeline.stages import STAGES
 from r2v.runtime.executor import LocalProcesses
+from r2v.runtime.store import read_episodes
 from r2v.studies import compare
 
 SETTINGS = """\
@@ -237,6 +238,33 @@ def test_the_clairvoyant_bound_is_a_bound(science):
         for router in results["routers"].values():
             if router["calls_per_episode"] <= bound["calls_per_episode"]:
                 assert router["success_rate"] <= bound["success_rate"] + 1e-9
+
+
+def test_no_routed_episode_has_more_calls_than_the_limit(finished, settings, tmp_path):
+    out = tmp_path / "limited"
+    shutil.copytree(finished, out)
+    limits = ("routers=[random, r2v]", "router.reads=false", "evaluate.max_calls=2", "evaluate.state_oracle=1",
+              "evaluate.state_oracle_futures=1")  # fmt: skip
+    r2v("run", str(settings), "--out", str(out), *(part for limit in limits for part in ("--set", limit)))
+    results = results_of(out)
+    assert results["max_calls"] == 2 and results_of(finished)["max_calls"] is None
+    assert list(results["routers"])[:3] == ["slm_only", "llm_only", "llm_first"]
+    for name in ("random", "r2v"):
+        assert all(calls <= 2 for _, calls, _ in results["routers"][name]["points"])
+        assert results["routers"][name]["curve"][-1][0] < 1  # it ends at llm_first
+    calls, spent = {}, set()
+    for episode in read_episodes(out / "8-evaluate" / "episodes.parquet"):
+        asked = sum(step.choice.teacher.calls for step in episode.steps)
+        calls.setdefault(episode.agent, []).append(asked)
+        if episode.agent == "llm_first" and len(episode.steps) > 2:
+            assert [step.choice.decision.code for step in episode.steps[2:]] == ["budget_exhausted"] * len(episode.steps[2:])
+            spent.add(f"{episode.task.id}@{episode.seed}")
+    assert {name: max(made) for name, made in calls.items()}["expert"] > 2  # the teacher alone has no limit
+    assert all(max(calls[agent]) <= 2 for agent in calls if agent != "expert") and max(calls["llm_first"]) == 2
+    oracle = results["state_oracle"]
+    assert (oracle["episodes"], oracle["futures"]) == (1, 1)
+    assert all(0 <= made <= 2 and 0 <= success <= 1 for _, made, success in oracle["points"])
+    assert "no call is left" in r2v("explain", str(out), max(spent), "--router", "llm_first").stdout
 
 
 def test_certify_says_what_is_proven_and_for_what(science, finished, tmp_path):

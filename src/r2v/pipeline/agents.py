@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from r2v.clients.chat import ChatPolicy, ChatSettings
 from r2v.core.agent import AgentModels, Noisy, Routed, Solo
 from r2v.core.features import View
-from r2v.core.fixed import Directed, Never, Redraw
+from r2v.core.fixed import Always, Directed, Never, Redraw
 from r2v.core.protocols import Agent, Environment, Policy, Router
 from r2v.core.seeds import derive_seed, derive_uniform
 from r2v.core.types import TEACHER, Action, Candidate, Context, Task
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 CLEAN = 0
 """Perturbation seed of unperturbed episodes."""
 ALONE = "slm_only"
-FIXED: dict[str, Callable[[], Router]] = {ALONE: Never, "redraw": Redraw}
+FIXED: dict[str, Callable[[], Router]] = {ALONE: Never, "llm_first": partial(Always, "llm_first"), "redraw": Redraw}
 
 
 @dataclass(frozen=True)
@@ -46,15 +47,23 @@ class AgentSpec:
     the router names."""
 
 
-def make_environment(settings: RunSettings, task: Task, z: int) -> tuple[Environment, str]:
-    """The task's environment under perturbation seed z (0 = clean), and the perturbation family."""
+def make_environment(
+    settings: RunSettings, task: Task, z: int, redrawn: tuple[int, int] | None = None
+) -> tuple[Environment, str]:
+    """The task's environment under perturbation seed z (0 = clean), and the perturbation family.
+
+    `redrawn` = (t, draw): what is seen after step t is disturbed by other random numbers.
+    """
     domain = settings.domain
     environment = domain.environment(settings.environment, task)
     family = family_of(task.id, z, settings.perturbations.families)
     if z == CLEAN:
         return environment, family
     perturbation = domain.perturbation(family, settings.perturbations.strength, environment.goal)
-    return perturbed(environment, perturbation, seed=z, salt=task.id), family
+    disturbed = perturbed(environment, perturbation, seed=z, salt=task.id)
+    if redrawn is not None:
+        disturbed.redraw(*redrawn)
+    return disturbed, family
 
 
 @dataclass(frozen=True)

@@ -133,12 +133,19 @@ class EvaluateSettings(Settings):
     """How operating points are chosen on validation tasks."""
     calls_per_episode: PositiveFloat = 2.0
     """Budget of the rule `budget`: mean teacher calls an episode."""
+    max_calls: PositiveInt | None = None
+    """Teacher calls that a routed episode may make: after them the SLM goes on alone, in validation, evaluation and
+    curves. null: no limit."""
     kappa: PositiveFloat = 20.0
     """Price of a failed episode in teacher calls, for the rule `cost`."""
     asked_shares: tuple[Fraction, ...] = (0.02, 0.06, 0.12, 0.2, 0.35, 0.6)
     """Operating points of the curves: thresholds that would escalate this share of the SLM's own validation steps."""
     clairvoyant: NonNegativeInt = 30
     """Failed SLM episodes of which the fewest teacher calls that save them are searched; 0 = none."""
+    state_oracle: NonNegativeInt = 0
+    """Test episodes that the state oracle plays, which knows the value of help at each step but not the future; 0 = none."""
+    state_oracle_futures: PositiveInt = 16
+    """Futures that it plays with each of the two actions where SLM and teacher differ."""
     attacked_steps: NonNegativeInt = 40
     """Steps of each router's test episodes with a call, and as many without, whose texts are changed to see which calls that
     buys and which it suppresses (`text_attacks`); 0 = none, as where the verifier is a model or runs code."""

@@ -265,6 +265,8 @@ class FitData:
     seed: int
     budgets: Sequence[float] = ()
     """Teacher calls an episode, for routers that meet budgets."""
+    max_calls: int | None = None
+    """Those that an episode may have at most."""
     differs: Sequence[Sequence[bool]] = ()
     """Of each recorded episode's steps: would the teacher act otherwise? (need: answers)"""
     differs_validation: Sequence[Sequence[bool]] = ()

@@ -36,7 +36,8 @@ def certify(ctx: StageContext, router: str, target: Target, *, tasks: int, seed:
         raise StageError(f"{len(known)} of the new tasks are tasks of the run; choose another --seed")
     zs = [CERTIFY_SEEDS_FROM + seed * 1000 + i for i in range(len(settings.perturbations.test))]
     order = [t for _, t in sorted(zip(points[router].calls, points[router].grid, strict=True), reverse=True)]
-    rows, _ = play(ctx, routed_at({router: order}, ctx.run.of("fit"), ctx.run.slm), fresh, zs, "certify")
+    agents = routed_at({router: order}, ctx.run.of("fit"), ctx.run.slm)
+    rows, _ = play(ctx, agents, fresh, zs, "certify", max_calls=settings.evaluate.max_calls)
     tried_points = [(t, outcomes(ctx, rows[at(router, t)], fresh, zs)) for t in order]
     threshold, tried = certified(tried_points, target)
     date = datetime.now(UTC).date().isoformat()
@@ -46,7 +47,9 @@ def certify(ctx: StageContext, router: str, target: Target, *, tasks: int, seed:
 def identity(ctx: StageContext, router: str) -> dict[str, str]:
     """Hashes of the SLM, the router's folder, and the settings that decide what is played."""
     dump = msgspec.to_builtins(ctx.settings)
-    subject = json.dumps({group: dump[group] for group in SUBJECT}, sort_keys=True)
+    limit = ctx.settings.evaluate.max_calls
+    limited = {} if limit is None else {"max_calls": limit}
+    subject = json.dumps({group: dump[group] for group in SUBJECT} | limited, sort_keys=True)
     return {
         "small model": sha256(ctx.run.slm),
         "router": sha256(ctx.run.router_folder(router)),

@@ -36,7 +36,7 @@ def fit(ctx: StageContext) -> None:
     grid = {name: router.thresholds(data.held, shares) for name, router in routers.items()}
     tasks, seeds = run.split("validation"), settings.perturbations.validation
     agents = {"llm_only": AgentSpec("teacher"), **routed_at(grid, ctx.out, run.slm)}
-    rows, _ = play(ctx, agents, tasks, seeds, "validation")
+    rows, _ = play(ctx, agents, tasks, seeds, "validation", max_calls=settings.evaluate.max_calls)
     played = {name: outcomes(ctx, rows[name], tasks, seeds) for name in agents}
     teacher_success = float(played["llm_only"].success_TZ.mean())
     chosen = {}
@@ -73,6 +73,7 @@ def _data(ctx: StageContext) -> FitData:
         settings=settings.router,
         seed=settings.seed,
         budgets=settings.help.budgets,
+        max_calls=settings.evaluate.max_calls,
         explored=run.explored() if "exploration" in needs else (),
         redrawn=run.redrawn() if "redraws" in needs else (),
         options={name: options for name, (_, options) in settings.chosen_routers.items()},
@@ -106,7 +107,8 @@ def _player(ctx: StageContext, name: str) -> Play:
         agents = {key: AgentSpec("routed", ctx.run.slm, folder / key) for key in routers}
         perturbed, found = ctx.settings.perturbations, {key: list[float]() for key in routers}
         for split, seeds in (("validation", perturbed.validation), ("router", perturbed.rollout[:1])):
-            rows, _ = play(ctx, agents, ctx.run.split(split), seeds, f"{name} {split}")
+            most = ctx.settings.evaluate.max_calls
+            rows, _ = play(ctx, agents, ctx.run.split(split), seeds, f"{name} {split}", max_calls=most)
             for key in routers:
                 found[key] += [row.teacher_calls for row in rows[key]]
         return found
