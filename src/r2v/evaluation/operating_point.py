@@ -75,13 +75,14 @@ def choose(points: Sequence[Point], rule: Rule, teacher_success: float, alpha: f
 
 def in_words(rule: Rule, alpha: float) -> str:
     """What the rule requires."""
-    worst = "" if rule.worst_group is None else f", and that of the worst one at most {rule.worst_group:g}"
-    shown = f", shown at confidence {rule.confidence:g}" if rule.confidence else ""
+    if rule.rule == "cvar":
+        worst = "" if rule.worst_group is None else f" and of at most {rule.worst_group:g} in the worst one"
+        shown = f", shown at confidence {rule.confidence:g}" if rule.confidence else ""
+        of_groups = f"in the worst {alpha:.4g} of the groups of episodes"
+        return f"fewest teacher calls with a failure rate of at most {rule.max_failure:g} {of_groups}{worst}{shown}"
     return {
         "target": f"fewest teacher calls with at least {rule.target:.0%} of the teacher's success",
         "cost": f"least cost, a failed episode priced at {rule.kappa:g} teacher calls",
-        "cvar": f"fewest teacher calls with a failure rate of at most {rule.max_failure:g} in the worst {alpha:.0%} of the "
-        f"groups{worst}{shown}",
         "budget": f"best success with at most {rule.calls_per_episode:g} teacher calls an episode",
     }[rule.rule]
 

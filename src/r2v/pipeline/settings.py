@@ -252,8 +252,10 @@ class RunSettings(Settings):
         for family in families:
             domain.perturbation(family, self.perturbations.strength, "")
         force_setattr(self, "perturbations", self.perturbations.but(families=families or domain.families))
-        if self.perturbations.groups == ("family",) and len(self.perturbations.families) < 2:
-            raise ValueError("perturbations.groups: one family alone is one group, and CVaR needs two; add `seed`")
+        counts = {"family": families or domain.families, "severity": self.perturbations.severities}
+        if all(len(counts.get(part, (1, 2))) < 2 for part in self.perturbations.groups):
+            only = " and ".join(f"one {part}" for part in self.perturbations.groups)
+            raise ValueError(f"perturbations.groups: {only} alone is one group, and CVaR needs two; add `seed`")
         if noise is None:
             noise = 0.0 if domain.random_action is None else 0.7
             force_setattr(self, "collect", self.collect.but(noisy_episodes=noise))
