@@ -199,7 +199,8 @@ def test_all_routers_are_those_that_can_be_fitted():
 
 def served(router: RouterBase, memory: Memory | None = None, *, seed: int = 0, **more) -> Decision:
     route = RouteSettings(**{key: more.pop(key) for key in ("explore", "hold_steps", "switch_usd") if key in more})
-    of_request = GatewayRouter(router, route, ("medium", TEACHER), **{"usable": ("medium", TEACHER), **more})
+    both = ("medium", TEACHER)
+    of_request = GatewayRouter(router, route, ("medium", TEACHER), **{"usable": both, "explored": both, **more})
     return of_request.decide(CONTEXT, SEEN, memory or Memory(), seed=seed)
 
 

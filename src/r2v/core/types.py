@@ -238,6 +238,11 @@ class Choice:
     verifier: Usage = NO_USAGE
     """What the scores cost, where the verifier is a model."""
 
+    @property
+    def model(self) -> str:
+        """Who acted: slm, noise, teacher, or another model of the pool."""
+        return self.decision.model if self.source == "teacher" and self.decision is not None else self.source
+
 
 @dataclass(frozen=True, slots=True)
 class Memory:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from r2v.core.features import best
-from r2v.core.types import NO_USAGE, TEACHER, Episode, Step, Usage
+from r2v.core.types import NO_USAGE, TEACHER, Episode, Usage
 from r2v.perturbations import BY_SEED, GroupPart, group_of
 
 HORIZON_TENTHS = 10
@@ -59,7 +59,7 @@ def row(episode: Episode, prices: Mapping[str, float] | None = None, alone: str 
         alone: the model that acts where no router decides.
     """
     asked = [step for step in episode.steps if step.choice.teacher.calls > 0]
-    models = dict(Counter(_model(step, alone) for step in asked)) if prices else {}
+    models = dict(Counter(step.choice.model if step.choice.decision else alone for step in asked)) if prices else {}
     calls = sum(count * prices[model] for model, count in models.items()) if prices else len(asked)
     slm = sum((step.choice.slm for step in episode.steps), NO_USAGE)
     teacher = sum((step.choice.teacher for step in episode.steps), NO_USAGE)
@@ -72,11 +72,6 @@ def row(episode: Episode, prices: Mapping[str, float] | None = None, alone: str 
         verifier=sum((step.choice.verifier for step in episode.steps), NO_USAGE), models=models,
         severity=episode.severity,
     )  # fmt: skip
-
-
-def _model(step: Step, alone: str) -> str:
-    decision = step.choice.decision
-    return alone if decision is None else decision.model
 
 
 def _tokens(usage: Usage) -> int | None:

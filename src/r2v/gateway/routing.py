@@ -43,6 +43,8 @@ class GatewayRouter:
     """The models between SLM and teacher, the cheapest first, and the teacher."""
     usable: tuple[str, ...] = (TEACHER,)
     """Those of them that are called now and can hold the request; the teacher in any case."""
+    explored: tuple[str, ...] = (TEACHER,)
+    """Those of these that the router may name."""
     forced: str | None = None
     """The model that the client or the kill switch forces: slm, or one of the stronger ones."""
     cold: bool = False
@@ -78,10 +80,10 @@ class GatewayRouter:
         kept = self._kept(plain, memory)
         if not self.route.explore:
             return kept
-        decision = kept
+        decision, models = kept, self.explored
         if derive_uniform(seed, "explore?") < self.route.explore:
             route: Route = "escalate" if derive_uniform(seed, "explore") < 0.5 else "continue"
-            model = self.usable[int(derive_uniform(seed, "explored model") * len(self.usable))]
+            model = models[int(derive_uniform(seed, "explored model") * len(models))]
             decision = replace(plain, route=route, code="explore", reason="drawn at random", model=model)
         # Half of the explored steps, by each stronger model as many; of all others as many as the router itself, which may
         # draw between the SLM and one model, routes so.
@@ -89,7 +91,7 @@ class GatewayRouter:
             own, drawn = kept.propensity if kept.route == "continue" else 1 - kept.propensity, 0.5
         else:
             other = 1 - kept.propensity if kept.route == "continue" else kept.propensity
-            own, drawn = other if decision.model == kept.model else 0.0, 0.5 / len(self.usable)
+            own, drawn = other if decision.model == kept.model else 0.0, 0.5 / len(models)
         return replace(decision, propensity=self.route.explore * drawn + (1 - self.route.explore) * own)
 
     def _unclear(self, plain: Decision, memory: Memory) -> bool:

@@ -149,8 +149,7 @@ class ServedStep:
 
     def answered(self, choice: Choice) -> CandidateSource:
         """The model whose answer the choice is."""
-        assert choice.decision is not None
-        return self.stronger[choice.decision.model] if choice.source == "teacher" else self.slm
+        return self.slm if choice.source == "slm" else self.stronger[choice.model]
 
     @property
     def spent(self) -> Amount:
@@ -453,7 +452,8 @@ class Service:
         router = self.router.make(self._threshold(served.options))
         usable = tuple(name for name, source in served.stronger.items() if name == TEACHER or source.usable)
         forced, cold = served.options.forced, served.session.cold
-        return GatewayRouter(router, self.settings.route, tuple(served.stronger), usable, forced=forced, cold=cold)
+        explored = tuple(name for name in usable if name in self.router.router.models)
+        return GatewayRouter(router, self.settings.route, tuple(served.stronger), usable, explored, forced, cold)
 
     async def _choose(self, served: ServedStep) -> tuple[Choice, Context]:
         route, session = self.settings.route, served.session
@@ -624,7 +624,7 @@ async def _slm_alone(step_context: StepContext, router: GatewayRouter, code: Cod
 
 def _alike(choice: Choice) -> bool | None:
     """Whether the SLM would have acted as the teacher did; None where they were not both asked, or it is not known."""
-    if choice.source != "teacher" or not choice.candidates or (choice.decision and choice.decision.model != TEACHER):
+    if choice.model != TEACHER or not choice.candidates:
         return None
     return alike(choice.candidates[best(choice.candidates, choice.scores)].action, choice.action)
 

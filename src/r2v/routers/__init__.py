@@ -48,6 +48,7 @@ BUILT_IN = {
 """In the order of tables and figures."""
 RIVALS = {
     "reading_benefit": "r2v.routers.reading_benefit:ReadingBenefit",
+    "pool_reading_benefit": "r2v.routers.pool:PoolReadingBenefit",
     "switchyard_stage": "r2v.routers.rivals.switchyard_stage:SwitchyardStage",
     "litellm_stall": "r2v.routers.rivals.litellm_stall:LiteLLMStall",
     "vllm_sr_session": "r2v.routers.rivals.vllm_sr_session:VLLMSRSession",
@@ -56,7 +57,7 @@ RIVALS = {
     "advisor": "r2v.routers.rivals.advisor:Advisor",
     "frugalgpt": "r2v.routers.rivals.frugalgpt:FrugalGPT",
 }
-"""Routers that only `r2v bench` plays: rules of other systems, and the one of ours that they are compared with there."""
+"""Routers that only `r2v bench` plays: rules of other systems, and those of ours that they are compared with there."""
 SHIPPED = {"recorded": Path(__file__).parent / "default"}
 """Routers that come fitted, by name: their folders."""
 INTERVENTION = "r2v.routers.interventions:Intervention"

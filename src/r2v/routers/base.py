@@ -130,6 +130,10 @@ class RouterBase:
         """What `decide` compares with the threshold."""
         raise NotImplementedError(f"router {self.name} has no score of a step")
 
+    def estimate(self, context: Context, features: Features) -> float:
+        """The same for a step of which more is known: its context, with what the SLM proposes."""
+        return self.score(features)
+
     def decide(self, context: Context, features: Features, memory: Memory, *, seed: int) -> Decision:
         """What `rule` says, unless the step is unlike all that the router was fitted on."""
         decision = self.rule(context, features, memory, seed=seed)

@@ -6,19 +6,20 @@ step gains; the threshold is the price of one teacher call, of which each model 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
 
 from r2v.core.errors import StageError
-from r2v.core.features import EXTENDED
+from r2v.core.features import EXTENDED, proposing
 from r2v.core.mlp import RiskMLP
-from r2v.core.types import TEACHER, Code, Context, Decision, Features, Member, Memory, Route
+from r2v.core.types import TEACHER, Code, Context, Decision, Episode, Features, Member, Memory, Route
 from r2v.routers.bandit import Bandit
-from r2v.routers.base import FitData, Part, RouterBase
+from r2v.routers.base import FitData, Part, RouterBase, quantiles
 from r2v.routers.benefit import Benefit
 from r2v.routers.cascade_routing import RETRY_PRICE, fit_later
+from r2v.routers.reading_benefit import ReadingBenefit
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -28,7 +29,7 @@ class Pool(RouterBase):
     members: tuple[Member, ...]
     """The stronger models; the last is the teacher."""
     gains: tuple[Part, ...]
-    """Of each, the router whose score is what the model gains."""
+    """Of each, the router whose estimate is what the model gains."""
     kind = "benefit"
     of: ClassVar[type[RouterBase]]
     """The router of a pair."""
@@ -48,21 +49,33 @@ class Pool(RouterBase):
         gains = tuple(Part(cls.of.fit(own)) for _, own in stronger)
         return cls(members=tuple(member for member, _ in stronger), gains=gains, fitted_with=data.fitted_with)
 
-    def score(self, features: Features) -> float:
+    def estimate(self, context: Context, features: Features) -> float:
         """The highest price of a teacher call at which some model is worth it."""
-        return max(gain / member.price for member, gain in self._gains(features))
+        return max(gain / member.price for member, gain in self._gains(context, features))
+
+    def thresholds(self, validation: Sequence[Episode], shares: Sequence[float]) -> list[float]:
+        """See `RouterBase.thresholds`; routers that read are given what there is to read."""
+        assert self.fitted_with is not None and self.fitted_with.horizon is not None
+        scores = [
+            self.estimate(proposing(context, step.choice.candidates, step.choice.scores), step.choice.features)
+            for episode in validation
+            for context, step in zip(episode.contexts(self.fitted_with.horizon), episode.steps, strict=True)
+            if step.choice.features is not None
+        ]
+        return quantiles(scores, shares)
 
     def rule(self, context: Context, features: Features, memory: Memory, *, seed: int) -> Decision:
-        price, score = self.point, self.score(features)
-        worth = {member.name: gain - price * member.price for member, gain in self._gains(features)}
+        price, gains = self.point, self._gains(context, features)
+        score = max(gain / member.price for member, gain in gains)
+        worth = {member.name: gain - price * member.price for member, gain in gains}
         reason = f"at {price:.3f} a teacher call: " + ", ".join(f"{name} {value:+.3f}" for name, value in worth.items())
         if score < price:
             return Decision("continue", "risk_below", score, self.kind, price, 1.0, (), reason)
         best = max(worth, key=lambda name: worth[name])
         return Decision("escalate", "risk_above", score, self.kind, price, 1.0, (), reason, best)
 
-    def _gains(self, features: Features) -> list[tuple[Member, float]]:
-        return [(m, gain.router.score(features)) for m, gain in zip(self.members, self.gains, strict=True)]
+    def _gains(self, context: Context, features: Features) -> list[tuple[Member, float]]:
+        return [(m, gain.router.estimate(context, features)) for m, gain in zip(self.members, self.gains, strict=True)]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -85,6 +98,17 @@ class PoolBandit(Pool):
     of = Bandit
     colour = "#762a83"
     cites = Bandit.cites
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PoolReadingBenefit(Pool):
+    """`reading_benefit` among several models: where the SLM fails and that one does not, less its price."""
+
+    name: str = "pool_reading_benefit"
+    needs = ReadingBenefit.needs | {"pool"}
+    of = ReadingBenefit
+    colour = "#882255"
+    cites = ReadingBenefit.cites
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
