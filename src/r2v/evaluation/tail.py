@@ -36,7 +36,9 @@ class Losses:
 
     def by_group(self) -> Floats:
         """Mean excess of each group."""
-        return np.array([self.excess_TZ[self.group_TZ == name].mean() for name in np.unique(self.group_TZ)])
+        names, index = np.unique(self.group_TZ, return_inverse=True)
+        index_N = index.ravel()
+        return np.bincount(index_N, self.excess_TZ.ravel(), len(names)) / np.bincount(index_N)
 
 
 def failures(o: Outcomes, bound: float) -> Losses:

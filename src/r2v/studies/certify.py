@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from datetime import UTC, datetime
 
 import msgspec
@@ -16,7 +17,7 @@ from r2v.pipeline.agents import AgentSpec
 from r2v.pipeline.play import at, outcomes, play, routed_at
 from r2v.pipeline.run_folder import OperatingPoint
 from r2v.pipeline.runner import StageContext
-from r2v.pipeline.settings import CERTIFY_SEEDS_FROM
+from r2v.pipeline.settings import CERTIFY_SEEDS_FROM, PerturbationSettings
 from r2v.runtime.store import sha256
 
 SUBJECT = ("environment", "perturbations", "teacher", "slm")
@@ -38,7 +39,7 @@ def certify(ctx: StageContext, router: str, target: Target, *, tasks: int, seed:
     own = {task.id for split in ctx.run.splits().values() for task in split}
     if known := own & {task.id for task in fresh}:
         raise StageError(f"{len(known)} of the new tasks are tasks of the run; choose another --seed")
-    zs = [CERTIFY_SEEDS_FROM + seed * 1000 + i for i in range(len(settings.perturbations.test))]
+    zs = [CERTIFY_SEEDS_FROM + seed * 1000 + i for i in range(_episodes_of_a_task(settings.perturbations))]
     order = _order(ctx, router, points[router])
     agents = routed_at({router: order}, ctx.run.of("fit"), ctx.run.slm)
     if target.relative is not None:
@@ -48,6 +49,16 @@ def certify(ctx: StageContext, router: str, target: Target, *, tasks: int, seed:
     threshold, tried = certified([(t, played[at(router, t)]) for t in order], target, played.get("llm_only"))
     date = datetime.now(UTC).date().isoformat()
     return Certificate(router, target, threshold, tasks, tuple(zs), tried, identity(ctx, router), date)
+
+
+def _episodes_of_a_task(perturbations: PerturbationSettings) -> int:
+    """As many as the run's test has, and enough for each task to meet each kind of disturbance: what a task shows of a kind
+    is then worth most."""
+    counts = {
+        "family": len(perturbations.families),
+        "severity": len(perturbations.test_severities or perturbations.severities),
+    }
+    return max(len(perturbations.test), math.prod(counts.get(part, 1) for part in perturbations.kinds))
 
 
 def _order(ctx: StageContext, router: str, points: OperatingPoint) -> list[float]:

@@ -32,7 +32,7 @@ def fit(ctx: StageContext) -> None:
     routers = {name: router.tuned(_player(ctx, name), data) for name, router in routers.items()}
     for name, router in routers.items():
         router.save(ctx.out / name)
-    shares = settings.evaluate.asked_shares
+    shares = sorted(settings.evaluate.asked_shares)
     grid = {name: router.thresholds(data.held, shares) for name, router in routers.items()}
     tasks, seeds = run.split("validation"), settings.perturbations.validation
     agents = {"llm_only": AgentSpec("teacher"), **routed_at(grid, ctx.out, run.slm)}
