@@ -469,7 +469,7 @@ def test_cascade_routing_foresees_a_second_draw_from_the_first():
     assert (name, names, router.disagreement) == ("cascade_routing", EXTENDED, STEP)
     assert (held.episode_N.tolist(), train.episode_N.tolist()) == ([0, 0, 5, 5], [1, 1, 2, 2, 3, 3, 4, 4])
     assert (held.y_N.tolist(), train.y_N.tolist()) == ([1, 0, 0, 0], [1, 0, 1, 0, 0, 0, 0, 0])
-    assert held.seed_N.tolist() == [0, 0, 5, 5]
+    assert held.group_N.tolist() == [0, 0, 5, 5]
     choice, known = episodes[0].steps[1].choice, episodes[0].contexts(2)[1]
     row = featurise(known, choice.candidates[:3], choice.scores[:3])
     assert np.array_equal(held.x_NF[1], batch([row])[0][0])

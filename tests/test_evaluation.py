@@ -231,10 +231,11 @@ def test_ties_go_to_the_smaller_threshold_the_cheaper_point_and_the_simpler_poli
     assert [by_cost(rising, kappa).threshold for kappa in (1.9, 2.1, 7.9, 8.1)] == [0.9, 0.5, 0.5, 0.2]
     assert by_budget(rising, 1).threshold == 0.5
     rule = {"target": 0.75, "kappa": 100.0, "calls_per_episode": 1.0}
-    chosen = {name: choose(rising, SimpleNamespace(rule=name, **rule), 1.0) for name in ("target", "cost", "budget")}
+    chosen = {name: choose(rising, SimpleNamespace(rule=name, **rule), 1.0, 0.2) for name in ("target", "cost", "budget")}
     assert {name: point.threshold for name, point in chosen.items()} == {"target": 0.5, "cost": 0.2, "budget": 0.5}
-    assert choose(rising, SimpleNamespace(rule="target", **rule), 1 / 3).threshold == 0.9
-    words = {name: in_words(SimpleNamespace(rule=name, **rule)) for name in chosen}
+    assert choose(rising, SimpleNamespace(rule="target", **rule), 1 / 3, 0.2).threshold == 0.9
+    assert all(point.met for point in chosen.values()) and not by_target(rising[:2], 0.9).met
+    words = {name: in_words(SimpleNamespace(rule=name, **rule), 0.2) for name in chosen}
     assert "75%" in words["target"] and "100 teacher" in words["cost"] and "at most 1 teacher" in words["budget"]
     clone_T, prefer_T = np.array([0.0, 1.0]), np.array([1.0, 0.5])
     assert better_policy(clone_T, prefer_T, seed=0) == {

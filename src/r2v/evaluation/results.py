@@ -134,6 +134,8 @@ def _fewer(ours_B: np.ndarray, others_B: np.ndarray) -> np.ndarray:
 
 def _numbers(o: Outcomes, seeds: Sequence[int], prices: Prices, alpha: float, weights_BT: np.ndarray) -> dict[str, Any]:
     by_seed = o.success_TZ.mean(axis=0)
+    by_group = o.failure_of_group()
+    worst = max(by_group, key=by_group.__getitem__)
     cost_TZ = prices.slm * o.slm_calls_TZ + prices.teacher * o.teacher_calls_TZ
     return {
         "success_rate": float(o.success_TZ.mean()),
@@ -147,7 +149,8 @@ def _numbers(o: Outcomes, seeds: Sequence[int], prices: Prices, alpha: float, we
         "usd_per_episode": _known(o.usd_TZ),
         "verifier": _scoring(o),
         "worst_seed_success": float(by_seed.min()),
-        "cvar_failure": cvar(1 - by_seed, alpha),
+        "worst_group": {"group": worst, "success_rate": 1 - by_group[worst]},
+        "cvar_failure": cvar(np.array(list(by_group.values())), alpha),
         "by_family": o.success_of_family(),
         "by_seed": {str(z): float(s) for z, s in zip(seeds, by_seed, strict=True)},
         "asked_by_position": [None if np.isnan(share) else float(share) for share in o.escalated_10],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from r2v.core.features import View
 from r2v.core.fixed import Always, Directed, Never, Redraw
 from r2v.core.protocols import Agent, Environment, Policy, Router
 from r2v.core.seeds import derive_seed, derive_uniform
-from r2v.core.types import TEACHER, Action, Candidate, Context, Task
+from r2v.core.types import TEACHER, Action, Candidate, Context, Episode, Task
 from r2v.perturbations import family_of
 from r2v.perturbations.wrap import perturbed
 from r2v.pipeline.settings import RunSettings, SlmSettings
@@ -59,11 +59,17 @@ def make_environment(
     family = family_of(task.id, z, settings.perturbations.families)
     if z == CLEAN:
         return environment, family
-    perturbation = domain.perturbation(family, settings.perturbations.strength, environment.goal)
+    strength = settings.perturbations.strength * (settings.perturbations.severity(task.id, z) or 1.0)
+    perturbation = domain.perturbation(family, strength, environment.goal)
     disturbed = perturbed(environment, perturbation, seed=z, salt=task.id)
     if redrawn is not None:
         disturbed.redraw(*redrawn)
     return disturbed, family
+
+
+def with_severity(settings: RunSettings, episodes: Sequence[Episode]) -> list[Episode]:
+    """Episodes of this run, each with the severity that its environment had."""
+    return [replace(e, severity=settings.perturbations.severity(e.task.id, e.seed)) for e in episodes]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ import msgspec
 from r2v.core.types import TEACHER, Episode, Memory, Task
 from r2v.evaluation.closed_loop import cases, play_all
 from r2v.evaluation.outcomes import Outcomes, Row, gather, row
-from r2v.pipeline.agents import AgentSpec, make_agents, make_environment
+from r2v.perturbations import GroupPart
+from r2v.pipeline.agents import AgentSpec, make_agents, make_environment, with_severity
 from r2v.pipeline.runner import StageContext
 from r2v.pipeline.settings import RunSettings
 from r2v.runtime.store import read_episodes, write_episodes
@@ -46,7 +47,7 @@ def _play(job: Job) -> dict[str, Any]:
             memory=Memory(job.max_calls),
         )
     )
-    episodes_of = dict(zip(job.agents, played, strict=True))
+    episodes_of = {name: with_severity(job.settings, of_one) for name, of_one in zip(job.agents, played, strict=True)}
     for name in job.kept:
         write_episodes(job.folder / f"{name}.parquet", episodes_of[name])
     return {
@@ -112,6 +113,13 @@ def at(name: str, threshold: float) -> str:
     return f"{name}@{threshold!r}"
 
 
-def outcomes(ctx: StageContext, rows: Iterable[Row], tasks: Sequence[Task], seeds: Sequence[int]) -> Outcomes:
-    """Rows of one agent on these tasks and seeds, as arrays."""
-    return gather(rows, [task.id for task in tasks], seeds, ctx.settings.environment.horizon)
+def outcomes(
+    ctx: StageContext,
+    rows: Iterable[Row],
+    tasks: Sequence[Task],
+    seeds: Sequence[int],
+    groups: Sequence[GroupPart] | None = None,
+) -> Outcomes:
+    """Rows of one agent on these tasks and seeds, as arrays; `groups`: other ones than those of the settings."""
+    settings = ctx.settings
+    return gather(rows, [t.id for t in tasks], seeds, settings.environment.horizon, groups or settings.perturbations.groups)

@@ -25,6 +25,8 @@ def summary(results: dict[str, Any]) -> Table:
             "" if r["area"] is None else f"{r['area']:.3f}",
             *([f"{1000 * (r.get('usd_per_episode') or 0):.3f}"] if priced else []), style="bold" if name == "r2v" else "",
         )  # fmt: skip
+    if unmet := results["selection"].get("unmet"):
+        table.caption = f"On validation no threshold of {', '.join(unmet)} met the rule; the safest one was taken."
     return table
 
 

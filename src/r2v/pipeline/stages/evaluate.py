@@ -106,6 +106,7 @@ def evaluate_on(ctx: StageContext, tasks: Sequence[Task], seeds: Sequence[int], 
         [task.id for task in tasks],
         seeds,
         s.environment.horizon,
+        s.perturbations.groups,
     )
     reference = routers["r2v"]
     assert isinstance(reference, R2V)

@@ -32,25 +32,28 @@ def fit(ctx: StageContext) -> None:
     routers = {name: router.tuned(_player(ctx, name), data) for name, router in routers.items()}
     for name, router in routers.items():
         router.save(ctx.out / name)
-    shares = settings.evaluate.asked_shares
+    shares = sorted(settings.evaluate.asked_shares)
     grid = {name: router.thresholds(data.held, shares) for name, router in routers.items()}
     tasks, seeds = run.split("validation"), settings.perturbations.validation
     agents = {"llm_only": AgentSpec("teacher"), **routed_at(grid, ctx.out, run.slm)}
     rows, _ = play(ctx, agents, tasks, seeds, "validation", max_calls=settings.evaluate.max_calls)
-    played = {name: outcomes(ctx, rows[name], tasks, seeds) for name in agents}
+    played = {name: outcomes(ctx, rows[name], tasks, seeds, settings.perturbations.kinds) for name in agents}
     teacher_success = float(played["llm_only"].success_TZ.mean())
-    chosen = {}
+    chosen, unmet = {}, []
     for name, thresholds in grid.items():
         points = [Point(threshold, played[at(name, threshold)]) for threshold in thresholds]
-        point = choose(points, settings.evaluate, teacher_success)
+        point = choose(points, settings.evaluate, teacher_success, settings.router.alpha)
         routers[name].at(point.threshold).save(ctx.out / name)
         tried = [[float(p.outcomes.call_rate_TZ.mean()), p.success, p.calls] for p in points]
+        if not point.met:
+            unmet.append(name)
         chosen[name] = {"threshold": point.threshold, "grid": list(thresholds), "validation": tried}
     alone = [bool(episode.success) for episode in data.validation]
     conditions = data.fitted_with
     selection = {
         "fitted_with": {"verifier": conditions.verifier, "k": conditions.k, "horizon": conditions.horizon},
-        "rule": in_words(settings.evaluate),
+        "rule": in_words(settings.evaluate, settings.router.alpha),
+        "unmet": unmet,
         "target": settings.evaluate.target,
         "teacher_success": teacher_success,
         "slm_success": sum(alone) / len(alone),
@@ -72,6 +75,7 @@ def _data(ctx: StageContext) -> FitData:
         ),
         settings=settings.router,
         seed=settings.seed,
+        groups=settings.perturbations.groups,
         budgets=settings.help.budgets,
         max_calls=settings.evaluate.max_calls,
         explored=run.explored() if "exploration" in needs else (),
