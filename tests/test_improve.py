@@ -1,0 +1,171 @@
+"""`r2v improve`: what the teacher answered trains the SLM, and only a better one is kept."""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from r2v.core.errors import SettingsError, StageError
+from r2v.pipeline.run_folder import RunFolder
+from r2v.pipeline.runner import run_stages
+from r2v.pipeline.settings import RunSettings
+from r2v.pipeline.stages import STAGES
+from r2v.runtime.settings import load
+from r2v.runtime.store import read_episodes
+from r2v.studies.improve import Plan, calls_for, gain, improve, lines
+
+SETTINGS = """\
+version: 1
+threads: 1
+environment: {house: small, receptacles: [4, 5], objects: [4, 6], horizon: 16, families: [pick_and_place_simple]}
+tasks: {policy: 60, router: 8, validation: 10, test: 6}
+perturbations: {strength: 0.3, collect: [1], propose: [11, 12], rollout: [21, 22], validation: [31, 32], test: [41, 42]}
+clone: {steps: 60, batch_tokens: 1024, checkpoint_every: 20}
+propose: {tasks: 2}
+routers: [r2v]
+router: {epochs: 3}
+evaluate: {asked_shares: [0.3], resamples: 200, clairvoyant: 0}
+"""
+PLAN = Plan("r2v", tasks=20, steps=200, learning_rate=3e-3, seed=1)
+SAME = replace(PLAN, steps=1, learning_rate=1e-12)
+"""A training that changes nothing."""
+
+
+class InProcess:
+    """Plays in this process, which has loaded torch; `most` jobs, then it is stopped."""
+
+    def __init__(self, most: float = float("inf")):
+        self.left = most
+
+    @contextmanager
+    def started(self, workers, folder):
+        yield self
+
+    def map(self, function, jobs, report, note=""):
+        for job in jobs:
+            if self.left <= 0:
+                raise KeyboardInterrupt
+            self.left -= 1
+            function(job)
+
+
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("improve")
+    (folder / "tiny.yaml").write_text(SETTINGS)
+    run_stages(STAGES, load(folder / "tiny.yaml", RunSettings), folder / "run", QUIET, InProcess())
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def improved(base):
+    out = base.parent / "improved"
+    return improve(base, out, PLAN, 1, True, QUIET, InProcess())
+
+
+def test_a_round_learns_from_escalations_and_its_folder_is_a_run(base, improved):
+    (one,) = improved["rounds"]
+    assert one["kept"] and one["slm_success"] > one["slm_success_before"]
+    run = RunFolder(base.parent / "improved" / "round-1")
+    run.finished("collect", "clone", "prefer", "rollout", "fit", "evaluate", "report")
+    assert improved["last_kept"] == str(run.root) and run.router("r2v")
+    played = read_episodes(run.of("collect") / "episodes.parquet")
+    asked = sum(step.choice.source == "teacher" for e in played for step in e.steps)
+    assert 0 < one["teacher_calls_training"] == asked < sum(len(e.steps) for e in played)
+    assert one["teacher_calls_total"] == asked + one["teacher_calls_router"] > asked
+    assert improved["test"]["after"]["slm_success"] == run.results()["routers"]["slm_only"]["success_rate"]
+    assert improved["test"]["before"] != improved["test"]["after"]
+    assert str(run.root) in lines(improved)[-1]
+    json.dumps(improved)
+
+
+def test_what_it_is_compared_with_spends_as_many_calls_and_learns_as_long(base, improved):
+    calls = improved["rounds"][0]["teacher_calls_training"]
+    spent = {name: rounds[0]["teacher_calls_training"] for name, rounds in improved["compared"].items()}
+    assert spent["no_new_data"] == 0
+    assert spent["teacher_episodes"] == pytest.approx(calls, abs=16)  # the last episode is played to its end
+    assert spent["random_steps"] == pytest.approx(calls, rel=0.5)
+    for name in spent:
+        run = RunFolder(base.parent / "improved" / name / "round-1")
+        assert json.loads((run.of("clone") / "report.json").read_text())["steps"] == PLAN.steps
+        assert set(improved["test"]["compared"][name]) == {"slm_success", "slm_ci95"}
+
+
+def test_tasks_and_seeds_of_rounds_are_nobody_elses(base, improved):
+    run, known = RunFolder(base.parent / "improved" / "round-1"), RunFolder(base).splits()
+    assert {name: run.split(name) for name in ("router", "validation", "test")} == {
+        name: known[name] for name in ("router", "validation", "test")
+    }
+    fresh = {task.id for task in run.split("policy")}
+    assert len(fresh) == PLAN.tasks and not fresh & {task.id for tasks in known.values() for task in tasks}
+    assert min(e.seed for e in read_episodes(run.of("collect") / "episodes.parquet")) >= 2 * 10**12
+
+
+def test_a_round_that_is_not_better_is_rolled_back_and_no_run(base, tmp_path):
+    found = improve(base, tmp_path / "out", SAME, 1, False, QUIET, InProcess())
+    (one,) = found["rounds"]
+    assert (one["kept"], one["difference_ci95"]) == (False, [0.0, 0.0])
+    assert one["teacher_calls_total"] == one["teacher_calls_training"] > 0
+    assert found["last_kept"] == str(base) and found["test"]["before"] == found["test"]["after"]
+    assert "no round was shown to be better" in lines(found)[1]
+    assert not (tmp_path / "out" / "round-1" / "5-prefer" / "choice.json").exists()
+    assert not (tmp_path / "out" / "round-1" / "8-evaluate").exists()
+
+
+def test_a_stopped_one_goes_on_and_another_plan_is_refused(base, improved, tmp_path):
+    for most in (0, 2):  # stopped before the first episode, and between two stages
+        with pytest.raises(KeyboardInterrupt):
+            improve(base, tmp_path / "out", PLAN, 1, False, QUIET, InProcess(most))
+    found = improve(base, tmp_path / "out", PLAN, 1, False, QUIET, InProcess())
+    assert found["rounds"] == improved["rounds"]
+    assert found["test"]["after"] == improved["test"]["after"]
+    again = improve(base, tmp_path / "out", PLAN, 1, False, QUIET, InProcess(0))  # plays nothing
+    assert again == found
+    with pytest.raises(StageError, match="with other options; choose another --out"):
+        improve(base, tmp_path / "out", SAME, 1, False, QUIET, InProcess())
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file").touch()
+    with pytest.raises(StageError, match="is no folder of `r2v improve`"):
+        improve(base, tmp_path / "mine", PLAN, 1, False, QUIET, InProcess())
+    with pytest.raises(SettingsError, match="no router benefit with a threshold in this run; there are r2v"):
+        improve(base, tmp_path / "new", replace(PLAN, router="benefit"), 1, False, QUIET, InProcess())
+
+
+def test_what_is_no_run_needs_a_model(refused, tmp_path):
+    assert "name the model: --slm FOLDER" in refused("improve", tmp_path / "ledger.db")
+
+
+def test_only_what_is_shown_to_be_better_is_kept():
+    worse, better = np.array([0.5] * 40), np.array([0.5] * 30 + [1.0] * 10)
+    assert gain(worse, better, 500, 0)["kept"]
+    assert not gain(better, worse, 500, 0)["kept"] and not gain(worse, worse, 500, 0)["kept"]
+    assert not gain(np.array([0.5] * 40), np.array([0.5] * 39 + [1.0]), 500, 0)["kept"]  # one task of forty is luck
+
+
+points = st.lists(st.tuples(st.floats(0, 20), st.floats(0, 1)), min_size=1, max_size=8)
+
+
+@given(points, st.floats(0, 1))
+def test_calls_at_a_success_are_the_cheapest_mixture(points, success):
+    found = calls_for(points, success)
+    grid = [
+        w * a[0] + (1 - w) * b[0]
+        for a in points
+        for b in points
+        for w in np.linspace(0, 1, 21)
+        if w * a[1] + (1 - w) * b[1] >= success
+    ]
+    if not grid:
+        assert found is None or found >= min(x for x, _ in points)
+    else:
+        assert found is not None and min(x for x, _ in points) - 1e-9 <= found <= min(grid) + 1e-9
