@@ -11,8 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
+from typer.testing import CliRunner
 
+from r2v.cli import cli
+from r2v.clients.local.loading import load_model
 from r2v.core.errors import SettingsError, StageError
+from r2v.learning.models import save_model
+from r2v.learning.sequences import encode_chats, is_learned
+from r2v.logs.importing import import_logs
 from r2v.pipeline.run_folder import RunFolder
 from r2v.pipeline.runner import run_stages
 from r2v.pipeline.settings import RunSettings
@@ -20,6 +26,9 @@ from r2v.pipeline.stages import STAGES
 from r2v.runtime.settings import load
 from r2v.runtime.store import read_episodes
 from r2v.studies.improve import Plan, calls_for, gain, improve, lines
+from test_conversation_training import TEMPLATE, ledger
+from test_local_models import chat_tokenizer
+from tiny_models import tiny
 
 SETTINGS = """\
 version: 1
@@ -28,7 +37,6 @@ environment: {house: small, receptacles: [4, 5], objects: [4, 6], horizon: 16, f
 tasks: {policy: 60, router: 8, validation: 10, test: 6}
 perturbations: {strength: 0.3, collect: [1], propose: [11, 12], rollout: [21, 22], validation: [31, 32], test: [41, 42]}
 clone: {steps: 60, batch_tokens: 1024, checkpoint_every: 20}
-propose: {tasks: 2}
 routers: [r2v]
 router: {epochs: 3}
 evaluate: {asked_shares: [0.3], resamples: 200, clairvoyant: 0}
@@ -65,6 +73,17 @@ def base(tmp_path_factory):
     (folder / "tiny.yaml").write_text(SETTINGS)
     run_stages(STAGES, load(folder / "tiny.yaml", RunSettings), folder / "run", QUIET, InProcess())
     return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def base_model(tmp_path_factory):
+    """A folder with a small random Qwen2, bytes as tokens, and a chat template with tools."""
+    made = chat_tokenizer(TEMPLATE)
+    made.pad_token = made.eos_token
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "initializer_range": 0.1}
+    folder = tmp_path_factory.mktemp("base") / "model"
+    save_model(tiny("qwen2", made, **sizes), made, folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +158,46 @@ def test_a_stopped_one_goes_on_and_another_plan_is_refused(base, improved, tmp_p
         improve(base, tmp_path / "mine", PLAN, 1, False, QUIET, InProcess())
     with pytest.raises(SettingsError, match="no router benefit with a threshold in this run; there are r2v"):
         improve(base, tmp_path / "new", replace(PLAN, router="benefit"), 1, False, QUIET, InProcess())
+
+
+def test_a_ledger_trains_a_model_and_held_out_sessions_judge_it(base_model, tmp_path):
+    path = ledger(tmp_path / "ledger.db", redact=False, things=tuple(f"thing{i}" for i in range(26)))
+    command = ["improve", str(path), "--slm", str(base_model), "--steps", "40", "--json"]
+    done = CliRunner().invoke(
+        cli, [*command, "--learning-rate", "1e-2", "--out", str(tmp_path / "out")], catch_exceptions=False
+    )
+    found = json.loads(done.stdout.splitlines()[-1])
+    (one,) = found["rounds"]
+    assert one["kept"] and one["loss"] < one["loss_before"] / 2 and one["fall_ci95"][0] > 0
+    assert (one["held_out_tasks"], one["teacher_calls_training"], found["sessions"]) == (5, 21, 21)
+    assert found["model"] == str(tmp_path / "out" / "model") and load_model(found["model"])
+    assert not (tmp_path / "out" / "partial").exists() and f"next      serve {found['model']}" in done.stdout
+    again = CliRunner().invoke(cli, [*command, "--out", str(tmp_path / "out")])
+    assert "holds a finished round" in str(again.exception)
+
+    rejected = CliRunner().invoke(
+        cli, [*command, "--learning-rate", "1e-12", "--out", str(tmp_path / "same")], catch_exceptions=False
+    )
+    found = json.loads(rejected.stdout.splitlines()[-1])
+    assert not found["rounds"][0]["kept"] and found["model"] == str(base_model)
+    assert not (tmp_path / "same" / "model").exists() and "stays" in rejected.stdout
+
+
+def test_a_ledger_with_too_little_is_refused(base_model, refused, tmp_path):
+    few = ledger(tmp_path / "few.db", redact=False)
+    assert "2 tasks have an answer of the teacher, 25 are needed" in refused(
+        "improve", few, "--slm", base_model, "--out", tmp_path / "out"
+    )
+
+
+def test_of_an_unsolved_session_only_the_teachers_answers_are_learned(tmp_path):
+    (episode, *_), _ = import_logs(ledger(tmp_path / "ledger.db", redact=False), "ledger")
+    assert [step.choice.source for step in episode.steps] == ["slm", "teacher"]
+    for success, learned in ((True, [True, True]), (False, [False, True]), (None, [False, True])):
+        assert [is_learned(replace(episode, success=success), step) for step in episode.steps] == learned
+    made = chat_tokenizer(TEMPLATE)
+    data, _ = encode_chats([replace(episode, success=False)], made, 10_000)
+    assert made.decode(data.tokens[0][data.weights[0] == 1]) == "The mug is on bed 1.<|im_end|>"
 
 
 def test_what_is_no_run_needs_a_model(refused, tmp_path):

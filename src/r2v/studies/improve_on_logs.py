@@ -24,7 +24,7 @@ from r2v.runtime.store import write_json
 
 HELD = 0.2
 """Share of the tasks with an answer of the teacher that are held out."""
-LEAST = 10
+LEAST = 25
 """Tasks with an answer of the teacher: with fewer an interval over the held-out ones says nothing."""
 RESAMPLES = 2000
 Progress = Callable[..., None]
@@ -93,7 +93,7 @@ def _split(episodes: Sequence[Episode], seed: int) -> tuple[list[Episode], list[
             "(with `store.redact: false`)"
         )
     tasks = [Task(task, "served", "gateway", task) for task in asked]
-    count = max(2, round(HELD * len(tasks)))
+    count = round(HELD * len(tasks))
     held = {task.id for task in split(tasks, {"held": count}, seed=seed)["held"]}
     return [e for e in episodes if e.task.id not in held], [e for e in episodes if e.task.id in held]
 
