@@ -21,13 +21,20 @@ def improve(
     router: Annotated[str, typer.Option(help="Of a run: whose escalations the SLM learns from.")] = "r2v",
     tasks: Annotated[int, typer.Option(min=2, help="Of a run: fresh tasks a round.")] = 300,
     compare: Annotated[
-        bool, typer.Option("--compare", help="Of a run: also spend as many teacher calls without the router, to compare.")
-    ] = False,
+        list[str] | None,
+        typer.Option(
+            "--compare",
+            help="Of a run (repeatable): also spend as many teacher calls on teacher_episodes or random_steps, or none "
+            "(no_new_data), with the same training.",
+        ),
+    ] = None,
     slm: Annotated[str | None, typer.Option(help="With a ledger: folder or hub id of the model to train on.")] = None,
     lora: Annotated[bool, typer.Option("--lora", help="With a ledger: train adapters, merged at the end.")] = False,
-    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps a round; 1200, with a ledger 300.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Optimiser steps a round; as the run's cloning, 300 with a ledger.")
+    ] = None,
     learning_rate: Annotated[
-        float | None, typer.Option(min=1e-12, help="1e-3; with a ledger 2e-5, or 2e-4 with --lora.")
+        float | None, typer.Option(min=1e-12, help="As the run's cloning; with a ledger 2e-5, or 2e-4 with --lora.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the fresh tasks, or of what is held out.")] = 1,
     out: Annotated[Path | None, typer.Option(help="Folder of the rounds; RUN/improve, or ./improved with a ledger.")] = None,
@@ -44,7 +51,7 @@ def improve(
     if (source / "settings.yaml").exists():
         if slm is not None or lora:
             raise SettingsError(f"{source} is a run, whose settings name its SLM; --slm and --lora are for a ledger")
-        found = _run(source, out, rounds, router, tasks, compare, steps, learning_rate, seed, executor, address)
+        found = _run(source, out, rounds, router, tasks, compare or [], steps, learning_rate, seed, executor, address)
     else:
         if slm is None:
             raise SettingsError(f"{source} is no run (it has no settings.yaml); with a ledger name the model: --slm FOLDER")
@@ -54,7 +61,7 @@ def improve(
 
 
 def _run(
-    run: Path, out: Path | None, rounds: int, router: str, tasks: int, compare: bool, steps: int | None,
+    run: Path, out: Path | None, rounds: int, router: str, tasks: int, compare: list[str], steps: int | None,
     learning_rate: float | None, seed: int, executor: str, address: str | None,
 ) -> dict[str, Any]:  # fmt: skip
     from rich.console import Console
@@ -63,7 +70,7 @@ def _run(
     from r2v.studies.improve import Plan, improve, lines
 
     console = Console()
-    plan = Plan(router, tasks, steps or 1200, learning_rate or 1e-3, seed)
+    plan = Plan(router, tasks, steps, learning_rate, seed)
     found = improve(run, out or run / "improve", plan, rounds, compare, console, ExecutorChoice(executor, address))
     console.print("\n".join(lines(found)), highlight=False, soft_wrap=True)
     return found

@@ -56,15 +56,16 @@ class Plan:
     """Whose escalations are learned from."""
     tasks: int
     """Fresh tasks a round, each played under two perturbation seeds."""
-    steps: int
-    """Optimiser steps a round."""
-    learning_rate: float
+    steps: int | None
+    """Optimiser steps a round; None: as many as the run's own cloning took."""
+    learning_rate: float | None
+    """Of them; None: that of the run's own cloning."""
     seed: int
     """Of the fresh tasks."""
 
 
 def improve(
-    root: Path, out: Path, plan: Plan, rounds: int, compare: bool, console: Console, choice: ExecutorChoice
+    root: Path, out: Path, plan: Plan, rounds: int, arms: Sequence[str], console: Console, choice: ExecutorChoice
 ) -> Report:
     """Play all rounds into `out`; finished ones are not played again.
 
@@ -73,7 +74,7 @@ def improve(
         out: gets a folder for each round, and `improve.json` with what this returns.
         plan: how.
         rounds: how many.
-        compare: also spend as many calls in each of the ways that `ARMS` names, with the same training.
+        arms: names of `ARMS`, in each of which as many calls are spent, with the same training.
         console: shows progress.
         choice: where episodes are played.
 
@@ -81,16 +82,18 @@ def improve(
         {"before": the run, "rounds": [one each], "compared": {arm: [one a round]}, "test": figures on test tasks}.
 
     Raises:
-        SettingsError: the run has no such router, or its domain makes no fresh tasks.
+        SettingsError: there is no such router or arm, or the domain makes no fresh tasks.
         StageError: the run is not finished, trains no SLM, or `out` holds something else.
     """
     base = RunFolder(root)
     _check(base, plan)
+    if unknown := set(arms) - set(ARMS):
+        raise SettingsError(f"nothing to compare with is called {', '.join(unknown)}; there are {', '.join(ARMS)}")
     _claim(out, base, plan)
     before = {"slm_success": base.selection()["slm_success"], "calls_at_98": calls_on_validation(base, plan.router)}
     before["teacher_calls"] = sum(map(_calls, base.teacher_episodes()))
     played: list[Report] = []
-    chains = {"": [base]} | ({name: [base] for name in ARMS} if compare else {})
+    chains = {"": [base]} | {name: [base] for name in arms}
     compared: dict[str, list[Report]] = {name: [] for name in chains if name}
     for number in range(1, rounds + 1):
         spent = 0
@@ -115,7 +118,7 @@ def improve(
                 }
             total = found["teacher_calls_training"] + refitted["teacher_calls_router"]
             played.append(found | refitted | {"teacher_calls_total": total})
-            console.print(_line(number, played[-1]), highlight=False)
+            console.print(_line(number, played[-1]), highlight=False, soft_wrap=True)
     last = chains[""][-1]
     if last is not base:
         one = _Round(base, chains[""][-2], _before(out, _number(last)), plan, _number(last), "", 0)
@@ -190,7 +193,7 @@ def _settings(base: RunFolder, before: RunFolder, plan: Plan) -> RunSettings:
         slm=s.slm.but(model=s.slm.trained.but(path=str(before.slm.resolve()))),
         tasks=s.tasks.but(policy=plan.tasks),
         routers=tuple(routers),
-        clone=s.clone.but(steps=plan.steps, learning_rate=plan.learning_rate),
+        clone=s.clone.but(steps=plan.steps or s.clone.steps, learning_rate=plan.learning_rate or s.clone.learning_rate),
     )
 
 
@@ -214,7 +217,7 @@ class _Round:
         plays = ("environment", "perturbations", "teacher", "tasks", "collect")
         alone = ("environment", "perturbations", "slm", "verifier")
         return (
-            Stage("collect", "the teacher was asked on fresh tasks", (), plays, self._collect),
+            Stage("collect", "the routed agent played fresh tasks", (), plays, self._collect),
             Stage("clone", "the SLM was trained on the teacher's answers, too", ("collect",), ("slm", "clone"), self._clone),
             Stage("prefer", "the SLM was compared with the one before on validation tasks", ("collect", "clone"), alone,
                   self._compare),
@@ -280,7 +283,7 @@ class _Round:
         verdict = gain(before, after, s.evaluate.resamples, s.seed)
         write_json(ctx.out / "gain.json", verdict)
         if verdict["kept"]:  # otherwise the folder is no run: nothing can be served from it by mistake
-            write_json(ctx.out / "choice.json", {"kept": "clone", **verdict, "tasks": len(tasks)})
+            write_json(ctx.out / "choice.json", {**verdict, "kept": "clone", "tasks": len(tasks)})
 
     def report(self, run: RunFolder) -> Report:
         found = read_json(run.of("prefer") / "gain.json")
