@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 from r2v.bench.entries import NULL, RANDOM, RECORDED, SHUFFLED, entries
 from r2v.bench.predictions import Seal, Split, predict
 from r2v.bench.prices import LIST, Bill
-from r2v.bench.run import suite_named
+from r2v.bench.run import suite_named, why_not
 from r2v.bench.suite import Loaded, Outcome
 from r2v.bench.suites.recorded import INTERCODE, INTERCODE_VERDICT, again
 from r2v.bench.table import Table
@@ -246,6 +246,18 @@ def test_the_list_names_every_suite_and_why_routers_are_left_out(tmp_path: Path)
     listed = bench("--list", "--data", tmp_path).output
     assert "intercode-verdict" in listed and "no records in" in listed
     assert "restart" in listed and "its fit needs" in listed
+
+
+def test_all_suites_are_those_that_can_be_run(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    assert why_not("intercode", data) is None and why_not("mint", data) == f"no records in {data}"
+    records = tmp_path / suite_named("agentdojo").path
+    records.parent.mkdir(parents=True)
+    records.touch()
+    assert why_not("agentdojo", tmp_path) is None
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "pip install 'r2v[bench]'" in why_not("agentdojo", tmp_path)
+    refused = bench("--data", tmp_path)  # and nothing else has records there
+    assert refused.exit_code and "agentdojo is left out: agentdojo is not installed" in refused.output
 
 
 def test_only_what_is_shown_the_verdict_has_one(data: Path):

@@ -442,6 +442,24 @@ def test_scores_are_spread_over_four_tiers(change, model):
     assert TwinRouter(router, tiers=[0.1, 0.3, 0.6]).select(at([], 0)).model_id == model
 
 
+class OfPool(Scored):
+    """Names a model of a pool."""
+
+    models = ("mid", "high")
+    said = Decision("escalate", "risk_above", 9.0, "custom", 9.0, 1.0, (), "", "mid")
+
+
+def test_a_pool_whose_models_are_tiers_chooses_among_them():
+    assert TwinRouter(OfPool(threshold=9.0)).select(at([], 0)).model_id == MID
+    router = OfPool(threshold=9.0)
+    object.__setattr__(router, "said", replace(OfPool.said, route="takeover"))
+    twin = TwinRouter(router)
+    assert [twin.select(at([], step)).model_id for step in (0, 1)] == [MID, MID]  # it keeps the instance
+    object.__setattr__(router, "models", ("medium", "teacher"))
+    with pytest.raises(SettingsError, match="chooses medium; a pool's models must be mid, mid_high, high"):
+        TwinRouter(router)
+
+
 def test_bounds_give_each_tier_its_share():
     scores = np.random.default_rng(1).random(1000).tolist()
     bounds = bounds_of(scores, [0.5, 0.2, 0.2, 0.1])

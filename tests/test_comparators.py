@@ -370,6 +370,7 @@ def data(**more) -> SimpleNamespace:
     """What fits need of `r2v.routers.base.FitData`."""
     parts = {
         "risk": STEP, "disagreement": STEP, "rollouts": [LOST, WON], "held": [LOST, LOST], "horizon": 5, "fitted_with": None,
+        "names": FEATURES,
     }  # fmt: skip
     return SimpleNamespace(**{**parts, **more})
 

@@ -217,8 +217,8 @@ def test_decisions_over_http_are_those_of_the_loop_number_for_number(make):
             small, teacher = (make_client(world.config.models[m], m) for m in ("slm", "teacher"))
             request = chat.parse(json.dumps({"messages": list(messages), "tools": TOOLS}).encode())
             drafts = (
-                CandidateSource(small, request, {}, teacher=False),
-                CandidateSource(teacher, request, {}, teacher=True),
+                CandidateSource(small, request, {}, role="slm"),
+                CandidateSource(teacher, request, {}, role="teacher"),
             )
             models = AgentModels(*drafts, ToolCallVerifier(chat.tools_of(request.tools)), world.config.route.k)
             router = GatewayRouter(configured.make(configured.threshold), world.config.route)

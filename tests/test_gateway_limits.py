@@ -163,17 +163,17 @@ def test_candidates_are_counted_timed_and_paid_for(monkeypatch, teacher):
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
     client, context = Drawing(clock), Context("goal", ("seen",), (), 50)
     request = parse(b'{"messages": [{"role": "user", "content": "goal"}]}')
-    source = CandidateSource(client, request, {"sig": "m"}, teacher=teacher)
+    source = CandidateSource(client, request, {"sig": "m"}, role="teacher" if teacher else "slm")
     assert source.spent == Amount()
     for _ in range(2):
         candidates = asyncio.run(source.propose(context, 3, seed=5))
     assert client.asked == [(3, {"seed": None if teacher else 5, "logprobs": not teacher, "authors": {"sig": "m"}})] * 2
     assert (source.drawn, source.seconds, source.spent, source.lost) == (6, 5.0, Amount(int(teacher), 20, 2.5), Amount())
     assert source.reply(candidates[0].action).choice == {"message": {"content": "look"}, "finish_reason": "stop"}
-    one = CandidateSource(client, request, {}, teacher=teacher)
+    one = CandidateSource(client, request, {}, role="teacher" if teacher else "slm")
     asyncio.run(one.propose(context, 1, seed=5))
     assert one.spent.calls == int(teacher)
-    cancelled = CandidateSource(Drawing(clock, cancelled=True), None, {}, teacher=teacher)
+    cancelled = CandidateSource(Drawing(clock, cancelled=True), None, {}, role="teacher" if teacher else "slm")
     with pytest.raises(asyncio.CancelledError):
         asyncio.run(cancelled.propose(context, 3, seed=5))
     assert (cancelled.seconds, cancelled.spent, cancelled.lost) == (2.5, Amount(), Amount(int(teacher), 300, 6.0))

@@ -14,7 +14,7 @@ from rich.console import Console
 from r2v.core.fixed import Always, Never
 from r2v.core.types import Change
 from r2v.report.explain import explanation, listing
-from r2v.report.page import headline, write_report
+from r2v.report.page import headline, worst_attacks, write_report
 from r2v.report.tables import summary
 from r2v.routers.random import Random
 from toy import ThresholdRouter, routed, run
@@ -56,6 +56,13 @@ def results(**changes):
                     "0.5": {"success": 0.05, "ci95": [0.01, 0.08]}, "1": {"success": -0.01, "ci95": [-0.03, 0.01]}
                 },
             }
+        },
+        "text_attacks": {
+            "r2v": {
+                "orders": {"bought": 0.0, "suppressed": 0.25, "steps": [40, 8]},
+                "the goal x 50": {"bought": 0.9, "suppressed": 0.125, "steps": [40, 8]},
+            },
+            "random": {"orders": {"bought": None, "suppressed": None, "steps": [0, 0]}},
         },
         "clairvoyant": {
             "target": 0.96, "success_rate": 0.991, "calls_per_episode": 0.42, "calls_at_target": 0.33, "searched": 6,
@@ -102,6 +109,16 @@ def test_the_page_is_self_contained(page):
     assert not re.search(r"@import|url\((?!#)", text)
     assert len(text) < 5_000_000
     assert {path.suffix for path in (page.parent / "figures").iterdir()} == {".png", ".svg"}
+
+
+def test_the_worst_of_each_kind_of_text_stands_in_the_page(page):
+    assert worst_attacks(results()["text_attacks"]["r2v"]) == {
+        "bought": {"kind": "the goal x 50", "share": 0.9, "of": 40},
+        "suppressed": {"kind": "orders", "share": 0.25, "of": 8},
+    }  # fmt: skip
+    assert worst_attacks(results()["text_attacks"]["random"]) == {"bought": None, "suppressed": None}
+    text = " ".join(page.read_text().replace("\u00a0", " ").split())
+    assert "Of 2 kinds of" in text and "25.0 % " in text and "the goal x 50" in text
 
 
 def test_the_numbers_are_those_of_the_results(page):

@@ -16,13 +16,13 @@ from r2v.core.errors import ArtifactError, SettingsError, StageError
 from r2v.core.features import EXTENDED, FEATURES, PAPER, featurise
 from r2v.core.mlp import Calibration, RiskMLP, linear
 from r2v.core.reading import FIELDS, ROOM, Reader
-from r2v.core.types import Action, Candidate, Context, Features, Memory, Usage
+from r2v.core.types import Action, Candidate, Context, Features, Member, Memory, Usage
 from r2v.learning.labels import failure_rows, labelled_rows
 from r2v.learning.settings import RouterSettings
 from r2v.maths.calibration import brier, ece
 from r2v.maths.stats import auroc
 from r2v.routers import BUILT_IN, decide, load_router, router_class
-from r2v.routers.base import FitData, FittedWith, RouterBase, features_of, kind_of, own_settings, quantiles
+from r2v.routers.base import FitData, FittedWith, Part, RouterBase, features_of, kind_of, own_settings, quantiles
 from r2v.routers.conformal import Band
 from r2v.routers.helper import Mixture
 from r2v.routers.r2v import R2V
@@ -110,8 +110,21 @@ PARTS = {
     "reading": {"estimates": "benefit", "reader": reader(14), "teacher": reader(15), "hands_over": True, "threshold": 0.02},
     "restart": {"risk": network(seed=13), "measured": ((0.2, renewal(0.9)), (0.5, renewal(0.4))), "threshold": 0.5},
     "recorded": {"reader": reader(16), "teacher": reader(17), "kinds": kinds(), "threshold": 0.05},
+    "pool_cascade_routing": {
+        "disagreement": network(seed=18), "disagreement_later": logistic(seed=19), "members": (Member("medium", 0.3),),
+        "disagreement_of": (network(seed=20),), "threshold": 0.4, "retry_price": 0.03,
+    },
 }  # fmt: skip
 """Of each built-in router: what it was fitted with, made by hand."""
+PARTS |= {
+    f"pool_{name}": {
+        "members": (Member("medium", 0.3), Member("teacher", 1.0)), "threshold": PARTS[name]["threshold"],
+        "gains": tuple(Part(router_class(name)(**{**PARTS[name], **other})) for other in others),
+    }
+    for name, others in (
+        ("benefit", ({"worth": logistic(seed=21)}, {})), ("bandit", ({"gain": logistic(seed=22)}, {})),
+    )
+}  # fmt: skip
 FITTED_WITH = FittedWith(3, HORIZON, "tool_calls", "no_entropy", "ab" * 32)
 
 
@@ -169,12 +182,17 @@ def test_every_built_in_router_is_here():
         "helper": "benefit",
         "bandit": "benefit",
         "recorded": "benefit",
+        "pool_benefit": "benefit",
+        "pool_bandit": "benefit",
+        "pool_cascade_routing": "disagreement",
     }
     assert {name: router_class(name).kind for name in BUILT_IN} == {**dict.fromkeys(BUILT_IN, "risk"), **doubts}
     needs = {"benefit": {"answers", "branches"}, "helper": {"answers", "exploration"}, "cascade": {"answers"},
              "cascade_routing": {"answers", "redraws"}, "bandit": {"exploration"}}  # fmt: skip
+    needs |= {f"pool_{name}": {*needs[name], "pool"} for name in ("benefit", "bandit", "cascade_routing")}
     routes = {"judge_latch": "takeover", "conformal": "takeover", "query": "takeover", "cascade_routing": "retry escalate",
-              "restart": "restart escalate", **dict.fromkeys(("reading", "recorded"), "escalate takeover")}  # fmt: skip
+              "pool_cascade_routing": "retry escalate", "restart": "restart escalate",
+              **dict.fromkeys(("reading", "recorded"), "escalate takeover")}  # fmt: skip
     for name in BUILT_IN:
         router = router_class(name)
         assert (router.name, router.needs) == (name, needs.get(name, set()))

@@ -50,7 +50,8 @@ class Predicted:
     """What one entry escalates."""
 
     entry: Entry
-    steps_PE: list[list[Escalated]]
+    steps_PE: Sequence[Sequence[tuple[Any, ...]]]
+    """The steps that are escalated; where there are several stronger models the one step, and the model."""
     fixed: bool
     """It has one operating point of its own, not a threshold that can be moved."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,8 @@ from r2v import __version__
 from r2v.bench import BUILT_IN
 from r2v.bench.data import records
 from r2v.bench.entries import Entry
+from r2v.bench.pool import DESCRIPTION as OF_POOL
+from r2v.bench.pool import NAME as POOL
 from r2v.bench.predictions import FOLDS, Seal, Split, predict
 from r2v.bench.suite import Suite
 from r2v.bench.table import SHARE, Table
@@ -24,6 +27,7 @@ from r2v.runtime.store import write_json
 HOUSEHOLD, TWINROUTER = "household", "twinrouterbench"
 OTHERS = {
     HOUSEHOLD: "routers of a finished run (--run) in closed loop on fresh tasks of the household",
+    POOL: OF_POOL,
     TWINROUTER: "TwinRouterBench's static bank: a model before each call, four tiers (docs/twinrouterbench.md)",
 }
 """What is no `Suite` of recorded sessions, and has results of its own shape."""
@@ -38,9 +42,15 @@ def suite_named(name: str) -> Suite:
     return made
 
 
-def ready(data: Path) -> list[str]:
-    """The suites whose records are there."""
-    return [name for name in BUILT_IN if (data / suite_named(name).path).exists()]
+def why_not(name: str, data: Path) -> str | None:
+    """What a suite that comes with r2v lacks, its records or a package; None: nothing."""
+    suite = suite_named(name)
+    if not (data / suite.path).exists():
+        return f"no records in {data}"
+    package: str | None = getattr(suite, "package", None)
+    if package is not None and importlib.util.find_spec(package) is None:
+        return f"{package} is not installed: pip install 'r2v[bench]'"
+    return None
 
 
 def run_household(run: Path | None, out: Path) -> dict[str, Any]:

@@ -55,27 +55,33 @@ def bench(
 
     Every router is fitted on other tasks than those it is scored on, and its predictions are written down first.
     """
-    from r2v.bench.run import OTHERS, ready
+    from r2v.bench import BUILT_IN
+    from r2v.bench.run import OTHERS, why_not
 
     data = data or next((place for place in map(Path, PLACES) if place.is_dir()), Path(PLACES[0]))
     if listed:
         _list(data)
         return
-    names = suites or ready(data)
+    lacking = {} if suites else {name: why for name in BUILT_IN if (why := why_not(name, data))}
+    names = suites or [name for name in BUILT_IN if name not in lacking]
+    console = Console(stderr=True)
+    for name, why in lacking.items():
+        console.print(f"{name} is left out: {why}", highlight=False)
     if not names:
         raise SettingsError(f"{data} holds the records of no suite; give their folder with --data (see docs/bench.md)")
     jobs: list[Job] = [
         (name, tuple(router or ()), only, data, out, seed, share, unseen_models) for name in names if name not in OTHERS
     ]
     out.mkdir(parents=True, exist_ok=True)  # before minutes of work
-    console = Console(stderr=True)
     if len(jobs) == 1:
         with progress(console, jobs[0][0]) as report:
             _suite(jobs[0], report)
     elif jobs:
         with LocalProcesses(min(workers, len(jobs))) as processes, progress(console, "suites") as report:
             processes.map(_suite, jobs, report)
-    others = {name: _other(name, router or [], run, data, out, seed, console) for name in names if name in OTHERS}
+    others = {
+        name: _other(name, router or [], only, run, data, out, seed, share, console) for name in names if name in OTHERS
+    }
     found = {job[0]: json.loads((out / _folder(job[0]) / "results.json").read_text("utf-8")) for job in jobs}
     _show(found, others, out)
     if as_json:
@@ -92,13 +98,16 @@ def _suite(job: Job, report: Report = lambda *_: None) -> None:
 
 
 def _other(
-    name: str, own: list[str], run: Path | None, data: Path, out: Path, seed: int, console: Console
+    name: str, own: list[str], only: bool, run: Path | None, data: Path, out: Path, seed: int, share: float, console: Console
 ) -> dict[str, Any]:
+    from r2v.bench import pool
     from r2v.bench.run import HOUSEHOLD, run_household, run_twinrouter
 
     if name == HOUSEHOLD:
         return run_household(run, out / name)
     with progress(console, name) as report:
+        if name == pool.NAME:
+            return pool.bench(_entries(tuple(own), only), data, out / name, report, seed=seed, share=share)
         return run_twinrouter(own, data, out / name, report, seed)
 
 
@@ -133,11 +142,10 @@ def _show(found: dict[str, Any], others: dict[str, Any], out: Path) -> None:
 def _list(data: Path) -> None:
     from r2v.bench import BUILT_IN
     from r2v.bench.entries import entries
-    from r2v.bench.run import OTHERS, ready, suite_named
+    from r2v.bench.run import OTHERS, suite_named, why_not
 
-    here = ready(data)
     for name in BUILT_IN:
-        typer.echo(f"{name:<20} {suite_named(name).description}{'' if name in here else f' [no records in {data}]'}")
+        typer.echo(f"{name:<20} {suite_named(name).description}{f' [{why}]' if (why := why_not(name, data)) else ''}")
     for name, description in OTHERS.items():
         typer.echo(f"{name:<20} {description}")
     typer.echo()

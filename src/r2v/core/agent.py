@@ -11,8 +11,8 @@ Collection, SLM rollouts, evaluation and gateway differ only in which `Agent` th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Literal
 
@@ -20,7 +20,7 @@ from r2v.core.errors import boundary
 from r2v.core.features import View, best, featurise, proposing, seen_as
 from r2v.core.protocols import Agent, Policy, PricedVerifier, Router, Verifier
 from r2v.core.seeds import derive_seed, derive_uniform
-from r2v.core.types import NO_USAGE, RESTART, Action, Candidate, Choice, Context, Decision, Features, Memory, Usage
+from r2v.core.types import NO_USAGE, RESTART, TEACHER, Action, Candidate, Choice, Context, Decision, Features, Memory, Usage
 
 MAX_RETRIES = 3
 """A router that still wants further candidates after so many is an error: it would never act."""
@@ -84,6 +84,17 @@ class AgentModels:
     """AgentModels that differ in this alone draw other candidates from the same context: another continuation."""
     view: View = "full"
     """What the router sees of the step."""
+    pool: Mapping[str, Policy] = field(default_factory=dict)
+    """Further models that a decision may name, between SLM and teacher."""
+
+    def stronger(self, model: str) -> Policy:
+        """The model that a decision names. Raises LookupError."""
+        if model == TEACHER:
+            return self.teacher
+        if model not in self.pool:
+            known = ", ".join(self.pool) or "empty"
+            raise LookupError(f"the router escalates to {model}, which is not in the pool ({known})")
+        return self.pool[model]
 
     def size(self, retries: int) -> int:
         """Candidates of one draw."""
@@ -99,7 +110,7 @@ class StepContext:
         self._models, self.context, self.seed = models, context, seed
         self._seen: list[tuple[tuple[Candidate, ...], tuple[float, ...], Features]] = []
         self._scoring: list[Usage] = []
-        self._answer: Candidate | None = None
+        self._answers: dict[str, Candidate] = {}
 
     async def look(self, retries: int = 0) -> tuple[tuple[Candidate, ...], tuple[float, ...], Features]:
         """The SLM's candidates of this and all earlier draws, their verifier scores, and the features of both."""
@@ -123,11 +134,14 @@ class StepContext:
         """What the scores of this and all earlier draws cost."""
         return sum(self._scoring[: retries + 1], NO_USAGE)
 
-    async def teacher_answer(self) -> Candidate:
-        if self._answer is None:
+    async def answer(self, model: str = TEACHER) -> Candidate:
+        """What the teacher, or another model of the pool, does here."""
+        if model not in self._answers:
+            with boundary("router"):
+                policy = self._models.stronger(model)
             with boundary("teacher"):
-                (self._answer,) = await self._models.teacher.propose(self.context, 1, seed=derive_seed(self.seed, "teacher"))
-        return self._answer
+                (self._answers[model],) = await policy.propose(self.context, 1, seed=derive_seed(self.seed, model))
+        return self._answers[model]
 
 
 async def priced(verifier: Verifier, context: Context, actions: Sequence[Action]) -> tuple[tuple[float, ...], Usage]:
@@ -154,8 +168,9 @@ class Routed:
     async def choose(self, step_context: StepContext, memory: Memory) -> tuple[Choice, Memory]:
         """Features -> risk -> decision -> action: the path that rollouts, evaluation and gateway share."""
         if memory.decisions and memory.decisions[-1].route == "takeover" and memory.calls_left != 0:
-            kept = Decision("takeover", "latch", None, None, None, 1.0, (), "the teacher keeps the episode")
-            answer = await step_context.teacher_answer()
+            model = memory.decisions[-1].model
+            kept = Decision("takeover", "latch", None, None, None, 1.0, (), f"the {model} keeps the episode", model)
+            answer = await step_context.answer(model)
             return Choice(answer.action, "teacher", (), (), None, kept, NO_USAGE, answer.usage), memory.after(kept)
         for retries in range(MAX_RETRIES + 1):
             candidates, scores, features = await step_context.look(retries)
@@ -178,7 +193,7 @@ class Routed:
         elif decision.route == "restart":
             choice = Choice(RESTART, "slm", candidates, scores, features, decision, slm, NO_USAGE, verifier=scoring)
         else:
-            answer = await step_context.teacher_answer()
+            answer = await step_context.answer(decision.model)
             choice = Choice(
                 answer.action, "teacher", candidates, scores, features, decision, slm, answer.usage, verifier=scoring
             )

@@ -28,6 +28,13 @@ EXTENDED = (
     "last_observation_length", "unseen_words", "chosen_logp", "chosen_share", "chosen_names_goal", "goal_seen",
     "goal_in_last", "goal_in_actions", "steps_since_goal",
 )  # fmt: skip
+OWN = (
+    "first_token_entropy", "logp_best", "logp_mean", "logp_std", "candidate_consistency", "semantic_entropy",
+    "horizon_fraction", "step_index", "best_repeats", "distinct_actions", "chosen_logp", "chosen_share", "chosen_names_goal",
+    "goal_in_actions",
+)  # fmt: skip
+"""Of the SLM's own words and certainty alone: with the same candidates no text that others write moves them, but for which
+candidate the verifier prefers."""
 FEATURES = EXTENDED
 View = Literal["full", "no_entropy", "pseudo_entropy"]
 """Everything; without log-probabilities, as with a closed model; the same with a stand-in for the entropy."""

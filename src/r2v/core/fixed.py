@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from r2v.core.protocols import Router
 from r2v.core.types import Code, Context, Decision, Features, Memory, Route
 
 
@@ -51,3 +52,19 @@ class AtSteps:
     def decide(self, context: Context, features: Features, memory: Memory, *, seed: int) -> Decision:
         route: Route = "escalate" if context.t in self.steps else "continue"
         return _fixed(route, "scheduled", "this branch escalates at fixed steps")
+
+
+@dataclass(frozen=True)
+class Directed:
+    """Another router's decisions, with another model of the pool in the teacher's place."""
+
+    router: Router
+    model: str
+
+    @property
+    def name(self) -> str:
+        return self.router.name
+
+    def decide(self, context: Context, features: Features, memory: Memory, *, seed: int) -> Decision:
+        decision = self.router.decide(context, features, memory, seed=seed)
+        return replace(decision, model=self.model)

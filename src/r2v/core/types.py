@@ -35,9 +35,13 @@ ScoreKind = Literal[
 escalation adds to the chance of success; P(the teacher would act otherwise); nats; 1 - best verifier score; no unit."""
 
 Source = Literal["slm", "teacher", "noise"]
-"""Who chose the executed action. `noise` marks a random action injected while collecting; no loss is put on it."""
+"""Who chose the executed action: the SLM, or the model that the decision names. `noise` marks a random action injected
+while collecting; no loss is put on it."""
 
 Stop = Literal["done", "horizon", "error"]
+
+TEACHER = "teacher"
+"""Name of the strongest model of a pool; a router may know further ones by the names that the settings give them."""
 
 SOLVED = 0.5
 """Reward of a whole episode from which on it counts as solved."""
@@ -201,6 +205,17 @@ class Decision:
     """What the router wants to read again at the next step (from `Memory.decisions`); empty for most."""
     reason: str
     """One line for people; no program reads it."""
+    model: str = TEACHER
+    """Which model of the pool acts, where the route is `escalate` or `takeover`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A stronger model than the SLM, to which a router may escalate."""
+
+    name: str
+    price: float
+    """Of one of its calls, in calls of the teacher."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +237,11 @@ class Choice:
     """Tool calls of the executed action that its model wrote as text."""
     verifier: Usage = NO_USAGE
     """What the scores cost, where the verifier is a model."""
+
+    @property
+    def model(self) -> str:
+        """Who acted: slm, noise, teacher, or another model of the pool."""
+        return self.decision.model if self.source == "teacher" and self.decision is not None else self.source
 
 
 @dataclass(frozen=True, slots=True)

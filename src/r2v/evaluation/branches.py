@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from r2v.core.agent import AgentModels, Forked, Routed
 from r2v.core.agreement import alike
 from r2v.core.features import best
-from r2v.core.fixed import AtSteps, Never
+from r2v.core.fixed import AtSteps, Directed, Never
 from r2v.core.protocols import Agent, Policy
 from r2v.core.seeds import derive_seed
-from r2v.core.types import Episode
+from r2v.core.types import TEACHER, Action, Episode
 from r2v.evaluation.closed_loop import MakeEnvironment, play_all
 
 
@@ -32,15 +32,26 @@ class Branch:
     """Success when the SLM acted at t."""
 
 
-async def differs(episode: Episode, teacher: Policy, horizon: int) -> list[bool]:
-    """For each step of a routed episode: would the teacher do something else than the SLM's best candidate?"""
+async def answers(episode: Episode, policy: Policy, horizon: int, model: str = TEACHER) -> list[Action]:
+    """What the teacher, or another model of the pool, would do at each step of a routed episode."""
     found = []
     for step, context in zip(episode.steps, episode.contexts(horizon), strict=True):
-        seed = derive_seed(derive_seed(episode.task.id, episode.seed, step.t), "teacher")
-        (answer,) = await teacher.propose(context, 1, seed=seed)
-        choice = step.choice
-        found.append(not alike(choice.candidates[best(choice.candidates, choice.scores)].action, answer.action))
+        seed = derive_seed(derive_seed(episode.task.id, episode.seed, step.t), model)
+        (answer,) = await policy.propose(context, 1, seed=seed)
+        found.append(answer.action)
     return found
+
+
+def differing(episode: Episode, others: Sequence[Action]) -> list[bool]:
+    """Of each step of a routed episode, whether another action is other than the SLM's best candidate."""
+    choices = [step.choice for step in episode.steps]
+    own = [choice.candidates[best(choice.candidates, choice.scores)].action for choice in choices]
+    return [not alike(mine, other) for mine, other in zip(own, others, strict=True)]
+
+
+async def differs(episode: Episode, teacher: Policy, horizon: int) -> list[bool]:
+    """For each step of a routed episode: would the teacher do something else than the SLM's best candidate?"""
+    return differing(episode, await answers(episode, teacher, horizon))
 
 
 async def branch(
@@ -52,17 +63,18 @@ async def branch(
     *,
     draws: int,
     horizon: int,
+    model: str = TEACHER,
 ) -> list[Branch]:
     """Play both futures of each step `draws` times. `episode` must be one that these models played alone.
 
-    A future that breaks counts as failed, as in every evaluation.
+    A future that breaks counts as failed, as in every evaluation. `model`: the one of the pool that takes the step.
     """
     never = Routed(models, Never())
     futures: dict[tuple[int, int, bool], Agent] = {}
     for draw in range(draws):
         after = Routed(models if draw == 0 else replace(models, draw=draw), never.router)
         for t in steps:
-            futures[t, draw, True] = Forked(Routed(models, AtSteps(frozenset([t]))), after, t)
+            futures[t, draw, True] = Forked(Routed(models, Directed(AtSteps(frozenset([t])), model)), after, t)
             if draw:
                 futures[t, draw, False] = Forked(never, after, t)
     played = await play_all(list(futures.values()), [(episode.task, episode.seed)], make_environment, horizon=horizon)

@@ -5,15 +5,16 @@ Axes: T tasks, Z perturbation seeds. The same (task, seed) sits in the same cell
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
 
 from r2v.core.features import best
-from r2v.core.types import NO_USAGE, Episode, Usage
+from r2v.core.types import NO_USAGE, TEACHER, Episode, Usage
 
 HORIZON_TENTHS = 10
 
@@ -30,9 +31,10 @@ class Row:
     steps: int
     slm_calls: int
     """Draws of candidates; a step with a retry has two."""
-    teacher_calls: int
+    teacher_calls: float
+    """A call of another model of the pool counts as what it costs beside one of the teacher."""
     escalated: tuple[int, ...]
-    """Steps on which the teacher was called."""
+    """Steps on which the teacher, or another model of the pool, was called."""
     answers: tuple[int, int, int]
     """Of the calls beside an SLM: the teacher did what the SLM would have done; another of its candidates; neither."""
     slm_tokens: int | None = None
@@ -42,20 +44,29 @@ class Row:
     """What both models cost; None where a price or a count is unknown."""
     verifier: Usage = NO_USAGE
     """What scoring candidates cost, where the verifier is a model."""
+    models: Mapping[str, int] = field(default_factory=dict)
+    """Calls of each stronger model; empty where the teacher is the only one."""
 
 
-def row(episode: Episode) -> Row:
-    """A broken episode (`success` None) counts as not solved."""
-    escalated = tuple(step.t for step in episode.steps if step.choice.teacher.calls > 0)
+def row(episode: Episode, prices: Mapping[str, float] | None = None, alone: str = TEACHER) -> Row:
+    """One episode in numbers; a broken one (`success` None) counts as not solved.
+
+    Args:
+        prices: of a call of each stronger model, in calls of the teacher; None: there is only the teacher.
+        alone: the model that acts where no router decides.
+    """
+    asked = [step for step in episode.steps if step.choice.teacher.calls > 0]
+    models = dict(Counter(step.choice.model if step.choice.decision else alone for step in asked)) if prices else {}
+    calls = sum(count * prices[model] for model, count in models.items()) if prices else len(asked)
     slm = sum((step.choice.slm for step in episode.steps), NO_USAGE)
     teacher = sum((step.choice.teacher for step in episode.steps), NO_USAGE)
     usds = [usage.usd if usage.calls else 0.0 for usage in (slm, teacher)]
     return Row(
         task=episode.task.id, seed=episode.seed, perturbation=episode.perturbation, success=bool(episode.success),
         broken=episode.stop == "error", steps=len(episode.steps),
-        slm_calls=slm.calls, teacher_calls=len(escalated), escalated=escalated, answers=_answers(episode),
+        slm_calls=slm.calls, teacher_calls=calls, escalated=tuple(step.t for step in asked), answers=_answers(episode),
         slm_tokens=_tokens(slm), teacher_tokens=_tokens(teacher), usd=None if None in usds else sum(filter(None, usds)),
-        verifier=sum((step.choice.verifier for step in episode.steps), NO_USAGE),
+        verifier=sum((step.choice.verifier for step in episode.steps), NO_USAGE), models=models,
     )  # fmt: skip
 
 
@@ -86,8 +97,9 @@ class Outcomes:
 
     success_TZ: NDArray[np.float64]
     call_rate_TZ: NDArray[np.float64]
-    """Teacher calls / steps of each episode."""
+    """Steps on which a stronger model was called / steps of each episode."""
     teacher_calls_TZ: NDArray[np.float64]
+    """As `Row.teacher_calls`."""
     slm_calls_TZ: NDArray[np.float64]
     steps_TZ: NDArray[np.float64]
     broken_TZ: NDArray[np.bool_]
@@ -104,6 +116,8 @@ class Outcomes:
     """Share of the steps in each tenth of the horizon on which the teacher was called; NaN where no step fell."""
     verifier: Usage = NO_USAGE
     """`Row.verifier`, summed."""
+    models: Mapping[str, int] = field(default_factory=dict)
+    """`Row.models`, summed."""
 
     @property
     def success_T(self) -> NDArray[np.float64]:
@@ -142,7 +156,7 @@ def gather(rows: Iterable[Row], tasks: Sequence[str], seeds: Sequence[int], hori
     )
     return Outcomes(
         success_TZ=array(r.success for r in grid),
-        call_rate_TZ=array(r.teacher_calls / max(1, r.steps) for r in grid),
+        call_rate_TZ=array(len(r.escalated) / max(1, r.steps) for r in grid),
         teacher_calls_TZ=array(r.teacher_calls for r in grid),
         slm_calls_TZ=array(r.slm_calls for r in grid),
         steps_TZ=array(r.steps for r in grid),
@@ -155,4 +169,5 @@ def gather(rows: Iterable[Row], tasks: Sequence[str], seeds: Sequence[int], hori
         family_TZ=np.array([r.perturbation for r in grid]).reshape(shape),
         escalated_10=np.divide(escalated_10, steps_10, out=np.full(HORIZON_TENTHS, np.nan), where=steps_10 > 0),
         verifier=sum((r.verifier for r in grid), NO_USAGE),
+        models=dict(sum((Counter(r.models) for r in grid), Counter())),
     )

@@ -100,6 +100,7 @@ def _numbers(o: Outcomes, seeds: Sequence[int], prices: Prices, alpha: float, we
         "by_seed": {str(z): float(s) for z, s in zip(seeds, by_seed, strict=True)},
         "asked_by_position": [None if np.isnan(share) else float(share) for share in o.escalated_10],
         "broken": int(o.broken_TZ.sum()),
+        **({"calls_by_model": {m: n / o.success_TZ.size for m, n in o.models.items()}} if o.models else {}),
     }
 
 

@@ -81,8 +81,7 @@ def build_app(
             service.take_over()
 
         app = _DataPlane(service, admin_url, kept, room, live).app()
-        clients = (service.slm, service.teacher)
-        return Generation(service.file_settings, service.router.identity, app, again, take_over, clients)
+        return Generation(service.file_settings, service.router.identity, app, again, take_over, service.clients)
 
     return LiveApp(lambda live: generation(service, live), read)
 
@@ -204,14 +203,14 @@ class _DataPlane(Guard):
         )  # fmt: skip
 
     def _forced(self, http: HttpRequest, model: str) -> str | None:
-        """The model that the client insists on: slm, teacher, or None. Raises BadRequest."""
+        """The model that the client insists on, by its name in the settings, or None. Raises BadRequest."""
         named = http.headers.get("x-r2v-arm")
         if model.startswith("r2v"):
             named = named or (model.rsplit(":", 1)[1] if ":" in model else None)
         else:
             self._check_accepted(model)
-        if named not in (None, "slm", "teacher"):
-            raise BadRequest(f"arm {named[:40]!r} is neither slm nor teacher")
+        if named is not None and named not in (known := ("slm", *self.service.stronger)):
+            raise BadRequest(f"arm {named[:40]!r} is none of {', '.join(known)}")
         return named
 
     def _check_accepted(self, model: str) -> None:
@@ -340,7 +339,7 @@ class _DataPlane(Guard):
     # -- what is known --------------------------------------------------------------------------------------------
 
     async def models(self, http: HttpRequest) -> Response:
-        entries = [self._entry(name) for name in ("r2v", "r2v:slm", "r2v:teacher")]
+        entries = [self._entry(name) for name in ("r2v", "r2v:slm", *(f"r2v:{name}" for name in self.service.stronger))]
         ends = {"first_id": entries[0]["id"], "last_id": entries[-1]["id"], "has_more": False}
         return json_response({"object": "list", "data": entries, **ends})
 

@@ -42,6 +42,10 @@ class Amount:
         """The smaller of each, and nothing below 0."""
         return Amount(*(max(0, min(a, b)) for a, b in zip(self.parts, other.parts, strict=True)))  # type: ignore[arg-type]
 
+    def at_least(self, other: Amount) -> Amount:
+        """The larger of each."""
+        return Amount(*(max(a, b) for a, b in zip(self.parts, other.parts, strict=True)))  # type: ignore[arg-type]
+
     def __add__(self, other: Amount) -> Amount:
         return Amount(
             self.calls + other.calls, self.tokens + other.tokens, self.usd + other.usd, self.sessions + other.sessions

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from r2v.clients.base import Client, Draw, ModelError, Part, on_lost
 from r2v.clients.tokens import Tokens
@@ -43,7 +43,7 @@ class LiveAnswer:
         if self.source is None:
             self.source = source
             # The SLM's answer is streamed only where it is before anything is decided.
-            self.facts |= {"arm": "teacher"} if source.teacher else {"arm": "slm", "reason": "early"}
+            self.facts |= {"arm": source.role} if source.stronger else {"arm": "slm", "reason": "early"}
         choices = (piece.chunk or {}).get("choices") or []
         if self.rest or any(choice.get("finish_reason") for choice in choices):
             self.rest.append(piece)
@@ -66,12 +66,19 @@ class LiveAnswer:
             return await self._pieces.get()
 
 
+@dataclass
+class Prepaid:
+    """Answers that a step has been charged for already."""
+
+    answers: int
+
+
 class CandidateSource:
     """The candidates of one model at one step (`r2v.core.protocols.Policy`), and what they cost."""
 
     def __init__(
-        self, client: Client, request: Request, authors: Mapping[str, str], *, teacher: bool, live: LiveAnswer | None = None,
-        paid: int = 0, pay: Callable[[Amount], Awaitable[bool]] | None = None,
+        self, client: Client, request: Request, authors: Mapping[str, str], *, role: str, live: LiveAnswer | None = None,
+        paid: Prepaid | None = None, pay: Callable[[Amount], Awaitable[bool]] | None = None,
     ) -> None:  # fmt: skip
         """Only the SLM returns log-probabilities.
 
@@ -79,14 +86,14 @@ class CandidateSource:
             client: of the model.
             request: what it is asked.
             authors: signature of a thinking block -> the model that wrote it.
-            teacher: whether it is the teacher.
+            role: slm, teacher, or the name of a model between them.
             live: where a single answer goes while it is written.
-            paid: answers that the step has been charged for already.
+            paid: what the step has been charged for; of the stronger models one shares it with the others.
             pay: charges the step for more; whether there is room for it. None: nobody counts.
         """
-        self.name, self.client, self.teacher = client.name, client, teacher
+        self.name, self.client, self.role, self.stronger = client.name, client, role, role != "slm"
         self._request, self._authors, self._live = request, authors, live
-        self._paid, self._pay = paid, pay
+        self._paid, self._pay = paid or Prepaid(0), pay
         self._replies: dict[Action, Reply] = {}
         self.tokens = Tokens()
         self.usd = 0.0
@@ -97,19 +104,21 @@ class CandidateSource:
         self.parsed = 0
         """Those of them whose tool calls were read in their text."""
         self.seconds = 0.0
+        self.asked = False
 
     async def propose(self, context: Context, k: int, *, seed: int) -> tuple[Candidate, ...]:
+        self.asked = True
         if not await self._afford(k):
             raise ModelError(f"{self.name}: the budget has no room for further answers")
         start, token = time.perf_counter(), on_lost.set(self._lost_try)
         try:
-            with model_call("teacher" if self.teacher else "slm", self.client, k) as call:
+            with model_call(self.role, self.client, k) as call:
                 if k == 1 and self._live is not None and self.client.streams:
                     draw = await self._streamed(self._live)
                 else:
-                    drawn_by = None if self.teacher else seed
+                    drawn_by = None if self.stronger else seed
                     draw = await self.client.draw(
-                        self._request, k, seed=drawn_by, logprobs=not self.teacher, authors=self._authors
+                        self._request, k, seed=drawn_by, logprobs=not self.stronger, authors=self._authors
                     )
                 call.tokens = None if draw.unknown else draw.tokens
         except asyncio.CancelledError:
@@ -127,7 +136,7 @@ class CandidateSource:
     async def _streamed(self, live: LiveAnswer) -> Draw:
         self.client.check_length(self._request)
         reply = None
-        async with aclosing(self.client.streamed(self._request, logprobs=not self.teacher, authors=self._authors)) as parts:
+        async with aclosing(self.client.streamed(self._request, logprobs=not self.stronger, authors=self._authors)) as parts:
             async for part in parts:
                 if isinstance(part, Reply):
                     reply = part
@@ -143,8 +152,8 @@ class CandidateSource:
 
     async def _afford(self, k: int) -> bool:
         """Whether k more answers are paid for, or can be."""
-        self._paid -= k
-        missing, self._paid = -min(0, self._paid), max(0, self._paid)
+        missing = max(0, k - self._paid.answers)
+        self._paid.answers -= k - missing
         return not missing or await self.pay(self._most(missing))
 
     async def _lost_try(self, answers: int, again: bool) -> bool:
@@ -153,7 +162,7 @@ class CandidateSource:
         return not again or await self._afford(answers)
 
     def _most(self, answers: int) -> Amount:
-        return most(self.client, self._request, answers) + Amount(calls=int(self.teacher))
+        return most(self.client, self._request, answers) + Amount(calls=int(self.stronger))
 
     def _lose(self, k: int) -> None:
         """Nobody will know what k answers cost that had begun."""
@@ -165,7 +174,7 @@ class CandidateSource:
         self.drawn += len(draw.replies)
         self.parsed += sum(reply.parsed_calls > 0 for reply in draw.replies)
         if draw.unknown:
-            self.lost += self._most(draw.unknown) - Amount(calls=int(self.teacher))  # the answer is there: it is one call
+            self.lost += self._most(draw.unknown) - Amount(calls=int(self.stronger))  # the answer is there: it is one call
         calls = [call for reply in draw.replies for call in reply.choice["message"].get("tool_calls") or ()]
         size = sum(len(str((call.get("function") or {}).get("arguments", ""))) for call in calls)
         candidates = await in_slices(size, lambda: self.client.candidates(draw, action_of))
@@ -181,6 +190,12 @@ class CandidateSource:
         return replace(found, choice={key: value for key, value in found.choice.items() if key != "logprobs"})
 
     @property
+    def usable(self) -> bool:
+        """Whether the model is called at all, and the request fits its context."""
+        most = self.client.settings.context_tokens
+        return self.client.available and (most is None or self._request.tokens <= most)
+
+    @property
     def spent(self) -> Amount:
         """What is known to have been spent; `lost` comes on top of it."""
-        return Amount(int(self.teacher and self.drawn > 0), self.tokens.total, self.usd)
+        return Amount(int(self.stronger and self.drawn > 0), self.tokens.total, self.usd)

@@ -25,6 +25,7 @@ from r2v.maths.calibration import brier, ece, reliability_bins
 from r2v.messages.conversation import Json
 
 if TYPE_CHECKING:
+    from r2v.gateway.candidates import CandidateSource
     from r2v.gateway.shipping import Shipping
 
 RECENT = 500
@@ -167,27 +168,26 @@ class Metrics:
             self._counts.router, self._counts.steps, self._counts.shift_F = router.identity, 0, []
         self._router, self._upstreams = router, upstreams
 
-    def note(self, entry: Entry, router: Configured, model_s: Mapping[str, float], parsed: Mapping[str, int]) -> None:
+    def note(self, entry: Entry, router: Configured, called: Sequence[CandidateSource], arm: str) -> None:
         """Count a step.
 
         Args:
             entry: the step.
             router: which has decided on it.
-            model_s: seconds that it waited for each model it called.
-            parsed: answers of each model whose tool calls were read in their text.
+            called: the models that it called.
+            arm: the one that answered.
         """
         counts = self._counts
-        _add(counts.decisions, {(entry.source, entry.code): 1})
-        counts.usd["small"] += entry.slm_usd
-        counts.usd["teacher"] += entry.teacher_usd
-        _add(counts.parsed, parsed)
+        _add(counts.decisions, {(arm, entry.code): 1})
+        _add(counts.usd, {model.name: model.usd for model in called if model.stronger} | {"small": entry.slm_usd})
+        _add(counts.parsed, {model.name: model.parsed for model in called})
         counts.saved_usd += entry.saved_usd
         counts.tokens += entry.tokens
         counts.candidates += entry.candidates
         counts.implicit += "/auto-" in entry.session
         counts.overhead.add(max(0.0, entry.overhead_ms / 1000))
-        for model, seconds in model_s.items():
-            counts.model.setdefault(model, Times(MODEL_S)).add(seconds)
+        for model in called:
+            counts.model.setdefault(model.name, Times(MODEL_S)).add(model.seconds)
         if entry.step.choice.features is not None and router.identity == self._router.identity:
             self._drift(entry.step.choice.features)
 
@@ -326,7 +326,7 @@ class Overview:
         return {
             "router": self._router.name,
             "threshold": self._router.threshold,
-            "arms": {source: counts.arms.get(source, 0) for source in ("slm", "teacher")},
+            "arms": {"slm": 0, "teacher": 0} | counts.arms,
             "usd": counts.usd,
             "saved_usd": counts.saved_usd,
             "candidates_per_step": counts.candidates / steps if steps else None,

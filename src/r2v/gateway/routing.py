@@ -6,6 +6,7 @@ adds upstream_fallback, verifier_failed, early, observe and shadow.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from r2v.core.features import View
 from r2v.core.mlp import RiskMLP
 from r2v.core.protocols import Router
 from r2v.core.seeds import derive_uniform
-from r2v.core.types import Code, Context, Decision, Features, Memory, Route
+from r2v.core.types import TEACHER, Code, Context, Decision, Features, Memory, Route
 from r2v.gateway.settings import RouteSettings
 from r2v.routers import BUILT_IN, SHIPPED, load_router, router_class
 from r2v.routers.base import RouterBase
@@ -38,10 +39,16 @@ class GatewayRouter:
     router: Router
     """The configured one, at the threshold of this request."""
     route: RouteSettings
+    stronger: tuple[str, ...] = (TEACHER,)
+    """The models between SLM and teacher, the cheapest first, and the teacher."""
+    usable: tuple[str, ...] = (TEACHER,)
+    """Those of them that are called now and can hold the request; the teacher in any case."""
+    explored: tuple[str, ...] = (TEACHER,)
+    """Those of these that the router may name."""
     forced: str | None = None
-    """slm or teacher, when the client or the kill switch forces it."""
+    """The model that the client or the kill switch forces: slm, or one of the stronger ones."""
     cold: bool = False
-    """The teacher's prompt cache is lost: a call costs more."""
+    """The prompt cache of the stronger model that answered last is lost: a call costs more."""
 
     @property
     def name(self) -> str:
@@ -51,14 +58,20 @@ class GatewayRouter:
         decision = self._wanted(context, features, memory, seed)
         if memory.calls_left == 0 and decision.route not in ("continue", "retry"):
             return _instead(decision, "budget_exhausted")
+        if decision.model not in self.usable:
+            later = self.stronger[self.stronger.index(decision.model) :]
+            able = next(name for name in later if name in self.usable)
+            decision = replace(decision, model=able, reason=f"{decision.reason}; {decision.model} cannot answer now")
         # With no call left the SLM goes on whatever is drawn.
         return replace(decision, propensity=1.0) if memory.calls_left == 0 else decision
 
     def _wanted(self, context: Context, features: Features, memory: Memory, seed: int) -> Decision:
         plain = self.router.decide(context, features, memory, seed=seed)
         if self.forced:
-            route: Route = "escalate" if self.forced == "teacher" else "continue"
-            return replace(plain, route=route, code="forced", reason="the client or the kill switch forces it")
+            reason = "the client or the kill switch forces it"
+            if self.forced == "slm":
+                return replace(plain, route="continue", code="forced", reason=reason)
+            return replace(plain, route="escalate", code="forced", reason=reason, model=self.forced)
         if self._unclear(plain, memory):
             reason = f"{plain.score:.3f} is not clear, all candidates are drawn"
             return replace(plain, route="retry", code="retry", reason=reason)
@@ -67,14 +80,19 @@ class GatewayRouter:
         kept = self._kept(plain, memory)
         if not self.route.explore:
             return kept
-        decision = kept
+        decision, models = kept, self.explored
         if derive_uniform(seed, "explore?") < self.route.explore:
-            route = "escalate" if derive_uniform(seed, "explore") < 0.5 else "continue"
-            decision = replace(plain, route=route, code="explore", reason="drawn at random")
-        # Half of the explored steps; of all others as many as the router itself, which may draw, routes so.
-        same = (decision.route == "continue") == (kept.route == "continue")
-        own = kept.propensity if same else 1 - kept.propensity
-        return replace(decision, propensity=self.route.explore / 2 + (1 - self.route.explore) * own)
+            route: Route = "escalate" if derive_uniform(seed, "explore") < 0.5 else "continue"
+            model = models[int(derive_uniform(seed, "explored model") * len(models))]
+            decision = replace(plain, route=route, code="explore", reason="drawn at random", model=model)
+        # Half of the explored steps, by each stronger model as many; of all others as many as the router itself, which may
+        # draw between the SLM and one model, routes so.
+        if decision.route == "continue":
+            own, drawn = kept.propensity if kept.route == "continue" else 1 - kept.propensity, 0.5
+        else:
+            other = 1 - kept.propensity if kept.route == "continue" else kept.propensity
+            own, drawn = other if decision.model == kept.model else 0.0, 0.5 / len(models)
+        return replace(decision, propensity=self.route.explore * drawn + (1 - self.route.explore) * own)
 
     def _unclear(self, plain: Decision, memory: Memory) -> bool:
         """Adaptive K: whether one candidate is not enough to decide on."""
@@ -87,14 +105,16 @@ class GatewayRouter:
         """The router's own decision, corrected for the state of the teacher's prompt cache."""
         if plain.route == "continue":
             latest = memory.decisions[-self.route.hold_steps + 1 :] if self.route.hold_steps > 1 else ()
-            if any(d.route != "continue" and d.code != "hold" for d in latest):
-                reason = f"the teacher keeps {self.route.hold_steps} steps"
-                return replace(plain, route="escalate", code="hold", reason=reason, propensity=1.0)
+            asked = [d for d in latest if d.route != "continue" and d.code != "hold"]
+            if asked:
+                model, reason = asked[-1].model, f"the {asked[-1].model} keeps {self.route.hold_steps} steps"
+                return replace(plain, route="escalate", code="hold", reason=reason, propensity=1.0, model=model)
             if memory.decisions and _came_too_early(memory.decisions[-1]):
                 reason = "the step before was streamed before anything was known of it, and would have been escalated"
                 return replace(plain, route="escalate", code="risk_above", reason=reason, propensity=1.0)
             return plain
-        extra = self.route.switch_usd / self.route.failure_usd if self.cold else 0.0
+        last = next((d.model for d in reversed(memory.decisions) if d.route in ("escalate", "takeover")), plain.model)
+        extra = self.route.switch_usd / self.route.failure_usd if self.cold or last != plain.model else 0.0
         if (
             extra and plain.code == "risk_above" and plain.score is not None and plain.threshold is not None
             and plain.score < plain.threshold + extra
@@ -165,9 +185,13 @@ class Configured:
         return self.router if threshold == self.router.threshold else self.router.at(threshold)
 
 
-def load_configured(route: RouteSettings) -> Configured:
+def load_configured(route: RouteSettings, stronger: Sequence[str] = (TEACHER,)) -> Configured:
     """A rule or the router that comes fitted by its name, or the folder of a fitted one: the object that the evaluation
     played. A router that the settings name as `package.module:Class` is code that runs here; a folder runs none.
+
+    Args:
+        route: the settings.
+        stronger: the stronger models that there are.
 
     Raises SettingsError, ArtifactError.
     """
@@ -178,6 +202,8 @@ def load_configured(route: RouteSettings) -> Configured:
     identity = " ".join((name, *(sha256(file)[:12] for file in files)))
     if "restart" in router.routes:
         raise SettingsError(f"{route.router} goes back to the start of an episode, which a conversation cannot")
+    if missing := [name for name in router.models if name not in stronger]:
+        raise SettingsError(f"{route.router} escalates to {missing[0]}, which stands not under models; add it")
     if route.switch_usd and router.kind not in PROBABILITIES:
         raise SettingsError(
             f"route.switch_usd is weighed against the price of a failure, but the score of {name} is no probability "

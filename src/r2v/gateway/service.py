@@ -15,12 +15,12 @@ import secrets
 import sqlite3
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from r2v.clients import make_client
 from r2v.clients.base import Client, ModelError
@@ -32,7 +32,7 @@ from r2v.core.errors import BoundaryError, R2VError, SettingsError
 from r2v.core.features import best, proposing
 from r2v.core.protocols import PricedVerifier, Verifier
 from r2v.core.seeds import derive_seed
-from r2v.core.types import NO_USAGE, Choice, Code, Context, Decision, Memory, Observation, Route, Step
+from r2v.core.types import NO_USAGE, TEACHER, Choice, Code, Context, Decision, Memory, Observation, Route, Step
 from r2v.gateway.budgets import (
     DAY,
     Account,
@@ -45,7 +45,7 @@ from r2v.gateway.budgets import (
     limits_of,
     touch,
 )
-from r2v.gateway.candidates import CandidateSource, LiveAnswer, most
+from r2v.gateway.candidates import CandidateSource, LiveAnswer, Prepaid, most
 from r2v.gateway.keys import Key, KeyRing, KeyStore
 from r2v.gateway.ledger import Ledger
 from r2v.gateway.metrics import Metrics
@@ -80,9 +80,6 @@ ASIDE = re.compile(r"\btitle|\bsummar|\bnew topic", re.IGNORECASE)
 """In the system prompt of requests that agents make beside the steps of a session, sometimes before its first."""
 
 
-Role = Literal["slm", "teacher"]
-
-
 class Refused(Exception):
     """The step cannot be served; `status`, `facts` and `retry_after` (seconds) go to the client."""
 
@@ -109,7 +106,7 @@ class RequestOptions:
     named: bool = True
     """Whether it is the client's own."""
     forced: str | None = None
-    """slm or teacher: the model that must answer."""
+    """The model that must answer: slm, teacher, or one between them."""
     threshold: float | None = None
     shadow: bool = False
     """Decide, but let the teacher answer."""
@@ -130,7 +127,8 @@ class ServedStep:
     session: Session
     reservation: Reservation
     slm: CandidateSource
-    teacher: CandidateSource
+    stronger: Mapping[str, CandidateSource]
+    """The models between SLM and teacher, the cheapest first, and the teacher."""
     part: Part
     """What the mode wants of it."""
     live: LiveAnswer | None
@@ -145,24 +143,40 @@ class ServedStep:
     """The verifier, where it is a model."""
 
     @property
+    def sources(self) -> tuple[CandidateSource, ...]:
+        """All models."""
+        return (self.slm, *self.stronger.values())
+
+    def answered(self, choice: Choice) -> CandidateSource:
+        """The model whose answer the choice is."""
+        return self.slm if choice.source == "slm" else self.stronger[choice.model]
+
+    @property
     def spent(self) -> Amount:
         """What the step is known to have cost."""
-        return self.slm.spent + self.teacher.spent + (self.scoring.spent if self.scoring else Amount())
+        return sum((one.spent for one in self.sources), self.scoring.spent if self.scoring else Amount())
 
     @property
     def lost(self) -> Amount:
         """What it may have cost beside that: no more than it was charged for."""
-        lost = self.slm.lost + self.teacher.lost
-        if self.scoring is not None:
-            lost += self.scoring.lost
+        lost = sum((one.lost for one in self.sources), self.scoring.lost if self.scoring else Amount())
         return lost if lost == Amount() else lost.at_most(self.reservation.amount - self.spent)
+
+    @property
+    def writer(self) -> CandidateSource:
+        """The strongest model that has answered."""
+        return next((one for one in reversed(self.sources) if one.drawn), self.slm)
+
+    @property
+    def prompt_tokens(self) -> int:
+        return self.writer.tokens.prompt or self.slm.tokens.prompt
 
     def describe(self, choice: Choice, model: str) -> None:
         """Put the choice into the facts for the client and the ledger; the overhead is the time without the models'."""
         assert choice.decision is not None
-        waited = self.slm.seconds + self.teacher.seconds + (self.scoring.seconds if self.scoring else 0.0)
+        waited = sum(one.seconds for one in self.sources) + (self.scoring.seconds if self.scoring else 0.0)
         self.facts |= {
-            "arm": choice.source,
+            "arm": self.answered(choice).role,
             "reason": choice.decision.code,
             "model": model,
             "risk": choice.decision.score,
@@ -185,8 +199,10 @@ class Service:
         """
         self.file_settings = settings
         self.slm: Client = _client(settings, "slm", "small", before.slm if before else None)
-        self.teacher: Client = _client(settings, "teacher", "teacher", before.teacher if before else None)
-        self.router = load_configured(settings.route)
+        pool = {name: before.stronger.get(name) if before else None for name in stronger_names(settings)}
+        self.stronger: dict[str, Client] = {name: _client(settings, name, name, old) for name, old in pool.items()}
+        """The models between SLM and teacher, the cheapest first, and the teacher."""
+        self.router = load_configured(settings.route, tuple(self.stronger))
         self.settings = settings.but(route=self.router.route)
         self.verdicts = _verdicts(settings)
         # A verifier's files may have changed, too.
@@ -203,14 +219,23 @@ class Service:
         self.shipping: Shipping | None = before.shipping if before else _joined(settings.store, self.ledger, owner)
         self.modes = Modes(self.settings.route, self.sessions, read_from(self.ledger, self.shipping))
         self._checked, self._problem = -math.inf, ""
-        self.metrics: Metrics = before.metrics if before else Metrics(self.router, (self.slm, self.teacher))
+        self.metrics: Metrics = before.metrics if before else Metrics(self.router, self.clients)
         made = None if before or settings.telemetry is None else Telemetry(settings.telemetry)
         self._telemetry: Telemetry | None = before._telemetry if before else made
+
+    @property
+    def teacher(self) -> Client:
+        return self.stronger[TEACHER]
+
+    @property
+    def clients(self) -> tuple[Client, ...]:
+        """Of all models."""
+        return (self.slm, *self.stronger.values())
 
     def take_over(self) -> None:
         """Steps are served by this one from now on; those that have begun end on the one before."""
         self.sessions.cache_ttl_s = self.settings.route.cache_ttl_s
-        self.metrics.use(self.router, (self.slm, self.teacher))
+        self.metrics.use(self.router, self.clients)
 
     async def upkeep(self) -> None:
         """What is to be done beside serving, until it is cancelled."""
@@ -220,8 +245,8 @@ class Service:
             await asyncio.to_thread(self.ledger.checkpoint)
 
     async def close(self) -> None:
-        await self.slm.close()
-        await self.teacher.close()
+        for client in self.clients:
+            await client.close()
         await self.sessions.close()
         await self.budgets.close()
         if self._telemetry is not None:
@@ -251,7 +276,7 @@ class Service:
         """{"ready": whether a step would be answered now, "models": {name: whether it is called}, "problem": what is wrong}.
         What writes to the ledger is done once a second at most.
         """
-        up = {"small": self.slm.available, "teacher": self.teacher.available}
+        up = {client.name: client.available for client in self.clients}
         if time.monotonic() - self._checked > 1.0:
             self._problem = "" if any(up.values()) else "no model is called for a while, after failures"
             try:
@@ -295,7 +320,7 @@ class Service:
         if not served.reservation.teacher and self.settings.budget.on_exhaustion == "stop":
             raise Refused("the budget for the teacher is exhausted", 402, {**served.facts, "reason": "budget_exhausted"})
         choice, context = await self._choose(served)
-        answered = served.teacher if choice.source == "teacher" else served.slm
+        answered = served.answered(choice)
         model = answered.client.settings.model
         served.describe(choice, model)
         reply = answered.reply(choice.action)
@@ -321,7 +346,7 @@ class Service:
         can be taken back, so the risk is that of the step before.
         """
         route = self.settings.route
-        if route.stream == "hold" or options.forced == "teacher" or not self.slm.streams or not part.routed:
+        if route.stream == "hold" or options.forced in self.stronger or not self.slm.streams or not part.routed:
             return False
         if not session.memory.decisions:
             return route.stream == "early"
@@ -348,8 +373,9 @@ class Service:
                 drafts = 1 if early else self.settings.route.k
                 account = Account(owner, options.key.id, int(time.time() // DAY))
                 limits = limits_of(self.settings.budget, account, options.session_usd, options.key.budget)
-                to_slm, to_teacher = self._asked(request, limits)
-                amounts = most(self.slm, to_slm, drafts), most(self.teacher, to_teacher, 1) + Amount(calls=1)
+                to_slm, to_stronger = self._asked(request, limits)
+                dearest = reduce(Amount.at_least, (most(self.stronger[name], to, 1) for name, to in to_stronger.items()))
+                amounts = most(self.slm, to_slm, drafts), dearest + Amount(calls=1)
                 reservation = await self.budgets.reserve(facts["decision-id"], account, limits, *amounts)
         except Exhausted:
             raise Refused("the budget is exhausted", 402, {**facts, "reason": "budget_exhausted"}) from None
@@ -358,11 +384,13 @@ class Service:
         except sqlite3.Error as error:
             raise _unwritten(error, facts) from None
         authors, pay = session.signatures, partial(self._pay, reservation)
-        slm = CandidateSource(self.slm, to_slm, authors, teacher=False, live=live if early else None, paid=drafts, pay=pay)
-        teacher = CandidateSource(
-            self.teacher, to_teacher, authors, teacher=True, live=live, paid=int(reservation.teacher), pay=pay
-        )
-        return ServedStep(request, options, session, reservation, slm, teacher, part, live, early, facts, start)
+        live_slm, one_answer = live if early else None, Prepaid(int(reservation.teacher))
+        slm = CandidateSource(self.slm, to_slm, authors, role="slm", live=live_slm, paid=Prepaid(drafts), pay=pay)
+        stronger = {
+            name: CandidateSource(self.stronger[name], to, authors, role=name, live=live, paid=one_answer, pay=pay)
+            for name, to in to_stronger.items()
+        }
+        return ServedStep(request, options, session, reservation, slm, stronger, part, live, early, facts, start)
 
     async def _end(self, served: ServedStep, became: str) -> None:
         """Return what was charged and not spent; `became`: what a step became that left no row. Raises Refused."""
@@ -390,16 +418,17 @@ class Service:
         aside = await self._is_aside(options.session, request)
         return (f"{options.session}.aside" if aside else options.session), options.session
 
-    def _asked(self, request: Request, limits: Limits) -> tuple[Request, Request]:
-        """What the SLM and the teacher are asked: where money or tokens are limited, so is the length of the answer."""
-        slm = teacher = request
+    def _asked(self, request: Request, limits: Limits) -> tuple[Request, dict[str, Request]]:
+        """What the SLM and each stronger model are asked: where money or tokens are limited, so are the answers' lengths."""
+        slm, stronger = request, dict.fromkeys(self.stronger, request)
         if any(limit.tokens is not None or limit.usd is not None for _, limit in limits):
-            of_slm, of_teacher = (model.settings.max_output_tokens for model in (self.slm, self.teacher))
-            slm = bounded(request, of_slm)
-            teacher = slm if of_teacher == of_slm else bounded(request, of_teacher)
+            lengths = {client.settings.max_output_tokens for client in self.clients}
+            of_length = {length: bounded(request, length) for length in lengths}
+            slm = of_length[self.slm.settings.max_output_tokens]
+            stronger = {name: of_length[client.settings.max_output_tokens] for name, client in self.stronger.items()}
         if (context := self.slm.settings.context_tokens) is not None:
             slm = limited(slm, context // OF_CONTEXT)
-        return slm, teacher
+        return slm, stronger
 
     async def _is_aside(self, name: str, request: Request) -> bool:
         """Whether it is no step of the session: agents also ask for titles and summaries under its name, without tools."""
@@ -421,7 +450,10 @@ class Service:
 
     def _router(self, served: ServedStep) -> GatewayRouter:
         router = self.router.make(self._threshold(served.options))
-        return GatewayRouter(router, self.settings.route, forced=served.options.forced, cold=served.session.cold)
+        usable = tuple(name for name, source in served.stronger.items() if name == TEACHER or source.usable)
+        forced, cold = served.options.forced, served.session.cold
+        explored = tuple(name for name in usable if name in self.router.router.models)
+        return GatewayRouter(router, self.settings.route, tuple(served.stronger), usable, explored, forced, cold)
 
     async def _choose(self, served: ServedStep) -> tuple[Choice, Context]:
         route, session = self.settings.route, served.session
@@ -434,7 +466,9 @@ class Service:
         verifier = self._verifier(route.verifier, served.request.tools)
         if isinstance(verifier, PricedVerifier):
             verifier = served.scoring = PaidVerifier(verifier, served.slm.pay)
-        models = AgentModels(served.slm, served.teacher, verifier, k, first, view=self.router.view)
+        models = AgentModels(
+            served.slm, served.stronger[TEACHER], verifier, k, first, view=self.router.view, pool=served.stronger
+        )
         router, memory = self._router(served), session.memory
         with _reachable(served.facts):
             killed = await self.sessions.killed()
@@ -445,8 +479,8 @@ class Service:
         memory = Memory(calls_left, memory.seed, decisions)
         step_context = StepContext(models, context, seed=derive_seed(session.id, session.t))
         try:
-            if router.forced == "teacher" and calls_left != 0:
-                return await _teacher_alone(step_context, "forced", "forced"), context
+            if router.forced is not None and router.forced in served.stronger and calls_left != 0:
+                return await _stronger_alone(step_context, router.forced, "forced", "forced"), context
             if served.early:
                 return await _slm_alone(step_context, router, "early", "streamed as it came"), context
             if router.forced is None and calls_left != 0 and not served.part.routed:
@@ -470,7 +504,7 @@ class Service:
             drafting = asyncio.ensure_future(Routed(models, watched).choose(step_context, memory))
         answer, noted, wanted = None, None, Decision("takeover" if kept else "escalate", code, None, None, None, 1.0, (), "")
         try:
-            answer = await step_context.teacher_answer()
+            answer = await step_context.answer()
             if drafting is not None:
                 noted, _ = await asyncio.wait_for(drafting, self.settings.route.observe_wait_s)
         except (BoundaryError, TimeoutError):
@@ -492,9 +526,9 @@ class Service:
         self, served: ServedStep, step_context: StepContext, router: GatewayRouter, error: BoundaryError,
         calls_left: int | None,
     ) -> Choice:  # fmt: skip
-        """The SLM is down: the teacher serves. The teacher is down: the best candidate, unless the client insists on the
-        teacher. The verifier or the router broke: the teacher, because the risk is unknown. Both down, or the answer has
-        begun: an error.
+        """The SLM is down: the teacher serves. So it does for a model between them. The teacher is down: the best candidate,
+        unless the client insists on a stronger model. The verifier or the router broke: the teacher, because the risk is
+        unknown. All down, or the answer has begun: an error.
         """
         cause, facts = error.cause, served.facts
         if isinstance(cause, ModelError) and cause.clients_fault:
@@ -503,8 +537,11 @@ class Service:
         if served.live is not None and served.live.source is not None:
             raise _unanswered(facts, "upstream_fallback", cause)
         if error.boundary == "teacher":
-            if router.forced == "teacher":
+            if router.forced in served.stronger:
                 raise _unanswered(facts, code, cause)
+            if not served.stronger[TEACHER].asked:  # one between them is down
+                with suppress(BoundaryError):
+                    return await _stronger_alone(step_context, TEACHER, code, str(cause))
             try:
                 return await _slm_alone(step_context, router, code, str(cause))
             except BoundaryError as second:
@@ -512,13 +549,14 @@ class Service:
         if calls_left == 0:
             raise Refused(f"{cause}; the teacher's budget is exhausted", 502, {**facts, "reason": code}) from None
         try:
-            return await _teacher_alone(step_context, code, str(cause))
+            return await _stronger_alone(step_context, TEACHER, code, str(cause))
         except BoundaryError as second:
             raise _unanswered(facts, code, cause, second.cause) from None
 
     async def _record(self, served: ServedStep, choice: Choice, context: Context) -> None:
         """The row of the step. Raises Refused when it cannot be written: then the answer must not leave."""
-        decision, facts, slm, teacher = choice.decision, served.facts, served.slm, served.teacher
+        decision, facts, slm, stronger = choice.decision, served.facts, served.slm, served.stronger.values()
+        usd = sum(one.usd for one in stronger)
         scoring = served.scoring.spent if served.scoring else Amount()
         assert decision is not None
         verdict = None
@@ -533,9 +571,9 @@ class Service:
         entry = Entry(
             facts["decision-id"], served.session.id, served.session.t, time.time(), served.options.key.id, choice.source,
             facts["reason"], facts["model"], decision.score, decision.score_kind, decision.threshold, decision.propensity,
-            slm.usd + scoring.usd, teacher.usd, self._saved(served) - scoring.usd,
-            slm.tokens.total + teacher.tokens.total + scoring.tokens,
-            int(teacher.drawn > 0), slm.drawn,
+            slm.usd + scoring.usd, usd, self._saved(served) - scoring.usd,
+            sum(one.tokens.total for one in served.sources) + scoring.tokens,
+            sum(one.drawn > 0 for one in stronger), slm.drawn,
             facts["overhead-ms"], decision.route, goal, kept, _alike(choice), served.part.name,
         )  # fmt: skip
         tools = None if self._redactor or served.session.t else served.request.tools
@@ -544,38 +582,31 @@ class Service:
                 self.ledger.write(entry, tools, verdict, served.lost)
                 await self.sessions.remember(
                     served.session, decision, teacher=choice.source == "teacher",
-                    tokens=teacher.tokens.prompt or slm.tokens.prompt,
+                    tokens=served.prompt_tokens,
                 )  # fmt: skip
         except OSError as error:
             raise _unreachable(error, facts) from None
         except Exception as error:  # disk full, locked, corrupt
             raise _unwritten(error, facts) from None
         served.reservation.written, self.ledger.accounts.room = True, 0
-        asked = [source for source in (slm, teacher) if source.drawn]
-        self.metrics.note(
-            entry,
-            self.router,
-            {source.name: source.seconds for source in asked},
-            {source.name: source.parsed for source in asked},
-        )
+        self.metrics.note(entry, self.router, [one for one in served.sources if one.drawn], served.answered(choice).role)
         if self._telemetry is not None:
             self._telemetry.note(entry)
-        facts["cost-usd"] = round(slm.usd + teacher.usd + scoring.usd, 8)
+        facts["cost-usd"] = round(slm.usd + usd + scoring.usd, 8)
 
     def _saved(self, served: ServedStep) -> float:
         """USD saved against a teacher that answers every step, the prompt of the step before still in its cache. Its answer
         is taken to be as long as the one that was written. Unused candidates, lost caches and double prompts all count.
         """
-        slm, teacher = served.slm, served.teacher
-        writer = teacher if teacher.drawn else slm
-        prompt, output = teacher.tokens.prompt or slm.tokens.prompt, writer.tokens.output // max(1, writer.drawn)
+        writer, prompt = served.writer, served.prompt_tokens
+        output = writer.tokens.output // max(1, writer.drawn)
         alone = self.teacher.usd(Tokens(prompt, output, cached=min(prompt, served.session.prompt_tokens)))
-        return alone - slm.usd - teacher.usd
+        return alone - sum(one.usd for one in served.sources)
 
 
-async def _teacher_alone(step_context: StepContext, code: Code, reason: str) -> Choice:
-    answer = await step_context.teacher_answer()
-    decision = Decision("escalate", code, None, None, None, 1.0, (), reason)
+async def _stronger_alone(step_context: StepContext, model: str, code: Code, reason: str) -> Choice:
+    answer = await step_context.answer(model)
+    decision = Decision("escalate", code, None, None, None, 1.0, (), reason, model)
     return Choice(answer.action, "teacher", (), (), None, decision, NO_USAGE, answer.usage)
 
 
@@ -593,12 +624,17 @@ async def _slm_alone(step_context: StepContext, router: GatewayRouter, code: Cod
 
 def _alike(choice: Choice) -> bool | None:
     """Whether the SLM would have acted as the teacher did; None where they were not both asked, or it is not known."""
-    if choice.source != "teacher" or not choice.candidates:
+    if choice.model != TEACHER or not choice.candidates:
         return None
     return alike(choice.candidates[best(choice.candidates, choice.scores)].action, choice.action)
 
 
-def _client(settings: GatewaySettings, role: Role, name: str, before: Client | None) -> Client:
+def stronger_names(settings: GatewaySettings) -> Sequence[str]:
+    """The models between SLM and teacher, and the teacher."""
+    return (*(name for name in settings.models if name not in ("slm", TEACHER)), TEACHER)
+
+
+def _client(settings: GatewaySettings, role: str, name: str, before: Client | None) -> Client:
     """The model's client: the one before where its settings are the same. Raises SettingsError."""
     wanted = settings.models[role]
     if before is not None and before.settings == wanted:
@@ -694,7 +730,6 @@ def _unreachable(error: OSError, facts: Json) -> Refused:
 
 
 def _with_messages(step: Step, served: ServedStep) -> Step:
-    answered = served.teacher if step.choice.source == "teacher" else served.slm
-    reply = message_of(answered.reply(step.choice.action).choice["message"])
+    reply = message_of(served.answered(step.choice).reply(step.choice.action).choice["message"])
     messages = incoming(served.request, first=not served.session.t)
     return replace(step, choice=replace(step.choice, reply=reply), messages=messages)

@@ -224,9 +224,13 @@ class TelemetrySettings(Settings):
             )
 
 
+ModelName = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_.-]*$", max_length=40)]
+
+
 class GatewaySettings(Settings):
     version: Literal[1]
-    models: dict[Literal["slm", "teacher"], ServedModelSettings]
+    models: dict[ModelName, ServedModelSettings]
+    """`slm` and `teacher`; further ones are between them, the cheapest first, for routers that choose among several."""
     route: RouteSettings = RouteSettings()
     budget: BudgetSettings = BudgetSettings()
     server: ServerSettings = ServerSettings()
@@ -243,6 +247,8 @@ class GatewaySettings(Settings):
             parse_verdicts(self.verdicts)
         if missing := {"slm", "teacher"} - self.models.keys():
             raise ValueError(f"models: {missing.pop()} is missing; a gateway needs slm and teacher")
+        if used := {"verifier", "continue"} & self.models.keys():
+            raise ValueError(f"models.{used.pop()}: that name is taken; give the model another one")
 
     @classmethod
     def upgraded(cls, raw: dict[str, Any]) -> dict[str, Any]:

@@ -76,8 +76,10 @@ class PreferSettings(Settings):
 
 
 class RouterSettings(Settings):
-    features: Literal["paper", "extended"] = "extended"
-    """Of router r2v: the paper's 15, or those and the text signals of `r2v.core.features`. r2v_paper always has the 15."""
+    features: Literal["paper", "extended", "own"] = "extended"
+    """paper: router r2v has the paper's 15, which r2v_paper always has. extended: those and the text signals of
+    `r2v.core.features`. own: every router that is fitted on features has those alone that no text of others moves, which
+    costs a little and keeps planted texts from buying or suppressing calls (`text_attacks` in docs/results.md)."""
     reads: bool = False
     """Also fit the router `reading`, which reads texts beside the features."""
     weighting: Literal["step", "episode"] = "step"

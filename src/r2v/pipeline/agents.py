@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from r2v.clients.chat import ChatPolicy, ChatSettings
 from r2v.core.agent import AgentModels, Noisy, Routed, Solo
 from r2v.core.features import View
-from r2v.core.fixed import Never, Redraw
+from r2v.core.fixed import Directed, Never, Redraw
 from r2v.core.protocols import Agent, Environment, Policy, Router
-from r2v.core.types import Task
+from r2v.core.seeds import derive_seed, derive_uniform
+from r2v.core.types import TEACHER, Action, Candidate, Context, Task
 from r2v.perturbations import family_of
 from r2v.perturbations.wrap import perturbed
 from r2v.pipeline.settings import RunSettings, SlmSettings
@@ -40,6 +41,9 @@ class AgentSpec:
     """Folder of a router, or the name of one that is fitted on nothing."""
     threshold: float | None = None
     """Operating point; None: the one in the folder."""
+    stronger: str | None = None
+    """The model of the pool that acts alone, or wherever the router escalates; None: the teacher alone, or the model that
+    the router names."""
 
 
 def make_environment(settings: RunSettings, task: Task, z: int) -> tuple[Environment, str]:
@@ -53,13 +57,39 @@ def make_environment(settings: RunSettings, task: Task, z: int) -> tuple[Environ
     return perturbed(environment, perturbation, seed=z, salt=task.id), family
 
 
-def make_teacher(settings: RunSettings) -> Policy:
-    domain = settings.domain
-    if isinstance(settings.teacher, ChatSettings):
-        return ChatPolicy(settings.teacher, name="teacher", chat_format=domain.chat_format, logprobs=False)
-    expert = domain.expert()
+@dataclass(frozen=True)
+class Mistaken:
+    """A policy a share of whose actions are random ones instead."""
+
+    policy: Policy
+    share: float
+    draw: Callable[[Context, int], Action]
+    """A random action from what the policy may know (context, seed)."""
+
+    @property
+    def name(self) -> str:
+        return self.policy.name
+
+    async def propose(self, context: Context, k: int, *, seed: int) -> tuple[Candidate, ...]:
+        candidates = await self.policy.propose(context, k, seed=seed)
+        seeds = [derive_seed(seed, "mistake", i) for i in range(k)]
+        return tuple(
+            replace(candidate, action=self.draw(context, own), logp=None) if derive_uniform(own) < self.share else candidate
+            for candidate, own in zip(candidates, seeds, strict=True)
+        )
+
+
+def make_teacher(settings: RunSettings, name: str = TEACHER) -> Policy:
+    """The teacher, or another model of the pool."""
+    domain, wanted = settings.domain, settings.teacher if name == TEACHER else settings.pool[name]
+    if isinstance(wanted, ChatSettings):
+        return ChatPolicy(wanted, name=name, chat_format=domain.chat_format, logprobs=False)
+    expert, random_action = domain.expert(), domain.random_action
     assert expert is not None  # the settings were refused otherwise
-    return expert
+    if not wanted.mistakes:
+        return expert
+    assert random_action is not None  # likewise
+    return Mistaken(expert, wanted.mistakes, random_action)
 
 
 def make_slm(settings: SlmSettings, folder: Path) -> LocalPolicy:
@@ -83,7 +113,9 @@ def make_models(settings: RunSettings, slm: Path, view: View = "full") -> AgentM
         policy: Policy = ChatPolicy(model, name="slm", chat_format=domain.chat_format)
     else:
         policy = make_slm(settings.slm, slm)
-    return AgentModels(policy, make_teacher(settings), verifier_named(settings.scored_by), settings.slm.k, view=view)
+    pool = {name: make_teacher(settings, name) for name in settings.pool}
+    verifier = verifier_named(settings.scored_by)
+    return AgentModels(policy, make_teacher(settings), verifier, settings.slm.k, view=view, pool=pool)
 
 
 def make_agents(settings: RunSettings, specs: Iterable[AgentSpec]) -> list[Agent]:
@@ -105,7 +137,7 @@ def make_agents(settings: RunSettings, specs: Iterable[AgentSpec]) -> list[Agent
 
     def agent(spec: AgentSpec) -> Agent:
         if spec.kind == "teacher":
-            return Solo(make_teacher(settings), "teacher")
+            return Solo(make_teacher(settings, spec.stronger or TEACHER), "teacher")
         if spec.kind == "noisy_teacher":
             random_action = settings.domain.random_action
             assert random_action is not None  # the settings were refused otherwise
@@ -117,6 +149,6 @@ def make_agents(settings: RunSettings, specs: Iterable[AgentSpec]) -> list[Agent
         key = spec.slm, fitted_with.view if fitted_with else "full"
         if key not in models:
             models[key] = make_models(settings, *key)
-        return Routed(models[key], chosen)
+        return Routed(models[key], chosen if spec.stronger is None else Directed(chosen, spec.stronger))
 
     return [agent(spec) for spec in specs]

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from r2v.core.types import Episode, Task
+from r2v.core.types import TEACHER, Episode, Task
 from r2v.evaluation.closed_loop import cases, play_all
 from r2v.evaluation.outcomes import Outcomes, Row, gather, row
 from r2v.pipeline.agents import AgentSpec, make_agents, make_environment
@@ -46,7 +46,15 @@ def _play(job: Job) -> dict[str, Any]:
     episodes_of = dict(zip(job.agents, played, strict=True))
     for name in job.kept:
         write_episodes(job.folder / f"{name}.parquet", episodes_of[name])
-    return {name: [asdict(row(episode)) for episode in episodes] for name, episodes in episodes_of.items()}
+    return {
+        name: [asdict(row(episode, prices_of(job.settings), job.agents[name].stronger or TEACHER)) for episode in episodes]
+        for name, episodes in episodes_of.items()
+    }
+
+
+def prices_of(settings: RunSettings) -> dict[str, float] | None:
+    """What a call of each stronger model costs, in calls of the teacher; None: there is no other than the teacher."""
+    return {m.name: m.price for m in settings.members} | {TEACHER: 1.0} if settings.pool else None
 
 
 def play(

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import msgspec
 
 from r2v.core.errors import ArtifactError, StageError
-from r2v.core.types import Episode, Task
+from r2v.core.types import TEACHER, Episode, Task
 from r2v.evaluation.branches import Branch
 from r2v.learning.pairs import PreferencePair, read_pairs
 from r2v.pipeline.settings import RunSettings
@@ -24,6 +24,16 @@ ORDER = ("collect", "perturb", "clone", "propose", "prefer", "rollout", "fit", "
 MANIFEST = "manifest.json"
 
 
+def interventions_file(model: str) -> str:
+    """Of the teacher, or of another model of the pool."""
+    return "help.json" if model == TEACHER else f"help-{model}.json"
+
+
+def explored_file(model: str) -> str:
+    """The same of the episodes with random escalation."""
+    return "explored.parquet" if model == TEACHER else f"explored-{model}.parquet"
+
+
 def folder_of(stage: str) -> str:
     """`fit` -> `7-fit`."""
     return f"{ORDER.index(stage) + 1}-{stage}"
@@ -31,12 +41,17 @@ def folder_of(stage: str) -> str:
 
 @dataclass(frozen=True)
 class Interventions:
-    """`help.json`: what the teacher would have done at the recorded steps, and the branched ones among them."""
+    """`help.json`: what the teacher (in `help-MODEL.json` another model of the pool) would have done at the recorded steps,
+    and the branched ones among them."""
 
     differs: list[list[bool]]
     differs_validation: list[list[bool]]
     branches: list[Branch]
     differs_redrawn: list[list[bool]] | None = None
+    unlike_teacher: tuple[list[list[bool]], list[list[bool]]] | None = None
+    """Of another model of the pool: whether it would do something else than the teacher, at the recorded steps and at those
+    of validation.
+    """
 
 
 @dataclass(frozen=True)
@@ -131,15 +146,15 @@ class RunFolder:
         """The same on the validation tasks: played when the SLM was chosen, or with the rollouts if none is trained."""
         return read_episodes(self.of("prefer" if self.settings.trains else "rollout") / "validation.parquet")
 
-    def explored(self) -> list[Episode]:
-        return read_episodes(self.of("rollout") / "explored.parquet")
+    def explored(self, model: str = TEACHER) -> list[Episode]:
+        return read_episodes(self.of("rollout") / explored_file(model))
 
     def redrawn(self) -> list[Episode]:
         return read_episodes(self.of("rollout") / "redrawn.parquet")
 
-    def interventions(self) -> Interventions | None:
+    def interventions(self, model: str = TEACHER) -> Interventions | None:
         """None where no router needed them."""
-        path = self.of("rollout") / "help.json"
+        path = self.of("rollout") / interventions_file(model)
         return _converted(path, Interventions) if path.exists() else None
 
     # -- models and routers -------------------------------------------------------------------------------------------

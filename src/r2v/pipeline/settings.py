@@ -16,6 +16,7 @@ from msgspec.structs import force_setattr
 
 from r2v.clients.chat import ChatSettings
 from r2v.core.features import View
+from r2v.core.types import Member
 from r2v.domains import load_domain
 from r2v.domains.base import Domain, EnvironmentSettings
 from r2v.learning.settings import CloneSettings, ModelSettings, PreferSettings, RouterSettings
@@ -76,6 +77,8 @@ class ExpertSettings(Settings):
     """The scripted expert of the domain; it sees only what the SLM sees."""
 
     kind: Literal["expert"] = "expert"
+    mistakes: Annotated[float, Meta(ge=0, lt=1)] = 0.0
+    """Share of its actions that are random ones instead: a weaker expert."""
 
 
 class SlmSettings(Settings):
@@ -138,10 +141,16 @@ class EvaluateSettings(Settings):
     """Operating points of the curves: thresholds that would escalate this share of the SLM's own validation steps."""
     clairvoyant: NonNegativeInt = 30
     """Failed SLM episodes of which the fewest teacher calls that save them are searched; 0 = none."""
+    attacked_steps: NonNegativeInt = 40
+    """Steps of each router's test episodes with a call, and as many without, whose texts are changed to see which calls that
+    buys and which it suppresses (`text_attacks`); 0 = none, as where the verifier is a model or runs code."""
     clairvoyant_target: Fraction = 0.98
     """Share of the teacher's success whose least possible calls are reported."""
     resamples: PositiveInt = 2000
     """Bootstrap resamples over tasks."""
+
+
+PoolName = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_.-]*$", max_length=40)]
 
 
 class StepPriceSettings(Settings):
@@ -149,6 +158,8 @@ class StepPriceSettings(Settings):
 
     slm: PositiveFloat = 1.0
     teacher: PositiveFloat = 50.0
+    pool: dict[str, PositiveFloat] = field(default_factory=dict)
+    """Of each model of `pool`."""
 
 
 class RunSettings(Settings):
@@ -163,6 +174,9 @@ class RunSettings(Settings):
     tasks: TaskSettings = TaskSettings()
     perturbations: PerturbationSettings = PerturbationSettings()
     teacher: ExpertSettings | ChatSettings = ExpertSettings()
+    pool: dict[PoolName, ExpertSettings | ChatSettings] = field(default_factory=dict)
+    """Further models between SLM and teacher, the cheapest first, for routers that choose among them (`pool_benefit`,
+    `pool_bandit`, `pool_cascade_routing`); `prices.pool` has what a step of each costs."""
     slm: SlmSettings = SlmSettings()
     verifier: str | None = None
     """What scores the candidates (`r2v.verifiers`): a name, or `{kind: ..., key: value}`; null: the domain's own rule."""
@@ -177,6 +191,11 @@ class RunSettings(Settings):
     help: HelpSettings = HelpSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     prices: StepPriceSettings = StepPriceSettings()
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """The models between SLM and teacher."""
+        return tuple(Member(name, self.prices.pool[name] / self.prices.teacher) for name in self.pool)
 
     @property
     def trains(self) -> bool:
@@ -200,7 +219,9 @@ class RunSettings(Settings):
             env = {"kind": "household", **env}
             env = validated(load_domain(str(env["kind"])).settings, env, "environment")
         raw = raw | ({"verifier": name_of(raw["verifier"])} if "verifier" in raw else {})
-        return {**raw, "environment": env} | ({"routers": tuple(BUILT_IN)} if raw.get("routers") == "all" else {})
+        if raw.get("routers") == "all":
+            raw["routers"] = tuple(name for name in BUILT_IN if raw.get("pool") or "pool" not in router_class(name).needs)
+        return {**raw, "environment": env}
 
     def __post_init__(self) -> None:
         """Fills in what depends on the domain; then everything must fit together."""
@@ -217,8 +238,16 @@ class RunSettings(Settings):
         self._known_routers()
 
     def _fits_together(self, domain: Domain[Any], kind: str) -> None:
-        if isinstance(self.teacher, ExpertSettings) and domain.expert() is None:
-            raise ValueError(f"the {kind} environment has no scripted expert; set teacher: {{kind: chat, ...}}")
+        stronger = {"teacher": self.teacher, **{f"pool.{name}": model for name, model in self.pool.items()}}
+        for name, model in stronger.items():
+            if isinstance(model, ExpertSettings) and domain.expert() is None:
+                raise ValueError(f"the {kind} environment has no scripted expert; set {name}: {{kind: chat, ...}}")
+            if isinstance(model, ExpertSettings) and model.mistakes and domain.random_action is None:
+                raise ValueError(f"{name}.mistakes: the {kind} environment has no random actions; leave it out")
+        if used := {"slm", "teacher", "noise", "redraw"} & set(self.pool):
+            raise ValueError(f"pool.{used.pop()}: that name is taken; give the model another one")
+        if other := sorted(set(self.pool) ^ set(self.prices.pool)):
+            raise ValueError(f"prices.pool and pool must name the same models; {other[0]} is in one of them alone")
         if not isinstance(self.slm.model, ChatSettings):
             if self.slm.model.path is None and not domain.scratch:
                 raise ValueError(
@@ -245,6 +274,9 @@ class RunSettings(Settings):
         chosen = self.chosen_routers
         for router, options in chosen.values():
             own_settings(router, options)
+        for router, _ in chosen.values():
+            if "pool" in router.needs and not self.pool:
+                raise ValueError(f"router {router.name} chooses among more than two models; name those in between in `pool`")
         added = self.router.reads and "reading" not in self.routers
         if "r2v" not in chosen or len(chosen) != len(self.routers) + added:
             raise ValueError("routers: name each router once, and r2v among them: the others are compared with it")

@@ -40,7 +40,7 @@ def _step(step: Step) -> Text:
     if choice.decision is not None:
         text.append(f"      {choice.decision.reason}\n")
     text.append(f"    > {choice.action.text}", "bold")
-    text.append(f"   ({choice.source})", "magenta" if choice.source == "teacher" else "dim")
+    text.append(f"   ({choice.model})", "magenta" if choice.source == "teacher" else "dim")
     return text
 
 

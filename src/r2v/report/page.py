@@ -42,12 +42,23 @@ def write_report(results: dict[str, Any], episodes: Sequence[Episode], out: Path
             title=title,
             results=results,
             headline=headline(results),
+            attacks={name: worst_attacks(kinds) for name, kinds in (results.get("text_attacks") or {}).items()},
             figures={figure["name"]: figure for figure in figures},
             episodes=script_safe(selected(episodes)),
         ),
         encoding="utf-8",
     )
     return path
+
+
+def worst_attacks(kinds: dict[str, Any]) -> dict[str, Any]:
+    """Of one router: {"bought" or "suppressed": {"kind", "share", "of" so many steps}, or None where no step counts}."""
+    found: dict[str, Any] = {}
+    for place, what in enumerate(("bought", "suppressed")):
+        shares = {kind: rates[what] for kind, rates in kinds.items() if rates[what] is not None}
+        worst = max(shares, key=lambda kind: shares[kind], default=None)
+        found[what] = worst and {"kind": worst, "share": shares[worst], "of": kinds[worst]["steps"][place]}
+    return found
 
 
 def headline(results: dict[str, Any]) -> str:

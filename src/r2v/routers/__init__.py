@@ -19,7 +19,7 @@ from r2v.core.mlp import RiskMLP
 from r2v.core.protocols import Router
 from r2v.core.types import Action, Candidate, Context, Decision, Features, Memory
 from r2v.core.untrusted import ROUTER_BYTES, read_json
-from r2v.routers.base import FORMAT, FittedWith, RouterBase
+from r2v.routers.base import FORMAT, FittedWith, Part, RouterBase
 from r2v.runtime.plugins import installed, load
 
 BUILT_IN = {
@@ -38,6 +38,9 @@ BUILT_IN = {
     "judge_latch": "r2v.routers.judge_latch:JudgeLatch",
     "conformal": "r2v.routers.conformal:Conformal",
     "bandit": "r2v.routers.bandit:Bandit",
+    "pool_benefit": "r2v.routers.pool:PoolBenefit",
+    "pool_bandit": "r2v.routers.pool:PoolBandit",
+    "pool_cascade_routing": "r2v.routers.pool:PoolCascadeRouting",
     "restart": "r2v.routers.restart:Restart",
     "reading": "r2v.routers.reading:Reading",
     "recorded": "r2v.routers.recorded:Recorded",
@@ -45,6 +48,7 @@ BUILT_IN = {
 """In the order of tables and figures."""
 RIVALS = {
     "reading_benefit": "r2v.routers.reading_benefit:ReadingBenefit",
+    "pool_reading_benefit": "r2v.routers.pool:PoolReadingBenefit",
     "switchyard_stage": "r2v.routers.rivals.switchyard_stage:SwitchyardStage",
     "litellm_stall": "r2v.routers.rivals.litellm_stall:LiteLLMStall",
     "vllm_sr_session": "r2v.routers.rivals.vllm_sr_session:VLLMSRSession",
@@ -53,7 +57,7 @@ RIVALS = {
     "advisor": "r2v.routers.rivals.advisor:Advisor",
     "frugalgpt": "r2v.routers.rivals.frugalgpt:FrugalGPT",
 }
-"""Routers that only `r2v bench` plays: rules of other systems, and the one of ours that they are compared with there."""
+"""Routers that only `r2v bench` plays: rules of other systems, and those of ours that they are compared with there."""
 SHIPPED = {"recorded": Path(__file__).parent / "default"}
 """Routers that come fitted, by name: their folders."""
 INTERVENTION = "r2v.routers.interventions:Intervention"
@@ -91,7 +95,15 @@ def load_router(folder: Path | str) -> RouterBase:
             raise ArtifactError(f"{path} has format {raw['format']}, this r2v reads {FORMAT}; fit the router again")
         cls = _class_of(raw["kind"], path)
         state = {key: value for key, value in raw.items() if key not in ("format", "kind")}
-        router = msgspec.convert(state, cls, dec_hook=lambda kind, name: arrays[name])
+
+        def held(kind: type, value: Any) -> Any:
+            """An array, or a router within this one."""
+            if kind is not Part:
+                return arrays[value]
+            inner = {key: field for key, field in value.items() if key != "kind"}
+            return Part(msgspec.convert(inner, _class_of(value["kind"], path), dec_hook=held))
+
+        router = msgspec.convert(state, cls, dec_hook=held)
         _decides(router)
     except FileNotFoundError:
         raise ArtifactError(f"{path} does not exist; is {folder} a router folder?") from None

@@ -38,7 +38,7 @@ class Bandit(RouterBase):
     @classmethod
     def fit(cls, data: FitData) -> Bandit:
         explored = [episode for episode in data.explored if episode.success is not None]
-        gain, inverse_AFF = fit_linucb([*data.rollouts, *explored])
+        gain, inverse_AFF = fit_linucb([*data.rollouts, *explored], data.names)
         return cls(gain=gain, inverse_AFF=inverse_AFF, fitted_with=data.fitted_with)
 
     def score(self, features: Features) -> float:
@@ -54,12 +54,12 @@ class Bandit(RouterBase):
         return lru_cache(REMEMBERED)(score)
 
 
-def fit_linucb(episodes: Sequence[Episode]) -> tuple[RiskMLP, Floats]:
+def fit_linucb(episodes: Sequence[Episode], names: tuple[str, ...] = FEATURES) -> tuple[RiskMLP, Floats]:
     """(linear gain of escalating, inverse Gram matrix of each arm). The reward comes at the end and goes to every step."""
     from r2v.learning.linear import ranges, standardisation
 
     rows = [features for e in episodes for features in features_of(e)]
-    x_NF, present_NF = batch(rows)
+    x_NF, present_NF = batch(rows, names)
     mean_F, std_F = standardisation(x_NF, present_NF)
     z_NF = np.hstack([np.where(present_NF, (x_NF - mean_F) / std_F, 0.0), np.ones((len(rows), 1))])
     arm_N = np.array([int(step.choice.source == "teacher") for e in episodes for step in e.steps])
@@ -71,5 +71,5 @@ def fit_linucb(episodes: Sequence[Episode]) -> tuple[RiskMLP, Floats]:
         theta.append(inverse[-1] @ z.T @ reward)
     w = theta[1] - theta[0]
     facts = {"rows": len(rows)}
-    gain = linear(FEATURES, mean_F, std_F, w[:-1], w[-1], facts=facts, range_2F=ranges(x_NF, present_NF))
+    gain = linear(names, mean_F, std_F, w[:-1], w[-1], facts=facts, range_2F=ranges(x_NF, present_NF))
     return gain, np.stack(inverse)

@@ -21,9 +21,9 @@ from msgspec import Meta
 
 from r2v.core.arrays import to_bytes
 from r2v.core.errors import SettingsError, StageError
-from r2v.core.features import EXTENDED, PAPER, View
+from r2v.core.features import EXTENDED, OWN, PAPER, View
 from r2v.core.mlp import RiskMLP
-from r2v.core.types import Code, Context, Decision, Episode, Features, Memory, Route, ScoreKind
+from r2v.core.types import TEACHER, Code, Context, Decision, Episode, Features, Member, Memory, Route, ScoreKind
 from r2v.runtime.store import whole_file, write_text
 
 if TYPE_CHECKING:
@@ -33,13 +33,14 @@ if TYPE_CHECKING:
     from r2v.learning.settings import RouterSettings
 
 FORMAT = 2
-Need = Literal["answers", "branches", "exploration", "redraws"]
+Need = Literal["answers", "branches", "exploration", "redraws", "pool"]
 """What a fit may need beside the SLM's rollouts: what the teacher would have done at each step; both futures of some
-steps; episodes with random escalation; episodes with a second draw of candidates at each step."""
+steps; episodes with random escalation; episodes with a second draw of candidates at each step; all that it needs, for each
+further model of a pool."""
 Outside = Literal["escalate", "abstain", "clip"]
 """What to do where a feature lies far outside of what a router was fitted on: ask the teacher; let the SLM go on; decide as
 if the feature were at the edge of its range."""
-Play = Callable[[Mapping[str, "RouterBase"]], Mapping[str, Sequence[int]]]
+Play = Callable[[Mapping[str, "RouterBase"]], Mapping[str, Sequence[float]]]
 """Plays routers in closed loop on validation tasks, and on the router tasks under one seed; teacher calls an episode."""
 
 
@@ -128,6 +129,10 @@ class RouterBase:
         """What `decide` compares with the threshold."""
         raise NotImplementedError(f"router {self.name} has no score of a step")
 
+    def estimate(self, context: Context, features: Features) -> float:
+        """The same for a step of which more is known: its context, with what the SLM proposes."""
+        return self.score(features)
+
     def decide(self, context: Context, features: Features, memory: Memory, *, seed: int) -> Decision:
         """What `rule` says, unless the step is unlike all that the router was fitted on."""
         decision = self.rule(context, features, memory, seed=seed)
@@ -145,6 +150,11 @@ class RouterBase:
         """The decision on features that may be clipped to the range of the fit."""
         assert self.kind is not None
         return compare(self.name, self.kind, self.score(features), self.point)
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The stronger models that its decisions may name."""
+        return (TEACHER,)
 
     @property
     def point(self) -> float:
@@ -165,6 +175,8 @@ class RouterBase:
         arrays: dict[str, np.ndarray] = {}
 
         def array(value: Any) -> Any:
+            if isinstance(value, Part):
+                return {"kind": kind_of(type(value.router)), **msgspec.to_builtins(value.router, enc_hook=array)}
             if not isinstance(value, np.ndarray):
                 raise TypeError(f"a router cannot hold a {type(value).__name__}")
             arrays[str(len(arrays))] = value
@@ -176,6 +188,13 @@ class RouterBase:
             aside.write_bytes(to_bytes(arrays))
         write_text(folder / "README.md", _card(self))
         write_text(folder / "router.json", json.dumps(description, indent=2, allow_nan=False) + "\n")
+
+
+class Part:
+    """A router within another one, whose folder holds it, too."""
+
+    def __init__(self, router: RouterBase) -> None:
+        self.router = router
 
 
 def kind_of(router: type[RouterBase]) -> str:
@@ -253,6 +272,11 @@ class FitData:
     explored: Sequence[Episode] = ()
     redrawn: Sequence[Episode] = ()
     differs_redrawn: Sequence[Sequence[bool]] = ()
+    pool: Sequence[tuple[Member, FitData]] = ()
+    """Each further model, the cheapest first, with the same data where it takes the place of the teacher. (need: pool)"""
+    unlike_teacher: Sequence[Sequence[bool]] = ()
+    """Of such data: would that model do something else than the teacher at each recorded step?"""
+    unlike_teacher_validation: Sequence[Sequence[bool]] = ()
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Router name -> its own settings, as they stand in the settings file."""
     facts: Mapping[str, Any] = field(default_factory=dict)
@@ -263,6 +287,11 @@ class FitData:
     def settings_of(self, router: type[RouterBase]) -> Any:
         """The own settings of a router, as its `Settings`."""
         return own_settings(router, self.options.get(router.name, {}))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The features that models are fitted on."""
+        return OWN if self.settings.features == "own" else EXTENDED
 
     @property
     def k(self) -> int:
@@ -290,7 +319,7 @@ class FitData:
         """P(the SLM fails the episode), calibrated."""
         from r2v.learning.labels import failure_rows
 
-        names = PAPER if self.settings.features == "paper" else EXTENDED
+        names = PAPER if self.settings.features == "paper" else self.names
         return self.probability("r2v", failure_rows(self.rollouts, names), failure_rows(self.held, names), names)
 
     @cached_property
@@ -307,11 +336,10 @@ class FitData:
 
         if not self.differs:
             raise StageError("this fit needs the teacher's answers on the recorded steps")
-        train = labelled_rows(self.recorded, self.differs, EXTENDED)
-        held = labelled_rows(self.validation, self.differs_validation, EXTENDED)
-        return self.probability(
-            "cascade", train, held, EXTENDED, estimates="the chance that the teacher would act differently"
-        )
+        train = labelled_rows(self.recorded, self.differs, self.names)
+        held = labelled_rows(self.validation, self.differs_validation, self.names)
+        estimates = "the chance that the teacher would act differently"
+        return self.probability("cascade", train, held, self.names, estimates=estimates)
 
     def probability(
         self,

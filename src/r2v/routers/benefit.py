@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from r2v.core.features import EXTENDED, batch
+from r2v.core.features import batch
 from r2v.core.mlp import RiskMLP
 from r2v.core.types import Features
 from r2v.routers.base import FitData, RouterBase
@@ -41,9 +41,9 @@ def fit_worth(data: FitData) -> RiskMLP:
 
     recorded, branches = data.recorded, data.branches
     features = [recorded[b.episode].steps[b.t].choice.features for b in branches]
-    x_NF, present_NF = batch([row for row in features if row is not None])
+    x_NF, present_NF = batch([row for row in features if row is not None], data.names)
     gain_N = np.array([float(b.helped) - float(b.alone) for b in branches])
     number = {task: i for i, task in enumerate(sorted({e.task.id for e in recorded}))}
     task_N = np.array([number[recorded[b.episode].task.id] for b in branches])
     estimates = "what the teacher's step adds to success where it differs"
-    return fit_ridge(x_NF, present_NF, gain_N, task_N, EXTENDED, estimates)
+    return fit_ridge(x_NF, present_NF, gain_N, task_N, data.names, estimates)

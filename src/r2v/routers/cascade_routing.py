@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from r2v.core.features import EXTENDED, batch, featurise
+from r2v.core.features import batch, featurise
 from r2v.core.mlp import RiskMLP
 from r2v.core.types import Code, Context, Decision, Episode, Features, Memory, Route
 from r2v.routers.base import FitData, RouterBase
@@ -39,7 +39,7 @@ class CascadeRouting(RouterBase):
     @classmethod
     def fit(cls, data: FitData) -> CascadeRouting:
         now = data.disagreement
-        later = _fit_later(data, data.redrawn, data.differs_redrawn)
+        later = fit_later(data, data.redrawn, data.differs_redrawn)
         return cls(disagreement=now, disagreement_later=later, fitted_with=data.fitted_with)
 
     def score(self, features: Features) -> float:
@@ -55,7 +55,7 @@ class CascadeRouting(RouterBase):
         return Decision(route, _CODES[route], 1 - now, self.kind, price, 1.0, (), reason)
 
 
-def _fit_later(data: FitData, episodes: Sequence[Episode], differs: Sequence[Sequence[bool]]) -> RiskMLP:
+def fit_later(data: FitData, episodes: Sequence[Episode], differs: Sequence[Sequence[bool]]) -> RiskMLP:
     """P(the best of two draws differs from the teacher), foreseen from the features of the first."""
     from r2v.learning.labels import Rows
 
@@ -67,7 +67,7 @@ def _fit_later(data: FitData, episodes: Sequence[Episode], differs: Sequence[Seq
             y.append(float(label))
             seeds.append(step.seed)
             owners.append(i)
-    every = Rows(*batch(rows), np.array(y), np.array(seeds), np.array(owners))
+    every = Rows(*batch(rows, data.names), np.array(y), np.array(seeds), np.array(owners))
     out = every.episode_N % 5 == 0  # these episodes choose the epoch and the temperature
     estimates = "the chance that the teacher would act differently after one more draw of candidates"
-    return data.probability("cascade_routing", every.where(~out), every.where(out), EXTENDED, estimates=estimates)
+    return data.probability("cascade_routing", every.where(~out), every.where(out), data.names, estimates=estimates)

@@ -45,6 +45,12 @@ class Reading(RouterBase):
         score = self.reader.score(context, action, features)
         return score - self.teacher.score(context, action, features) if self.teacher else score
 
+    def estimate(self, context: Context, features: Features) -> float:
+        """Raises ValueError where the context does not say what the SLM proposes."""
+        if context.proposed is None:
+            raise ValueError(f"router {self.name} reads what the SLM proposes: give it in `Context.proposed`")
+        return self.score_of(context, context.proposed, features)
+
     def thresholds(self, validation: Sequence[Episode], shares: Sequence[float]) -> list[float]:
         """Raises StageError where it reads none of these steps."""
         assert self.fitted_with is not None and self.fitted_with.horizon is not None
@@ -60,11 +66,9 @@ class Reading(RouterBase):
 
     def rule(self, context: Context, features: Features, memory: Memory, *, seed: int) -> Decision:
         """Raises ValueError where the context does not say what the SLM proposes."""
-        if context.proposed is None:
-            raise ValueError(f"router {self.name} reads what the SLM proposes: give it in `Context.proposed`")
-        if not self.reads(context, context.proposed):
+        if context.proposed is not None and not self.reads(context, context.proposed):
             return Decision("continue", "scheduled", None, None, self.point, 1.0, (), "not a step at which it may escalate")
-        return self.compared(self.score_of(context, context.proposed, features))
+        return self.compared(self.estimate(context, features))
 
     def compared(self, score: float, why: str = "") -> Decision:
         """The decision on a score; `why` is added to its reason."""

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from r2v.core.agreement import alike
 from r2v.core.groups import Groups
-from r2v.core.types import Choice, Episode, ScoreKind, Step
+from r2v.core.types import TEACHER, Choice, Episode, ScoreKind, Step
 from r2v.evaluation.curves import interval, resample_BT
 from r2v.evaluation.gain import RESAMPLES, Units
 from r2v.learning.reading import ReadRows, cross_fitted, read_rows, slm_action
@@ -511,7 +511,7 @@ def escalation_propensity(step: Step) -> float | None:
     nothing, and where the row contradicts itself.
     """
     choice, decision = step.choice, step.choice.decision
-    if decision is None or choice.features is None or choice.source not in ("slm", "teacher"):
+    if decision is None or choice.features is None or choice.model not in ("slm", TEACHER):
         return None
     if (choice.source == "slm") != (decision.route == "continue"):
         return None
@@ -524,7 +524,7 @@ def differs(step: Step) -> bool | None:
     """Whether the teacher, who answered beside a draft of the SLM, did something else; None where nobody can tell."""
     if step.alike is not None:
         return not step.alike
-    if step.choice.source != "teacher" or not step.choice.candidates or step.choice.features is None:
+    if step.choice.model != TEACHER or not step.choice.candidates or step.choice.features is None:
         return None
     same = alike(slm_action(step), step.choice.action)
     return None if same is None else not same

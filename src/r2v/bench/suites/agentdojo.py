@@ -163,6 +163,8 @@ class AgentDojo:
     mode: Mode
     how: str
     path: str = RECORDS
+    package: str = "agentdojo"
+    """What has to be installed."""
 
     @property
     def description(self) -> str:

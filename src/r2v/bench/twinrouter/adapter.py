@@ -29,7 +29,7 @@ from r2v.core.agent import MAX_RETRIES
 from r2v.core.errors import SettingsError
 from r2v.core.features import FEATURES, featurise, proposing, seen_as
 from r2v.core.seeds import derive_seed
-from r2v.core.types import NO_USAGE, Candidate, Decision, Features, Memory
+from r2v.core.types import NO_USAGE, TEACHER, Candidate, Decision, Features, Memory
 from r2v.messages.conversation import BadRequest, Json, Request, context_of, parse, text_of, tools_of
 from r2v.routers import SHIPPED, load_router, router_class
 from r2v.routers.base import RouterBase
@@ -88,8 +88,9 @@ class TwinRouter:
 
         Args:
             router: at its operating point.
-            tiers: scores from which on a step goes to mid, mid_high and high (`bounds_of`). None: two tiers alone, the
-                cheapest where the router continues and the strongest where it escalates or hands over.
+            tiers: scores from which on a step goes to mid, mid_high and high (`bounds_of`). None: the cheapest where the
+                router continues, the strongest where it escalates or hands over, and the one that it names where it chooses
+                among a pool whose models have the names of tiers.
             models: tier -> model.
             first: tier of a call before which no assistant message was written, for routers that read drafts.
             cache_aware: take a stronger tier than the router's where its next call costs no more, by the prices of the
@@ -111,6 +112,10 @@ class TwinRouter:
                 raise SettingsError(f"tiers = {list(tiers)}: write three rising scores, of mid, mid_high and high")
             if router.kind is None:
                 raise SettingsError(f"router {router.name} has no score, so it has two tiers alone; leave out tiers")
+        if other := [model for model in router.models if model not in (TEACHER, *TIERS)]:
+            raise SettingsError(
+                f"router {router.name} chooses {other[0]}; a pool's models must be {', '.join(TIERS[1:])} here"
+            )
         if cache_aware and (unknown := [model for model in models.values() if model not in PRICES]):
             raise SettingsError(f"cache_aware: {unknown[0]} has no price in the pool; leave it out, or name pool models")
         self.router, self.name = router, router.name
@@ -184,7 +189,8 @@ class TwinRouter:
     def _decide(self, ctx: RouterContext, memory: Memory, new: bool) -> Decision | None:
         """None where there is no draft to decide on. `new`: it is the first step of the instance."""
         if memory.decisions and memory.decisions[-1].route == "takeover":
-            return Decision("takeover", "latch", None, None, None, 1.0, (), "the strongest model keeps the instance")
+            kept = memory.decisions[-1].model
+            return Decision("takeover", "latch", None, None, None, 1.0, (), "this model keeps the instance", kept)
         messages = [_message(message, ctx) for message in ctx.messages]
         latest = len(messages)
         if self._reads_draft:
@@ -218,6 +224,8 @@ class TwinRouter:
             raise SettingsError(f"{ctx.instance_id}, step {ctx.step_index}: cannot read the messages ({error})") from None
 
     def _tier_of(self, decision: Decision, before: int) -> int:
+        if decision.route != "continue" and decision.model in TIERS:
+            return TIERS.index(decision.model)
         if decision.route == "takeover":
             return HIGH
         # Scores of two kinds are never compared, and one far outside of the fit is no score.

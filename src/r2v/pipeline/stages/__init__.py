@@ -17,7 +17,7 @@ from r2v.pipeline.stages.report import report
 from r2v.pipeline.stages.rollout import rollout
 
 _PLAY = ("environment", "perturbations", "teacher")
-_ALL = (*_PLAY, "slm", "routers", "verifier")
+_ALL = (*_PLAY, "pool", "slm", "routers", "verifier")
 
 STAGES: tuple[Stage, ...] = (
     Stage("collect", "the teacher played the policy tasks", (), (*_PLAY, "tasks", "collect"), collect,
@@ -31,7 +31,7 @@ STAGES: tuple[Stage, ...] = (
           (*_PLAY, "slm", "verifier", "prefer"), prefer, trains=True),
     Stage("rollout", "the SLM played the router tasks alone", ("collect", "clone", "prefer"), (*_ALL, "help"), rollout),
     Stage("fit", "routers fitted and calibrated, thresholds chosen on validation", ("collect", "clone", "prefer", "rollout"),
-          (*_ALL, "help", "router", "evaluate"), fit),
+          (*_ALL, "help", "router", "evaluate", "prices"), fit),
     Stage("evaluate", "every router played the test tasks", ("collect", "clone", "prefer", "fit"),
           (*_ALL, "router", "evaluate", "prices"), evaluate),
     Stage("report", "tables, figures and report.html", ("evaluate",), (), report),

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from r2v.core.errors import StageError
+from r2v.core.protocols import PricedVerifier
 from r2v.core.seeds import derive_seed
 from r2v.core.types import Episode, Task
 from r2v.evaluation.replay import replayable, replayed
 from r2v.evaluation.results import Played, Prices, calibration, summarise
+from r2v.evaluation.text_attacks import steps_of, text_attacks
 from r2v.pipeline.agents import AgentSpec
 from r2v.pipeline.oracle_bound import oracle_bound
 from r2v.pipeline.play import at, outcomes, play, routed_at
 from r2v.pipeline.provenance import provenance
-from r2v.pipeline.run_folder import RunFolder
+from r2v.pipeline.run_folder import OperatingPoint, RunFolder
 from r2v.pipeline.runner import LOCAL, StageContext, study
 from r2v.pipeline.settings import FRESH_SEEDS_FROM
+from r2v.routers.base import RouterBase
 from r2v.routers.r2v import R2V
 from r2v.runtime.executor import ExecutorChoice
 from r2v.runtime.store import read_json, write_episodes, write_json
+from r2v.verifiers import verifier_named
 
 ENDS = ("slm_only", "llm_only")
 """The ends of every curve, which have no threshold."""
@@ -61,21 +66,23 @@ def evaluate_fresh(
 def evaluate_on(ctx: StageContext, tasks: Sequence[Task], seeds: Sequence[int], split: str) -> Evaluated:
     """Play every router on every task under every seed; write `results.json` and `episodes.parquet` to `ctx.out`."""
     s, run = ctx.settings, ctx.run
-    points = run.operating_points()
+    points, alone = run.operating_points(), (*ENDS, *(f"{name}_only" for name in s.pool))
     routers = {name: run.router(name) for name in points}
-    label_of = {name: at(name, point.threshold) for name, point in points.items()} | {name: name for name in ENDS}
+    label_of = {name: at(name, point.threshold) for name, point in points.items()} | {name: name for name in alone}
     grid = {name: (*point.grid, point.threshold) for name, point in points.items()}
+    singles = {f"{name}_only": AgentSpec("teacher", stronger=name) for name in s.pool}
     agents = {
         "slm_only": AgentSpec("routed", run.slm),
         "llm_only": AgentSpec("teacher"),
+        **singles,
         **routed_at(grid, run.of("fit"), run.slm),
     }
     rows, episodes = play(ctx, agents, tasks, seeds, "routers", keep=list(label_of.values()))
-    chosen = {name: episodes[label_of[name]] for name in (*ENDS, *points)}
+    chosen = {name: episodes[label_of[name]] for name in (*alone, *points)}
     write_episodes(ctx.out / "episodes.parquet", [episode for name in chosen for episode in chosen[name]])
 
     outcome = {name: outcomes(ctx, found, tasks, seeds) for name, found in rows.items()}
-    played = {name: Played(outcome[name], None) for name in ENDS}
+    played = {name: Played(outcome[name], None) for name in alone}
     for name, point in points.items():
         tried = tuple(outcome[at(name, threshold)] for threshold in point.grid)
         played[name] = Played(outcome[label_of[name]], point.threshold, point.grid, tried)
@@ -88,7 +95,7 @@ def evaluate_on(ctx: StageContext, tasks: Sequence[Task], seeds: Sequence[int], 
         {
             name: (router, points[name].threshold, points[name].grid)
             for name, router in routers.items()
-            if replayable(router.routes)
+            if replayable(router.routes) and "pool" not in router.needs
         },
         [task.id for task in tasks],
         seeds,
@@ -104,6 +111,7 @@ def evaluate_on(ctx: StageContext, tasks: Sequence[Task], seeds: Sequence[int], 
         "differences": differences,
         "clairvoyant": oracle_bound(ctx, chosen["slm_only"], summary["llm_only"]["success_rate"]),
         "calibration": calibration(reference.risk, chosen["slm_only"], s.environment.horizon),
+        "text_attacks": _text_attacks(ctx, routers, points, chosen),
         "replay": {"protocol": "replay", **counts, "routers": summarise(again, *common)[0]},
         "preference": read_json(run.of("prefer") / "choice.json") if s.trains else None,
         "selection": {key: value for key, value in run.selection().items() if key != "routers"},
@@ -111,3 +119,25 @@ def evaluate_on(ctx: StageContext, tasks: Sequence[Task], seeds: Sequence[int], 
     }
     write_json(ctx.out / "results.json", results)
     return played, chosen
+
+
+def _text_attacks(
+    ctx: StageContext,
+    routers: Mapping[str, RouterBase],
+    points: Mapping[str, OperatingPoint],
+    chosen: Mapping[str, Sequence[Episode]],
+) -> dict[str, Any] | None:
+    """What changed texts do to each router at its operating point, on steps of its own episodes; None where scoring all of
+    them again costs too much, and where the settings want none.
+    """
+    settings, verifier = ctx.settings, verifier_named(ctx.settings.scored_by)
+    runs_code = settings.domain.confinement() is not None
+    if not settings.evaluate.attacked_steps or runs_code or isinstance(verifier, PricedVerifier):
+        return None
+    found = {}
+    for done, (name, router) in enumerate(routers.items()):
+        ctx.report(done, len(routers), "text attacks")
+        steps = steps_of(chosen[name], settings.environment.horizon, settings.evaluate.attacked_steps)
+        view = "full" if router.fitted_with is None else router.fitted_with.view
+        found[name] = text_attacks(router.at(points[name].threshold), view, verifier, steps)
+    return found

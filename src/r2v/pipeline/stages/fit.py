@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from r2v.core.types import TEACHER
 from r2v.evaluation.operating_point import Point, choose, in_words
 from r2v.pipeline.agents import AgentSpec
 from r2v.pipeline.play import at, outcomes, play, routed_at
@@ -26,7 +27,8 @@ def fit(ctx: StageContext) -> None:
     torch.set_num_threads(settings.threads)
     data = _data(ctx)
     routers = {name: router.fit(data) for name, (router, _) in settings.chosen_routers.items()}
-    write_json(ctx.out / "validation.json", data.quality)
+    of_pool = {f"{key} of {member.name}": q for member, own in data.pool for key, q in own.quality.items()}
+    write_json(ctx.out / "validation.json", data.quality | of_pool)
     routers = {name: router.tuned(_player(ctx, name), data) for name, router in routers.items()}
     for name, router in routers.items():
         router.save(ctx.out / name)
@@ -78,23 +80,32 @@ def _data(ctx: StageContext) -> FitData:
         facts={"slm": run.slm.parent.name},
         progress=ctx.report,
     )
-    if (tried := run.interventions()) is None:
+    pool = [(m, _with_interventions(ctx, replace(data, quality={}), m.name)) for m in settings.members if "pool" in needs]
+    return replace(_with_interventions(ctx, data, TEACHER), pool=pool)
+
+
+def _with_interventions(ctx: StageContext, data: FitData, model: str) -> FitData:
+    """The data, with what the teacher or another model of the pool did in its place."""
+    if data.explored:
+        data = replace(data, explored=ctx.run.explored(model))
+    if (tried := ctx.run.interventions(model)) is None:
         return data
+    unlike, unlike_validation = tried.unlike_teacher or ((), ())
     return replace(
         data, differs=tried.differs, differs_validation=tried.differs_validation, branches=tried.branches,
-        differs_redrawn=tried.differs_redrawn or (),
+        differs_redrawn=tried.differs_redrawn or (), unlike_teacher=unlike, unlike_teacher_validation=unlike_validation,
     )  # fmt: skip
 
 
 def _player(ctx: StageContext, name: str) -> Play:
     """What a router's `tuned` plays with: validation tasks, and the router tasks under one seed."""
 
-    def calls(routers: Mapping[str, RouterBase]) -> Mapping[str, Sequence[int]]:
+    def calls(routers: Mapping[str, RouterBase]) -> Mapping[str, Sequence[float]]:
         folder: Path = ctx.partial / f"tuning-{name}"
         for key, router in routers.items():
             router.save(folder / key)
         agents = {key: AgentSpec("routed", ctx.run.slm, folder / key) for key in routers}
-        perturbed, found = ctx.settings.perturbations, {key: list[int]() for key in routers}
+        perturbed, found = ctx.settings.perturbations, {key: list[float]() for key in routers}
         for split, seeds in (("validation", perturbed.validation), ("router", perturbed.rollout[:1])):
             rows, _ = play(ctx, agents, ctx.run.split(split), seeds, f"{name} {split}")
             for key in routers:
