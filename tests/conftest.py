@@ -23,6 +23,7 @@ SMALL = SceneSettings(house="small", receptacles=(5, 8), objects=(6, 11))
 SLOW = {
     # whole runs of the pipeline, and training (its libraries alone are seconds of imports)
     "test_pipeline.py",
+    "test_improve.py",
     "test_humaneval_run.py",
     "test_terminal_run.py",
     "test_household_real.py",

@@ -87,11 +87,11 @@ def logs(tmp_path):
     return path
 
 
-def ledger(path, *, redact: bool):
-    """Two sessions of two steps, as the gateway writes them."""
+def ledger(path, *, redact: bool, things: tuple[str, ...] = ("mug", "cup")):
+    """Sessions of two steps, two if nothing else is said, as the gateway writes them."""
     found = Ledger(path)
     decision = Decision("continue", "risk_below", 0.1, "risk", 0.5, 1.0, (), "risk_below")
-    for thing in ("mug", "cup"):
+    for thing in things:
         messages = [
             Message(
                 m["role"], m["content"],

@@ -12,7 +12,7 @@ import typer
 from r2v import __version__
 
 # Each adds its commands; help lists them in this order.
-from r2v.cli import runs  # noqa: F401  # isort: skip
+from r2v.cli import runs, improve  # noqa: F401  # isort: skip
 from r2v.cli import bench, gateway, keys, logs  # noqa: F401
 from r2v.cli.common import UsageError, cli, usage_line
 from r2v.cli.extras import missing

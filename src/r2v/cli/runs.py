@@ -173,8 +173,8 @@ def ablate(
 ) -> None:
     """Make the paper's ablation tables on a finished run: closed loop and replay side by side, next to the paper's figures.
 
-    Some minutes on two cores: about 50 router fits, two preference trainings, and all variants played on the test tasks.
-    A killed one resumes.
+    Some minutes on two cores: about 50 router fits, two preference trainings if `prefer.enabled`, and all variants played
+    on the test tasks. A killed one resumes.
     """
     from rich.console import Console
 

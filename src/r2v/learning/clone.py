@@ -20,7 +20,7 @@ from r2v.core.types import Episode
 from r2v.learning.losses import bc_loss
 from r2v.learning.models import half_products, new_model, save_model, with_lora
 from r2v.learning.ranks import ALONE, Ranks
-from r2v.learning.sequences import Sequences, batches, encode_chats, encode_episodes, is_chat
+from r2v.learning.sequences import Sequences, batches, encode_chats, encode_episodes, is_chat, is_learned
 from r2v.learning.settings import CloneSettings, ModelSettings
 from r2v.learning.tokenizer import train_tokenizer
 
@@ -31,13 +31,13 @@ CLIP = 1.0
 @dataclass(frozen=True)
 class CloneReport:
     episodes: int
-    """Successful episodes learned from."""
+    """Episodes learned from: those that were solved, and routed ones in which the teacher answered."""
     conversations: int
     """Of them, those that were encoded with the model's chat template."""
     left_out: int
-    """Episodes without success."""
+    """Episodes without success, but for routed ones in which the teacher answered."""
     unusable: dict[str, int]
-    """Successful episodes that could not be learned from, by reason."""
+    """Of them, those that could not be learned from, by reason."""
     parameters: int
     vocabulary: int
     steps: int
@@ -55,6 +55,7 @@ def clone(
     settings: CloneSettings,
     out: Path,
     *,
+    routed: Sequence[Episode] = (),
     checkpoints: Path | None = None,
     seed: int = 0,
     progress: Progress = lambda *_: None,
@@ -72,6 +73,8 @@ def clone(
         model_settings: what to train; conversations need a `path` whose tokenizer has a chat template.
         settings: steps, batches and rates.
         out: the new folder.
+        routed: episodes in which the teacher answered on some of the SLM's own steps (DAgger): of a solved one every action
+            is learned, of any other the teacher's alone.
         checkpoints: a killed run continues from the last checkpoint in this folder and ends with the same weights (to the
             bit on a CPU); None: it begins anew.
         seed: of new weights or adapters, and of the order of the batches.
@@ -86,7 +89,8 @@ def clone(
     """
     if out.exists():
         raise StageError(f"{out} exists; remove it or choose another folder")
-    good = [episode for episode in episodes if episode.success]
+    taught = [e for e in routed if any(is_learned(e, step) for step in e.steps)]
+    good = [*(episode for episode in episodes if episode.success), *taught]
     if not good:
         raise StageError("no episode to learn from was successful; check the teacher and, in a run, perturbations.strength")
     chats, others = [e for e in good if is_chat(e)], [e for e in good if not is_chat(e)]
@@ -138,7 +142,7 @@ def clone(
     return CloneReport(
         episodes=len(others) + conversations,
         conversations=conversations,
-        left_out=len(episodes) - len(good),
+        left_out=len(episodes) + len(routed) - len(good),
         unusable=unusable,
         parameters=sum(p.numel() for p in model.parameters()),
         vocabulary=len(tokenizer),

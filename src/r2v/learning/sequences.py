@@ -21,7 +21,7 @@ from torch import Tensor
 
 from r2v.clients.local.transcript import Encoder, segments
 from r2v.core.errors import ArtifactError
-from r2v.core.types import Episode
+from r2v.core.types import Episode, Step
 from r2v.messages.transcript import conversation_of
 
 REDACTED = "keep no messages (a gateway's ledger needs `store.redact: false` when they are served)"
@@ -42,6 +42,11 @@ def is_chat(episode: Episode) -> bool:
     return episode.task.environment == "gateway" or any(step.choice.reply is not None for step in episode.steps)
 
 
+def is_learned(episode: Episode, step: Step) -> bool:
+    """Whether the step's action is learned: never noise; of an episode that was not solved, what the teacher did alone."""
+    return step.choice.source == "teacher" or (step.choice.source == "slm" and bool(episode.success))
+
+
 def encode_chats(episodes: Sequence[Episode], tokenizer: Any, longest: int) -> tuple[Sequences, dict[str, int]]:
     """Episodes that keep messages, by `encode_conversation`; nothing is cut off.
 
@@ -54,8 +59,8 @@ def encode_chats(episodes: Sequence[Episode], tokenizer: Any, longest: int) -> t
         longest: tokens that the model reads.
 
     Returns:
-        What can be learned, and how many episodes cannot be, by reason. No weight is on actions of source "noise" and on
-        turns of an assistant that were there when the episode began.
+        What can be learned, and how many episodes cannot be, by reason. Weight is on actions that `is_learned` names, none
+        on turns of an assistant that were there when the episode began.
 
     Raises:
         ArtifactError: without a chat template.
@@ -68,7 +73,7 @@ def encode_chats(episodes: Sequence[Episode], tokenizer: Any, longest: int) -> t
         learned: list[bool] = []
         for step in episode.steps:
             learned += [False for message in step.messages if message.role == "assistant"]
-            learned.append(step.choice.source != "noise")
+            learned.append(is_learned(episode, step))
         try:
             messages = conversation_of(episode)
         except ValueError:
@@ -102,7 +107,7 @@ def encode_chats(episodes: Sequence[Episode], tokenizer: Any, longest: int) -> t
 def encode_episodes(episodes: Sequence[Episode], tokenizer: Any, observation_weight: float) -> Sequences:
     """Episodes in the household's transcript form: weight 1 on actions, `observation_weight` on what is read.
 
-    No weight on the actions of source "noise"; the final observation is not learned.
+    No weight on actions that `is_learned` leaves out; the final observation is not learned.
     """
     encoder, all_tokens, all_weights = Encoder(tokenizer), [], []
     transcripts = [
@@ -110,11 +115,11 @@ def encode_episodes(episodes: Sequence[Episode], tokenizer: Any, observation_wei
     ]
     encoder.learn(text for texts in transcripts for text, _ in texts)
     for episode, texts in zip(episodes, transcripts, strict=True):
-        actors = iter(step.choice.source for step in episode.steps)
+        learned = iter(is_learned(episode, step) for step in episode.steps)
         tokens, weights = list(encoder.bos), [0.0] * len(encoder.bos)
         for text, is_action in texts:
             piece = encoder(text, action=is_action)
-            weight = observation_weight if not is_action else float(next(actors) != "noise")
+            weight = float(next(learned)) if is_action else observation_weight
             tokens += piece
             weights += [weight] * len(piece)
         all_tokens.append(np.array(tokens, dtype=np.int64))

@@ -59,6 +59,10 @@ class CloneSettings(Settings):
 
 
 class PreferSettings(Settings):
+    """Preference training after cloning (DPO + consistency, R2V paper, section 4)."""
+
+    enabled: bool = False
+    """Off: in no way that was tried is the SLM better for it (docs/log.md)."""
     epochs: PositiveInt = 1
     learning_rate: PositiveFloat = 1e-4
     beta: PositiveFloat = 0.1

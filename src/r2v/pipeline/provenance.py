@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from r2v import __version__
+from r2v.pipeline.run_folder import MANIFEST
 from r2v.pipeline.runner import StageContext
 from r2v.runtime.store import sha256
 
@@ -32,7 +33,7 @@ def provenance(ctx: StageContext, split: str) -> dict[str, Any]:
         "threads": settings.threads,
         "workers": settings.workers,
         "sandbox": settings.domain.confinement(),
-        "times": {stage: run.manifest(stage)["seconds"] for stage in STAGES},
+        "times": {stage: run.manifest(stage)["seconds"] for stage in STAGES if (run.of(stage) / MANIFEST).exists()},
     }
 
 

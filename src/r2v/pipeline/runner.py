@@ -85,16 +85,20 @@ class Stage:
     run: Callable[[StageContext], None]
     trains: bool = False
     """Whether it only serves to train the SLM: skipped, with a line in the log, where that is a chat endpoint."""
+    prefers: bool = False
+    """Whether it only serves preference training: skipped unless `prefer.enabled`."""
     untrained: str | None = None
     """The line where nothing is trained, if it does something else then."""
 
     def skipped(self, settings: RunSettings) -> bool:
-        return self.trains and not settings.trains
+        return (self.trains and not settings.trains) or (self.prefers and not settings.prefer.enabled)
 
     def does_under(self, settings: RunSettings) -> str:
         """The line for people under these settings, once it is done."""
-        if self.skipped(settings):
+        if self.trains and not settings.trains:
             return "skipped: the SLM is a chat endpoint, nothing is trained"
+        if self.skipped(settings):
+            return "skipped: preference training is off (prefer.enabled)"
         return self.does if settings.trains or self.untrained is None else self.untrained
 
 

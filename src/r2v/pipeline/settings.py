@@ -91,6 +91,8 @@ FRESH_SEEDS_FROM = 1_000_000
 """Perturbation seeds from here on are used by `--fresh-tasks` only."""
 CERTIFY_SEEDS_FROM = 1_000_000_000_000
 """And from here on by `r2v certify` only."""
+IMPROVE_SEEDS_FROM = 2 * CERTIFY_SEEDS_FROM
+"""And from here on by `r2v improve` only."""
 
 
 class ExpertSettings(Settings):

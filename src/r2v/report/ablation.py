@@ -40,13 +40,16 @@ def write_ablation(tables: Tables, results: dict[str, Any], out: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     drawn = {}
     for name, draw in (("cvar", cvar), ("features", feature_groups), ("consistency", consistency)):
+        if name not in tables["tables"]:  # the weights of the consistency loss, where preference training is off
+            continue
         figure = draw(tables["tables"])
         figure.savefig(folder / f"{name}.png", dpi=160)
         drawn[name] = Markup(svg(figure))
     paper = _paper()
     template = page_template("ablation.html.j2")
     path = out / "ablation.html"
-    text = template.render(t=tables, results=results, paper=paper, sections=_sections(paper), figures=drawn)
+    sections = [section for section in _sections(paper) if section.key in tables["tables"]]
+    text = template.render(t=tables, results=results, paper=paper, sections=sections, figures=drawn)
     path.write_text(text, encoding="utf-8")
     return path
 

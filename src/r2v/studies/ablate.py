@@ -172,9 +172,11 @@ def ablate(ctx: StageContext) -> dict[str, Any]:
     for v in plan:
         tables.setdefault(v.table, []).append(test.measure(v, fitted, positions[v.key], held_table))
     tables["routes"] = [{"name": how, **test.curve(f"route {how}", alarms)} for how in HOW]
-    tables["consistency"] = [
-        _remade(ctx, f"consistency {weight:g}", f"{weight:g}", _preferred(ctx, weight), settings.slm.k) for weight in LAMBDAS
-    ]
+    if settings.prefer.enabled:
+        tables["consistency"] = [
+            _remade(ctx, f"consistency {weight:g}", f"{weight:g}", _preferred(ctx, weight), settings.slm.k)
+            for weight in LAMBDAS
+        ]
     tables["k"] = [_remade(ctx, f"k {k}", str(k), slm, k) for k in sorted({*CANDIDATES, settings.slm.k})]
     return {
         "tasks": len(tasks),

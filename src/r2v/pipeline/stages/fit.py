@@ -58,6 +58,7 @@ def fit(ctx: StageContext) -> None:
         "teacher_success": teacher_success,
         "slm_success": sum(alone) / len(alone),
         "tasks": len(tasks),
+        "teacher_calls": sum(row.teacher_calls for found in rows.values() for row in found),
         "routers": chosen,
     }
     write_json(ctx.out / "thresholds.json", selection)

@@ -1,6 +1,7 @@
-"""5 prefer: DPO + consistency on the pairs, BC kept; then the SLM that is better on validation tasks is the one used.
+"""5 prefer: the SLM that is used plays the validation tasks: the cloned one, unless preference training gave a better one.
 
-Preference training is not assumed to help: `choice.json` records both policies' validation results and which was kept.
+With `prefer.enabled`: DPO + consistency on the pairs, BC kept. It is not assumed to help: `choice.json` records both
+policies' validation results and which was kept.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from dataclasses import asdict
 
 from r2v.evaluation.operating_point import better_policy
 from r2v.pipeline.agents import AgentSpec
-from r2v.pipeline.play import outcomes, play
+from r2v.pipeline.play import outcomes, play, play_episodes
 from r2v.pipeline.preference import train_preferences
 from r2v.pipeline.runner import StageContext
 from r2v.runtime.store import write_episodes, write_json
@@ -17,9 +18,18 @@ from r2v.runtime.store import write_episodes, write_json
 
 def prefer(ctx: StageContext) -> None:
     settings, run = ctx.settings, ctx.run
+    tasks, seeds = run.split("validation"), settings.perturbations.validation
+    if not settings.prefer.enabled:
+        alone = play_episodes(ctx, AgentSpec("routed", run.cloned), tasks, seeds, "validation")
+        write_episodes(ctx.out / "validation.parquet", alone)
+        success = sum(bool(episode.success) for episode in alone) / len(alone)
+        write_json(
+            ctx.out / "choice.json",
+            {"kept": "clone", "clone": success, "prefer": None, "difference_ci95": None, "tasks": len(tasks)},
+        )
+        return
     report = train_preferences(ctx, settings.prefer, run.preferred)
     write_json(ctx.out / "report.json", asdict(report))
-    tasks, seeds = run.split("validation"), settings.perturbations.validation
     agents = {"clone": AgentSpec("routed", run.cloned), "prefer": AgentSpec("routed", run.preferred)}
     rows, episodes = play(ctx, agents, tasks, seeds, "validation", keep=list(agents))
     cloned, preferred = (outcomes(ctx, rows[name], tasks, seeds).success_T for name in agents)

@@ -1,0 +1,125 @@
+"""`r2v improve LEDGER`: what the teacher answered in served sessions trains the SLM, and held-out sessions check it.
+
+Sessions with the same goal are one task and stay together. The new model is kept only if the teacher's answers in held-out
+sessions became more likely; else the old folder stays the one to serve.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from r2v.core.errors import StageError
+from r2v.core.splits import split
+from r2v.core.types import Episode, Task
+from r2v.evaluation.curves import interval, resample_BT
+from r2v.learning.settings import CloneSettings, ModelSettings
+from r2v.runtime.store import write_json
+
+HELD = 0.2
+"""Share of the tasks with an answer of the teacher that are held out."""
+LEAST = 25
+"""Tasks with an answer of the teacher: with fewer an interval over the held-out ones says nothing."""
+RESAMPLES = 2000
+Progress = Callable[..., None]
+
+
+def improve_on_logs(
+    episodes: Sequence[Episode], model: ModelSettings, settings: CloneSettings, out: Path, seed: int, progress: Progress
+) -> dict[str, Any]:
+    """Train a model on served sessions into `out`, which gets `improve.json` and, if it is better, `model`.
+
+    Args:
+        episodes: the sessions, with messages; without an outcome, only the teacher's answers are learned.
+        model: what training starts from; its folder is not written to.
+        settings: of the training.
+        out: a new folder, or that of the same command when it was killed.
+        seed: of the split and of the training.
+        progress: called with (done, of how many, note).
+
+    Returns:
+        What `improve.json` holds: {"rounds": [one], "left_out": counts by reason, "model": the folder to serve}.
+
+    Raises:
+        StageError: too few sessions hold answers of the teacher, or `out` holds something else.
+        ArtifactError: the model cannot be read, or has no chat template.
+    """
+    from r2v.learning.clone import clone
+    from r2v.learning.likelihood import teacher_losses
+
+    assert model.path is not None
+    if (out / "improve.json").exists():
+        raise StageError(f"{out} holds a finished round; choose another --out")
+    learned, held = _split(episodes, seed)
+    begun = hashlib.sha256(msgspec.json.encode((list(episodes), model, settings, seed))).hexdigest()[:16]
+    trained = out / "partial" / begun / "model"
+    if trained.parent.parent.exists() and not trained.parent.exists():
+        raise StageError(f"{out} holds the work of a command with other sessions or options; choose another --out")
+    if trained.exists():  # killed while it was being checked
+        report: dict[str, Any] = {}
+    else:
+        report = asdict(
+            clone([], model, settings, trained, routed=learned, checkpoints=trained.parent, seed=seed, progress=progress)
+        )
+    before_N = teacher_losses(model.path, model, held, progress)
+    after_N = teacher_losses(trained, model, held, progress)
+    verdict = likelier(held, before_N, after_N, seed)
+    if verdict["kept"]:
+        trained.rename(out / "model")
+    calls = sum(step.choice.source == "teacher" for episode in learned for step in episode.steps)
+    found = {
+        "rounds": [{"round": 1, "teacher_calls_training": calls, "teacher_calls_total": calls, "slm_success": None,
+                    "calls_at_98": None, **verdict}],
+        "sessions": len(learned),
+        "training": report,
+        "model": str(out / "model") if verdict["kept"] else model.path,
+    }  # fmt: skip
+    write_json(out / "improve.json", found)
+    return found
+
+
+def _split(episodes: Sequence[Episode], seed: int) -> tuple[list[Episode], list[Episode]]:
+    """(to learn from, held out): by task, and held out are sessions in which the teacher answered."""
+    asked = {e.task.id for e in episodes if any(step.choice.source == "teacher" for step in e.steps)}
+    if len(asked) < LEAST:
+        raise StageError(
+            f"{len(asked)} tasks have an answer of the teacher, {LEAST} are needed: let the gateway serve more sessions "
+            "(with `store.redact: false`)"
+        )
+    tasks = [Task(task, "served", "gateway", task) for task in asked]
+    count = round(HELD * len(tasks))
+    held = {task.id for task in split(tasks, {"held": count}, seed=seed)["held"]}
+    return [e for e in episodes if e.task.id not in held], [e for e in episodes if e.task.id in held]
+
+
+def likelier(
+    held: Sequence[Episode], before_N: Sequence[float | None], after_N: Sequence[float | None], seed: int
+) -> dict[str, Any]:
+    """Whether the teacher's answers became more likely: the paired interval over tasks of the fall in loss lies above 0.
+
+    Args:
+        held: N sessions.
+        before_N: mean loss of the answers of each, in nats a token, with the old model; None: none could be read.
+        after_N: with the new one.
+        seed: of the bootstrap.
+
+    Raises:
+        StageError: fewer than two tasks can be read.
+    """
+    by_task: dict[str, list[tuple[float, float]]] = {}
+    for episode, before, after in zip(held, before_N, after_N, strict=True):
+        if before is not None and after is not None:
+            by_task.setdefault(episode.task.id, []).append((before, after))
+    if len(by_task) < 2:
+        raise StageError("no held-out session keeps messages that the model can read; see `store.redact` of the gateway")
+    loss_T2 = np.array([np.mean(pairs, axis=0) for pairs in by_task.values()])
+    fall_B = resample_BT(len(loss_T2), RESAMPLES, seed) @ (loss_T2[:, 0] - loss_T2[:, 1])
+    low, high = interval(np.asarray(fall_B))
+    before, after = loss_T2.mean(axis=0).tolist()
+    return {"held_out_tasks": len(loss_T2), "loss_before": before, "loss": after, "fall_ci95": [low, high], "kept": low > 0}

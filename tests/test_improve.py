@@ -1,0 +1,246 @@
+"""`r2v improve`: what the teacher answered trains the SLM, and only a better one is kept."""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+from typer.testing import CliRunner
+
+from r2v.cli import cli
+from r2v.clients.local.loading import load_model
+from r2v.core.errors import SettingsError, StageError
+from r2v.learning.models import save_model
+from r2v.learning.sequences import encode_chats, is_learned
+from r2v.learning.settings import CloneSettings, ModelSettings
+from r2v.logs.importing import import_logs
+from r2v.pipeline.run_folder import RunFolder
+from r2v.pipeline.runner import run_stages
+from r2v.pipeline.settings import RunSettings
+from r2v.pipeline.stages import STAGES
+from r2v.runtime.settings import load
+from r2v.runtime.store import read_episodes
+from r2v.studies import improve as improving
+from r2v.studies.improve import Plan, calls_for, gain, improve, lines
+from r2v.studies.improve_on_logs import improve_on_logs
+from test_conversation_training import TEMPLATE, ledger
+from test_local_models import chat_tokenizer
+from tiny_models import tiny
+
+SETTINGS = """\
+version: 1
+threads: 1
+environment: {house: small, receptacles: [4, 4], objects: [4, 4], horizon: 10, families: [pick_and_place_simple]}
+tasks: {policy: 150, router: 20, validation: 12, test: 8}
+perturbations: {strength: 0.1, collect: [1], rollout: [21, 22], validation: [31, 32], test: [41, 42]}
+slm: {model: {hidden_size: 64, layers: 2, heads: 4, intermediate_size: 96}, k: 3}
+clone: {steps: 350, batch_tokens: 512, learning_rate: 1.0e-2, checkpoint_every: 20, warmup_steps: 20}
+routers: [r2v]
+router: {epochs: 3}
+evaluate: {asked_shares: [0.3], resamples: 200, clairvoyant: 0}
+"""
+PLAN = Plan("r2v", tasks=16, steps=30, learning_rate=1e-3, seed=1)
+SAME = replace(PLAN, steps=1, learning_rate=1e-12)
+"""A training that changes nothing."""
+
+
+ARMS = ("teacher_episodes",)
+
+
+class InProcess:
+    """Plays in this process, which has loaded torch; `most` jobs, then it is stopped."""
+
+    def __init__(self, most: float = float("inf")):
+        self.left = most
+
+    @contextmanager
+    def started(self, workers, folder):
+        yield self
+
+    def map(self, function, jobs, report, note=""):
+        for job in jobs:
+            if self.left <= 0:
+                raise KeyboardInterrupt
+            self.left -= 1
+            function(job)
+
+
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("improve")
+    (folder / "tiny.yaml").write_text(SETTINGS)
+    run_stages(STAGES, load(folder / "tiny.yaml", RunSettings), folder / "run", QUIET, InProcess())
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def base_model(tmp_path_factory):
+    """A folder with a small random Qwen2, bytes as tokens, and a chat template with tools."""
+    made = chat_tokenizer(TEMPLATE)
+    made.pad_token = made.eos_token
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "initializer_range": 0.1}
+    folder = tmp_path_factory.mktemp("base") / "model"
+    save_model(tiny("qwen2", made, **sizes), made, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def improved(base):
+    """Stopped before the first episode, and between two stages; then it goes on.
+
+    The round is kept whatever came of it: a model that is shown to be better would train for minutes.
+    """
+    out = base.parent / "improved"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(improving, "gain", lambda *given: gain(*given) | {"kept": True})
+        for most in (0, 2, 2):
+            with pytest.raises(KeyboardInterrupt):
+                improve(base, out, PLAN, 1, ARMS, QUIET, InProcess(most))
+        return improve(base, out, PLAN, 1, ARMS, QUIET, InProcess())
+
+
+def test_a_round_learns_from_escalations_and_its_folder_is_a_run(base, improved):
+    (one,) = improved["rounds"]
+    run = RunFolder(base.parent / "improved" / "round-1")
+    assert one["slm_success"] == run.selection()["slm_success"]
+    assert one["slm_success_before"] == RunFolder(base).selection()["slm_success"]
+    run.finished("collect", "clone", "prefer", "rollout", "fit", "evaluate", "report")
+    assert improved["last_kept"] == str(run.root) and run.router("r2v")
+    played = read_episodes(run.of("collect") / "episodes.parquet")
+    asked = sum(step.choice.source == "teacher" for e in played for step in e.steps)
+    assert 0 < one["teacher_calls_training"] == asked < sum(len(e.steps) for e in played)
+    assert one["teacher_calls_total"] == asked + one["teacher_calls_router"] > asked
+    assert improved["test"]["after"]["slm_success"] == run.results()["routers"]["slm_only"]["success_rate"]
+    assert improved["test"]["before"] != improved["test"]["after"]
+    assert str(run.root) in lines(improved)[-1]
+    json.dumps(improved)
+
+
+def test_what_it_is_compared_with_spends_as_many_calls_and_learns_as_long(base, improved):
+    calls = improved["rounds"][0]["teacher_calls_training"]
+    spent = {name: rounds[0]["teacher_calls_training"] for name, rounds in improved["compared"].items()}
+    assert spent["teacher_episodes"] == pytest.approx(calls, abs=10)  # the last episode is played to its end
+    for name in spent:
+        run = RunFolder(base.parent / "improved" / name / "round-1")
+        assert json.loads((run.of("clone") / "report.json").read_text())["steps"] == PLAN.steps
+        assert set(improved["test"]["compared"][name]) == {"slm_success", "slm_ci95"}
+
+
+def test_tasks_and_seeds_of_rounds_are_nobody_elses(base, improved):
+    run, known = RunFolder(base.parent / "improved" / "round-1"), RunFolder(base).splits()
+    assert {name: run.split(name) for name in ("router", "validation", "test")} == {
+        name: known[name] for name in ("router", "validation", "test")
+    }
+    fresh = {task.id for task in run.split("policy")}
+    assert len(fresh) == PLAN.tasks and not fresh & {task.id for tasks in known.values() for task in tasks}
+    assert min(e.seed for e in read_episodes(run.of("collect") / "episodes.parquet")) >= 2 * 10**12
+
+
+def test_a_round_that_is_not_better_is_rolled_back_and_no_run(base, tmp_path):
+    found = improve(base, tmp_path / "out", SAME, 1, (), QUIET, InProcess())
+    (one,) = found["rounds"]
+    assert (one["kept"], one["difference_ci95"]) == (False, [0.0, 0.0])
+    assert one["teacher_calls_total"] == one["teacher_calls_training"] > 0
+    assert found["last_kept"] == str(base) and found["test"]["before"] == found["test"]["after"]
+    assert "no round was shown to be better" in lines(found)[1]
+    assert not (tmp_path / "out" / "round-1" / "5-prefer" / "choice.json").exists()
+    assert not (tmp_path / "out" / "round-1" / "8-evaluate").exists()
+
+
+def test_what_is_done_is_not_played_again_and_another_plan_is_refused(base, improved, tmp_path):
+    out = base.parent / "improved"
+    assert improve(base, out, PLAN, 1, ARMS, QUIET, InProcess(1)) == improved  # the arms' test, which leaves no folder
+    with pytest.raises(StageError, match="with other options; choose another --out"):
+        improve(base, out, SAME, 1, (), QUIET, InProcess())
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file").touch()
+    with pytest.raises(StageError, match="is no folder of `r2v improve`"):
+        improve(base, tmp_path / "mine", PLAN, 1, (), QUIET, InProcess())
+    with pytest.raises(SettingsError, match="is called luck; there are teacher_episodes, random_steps, no_new_data"):
+        improve(base, out, PLAN, 1, ("luck",), QUIET, InProcess())
+    with pytest.raises(SettingsError, match="no router benefit with a threshold in this run; there are r2v"):
+        improve(base, tmp_path / "new", replace(PLAN, router="benefit"), 1, (), QUIET, InProcess())
+
+
+def test_a_ledger_trains_a_model_and_held_out_sessions_judge_it(base_model, tmp_path):
+    path = ledger(tmp_path / "ledger.db", redact=False, things=tuple(f"thing{i}" for i in range(26)))
+    command = ["improve", str(path), "--slm", str(base_model), "--steps", "12", "--json"]
+    done = CliRunner().invoke(
+        cli, [*command, "--learning-rate", "1e-2", "--out", str(tmp_path / "out")], catch_exceptions=False
+    )
+    found = json.loads(done.stdout.splitlines()[-1])
+    (one,) = found["rounds"]
+    assert one["kept"] and one["loss"] < one["loss_before"] and one["fall_ci95"][0] > 0
+    assert (one["held_out_tasks"], one["teacher_calls_training"], found["sessions"]) == (5, 21, 21)
+    assert found["model"] == str(tmp_path / "out" / "model") and load_model(found["model"])
+    assert not (tmp_path / "out" / "partial").exists() and f"next      serve {found['model']}" in done.stdout
+    again = CliRunner().invoke(cli, [*command, "--out", str(tmp_path / "out")])
+    assert "holds a finished round" in str(again.exception)
+
+    rejected = CliRunner().invoke(
+        cli, [*command, "--learning-rate", "1e-12", "--out", str(tmp_path / "same")], catch_exceptions=False
+    )
+    found = json.loads(rejected.stdout.splitlines()[-1])
+    assert not found["rounds"][0]["kept"] and found["model"] == str(base_model)
+    assert not (tmp_path / "same" / "model").exists() and "stays" in rejected.stdout
+
+
+def test_a_ledger_with_too_little_is_refused(base_model, tmp_path):
+    few = ledger(tmp_path / "few.db", redact=False)
+    episodes, _ = import_logs(few, "ledger")
+    with pytest.raises(StageError, match="2 tasks have an answer of the teacher, 25 are needed"):
+        improve_on_logs(episodes, ModelSettings(path=str(base_model)), CloneSettings(), tmp_path / "out", 1, print)
+    hashed, _ = import_logs(
+        ledger(tmp_path / "hashed.db", redact=True, things=tuple("abcdefghijklmnopqrstuvwxyz")), "ledger"
+    )
+    with pytest.raises(StageError, match=r"keep no messages .*`store\.redact: false`"):
+        improve_on_logs(hashed, ModelSettings(path=str(base_model)), CloneSettings(), tmp_path / "out", 1, print)
+
+
+def test_of_an_unsolved_session_only_the_teachers_answers_are_learned(tmp_path):
+    (episode, *_), _ = import_logs(ledger(tmp_path / "ledger.db", redact=False), "ledger")
+    assert [step.choice.source for step in episode.steps] == ["slm", "teacher"]
+    for success, learned in ((True, [True, True]), (False, [False, True]), (None, [False, True])):
+        assert [is_learned(replace(episode, success=success), step) for step in episode.steps] == learned
+    made = chat_tokenizer(TEMPLATE)
+    data, _ = encode_chats([replace(episode, success=False)], made, 10_000)
+    assert made.decode(data.tokens[0][data.weights[0] == 1]) == "The mug is on bed 1.<|im_end|>"
+
+
+def test_what_is_no_run_needs_a_model(refused, tmp_path):
+    assert "name the model: --slm FOLDER" in refused("improve", tmp_path / "ledger.db")
+
+
+def test_only_what_is_shown_to_be_better_is_kept():
+    worse, better = np.array([0.5] * 40), np.array([0.5] * 30 + [1.0] * 10)
+    assert gain(worse, better, 500, 0)["kept"]
+    assert not gain(better, worse, 500, 0)["kept"] and not gain(worse, worse, 500, 0)["kept"]
+    assert not gain(np.array([0.5] * 40), np.array([0.5] * 39 + [1.0]), 500, 0)["kept"]  # one task of forty is luck
+
+
+points = st.lists(st.tuples(st.floats(0, 20), st.floats(0, 1)), min_size=1, max_size=8)
+
+
+@given(points, st.floats(0, 1))
+def test_calls_at_a_success_are_the_cheapest_mixture(points, success):
+    found = calls_for(points, success)
+    grid = [
+        w * a[0] + (1 - w) * b[0]
+        for a in points
+        for b in points
+        for w in np.linspace(0, 1, 21)
+        if w * a[1] + (1 - w) * b[1] >= success
+    ]
+    if not grid:
+        assert found is None or found >= min(x for x, _ in points)
+    else:
+        assert found is not None and min(x for x, _ in points) - 1e-9 <= found <= min(grid) + 1e-9
