@@ -11,13 +11,13 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"
-TARGET = 0.98
+TARGET = "0.98"
 """Share of the teacher's success at which routers are compared."""
+WANTED = f"{float(TARGET):.0%} of the teacher's success"
 SHOWN = ("r2v", "benefit", "cascade", "helper", "cascade_routing")
 """Routers of the table at equal calls, where the run has them; r2v is what the others are compared with."""
 Row = Sequence[str]
@@ -33,44 +33,16 @@ def results_of(path: Path) -> dict[str, Any]:
     return raw
 
 
-def calls_at(points: Sequence[tuple[float, float]], success: float) -> float | None:
-    """Fewest teacher calls an episode with which a curve reaches a success rate.
-
-    Args:
-        points: (calls an episode, success rate), in any order. Between two points lies their mixture, episode by episode:
-            what can be reached is the upper envelope (the concave hull).
-        success: the rate wanted.
-
-    Returns:
-        None where no point is as good as that.
-    """
-    hull: list[tuple[float, float]] = []
-    for x, y in sorted(points, key=lambda point: (point[0], -point[1])):
-        if hull and y <= hull[-1][1]:
-            continue  # more calls for nothing
-        while len(hull) > 1 and _slope(hull[-2], hull[-1]) <= _slope(hull[-2], (x, y)):
-            hull.pop()
-        hull.append((x, y))
-    if hull[0][1] >= success:
-        return hull[0][0]
-    for (x0, y0), (x1, y1) in pairwise(hull):
-        if y1 >= success:
-            return x0 + (x1 - x0) * (success - y0) / (y1 - y0)
-    return None
-
-
-def _slope(a: tuple[float, float], b: tuple[float, float]) -> float:
-    return (b[1] - a[1]) / (b[0] - a[0])
-
-
 def calls_of(results: Mapping[str, Any], name: str) -> float | None:
     """Calls an episode that a router needs for TARGET of the teacher's success; None without a curve, or out of reach."""
-    routers = results["routers"]
-    if not routers[name]["points"]:
-        return None
-    ends = [(r["calls_per_episode"], r["success_rate"]) for r in (routers["slm_only"], routers["llm_only"])]
-    points = [(calls, success) for _, calls, success in routers[name]["points"]]
-    return calls_at([*points, *ends], TARGET * routers["llm_only"]["success_rate"])
+    calls: float | None = needs(results["routers"][name])["calls"]
+    return calls
+
+
+def needs(found: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The calls at TARGET of the teacher's success, with their interval, of a router or of the state oracle."""
+    at: Mapping[str, Any] = found["calls_at_equal_success"].get(TARGET, {"calls": None, "ci95": None})
+    return at
 
 
 def section(results: Mapping[str, Any], fresh: Mapping[str, Any] | None) -> str:
@@ -101,18 +73,22 @@ def machine(results: Mapping[str, Any]) -> str:
 
 
 def oracle(results: Mapping[str, Any]) -> list[str]:
-    """How much room is left; nothing where the bound was not searched for or does not reach TARGET."""
-    bound = results["clairvoyant"]
-    if bound is None or bound["calls_at_target"] is None:
+    """How much room is left: nothing of a bound that was not searched for or does not reach TARGET."""
+    said = []
+    bound, state = results["clairvoyant"], results.get("state_oracle")
+    aim = float(TARGET) * results["routers"]["llm_only"]["success_rate"]
+    if bound is not None and bound["calls_at_target"] is not None and abs(bound["target"] - aim) < 1e-9:
+        said.append(f"the oracle bound (it knows the future) needs {bound['calls_at_target']:.2f} calls an episode")
+    if state is not None and (calls := needs(state)["calls"]) is not None:
+        said.append(
+            f"the state oracle (it knows what help is worth at each step, as {state['futures']} futures say, and not the "
+            f"future; {state['episodes']} episodes) {calls:.2f} ({_range(needs(state)['ci95'], '{:.2f}')})"
+        )
+    if not said:
         return []
-    if abs(bound["target"] - TARGET * results["routers"]["llm_only"]["success_rate"]) > 1e-9:
-        return []  # `evaluate.clairvoyant_target` asked for another success
-    needs = [(name, calls_of(results, name)) for name in SHOWN if name in results["routers"]]
-    others = ", ".join(f"`{name}` {calls:.2f}" for name, calls in needs if calls is not None)
-    return [
-        f"For {TARGET:.0%} of the teacher's success the oracle bound (it knows the future) needs "
-        f"{bound['calls_at_target']:.2f} calls an episode; {others}."
-    ]
+    calls_by = [(name, calls_of(results, name)) for name in SHOWN if name in results["routers"]]
+    others = ", ".join(f"`{name}` {calls:.2f}" for name, calls in calls_by if calls is not None)
+    return [f"For {WANTED} {', '.join(said)}; {others}."]
 
 
 def table(head: Row, rows: Sequence[Row]) -> str:
@@ -121,8 +97,7 @@ def table(head: Row, rows: Sequence[Row]) -> str:
 
 def whole(results: Mapping[str, Any]) -> tuple[Row, list[Row]]:
     """Every router at its operating point, and the calls it needs at equal success."""
-    equal = f"calls for {TARGET:.0%} of the teacher's success"
-    head = ("router", "success (95 %)", "call rate", "calls an episode (95 %)", equal, "area")
+    head = ("router", "success (95 %)", "call rate", "calls an episode (95 %)", f"calls for {WANTED} (95 %)", "area")
     rows: list[Row] = []
     for name, r in results["routers"].items():
         calls, area = calls_of(results, name), r["area"]
@@ -132,7 +107,7 @@ def whole(results: Mapping[str, Any]) -> tuple[Row, list[Row]]:
                 f"{r['success_rate']:.1%} ({_range(r['ci95'], '{:.1%}')})",
                 f"{r['llm_call_rate']:.1%}",
                 f"{r['calls_per_episode']:.2f} ({_range(r.get('calls_ci95'), '{:.2f}')})",
-                "" if calls is None else f"{calls:.2f}",
+                "" if calls is None else f"{calls:.2f} ({_range(needs(r)['ci95'], '{:.2f}')})",
                 "" if area is None else f"{area:.3f}",
             )
         )
@@ -151,9 +126,9 @@ def equal_calls(results: Mapping[str, Any]) -> tuple[Row, list[Row]]:
     return ("teacher calls an episode", *budgets), rows
 
 
-def _range(interval: Sequence[float] | None, form: str) -> str:
-    """`low to high`; results of before calls had intervals have none."""
-    return "no interval" if interval is None else " to ".join(form.format(end) for end in interval)
+def _range(interval: Sequence[float | None] | None, form: str) -> str:
+    """`low to high`; an end is `?` where too many resamples do not reach the success."""
+    return "no interval" if interval is None else " to ".join("?" if end is None else form.format(end) for end in interval)
 
 
 def _ahead(behind: Mapping[str, Any]) -> str:

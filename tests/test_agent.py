@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 
 from r2v.clients.scripted import ScriptedPolicy
-from r2v.core.agent import AgentModels, Forked, Noisy, Routed, Solo
+from r2v.core.agent import AgentModels, Forked, Noisy, Routed, Solo, within_budget
 from r2v.core.features import best
 from r2v.core.fixed import Always, AtSteps, Never, Redraw
 from r2v.core.seeds import derive_seed, derive_uniform
-from r2v.core.types import NO_USAGE, Action, Candidate, Context, Decision, Memory, Usage
+from r2v.core.types import NO_USAGE, Action, Candidate, Context, Decision, Features, Memory, Usage
 from r2v.routers.random import Random
-from toy import Budgeted, Flat, ThresholdRouter, Toy, routed, run
+from toy import Flat, ThresholdRouter, Toy, routed, run
 
 
 def test_solo_and_routed_play_to_the_end():
@@ -61,10 +61,23 @@ def test_what_breaks_is_recorded_with_its_boundary(agent, environment, boundary,
 
 
 def test_a_budget_is_never_exceeded():
-    router = Budgeted(ThresholdRouter("all", lambda features: 1.0, 0.0))
-    episode = run(routed(router=router), memory=Memory(calls_left=2), horizon=6)
+    router = ThresholdRouter("all", lambda features: 1.0, 0.0)
+    episode = run(routed(teacher="press blue", router=router), memory=Memory(calls_left=2), horizon=6)
     assert [step.choice.source for step in episode.steps] == ["teacher", "teacher", "slm", "slm", "slm", "slm"]
-    assert "no calls are left" in episode.steps[2].choice.decision.reason
+    spent = episode.steps[2].choice.decision
+    assert (spent.route, spent.code, spent.propensity) == ("continue", "budget_exhausted", 1.0)
+    assert spent.reason == "would escalate (risk_above: all 1.000 >= 0.000), but no call is left"
+    for router in (Random(threshold=0.7), At("takeover", 1), Always()):
+        for z in range(20):
+            limited = run(routed(teacher="press blue", router=router), memory=Memory(calls_left=3), seed=z, horizon=8)
+            calls = [step.choice.teacher.calls for step in limited.steps]
+            assert sum(calls) <= 3 and len(calls) == 8
+            last = [step.choice.decision.propensity for step in limited.steps if sum(calls[: step.t]) == 3]
+            assert set(last) <= {1.0}  # the SLM goes on whatever is drawn
+    wanted = Always().decide(Context("g", ("x",), (), 9), Features((), ()), Memory(), seed=0)
+    assert within_budget(wanted, Memory()) is wanted and within_budget(wanted, Memory(1)) is wanted
+    free = run(routed(teacher="press blue", router=Always()), horizon=8)
+    assert sum(step.choice.teacher.calls for step in free.steps) == 8
 
 
 def test_random_asks_at_its_rate_and_logs_the_propensity():

@@ -375,6 +375,23 @@ def data(**more) -> SimpleNamespace:
     return SimpleNamespace(**{**parts, **more})
 
 
+def test_a_helper_with_a_limit_decides_by_the_calls_that_are_left():
+    last, before = (linear(FEATURES[:1], np.zeros(1), np.ones(1), np.zeros(1), value) for value in (0.1, 0.4))
+    mixture = Mixture(budget=2.0, value=1, first=0.3, second=0.3, weight=1.0)
+    router = Helper(
+        budgets=(1.0, 2.0),
+        prices=(0.5, 0.5),
+        values=(STEP, STEP, last, before),
+        mixtures=(mixture,),
+        threshold=2.0,
+        max_calls=2,
+    )
+    left = {calls: router.decide(context(), features(), Memory(calls), seed=0).route for calls in (0, 1, 2, 9, None)}
+    assert left == {0: "continue", 1: "continue", 2: "escalate", 9: "escalate", None: "escalate"}
+    with pytest.raises(ValueError, match="beyond"):
+        replace(router, mixtures=(replace(mixture, value=2),))
+
+
 def test_a_helper_mixes_the_two_prices_on_either_side_of_its_budget():
     usage, tried = {4.0: 0.5, 3.0: 2.0, 2.0: 3.0, 1.0: 4.0, 0.0: 5.0}, []
 
@@ -452,7 +469,7 @@ def test_cascade_routing_foresees_a_second_draw_from_the_first():
     assert (name, names, router.disagreement) == ("cascade_routing", EXTENDED, STEP)
     assert (held.episode_N.tolist(), train.episode_N.tolist()) == ([0, 0, 5, 5], [1, 1, 2, 2, 3, 3, 4, 4])
     assert (held.y_N.tolist(), train.y_N.tolist()) == ([1, 0, 0, 0], [1, 0, 1, 0, 0, 0, 0, 0])
-    assert held.seed_N.tolist() == [0, 0, 5, 5]
+    assert held.group_N.tolist() == [0, 0, 5, 5]
     choice, known = episodes[0].steps[1].choice, episodes[0].contexts(2)[1]
     row = featurise(known, choice.candidates[:3], choice.scores[:3])
     assert np.array_equal(held.x_NF[1], batch([row])[0][0])

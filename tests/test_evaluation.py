@@ -7,13 +7,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from r2v.core.errors import StageError
 from r2v.core.features import FEATURES
 from r2v.core.fixed import Always, AtSteps, Never, Redraw
 from r2v.core.types import NO_USAGE, Action, Usage
 from r2v.evaluation import prefixes
-from r2v.evaluation.curves import area_B, curve, interval, resample_BT, success_at_B
+from r2v.evaluation.curves import area_B, calls_at_B, curve, interval, open_interval, resample_BT, success_at_B
 from r2v.evaluation.operating_point import Point, better_policy, by_budget, by_cost, by_target, choose, in_words
 from r2v.evaluation.outcomes import Row, gather, row
 from r2v.evaluation.prefixes import Scored, by_prefix, curves, measures
@@ -60,6 +62,45 @@ def test_the_area_is_the_trapezoid_between_the_ends():
     weights = resample_BT(2, 100, seed=0)
     assert area_B([teacher, alone, middle], weights)[0] == pytest.approx(0.5 * (0.25 + 0.75) / 2 + 0.5 * (0.75 + 1) / 2)
     assert weights.sum(axis=1) == pytest.approx(np.ones(101))
+
+
+def test_calls_at_equal_success_are_read_off_the_curve():
+    alone, middle, worse, teacher = (
+        outcomes((False, False, False, True)),
+        outcomes((True, False, True, True), asked=(1, 2)),
+        outcomes((True, False, False, True), asked=(1, 2, 3)),
+        outcomes((True,) * 4, asked=(0, 1, 2, 3)),
+    )
+    weights = np.full((1, 2), 0.5)
+
+    def calls(points, success):
+        return float(calls_at_B(points, np.array([success]), weights)[0])
+
+    points = [teacher, middle, alone, worse]
+    assert [calls(points, success) for success in (0.2, 0.25, 0.5, 0.75, 0.875, 1.0)] == [0, 0, 1, 2, 3.75, 4]
+    assert calls([alone, middle], 0.8) == np.inf  # never reached
+    assert calls([alone, alone, teacher], 0.25) == 0.0  # two points at equal calls
+    # where it is not reached in some of the resamples, or in too many of them
+    assert open_interval(np.array([1.0, *np.linspace(0, 1, 99), np.inf])) == pytest.approx([2.475 / 98, 96.525 / 98])
+    assert open_interval(np.array([1.0, *np.linspace(0, 1, 50), *[np.inf] * 50]))[1] is None
+    assert open_interval(np.full(9, np.inf)) == [None, None]
+
+
+@given(st.integers(0, 10_000), st.floats(0.05, 1.0))
+def test_a_curve_has_the_success_at_the_calls_that_it_needs_and_not_before(seed, success):
+    rng = np.random.default_rng(seed)
+    points = [outcomes(tuple(rng.random(4) < 0.6), asked=tuple(range(n))) for n in rng.permutation(5)[: rng.integers(2, 5)]]
+    weights = resample_BT(2, 20, seed)
+    calls_B = calls_at_B(points, np.full(21, success), weights)
+    for row_T, calls in zip(weights, calls_B, strict=True):
+        grid = np.linspace(0, 4, 81)
+        reached = [success_at_B(points, x, row_T[None])[0] >= success - 1e-9 for x in grid]
+        if np.isinf(calls):
+            assert not any(reached)
+        else:
+            assert success_at_B(points, calls, row_T[None])[0] >= success - 1e-9
+            first = min(float(row_T @ p.calls_T) for p in points)
+            assert not any(r for x, r in zip(grid, reached, strict=True) if first <= x < calls - 1e-6)
 
 
 def test_the_bootstrap_covers_the_truth():
@@ -190,10 +231,11 @@ def test_ties_go_to_the_smaller_threshold_the_cheaper_point_and_the_simpler_poli
     assert [by_cost(rising, kappa).threshold for kappa in (1.9, 2.1, 7.9, 8.1)] == [0.9, 0.5, 0.5, 0.2]
     assert by_budget(rising, 1).threshold == 0.5
     rule = {"target": 0.75, "kappa": 100.0, "calls_per_episode": 1.0}
-    chosen = {name: choose(rising, SimpleNamespace(rule=name, **rule), 1.0) for name in ("target", "cost", "budget")}
+    chosen = {name: choose(rising, SimpleNamespace(rule=name, **rule), 1.0, 0.2) for name in ("target", "cost", "budget")}
     assert {name: point.threshold for name, point in chosen.items()} == {"target": 0.5, "cost": 0.2, "budget": 0.5}
-    assert choose(rising, SimpleNamespace(rule="target", **rule), 1 / 3).threshold == 0.9
-    words = {name: in_words(SimpleNamespace(rule=name, **rule)) for name in chosen}
+    assert choose(rising, SimpleNamespace(rule="target", **rule), 1 / 3, 0.2).threshold == 0.9
+    assert all(point.met for point in chosen.values()) and not by_target(rising[:2], 0.9).met
+    words = {name: in_words(SimpleNamespace(rule=name, **rule), 0.2) for name in chosen}
     assert "75%" in words["target"] and "100 teacher" in words["cost"] and "at most 1 teacher" in words["budget"]
     clone_T, prefer_T = np.array([0.0, 1.0]), np.array([1.0, 0.5])
     assert better_policy(clone_T, prefer_T, seed=0) == {
@@ -254,6 +296,10 @@ def test_every_number_of_a_router_by_hand():
         "asked_by_position": [0.0, 1.0, 0.0, 0.0, *[None] * 6], "broken": 0, "threshold": 0.5,
         "curve": [[0.0, 0.5], [0.25, 1.0], [1.0, 1.0]], "points": [[0.5, 1.0, 1.0]], "area": pytest.approx(15 / 16),
         "at_calls": {"0.5": 0.75, "1": 1.0, "2": 1.0, "3": 1.0, "4": 1.0},
+        "calls_at_equal_success": {
+            "0.98": {"calls": pytest.approx(0.96), "ci95": pytest.approx([0.96, 0.96])},
+            "0.95": {"calls": pytest.approx(0.9), "ci95": pytest.approx([0.9, 0.9])},
+        },
     }  # fmt: skip
     assert {key: found[key] for key in expected} == expected
     assert differences["random"]["area"] == pytest.approx(15 / 16 - (0.625 / 4 + 0.875 * 3 / 4))
@@ -261,6 +307,9 @@ def test_every_number_of_a_router_by_hand():
     assert differences["random"]["at_calls"]["1"]["success"] == pytest.approx(0.25)
     low, high = differences["random"]["at_calls"]["1"]["ci95"]
     assert (low, high) == (0.0, 0.5) and list(differences) == ["random"]
+    theirs = differences["random"]["calls_at_equal_success"]["0.98"]
+    assert theirs["calls"] == pytest.approx(0.96 - (1 + 3 * 0.92))  # theirs: .75 at 1 call, then the line to the teacher
+    assert routers["slm_only"]["calls_at_equal_success"] == {}
     assert found["mcnemar_p"] is None
     assert (routers["slm_only"]["curve"], routers["slm_only"]["area"], routers["slm_only"]["at_calls"]) == ([], None, {})
 

@@ -16,14 +16,15 @@ from r2v.clients.scripted import ScriptedPolicy
 from r2v.core.agent import AgentModels, Routed
 from r2v.core.fixed import AtSteps, Never
 from r2v.core.seeds import derive_seed
-from r2v.core.types import Observation
+from r2v.core.types import Action, Candidate, Observation, Usage
 from r2v.domains.household.expert import HouseholdExpert
 from r2v.domains.household.verifier import HouseholdVerifier
 from r2v.evaluation.branches import branch, differs
 from r2v.evaluation.closed_loop import cases, play
 from r2v.evaluation.oracle_bound import Fewest, bound, fewest_calls
+from r2v.evaluation.state_oracle import Repeating, StateOracle
 from r2v.learning.helper import model
-from r2v.maths.mdp import Mdp, Plan, meet_budget, plan
+from r2v.maths.mdp import Mdp, Plan, limited, meet_budget, plan
 from r2v.maths.offpolicy import doubly_robust_N, ips_N
 from test_loop import Clumsy, household
 from toy import TASK, Flat, Toy, routed, run
@@ -94,6 +95,21 @@ def test_a_hard_limit_costs_success_and_is_exact_when_loose(seed):
     assert limits[0] == pytest.approx(plan(mdp, 1.1).success)
     assert limits[-1] == pytest.approx(plan(mdp, 0.0).success)
     assert all(limits[c] <= optimum(mdp, c) + 1e-9 for c in range(6))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000), st.integers(0, 4), st.integers(2, 3))
+def test_a_plan_with_the_calls_left_in_its_state_is_the_best_under_a_hard_limit(seed, calls, actions):
+    mdp = random_mdp(seed, A=actions)
+    process = limited(mdp, calls)
+    best = plan(process, 0.0)
+    assert best.success == pytest.approx(success_within(mdp, calls))
+    assert best.calls <= calls + 1e-9  # on average; the next line: in every episode
+    _, _, S, _ = mdp.p_HASS.shape
+    cost = mdp.calls_A.astype(int)
+    assert all(cost[best.action_HS[:, b * S : (b + 1) * S]].max() <= b for b in range(calls + 1))
+    mix = meet_budget(process, 0.5)
+    assert mix.calls <= 0.5 + 1e-6 and mix.success <= best.success + 1e-9
 
 
 EASY, FORK, ROAD, HOPELESS, LATE, SIDE, NEAR = range(7)
@@ -231,6 +247,73 @@ def test_a_branch_plays_both_futures_of_a_step():
     assert {(b.t, b.helped, b.alone) for b in found} == {(0, False, False), (1, True, False), (2, False, False)}
     assert all(b.episode == 7 for b in found) and {b.draw for b in found} == {0, 1}
     assert asyncio.run(differs(alone, models.teacher, 10)) == [t == 1 for t in range(len(alone.steps))]
+
+
+class Gambler:
+    """Presses red; from step 2 on, where nobody helped at step 1, it falls into the trap in some draws."""
+
+    name = "gambler"
+
+    def __init__(self, falls):
+        self.falls = falls
+
+    async def propose(self, context, k, *, seed):
+        done = [action.text for action in context.actions]
+        fell = context.t == 2 and done[1] == "press blue" and self.falls(seed)
+        text = "press blue" if context.t == 1 else "press trap" if fell else "press red"
+        return tuple(Candidate(Action(text), None, None, Usage(1)) for _ in range(k))
+
+
+def played_by_state_oracle(falls, *, futures=40, price=0.3, max_calls=None):
+    models = AgentModels(Gambler(falls), ScriptedPolicy(lambda c: "press red"), Flat(), 2)
+    oracle = StateOracle(
+        models, lambda task, z, redrawn: (Copyable(), "none"), TASK, 3, futures, horizon=10, max_calls=max_calls
+    )
+    return oracle, asyncio.run(oracle.at(price))
+
+
+def test_the_state_oracle_asks_where_its_futures_are_worth_the_price_and_not_for_its_own_luck():
+    def asked(episode):
+        return [step.t for step in episode.steps if step.choice.teacher.calls]
+
+    own = derive_seed(derive_seed(TASK.id, 3, 2), "slm")
+    _, episode = played_by_state_oracle(lambda seed: seed != own)  # only its own future is lucky
+    assert asked(episode) == [1]  # a clairvoyant would not have asked
+    _, unlucky = played_by_state_oracle(lambda seed: seed == own)  # only its own future is bad
+    assert asked(unlucky) == [2]  # not before the SLM proposes the trap
+    half, episode = played_by_state_oracle(lambda seed: seed % 2 == 0)
+    assert asked(episode) == [1]
+    (worth,) = [gained for (_, t), gained in half._gains.items() if t == 1]
+    assert worth == pytest.approx(0.5, abs=0.25)
+    assert asked(asyncio.run(half.at(1.0))) == []  # too dear
+    assert asked(played_by_state_oracle(lambda seed: True, max_calls=1)[1]) == [1]
+
+
+def test_the_futures_of_the_state_oracle_have_noise_of_their_own(small_tasks, small_scenes):
+    made = []
+
+    def make(task, z, redrawn):
+        environment, family = household(small_scenes)(task, z)
+        if redrawn is not None:
+            environment.redraw(*redrawn)
+        made.append(redrawn)
+        return environment, family
+
+    models = AgentModels(Clumsy(), HouseholdExpert(), HouseholdVerifier(), 3)
+    oracle = StateOracle(models, make, small_tasks[0], 5, 2, horizon=12)
+    asyncio.run(oracle.at(2.0))  # nothing is worth that much: every step is valued
+    assert {draw for redrawn in made if redrawn for draw in (redrawn[1],)} == {1, 2}
+    alone = asyncio.run(oracle.at(2.0))
+
+    def seen(redrawn):
+        acts = tuple(step.choice.action for step in alone.steps)
+        agent = Repeating(acts, Routed(models, Never()))
+        (episode,) = asyncio.run(play(agent, [(small_tasks[0], 5)], lambda t, z: make(t, z, redrawn), horizon=12))
+        return [step.observation.text for step in episode.steps]
+
+    first, again, other = seen(None), seen((4, 1)), seen((4, 2))
+    assert first == [step.observation.text for step in alone.steps]
+    assert first[:5] == again[:5] == other[:5] and len({tuple(x[5:]) for x in (first, again, other)}) == 3
 
 
 def test_draw_0_of_a_branch_is_the_recorded_future_and_other_draws_differ(small_tasks, small_scenes):

@@ -21,7 +21,7 @@ from r2v.evaluation.closed_loop import cases, play, play_all
 from r2v.perturbations import family_of
 from r2v.perturbations.wrap import PerturbedBranching
 from r2v.routers.random import Random
-from toy import TASK, Budgeted, Flat, ThresholdRouter, Toy, routed
+from toy import TASK, Flat, ThresholdRouter, Toy, routed
 
 STUCK = FEATURES.index("repeats_in_last_five")
 
@@ -55,7 +55,7 @@ def household(small_scenes):
 def agents(slm):
     models = AgentModels(slm, HouseholdExpert(), HouseholdVerifier(), 4)
     stuck = [ThresholdRouter("stuck", lambda features: features.values[STUCK], at) for at in (0.2, 0.6)]
-    routers = [Never(), Always(), Random(threshold=0.1), Random(threshold=0.5), *stuck, Budgeted(Always())]
+    routers = [Never(), Always(), Random(threshold=0.1), Random(threshold=0.5), *stuck]
     return [*(Routed(models, router) for router in routers), Solo(HouseholdExpert(), "teacher")]
 
 

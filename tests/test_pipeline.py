@@ -20,6 +20,7 @@ from r2v.gateway.settings import RouteSettings
 from r2v.pipeline.run_folder import folder_of
 from r2v.pipeline.stages import STAGES
 from r2v.runtime.executor import LocalProcesses
+from r2v.runtime.store import read_episodes
 from r2v.studies import compare
 
 SETTINGS = """\
@@ -240,6 +241,33 @@ def test_the_clairvoyant_bound_is_a_bound(science):
                 assert router["success_rate"] <= bound["success_rate"] + 1e-9
 
 
+def test_no_routed_episode_has_more_calls_than_the_limit(finished, settings, tmp_path):
+    out = tmp_path / "limited"
+    shutil.copytree(finished, out)
+    limits = ("routers=[random, r2v]", "router.reads=false", "evaluate.max_calls=2", "evaluate.state_oracle=1",
+              "evaluate.state_oracle_futures=1")  # fmt: skip
+    r2v("run", str(settings), "--out", str(out), *(part for limit in limits for part in ("--set", limit)))
+    results = results_of(out)
+    assert results["max_calls"] == 2 and results_of(finished)["max_calls"] is None
+    assert list(results["routers"])[:3] == ["slm_only", "llm_only", "llm_first"]
+    for name in ("random", "r2v"):
+        assert all(calls <= 2 for _, calls, _ in results["routers"][name]["points"])
+        assert results["routers"][name]["curve"][-1][0] < 1  # it ends at llm_first
+    calls, spent = {}, set()
+    for episode in read_episodes(out / "8-evaluate" / "episodes.parquet"):
+        asked = sum(step.choice.teacher.calls for step in episode.steps)
+        calls.setdefault(episode.agent, []).append(asked)
+        if episode.agent == "llm_first" and len(episode.steps) > 2:
+            assert [step.choice.decision.code for step in episode.steps[2:]] == ["budget_exhausted"] * len(episode.steps[2:])
+            spent.add(f"{episode.task.id}@{episode.seed}")
+    assert {name: max(made) for name, made in calls.items()}["expert"] > 2  # the teacher alone has no limit
+    assert all(max(calls[agent]) <= 2 for agent in calls if agent != "expert") and max(calls["llm_first"]) == 2
+    oracle = results["state_oracle"]
+    assert (oracle["episodes"], oracle["futures"]) == (1, 1)
+    assert all(0 <= made <= 2 and 0 <= success <= 1 for _, made, success in oracle["points"])
+    assert "no call is left" in r2v("explain", str(out), max(spent), "--router", "llm_first").stdout
+
+
 def test_certify_says_what_is_proven_and_for_what(science, finished, tmp_path):
     path = tmp_path / "certificate.json"
     common = ("certify", str(science), "--out", str(path), "--fresh-tasks", "16", "--router", "cascade", "--json")
@@ -450,3 +478,39 @@ def test_a_run_of_r2v_0_1_is_refused_with_the_way_on(finished, tmp_path):
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "r2v": "0.1.0"}))
     done = r2v("evaluate", str(old), "--fresh-tasks", "4", "--out", str(tmp_path / "fresh"), check=1)
     assert "r2v run" in done.stderr and "0.1" in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_run_of_three_models_takes_up_the_slm_of_a_pair(finished, tmp_path):
+    """With another pool the SLM is not trained again, and what the medium model would do is tried as the teacher's is."""
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "pool.yaml").write_text(
+        SETTINGS.replace("reads: true", "reads: false")
+        + "pool: {medium: {mistakes: 0.3}}\nprices: {pool: {medium: 10}}\nhelp: {rates: [0.3], explore_seeds: 1}\n"
+        + "routers: [r2v, pool_benefit, pool_bandit, pool_cascade_routing]\n"
+    )
+    done = r2v("run", str(tmp_path / "pool.yaml"), "--out", str(tmp_path / "run"))
+    assert "5-prefer    up to date" in done.stdout + done.stderr
+    rollout, results = tmp_path / "run" / "6-rollout", results_of(tmp_path / "run")
+    teacher, medium = (json.loads((rollout / name).read_text()) for name in ("help.json", "help-medium.json"))
+    assert teacher["unlike_teacher"] is None and teacher["differs"] != medium["differs"]
+    assert [len(row) for row in medium["unlike_teacher"][0]] == [len(row) for row in medium["differs"]]
+    assert any(any(row) for row in medium["unlike_teacher"][0]) and (rollout / "explored-medium.parquet").exists()
+    routers = results["routers"]
+    assert list(routers) == [
+        "slm_only",
+        "llm_only",
+        "medium_only",
+        "r2v",
+        "pool_benefit",
+        "pool_bandit",
+        "pool_cascade_routing",
+    ]
+    alone, best = routers["medium_only"], routers["llm_only"]
+    assert alone["llm_call_rate"] == 1.0 and alone["calls_per_episode"] == pytest.approx(alone["steps_per_episode"] / 5)
+    assert set(alone["calls_by_model"]) == {"medium"} and alone["success_rate"] <= best["success_rate"]
+    for name in ("pool_benefit", "pool_bandit", "pool_cascade_routing"):
+        calls = routers[name]["calls_by_model"]
+        equal = calls.get("medium", 0) / 5 + calls.get("teacher", 0)
+        assert set(calls) <= {"medium", "teacher"} and routers[name]["calls_per_episode"] == pytest.approx(equal)
+        assert load_configured(RouteSettings(router=str(tmp_path / "run" / "7-fit" / name)), ("medium", "teacher"))
+    assert results["text_attacks"]["r2v"]["orders"]["steps"] and "medium_only" not in results["replay"]["routers"]

@@ -31,6 +31,7 @@ def router(success, rate, curve=True, **more):
         "asked_by_position": [rate] * 8 + [None, None], "broken": 0, "threshold": 0.4 if curve else None,
         "curve": [[0.0, 0.7], [rate, success], [1.0, 0.98]] if curve else [], "area": 0.9 if curve else None,
         "points": [[0.4, 12 * rate, success]] if curve else [], "at_calls": {"0.5": 0.75, "1": 0.8} if curve else {},
+        "calls_at_equal_success": {"0.98": {"calls": 24 * rate, "ci95": [rate, None]}} if curve else {},
         "interventions": {"helped": 5, "nothing": 3, "hurt": 1}, "mcnemar_p": 0.03,
         "answers": {"same": 0.5, "among": 0.2, "new": 0.3} if curve else None,
         "rescued_by_first_call": [[5, 5], [3, 4], [1, 4], [0, 0]], **more,
@@ -52,6 +53,7 @@ def results(**changes):
         "differences": {
             "random": {
                 "area": 0.02, "ci95": [0.01, 0.03],
+                "calls_at_equal_success": {"0.98": {"calls": -0.75, "ci95": [-1.5, -0.25]}},
                 "at_calls": {
                     "0.5": {"success": 0.05, "ci95": [0.01, 0.08]}, "1": {"success": -0.01, "ci95": [-0.03, 0.01]}
                 },
@@ -170,6 +172,31 @@ def test_what_episodes_cost_is_shown_where_it_is_known(tmp_path):
     assert "USD/1000" in console.export_text() and "<td>2.100</td>" in text
     console.print(summary(results()))
     assert "USD/1000" not in console.export_text()
+
+
+def test_calls_at_equal_success_stand_in_the_table_and_on_the_page(page, tmp_path):
+    def shown(found):
+        console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+        console.print(summary(found))
+        console.file.close()
+        return console.export_text(), write_report(found, [], tmp_path, title="t").read_text()
+
+    terminal, text = shown(results())
+    assert max(map(len, terminal.splitlines())) <= 80
+    assert "at 98 %" in terminal and "2.95" in terminal and "9.60" in terminal
+    assert "98 % of the teacher's success</th>" in text
+    assert '<td>9.60 <span class="soft">0.40 to –</span>' in text and "<b>(+0.75)</b>" in text
+    assert "state oracle" not in text and "llm_first" not in text
+    oracle = {
+        "episodes": 120, "futures": 16, "slm_success": 0.7, "teacher_success": 0.98, "points": [[0.2, 0.4, 0.93]],
+        "calls_at_equal_success": {"0.98": {"calls": 0.34, "ci95": [0.21, 0.55]}},
+    }  # fmt: skip
+    unreached = router(0.8, 0.1, calls_at_equal_success={"0.98": {"calls": None, "ci95": [None, None]}})
+    found = results(state_oracle=oracle, max_calls=3)
+    found["routers"]["random"] = unreached
+    terminal, text = shown(found)
+    assert "<tr><td>state oracle</td><td>0.34" in text and "120 episodes" in text and "9.60" not in terminal
+    assert "may have 3 teacher calls at most" in text and "<td>– <span" in text
 
 
 def test_the_terminal_tables_and_explanations():

@@ -127,5 +127,5 @@ def test_alpha_changes_the_router():
 def test_cvar_with_one_seed_group_is_an_error():
     train, _ = rows(200, 9)
     alone = Rows(train.x_NF, train.present_NF, train.y_N, np.zeros(200, dtype=np.int64), train.episode_N)
-    with pytest.raises(ValueError, match="two perturbation seeds"):
+    with pytest.raises(ValueError, match="two groups"):
         fit_mlp(alone, alone, NAMES, SETTINGS, "paper", seed=0)

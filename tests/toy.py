@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from r2v.clients.scripted import ScriptedPolicy
 from r2v.core.agent import AgentModels, Routed, Solo
 from r2v.core.fixed import Never
 from r2v.core.loop import run_episode
-from r2v.core.protocols import Router
 from r2v.core.types import Action, Context, Decision, Episode, Features, Memory, Observation, ScoreKind, Task
 from r2v.routers.base import compare
 
@@ -90,21 +89,3 @@ class ThresholdRouter:
 
     def decide(self, context: Context, features: Features, memory: Memory, *, seed: int) -> Decision:
         return compare(self.name, self.kind, self.score(features), self.threshold)
-
-
-@dataclass(frozen=True)
-class Budgeted:
-    """A hard limit around any router: no call once `Memory.calls_left` is 0."""
-
-    router: Router
-
-    @property
-    def name(self) -> str:
-        return self.router.name
-
-    def decide(self, context: Context, features: Features, memory: Memory, *, seed: int) -> Decision:
-        decision = self.router.decide(context, features, memory, seed=seed)
-        if decision.route == "continue" or memory.calls_left is None or memory.calls_left > 0:
-            return decision
-        reason = f"{decision.reason}, but no calls are left"
-        return replace(decision, route="continue", code="budget_exhausted", propensity=1.0, reason=reason)

@@ -115,7 +115,11 @@ def certify(
     delta: Annotated[float, typer.Option(min=1e-6, max=0.5, help="Probability with which it may be wrong.")] = 0.1,
     cvar: Annotated[
         float | None,
-        typer.Option(min=1e-6, max=1, help="Bound CVaR over perturbation seeds instead: the mean of this worst share."),
+        typer.Option(min=1e-6, max=1, help="CVaR: bound it in this worst share of the groups of episodes, not in all."),
+    ] = None,
+    relative: Annotated[
+        float | None,
+        typer.Option(min=0.01, max=1, help="Instead of --max-failure: above this share of the teacher's success."),
     ] = None,
     router: Annotated[str, typer.Option(help="Whose thresholds are tried.")] = "r2v",
     fresh_tasks: Annotated[int, typer.Option(min=2, help="How many new tasks to play.")] = 300,
@@ -128,7 +132,8 @@ def certify(
     executor: Executor = "processes",
     address: Address = None,
 ) -> None:
-    """Prove on new tasks that a threshold keeps the failure rate below a bound (Learn-then-Test), and say which is cheapest.
+    """Prove on new tasks that a threshold keeps the failure rate below a bound, or the success above a share of the
+    teacher's (Learn-then-Test), and say which is cheapest.
 
     A threshold may be proven only as far as the tasks allow: ask for a bound that leaves room above the teacher's own
     failure rate. Each try at other tasks or targets until one succeeds makes the proof worth less: decide first, then run.
@@ -149,7 +154,8 @@ def certify(
         if verify is not None:
             certificate = load_certificate(verify, identity(ctx, read_certificate(verify).router))
         else:
-            certificate = make(ctx, router, Target(max_failure, delta, cvar), tasks=fresh_tasks, seed=seed)
+            target = Target(max_failure if relative is None else None, delta, cvar, relative)
+            certificate = make(ctx, router, target, tasks=fresh_tasks, seed=seed)
             certificate.save(path)
     console.print(describe(certificate), highlight=False)
     console.print(f"\ncertificate  {path}", highlight=False)

@@ -151,6 +151,16 @@ async def priced(verifier: Verifier, context: Context, actions: Sequence[Action]
     return await verifier.score(context, actions), NO_USAGE
 
 
+def within_budget(decision: Decision, memory: Memory) -> Decision:
+    """The decision; where no teacher call is left the SLM goes on in the place of one, whatever was drawn."""
+    if memory.calls_left != 0 or decision.route in ("retry", "restart"):
+        return decision
+    if decision.route == "continue":
+        return replace(decision, propensity=1.0)
+    reason = f"would escalate ({decision.code}: {decision.reason}), but no call is left"
+    return replace(decision, route="continue", code="budget_exhausted", propensity=1.0, reason=reason)
+
+
 @dataclass(frozen=True)
 class Routed:
     """An agent made of two policies, a verifier and a router."""
@@ -178,7 +188,7 @@ class Routed:
                 seed = derive_seed(step_context.seed, "router", *([retries] if retries else []))
                 known = proposing(step_context.context, candidates, scores)
                 memory = memory if memory.retries == retries else replace(memory, retries=retries)
-                decision = self.router.decide(known, features, memory, seed=seed)
+                decision = within_budget(self.router.decide(known, features, memory, seed=seed), memory)
             if decision.route != "retry":
                 break
         else:

@@ -317,6 +317,8 @@ class Episode:
     """The verdict (`r2v.verdicts`) that `success` was taken from; empty where the outcome was seen or sent."""
     mistake: int | None = None
     """The step at which it went wrong, if somebody labelled it or a branch showed it."""
+    severity: float | None = None
+    """Factor on the strength of its perturbation, where the run draws one for each episode."""
 
     def contexts(self, horizon: int) -> list[Context]:
         """What the agent knew at each step: nothing of before a restart, but that it took steps."""

@@ -1,23 +1,23 @@
 """A certificate: the cheapest threshold whose failure rate is proven below a bound (method, section 7; Learn-then-Test).
 
-Tasks are the exchangeable unit: a row is a task, its loss the mean over its episodes. The proof holds for tasks drawn like
-those that were played, under these perturbation seeds, with exactly these models and settings, and for nothing else.
+The bound is a failure rate, or a share of the teacher's success on the same episodes; on all episodes, or in their worst
+groups. Tasks are the exchangeable unit. The proof holds for tasks drawn like those that were played, under these kinds of
+perturbations, with exactly these models and settings, and for nothing else.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
-import numpy as np
 from msgspec import Meta
 
 from r2v.core.errors import ArtifactError
-from r2v.maths.testing import betting_p, cvar_p, fixed_sequence
+from r2v.evaluation.tail import against_teacher, failures, worst_mean, worst_p
+from r2v.maths.testing import fixed_sequence
 from r2v.runtime.store import read_json, write_json
 
 if TYPE_CHECKING:
@@ -29,11 +29,18 @@ Share = Annotated[float, Meta(ge=0, le=1)]
 
 @dataclass(frozen=True)
 class Target:
-    max_failure: Share
+    max_failure: Share | None
+    """None: the bound is relative to the teacher."""
     delta: Share
     """Probability with which the certificate may be wrong."""
     alpha: Share | None
-    """None: the failure rate; else CVaR of it over the perturbation seeds, the worst share alpha of them."""
+    """None: all episodes; else CVaR, the worst share alpha of their groups (`perturbations.groups`)."""
+    relative: Share | None = None
+    """The share of the teacher's success that must be exceeded."""
+
+    def __post_init__(self) -> None:
+        if (self.max_failure is None) == (self.relative is None):
+            raise ValueError("a target bounds the failure rate, or the success relative to the teacher's")
 
 
 @dataclass(frozen=True)
@@ -42,9 +49,11 @@ class Tried:
 
     threshold: float
     failure: Share
-    """Observed, of what the target bounds."""
+    """Observed, in the groups that the target is about."""
     p: float
     calls_per_episode: Annotated[float, Meta(ge=0)]
+    shortfall: Annotated[float, Meta(ge=-1, le=1)] | None = None
+    """Of a relative target: that share of the teacher's success less the router's, in its worst groups."""
 
 
 @dataclass(frozen=True)
@@ -68,20 +77,29 @@ class Certificate:
         write_json(path, {"format": FORMAT, **asdict(self)})
 
 
-def certified(points: Sequence[tuple[float, Outcomes]], target: Target) -> tuple[float | None, tuple[Tried, ...]]:
-    """(the cheapest proven threshold or None, what was tried). `points` from the safest to the cheapest, an order that
-    must not come from these outcomes.
+def certified(
+    points: Sequence[tuple[float, Outcomes]], target: Target, teacher: Outcomes | None = None
+) -> tuple[float | None, tuple[Tried, ...]]:
+    """(the cheapest proven threshold or None, what was tried).
+
+    Args:
+        points: from the safest to the cheapest, an order that must not come from these outcomes.
+        teacher: the teacher alone on the same tasks and seeds, for a relative target.
     """
-    tried = []
-    for threshold, outcomes in points:
-        failure_TZ = 1 - outcomes.success_TZ
-        if target.alpha is None:
-            observed, p = float(failure_TZ.mean()), betting_p(failure_TZ.mean(axis=1), target.max_failure, target.delta)
-        else:
-            worst = math.ceil(target.alpha * failure_TZ.shape[1] - 1e-12)
-            observed = float(np.sort(failure_TZ.mean(axis=0))[-worst:].mean())
-            p = cvar_p(failure_TZ, worst, target.max_failure, target.delta)
-        tried.append(Tried(threshold, observed, p, float(outcomes.teacher_calls_TZ.mean())))
+    if target.relative is None:
+        assert target.max_failure is not None
+        losses = [failures(o, target.max_failure) for _, o in points]
+    elif teacher is None:
+        raise ValueError("a relative target needs the teacher's episodes")
+    else:
+        losses = [against_teacher(o, teacher, target.relative) for _, o in points]
+    tried = [
+        Tried(
+            threshold, worst_mean(failures(o, 0), target.alpha), p, float(o.teacher_calls_TZ.mean()),
+            None if target.relative is None else worst_mean(of_one, target.alpha),
+        )
+        for (threshold, o), of_one, p in zip(points, losses, worst_p(losses, target.alpha, target.delta), strict=True)
+    ]  # fmt: skip
     proven = fixed_sequence([t.p for t in tried], target.delta)
     cheapest = min(tried[:proven], key=lambda t: t.calls_per_episode, default=None)
     return (None if cheapest is None else cheapest.threshold), tuple(tried)

@@ -30,10 +30,7 @@ def area_B(points: Sequence[Outcomes], weights_BT: Floats) -> Floats:
     `points` must hold the SLM alone (call rate 0) and the teacher alone (call rate 1); between points the router may mix
     its two neighbours episode by episode, which is the straight line.
     """
-    rate_BP = weights_BT @ np.stack([point.call_rate_T for point in points], axis=1)
-    success_BP = weights_BT @ np.stack([point.success_T for point in points], axis=1)
-    order_BP = np.argsort(rate_BP, axis=1, kind="stable")
-    rate_BP, success_BP = np.take_along_axis(rate_BP, order_BP, 1), np.take_along_axis(success_BP, order_BP, 1)
+    rate_BP, success_BP = _curve_BP(points, weights_BT, rate=True)
     return np.asarray(np.trapezoid(success_BP, rate_BP, axis=1))
 
 
@@ -41,17 +38,51 @@ def success_at_B(points: Sequence[Outcomes], calls: float, weights_BT: Floats, *
     """Success with so many teacher calls an episode on average, for each resample: the mixture of the two points on either
     side, one of which is drawn for each episode. `points` as for `area_B`; `rate`: `calls` is a share of the steps.
     """
+    calls_BP, success_BP = _curve_BP(points, weights_BT, rate=rate)
+    return np.array([np.interp(calls, x_P, y_P) for x_P, y_P in zip(calls_BP, success_BP, strict=True)])
+
+
+def calls_at_B(points: Sequence[Outcomes], success_B: Floats, weights_BT: Floats) -> Floats:
+    """Fewest teacher calls an episode with which the curve has this success, for each resample; inf where it never has.
+
+    The curve is that of `success_at_B`: straight lines between neighbouring points, from the first on.
+
+    Args:
+        points: as for `area_B`.
+        success_B: what is wanted in each resample: a share of the teacher's success in the same one.
+        weights_BT: of `resample_BT`.
+    """
+    x_BP, y_BP = _curve_BP(points, weights_BT)
+    reached_BP = y_BP >= success_B[:, None] - 1e-12
+    after_B = reached_BP.argmax(axis=1)
+    rows_B, before_B = np.arange(len(x_BP)), np.maximum(after_B - 1, 0)
+    x_B, y_B = x_BP[rows_B, before_B], y_BP[rows_B, before_B]
+    rise_B = y_BP[rows_B, after_B] - y_B
+    share_B = np.divide(success_B - y_B, rise_B, out=np.ones_like(y_B), where=rise_B > 0)
+    found_B = x_B + np.clip(share_B, 0.0, 1.0) * (x_BP[rows_B, after_B] - x_B)
+    return np.where(reached_BP.any(axis=1), found_B, np.inf)
+
+
+def _curve_BP(points: Sequence[Outcomes], weights_BT: Floats, *, rate: bool = False) -> tuple[Floats, Floats]:
+    """(teacher calls an episode, or a step; success) of each point, by rising calls."""
     calls_BP = weights_BT @ np.stack([point.call_rate_T if rate else point.calls_T for point in points], axis=1)
     success_BP = weights_BT @ np.stack([point.success_T for point in points], axis=1)
     order_BP = np.argsort(calls_BP, axis=1, kind="stable")
-    calls_BP, success_BP = np.take_along_axis(calls_BP, order_BP, 1), np.take_along_axis(success_BP, order_BP, 1)
-    return np.array([np.interp(calls, x_P, y_P) for x_P, y_P in zip(calls_BP, success_BP, strict=True)])
+    return np.take_along_axis(calls_BP, order_BP, 1), np.take_along_axis(success_BP, order_BP, 1)
 
 
 def interval(values_B: Floats) -> list[float]:
     """95 % percentile interval of the resamples (row 0, the sample itself, left out)."""
     low, high = np.quantile(values_B[1:], [0.025, 0.975])
     return [float(low), float(high)]
+
+
+def open_interval(values_B: Floats) -> list[float | None]:
+    """`interval` of values that may be infinite: an end that is not finite is None."""
+    rising = np.sort(values_B[1:])
+    with np.errstate(invalid="ignore"):  # between two infinite neighbours
+        ends = np.quantile(rising, [0.025, 0.975])
+    return [float(end) if np.isfinite(end) else None for end in ends]
 
 
 def curve(points: Sequence[Outcomes]) -> list[list[float]]:

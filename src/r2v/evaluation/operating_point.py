@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,9 +11,13 @@ import numpy as np
 from r2v.core.errors import StageError
 from r2v.evaluation.curves import interval, resample_BT
 from r2v.evaluation.outcomes import Outcomes
+from r2v.evaluation.tail import failures, worst_mean, worst_p
 from r2v.maths import Floats
+from r2v.maths.testing import fixed_sequence
 
 RESAMPLES = 2000
+WORST_ALONE = 1e-9
+"""The alpha with which CVaR looks at the worst group alone."""
 
 
 class Rule(Protocol):
@@ -27,6 +31,12 @@ class Rule(Protocol):
     def kappa(self) -> float: ...
     @property
     def calls_per_episode(self) -> float: ...
+    @property
+    def max_failure(self) -> float: ...
+    @property
+    def worst_group(self) -> float | None: ...
+    @property
+    def confidence(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -35,6 +45,8 @@ class Point:
 
     threshold: float
     outcomes: Outcomes
+    met: bool = True
+    """Whether it meets what the rule requires; the one that is taken where none does, does not."""
 
     @property
     def success(self) -> float:
@@ -46,15 +58,28 @@ class Point:
         return float(self.outcomes.teacher_calls_TZ.mean())
 
 
-def choose(points: Sequence[Point], rule: Rule, teacher_success: float) -> Point:
-    """The point that the rule picks; `teacher_success` is that of the teacher alone on the same tasks."""
+def choose(points: Sequence[Point], rule: Rule, teacher_success: float, alpha: float) -> Point:
+    """The point that the rule picks.
+
+    Args:
+        points: the strictest first.
+        teacher_success: that of the teacher alone on the same tasks.
+        alpha: share of the groups that CVaR looks at.
+    """
     if rule.rule == "target":
         return by_target(points, rule.target * teacher_success)
+    if rule.rule == "cvar":
+        return by_tail(points, rule, alpha)
     return by_cost(points, rule.kappa) if rule.rule == "cost" else by_budget(points, rule.calls_per_episode)
 
 
-def in_words(rule: Rule) -> str:
+def in_words(rule: Rule, alpha: float) -> str:
     """What the rule requires."""
+    if rule.rule == "cvar":
+        worst = "" if rule.worst_group is None else f" and of at most {rule.worst_group:g} in the worst one"
+        shown = f", shown at confidence {rule.confidence:g}" if rule.confidence else ""
+        of_groups = f"in the worst {alpha:.4g} of the groups of episodes"
+        return f"fewest teacher calls with a failure rate of at most {rule.max_failure:g} {of_groups}{worst}{shown}"
     return {
         "target": f"fewest teacher calls with at least {rule.target:.0%} of the teacher's success",
         "cost": f"least cost, a failed episode priced at {rule.kappa:g} teacher calls",
@@ -67,7 +92,28 @@ def by_target(points: Sequence[Point], target: float) -> Point:
     good = [point for point in points if point.success >= target]
     if good:
         return min(good, key=lambda point: (point.calls, point.threshold))
-    return max(points, key=lambda point: (point.success, -point.calls))
+    return replace(max(points, key=lambda point: (point.success, -point.calls)), met=False)
+
+
+def by_tail(points: Sequence[Point], rule: Rule, alpha: float) -> Point:
+    """Fewest calls with CVaR of failure (and the worst group's) within the bound; where no point is, the least CVaR.
+
+    With a confidence the bounds are tested, from the point with the most calls on until the first that fails: the best of
+    many estimates on few tasks looks better than it is.
+
+    Args:
+        points: the strictest first.
+    """
+    bounds = [(rule.max_failure, alpha), *([] if rule.worst_group is None else [(rule.worst_group, WORST_ALONE)])]
+    if rule.confidence:
+        delta, loosest_first = 1 - rule.confidence, points[::-1]
+        each = [worst_p([failures(point.outcomes, b) for point in loosest_first], a, delta) for b, a in bounds]
+        good: Sequence[Point] = loosest_first[: fixed_sequence([max(p) for p in zip(*each, strict=True)], delta)]
+    else:
+        good = [point for point in points if all(worst_mean(failures(point.outcomes, b), a) <= 0 for b, a in bounds)]
+    if good:
+        return min(good, key=lambda point: (point.calls, point.threshold))
+    return replace(min(points, key=lambda point: (worst_mean(failures(point.outcomes, 0), alpha), point.calls)), met=False)
 
 
 def by_cost(points: Sequence[Point], kappa: float) -> Point:

@@ -6,7 +6,7 @@ Axes: T tasks, Z perturbation seeds. The same (task, seed) sits in the same cell
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from r2v.core.features import best
 from r2v.core.types import NO_USAGE, TEACHER, Episode, Usage
+from r2v.perturbations import BY_SEED, GroupPart, group_of
 
 HORIZON_TENTHS = 10
 
@@ -46,6 +47,8 @@ class Row:
     """What scoring candidates cost, where the verifier is a model."""
     models: Mapping[str, int] = field(default_factory=dict)
     """Calls of each stronger model; empty where the teacher is the only one."""
+    severity: float | None = None
+    """As `Episode.severity`."""
 
 
 def row(episode: Episode, prices: Mapping[str, float] | None = None, alone: str = TEACHER) -> Row:
@@ -67,6 +70,7 @@ def row(episode: Episode, prices: Mapping[str, float] | None = None, alone: str 
         slm_calls=slm.calls, teacher_calls=calls, escalated=tuple(step.t for step in asked), answers=_answers(episode),
         slm_tokens=_tokens(slm), teacher_tokens=_tokens(teacher), usd=None if None in usds else sum(filter(None, usds)),
         verifier=sum((step.choice.verifier for step in episode.steps), NO_USAGE), models=models,
+        severity=episode.severity,
     )  # fmt: skip
 
 
@@ -112,6 +116,8 @@ class Outcomes:
     teacher_tokens_TZ: NDArray[np.float64]
     usd_TZ: NDArray[np.float64]
     family_TZ: NDArray[np.str_]
+    group_TZ: NDArray[np.str_]
+    """The group of CVaR (`r2v.perturbations.group_of`)."""
     escalated_10: NDArray[np.float64]
     """Share of the steps in each tenth of the horizon on which the teacher was called; NaN where no step fell."""
     verifier: Usage = NO_USAGE
@@ -132,12 +138,25 @@ class Outcomes:
         """Teacher calls an episode."""
         return np.asarray(self.teacher_calls_TZ.mean(axis=1))
 
+    def failure_of_group(self) -> dict[str, float]:
+        """Failure rate of each group of CVaR, in the order in which they occur."""
+        names = dict.fromkeys(self.group_TZ.ravel().tolist())
+        return {name: float(1 - self.success_TZ[self.group_TZ == name].mean()) for name in names}
+
     def success_of_family(self) -> dict[str, float]:
         return {str(f): float(self.success_TZ[self.family_TZ == f].mean()) for f in np.unique(self.family_TZ)}
 
 
-def gather(rows: Iterable[Row], tasks: Sequence[str], seeds: Sequence[int], horizon: int) -> Outcomes:
-    """Arrange rows by task and seed. Raises ValueError unless every (task, seed) occurs exactly once."""
+def gather(
+    rows: Iterable[Row],
+    tasks: Sequence[str],
+    seeds: Sequence[int],
+    horizon: int,
+    groups: Collection[GroupPart] = BY_SEED,
+) -> Outcomes:
+    """Arrange rows by task and seed; `groups` says what a group of CVaR is. Raises ValueError unless every (task, seed)
+    occurs exactly once.
+    """
     rows = list(rows)
     cells = {(r.task, r.seed): r for r in rows}
     expected = [(task, seed) for task in tasks for seed in seeds]
@@ -167,6 +186,7 @@ def gather(rows: Iterable[Row], tasks: Sequence[str], seeds: Sequence[int], hori
         teacher_tokens_TZ=array(r.teacher_tokens for r in grid),
         usd_TZ=array(r.usd for r in grid),
         family_TZ=np.array([r.perturbation for r in grid]).reshape(shape),
+        group_TZ=np.array([group_of(groups, r.perturbation, r.severity, r.seed) for r in grid]).reshape(shape),
         escalated_10=np.divide(escalated_10, steps_10, out=np.full(HORIZON_TENTHS, np.nan), where=steps_10 > 0),
         verifier=sum((r.verifier for r in grid), NO_USAGE),
         models=dict(sum((Counter(r.models) for r in grid), Counter())),

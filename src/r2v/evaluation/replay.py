@@ -17,6 +17,7 @@ from r2v.core.seeds import derive_seed
 from r2v.core.types import Context, Episode, Features, Memory, Route
 from r2v.evaluation.outcomes import Outcomes, Row, gather, row
 from r2v.evaluation.results import Played
+from r2v.perturbations import BY_SEED, GroupPart
 
 Escalations = Callable[[Episode], tuple[int, ...]]
 """Steps of a recorded SLM episode on which a router would have escalated."""
@@ -118,11 +119,12 @@ def replayed(
     tasks: Sequence[str],
     seeds: Sequence[int],
     horizon: int,
+    groups: Collection[GroupPart] = BY_SEED,
 ) -> dict[str, Played]:
     """The optimistic rule for each router (at its operating point, and at each of its thresholds) and for the oracle."""
 
     def outcomes(escalations: Escalations) -> Outcomes:
-        return gather(replay(alone, escalations), tasks, seeds, horizon)
+        return gather(replay(alone, escalations), tasks, seeds, horizon, groups)
 
     found = {
         "slm_only": Played(outcomes(lambda episode: ()), None),

@@ -11,7 +11,7 @@ import numpy as np
 from r2v.core.features import batch
 from r2v.core.mlp import RiskMLP
 from r2v.core.types import Episode
-from r2v.evaluation.curves import area_B, curve, interval, resample_BT, success_at_B
+from r2v.evaluation.curves import area_B, calls_at_B, curve, interval, open_interval, resample_BT, success_at_B
 from r2v.evaluation.outcomes import Outcomes
 from r2v.maths.calibration import brier, ece, reliability_bins
 from r2v.maths.risk import cvar
@@ -20,6 +20,8 @@ from r2v.maths.stats import auroc_or_none, mcnemar
 REFERENCE = "r2v"
 CALLS = (0.5, 1.0, 2.0, 3.0, 4.0)
 """Budgets, in teacher calls an episode, at which routers are compared."""
+EQUAL_SUCCESS = (0.98, 0.95)
+"""Shares of the teacher's success at which their calls are compared."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +44,19 @@ class Prices:
 def summarise(
     played: Mapping[str, Played], seeds: Sequence[int], prices: Prices, alpha: float, resamples: int, seed: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(`routers`, `differences`). `played` must hold slm_only and llm_only: the ends of every curve."""
-    ends = (played["slm_only"].chosen, played["llm_only"].chosen)
+    """(`routers`, `differences`). `played` must hold slm_only and llm_only: the ends of every curve; llm_first is the other
+    end where teacher calls are limited.
+    """
+    ends = (played["slm_only"].chosen, played.get("llm_first", played["llm_only"]).chosen)
     weights_BT = resample_BT(len(ends[0].success_T), resamples, seed)
     curves = {name: [*router.points, *ends] for name, router in played.items() if router.points}
     areas = {name: area_B(points, weights_BT) for name, points in curves.items()}
     at = {name: {calls: success_at_B(points, calls, weights_BT) for calls in CALLS} for name, points in curves.items()}
+    wanted = {share: share * (weights_BT @ played["llm_only"].chosen.success_T) for share in EQUAL_SUCCESS}
+    needs = {
+        name: {share: calls_at_B(points, success_B, weights_BT) for share, success_B in wanted.items()}
+        for name, points in curves.items()
+    }
     routers = {
         name: {
             **_numbers(router.chosen, seeds, prices, alpha, weights_BT),
@@ -56,6 +65,7 @@ def summarise(
             "points": [_point(threshold, o) for threshold, o in zip(router.grid, router.points, strict=True)],
             "area": float(areas[name][0]) if name in areas else None,
             "at_calls": {f"{calls:g}": float(success_B[0]) for calls, success_B in at.get(name, {}).items()},
+            "calls_at_equal_success": {f"{share:g}": _calls(calls_B) for share, calls_B in needs.get(name, {}).items()},
             **_comparison(name, router.chosen, played),
         }
         for name, router in played.items()
@@ -65,6 +75,9 @@ def summarise(
             "area": float((areas[REFERENCE] - other)[0]),
             "ci95": interval(areas[REFERENCE] - other),
             "at_calls": {f"{calls:g}": _difference(at[REFERENCE][calls] - at[name][calls]) for calls in CALLS},
+            "calls_at_equal_success": {
+                f"{share:g}": _calls(_fewer(needs[REFERENCE][share], needs[name][share])) for share in EQUAL_SUCCESS
+            },
         }
         for name, other in areas.items()
         if name != REFERENCE and REFERENCE in areas
@@ -80,8 +93,49 @@ def _difference(values_B: np.ndarray) -> dict[str, Any]:
     return {"success": float(values_B[0]), "ci95": interval(values_B)}
 
 
+def state_oracle_entry(
+    prices: Sequence[float], points: Sequence[Outcomes], ends: Mapping[str, Outcomes], resamples: int, seed: int
+) -> dict[str, Any]:
+    """The curve of the state oracle, and its calls at equal success.
+
+    Args:
+        prices: of the points.
+        points: what it did at each price.
+        ends: the fixed agents of `summarise` on the same episodes.
+        resamples: over the tasks of these episodes.
+        seed: of the resamples.
+    """
+    alone, teacher = ends["slm_only"], ends["llm_only"]
+    weights_BT = resample_BT(len(alone.success_T), resamples, seed)
+    curve_points = [*points, alone, ends.get("llm_first", teacher)]
+    needs = {
+        share: calls_at_B(curve_points, share * (weights_BT @ teacher.success_T), weights_BT) for share in EQUAL_SUCCESS
+    }
+    return {
+        "slm_success": float(alone.success_TZ.mean()),
+        "teacher_success": float(teacher.success_TZ.mean()),
+        "points": [_point(price, o) for price, o in zip(prices, points, strict=True)],
+        "calls_at_equal_success": {f"{share:g}": _calls(calls_B) for share, calls_B in needs.items()},
+    }
+
+
+def _calls(values_B: np.ndarray) -> dict[str, Any]:
+    """The sample's, with the interval of the resamples; None where the success is not reached."""
+    return {"calls": float(values_B[0]) if np.isfinite(values_B[0]) else None, "ci95": open_interval(values_B)}
+
+
+def _fewer(ours_B: np.ndarray, others_B: np.ndarray) -> np.ndarray:
+    """Ours less the other's; 0 in a resample in which neither reaches the success, not known where both fail to."""
+    both_B = np.isinf(ours_B) & np.isinf(others_B)
+    fewer_B: np.ndarray = np.subtract(ours_B, others_B, out=np.zeros_like(ours_B), where=~both_B)
+    fewer_B[0] = np.inf if both_B[0] else fewer_B[0]
+    return fewer_B
+
+
 def _numbers(o: Outcomes, seeds: Sequence[int], prices: Prices, alpha: float, weights_BT: np.ndarray) -> dict[str, Any]:
     by_seed = o.success_TZ.mean(axis=0)
+    by_group = o.failure_of_group()
+    worst = max(by_group, key=by_group.__getitem__)
     cost_TZ = prices.slm * o.slm_calls_TZ + prices.teacher * o.teacher_calls_TZ
     return {
         "success_rate": float(o.success_TZ.mean()),
@@ -95,7 +149,8 @@ def _numbers(o: Outcomes, seeds: Sequence[int], prices: Prices, alpha: float, we
         "usd_per_episode": _known(o.usd_TZ),
         "verifier": _scoring(o),
         "worst_seed_success": float(by_seed.min()),
-        "cvar_failure": cvar(1 - by_seed, alpha),
+        "worst_group": {"group": worst, "success_rate": 1 - by_group[worst]},
+        "cvar_failure": cvar(np.array(list(by_group.values())), alpha),
         "by_family": o.success_of_family(),
         "by_seed": {str(z): float(s) for z, s in zip(seeds, by_seed, strict=True)},
         "asked_by_position": [None if np.isnan(share) else float(share) for share in o.escalated_10],

@@ -19,7 +19,7 @@ from r2v.core.types import Episode
 from r2v.learning.router import fit_values
 from r2v.learning.settings import RouterSettings
 from r2v.maths import Floats
-from r2v.maths.mdp import Mdp, meet_budget
+from r2v.maths.mdp import Mdp, limited, meet_budget
 
 DIFFERS_EDGES = (0.6, 0.75, 0.85, 0.92, 0.96, 0.98)
 RISK_EDGES = (0.33, 0.67)
@@ -56,6 +56,8 @@ class HelperFit:
     budgets: tuple[float, ...]
     prices: tuple[float, ...]
     values: list[RiskMLP]
+    """One a budget; with a limit of calls one for each number of calls left, from 1 on, of the first budget, then of the
+    next."""
     mdp: Mdp
 
 
@@ -68,22 +70,36 @@ def fit_helper(
     settings: RouterSettings,
     *,
     seed: int,
+    max_calls: int | None = None,
 ) -> HelperFit:
-    """`episodes`: routed, with random escalations (also none). Raises ValueError where no step was escalated."""
+    """The value of intervening, its price held to each budget. Raises ValueError where no step was escalated.
+
+    Args:
+        episodes: routed, with random escalations (also none).
+        differs: P(the teacher differs).
+        risk: P(the SLM fails).
+        budgets: teacher calls an episode, on average.
+        horizon: steps of an episode.
+        settings: of the regression.
+        seed: of the regression.
+        max_calls: in an episode at most; the calls that are left are then part of the state.
+    """
     steps = _read(episodes, differs, risk)
     if not steps.escalated_N.any():
         raise ValueError("no step of these episodes had help; the helper needs exploration")
     first = np.array([0, *np.flatnonzero(steps.next_N >= WON)[:-1] + 1])
     prior = 1 - risk.risk(*_columns(steps.x_NF, steps.present_NF, risk))
     mdp = model(steps.t_N, steps.escalated_N, steps.key_N, steps.next_N, steps.key_N[first], prior, horizon)
+    planned = mdp if max_calls is None else limited(mdp, max_calls)
     prices, targets = [], []
     for budget in budgets:
-        mix = meet_budget(mdp, budget)
+        mix = meet_budget(planned, budget)
         price = (mix.cheap.price + mix.dear.price) / 2
         q_HAS = mix.dear.q_HAS
-        gain_HS = q_HAS[:, 1] - q_HAS[:, 0] + mix.dear.price
+        gain_HBS = (q_HAS[:, 1] - q_HAS[:, 0] + mix.dear.price).reshape(horizon, -1, KEYS)
         prices.append(price)
-        targets.append(gain_HS[steps.t_N, steps.key_N] * steps.share_N)
+        for gain_HS in (gain_HBS[:, 0],) if max_calls is None else np.moveaxis(gain_HBS, 1, 0)[1:]:
+            targets.append(gain_HS[steps.t_N, steps.key_N] * steps.share_N)
     values = fit_values(
         steps.x_NF, steps.present_NF, np.stack(targets, axis=1), FEATURES, settings, seed=seed, epochs=EPOCHS,
         facts={"estimates": "what the teacher's step adds to the chance of success", "rows": len(steps.t_N)},

@@ -1,7 +1,7 @@
 """Fits the router (method, section 7).
 
 `decoupled` (default): fit q = P(the SLM fails) by a proper score, calibrate it on validation; the threshold is chosen
-later, by what closed-loop play on validation shows. `paper`: the joint Lagrangian with CVaR over perturbation seeds; it
+later, by what closed-loop play on validation shows. `paper`: the joint Lagrangian with CVaR over groups of episodes; it
 trades calibration for cost, which is why it is not the default.
 """
 
@@ -40,11 +40,11 @@ def fit_mlp(
 ) -> RiskMLP:
     """Train on `train`; keep the epoch with the best validation NLL and calibrate on `validation`.
 
-    Raises ValueError for the paper's objective with fewer than two perturbation seeds (its CVaR would be the mean).
+    Raises ValueError for the paper's objective with fewer than two groups of CVaR (its CVaR would be the mean).
     """
-    groups = np.unique(train.seed_N)
+    groups = np.unique(train.group_N)
     if objective == "paper" and len(groups) < 2:
-        raise ValueError(f"CVaR needs at least two perturbation seeds in the rollouts, got {len(groups)}")
+        raise ValueError(f"CVaR needs at least two groups (perturbation seeds, if not said otherwise), got {len(groups)}")
     if not 0 < train.y_N.mean() < 1:
         raise StageError("the rollouts are all failed or all solved; change the perturbation strength")
     torch.manual_seed(seed)
@@ -52,7 +52,7 @@ def fit_mlp(
     x = _standardised(train, mean_F, std_F)
     y = torch.from_numpy(train.y_N).float()
     weight = torch.from_numpy(_weights(train, settings)).float()
-    group = torch.from_numpy(np.searchsorted(groups, train.seed_N))
+    group = torch.from_numpy(np.searchsorted(groups, train.group_N))
     x_val = _standardised(validation, mean_F, std_F)
     net = _network(x.shape[1], settings)
     optimizer = torch.optim.AdamW(
@@ -137,7 +137,7 @@ def fit_values(
 class _Dual:
     """E[c_SLM (1-p) + c_LLM p + kappa y (1-p)] + lambda (CVaR_alpha(R_z) - eps) + w_B E(p - y)^2, and its multiplier.
 
-    Costs in units of c_LLM. R_z is the mean of y (1 - p) over the steps of seed group z; CVaR the mean of the worst
+    Costs in units of c_LLM. R_z is the mean of y (1 - p) over the steps of group z; CVaR the mean of the worst
     ceil(alpha Z) groups present in the batch.
     """
 
@@ -154,7 +154,7 @@ class _Dual:
         counts = torch.zeros(groups).index_add_(0, group, torch.ones_like(y))
         risk_Z = (missed / counts.clamp_min(1))[counts > 0]
         if len(risk_Z) < 2:
-            raise ValueError("a batch holds fewer than two perturbation seeds; raise router.batch_size")
+            raise ValueError("a batch holds fewer than two groups of CVaR; raise router.batch_size")
         worst = int(np.ceil(s.alpha * len(risk_Z) - 1e-12))
         cvar = risk_Z.topk(worst).values.mean()
         cost = (1 - p) / s.cost_ratio + p + s.kappa * y * (1 - p)

@@ -98,7 +98,7 @@ class RouterSettings(Settings):
     kappa: PositiveFloat = 2.0
     """Price of a failure in units of c_LLM in the paper's objective (the paper does not say its own)."""
     alpha: Annotated[float, Meta(gt=0, le=1)] = 0.2
-    """CVaR looks at the worst share alpha of the perturbation seeds."""
+    """CVaR looks at the worst share alpha of the groups (`perturbations.groups`)."""
     epsilon: Fraction = 0.1
     """CVaR constraint of the paper's objective."""
     brier_weight: NonNegativeFloat = 0.3

@@ -26,6 +26,25 @@ class Mdp:
     """Teacher calls of each action; `calls_A[0]` is 0."""
 
 
+def limited(mdp: Mdp, calls: int) -> Mdp:
+    """The same process in which an episode has so many teacher calls: state (b, s), number b x S + s, has b calls left.
+
+    An action that costs more than is left does what action 0 does, so that no plan chooses it.
+    """
+    H, A, S, _ = mdp.p_HASS.shape
+    p_HABSBS, win_HABS = np.zeros((H, A, calls + 1, S, calls + 1, S)), np.zeros((H, A, calls + 1, S))
+    for b in range(calls + 1):
+        for a, cost in enumerate(mdp.calls_A.astype(int)):
+            a_taken, left = (a, b - cost) if cost <= b else (0, b)
+            p_HABSBS[:, a, b, :, left] = mdp.p_HASS[:, a_taken]
+            win_HABS[:, a, b] = mdp.win_HAS[:, a_taken]
+    start_BS = np.zeros((calls + 1, S))
+    start_BS[calls] = mdp.start_S
+    states = (calls + 1) * S
+    p_HASS = p_HABSBS.reshape(H, A, states, states)
+    return Mdp(p_HASS, win_HABS.reshape(H, A, states), start_BS.ravel(), mdp.calls_A)
+
+
 @dataclass(frozen=True, eq=False)
 class Plan:
     """The best policy at one price of a call, and what it does from the start."""

@@ -3,41 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import combinations
+from statistics import NormalDist
 
 import numpy as np
 
 from r2v.maths import Floats
 
+AIM = 1.1
+"""The capital aimed at, over the one that rejects: bets become small near the aim, so it must lie beyond."""
+GUESSED = 10
+"""Numbers that the guess of the variance counts as."""
+_Z = np.linspace(-6, 6, 2401)
+_SHARE = np.array([0.0, *map(NormalDist().cdf, _Z), 1.0])
+_DENSITY = np.array([0.0, *map(NormalDist().pdf, _Z), 0.0])
 
-def betting_p(x_N: Floats, bound: float, delta: float) -> float:
-    """P-value of "the mean of these independent numbers in [0, 1] is at least `bound`", valid for every n.
 
-    A gambler who bets that the mean is lower multiplies his capital by 1 - bet (x - bound); under the hypothesis he gains
-    nothing on average, so a capital of c happens with probability at most 1 / c (Waudby-Smith and Ramdas, 2010.09686).
-    `delta` only sizes the bets. The order of x must not depend on x.
+def betting_p(excess_NC: Floats, most: float, delta: float, variance: float) -> Floats:
+    """P-value of "the mean of these independent numbers is at least 0" for each column, valid for every N.
+
+    A gambler who bets that the mean is lower has the capital 1 - stake x excess after a bet; under the hypothesis he gains
+    nothing on average, so the capital c happens with probability at most 1 / c (Waudby-Smith and Ramdas, 2010.09686). These
+    bets aim at 1 / delta by the end of the rows and at no more, as in Browne (1999), "Reaching goals by a deadline": where
+    the numbers are nearly normal no test of this level rejects more often.
+
+    Args:
+        excess_NC: N independent rows, whose order must not depend on them.
+        most: what none can exceed.
+        delta: the level; it only sizes the bets.
+        variance: a guess of that of one number; it only sizes the first bets.
     """
-    if len(x_N) == 0 or x_N.min() < 0 or x_N.max() > 1:
-        raise ValueError("needs at least one number, all in [0, 1]")
-    n = np.arange(1, len(x_N) + 1)
-    mean_N = (0.5 + x_N.cumsum()) / (n + 1)
-    variance_N = (0.25 + ((x_N - mean_N) ** 2).cumsum()) / (n + 1)
-    before_N = np.append(0.25, variance_N[:-1])  # a bet knows only what came before it
-    bet_N = np.minimum(1.0, np.sqrt(2 * np.log(1 / delta) / (len(x_N) * before_N)))
-    capital_N = np.cumsum(np.log(np.maximum(1 - bet_N * (x_N - bound), 1e-300)))
-    return float(np.exp(-max(0.0, capital_N.max())))
-
-
-def cvar_p(x_TZ: Floats, worst: int, bound: float, delta: float) -> float:
-    """P-value of "the mean over the `worst` worst of these Z groups is at least `bound`" (T independent rows).
-
-    That mean is the largest over all choices of so many groups; it is below the bound only if each choice's is, so the
-    largest of their p-values is valid.
-    """
-    Z = x_TZ.shape[1]
-    if not 1 <= worst <= Z:
-        raise ValueError(f"the worst {worst} of {Z} groups do not exist")
-    return max(betting_p(x_TZ[:, list(groups)].mean(axis=1), bound, delta) for groups in combinations(range(Z), worst))
+    N, C = excess_NC.shape
+    if N == 0 or excess_NC.max() > most + 1e-9:
+        raise ValueError(f"needs at least one row, and no number above {most:g}")
+    aim, capital_C, highest_C = AIM / delta, np.ones(C), np.ones(C)
+    sum_C, squares_C = np.zeros(C), np.full(C, GUESSED * variance)
+    for n, excess_C in enumerate(excess_NC):
+        mean_C, deviation_C = sum_C / (GUESSED + n), np.sqrt(squares_C / (GUESSED + n))  # of what came before this bet
+        density_C = np.interp(capital_C / aim, _SHARE, _DENSITY)
+        stake_C = aim * density_C / np.maximum(deviation_C * np.sqrt(N - n), 1e-9)
+        stake_C = np.minimum(stake_C, capital_C / max(most, 1e-9))
+        capital_C = np.where(highest_C * delta >= 1, capital_C, capital_C - stake_C * excess_C)
+        highest_C = np.maximum(highest_C, capital_C)
+        squares_C += (excess_C - mean_C) ** 2
+        sum_C += excess_C
+    return np.asarray(1 / highest_C)
 
 
 def fixed_sequence(p: Sequence[float], delta: float) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from r2v.core.protocols import Branching, Environment, Perturbation, Scoring
@@ -17,7 +18,12 @@ class Perturbed:
         self._seed = derive_seed(seed, salt)
         self._previous = ""
         self._t = 0
+        self._redrawn = (math.inf, self._seed)
         self.goal, self._goal_changes = perturbation.apply(environment.goal, where="goal", previous="", seed=self._seed, t=0)
+
+    def redraw(self, t: int, draw: int) -> None:
+        """Disturb what is seen after step t by other random numbers: another future of the same state."""
+        self._redrawn = (t, derive_seed(self._seed, "redrawn", draw))
 
     async def start(self) -> Observation:
         return self._disturb(await self._inner.start(), self._goal_changes)
@@ -34,9 +40,11 @@ class Perturbed:
     def _disturb(self, observation: Observation, earlier: tuple[Change, ...]) -> Observation:
         if observation.done:
             return observation
+        t, other = self._redrawn
         text, changes = self._perturbation.apply(
-            observation.text, where="observation", previous=self._previous, seed=self._seed, t=self._t
-        )
+            observation.text, where="observation", previous=self._previous, seed=other if self._t > t else self._seed,
+            t=self._t,
+        )  # fmt: skip
         self._previous, self._t = text, self._t + 1
         return replace(observation, text=text, changes=earlier + changes)
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from r2v.clients.chat import ChatPolicy, ChatSettings
 from r2v.core.agent import AgentModels, Noisy, Routed, Solo
 from r2v.core.features import View
-from r2v.core.fixed import Directed, Never, Redraw
+from r2v.core.fixed import Always, Directed, Never, Redraw
 from r2v.core.protocols import Agent, Environment, Policy, Router
 from r2v.core.seeds import derive_seed, derive_uniform
-from r2v.core.types import TEACHER, Action, Candidate, Context, Task
+from r2v.core.types import TEACHER, Action, Candidate, Context, Episode, Task
 from r2v.perturbations import family_of
 from r2v.perturbations.wrap import perturbed
 from r2v.pipeline.settings import RunSettings, SlmSettings
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 CLEAN = 0
 """Perturbation seed of unperturbed episodes."""
 ALONE = "slm_only"
-FIXED: dict[str, Callable[[], Router]] = {ALONE: Never, "redraw": Redraw}
+FIXED: dict[str, Callable[[], Router]] = {ALONE: Never, "llm_first": partial(Always, "llm_first"), "redraw": Redraw}
 
 
 @dataclass(frozen=True)
@@ -46,15 +47,29 @@ class AgentSpec:
     the router names."""
 
 
-def make_environment(settings: RunSettings, task: Task, z: int) -> tuple[Environment, str]:
-    """The task's environment under perturbation seed z (0 = clean), and the perturbation family."""
+def make_environment(
+    settings: RunSettings, task: Task, z: int, redrawn: tuple[int, int] | None = None
+) -> tuple[Environment, str]:
+    """The task's environment under perturbation seed z (0 = clean), and the perturbation family.
+
+    `redrawn` = (t, draw): what is seen after step t is disturbed by other random numbers.
+    """
     domain = settings.domain
     environment = domain.environment(settings.environment, task)
     family = family_of(task.id, z, settings.perturbations.families)
     if z == CLEAN:
         return environment, family
-    perturbation = domain.perturbation(family, settings.perturbations.strength, environment.goal)
-    return perturbed(environment, perturbation, seed=z, salt=task.id), family
+    strength = settings.perturbations.strength * (settings.perturbations.severity(task.id, z) or 1.0)
+    perturbation = domain.perturbation(family, strength, environment.goal)
+    disturbed = perturbed(environment, perturbation, seed=z, salt=task.id)
+    if redrawn is not None:
+        disturbed.redraw(*redrawn)
+    return disturbed, family
+
+
+def with_severity(settings: RunSettings, episodes: Sequence[Episode]) -> list[Episode]:
+    """Episodes of this run, each with the severity that its environment had."""
+    return [replace(e, severity=settings.perturbations.severity(e.task.id, e.seed)) for e in episodes]
 
 
 @dataclass(frozen=True)

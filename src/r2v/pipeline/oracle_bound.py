@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -48,6 +48,8 @@ def oracle_bound(ctx: StageContext, alone: Sequence[Episode], teacher_success: f
     sampled = Random(ctx.settings.seed).sample(failed, min(wanted, len(failed)))
     slm = ctx.run.slm
     jobs = [Job(ctx.settings, slm, sampled[i : i + JOB_EPISODES]) for i in range(0, len(sampled), JOB_EPISODES)]
+    most = ctx.settings.evaluate.max_calls
     fewest = [Fewest(**raw) for found in ctx.map(_search, jobs, "oracle bound") for raw in found]
+    fewest = [replace(f, calls=None) if most is not None and (f.calls or 0) > most else f for f in fewest]
     target = ctx.settings.evaluate.clairvoyant_target * teacher_success
     return {"target": target, **asdict(bound(1 - len(failed) / len(alone), fewest, target))}

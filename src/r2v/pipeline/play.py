@@ -10,10 +10,11 @@ from typing import Any
 
 import msgspec
 
-from r2v.core.types import TEACHER, Episode, Task
+from r2v.core.types import TEACHER, Episode, Memory, Task
 from r2v.evaluation.closed_loop import cases, play_all
 from r2v.evaluation.outcomes import Outcomes, Row, gather, row
-from r2v.pipeline.agents import AgentSpec, make_agents, make_environment
+from r2v.perturbations import GroupPart
+from r2v.pipeline.agents import AgentSpec, make_agents, make_environment, with_severity
 from r2v.pipeline.runner import StageContext
 from r2v.pipeline.settings import RunSettings
 from r2v.runtime.store import read_episodes, write_episodes
@@ -31,6 +32,8 @@ class Job:
     """Names of the agents whose episodes are written whole."""
     cases: list[tuple[Task, int]]
     folder: Path
+    max_calls: int | None
+    """Teacher calls that a routed episode may have."""
 
 
 def _play(job: Job) -> dict[str, Any]:
@@ -41,9 +44,10 @@ def _play(job: Job) -> dict[str, Any]:
             job.cases,
             lambda task, seed: make_environment(job.settings, task, seed),
             horizon=job.settings.environment.horizon,
+            memory=Memory(job.max_calls),
         )
     )
-    episodes_of = dict(zip(job.agents, played, strict=True))
+    episodes_of = {name: with_severity(job.settings, of_one) for name, of_one in zip(job.agents, played, strict=True)}
     for name in job.kept:
         write_episodes(job.folder / f"{name}.parquet", episodes_of[name])
     return {
@@ -65,14 +69,16 @@ def play(
     label: str,
     *,
     keep: Collection[str] = (),
+    max_calls: int | None = None,
 ) -> tuple[dict[str, list[Row]], dict[str, list[Episode]]]:
     """Every named agent on every task under every seed: (rows of all, episodes of those kept).
 
-    Episodes are ordered by task, then seed. `label` names the work on the disk and in the progress bar.
+    Episodes are ordered by task, then seed. `label` names the work on the disk and in the progress bar. `max_calls`: of the
+    teacher, that a routed agent may make in an episode.
     """
     size = max(1, min(JOB_TASKS, JOB_EPISODES // (len(agents) * len(seeds))))
     jobs = [
-        Job(ctx.settings, agents, keep, cases(tasks[i : i + size], seeds), ctx.partial / f"{label}-{i}")
+        Job(ctx.settings, agents, keep, cases(tasks[i : i + size], seeds), ctx.partial / f"{label}-{i}", max_calls)
         for i in range(0, len(tasks), size)
     ]
     rows: dict[str, list[Row]] = {name: [] for name in agents}
@@ -107,6 +113,13 @@ def at(name: str, threshold: float) -> str:
     return f"{name}@{threshold!r}"
 
 
-def outcomes(ctx: StageContext, rows: Iterable[Row], tasks: Sequence[Task], seeds: Sequence[int]) -> Outcomes:
-    """Rows of one agent on these tasks and seeds, as arrays."""
-    return gather(rows, [task.id for task in tasks], seeds, ctx.settings.environment.horizon)
+def outcomes(
+    ctx: StageContext,
+    rows: Iterable[Row],
+    tasks: Sequence[Task],
+    seeds: Sequence[int],
+    groups: Sequence[GroupPart] | None = None,
+) -> Outcomes:
+    """Rows of one agent on these tasks and seeds, as arrays; `groups`: other ones than those of the settings."""
+    settings = ctx.settings
+    return gather(rows, [t.id for t in tasks], seeds, settings.environment.horizon, groups or settings.perturbations.groups)

@@ -20,6 +20,7 @@ from r2v.core.types import Member
 from r2v.domains import load_domain
 from r2v.domains.base import Domain, EnvironmentSettings
 from r2v.learning.settings import CloneSettings, ModelSettings, PreferSettings, RouterSettings
+from r2v.perturbations import BY_SEED, GroupPart, severity_of
 from r2v.routers import BUILT_IN, router_class
 from r2v.routers.base import RouterBase, own_settings
 from r2v.runtime.settings import Fraction, NonNegativeInt, PositiveFloat, PositiveInt, Settings, validated
@@ -48,6 +49,12 @@ class PerturbationSettings(Settings):
     """Those of the domain, of an installed package, or by dotted path; none named: all of the domain."""
     strength: Annotated[float, Meta(ge=0)] = 1.0
     """Factor on every operator's probability; 0 = clean."""
+    severities: tuple[PositiveFloat, ...] = ()
+    """Factors on `strength`, one of them for each task and seed; none named: `strength` alone."""
+    test_severities: tuple[PositiveFloat, ...] = ()
+    """Those of the test split, of fresh tasks and of certificates; none named: `severities`."""
+    groups: Annotated[tuple[GroupPart, ...], Meta(min_length=1)] = BY_SEED
+    """What CVaR takes its mean over the worst of: every combination of these is a group of episodes."""
     collect: tuple[PositiveInt, ...] = (1, 2, 3)
     """Perturbation seeds z of the teacher's perturbed episodes."""
     propose: tuple[PositiveInt, ...] = (11, 12, 13, 14)
@@ -63,6 +70,21 @@ class PerturbationSettings(Settings):
                     raise ValueError(f"seed {z} of `{name}` is reserved for --fresh-tasks; stay below {FRESH_SEEDS_FROM}")
                 if used.setdefault(z, name) != name:
                     raise ValueError(f"seed {z} is in `{used[z]}` and in `{name}`; each use needs seeds of its own")
+        if len(set(self.groups)) < len(self.groups):
+            raise ValueError("`groups` names one of its parts twice")
+        if "severity" in self.groups and not self.severities:
+            raise ValueError("`groups` names the severity, but there are no `severities`")
+
+    @property
+    def kinds(self) -> tuple[GroupPart, ...]:
+        """What a group is where something is shown of groups: seeds are then samples, unless there is nothing else."""
+        return tuple(part for part in self.groups if part != "seed") or self.groups
+
+    def severity(self, task_id: str, z: int) -> float | None:
+        """That of one episode; None where there are none."""
+        held_out = z in self.test or z >= FRESH_SEEDS_FROM
+        drawn_from = (self.test_severities or self.severities) if held_out else self.severities
+        return severity_of(task_id, z, drawn_from, self.families)
 
 
 FRESH_SEEDS_FROM = 1_000_000
@@ -131,16 +153,29 @@ class HelpSettings(Settings):
 class EvaluateSettings(Settings):
     target: Fraction = 0.95
     """Operating points: the fewest teacher calls whose validation success is at least this share of the teacher's."""
-    rule: Literal["target", "cost", "budget"] = "target"
+    rule: Literal["target", "cost", "budget", "cvar"] = "target"
     """How operating points are chosen on validation tasks."""
+    max_failure: Annotated[float, Meta(gt=0, lt=1)] = 0.1
+    """Rule `cvar`: the largest failure rate in the worst share `router.alpha` of the groups (`perturbations.groups`)."""
+    worst_group: Annotated[float, Meta(gt=0, lt=1)] | None = None
+    """Rule `cvar`: and the largest failure rate of any group; null: no such bound."""
+    confidence: Annotated[float, Meta(ge=0, lt=1)] = 0.9
+    """Rule `cvar`: with which the bounds must be shown on the validation tasks; 0: the estimate itself must meet them."""
     calls_per_episode: PositiveFloat = 2.0
     """Budget of the rule `budget`: mean teacher calls an episode."""
+    max_calls: PositiveInt | None = None
+    """Teacher calls that a routed episode may make: after them the SLM goes on alone, in validation, evaluation and
+    curves. null: no limit."""
     kappa: PositiveFloat = 20.0
     """Price of a failed episode in teacher calls, for the rule `cost`."""
     asked_shares: tuple[Fraction, ...] = (0.02, 0.06, 0.12, 0.2, 0.35, 0.6)
     """Operating points of the curves: thresholds that would escalate this share of the SLM's own validation steps."""
     clairvoyant: NonNegativeInt = 30
     """Failed SLM episodes of which the fewest teacher calls that save them are searched; 0 = none."""
+    state_oracle: NonNegativeInt = 0
+    """Test episodes that the state oracle plays, which knows the value of help at each step but not the future; 0 = none."""
+    state_oracle_futures: PositiveInt = 16
+    """Futures that it plays with each of the two actions where SLM and teacher differ."""
     attacked_steps: NonNegativeInt = 40
     """Steps of each router's test episodes with a call, and as many without, whose texts are changed to see which calls that
     buys and which it suppresses (`text_attacks`); 0 = none, as where the verifier is a model or runs code."""
@@ -229,6 +264,10 @@ class RunSettings(Settings):
         for family in families:
             domain.perturbation(family, self.perturbations.strength, "")
         force_setattr(self, "perturbations", self.perturbations.but(families=families or domain.families))
+        counts = {"family": families or domain.families, "severity": self.perturbations.severities}
+        if all(len(counts.get(part, (1, 2))) < 2 for part in self.perturbations.groups):
+            only = " and ".join(f"one {part}" for part in self.perturbations.groups)
+            raise ValueError(f"perturbations.groups: {only} alone is one group, and CVaR needs two; add `seed`")
         if noise is None:
             noise = 0.0 if domain.random_action is None else 0.7
             force_setattr(self, "collect", self.collect.but(noisy_episodes=noise))

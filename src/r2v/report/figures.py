@@ -71,6 +71,9 @@ def equal_calls(results: Results) -> Figure:
     if bound := results["clairvoyant"]:
         at = bound["calls_per_episode"], bound["success_rate"]
         axes.plot(*at, marker="*", ms=14, color="#e69f00", ls="", label="oracle bound")
+    if oracle := results.get("state_oracle"):
+        x, y = zip(*sorted([(0.0, oracle["slm_success"]), *((c, s) for _, c, s in oracle["points"])]), strict=True)
+        axes.plot(x, y, color="#e69f00", lw=1.2, ls=":", marker=".", label="state oracle")
     axes.set_xlabel("teacher calls an episode")
     axes.set_ylabel("success rate")
     figure.legend(loc="outside right center", frameon=False)

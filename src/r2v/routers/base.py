@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from r2v.evaluation.branches import Branch
     from r2v.learning.labels import Rows
     from r2v.learning.settings import RouterSettings
+    from r2v.perturbations import GroupPart
 
 FORMAT = 2
 Need = Literal["answers", "branches", "exploration", "redraws", "pool"]
@@ -263,8 +264,12 @@ class FitData:
     fitted_with: FittedWith
     settings: RouterSettings
     seed: int
+    groups: Sequence[GroupPart] = ("seed",)
+    """What a group of CVaR is."""
     budgets: Sequence[float] = ()
     """Teacher calls an episode, for routers that meet budgets."""
+    max_calls: int | None = None
+    """Those that an episode may have at most."""
     differs: Sequence[Sequence[bool]] = ()
     """Of each recorded episode's steps: would the teacher act otherwise? (need: answers)"""
     differs_validation: Sequence[Sequence[bool]] = ()

@@ -11,7 +11,7 @@ from r2v.core.fixed import Never
 from r2v.core.mlp import RiskMLP
 from r2v.core.seeds import derive_uniform
 from r2v.core.types import Context, Decision, Episode, Features, Memory
-from r2v.routers.base import FitData, Play, RouterBase, features_of
+from r2v.routers.base import FitData, Play, RouterBase, compare, features_of
 
 FACTORS = (0.4, 0.7, 1.0, 1.5, 2.5)
 """Prices tried for a budget: those at which the SLM's own steps would escalate this many times the budget."""
@@ -22,11 +22,14 @@ class Price(RouterBase):
     """Escalates where the value of intervening reaches a price."""
 
     name: str = "helper"
-    value: RiskMLP
+    values: tuple[RiskMLP, ...]
+    """One for each number of calls left, from 1 on; a single one where calls are not limited."""
     kind = "benefit"
 
-    def score(self, features: Features) -> float:
-        return self.value.value(features)
+    def rule(self, context: Context, features: Features, memory: Memory, *, seed: int) -> Decision:
+        most = len(self.values)
+        left = most if memory.calls_left is None else min(max(memory.calls_left, 1), most)
+        return compare(self.name, "benefit", self.values[left - 1].value(features), self.point)
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Mixture:
 
     budget: float
     value: int
-    """Index into `values`."""
+    """Number of its values of intervening."""
     first: float | None
     """Price; None never escalates."""
     second: float | None
@@ -55,11 +58,19 @@ class Helper(RouterBase):
     prices: tuple[float, ...]
     """What intervening must be worth at each budget, by the fitted decision process."""
     values: tuple[RiskMLP, ...]
+    """One a budget, or `max_calls` of them, as in `r2v.learning.helper.HelperFit`."""
     mixtures: tuple[Mixture, ...] = ()
+    max_calls: int | None = None
+    """The limit of calls of an episode that it was fitted for."""
 
     def __post_init__(self) -> None:
-        if not all(0 <= mixture.value < len(self.values) for mixture in self.mixtures):
+        if not all(0 <= mixture.value < len(self.values) // (self.max_calls or 1) for mixture in self.mixtures):
             raise ValueError(f"a mixture of a value beyond the {len(self.values)} that there are")
+
+    def values_of(self, number: int) -> tuple[RiskMLP, ...]:
+        """Those of a budget, one for each number of calls left where these are limited."""
+        each = self.max_calls or 1
+        return self.values[number * each : (number + 1) * each]
 
     kind = "benefit"
     needs = frozenset({"answers", "exploration"})
@@ -74,10 +85,10 @@ class Helper(RouterBase):
         explored = [episode for episode in data.explored if episode.success is not None]
         found = fit_helper(
             [*data.rollouts, *explored], disagreement, risk, data.budgets, data.horizon, data.settings,
-            seed=data.seed,
+            seed=data.seed, max_calls=data.max_calls,
         )  # fmt: skip
-        values = tuple(found.values)
-        return cls(budgets=found.budgets, prices=found.prices, values=values, fitted_with=data.fitted_with)
+        values, most = tuple(found.values), data.max_calls
+        return cls(budgets=found.budgets, prices=found.prices, values=values, max_calls=most, fitted_with=data.fitted_with)
 
     def tuned(self, play: Play, data: FitData) -> Helper:
         """Play each budget's value of intervening at some prices, and mix two neighbours so that the calls made meet it.
@@ -90,11 +101,12 @@ class Helper(RouterBase):
         steps = len(features) / len(data.held)
         tried: list[Price] = []
         owners: list[int] = []
-        for i, (budget, value) in enumerate(zip(self.budgets, self.values, strict=True)):
-            values = [value.value(row) for row in features]
+        for i, budget in enumerate(self.budgets):
+            of_budget = self.values_of(i)
+            values = [of_budget[-1].value(row) for row in features]
             shares = [max(0.0, 1 - factor * budget / steps) for factor in FACTORS]
             prices = dict.fromkeys(np.quantile(values, shares, method="higher").tolist())
-            tried += [Price(value=value, threshold=price) for price in prices]
+            tried += [Price(values=of_budget, threshold=price) for price in prices]
             owners += [i] * len(prices)
         calls = play({str(p): price for p, price in enumerate(tried)})
         usage = [float(np.mean(calls[str(p)])) for p in range(len(tried))]
@@ -119,4 +131,4 @@ class Helper(RouterBase):
         price = mixture.second if second else mixture.first
         if price is None:
             return Never().decide(context, features, memory, seed=seed)
-        return Price(value=self.values[mixture.value], threshold=price).rule(context, features, memory, seed=seed)
+        return Price(values=self.values_of(mixture.value), threshold=price).rule(context, features, memory, seed=seed)

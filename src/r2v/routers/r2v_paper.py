@@ -12,7 +12,7 @@ from r2v.routers.base import FitData, RouterBase
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class R2VPaper(RouterBase):
-    """Escalates by a network trained on cost, failure and CVaR over perturbation seeds at once."""
+    """Escalates by a network trained on cost, failure and CVaR over groups of episodes at once."""
 
     name: str = "r2v_paper"
     risk: RiskMLP
@@ -23,7 +23,7 @@ class R2VPaper(RouterBase):
     def fit(cls, data: FitData) -> R2VPaper:
         from r2v.learning.labels import failure_rows
 
-        train, held = failure_rows(data.rollouts, PAPER), failure_rows(data.held, PAPER)
+        train, held = failure_rows(data.rollouts, PAPER, data.groups), failure_rows(data.held, PAPER)
         return cls(risk=data.probability("r2v_paper", train, held, PAPER, objective="paper"), fitted_with=data.fitted_with)
 
     def score(self, features: Features) -> float:

@@ -29,6 +29,7 @@ from r2v.learning.settings import RouterSettings
 from r2v.maths import Floats
 from r2v.maths.calibration import brier, ece, fit_scaling
 from r2v.maths.stats import auroc_or_none
+from r2v.perturbations import BY_SEED, GroupPart
 from r2v.pipeline.agents import AgentSpec
 from r2v.pipeline.play import at, play, routed_at
 from r2v.pipeline.preference import train_preferences
@@ -73,8 +74,10 @@ class Table:
         return rows if keep_N is None else rows.where(keep_N)
 
 
-def table(episodes: Sequence[Episode], differs: Sequence[Sequence[bool]] | None) -> Table:
-    rows = failure_rows(episodes)
+def table(
+    episodes: Sequence[Episode], differs: Sequence[Sequence[bool]] | None, groups: Sequence[GroupPart] = BY_SEED
+) -> Table:
+    rows = failure_rows(episodes, groups=groups)
     choices = [step.choice for episode in episodes for step in episode.steps]
     pseudo, _ = batch([with_pseudo_entropy(c.features, c.scores) for c in choices if c.features is not None])
     unknown = np.full(len(rows), np.nan)
@@ -90,7 +93,7 @@ def save_table(path: Path, t: Table) -> None:
     r = t.rows
     with whole_file(path) as aside, aside.open("wb") as file:
         np.savez(
-            file, x=r.x_NF, present=r.present_NF, y=r.y_N, seed=r.seed_N, episode=r.episode_N, pseudo=t.pseudo_N,
+            file, x=r.x_NF, present=r.present_NF, y=r.y_N, group=r.group_N, episode=r.episode_N, pseudo=t.pseudo_N,
             differs=t.differs_N, family=t.family_N,
         )  # fmt: skip
 
@@ -98,7 +101,7 @@ def save_table(path: Path, t: Table) -> None:
 @lru_cache(maxsize=4)
 def load_table(path: Path) -> Table:
     with np.load(path, allow_pickle=False) as a:
-        rows = Rows(a["x"], a["present"], a["y"], a["seed"], a["episode"])
+        rows = Rows(a["x"], a["present"], a["y"], a["group"], a["episode"])
         return Table(rows, a["pseudo"], a["differs"], a["family"])
 
 
@@ -145,7 +148,8 @@ def ablate(ctx: StageContext) -> dict[str, Any]:
     slm, tried = run.slm, run.interventions()
     recorded, held = run.rollouts(), run.validation_episodes()
     paths = {"train": ctx.partial / "train.npz", "held": ctx.partial / "held.npz"}
-    save_table(paths["train"], table(*_scored(recorded, None if tried is None else tried.differs)))
+    scored = _scored(recorded, None if tried is None else tried.differs)
+    save_table(paths["train"], table(*scored, settings.perturbations.groups))
     save_table(paths["held"], table(*_scored(held, None if tried is None else tried.differs_validation)))
     plan = variants(settings.router, with_answers=tried is not None)
     fitted = ctx.partial / "routers"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from datetime import UTC, datetime
 
 import msgspec
@@ -12,18 +13,22 @@ from r2v import __version__
 from r2v.core.errors import SettingsError, StageError
 from r2v.core.seeds import derive_seed
 from r2v.evaluation.certificate import Certificate, Target, certified
+from r2v.pipeline.agents import AgentSpec
 from r2v.pipeline.play import at, outcomes, play, routed_at
+from r2v.pipeline.run_folder import OperatingPoint
 from r2v.pipeline.runner import StageContext
-from r2v.pipeline.settings import CERTIFY_SEEDS_FROM
+from r2v.pipeline.settings import CERTIFY_SEEDS_FROM, PerturbationSettings
 from r2v.runtime.store import sha256
 
 SUBJECT = ("environment", "perturbations", "teacher", "slm")
 """Settings groups that the proof is about."""
+SHARES = tuple(0.01 * 1.2**i for i in range(25))
+"""Of the SLM's own validation steps: thresholds that escalate these are tried, beside those of the settings; .01 to .79."""
 
 
 def certify(ctx: StageContext, router: str, target: Target, *, tasks: int, seed: int) -> Certificate:
-    """Fresh tasks and perturbation seeds that no evaluation uses. The thresholds are tested from the one with the most calls
-    on validation to the one with the fewest.
+    """Fresh tasks and perturbation seeds that no evaluation uses. The thresholds are tested from the one with the best
+    success on validation to the one with the fewest calls; those with more calls than the first are left out.
     """
     settings, points = ctx.settings, ctx.run.operating_points()
     if router not in points:
@@ -34,19 +39,45 @@ def certify(ctx: StageContext, router: str, target: Target, *, tasks: int, seed:
     own = {task.id for split in ctx.run.splits().values() for task in split}
     if known := own & {task.id for task in fresh}:
         raise StageError(f"{len(known)} of the new tasks are tasks of the run; choose another --seed")
-    zs = [CERTIFY_SEEDS_FROM + seed * 1000 + i for i in range(len(settings.perturbations.test))]
-    order = [t for _, t in sorted(zip(points[router].calls, points[router].grid, strict=True), reverse=True)]
-    rows, _ = play(ctx, routed_at({router: order}, ctx.run.of("fit"), ctx.run.slm), fresh, zs, "certify")
-    tried_points = [(t, outcomes(ctx, rows[at(router, t)], fresh, zs)) for t in order]
-    threshold, tried = certified(tried_points, target)
+    zs = [CERTIFY_SEEDS_FROM + seed * 1000 + i for i in range(_episodes_of_a_task(settings.perturbations))]
+    order = _order(ctx, router, points[router])
+    agents = routed_at({router: order}, ctx.run.of("fit"), ctx.run.slm)
+    if target.relative is not None:
+        agents = {"llm_only": AgentSpec("teacher"), **agents}
+    rows, _ = play(ctx, agents, fresh, zs, "certify", max_calls=settings.evaluate.max_calls)
+    played = {name: outcomes(ctx, found, fresh, zs, settings.perturbations.kinds) for name, found in rows.items()}
+    threshold, tried = certified([(t, played[at(router, t)]) for t in order], target, played.get("llm_only"))
     date = datetime.now(UTC).date().isoformat()
     return Certificate(router, target, threshold, tasks, tuple(zs), tried, identity(ctx, router), date)
+
+
+def _episodes_of_a_task(perturbations: PerturbationSettings) -> int:
+    """As many as the run's test has, and enough for each task to meet each kind of disturbance: what a task shows of a kind
+    is then worth most."""
+    counts = {
+        "family": len(perturbations.families),
+        "severity": len(perturbations.test_severities or perturbations.severities),
+    }
+    return max(len(perturbations.test), math.prod(counts.get(part, 1) for part in perturbations.kinds))
+
+
+def _order(ctx: StageContext, router: str, points: OperatingPoint) -> list[float]:
+    """Thresholds from the safest to the cheapest. There are more of them than validation played: a test costs nothing while
+    all before it succeed, and the step from one to the next is what a proof wastes.
+    """
+    held = [episode for episode in ctx.run.validation_episodes() if episode.success is not None]
+    shares = sorted({*ctx.settings.evaluate.asked_shares, *SHARES})
+    loosest_first = ctx.run.router(router).thresholds(held, shares)[::-1]
+    best = max(zip(points.validation, points.grid, strict=True), key=lambda tried: (tried[0][1], tried[0][2]))[1]
+    return loosest_first[loosest_first.index(best) :] if best in loosest_first else loosest_first
 
 
 def identity(ctx: StageContext, router: str) -> dict[str, str]:
     """Hashes of the SLM, the router's folder, and the settings that decide what is played."""
     dump = msgspec.to_builtins(ctx.settings)
-    subject = json.dumps({group: dump[group] for group in SUBJECT}, sort_keys=True)
+    limit = ctx.settings.evaluate.max_calls
+    limited = {} if limit is None else {"max_calls": limit}
+    subject = json.dumps({group: dump[group] for group in SUBJECT} | limited, sort_keys=True)
     return {
         "small model": sha256(ctx.run.slm),
         "router": sha256(ctx.run.router_folder(router)),
@@ -58,15 +89,20 @@ def identity(ctx: StageContext, router: str) -> dict[str, str]:
 def describe(certificate: Certificate) -> str:
     """What was proven, in one or two sentences."""
     target = certificate.target
-    what = "failure rate" if target.alpha is None else f"CVaR {target.alpha:g} of the failure rate over perturbation seeds"
+    if target.relative is None:
+        what, found = f"failure rate below {target.max_failure:g}", "failure"
+    else:
+        what, found = f"success rate above {target.relative:.4g} of the teacher's", "shortfall"
+    if target.alpha is not None:
+        what += f" in the worst {target.alpha:.4g} of the groups of episodes"
     where = f"{certificate.tasks} fresh tasks x {len(certificate.perturbation_seeds)} perturbation seeds"
     if certificate.threshold is None:
-        best = min(certificate.tried, key=lambda tried: tried.failure)
+        best = min(getattr(tried, found) or 0.0 for tried in certificate.tried)
         return (
-            f"no threshold of {certificate.router} qualifies: none has a {what} proven below {target.max_failure:g} at "
-            f"confidence {1 - target.delta:g} ({where}; the best observed is {best.failure:.3f})"
+            f"no threshold of {certificate.router} qualifies: none has a {what} at confidence {1 - target.delta:g} "
+            f"({where}; the least observed {found} is {best:.3f})"
         )
     return (
-        f"{certificate.router} at threshold {certificate.threshold:.4f} has a {what} below {target.max_failure:g}, with "
-        f"confidence {1 - target.delta:g} ({where}; {certificate.calls_per_episode:.2f} teacher calls an episode)"
+        f"{certificate.router} at threshold {certificate.threshold:.4f} has a {what}, with confidence "
+        f"{1 - target.delta:g} ({where}; {certificate.calls_per_episode:.2f} teacher calls an episode)"
     )

@@ -22,6 +22,7 @@ from r2v.pipeline.provenance import provenance
 from r2v.pipeline.run_folder import OperatingPoint, RunFolder
 from r2v.pipeline.runner import LOCAL, StageContext, study
 from r2v.pipeline.settings import FRESH_SEEDS_FROM
+from r2v.pipeline.state_oracle import state_oracle
 from r2v.routers.base import RouterBase
 from r2v.routers.r2v import R2V
 from r2v.runtime.executor import ExecutorChoice
@@ -30,6 +31,8 @@ from r2v.verifiers import verifier_named
 
 ENDS = ("slm_only", "llm_only")
 """The ends of every curve, which have no threshold."""
+FIRST = "llm_first"
+"""The other end where teacher calls are limited: the teacher until they are spent, then the SLM."""
 Evaluated = tuple[dict[str, Played], dict[str, list[Episode]]]
 """What came of each router, and its episodes at its operating point, by task and seed."""
 
@@ -68,21 +71,24 @@ def evaluate_on(ctx: StageContext, tasks: Sequence[Task], seeds: Sequence[int], 
     s, run = ctx.settings, ctx.run
     points, alone = run.operating_points(), (*ENDS, *(f"{name}_only" for name in s.pool))
     routers = {name: run.router(name) for name in points}
-    label_of = {name: at(name, point.threshold) for name, point in points.items()} | {name: name for name in alone}
+    first = () if s.evaluate.max_calls is None else (FIRST,)
+    fixed = (*alone, *first)
+    label_of = {name: at(name, point.threshold) for name, point in points.items()} | {name: name for name in fixed}
     grid = {name: (*point.grid, point.threshold) for name, point in points.items()}
     singles = {f"{name}_only": AgentSpec("teacher", stronger=name) for name in s.pool}
     agents = {
         "slm_only": AgentSpec("routed", run.slm),
         "llm_only": AgentSpec("teacher"),
         **singles,
+        **{name: AgentSpec("routed", run.slm, name) for name in first},
         **routed_at(grid, run.of("fit"), run.slm),
     }
-    rows, episodes = play(ctx, agents, tasks, seeds, "routers", keep=list(label_of.values()))
-    chosen = {name: episodes[label_of[name]] for name in (*alone, *points)}
+    rows, episodes = play(ctx, agents, tasks, seeds, "routers", keep=list(label_of.values()), max_calls=s.evaluate.max_calls)
+    chosen = {name: episodes[label_of[name]] for name in (*fixed, *points)}
     write_episodes(ctx.out / "episodes.parquet", [episode for name in chosen for episode in chosen[name]])
 
     outcome = {name: outcomes(ctx, found, tasks, seeds) for name, found in rows.items()}
-    played = {name: Played(outcome[name], None) for name in alone}
+    played = {name: Played(outcome[name], None) for name in fixed}
     for name, point in points.items():
         tried = tuple(outcome[at(name, threshold)] for threshold in point.grid)
         played[name] = Played(outcome[label_of[name]], point.threshold, point.grid, tried)
@@ -100,6 +106,7 @@ def evaluate_on(ctx: StageContext, tasks: Sequence[Task], seeds: Sequence[int], 
         [task.id for task in tasks],
         seeds,
         s.environment.horizon,
+        s.perturbations.groups,
     )
     reference = routers["r2v"]
     assert isinstance(reference, R2V)
@@ -107,9 +114,11 @@ def evaluate_on(ctx: StageContext, tasks: Sequence[Task], seeds: Sequence[int], 
     results = {
         "protocol": "closed_loop",
         **counts,
+        "max_calls": s.evaluate.max_calls,
         "routers": summary,
         "differences": differences,
         "clairvoyant": oracle_bound(ctx, chosen["slm_only"], summary["llm_only"]["success_rate"]),
+        "state_oracle": state_oracle(ctx, tasks, seeds, {name: rows[name] for name in (*ENDS, *first)}),
         "calibration": calibration(reference.risk, chosen["slm_only"], s.environment.horizon),
         "text_attacks": _text_attacks(ctx, routers, points, chosen),
         "replay": {"protocol": "replay", **counts, "routers": summarise(again, *common)[0]},

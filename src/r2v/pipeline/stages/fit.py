@@ -32,25 +32,28 @@ def fit(ctx: StageContext) -> None:
     routers = {name: router.tuned(_player(ctx, name), data) for name, router in routers.items()}
     for name, router in routers.items():
         router.save(ctx.out / name)
-    shares = settings.evaluate.asked_shares
+    shares = sorted(settings.evaluate.asked_shares)
     grid = {name: router.thresholds(data.held, shares) for name, router in routers.items()}
     tasks, seeds = run.split("validation"), settings.perturbations.validation
     agents = {"llm_only": AgentSpec("teacher"), **routed_at(grid, ctx.out, run.slm)}
-    rows, _ = play(ctx, agents, tasks, seeds, "validation")
-    played = {name: outcomes(ctx, rows[name], tasks, seeds) for name in agents}
+    rows, _ = play(ctx, agents, tasks, seeds, "validation", max_calls=settings.evaluate.max_calls)
+    played = {name: outcomes(ctx, rows[name], tasks, seeds, settings.perturbations.kinds) for name in agents}
     teacher_success = float(played["llm_only"].success_TZ.mean())
-    chosen = {}
+    chosen, unmet = {}, []
     for name, thresholds in grid.items():
         points = [Point(threshold, played[at(name, threshold)]) for threshold in thresholds]
-        point = choose(points, settings.evaluate, teacher_success)
+        point = choose(points, settings.evaluate, teacher_success, settings.router.alpha)
         routers[name].at(point.threshold).save(ctx.out / name)
         tried = [[float(p.outcomes.call_rate_TZ.mean()), p.success, p.calls] for p in points]
+        if not point.met:
+            unmet.append(name)
         chosen[name] = {"threshold": point.threshold, "grid": list(thresholds), "validation": tried}
     alone = [bool(episode.success) for episode in data.validation]
     conditions = data.fitted_with
     selection = {
         "fitted_with": {"verifier": conditions.verifier, "k": conditions.k, "horizon": conditions.horizon},
-        "rule": in_words(settings.evaluate),
+        "rule": in_words(settings.evaluate, settings.router.alpha),
+        "unmet": unmet,
         "target": settings.evaluate.target,
         "teacher_success": teacher_success,
         "slm_success": sum(alone) / len(alone),
@@ -73,7 +76,9 @@ def _data(ctx: StageContext) -> FitData:
         ),
         settings=settings.router,
         seed=settings.seed,
+        groups=settings.perturbations.groups,
         budgets=settings.help.budgets,
+        max_calls=settings.evaluate.max_calls,
         explored=run.explored() if "exploration" in needs else (),
         redrawn=run.redrawn() if "redraws" in needs else (),
         options={name: options for name, (_, options) in settings.chosen_routers.items()},
@@ -107,7 +112,8 @@ def _player(ctx: StageContext, name: str) -> Play:
         agents = {key: AgentSpec("routed", ctx.run.slm, folder / key) for key in routers}
         perturbed, found = ctx.settings.perturbations, {key: list[float]() for key in routers}
         for split, seeds in (("validation", perturbed.validation), ("router", perturbed.rollout[:1])):
-            rows, _ = play(ctx, agents, ctx.run.split(split), seeds, f"{name} {split}")
+            most = ctx.settings.evaluate.max_calls
+            rows, _ = play(ctx, agents, ctx.run.split(split), seeds, f"{name} {split}", max_calls=most)
             for key in routers:
                 found[key] += [row.teacher_calls for row in rows[key]]
         return found

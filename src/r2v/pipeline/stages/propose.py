@@ -14,7 +14,7 @@ from r2v.core.agent import Solo
 from r2v.core.types import Episode
 from r2v.evaluation.closed_loop import play
 from r2v.learning.pairs import preference_pairs, write_pairs
-from r2v.pipeline.agents import AgentSpec, make_environment, make_teacher
+from r2v.pipeline.agents import AgentSpec, make_environment, make_teacher, with_severity
 from r2v.pipeline.play import play_episodes
 from r2v.pipeline.runner import StageContext
 from r2v.pipeline.settings import RunSettings
@@ -48,4 +48,4 @@ async def _views(episodes: Sequence[Episode], settings: RunSettings) -> list[Epi
             lambda task, seed: make_environment(settings, task, seed),
             horizon=len(actions),
         )
-    return views
+    return with_severity(settings, views)
