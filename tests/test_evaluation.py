@@ -15,7 +15,7 @@ from r2v.core.features import FEATURES
 from r2v.core.fixed import Always, AtSteps, Never, Redraw
 from r2v.core.types import NO_USAGE, Action, Usage
 from r2v.evaluation import prefixes
-from r2v.evaluation.curves import area_B, calls_at_B, curve, interval, open_interval, resample_BT, success_at_B
+from r2v.evaluation.curves import area_B, calls_at, calls_at_B, curve, interval, open_interval, resample_BT, success_at_B
 from r2v.evaluation.operating_point import Point, better_policy, by_budget, by_cost, by_target, choose, in_words
 from r2v.evaluation.outcomes import Row, gather, row
 from r2v.evaluation.prefixes import Scored, by_prefix, curves, measures
@@ -355,3 +355,18 @@ def test_a_risk_after_each_number_of_steps_by_hand(monkeypatch):
     assert (measures(many, seed=0)["auroc"], measures(many, seed=0)["auroc_ci95"]) == (None, None)
     with pytest.raises(ValueError, match="no steps"):
         measures(many.where(np.zeros(5, bool)), seed=0)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 20), st.integers(0, 10)), min_size=1, max_size=6, unique_by=lambda p: p[0]),
+    st.integers(1, 10),
+)
+def test_calls_at_a_success_are_where_the_curve_first_has_it(points, wanted):
+    """As of `calls_at_B`, on one curve; two of its points may be mixed only if they are neighbours."""
+    points = [(float(x), y / 10) for x, y in points]
+    found, (x, y) = calls_at(points, wanted / 10), zip(*sorted(points), strict=True)
+    dense = np.linspace(min(x), max(x), 2001)
+    reached = dense[np.interp(dense, x, y) >= wanted / 10 - 1e-9]
+    assert (found is None) == (not any(value >= wanted / 10 - 1e-12 for value in y))
+    if found is not None:
+        assert found == pytest.approx(reached[0], abs=(max(x) - min(x)) / 1000 + 1e-9)

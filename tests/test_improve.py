@@ -8,8 +8,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -27,7 +25,7 @@ from r2v.pipeline.stages import STAGES
 from r2v.runtime.settings import load
 from r2v.runtime.store import read_episodes
 from r2v.studies import improve as improving
-from r2v.studies.improve import Plan, calls_for, gain, improve, lines
+from r2v.studies.improve import Plan, gain, improve, lines
 from r2v.studies.improve_on_logs import improve_on_logs
 from test_conversation_training import TEMPLATE, ledger
 from test_local_models import chat_tokenizer
@@ -225,22 +223,3 @@ def test_only_what_is_shown_to_be_better_is_kept():
     assert gain(worse, better, 500, 0)["kept"]
     assert not gain(better, worse, 500, 0)["kept"] and not gain(worse, worse, 500, 0)["kept"]
     assert not gain(np.array([0.5] * 40), np.array([0.5] * 39 + [1.0]), 500, 0)["kept"]  # one task of forty is luck
-
-
-points = st.lists(st.tuples(st.floats(0, 20), st.floats(0, 1)), min_size=1, max_size=8)
-
-
-@given(points, st.floats(0, 1))
-def test_calls_at_a_success_are_the_cheapest_mixture(points, success):
-    found = calls_for(points, success)
-    grid = [
-        w * a[0] + (1 - w) * b[0]
-        for a in points
-        for b in points
-        for w in np.linspace(0, 1, 21)
-        if w * a[1] + (1 - w) * b[1] >= success
-    ]
-    if not grid:
-        assert found is None or found >= min(x for x, _ in points)
-    else:
-        assert found is not None and min(x for x, _ in points) - 1e-9 <= found <= min(grid) + 1e-9

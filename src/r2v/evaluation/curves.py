@@ -63,6 +63,16 @@ def calls_at_B(points: Sequence[Outcomes], success_B: Floats, weights_BT: Floats
     return np.where(reached_BP.any(axis=1), found_B, np.inf)
 
 
+def calls_at(points: Sequence[tuple[float, float]], success: float) -> float | None:
+    """The same of one curve: (calls an episode, success) of each point; None where it never has this success."""
+    before: tuple[float, float] | None = None
+    for x, y in sorted(points):
+        if y >= success - 1e-12:
+            return x if before is None else before[0] + (success - before[1]) / (y - before[1]) * (x - before[0])
+        before = x, y
+    return None
+
+
 def _curve_BP(points: Sequence[Outcomes], weights_BT: Floats, *, rate: bool = False) -> tuple[Floats, Floats]:
     """(teacher calls an episode, or a step; success) of each point, by rising calls."""
     calls_BP = weights_BT @ np.stack([point.call_rate_T if rate else point.calls_T for point in points], axis=1)

@@ -62,7 +62,7 @@ class PreferSettings(Settings):
     """Preference training after cloning (DPO + consistency, R2V paper, section 4)."""
 
     enabled: bool = False
-    """Off: in no way that was tried is the SLM better for it (docs/log.md)."""
+    """Off: the SLM was never better for it, in seven runs (docs/log.md)."""
     epochs: PositiveInt = 1
     learning_rate: PositiveFloat = 1e-4
     beta: PositiveFloat = 0.1

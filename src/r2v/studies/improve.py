@@ -22,7 +22,7 @@ from r2v import __version__
 from r2v.core.errors import SettingsError, StageError
 from r2v.core.seeds import derive_seed
 from r2v.core.types import Episode, Task
-from r2v.evaluation.curves import interval, resample_BT
+from r2v.evaluation.curves import calls_at, interval, resample_BT
 from r2v.evaluation.outcomes import gather, row
 from r2v.maths import Floats
 from r2v.pipeline.agents import AgentSpec
@@ -310,26 +310,11 @@ def gain(before_T: Floats, after_T: Floats, resamples: int, seed: int) -> Report
     }
 
 
-def calls_for(points: Sequence[tuple[float, float]], success: float) -> float | None:
-    """Fewest calls an episode with which a curve reaches a success rate, two of its points mixed episode by episode.
-
-    Args:
-        points: (calls an episode, success rate).
-        success: the rate wanted.
-
-    Returns:
-        None where no point is as good as that.
-    """
-    good = [point for point in points if point[1] >= success]
-    mixed = [x0 + (x1 - x0) * (success - y0) / (y1 - y0) for x0, y0 in points if y0 < success for x1, y1 in good if x0 < x1]
-    return min([x for x, _ in good] + mixed, default=None)
-
-
 def calls_on_validation(run: RunFolder, router: str) -> float | None:
     """Calls an episode that a router needs for `TARGET` of the teacher's success, on the validation tasks."""
     selection, points = run.selection(), run.operating_points()[router].validation
     curve = [(0.0, selection["slm_success"]), *((calls, success) for _, success, calls in points)]
-    return calls_for(curve, TARGET * selection["teacher_success"])
+    return calls_at(curve, TARGET * selection["teacher_success"])
 
 
 def router_calls(run: RunFolder) -> int:
@@ -358,7 +343,7 @@ def _tested(run: RunFolder, router: str) -> Report:
         "teacher_success": teacher,
         "routed_success": routers[router]["success_rate"],
         "routed_calls": routers[router]["calls_per_episode"],
-        "calls_at_98": calls_for(points, TARGET * teacher),
+        "calls_at_98": calls_at(points, TARGET * teacher),
     }
 
 
