@@ -18,6 +18,7 @@ from r2v.core.types import (
     Context,
     Episode,
     Features,
+    Member,
     Memory,
     Observation,
     Step,
@@ -73,7 +74,9 @@ def test_they_have_short_names_beside_those_of_runs():
         cls = router_class(name)
         assert cls.name == name and len(cls.cites) > 30 and cls.__doc__
         assert re.fullmatch("#[0-9a-f]{6}", cls.colour)
-    assert {router_class(name).needs for name in RIVALS} == {frozenset(), frozenset({"branches"})}
+    assert {router_class(name).needs for name in RIVALS} == {
+        frozenset(), frozenset({"branches"}), frozenset({"branches", "pool"}),
+    }  # fmt: skip
     with pytest.raises(SettingsError, match="did you mean frugalgpt"):
         router_class("frugal_gpt")
 
@@ -322,7 +325,7 @@ def test_frugalgpt_reads_answers_alone(data):
 
 @pytest.mark.parametrize("name", RIVALS)
 def test_a_folder_decides_the_same(name, data, tmp_path):
-    router = router_class(name).fit(data)
+    router = router_class(name).fit(replace(data, pool=[(Member("medium", 0.2), data)]))
     thresholds = router.thresholds(data.validation, [0.3])
     assert len(thresholds) == 1
     router = router.at(thresholds[0])
