@@ -23,12 +23,15 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from r2v.core.types import Decision, Step
+from r2v.gateway.check import problems
 from r2v.gateway.ledger import Ledger, ModeChange
 from r2v.gateway.metrics import Counts
 from r2v.gateway.sessions import Items, LocalSessions
+from r2v.gateway.settings import GatewaySettings
 from servers import KEY, Model, free_port, running, settings
 from test_gateway import ASK, TOOLS
 from test_gateway_modes import STEP, write
+from test_routers_folders import make as make_router
 
 AUTH = {"authorization": f"Bearer {KEY}"}
 DECISION = Decision("escalate", "risk_above", 0.5, "risk", 0.4, 1.0, (), "risk_above")
@@ -145,6 +148,24 @@ def test_two_workers_are_one_gateway(tmp_path):
         children = gateway.children()
         assert len(children) == 3
         assert gateway.end() == -signal.SIGTERM and gone(children)
+
+
+def test_workers_choose_among_more_than_two_models(tmp_path):
+    """Every process that loads the router knows the models that it may name, and so does `r2v check`."""
+    replace(make_router("pool_bandit"), fitted_with=None, threshold=-1e9).save(tmp_path / "router")
+    with running(Model("medium-1").app()) as medium:
+        other = {"base_url": f"{medium}/v1", "model": "medium-1", "price": {"input": 2, "output": 4}}
+        changes = {"models__medium": other, "route__router": str(tmp_path / "router")}
+        with served(tmp_path, "--workers", "2", **changes) as gateway:
+            assert {gateway.ask(f"s{i}", model="r2v:medium").headers["x-r2v-model"] for i in range(12)} == {"medium-1"}
+            assert gateway.ask("own").headers["x-r2v-arm"] in ("medium", "teacher")
+            models = httpx.get(f"{gateway.admin}/v1/stats", headers=AUTH).json()["models"]
+            assert {name: one["model"] for name, one in models.items()} == {
+                "small": "small-1", "medium": "medium-1", "teacher": "teacher-1",
+            }  # fmt: skip
+            found = problems(msgspec.json.decode(gateway.config.read_bytes(), type=GatewaySettings), lambda line: None)
+            assert not [problem for problem in found if "medium" in problem]
+            assert gateway.end() == -signal.SIGTERM
 
 
 def test_a_killed_worker_loses_no_answered_step_and_is_started_again(tmp_path):

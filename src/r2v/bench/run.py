@@ -35,7 +35,7 @@ OTHERS = {
 
 def suite_named(name: str) -> Suite:
     """By short name, of an installed package (`r2v.suites`), or `package.module:Thing`. Raises SettingsError."""
-    found = plugins.load("suites", name, BUILT_IN)
+    found = plugins.load("suites", name, {**BUILT_IN, **OTHERS})
     made: Suite = found() if isinstance(found, type) else found
     if missing := [word for word in ("name", "description", "path", "mode", "load") if not hasattr(made, word)]:
         raise SettingsError(f"{name} is no suite: it has no {missing[0]} (see r2v.bench.suite.Suite)")

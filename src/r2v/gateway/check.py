@@ -26,7 +26,7 @@ def problems(settings: GatewaySettings, show: Callable[[str], None]) -> list[str
     if settings.server.require_key and not os.environ.get(settings.server.key_env):
         found.append(f"{settings.server.key_env} is not set: it must hold the key clients send")
     try:
-        router = load_configured(settings.route)
+        router = load_configured(settings.route, settings.stronger)
         conditions = f"verifier {router.route.verifier}, k {router.route.k}, horizon {router.route.horizon}"
         show(f"router    {router.name}, threshold {router.threshold:.4g}; {conditions}")
         fitted = router.router.fitted_with

@@ -15,7 +15,7 @@ import secrets
 import sqlite3
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial, reduce
@@ -199,10 +199,10 @@ class Service:
         """
         self.file_settings = settings
         self.slm: Client = _client(settings, "slm", "small", before.slm if before else None)
-        pool = {name: before.stronger.get(name) if before else None for name in stronger_names(settings)}
+        pool = {name: before.stronger.get(name) if before else None for name in settings.stronger}
         self.stronger: dict[str, Client] = {name: _client(settings, name, name, old) for name, old in pool.items()}
         """The models between SLM and teacher, the cheapest first, and the teacher."""
-        self.router = load_configured(settings.route, tuple(self.stronger))
+        self.router = load_configured(settings.route, settings.stronger)
         self.settings = settings.but(route=self.router.route)
         self.verdicts = _verdicts(settings)
         # A verifier's files may have changed, too.
@@ -627,11 +627,6 @@ def _alike(choice: Choice) -> bool | None:
     if choice.model != TEACHER or not choice.candidates:
         return None
     return alike(choice.candidates[best(choice.candidates, choice.scores)].action, choice.action)
-
-
-def stronger_names(settings: GatewaySettings) -> Sequence[str]:
-    """The models between SLM and teacher, and the teacher."""
-    return (*(name for name in settings.models if name not in ("slm", TEACHER)), TEACHER)
 
 
 def _client(settings: GatewaySettings, role: str, name: str, before: Client | None) -> Client:

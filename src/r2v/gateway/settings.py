@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 from r2v.clients.settings import ClientSettings, PriceSettings
+from r2v.core.types import TEACHER
 from r2v.gateway.postgres_url import problem_of
 from r2v.runtime.settings import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Settings
 from r2v.verifiers import name_of, verifier_named
@@ -239,6 +240,11 @@ class GatewaySettings(Settings):
     """Traces and metrics for OpenTelemetry; None: none are made. `{}` is enough where the environment says the rest."""
     verdicts: tuple[Any, ...] = ()
     """What says whether the work is right, the most trusted first: names, or {name: {options}} (`r2v.verdicts`)."""
+
+    @property
+    def stronger(self) -> tuple[str, ...]:
+        """The models between SLM and teacher, the cheapest first, and the teacher."""
+        return (*(name for name in self.models if name not in ("slm", TEACHER)), TEACHER)
 
     def __post_init__(self) -> None:
         if self.verdicts:

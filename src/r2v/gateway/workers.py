@@ -65,7 +65,7 @@ def serve_planes(
     server = settings.server
     if mock:
         set_mock_key(settings)
-    router = load_configured(settings.route).identity
+    router = load_configured(settings.route, settings.stronger).identity
     with ExitStack() as stack:
         ledger = Ledger(Path(settings.store.path), owner=True)
         stack.callback(ledger.close)
@@ -150,7 +150,7 @@ def _control(settings: GatewaySettings, parent: Parent) -> tuple[Any, None]:
     decoder = msgspec.msgpack.Decoder(Counts)
 
     def generation(settings: GatewaySettings) -> Generation:
-        router = load_configured(settings.route)
+        router = load_configured(settings.route, settings.stronger)
 
         def counts() -> Counts:
             now = time.time()
