@@ -21,15 +21,16 @@ import numpy as np
 from r2v import __version__
 from r2v.bench.entries import HAVE, Entry
 from r2v.bench.predictions import SHARES as OF_PAIRS
-from r2v.bench.predictions import Predicted, Seal, Split
+from r2v.bench.predictions import Predicted, Seal, Split, taking_part
 from r2v.bench.suites.recorded import MINT
-from r2v.core.errors import R2VError, SettingsError, StageError, broke
-from r2v.core.types import TEACHER, Member, Memory
+from r2v.core.errors import StageError
+from r2v.core.protocols import Router
+from r2v.core.types import TEACHER, Member
 from r2v.evaluation.curves import interval, resample_BT
 from r2v.evaluation.gain import RESAMPLES
-from r2v.evaluation.replay import RecordedSteps
+from r2v.evaluation.replay import RecordedSteps, decisions
 from r2v.maths import Floats
-from r2v.routers.base import FitData, RouterBase
+from r2v.routers.base import FitData, Need
 from r2v.routers.reading_benefit import ReadingBenefit
 from r2v.runtime.progress import Report
 from r2v.runtime.store import write_json
@@ -82,9 +83,9 @@ class Records:
 
     def fits(self) -> list[tuple[np.ndarray, FitData]]:
         """(sessions of a fold, what is fitted on the others), with the further models as the pool."""
-        found = []
+        found, usd_E = [], {name: self.ends(name)[0] for name in self.splits}
         for fold, (held_E, data) in enumerate(self.teacher.fits):
-            usd = {name: float(self.ends(name)[0][~held_E].mean()) for name in self.splits}
+            usd = {name: float(of_E[~held_E].mean()) for name, of_E in usd_E.items()}
             pool = [
                 (Member(name, usd[name] / usd[TEACHER]), split.fits[fold][1])
                 for name, split in self.splits.items()
@@ -94,17 +95,10 @@ class Records:
         return found
 
 
-def handed_over(router: RouterBase, recorded: RecordedSteps) -> Where:
+def handed_over(router: Router, recorded: RecordedSteps) -> Where:
     """Where a router hands a recorded session over. Raises ValueError where it wants more than was recorded."""
-    memory = Memory(seed=recorded.seed)
-    for t, (context, features, seed) in enumerate(recorded.steps):
-        decision = router.decide(context, features, memory, seed=seed)
-        if decision.route in ("escalate", "takeover"):
-            return t, decision.model
-        if decision.route != "continue":
-            raise ValueError(f"{router.name} decides {decision.route}; a recorded session has no more than was recorded")
-        memory = memory.after(decision)
-    return ()
+    handed = ((t, decision.model) for t, decision in decisions(router, recorded) if decision.route != "continue")
+    return next(handed, ())
 
 
 def predicted(records: Records, entry: Entry, fits: Sequence[tuple[np.ndarray, FitData]]) -> Predicted:
@@ -149,21 +143,9 @@ def bench(
 def _predictions(
     records: Records, wanted: Sequence[Entry], progress: Report
 ) -> tuple[list[Predicted], list[dict[str, str]]]:
-    fits, found, left_out = records.fits(), [], []
-    for n, entry in enumerate(wanted):
-        progress(n, len(wanted), entry.name)
-        if entry.at_start or entry.shuffled:
-            continue
-        why = entry.why_not(HAVE | {"pool"})
-        if why is None:
-            try:
-                found.append(predicted(records, entry, fits))
-            except (R2VError, ValueError) as error:
-                why = str(error)
-            except Exception as error:
-                raise SettingsError(f"{broke(f'router {entry.name}', error)}; `r2v check` tries it alone") from error
-        if why is not None:
-            left_out.append({"router": entry.name, "why": why})
+    have: frozenset[Need] = HAVE | frozenset({"pool"})
+    fits, asked = records.fits(), [entry for entry in wanted if not (entry.at_start or entry.shuffled)]
+    found, left_out = taking_part(asked, have, lambda entry: predicted(records, entry, fits), progress)
     for name, (agent, _) in STRONGER.items():  # the pair with each other model in the teacher's place
         if name != TEACHER:
             entry = Entry(f"{ReadingBenefit.name}, to {agent}", ReadingBenefit, f"{ReadingBenefit.name} of another pair")

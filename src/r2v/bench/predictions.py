@@ -11,7 +11,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -184,13 +184,30 @@ def _threshold(router: RouterBase, validation: Sequence[Episode], share: float) 
 def predict(split: Split, wanted: Sequence[Entry], progress: Report) -> tuple[list[Predicted], list[dict[str, str]]]:
     """(what takes part, which entries do not and why). Raises SettingsError for a router that breaks."""
     have: frozenset[Need] = HAVE if split.loaded.differs is None else HAVE | frozenset({"answers"})
+    return taking_part(wanted, have, split.predicted, progress)
+
+
+def taking_part(
+    wanted: Sequence[Entry], have: frozenset[Need], predicted: Callable[[Entry], Predicted], progress: Report
+) -> tuple[list[Predicted], list[dict[str, str]]]:
+    """(what takes part, which entries do not and why).
+
+    Args:
+        wanted: the rows.
+        have: what fits can have on these records.
+        predicted: finds out what an entry escalates; raises R2VError or ValueError where it cannot take part.
+        progress: called before each entry.
+
+    Raises:
+        SettingsError: a router breaks.
+    """
     found, left_out = [], []
     for n, entry in enumerate(wanted):
         progress(n, len(wanted), entry.name)
         why = entry.why_not(have)
         if why is None:
             try:
-                found.append(split.predicted(entry))
+                found.append(predicted(entry))
             except (R2VError, ValueError) as error:
                 why = str(error)
             except ModuleNotFoundError:

@@ -6,7 +6,7 @@ never hurts; `llm_only` and `oracle` are 100 % by definition (method, section 9)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Protocol
@@ -14,7 +14,7 @@ from typing import Protocol
 from r2v.core.features import proposing
 from r2v.core.protocols import Router
 from r2v.core.seeds import derive_seed
-from r2v.core.types import Context, Episode, Features, Memory, Route
+from r2v.core.types import Context, Decision, Episode, Features, Memory, Route
 from r2v.evaluation.outcomes import Outcomes, Row, gather, row
 from r2v.evaluation.results import Played
 from r2v.perturbations import BY_SEED, GroupPart
@@ -71,20 +71,26 @@ def escalations(router: Router, recorded: RecordedSteps, *, first: bool = False)
     Raises:
         ValueError: it wants what a recorded episode has not, another draw or attempt.
     """
-    memory = Memory(seed=recorded.seed)
     escalated: list[int] = []
-    for t, (context, features, seed) in enumerate(recorded.steps):
-        decision = router.decide(context, features, memory, seed=seed)
-        if decision.route in ("retry", "restart"):
-            raise ValueError(f"{router.name} decides {decision.route}; a recorded episode has no more than was recorded")
+    for t, decision in decisions(router, recorded):
         if decision.route != "continue" and first:
             return (t,)
         if decision.route == "takeover":
             return (*escalated, *range(t, len(recorded.steps)))
         if decision.route == "escalate":
             escalated.append(t)
-        memory = replace(memory, decisions=(*memory.decisions, decision))
     return tuple(escalated)
+
+
+def decisions(router: Router, recorded: RecordedSteps) -> Iterator[tuple[int, Decision]]:
+    """(number of the step, what `router` decides there), as long as it is asked; ValueError as of `escalations`."""
+    memory = Memory(seed=recorded.seed)
+    for t, (context, features, seed) in enumerate(recorded.steps):
+        decision = router.decide(context, features, memory, seed=seed)
+        if decision.route in ("retry", "restart"):
+            raise ValueError(f"{router.name} decides {decision.route}; a recorded episode has no more than was recorded")
+        yield t, decision
+        memory = replace(memory, decisions=(*memory.decisions, decision))
 
 
 @lru_cache(maxsize=1 << 16)

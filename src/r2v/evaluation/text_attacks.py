@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from random import Random
 from typing import Any
 
@@ -32,6 +33,7 @@ def _read(change: Callable[[Context, str], str]) -> Attack:
     return changed
 
 
+@cache
 def _words(size: int) -> str:
     draw = Random(size)
     return " ".join(draw.choice(WORDS) + str(draw.randrange(99)) for _ in range(size // 8))
@@ -70,11 +72,17 @@ def steps_of(episodes: Iterable[Episode], horizon: int, most: int) -> list[Step]
 
 def escalates(router: Router, view: View, verifier: Verifier, step: Step) -> bool:
     """Whether a stronger model is asked at a step. `view`: what the router sees of it."""
-    context, candidates, memory = step
-    scores = asyncio.run(verifier.score(context, [candidate.action for candidate in candidates]))
-    features = seen_as(view, featurise(context, candidates, scores), scores)
-    decision = router.decide(proposing(context, candidates, scores), features, memory, seed=0)
-    return decision.route in ("escalate", "takeover")
+    return asyncio.run(_escalates(router, view, verifier, [step]))[0]
+
+
+async def _escalates(router: Router, view: View, verifier: Verifier, steps: Iterable[Step]) -> list[bool]:
+    found = []
+    for context, candidates, memory in steps:
+        scores = await verifier.score(context, [candidate.action for candidate in candidates])
+        features = seen_as(view, featurise(context, candidates, scores), scores)
+        decision = router.decide(proposing(context, candidates, scores), features, memory, seed=0)
+        found.append(decision.route in ("escalate", "takeover"))
+    return found
 
 
 def text_attacks(router: Router, view: View, verifier: Verifier, steps: Sequence[Step]) -> dict[str, dict[str, Any]]:
@@ -90,13 +98,15 @@ def text_attacks(router: Router, view: View, verifier: Verifier, steps: Sequence
         kind -> {"bought": share of the other steps that are escalated now, "suppressed": share of the escalated ones that
         are not escalated any more, "steps": [how many others, how many escalated]}; None where there are none.
     """
-    plain = [escalates(router, view, verifier, step) for step in steps]
+    return asyncio.run(_attacked(router, view, verifier, steps))
+
+
+async def _attacked(router: Router, view: View, verifier: Verifier, steps: Sequence[Step]) -> dict[str, dict[str, Any]]:
+    plain = await _escalates(router, view, verifier, steps)
     counts = [len(plain) - sum(plain), sum(plain)]
     found = {}
     for kind, attack in ATTACKS.items():
-        now = [
-            escalates(router, view, verifier, (attack(context), candidates, memory)) for context, candidates, memory in steps
-        ]
+        now = await _escalates(router, view, verifier, [(attack(c), candidates, memory) for c, candidates, memory in steps])
         changed = [sum(a != b for a, b in zip(plain, now, strict=True) if a == asked) for asked in (False, True)]
         bought, suppressed = (n / of if of else None for n, of in zip(changed, counts, strict=True))
         found[kind] = {"bought": bought, "suppressed": suppressed, "steps": counts}

@@ -11,12 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from r2v.core.agent import within_budget
 from r2v.core.errors import ArtifactError, SettingsError
 from r2v.core.features import View
 from r2v.core.mlp import RiskMLP
 from r2v.core.protocols import Router
 from r2v.core.seeds import derive_uniform
-from r2v.core.types import TEACHER, Code, Context, Decision, Features, Memory, Route
+from r2v.core.types import TEACHER, Context, Decision, Features, Memory, Route
 from r2v.gateway.settings import RouteSettings
 from r2v.routers import BUILT_IN, SHIPPED, load_router, router_class
 from r2v.routers.base import RouterBase
@@ -55,15 +56,12 @@ class GatewayRouter:
         return self.router.name
 
     def decide(self, context: Context, features: Features, memory: Memory, *, seed: int) -> Decision:
-        decision = self._wanted(context, features, memory, seed)
-        if memory.calls_left == 0 and decision.route not in ("continue", "retry"):
-            return _instead(decision, "budget_exhausted")
+        decision = within_budget(self._wanted(context, features, memory, seed), memory)
         if decision.model not in self.usable:
             later = self.stronger[self.stronger.index(decision.model) :]
             able = next(name for name in later if name in self.usable)
             decision = replace(decision, model=able, reason=f"{decision.reason}; {decision.model} cannot answer now")
-        # With no call left the SLM goes on whatever is drawn.
-        return replace(decision, propensity=1.0) if memory.calls_left == 0 else decision
+        return decision
 
     def _wanted(self, context: Context, features: Features, memory: Memory, seed: int) -> Decision:
         plain = self.router.decide(context, features, memory, seed=seed)
@@ -113,15 +111,19 @@ class GatewayRouter:
                 reason = "the step before was streamed before anything was known of it, and would have been escalated"
                 return replace(plain, route="escalate", code="risk_above", reason=reason, propensity=1.0)
             return plain
-        last = next((d.model for d in reversed(memory.decisions) if d.route in ("escalate", "takeover")), plain.model)
-        extra = self.route.switch_usd / self.route.failure_usd if self.cold or last != plain.model else 0.0
+        extra = self.route.switch_usd / self.route.failure_usd
         if (
-            extra and plain.code == "risk_above" and plain.score is not None and plain.threshold is not None
-            and plain.score < plain.threshold + extra
+            extra and self._is_cold(plain.model, memory) and plain.code == "risk_above"
+            and plain.score is not None and plain.threshold is not None and plain.score < plain.threshold + extra
         ):  # fmt: skip
             reason = f"{plain.reason}, a lost cache costs {extra:.3f} more"
             return replace(plain, route="continue", code="switch_cost", reason=reason)
         return plain
+
+    def _is_cold(self, model: str, memory: Memory) -> bool:
+        """Whether the prompt cache of a stronger model is lost: it expired, or another one answered last."""
+        asked = (d.model for d in reversed(memory.decisions) if d.route in ("escalate", "takeover"))
+        return self.cold or next(asked, model) != model
 
 
 class Noted:
@@ -140,12 +142,6 @@ class Noted:
 def _came_too_early(decision: Decision) -> bool:
     """Whether a step was streamed early that would have been escalated."""
     return decision.code == "early" and decision.route != "continue"
-
-
-def _instead(decision: Decision, code: Code) -> Decision:
-    return replace(
-        decision, route="continue", code=code, reason=f"would escalate ({decision.code}: {decision.reason})", propensity=1.0
-    )
 
 
 @dataclass(frozen=True)

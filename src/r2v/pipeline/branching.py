@@ -30,7 +30,7 @@ class Answers:
     """Whether it would do something else than the SLM."""
     branches: list[Branch]
     unlike_teacher: list[list[bool]]
-    """Whether it would do something else than the teacher."""
+    """Whether it would do something else than the teacher; empty of the teacher itself."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,12 @@ class Job:
     episodes: list[Episode]
     branches: int
     """Steps branched in each episode."""
-    model: str
-    """Who is asked: the teacher, or another model of the pool."""
+    models: tuple[str, ...]
+    """Who is asked: the teacher, and other models of the pool."""
 
 
 def _answer(job: Job) -> dict[str, Any]:
-    asked = dict.fromkeys((job.model, TEACHER))
-    policies = {name: make_teacher(job.settings, name) for name in asked}  # held: their connections close with the loop
+    policies = {name: make_teacher(job.settings, name) for name in job.models}  # held: their connections close with the loop
     models = make_models(job.settings, job.slm) if job.branches else None
     return asyncio.run(_answers(job, policies, models))
 
@@ -59,24 +58,31 @@ async def _answers(job: Job, policies: Mapping[str, Policy], models: AgentModels
         name: await asyncio.gather(*(answers(episode, policy, horizon, name) for episode in episodes))
         for name, policy in policies.items()
     }
-    differ = [differing(episode, of_episode) for episode, of_episode in zip(episodes, said[job.model], strict=True)]
-    unlike = [
-        [not alike(a, b) for a, b in zip(own, teachers, strict=True)]
-        for own, teachers in zip(said[job.model], said[TEACHER], strict=True)
-    ]
-    if models is None:
-        return {"differs": differ, "branches": [], "unlike_teacher": unlike}
+    found = {}
+    for name, own in said.items():
+        differ = [differing(episode, of_episode) for episode, of_episode in zip(episodes, own, strict=True)]
+        unlike = None
+        if name != TEACHER:
+            pairs = [zip(mine, teachers, strict=True) for mine, teachers in zip(own, said[TEACHER], strict=True)]
+            unlike = [[not alike(a, b) for a, b in of_episode] for of_episode in pairs]
+        branches = [] if models is None else await _branches(job, models, name, differ)
+        found[name] = {"differs": differ, "branches": [asdict(b) for b in branches], "unlike_teacher": unlike}
+    return found
+
+
+async def _branches(job: Job, models: AgentModels, model: str, differ: Sequence[Sequence[bool]]) -> list[Branch]:
     played = await asyncio.gather(
         *(
             branch(
                 models, lambda task, z: make_environment(job.settings, task, z), job.first + i, episode,
-                _sample(episode, differ[i], job.branches), model=job.model, draws=job.settings.help.draws, horizon=horizon,
+                _sample(episode, differ[i], job.branches), model=model, draws=job.settings.help.draws,
+                horizon=job.settings.environment.horizon,
             )
-            for i, episode in enumerate(episodes)
+            for i, episode in enumerate(job.episodes)
             if any(differ[i])
         )
     )  # fmt: skip
-    return {"differs": differ, "branches": [asdict(b) for branches in played for b in branches], "unlike_teacher": unlike}
+    return [b for branches in played for b in branches]
 
 
 def _sample(episode: Episode, differ: Sequence[bool], count: int) -> list[int]:
@@ -86,19 +92,29 @@ def _sample(episode: Episode, differ: Sequence[bool], count: int) -> list[int]:
 
 
 def teacher_answers(
-    ctx: StageContext, episodes: Sequence[Episode], label: str, *, branches: int = 0, model: str = TEACHER
-) -> Answers:
-    """What the teacher, or another model of the pool, would do on recorded episodes, with `branches` branched steps of each
-    on which it differs from the SLM.
+    ctx: StageContext, episodes: Sequence[Episode], label: str, models: Sequence[str], *, branches: int = 0
+) -> dict[str, Answers]:
+    """What each of some stronger models would do on recorded episodes; every one is asked once at each step.
+
+    Args:
+        ctx: of the stage.
+        episodes: of the SLM alone.
+        label: names the work on the disk and in the progress bar.
+        models: the teacher, and other models of the pool.
+        branches: branched steps of each episode on which a model differs from the SLM.
     """
     slm = ctx.run.slm
     jobs = [
-        Job(ctx.settings, slm, i, list(episodes[i : i + JOB_EPISODES]), branches, model)
+        Job(ctx.settings, slm, i, list(episodes[i : i + JOB_EPISODES]), branches, tuple(models))
         for i in range(0, len(episodes), JOB_EPISODES)
     ]
     done = ctx.map(_answer, jobs, label)
+    return {name: _together([raw[name] for raw in done]) for name in models}
+
+
+def _together(pieces: Sequence[dict[str, Any]]) -> Answers:
     return Answers(
-        [row for raw in done for row in raw["differs"]],
-        [Branch(**b) for raw in done for b in raw["branches"]],
-        [row for raw in done for row in raw["unlike_teacher"]],
+        [row for piece in pieces for row in piece["differs"]],
+        [Branch(**b) for piece in pieces for b in piece["branches"]],
+        [row for piece in pieces for row in piece["unlike_teacher"] or ()],
     )

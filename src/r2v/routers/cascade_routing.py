@@ -14,7 +14,7 @@ from r2v.routers.base import FitData, RouterBase
 
 RETRY_PRICE = 0.02
 """Of one more draw of candidates, in teacher calls: the paper's 50 : 1."""
-_CODES: dict[Route, Code] = {"continue": "risk_below", "escalate": "risk_above", "retry": "retry"}
+CODES: dict[Route, Code] = {"continue": "risk_below", "escalate": "risk_above", "retry": "retry"}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -52,7 +52,7 @@ class CascadeRouting(RouterBase):
             worth["retry"] = 1 - self.disagreement_later.score(features) - price * self.retry_price
         route = max(worth, key=lambda r: worth[r])
         reason = "worth: " + ", ".join(f"{name} {value:.3f}" for name, value in worth.items())
-        return Decision(route, _CODES[route], 1 - now, self.kind, price, 1.0, (), reason)
+        return Decision(route, CODES[route], 1 - now, self.kind, price, 1.0, (), reason)
 
 
 def fit_later(data: FitData, episodes: Sequence[Episode], differs: Sequence[Sequence[bool]]) -> RiskMLP:

@@ -6,7 +6,7 @@ step gains; the threshold is the price of one teacher call, of which each model 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
@@ -14,11 +14,11 @@ from typing import ClassVar
 from r2v.core.errors import StageError
 from r2v.core.features import proposing
 from r2v.core.mlp import RiskMLP
-from r2v.core.types import TEACHER, Code, Context, Decision, Episode, Features, Member, Memory, Route
+from r2v.core.types import TEACHER, Context, Decision, Episode, Features, Member, Memory, Route
 from r2v.routers.bandit import Bandit
 from r2v.routers.base import FitData, Part, RouterBase, quantiles
 from r2v.routers.benefit import Benefit
-from r2v.routers.cascade_routing import RETRY_PRICE, fit_later
+from r2v.routers.cascade_routing import CODES, CascadeRouting, fit_later
 from r2v.routers.reading_benefit import ReadingBenefit
 
 
@@ -51,7 +51,7 @@ class Pool(RouterBase):
 
     def estimate(self, context: Context, features: Features) -> float:
         """The highest price of a teacher call at which some model is worth it."""
-        return max(gain / member.price for member, gain in self._gains(context, features))
+        return _price(self._gains(context, features))
 
     def thresholds(self, validation: Sequence[Episode], shares: Sequence[float]) -> list[float]:
         """See `RouterBase.thresholds`; routers that read are given what there is to read."""
@@ -66,7 +66,7 @@ class Pool(RouterBase):
 
     def rule(self, context: Context, features: Features, memory: Memory, *, seed: int) -> Decision:
         price, gains = self.point, self._gains(context, features)
-        score = max(gain / member.price for member, gain in gains)
+        score = _price(gains)
         worth = {member.name: gain - price * member.price for member, gain in gains}
         reason = f"at {price:.3f} a teacher call: " + ", ".join(f"{name} {value:+.3f}" for name, value in worth.items())
         if score < price:
@@ -76,6 +76,10 @@ class Pool(RouterBase):
 
     def _gains(self, context: Context, features: Features) -> list[tuple[Member, float]]:
         return [(m, gain.router.estimate(context, features)) for m, gain in zip(self.members, self.gains, strict=True)]
+
+
+def _price(gains: Sequence[tuple[Member, float]]) -> float:
+    return max(gain / member.price for member, gain in gains)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -112,27 +116,19 @@ class PoolReadingBenefit(Pool):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class PoolCascadeRouting(RouterBase):
+class PoolCascadeRouting(CascadeRouting):
     """`cascade_routing` among several models: this answer, another draw or a stronger model, whichever is worth most.
 
     Quality is the chance of doing what the teacher would; the threshold is the price of one teacher call.
     """
 
     name: str = "pool_cascade_routing"
-    disagreement: RiskMLP
-    disagreement_later: RiskMLP
-    """The same after another draw, foreseen from the features of now."""
     members: tuple[Member, ...]
     """The models between SLM and teacher."""
     disagreement_of: tuple[RiskMLP, ...]
     """Of each of them: the chance that it acts otherwise than the teacher."""
-    retry_price: float = RETRY_PRICE
-    """Of one draw of candidates, as a share of a teacher call."""
-    kind = "disagreement"
-    needs = frozenset({"answers", "redraws", "pool"})
-    routes = frozenset({"continue", "retry", "escalate"})
+    needs = CascadeRouting.needs | {"pool"}
     colour = "#117733"
-    cites = "Dekoninck et al., A Unified Approach to Routing and Cascading for LLMs (arXiv 2410.10347)."
 
     @classmethod
     def fit(cls, data: FitData) -> PoolCascadeRouting:
@@ -164,14 +160,11 @@ class PoolCascadeRouting(RouterBase):
             worth["retry", ""] = 1 - self.disagreement_later.score(features) - price * self.retry_price
         route, model = max(worth, key=lambda key: worth[key])
         reason = "worth: " + ", ".join(f"{model or route} {value:.3f}" for (route, model), value in worth.items())
-        code = _CODES[route]
+        code = CODES[route]
         return Decision(route, code, self.score(features), self.kind, price, 1.0, (), reason, model or TEACHER)
 
     def _unlike(self, features: Features) -> list[tuple[Member, float]]:
         return [(m, model.score(features)) for m, model in zip(self.members, self.disagreement_of, strict=True)]
-
-
-_CODES: Mapping[Route, Code] = {"continue": "risk_below", "escalate": "risk_above", "retry": "retry"}
 
 
 def with_pool(data: FitData, name: str) -> tuple[tuple[Member, FitData], ...]:

@@ -36,28 +36,27 @@ def rollout(ctx: StageContext) -> None:
         redrawn = play_episodes(ctx, AgentSpec("routed", slm, "redraw"), tasks, seeds[:1], "redrawn")
         write_episodes(ctx.out / "redrawn.parquet", redrawn)
     if "answers" in needs:
-        count = settings.help.branches if "branches" in needs else 0
-        for model in (TEACHER, *pool):
-            found = _interventions(ctx, episodes, redrawn, model, count)
-            write_json(ctx.out / interventions_file(model), asdict(found))
-            if model == TEACHER and found.branches:
-                labelled = with_mistakes(episodes, found.branches, found.differs)
-                write_episodes(ctx.out / "router.parquet", labelled)
+        _interventions(ctx, episodes, redrawn, (TEACHER, *pool), settings.help.branches if "branches" in needs else 0)
     if "exploration" in needs:
         for model in (TEACHER, *pool):
             _explore(ctx, tasks, seeds[: settings.help.explore_seeds], model)
 
 
 def _interventions(
-    ctx: StageContext, episodes: list[Episode], redrawn: list[Episode] | None, model: str, branches: int
-) -> Interventions:
-    """What one stronger model would do on the recorded steps, and what comes of it on some."""
-    suffix = "" if model == TEACHER else f"-{model}"
-    found = teacher_answers(ctx, episodes, f"branches{suffix}", branches=branches, model=model)
-    held = teacher_answers(ctx, ctx.run.validation_episodes(), f"answers{suffix}", model=model)
-    again = None if redrawn is None else teacher_answers(ctx, redrawn, f"answers-redrawn{suffix}", model=model).differs
-    unlike = None if model == TEACHER else (found.unlike_teacher, held.unlike_teacher)
-    return Interventions(found.differs, held.differs, found.branches, again, unlike)
+    ctx: StageContext, episodes: list[Episode], redrawn: list[Episode] | None, models: Sequence[str], branches: int
+) -> None:
+    """What stronger models would do on the recorded steps, and what comes of it on some."""
+    found = teacher_answers(ctx, episodes, "branches", models, branches=branches)
+    held = teacher_answers(ctx, ctx.run.validation_episodes(), "answers", models)
+    again = {} if redrawn is None else teacher_answers(ctx, redrawn, "answers-redrawn", models)
+    for model in models:
+        own, own_held = found[model], held[model]
+        differs_redrawn = again[model].differs if again else None
+        unlike = None if model == TEACHER else (own.unlike_teacher, own_held.unlike_teacher)
+        tried = Interventions(own.differs, own_held.differs, own.branches, differs_redrawn, unlike)
+        write_json(ctx.out / interventions_file(model), asdict(tried))
+    if branched := found[TEACHER].branches:
+        write_episodes(ctx.out / "router.parquet", with_mistakes(episodes, branched, found[TEACHER].differs))
 
 
 def _explore(ctx: StageContext, tasks: Sequence[Task], seeds: Sequence[int], model: str) -> None:
