@@ -6,10 +6,12 @@
 AUROC is among steps of the same number, because late steps are of episodes that last, which fail more often; `all` is over
 all pairs; `within` compares steps of one model and number alone. The 95 % intervals are of resampled groups of tasks. A
 learned verifier scores a step by a model that saw no episode of its task; with `models left out`, none of its model either.
+`Brier` is of P(the episode is solved) made of the score, calibrated (Platt) on other tasks; in brackets that of the mere
+share solved there. `mean` is the score of steps of solved and of failed episodes, as the paper prints it.
 `shuffled` is the same with outcomes that are dealt out anew among the episodes: .5 or a little less, because where more is
 solved a model that saw less gives the values. The household's episodes are the expert's, with a share of actions replaced by
 random ones (0 to .8), under perturbations; `right` is the AUROC of its own actions against the random ones. `--episodes`
-takes those of a run (`6-rollout/router.parquet`).
+takes those of a run (`6-rollout/router.parquet`), and then the score that its own verifier gave the executed action, too.
 
 With `--judge` (YAML: the settings of the verifier `judge`) a model is asked about one step of each of so many episodes; the
 others are measured on the same steps. Seconds are of this machine, tokens are those that its server counts.
@@ -30,8 +32,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from r2v.clients.judging import log_odds
 from r2v.core.agent import Noisy, Solo
-from r2v.core.groups import folds, groups
+from r2v.core.groups import folds, groups, splits
 from r2v.core.loop import run_episode
 from r2v.core.protocols import Verifier
 from r2v.core.seeds import derive_seed
@@ -43,6 +46,7 @@ from r2v.learning.reading import ReadRows
 from r2v.logs.detection import detect
 from r2v.logs.importing import import_logs
 from r2v.maths import Floats
+from r2v.maths.calibration import brier, fit_scaling
 from r2v.maths.stats import auroc_B, auroc_equal_B
 from r2v.messages.conversation import tools_of
 from r2v.perturbations import family_of
@@ -89,15 +93,28 @@ class Scored:
             "right": None if right is None else [float(right[0]), *interval(right[np.isfinite(right)])],
             "verifier": name, "steps": len(at), "auroc": float(equal_B[0]), "ci95": interval(equal_B[np.isfinite(equal_B)]),
             "all": float(all_B[0]), "all_ci95": interval(all_B[np.isfinite(all_B)]), "within_model": within, "cost": cost,
+            "mean_solved": float(score_N[y_N == 1].mean()), "mean_failed": float(score_N[y_N == 0].mean()),
+            **self._brier(score_N, at),
         }  # fmt: skip
         ends, all_ends = (", ".join(f"{q:.3f}" for q in found[key]) for key in ("ci95", "all_ci95"))
         if right is not None:
             cost = f"right {right[0]:.3f}  {cost}"
         print(
-            f"   {name:36} {equal_B[0]:.3f} ({ends})  all {all_B[0]:.3f} ({all_ends})  within {within:.3f}  {cost}",
+            f"   {name:36} {equal_B[0]:.3f} ({ends})  all {all_B[0]:.3f} ({all_ends})  within {within:.3f}  "
+            f"Brier {found['brier']:.3f} ({found['base_brier']:.3f})  "
+            f"mean {found['mean_solved']:.3f} {found['mean_failed']:.3f}  {cost}",
             flush=True,
         )
         return found
+
+    def _brier(self, score_N: Floats, at: NDArray[np.int64]) -> dict[str, float]:
+        """Brier score of the score, calibrated on the tasks of other folds, and of the share solved in those."""
+        y_N, logit_N = self.solved_N[at], log_odds(score_N)
+        p_N, base_N = np.zeros(len(at)), np.zeros(len(at))
+        for held, rest in splits(task_folds(self.rows, 0)[at]):
+            slope, bias = fit_scaling(logit_N[rest], y_N[rest], with_bias=True)
+            p_N[held], base_N[held] = 1 / (1 + np.exp(-(slope * logit_N[held] + bias))), y_N[rest].mean()
+        return {"brier": brier(p_N, y_N), "base_brier": brier(base_N, y_N)}
 
 
 def scores_by(verifier_of: Callable[[Episode], Verifier], episodes: Sequence[Episode]) -> tuple[Floats, float]:
@@ -174,6 +191,9 @@ def measure(name: str, episodes: Sequence[Episode], most: int, judge: JudgeVerif
     for verifier in RULES.get(name, ("tool_calls",)):
         kept[f"rule {verifier}"], us = scores_by(rule(verifier), episodes)
         lines.append(data.line(f"rule {verifier}", kept[f"rule {verifier}"], cost=f"{us:.0f} us a step"))
+    if all(step.choice.scores for episode in episodes for step in episode.steps):  # a run's own, given as it was played
+        kept["of the run"] = np.array([max(step.choice.scores) for episode in episodes for step in episode.steps])
+        lines.append(data.line("of the run", kept["of the run"]))
     fold_N = task_folds(rows, 0)
     us = cost_of_learned(rows, success_E, episodes[:100])
     for label, decay in DECAYS.items():
@@ -181,7 +201,7 @@ def measure(name: str, episodes: Sequence[Episode], most: int, judge: JudgeVerif
         lines.append(data.line(label, kept[label], cost=f"{us:.0f} us a step" if decay == 1 else ""))
     first = "learned, Monte-Carlo"
     before_N = np.where(rows.t_N == 0, success_E.mean(), np.roll(kept[first], 1))
-    lines.append(data.line("learned, progress", kept[first] - before_N))
+    lines.append(data.line("learned, progress", (1 + kept[first] - before_N) / 2))
     if len(rows.agents) >= MODEL_FOLDS:
         both_N2 = np.column_stack([fold_N, folds(rows.agent_N, MODEL_FOLDS, 0)])
         lines.append(data.line(f"{first}, models left out", held_out_values(rows, data.solved_N, both_N2, decay=1.0)))

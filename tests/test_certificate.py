@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from r2v.cli import cli
 from r2v.core.errors import ArtifactError, SettingsError
 from r2v.evaluation.certificate import Certificate, Target, certified, load_certificate
 from r2v.evaluation.outcomes import Outcomes, Row, gather
@@ -136,6 +138,17 @@ def test_a_bound_relative_to_the_teacher_covers_and_proves(alpha):
     assert tried.shortfall == worst_mean(paired, alpha) and tried.failure > 0
     with pytest.raises(ValueError, match="or the success relative"):
         Target(0.1, 0.1, None, 0.95)
+
+
+def test_what_a_certificate_claims_in_words():
+    assert Target(0.1, 0.1, None).claim == "failure rate below 0.1"
+    relative = Target(None, 0.1, 0.25, 0.95).claim
+    assert relative == "success rate above 0.95 of the teacher's in the worst 0.25 of the groups of episodes"
+
+
+def test_two_bounds_are_not_one_certificate(tmp_path):
+    given = CliRunner().invoke(cli, ["certify", str(tmp_path), "--max-failure", "0.1", "--relative", "0.95"])
+    assert given.exit_code == 2 and "two bounds" in given.output
 
 
 @pytest.mark.parametrize(("alpha", "delta"), [(None, 0.1), (0.25, 0.1), (0.5, 0.1)])

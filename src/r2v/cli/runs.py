@@ -111,7 +111,9 @@ def evaluate(
 @cli.command(rich_help_panel="Runs")
 def certify(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
-    max_failure: Annotated[float, typer.Option(min=0, max=1, help="Largest failure rate that may be certified.")] = 0.1,
+    max_failure: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Largest failure rate that may be certified: 0.1 if not given.")
+    ] = None,
     delta: Annotated[float, typer.Option(min=1e-6, max=0.5, help="Probability with which it may be wrong.")] = 0.1,
     cvar: Annotated[
         float | None,
@@ -147,6 +149,8 @@ def certify(
     from r2v.studies.certify import certify as make
     from r2v.studies.certify import describe, identity
 
+    if max_failure is not None and relative is not None:
+        raise typer.BadParameter("--max-failure and --relative are two bounds; give one of them")
     choice = ExecutorChoice(executor, address)
     RunFolder(run_folder).finished("collect", "clone", "prefer", "fit")
     console, path = Console(), verify or out or run_folder / "certificate.json"
@@ -154,7 +158,8 @@ def certify(
         if verify is not None:
             certificate = load_certificate(verify, identity(ctx, read_certificate(verify).router))
         else:
-            target = Target(max_failure if relative is None else None, delta, cvar, relative)
+            bound = 0.1 if max_failure is None and relative is None else max_failure
+            target = Target(bound, delta, cvar, relative)
             certificate = make(ctx, router, target, tasks=fresh_tasks, seed=seed)
             certificate.save(path)
     console.print(describe(certificate), highlight=False)

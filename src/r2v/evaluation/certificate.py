@@ -42,6 +42,15 @@ class Target:
         if (self.max_failure is None) == (self.relative is None):
             raise ValueError("a target bounds the failure rate, or the success relative to the teacher's")
 
+    @property
+    def claim(self) -> str:
+        """What a certificate of it says, in words."""
+        if self.relative is None:
+            claim = f"failure rate below {self.max_failure:g}"
+        else:
+            claim = f"success rate above {self.relative:.4g} of the teacher's"
+        return claim if self.alpha is None else f"{claim} in the worst {self.alpha:.4g} of the groups of episodes"
+
 
 @dataclass(frozen=True)
 class Tried:

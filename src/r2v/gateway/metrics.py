@@ -336,9 +336,10 @@ class Overview:
             "certificate": None
             if certificate is None
             else {
+                "claim": certificate.target.claim,
                 "max_failure": certificate.target.max_failure,
-                "delta": certificate.target.delta,
                 "cvar": certificate.target.alpha,
+                "delta": certificate.target.delta,
                 "tasks": certificate.tasks,
                 "date": certificate.date,
             },

@@ -89,20 +89,15 @@ def identity(ctx: StageContext, router: str) -> dict[str, str]:
 def describe(certificate: Certificate) -> str:
     """What was proven, in one or two sentences."""
     target = certificate.target
-    if target.relative is None:
-        what, found = f"failure rate below {target.max_failure:g}", "failure"
-    else:
-        what, found = f"success rate above {target.relative:.4g} of the teacher's", "shortfall"
-    if target.alpha is not None:
-        what += f" in the worst {target.alpha:.4g} of the groups of episodes"
+    found = "failure" if target.relative is None else "shortfall"
     where = f"{certificate.tasks} fresh tasks x {len(certificate.perturbation_seeds)} perturbation seeds"
     if certificate.threshold is None:
         best = min(getattr(tried, found) or 0.0 for tried in certificate.tried)
         return (
-            f"no threshold of {certificate.router} qualifies: none has a {what} at confidence {1 - target.delta:g} "
+            f"no threshold of {certificate.router} qualifies: none has a {target.claim} at confidence {1 - target.delta:g} "
             f"({where}; the least observed {found} is {best:.3f})"
         )
     return (
-        f"{certificate.router} at threshold {certificate.threshold:.4f} has a {what}, with confidence "
+        f"{certificate.router} at threshold {certificate.threshold:.4f} has a {target.claim}, with confidence "
         f"{1 - target.delta:g} ({where}; {certificate.calls_per_episode:.2f} teacher calls an episode)"
     )

@@ -21,13 +21,13 @@ from rich.console import Console
 from r2v import __version__
 from r2v.core.errors import SettingsError, StageError
 from r2v.core.seeds import derive_seed
-from r2v.core.types import Episode, Task
+from r2v.core.types import TEACHER, Episode, Member, Task
 from r2v.evaluation.curves import calls_at, interval, resample_BT
 from r2v.evaluation.outcomes import gather, row
 from r2v.maths import Floats
 from r2v.pipeline.agents import AgentSpec
 from r2v.pipeline.play import outcomes, play, play_episodes
-from r2v.pipeline.run_folder import RunFolder
+from r2v.pipeline.run_folder import RunFolder, explored_file
 from r2v.pipeline.runner import Stage, StageContext, run_stages, study
 from r2v.pipeline.settings import IMPROVE_SEEDS_FROM, RunSettings
 from r2v.pipeline.stages import STAGES
@@ -317,14 +317,18 @@ def calls_on_validation(run: RunFolder, router: str) -> float | None:
     return calls_at(curve, TARGET * selection["teacher_success"])
 
 
-def router_calls(run: RunFolder) -> int:
-    """Teacher calls that a run spent on its routers: answers on rollouts, branches, exploration, and choosing thresholds."""
-    calls = int(run.selection()["teacher_calls"])
-    if (tried := run.interventions()) is not None:
-        answers = (tried.differs, tried.differs_validation, tried.differs_redrawn or ())
-        calls += sum(len(row) for part in answers for row in part) + len(tried.branches)
-    explored = run.of("rollout") / "explored.parquet"
-    return calls + (sum(map(_calls, read_episodes(explored))) if explored.exists() else 0)
+def router_calls(run: RunFolder) -> float:
+    """Teacher calls that a run spent on its routers: answers on rollouts, branches, exploration, and choosing thresholds.
+    A call of another model of the pool is as much of one as its price is of the teacher's.
+    """
+    calls = float(run.selection()["teacher_calls"])
+    for member in (Member(TEACHER, 1), *run.settings.members):
+        if (tried := run.interventions(member.name)) is not None:
+            answers = (tried.differs, tried.differs_validation, tried.differs_redrawn or ())
+            calls += member.price * (sum(len(row) for part in answers for row in part) + len(tried.branches))
+        explored = run.of("rollout") / explored_file(member.name)
+        calls += member.price * sum(map(_calls, read_episodes(explored))) if explored.exists() else 0
+    return calls
 
 
 def _calls(episode: Episode) -> int:
