@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -22,6 +23,7 @@ from r2v.pipeline.run_folder import RunFolder
 from r2v.pipeline.runner import run_stages
 from r2v.pipeline.settings import RunSettings
 from r2v.pipeline.stages import STAGES
+from r2v.routers.base import features_of
 from r2v.runtime.settings import load
 from r2v.runtime.store import read_episodes
 from r2v.studies import improve as improving
@@ -133,6 +135,40 @@ def test_what_it_is_compared_with_spends_as_many_calls_and_learns_as_long(base, 
         assert set(improved["test"]["compared"][name]) == {"slm_success", "slm_ci95"}
 
 
+def test_with_a_share_only_the_last_thresholds_cost_calls(base, tmp_path, monkeypatch):
+    """Round 2 is rolled back, so the thresholds of round 1 are chosen by playing at the end; a comparison may cost more."""
+    verdicts = iter([True, True, False, False])
+    monkeypatch.setattr(improving, "gain", lambda *given: gain(*given) | {"kept": next(verdicts)})
+    plan, arms = replace(PLAN, share=0.3), ("random_steps_x2",)
+    found = improve(base, tmp_path / "out", plan, 2, arms, QUIET, InProcess())
+    first, second = found["rounds"]
+    assert (first["teacher_calls_router"], first["calls_at_98"]) == (0, None) and not second["kept"]
+    last = RunFolder(tmp_path / "out" / "round-1")
+    played = last.selection()["teacher_calls"]
+    assert last.settings.evaluate.rule == "target" and played > 0
+    lessons = sum(one["teacher_calls_training"] for one in found["rounds"])
+    assert found["teacher_calls_total"] == lessons + played
+    ours, others = (one["teacher_calls_training"] for one in (first, found["compared"]["random_steps_x2"][0]))
+    assert others == pytest.approx(2 * ours, rel=0.4)
+
+
+def test_thresholds_by_share_cost_no_call_and_are_not_certified(base, tmp_path):
+    shutil.copytree(base, tmp_path / "run")
+    settings = RunFolder(base).settings
+    changed = settings.but(evaluate=settings.evaluate.but(rule="share", share=0.2))
+    run_stages(STAGES, changed, tmp_path / "run", QUIET, InProcess())
+    run = RunFolder(tmp_path / "run")
+    assert (run.selection()["teacher_calls"], run.selection()["teacher_success"]) == (0, None)
+    scores = [run.router("r2v").score(f) for episode in run.validation_episodes() for f in features_of(episode)]
+    threshold = run.operating_points()["r2v"].threshold
+    assert 0.2 <= np.mean(np.array(scores) >= threshold) < 0.3
+    assert run.results()["routers"]["r2v"]["calls_per_episode"] > 0  # played on the test tasks
+    page = (run.of("report") / "report.html").read_text()
+    assert "own steps escalated, nothing played, chosen on 12 validation tasks; the test" in page
+    refused = CliRunner().invoke(cli, ["certify", str(run.root), "--fresh-tasks", "4"])
+    assert "were never played on validation tasks" in str(refused.exception)
+
+
 def test_tasks_and_seeds_of_rounds_are_nobody_elses(base, improved):
     run, known = RunFolder(base.parent / "improved" / "round-1"), RunFolder(base).splits()
     assert {name: run.split(name) for name in ("router", "validation", "test")} == {
@@ -163,8 +199,11 @@ def test_what_is_done_is_not_played_again_and_another_plan_is_refused(base, impr
     (tmp_path / "mine" / "file").touch()
     with pytest.raises(StageError, match="is no folder of `r2v improve`"):
         improve(base, tmp_path / "mine", PLAN, 1, (), QUIET, InProcess())
-    with pytest.raises(SettingsError, match="is called luck; there are teacher_episodes, random_steps, no_new_data"):
-        improve(base, out, PLAN, 1, ("luck",), QUIET, InProcess())
+    with pytest.raises(
+        SettingsError,
+        match="is called luck, teacher_episodes_x2; there are teacher_episodes, random_steps, no_new_data, and",
+    ):
+        improve(base, out, PLAN, 1, ("luck", "teacher_episodes_x2"), QUIET, InProcess())
     with pytest.raises(SettingsError, match="no router benefit with a threshold in this run; there are r2v"):
         improve(base, tmp_path / "new", replace(PLAN, router="benefit"), 1, (), QUIET, InProcess())
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from r2v.cli.common import MAX_SEED, Address, Executor, cli, imported
 from r2v.core.errors import SettingsError
 from r2v.logs import AUTO
+
+if TYPE_CHECKING:
+    from r2v.runtime.executor import ExecutorChoice
+    from r2v.studies.improve import Plan
 
 
 @cli.command(rich_help_panel="Runs")
@@ -24,8 +28,17 @@ def improve(
         list[str] | None,
         typer.Option(
             "--compare",
-            help="Of a run (repeatable): also spend as many teacher calls on teacher_episodes or random_steps, or none "
-            "(no_new_data), with the same training.",
+            help="Of a run (repeatable): also spend as many teacher calls on teacher_episodes or random_steps, three times "
+            "as many (random_steps_x3), or none (no_new_data), with the same training.",
+        ),
+    ] = None,
+    share: Annotated[
+        float | None,
+        typer.Option(
+            min=1e-6,
+            max=0.999,
+            help="Of a run: share of steps escalated before the last round, instead of thresholds that "
+            "are chosen by playing: a router that needs none of the teacher's answers (r2v) then costs no call.",
         ),
     ] = None,
     slm: Annotated[str | None, typer.Option(help="With a ledger: folder or hub id of the model to train on.")] = None,
@@ -49,9 +62,13 @@ def improve(
     likely. Otherwise the old one stays. A killed one resumes.
     """
     if (source / "settings.yaml").exists():
+        from r2v.runtime.executor import ExecutorChoice
+        from r2v.studies.improve import Plan
+
         if slm is not None or lora:
             raise SettingsError(f"{source} is a run, whose settings name its SLM; --slm and --lora are for a ledger")
-        found = _run(source, out, rounds, router, tasks, compare or [], steps, learning_rate, seed, executor, address)
+        plan = Plan(router, tasks, steps, learning_rate, seed, share)
+        found = _run(source, out, plan, rounds, compare or [], ExecutorChoice(executor, address))
     else:
         if slm is None:
             raise SettingsError(f"{source} is no run (it has no settings.yaml); with a ledger name the model: --slm FOLDER")
@@ -60,18 +77,13 @@ def improve(
         typer.echo(json.dumps(found))
 
 
-def _run(
-    run: Path, out: Path | None, rounds: int, router: str, tasks: int, compare: list[str], steps: int | None,
-    learning_rate: float | None, seed: int, executor: str, address: str | None,
-) -> dict[str, Any]:  # fmt: skip
+def _run(run: Path, out: Path | None, plan: Plan, rounds: int, compare: list[str], choice: ExecutorChoice) -> dict[str, Any]:
     from rich.console import Console
 
-    from r2v.runtime.executor import ExecutorChoice
-    from r2v.studies.improve import Plan, improve, lines
+    from r2v.studies.improve import improve, lines
 
     console = Console()
-    plan = Plan(router, tasks, steps, learning_rate, seed)
-    found = improve(run, out or run / "improve", plan, rounds, compare, console, ExecutorChoice(executor, address))
+    found = improve(run, out or run / "improve", plan, rounds, compare, console, choice)
     console.print("\n".join(lines(found)), highlight=False, soft_wrap=True)
     return found
 

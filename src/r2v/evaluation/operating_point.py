@@ -32,6 +32,8 @@ class Rule(Protocol):
     @property
     def calls_per_episode(self) -> float: ...
     @property
+    def share(self) -> float: ...
+    @property
     def max_failure(self) -> float: ...
     @property
     def worst_group(self) -> float | None: ...
@@ -84,6 +86,7 @@ def in_words(rule: Rule, alpha: float) -> str:
         "target": f"fewest teacher calls with at least {rule.target:.0%} of the teacher's success",
         "cost": f"least cost, a failed episode priced at {rule.kappa:g} teacher calls",
         "budget": f"best success with at most {rule.calls_per_episode:g} teacher calls an episode",
+        "share": f"{rule.share:.0%} of the SLM's own steps escalated, nothing played",
     }[rule.rule]
 
 

@@ -153,8 +153,10 @@ class HelpSettings(Settings):
 class EvaluateSettings(Settings):
     target: Fraction = 0.95
     """Operating points: the fewest teacher calls whose validation success is at least this share of the teacher's."""
-    rule: Literal["target", "cost", "budget", "cvar"] = "target"
-    """How operating points are chosen on validation tasks."""
+    rule: Literal["target", "cost", "budget", "cvar", "share"] = "target"
+    """How operating points are chosen on validation tasks. `share` plays none of them and pays for no call."""
+    share: Annotated[float, Meta(gt=0, lt=1)] = 0.2
+    """Rule `share`: of the SLM's own validation steps, those that are to be escalated."""
     max_failure: Annotated[float, Meta(gt=0, lt=1)] = 0.1
     """Rule `cvar`: the largest failure rate in the worst share `router.alpha` of the groups (`perturbations.groups`)."""
     worst_group: Annotated[float, Meta(gt=0, lt=1)] | None = None

@@ -33,6 +33,11 @@ def certify(ctx: StageContext, router: str, target: Target, *, tasks: int, seed:
     settings, points = ctx.settings, ctx.run.operating_points()
     if router not in points:
         raise SettingsError(f"no router {router} with a threshold in this run; there are {', '.join(points)}")
+    if not points[router].validation:
+        raise StageError(
+            f"the thresholds of {router} were never played on validation tasks (evaluate.rule: share), so there is no order "
+            "to test them in; run `r2v run` again with another rule"
+        )
     fresh = settings.domain.fresh_tasks(
         settings.environment, tasks, derive_seed("fresh tasks", settings.seed, CERTIFY_SEEDS_FROM + seed)
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -43,7 +44,8 @@ ARMS = {
     "random_steps": "the SLM plays, and the teacher answers on steps drawn at random, as often",
     "no_new_data": "the training alone, without a call",
 }
-"""What the calls of the rounds are compared with: name -> what it is."""
+"""What the calls of the rounds are compared with: name -> what it is. `random_steps_x3` has three times as many calls."""
+TIMES = re.compile(r"(random_steps)_x([1-9]\d?)")
 DONE = ("collect", "clone", "prefer", "rollout", "fit", "evaluate")
 Report = dict[str, Any]
 
@@ -62,6 +64,10 @@ class Plan:
     """Of them; None: that of the run's own cloning."""
     seed: int
     """Of the fresh tasks."""
+    share: float | None = None
+    """Of the SLM's steps, those that are escalated while it learns: before the last round thresholds are then chosen without
+    a call. None: by the run's own rule, on validation tasks, after each round.
+    """
 
 
 def improve(
@@ -74,7 +80,7 @@ def improve(
         out: gets a folder for each round, and `improve.json` with what this returns.
         plan: how.
         rounds: how many.
-        arms: names of `ARMS`, in each of which as many calls are spent, with the same training.
+        arms: names of `ARMS`, in each of which as many calls are spent (or so many times as many), with the same training.
         console: shows progress.
         choice: where episodes are played.
 
@@ -87,8 +93,9 @@ def improve(
     """
     base = RunFolder(root)
     _check(base, plan)
-    if unknown := set(arms) - set(ARMS):
-        raise SettingsError(f"nothing to compare with is called {', '.join(unknown)}; there are {', '.join(ARMS)}")
+    if unknown := [name for name in arms if _arm(name)[0] not in ARMS]:
+        known = f"{', '.join(ARMS)}, and random_steps_x2 to _x99"
+        raise SettingsError(f"nothing to compare with is called {', '.join(unknown)}; there are {known}")
     _claim(out, base, plan)
     before = {"slm_success": base.selection()["slm_success"], "calls_at_98": calls_on_validation(base, plan.router)}
     before["teacher_calls"] = sum(map(_calls, base.teacher_episodes()))
@@ -99,8 +106,9 @@ def improve(
         spent = 0
         for arm, kept in chains.items():
             folder = out / arm / f"round-{number}"
-            settings = _settings(base, kept[-1], plan)
-            one = _Round(base, kept[-1], _before(out / arm, number), plan, number, arm, spent)
+            settings = _settings(base, kept[-1], plan, last=number == rounds)
+            what, times = _arm(arm)
+            one = _Round(base, kept[-1], _before(out / arm, number), plan, number, what, times * spent)
             run_stages(one.stages, settings, folder, console, choice)
             found = one.report(RunFolder(folder))
             spent = spent or found["teacher_calls_training"]
@@ -119,11 +127,13 @@ def improve(
             total = found["teacher_calls_training"] + refitted["teacher_calls_router"]
             played.append(found | refitted | {"teacher_calls_total": total})
             console.print(_line(number, played[-1]), highlight=False, soft_wrap=True)
-    last = chains[""][-1]
+    last, late = chains[""][-1], 0.0
     if last is not base:
         one = _Round(base, chains[""][-2], _before(out, _number(last)), plan, _number(last), "", 0)
-        settings = _settings(base, chains[""][-2], plan)
+        settings = _settings(base, chains[""][-2], plan, last=True)
         run_stages([*one.stages, *_named("rollout", "fit", "evaluate", "report")], settings, last.root, console, choice)
+        if plan.share is not None and _number(last) != rounds:  # its thresholds were chosen without a call until now
+            late = router_calls(last)
     others = {arm: kept[-1] for arm, kept in chains.items() if arm}
     report: Report = {
         "run": str(root),
@@ -132,6 +142,7 @@ def improve(
         "before": before,
         "rounds": played,
         "last_kept": str(last.root),
+        "teacher_calls_total": sum(one["teacher_calls_total"] for one in played) + late,
         "compared": compared,
         "test": {
             "before": _tested(base, plan.router),
@@ -141,6 +152,11 @@ def improve(
     }
     write_json(out / "improve.json", report)
     return report
+
+
+def _arm(name: str) -> tuple[str, int]:
+    """`random_steps_x3` -> ("random_steps", 3): what it is, and how many times the calls."""
+    return (found[1], int(found[2])) if (found := TIMES.fullmatch(name)) else (name, 1)
 
 
 def _last(played: Sequence[Report], before: Report) -> Report:
@@ -184,7 +200,7 @@ def _claim(out: Path, base: RunFolder, plan: Plan) -> None:
         raise StageError(f"{out} holds rounds of another run, or with other options; choose another --out")
 
 
-def _settings(base: RunFolder, before: RunFolder, plan: Plan) -> RunSettings:
+def _settings(base: RunFolder, before: RunFolder, plan: Plan, *, last: bool) -> RunSettings:
     """Those of the run, with the SLM before as what training starts from, and only the routers that the rounds need."""
     s = base.settings
     wanted = {"r2v", plan.router}
@@ -194,6 +210,7 @@ def _settings(base: RunFolder, before: RunFolder, plan: Plan) -> RunSettings:
         tasks=s.tasks.but(policy=plan.tasks),
         routers=tuple(routers),
         clone=s.clone.but(steps=plan.steps or s.clone.steps, learning_rate=plan.learning_rate or s.clone.learning_rate),
+        evaluate=s.evaluate if last or plan.share is None else s.evaluate.but(rule="share", share=plan.share),
     )
 
 
@@ -237,7 +254,8 @@ class _Round:
         agent = AgentSpec("routed", self.before.slm, self.before.router_folder(self.plan.router)) if not self.arm else None
         if agent is None:
             ours = read_episodes(RunFolder(ctx.run.root.parents[1] / ctx.run.root.name).of("collect") / "episodes.parquet")
-            agent = AgentSpec("routed", self.before.slm, "random", self.calls / sum(len(e.steps) for e in ours))
+            share = min(1.0, self.calls / sum(len(e.steps) for e in ours))
+            agent = AgentSpec("routed", self.before.slm, "random", share)
         return play_episodes(ctx, agent, tasks, seeds, "fresh")
 
     def _tasks(self, settings: RunSettings) -> tuple[tuple[Task, ...], list[int]]:
@@ -311,8 +329,12 @@ def gain(before_T: Floats, after_T: Floats, resamples: int, seed: int) -> Report
 
 
 def calls_on_validation(run: RunFolder, router: str) -> float | None:
-    """Calls an episode that a router needs for `TARGET` of the teacher's success, on the validation tasks."""
+    """Calls an episode that a router needs for `TARGET` of the teacher's success, on the validation tasks; None also where
+    they were not played.
+    """
     selection, points = run.selection(), run.operating_points()[router].validation
+    if selection["teacher_success"] is None:
+        return None
     curve = [(0.0, selection["slm_success"]), *((calls, success) for _, success, calls in points)]
     return calls_at(curve, TARGET * selection["teacher_success"])
 
@@ -368,7 +390,7 @@ def _test_alone(root: Path, out: Path, others: Mapping[str, RunFolder], console:
 def _line(number: int, found: Report) -> str:
     low, high = found["difference_ci95"]
     change = f"SLM {found['slm_success_before']:.1%} -> {found['slm_success']:.1%} ({low:+.3f} to {high:+.3f})"
-    calls = "not reached" if found["calls_at_98"] is None else f"{found['calls_at_98']:.2f}"
+    calls = "not reached, or not played" if found["calls_at_98"] is None else f"{found['calls_at_98']:.2f}"
     verdict = (
         f"kept; calls at {TARGET:.0%} of the teacher {calls}" if found["kept"] else "rolled back: not shown to be better"
     )
@@ -380,7 +402,7 @@ def lines(found: Report) -> list[str]:
     before, after = found["test"]["before"], found["test"]["after"]
     shown = [f"{'before':<11} {_figures(before)}", f"{'after':<11} {_figures(after)}"]
     shown += [
-        f"{name:<11} SLM {one['slm_success']:.1%} on test tasks ({ARMS[name]})"
+        f"{name:<11} SLM {one['slm_success']:.1%} on test tasks ({ARMS[_arm(name)[0]]})"
         for name, one in found["test"]["compared"].items()
     ]
     if found["last_kept"] == found["run"]:

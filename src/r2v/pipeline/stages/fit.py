@@ -1,7 +1,8 @@
 """7 fit: routers on the SLM's own rollouts; calibration and thresholds on validation tasks, never on test tasks.
 
 Every router gets the same treatment: its thresholds are quantiles of its own score on the SLM's validation steps (or
-what its class says), each is played in closed loop on the validation tasks, and the rule of the settings picks one.
+what its class says), each is played in closed loop on the validation tasks, and the rule of the settings picks one. The
+rule `share` plays none.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from r2v.core.types import TEACHER
 from r2v.evaluation.operating_point import Point, choose, in_words
@@ -32,6 +34,23 @@ def fit(ctx: StageContext) -> None:
     routers = {name: router.tuned(_player(ctx, name), data) for name, router in routers.items()}
     for name, router in routers.items():
         router.save(ctx.out / name)
+    chosen = _by_share(ctx, routers, data) if settings.evaluate.rule == "share" else _by_playing(ctx, routers, data)
+    for name, found in chosen["routers"].items():
+        routers[name].at(found["threshold"]).save(ctx.out / name)
+    alone, conditions = [bool(episode.success) for episode in data.validation], data.fitted_with
+    selection = {
+        "fitted_with": {"verifier": conditions.verifier, "k": conditions.k, "horizon": conditions.horizon},
+        "rule": in_words(settings.evaluate, settings.router.alpha),
+        "target": settings.evaluate.target,
+        "slm_success": sum(alone) / len(alone),
+        "tasks": len(run.split("validation")),
+    }
+    write_json(ctx.out / "thresholds.json", selection | chosen)
+
+
+def _by_playing(ctx: StageContext, routers: Mapping[str, RouterBase], data: FitData) -> dict[str, Any]:
+    """The threshold of each router that the rule picks of those that were played on the validation tasks."""
+    settings, run = ctx.settings, ctx.run
     shares = sorted(settings.evaluate.asked_shares)
     grid = {name: router.thresholds(data.held, shares) for name, router in routers.items()}
     tasks, seeds = run.split("validation"), settings.perturbations.validation
@@ -43,25 +62,28 @@ def fit(ctx: StageContext) -> None:
     for name, thresholds in grid.items():
         points = [Point(threshold, played[at(name, threshold)]) for threshold in thresholds]
         point = choose(points, settings.evaluate, teacher_success, settings.router.alpha)
-        routers[name].at(point.threshold).save(ctx.out / name)
         tried = [[float(p.outcomes.call_rate_TZ.mean()), p.success, p.calls] for p in points]
         if not point.met:
             unmet.append(name)
         chosen[name] = {"threshold": point.threshold, "grid": list(thresholds), "validation": tried}
-    alone = [bool(episode.success) for episode in data.validation]
-    conditions = data.fitted_with
-    selection = {
-        "fitted_with": {"verifier": conditions.verifier, "k": conditions.k, "horizon": conditions.horizon},
-        "rule": in_words(settings.evaluate, settings.router.alpha),
+    return {
         "unmet": unmet,
-        "target": settings.evaluate.target,
         "teacher_success": teacher_success,
-        "slm_success": sum(alone) / len(alone),
-        "tasks": len(tasks),
         "teacher_calls": sum(row.teacher_calls for found in rows.values() for row in found),
         "routers": chosen,
     }
-    write_json(ctx.out / "thresholds.json", selection)
+
+
+def _by_share(ctx: StageContext, routers: Mapping[str, RouterBase], data: FitData) -> dict[str, Any]:
+    """The threshold of each router that would escalate the wanted share of the SLM's own validation steps. Nothing is
+    played: no call is paid, and what the threshold is worth is not known.
+    """
+    evaluate, chosen = ctx.settings.evaluate, {}
+    for name, router in routers.items():
+        threshold = router.thresholds(data.held, [evaluate.share])[0]  # the strictest of a router that has its own
+        grid = router.thresholds(data.held, sorted(evaluate.asked_shares))
+        chosen[name] = {"threshold": threshold, "grid": list(grid), "validation": []}
+    return {"unmet": [], "teacher_success": None, "teacher_calls": 0, "routers": chosen}
 
 
 def _data(ctx: StageContext) -> FitData:
