@@ -24,8 +24,8 @@ from r2v.clients import make_client
 from r2v.clients.settings import ClientSettings
 from r2v.clients.tokens import Tokens
 from r2v.gateway.keys import OPEN
-from r2v.gateway.service import Answer, RequestOptions
 from r2v.gateway.settings import TelemetrySettings
+from r2v.gateway.step import Answer, RequestOptions
 from r2v.gateway.telemetry import Telemetry, model_call
 from r2v.messages.openai_chat import CHAT
 from r2v.messages.protocol import Reply, Served

@@ -191,7 +191,7 @@ def measure(name: str, episodes: Sequence[Episode], most: int, judge: JudgeVerif
     for verifier in RULES.get(name, ("tool_calls",)):
         kept[f"rule {verifier}"], us = scores_by(rule(verifier), episodes)
         lines.append(data.line(f"rule {verifier}", kept[f"rule {verifier}"], cost=f"{us:.0f} us a step"))
-    if all(step.choice.scores for episode in episodes for step in episode.steps):  # a run's own, given as it was played
+    if name not in RULES and all(s.choice.scores for e in episodes for s in e.steps):  # a run's own, given as it was played
         kept["of the run"] = np.array([max(step.choice.scores) for episode in episodes for step in episode.steps])
         lines.append(data.line("of the run", kept["of the run"]))
     fold_N = task_folds(rows, 0)

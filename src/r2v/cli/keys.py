@@ -119,8 +119,8 @@ def revoke(name: Name, config: Config = Path("r2v.yaml")) -> None:
 def _with_store(config: Path, use: Callable[[KeyStore], Awaitable[T]], *, create: bool = False) -> T:
     """What `use` makes of the keys of a gateway. Raises R2VError, also where there is no ledger and it is not to be made."""
     from r2v.gateway.ledger import Ledger
-    from r2v.gateway.service import shared_state
     from r2v.gateway.settings import GatewaySettings
+    from r2v.gateway.stores import shared_state
 
     settings = load(config, GatewaySettings, hint="`r2v init FILE` writes gateway settings to start from")
     path = Path(settings.store.path)

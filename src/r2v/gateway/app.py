@@ -26,9 +26,10 @@ from r2v.gateway.guard import SHORT, Endpoint, Forbidden, Guard, headers_of, jso
 from r2v.gateway.keys import Scope
 from r2v.gateway.metrics import together
 from r2v.gateway.reload import Generation, LiveApp, Read, Reloading
-from r2v.gateway.service import Answer, Refused, RequestOptions, Service
+from r2v.gateway.service import Service
 from r2v.gateway.sessions import Items
 from r2v.gateway.settings import GatewaySettings
+from r2v.gateway.step import Answer, Refused, RequestOptions
 from r2v.messages import BUILT_IN
 from r2v.messages.anthropic import MESSAGES
 from r2v.messages.conversation import BadRequest, Json, Request, fingerprint

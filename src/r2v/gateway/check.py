@@ -13,8 +13,8 @@ from r2v.clients.base import Client, ModelError
 from r2v.core.errors import R2VError
 from r2v.gateway.ledger import Ledger
 from r2v.gateway.routing import load_configured
-from r2v.gateway.service import shipping_of
 from r2v.gateway.settings import GatewaySettings
+from r2v.gateway.stores import shipping_of
 from r2v.routers.heuristic import ENTROPY
 from r2v.verdicts import parse_verdicts
 from r2v.verifiers import source_sha256

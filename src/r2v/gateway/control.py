@@ -31,9 +31,10 @@ from r2v.gateway.modes import Modes, Unproven
 from r2v.gateway.reading import words_of
 from r2v.gateway.reload import Reloading
 from r2v.gateway.routing import Configured
-from r2v.gateway.service import RETRY_S, Refused, read_from
 from r2v.gateway.sessions import Sessions
 from r2v.gateway.settings import GatewaySettings, Mode
+from r2v.gateway.step import RETRY_S, Refused
+from r2v.gateway.stores import read_from
 from r2v.maths.stats import wilson
 from r2v.messages.conversation import BadRequest, Json
 from r2v.messages.openai_chat import CHAT

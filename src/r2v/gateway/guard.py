@@ -17,8 +17,8 @@ from starlette.routing import Route
 
 from r2v.gateway.body_room import BodyRoom, NoRoom
 from r2v.gateway.keys import OPEN, Key, KeyRing, Scope
-from r2v.gateway.service import Refused
 from r2v.gateway.settings import ServerSettings
+from r2v.gateway.step import Refused
 from r2v.messages.conversation import BadRequest, Json
 from r2v.messages.json_size import JsonSize
 from r2v.messages.protocol import ProtocolAdapter, encode

@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
 import re
 import secrets
 import sqlite3
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, replace
+from contextlib import nullcontext, suppress
+from dataclasses import replace
 from functools import partial, reduce
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from r2v.clients import make_client
 from r2v.clients.base import Client, ModelError
@@ -28,7 +26,7 @@ from r2v.clients.tokens import Tokens
 from r2v.core.agent import MAX_RETRIES, AgentModels, Routed, StepContext
 from r2v.core.agreement import alike
 from r2v.core.cache import remembered
-from r2v.core.errors import BoundaryError, R2VError, SettingsError
+from r2v.core.errors import BoundaryError
 from r2v.core.features import best, proposing
 from r2v.core.protocols import PricedVerifier, Verifier
 from r2v.core.seeds import derive_seed
@@ -40,27 +38,37 @@ from r2v.gateway.budgets import (
     Budgets,
     Exhausted,
     Limits,
-    LocalBudgets,
     Reservation,
     limits_of,
     touch,
 )
 from r2v.gateway.candidates import CandidateSource, LiveAnswer, Prepaid, most
-from r2v.gateway.keys import Key, KeyRing, KeyStore
+from r2v.gateway.keys import KeyRing, KeyStore
 from r2v.gateway.ledger import Ledger
 from r2v.gateway.metrics import Metrics
 from r2v.gateway.modes import Modes, Part, part_of
-from r2v.gateway.postgres_url import shared_url
-from r2v.gateway.reading import Entry, LedgerReader
+from r2v.gateway.reading import Entry
 from r2v.gateway.redaction import Redactor, secret_of
 from r2v.gateway.routing import GatewayRouter, Noted, load_configured
 from r2v.gateway.scoring import PaidVerifier
-from r2v.gateway.sessions import SESSIONS, LocalSessions, Session, Sessions
-from r2v.gateway.settings import GatewaySettings, StoreSettings
+from r2v.gateway.sessions import SESSIONS, Session, Sessions
+from r2v.gateway.settings import GatewaySettings
+from r2v.gateway.step import (
+    RETRY_S,
+    Answer,
+    Refused,
+    RequestOptions,
+    ServedStep,
+    reachable,
+    unanswered,
+    unreachable,
+    unwritten,
+    with_messages,
+)
+from r2v.gateway.stores import joined, read_from, shared_state
 from r2v.gateway.telemetry import Telemetry
 from r2v.messages.conversation import Json, Request, bounded, context_of, limited, tools_of
-from r2v.messages.protocol import Reply, Served
-from r2v.messages.transcript import incoming, message_of
+from r2v.messages.protocol import Served
 from r2v.runtime.json_schema import footprint
 from r2v.runtime.slices import aside, in_slices
 from r2v.verifiers import verifier_named
@@ -70,121 +78,12 @@ if TYPE_CHECKING:
     from r2v.gateway.verdicts import SessionVerdicts
 
 CHECKPOINT_S = 0.5
-RETRY_S = 1.0
-"""Until the shared ledger is asked again."""
 OF_CONTEXT = 4
 """The SLM's answers may fill this part of its context: agents ask for as many tokens as the large models can write."""
 VERIFIER_BYTES = 64_000_000
 """Memory for verifiers, of which each holds the tools of its requests."""
 ASIDE = re.compile(r"\btitle|\bsummar|\bnew topic", re.IGNORECASE)
 """In the system prompt of requests that agents make beside the steps of a session, sometimes before its first."""
-
-
-class Refused(Exception):
-    """The step cannot be served; `status`, `facts` and `retry_after` (seconds) go to the client."""
-
-    def __init__(self, message: str, status: int, facts: Mapping[str, Any], *, retry_after: float | None = None) -> None:
-        super().__init__(message)
-        self.status, self.facts, self.retry_after = status, facts, retry_after
-
-
-@dataclass(frozen=True)
-class Answer:
-    reply: Reply
-    served: Served
-    facts: Json
-    """Of the response headers and the last stream chunk."""
-
-
-@dataclass(frozen=True)
-class RequestOptions:
-    """What the client wants of this step besides the request."""
-
-    key: Key
-    session: str
-    """Its own name for the session, or the request's `fingerprint`, behind the name of its tenant."""
-    named: bool = True
-    """Whether it is the client's own."""
-    forced: str | None = None
-    """The model that must answer: slm, teacher, or one between them."""
-    threshold: float | None = None
-    shadow: bool = False
-    """Decide, but let the teacher answer."""
-    session_usd: float | None = None
-    """What the whole session may cost."""
-    dry: bool = False
-    """Decide, but do not answer."""
-    traceparent: str | None = None
-    """Where the client's trace is, as W3C says."""
-
-
-@dataclass(eq=False)
-class ServedStep:
-    """One step of one session while it is served."""
-
-    request: Request
-    options: RequestOptions
-    session: Session
-    reservation: Reservation
-    slm: CandidateSource
-    stronger: Mapping[str, CandidateSource]
-    """The models between SLM and teacher, the cheapest first, and the teacher."""
-    part: Part
-    """What the mode wants of it."""
-    live: LiveAnswer | None
-    """Where an answer goes that the client wants as a stream."""
-    early: bool
-    """Whether the SLM's only draft is streamed before anything is decided."""
-    facts: Json
-    start: float
-    verdicts: tuple[tuple[str, float], ...] = ()
-    """What was known when the step was decided."""
-    scoring: PaidVerifier | None = None
-    """The verifier, where it is a model."""
-
-    @property
-    def sources(self) -> tuple[CandidateSource, ...]:
-        """All models."""
-        return (self.slm, *self.stronger.values())
-
-    def answered(self, choice: Choice) -> CandidateSource:
-        """The model whose answer the choice is."""
-        return self.slm if choice.source == "slm" else self.stronger[choice.model]
-
-    @property
-    def spent(self) -> Amount:
-        """What the step is known to have cost."""
-        return sum((one.spent for one in self.sources), self.scoring.spent if self.scoring else Amount())
-
-    @property
-    def lost(self) -> Amount:
-        """What it may have cost beside that: no more than it was charged for."""
-        lost = sum((one.lost for one in self.sources), self.scoring.lost if self.scoring else Amount())
-        return lost if lost == Amount() else lost.at_most(self.reservation.amount - self.spent)
-
-    @property
-    def writer(self) -> CandidateSource:
-        """The strongest model that has answered."""
-        return next((one for one in reversed(self.sources) if one.drawn), self.slm)
-
-    @property
-    def prompt_tokens(self) -> int:
-        return self.writer.tokens.prompt or self.slm.tokens.prompt
-
-    def describe(self, choice: Choice, model: str) -> None:
-        """Put the choice into the facts for the client and the ledger; the overhead is the time without the models'."""
-        assert choice.decision is not None
-        waited = sum(one.seconds for one in self.sources) + (self.scoring.seconds if self.scoring else 0.0)
-        self.facts |= {
-            "arm": self.answered(choice).role,
-            "reason": choice.decision.code,
-            "model": model,
-            "risk": choice.decision.score,
-            "threshold": choice.decision.threshold,
-            "overhead-ms": round(1000 * (time.perf_counter() - self.start - waited), 3),
-        }
-        if self.reservation.calls_left is not None:
-            self.facts["budget-left"] = max(0, self.reservation.calls_left - (choice.source == "teacher"))
 
 
 class Service:
@@ -216,7 +115,7 @@ class Service:
         self.keys = KeyRing(settings.server, store)
         self._with_tools: OrderedDict[str, None] = before._with_tools if before else OrderedDict()
         """Sessions of clients in which tools were offered; the latest ones."""
-        self.shipping: Shipping | None = before.shipping if before else _joined(settings.store, self.ledger, owner)
+        self.shipping: Shipping | None = before.shipping if before else joined(settings.store, self.ledger, owner)
         self.modes = Modes(self.settings.route, self.sessions, read_from(self.ledger, self.shipping))
         self._checked, self._problem = -math.inf, ""
         self.metrics: Metrics = before.metrics if before else Metrics(self.router, self.clients)
@@ -331,7 +230,7 @@ class Service:
             served.facts["dropped"] = ",".join(dict.fromkeys(reply.dropped))  # a name may come of many messages
         if not served.options.dry:
             await self._record(served, choice, context)
-            with _reachable(served.facts):
+            with reachable(served.facts):
                 for block in reply.choice["message"].get("thinking_blocks") or []:
                     mark = str(block.get("signature") or block.get("data"))
                     await self.sessions.sign(served.session, mark, model)
@@ -380,9 +279,9 @@ class Service:
         except Exhausted:
             raise Refused("the budget is exhausted", 402, {**facts, "reason": "budget_exhausted"}) from None
         except OSError as error:
-            raise _unreachable(error, facts) from None
+            raise unreachable(error, facts) from None
         except sqlite3.Error as error:
-            raise _unwritten(error, facts) from None
+            raise unwritten(error, facts) from None
         authors, pay = session.signatures, partial(self._pay, reservation)
         live_slm, one_answer = live if early else None, Prepaid(int(reservation.teacher))
         slm = CandidateSource(self.slm, to_slm, authors, role="slm", live=live_slm, paid=Prepaid(drafts), pay=pay)
@@ -397,9 +296,9 @@ class Service:
         try:
             await self.budgets.settle(served.reservation, served.spent, served.lost, became)
         except OSError as error:  # what is charged stays so: never more is spent than allowed
-            raise _unreachable(error, served.facts) from None
+            raise unreachable(error, served.facts) from None
         except sqlite3.Error as error:
-            raise _unwritten(error, served.facts) from None
+            raise unwritten(error, served.facts) from None
 
     async def _pay(self, reservation: Reservation, amount: Amount) -> bool:
         """Charge a step for more; whether there is room for it."""
@@ -470,7 +369,7 @@ class Service:
             served.slm, served.stronger[TEACHER], verifier, k, first, view=self.router.view, pool=served.stronger
         )
         router, memory = self._router(served), session.memory
-        with _reachable(served.facts):
+        with reachable(served.facts):
             killed = await self.sessions.killed()
         if killed:
             router = replace(router, forced="slm")
@@ -535,23 +434,23 @@ class Service:
             raise Refused(str(cause), cause.status, {**facts, "reason": "upstream_refused"}) from None
         code: Code = "verifier_failed" if error.boundary in ("verifier", "router") else "upstream_fallback"
         if served.live is not None and served.live.source is not None:
-            raise _unanswered(facts, "upstream_fallback", cause)
+            raise unanswered(facts, "upstream_fallback", cause)
         if error.boundary == "teacher":
             if router.forced in served.stronger:
-                raise _unanswered(facts, code, cause)
+                raise unanswered(facts, code, cause)
             if not served.stronger[TEACHER].asked:  # one between them is down
                 with suppress(BoundaryError):
                     return await _stronger_alone(step_context, TEACHER, code, str(cause))
             try:
                 return await _slm_alone(step_context, router, code, str(cause))
             except BoundaryError as second:
-                raise _unanswered(facts, code, cause, second.cause) from None
+                raise unanswered(facts, code, cause, second.cause) from None
         if calls_left == 0:
             raise Refused(f"{cause}; the teacher's budget is exhausted", 502, {**facts, "reason": code}) from None
         try:
             return await _stronger_alone(step_context, TEACHER, code, str(cause))
         except BoundaryError as second:
-            raise _unanswered(facts, code, cause, second.cause) from None
+            raise unanswered(facts, code, cause, second.cause) from None
 
     async def _record(self, served: ServedStep, choice: Choice, context: Context) -> None:
         """The row of the step. Raises Refused when it cannot be written: then the answer must not leave."""
@@ -565,7 +464,7 @@ class Service:
             step = replace(step, verdicts=(*served.verdicts, *self.verdicts.of_step(step)))
             verdict = await self.verdicts.last(served.verdicts, context, choice.action)
         if self._redactor is None:
-            goal, kept = context.goal, await in_slices(served.request.size, lambda: _with_messages(step, served))
+            goal, kept = context.goal, await in_slices(served.request.size, lambda: with_messages(step, served))
         else:
             goal, kept = self._redactor.hash(context.goal), self._redactor.step(step)
         entry = Entry(
@@ -585,9 +484,9 @@ class Service:
                     tokens=served.prompt_tokens,
                 )  # fmt: skip
         except OSError as error:
-            raise _unreachable(error, facts) from None
+            raise unreachable(error, facts) from None
         except Exception as error:  # disk full, locked, corrupt
-            raise _unwritten(error, facts) from None
+            raise unwritten(error, facts) from None
         served.reservation.written, self.ledger.accounts.room = True, 0
         self.metrics.note(entry, self.router, [one for one in served.sources if one.drawn], served.answered(choice).role)
         if self._telemetry is not None:
@@ -651,80 +550,3 @@ def _verdicts(settings: GatewaySettings) -> SessionVerdicts | None:
     from r2v.verdicts import parse_verdicts
 
     return SessionVerdicts(parse_verdicts(settings.verdicts))
-
-
-def shared_state(settings: GatewaySettings, ledger: Ledger) -> tuple[Sessions, Budgets, KeyStore]:
-    """What the processes of a gateway share: in its ledger, or in the Redis of all replicas. Raises SettingsError."""
-    name, ttl_s = settings.store.redis_env, settings.route.cache_ttl_s
-    if name is None:
-        return LocalSessions(ledger, ttl_s), LocalBudgets(ledger.accounts), ledger.keys
-    if not (url := os.environ.get(name, "").strip()):
-        raise SettingsError(f"environment variable {name} of store.redis_env is not set; it must hold the URL of a Redis")
-    try:
-        from r2v.gateway.redis_state import Connection, RedisBudgets, RedisKeys, RedisSessions
-    except ModuleNotFoundError:
-        raise SettingsError("store.redis_env needs the extra redis: pip install 'r2v[redis]'") from None
-    connection = Connection(url)
-    budgets = RedisBudgets(connection, ledger.accounts, ledger.identity)
-    return RedisSessions(connection, ttl_s), budgets, RedisKeys(connection)
-
-
-def shipping_of(store: StoreSettings) -> Shipping | None:
-    """What ships the ledger to the one that replicas share; None where the settings name none. Raises SettingsError."""
-    if (url := shared_url(store, os.environ)) is None:
-        return None
-    try:
-        from r2v.gateway.shared_ledger import SharedLedger
-        from r2v.gateway.shipping import Shipping
-    except ModuleNotFoundError:
-        raise SettingsError("store.url needs the extra postgres: pip install 'r2v[postgres]'") from None
-    return Shipping(store, SharedLedger(url))
-
-
-def _joined(store: StoreSettings, ledger: Ledger, owner: bool) -> Shipping | None:
-    """`shipping_of`, as a replica where it is the owner's; a gateway that is refused closes its ledger."""
-    try:
-        shipping = shipping_of(store)
-        if shipping is not None and owner:
-            shipping.join(ledger)
-    except R2VError:
-        ledger.close()
-        raise
-    return shipping
-
-
-def read_from(ledger: Ledger, shipping: Shipping | None) -> LedgerReader:
-    """The ledger that knows of all replicas."""
-    return ledger if shipping is None else shipping.shared
-
-
-def _unanswered(facts: Json, code: Code, *causes: Exception) -> Refused:
-    """No model answered. Where all of them limit their rate, so does the answer, with the shortest of their waits."""
-    status = 429 if all(isinstance(cause, ModelError) and cause.status == 429 for cause in causes) else 502
-    waits = [cause.retry_after for cause in causes if isinstance(cause, ModelError) and cause.retry_after is not None]
-    reason = "; ".join(map(str, causes))
-    facts = {**facts, "reason": code}
-    return Refused(f"no model answered: {reason}", status, facts, retry_after=min(waits, default=None))
-
-
-def _unwritten(error: Exception, facts: Json) -> Refused:
-    return Refused(f"the ledger cannot be written ({error}); no answer was given", 503, {**facts, "reason": "ledger"})
-
-
-@contextmanager
-def _reachable(facts: Json) -> Iterator[None]:
-    """Raises Refused where the shared state is out of reach."""
-    try:
-        yield
-    except OSError as error:
-        raise _unreachable(error, facts) from None
-
-
-def _unreachable(error: OSError, facts: Json) -> Refused:
-    return Refused(f"the shared state is out of reach ({error}); no answer was given", 503, {**facts, "reason": "store"})
-
-
-def _with_messages(step: Step, served: ServedStep) -> Step:
-    reply = message_of(served.answered(step.choice).reply(step.choice.action).choice["message"])
-    messages = incoming(served.request, first=not served.session.t)
-    return replace(step, choice=replace(step.choice, reply=reply), messages=messages)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
     from r2v.gateway.reading import Entry
-    from r2v.gateway.service import Answer, RequestOptions
+    from r2v.gateway.step import Answer, RequestOptions
     from r2v.messages.conversation import Request
 
 DURATION_S = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)

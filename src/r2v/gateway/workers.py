@@ -32,8 +32,9 @@ from r2v.gateway.modes import Modes
 from r2v.gateway.reload import Generation, LiveApp, Read
 from r2v.gateway.routing import load_configured
 from r2v.gateway.serve import _listen, mocked, mocks, set_mock_key
-from r2v.gateway.service import Service, read_from, shared_state, shipping_of
+from r2v.gateway.service import Service
 from r2v.gateway.settings import GatewaySettings
+from r2v.gateway.stores import read_from, shared_state, shipping_of
 from r2v.verifiers import verifier_named
 
 if TYPE_CHECKING:

@@ -1,0 +1,63 @@
+"""Where a gateway keeps what its processes and replicas share: its own ledger, Redis, Postgres."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from r2v.core.errors import R2VError, SettingsError
+from r2v.gateway.budgets import Budgets, LocalBudgets
+from r2v.gateway.keys import KeyStore
+from r2v.gateway.ledger import Ledger
+from r2v.gateway.postgres_url import shared_url
+from r2v.gateway.reading import LedgerReader
+from r2v.gateway.sessions import LocalSessions, Sessions
+from r2v.gateway.settings import GatewaySettings, StoreSettings
+
+if TYPE_CHECKING:
+    from r2v.gateway.shipping import Shipping
+
+
+def shared_state(settings: GatewaySettings, ledger: Ledger) -> tuple[Sessions, Budgets, KeyStore]:
+    """What the processes of a gateway share: in its ledger, or in the Redis of all replicas. Raises SettingsError."""
+    name, ttl_s = settings.store.redis_env, settings.route.cache_ttl_s
+    if name is None:
+        return LocalSessions(ledger, ttl_s), LocalBudgets(ledger.accounts), ledger.keys
+    if not (url := os.environ.get(name, "").strip()):
+        raise SettingsError(f"environment variable {name} of store.redis_env is not set; it must hold the URL of a Redis")
+    try:
+        from r2v.gateway.redis_state import Connection, RedisBudgets, RedisKeys, RedisSessions
+    except ModuleNotFoundError:
+        raise SettingsError("store.redis_env needs the extra redis: pip install 'r2v[redis]'") from None
+    connection = Connection(url)
+    budgets = RedisBudgets(connection, ledger.accounts, ledger.identity)
+    return RedisSessions(connection, ttl_s), budgets, RedisKeys(connection)
+
+
+def shipping_of(store: StoreSettings) -> Shipping | None:
+    """What ships the ledger to the one that replicas share; None where the settings name none. Raises SettingsError."""
+    if (url := shared_url(store, os.environ)) is None:
+        return None
+    try:
+        from r2v.gateway.shared_ledger import SharedLedger
+        from r2v.gateway.shipping import Shipping
+    except ModuleNotFoundError:
+        raise SettingsError("store.url needs the extra postgres: pip install 'r2v[postgres]'") from None
+    return Shipping(store, SharedLedger(url))
+
+
+def joined(store: StoreSettings, ledger: Ledger, owner: bool) -> Shipping | None:
+    """`shipping_of`, as a replica where it is the owner's; a gateway that is refused closes its ledger."""
+    try:
+        shipping = shipping_of(store)
+        if shipping is not None and owner:
+            shipping.join(ledger)
+    except R2VError:
+        ledger.close()
+        raise
+    return shipping
+
+
+def read_from(ledger: Ledger, shipping: Shipping | None) -> LedgerReader:
+    """The ledger that knows of all replicas."""
+    return ledger if shipping is None else shipping.shared
