@@ -230,7 +230,7 @@ def test_ties_go_to_the_smaller_threshold_the_cheaper_point_and_the_simpler_poli
     rising = [point(0.9, 1, 0), point(0.5, 3, 1), point(0.2, 4, 3)]
     assert [by_cost(rising, kappa).threshold for kappa in (1.9, 2.1, 7.9, 8.1)] == [0.9, 0.5, 0.5, 0.2]
     assert by_budget(rising, 1).threshold == 0.5
-    rule = {"target": 0.75, "kappa": 100.0, "calls_per_episode": 1.0}
+    rule = {"target": 0.75, "kappa": 100.0, "calls_per_episode": 1.0, "share": 0.2}
     chosen = {name: choose(rising, SimpleNamespace(rule=name, **rule), 1.0, 0.2) for name in ("target", "cost", "budget")}
     assert {name: point.threshold for name, point in chosen.items()} == {"target": 0.5, "cost": 0.2, "budget": 0.5}
     assert choose(rising, SimpleNamespace(rule="target", **rule), 1 / 3, 0.2).threshold == 0.9
@@ -304,6 +304,8 @@ def test_every_number_of_a_router_by_hand():
     assert {key: found[key] for key in expected} == expected
     assert differences["random"]["area"] == pytest.approx(15 / 16 - (0.625 / 4 + 0.875 * 3 / 4))
     assert differences["random"]["ci95"] == [0.0, 0.25]  # of task a alone, and of b alone
+    assert found["over_random"] == {"area": differences["random"]["area"], "ci95": [0.0, 0.25]}
+    assert routers["random"]["over_random"]["area"] == 0 and routers["slm_only"]["over_random"] is None
     assert differences["random"]["at_calls"]["1"]["success"] == pytest.approx(0.25)
     low, high = differences["random"]["at_calls"]["1"]["ci95"]
     assert (low, high) == (0.0, 0.5) and list(differences) == ["random"]

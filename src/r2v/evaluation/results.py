@@ -17,7 +17,7 @@ from r2v.maths.calibration import brier, ece, reliability_bins
 from r2v.maths.risk import cvar
 from r2v.maths.stats import auroc_or_none, mcnemar
 
-REFERENCE = "r2v"
+REFERENCE, RANDOM = "r2v", "random"
 CALLS = (0.5, 1.0, 2.0, 3.0, 4.0)
 """Budgets, in teacher calls an episode, at which routers are compared."""
 EQUAL_SUCCESS = (0.98, 0.95)
@@ -64,6 +64,7 @@ def summarise(
             "curve": curve(curves[name]) if name in curves else [],
             "points": [_point(threshold, o) for threshold, o in zip(router.grid, router.points, strict=True)],
             "area": float(areas[name][0]) if name in areas else None,
+            "over_random": _over(areas[name] - areas[RANDOM]) if name in areas and RANDOM in areas else None,
             "at_calls": {f"{calls:g}": float(success_B[0]) for calls, success_B in at.get(name, {}).items()},
             "calls_at_equal_success": {f"{share:g}": _calls(calls_B) for share, calls_B in needs.get(name, {}).items()},
             **_comparison(name, router.chosen, played),
@@ -72,8 +73,7 @@ def summarise(
     }
     differences = {
         name: {
-            "area": float((areas[REFERENCE] - other)[0]),
-            "ci95": interval(areas[REFERENCE] - other),
+            **_over(areas[REFERENCE] - other),
             "at_calls": {f"{calls:g}": _difference(at[REFERENCE][calls] - at[name][calls]) for calls in CALLS},
             "calls_at_equal_success": {
                 f"{share:g}": _calls(_fewer(needs[REFERENCE][share], needs[name][share])) for share in EQUAL_SUCCESS
@@ -87,6 +87,10 @@ def summarise(
 
 def _point(threshold: float, o: Outcomes) -> list[float]:
     return [threshold, float(o.teacher_calls_TZ.mean()), float(o.success_TZ.mean())]
+
+
+def _over(areas_B: np.ndarray) -> dict[str, Any]:
+    return {"area": float(areas_B[0]), "ci95": interval(areas_B)}
 
 
 def _difference(values_B: np.ndarray) -> dict[str, Any]:
