@@ -50,7 +50,7 @@ def main() -> None:
     agents: dict[str, dict[tuple[str, int], Episode]] = {}
     for episode in played:
         agents.setdefault(episode.agent, {})[episode.task.id, episode.seed] = episode
-    alone, teacher = agents["slm_only"], agents["llm_only"]
+    alone, teacher = agents["slm_only"], agents["teacher"]
     first = {key: alone[key].steps[0].choice for key in alone}
     texts = {key: [*(c.action.text for c in choice.candidates), teacher[key].steps[0].choice.action.text]
              for key, choice in first.items()}  # fmt: skip
