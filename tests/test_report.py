@@ -141,6 +141,10 @@ def test_the_headline_is_honest_either_way():
     assert "lies above random" in headline(results())
     worse = results(differences={"random": {"area": -0.01, "ci95": [-0.03, 0.01]}})
     assert "does not lie clearly above random" in headline(worse)
+    no_better = results()
+    no_better["routers"]["llm_only"]["success_rate"] = no_better["routers"]["slm_only"]["success_rate"]
+    assert "The teacher alone solves no more" in headline(no_better)
+    assert "solves no more" not in headline(results())
     assert "97.0 % of the teacher's success with 12.3 % of the teacher's calls" in headline(results())
 
 

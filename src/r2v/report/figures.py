@@ -128,7 +128,11 @@ def positions(results: Results) -> Figure:
 
 FIGURES: tuple[tuple[str, str, Callable[[Results], Figure]], ...] = (
     ("frontier", "Success against teacher calls: up and to the left is better", frontier),
-    ("equal_calls", "Success at equal numbers of teacher calls; the star is the oracle bound", equal_calls),
+    (
+        "equal_calls",
+        "Success at equal numbers of teacher calls; a star, where there is one, is the oracle bound",
+        equal_calls,
+    ),
     ("reliability", "Is the risk calibrated? (r2v, steps of SLM-only test episodes)", reliability),
     ("by_family", "Success by perturbation family", by_family),
     ("by_seed", "Success by perturbation seed", by_seed),

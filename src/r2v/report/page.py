@@ -70,6 +70,10 @@ def headline(results: dict[str, Any]) -> str:
     ends = f"The SLM alone solves {solved['slm_only']} of the episodes, the teacher {solved['llm_only']}."
     if r2v is None or not teacher["success_rate"]:
         return ends
+    if teacher["success_rate"] <= routers["slm_only"]["success_rate"]:
+        ends += (
+            " The teacher alone solves no more: a router can gain only where one of them succeeds and the other does not."
+        )
     share = r2v["success_rate"] / teacher["success_rate"]
     calls = r2v["calls_per_episode"] / max(1e-9, teacher["calls_per_episode"])
     text = (
