@@ -20,6 +20,7 @@ from pathlib import Path
 
 import msgspec
 
+from r2v.clients.base import ModelError
 from r2v.clients.tokens import Tokens
 from r2v.core.errors import ArtifactError
 from r2v.core.types import Usage
@@ -89,6 +90,9 @@ class Cassette:
     async def _record(self, key: str, question: Json, ask: Callable[[], Awaitable[Recording]]) -> Recording:
         try:
             self._write([Row(question, await ask())])
+        except ModelError as error:  # who plays a finished recording has no model, and wants to know which of the two it is
+            error.args = (f"{error}; the cassette {self._file.with_suffix('')} holds no answer to this question",)
+            raise
         finally:
             del self._asked[key]
         found = self._read(key)
