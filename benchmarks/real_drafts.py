@@ -20,7 +20,7 @@ from r2v.core.features import best
 from r2v.core.types import Episode
 from r2v.domains.humaneval.check import check
 from r2v.domains.humaneval.env import task_of
-from r2v.domains.humaneval.problems import Problem, load_problems, problem_file
+from r2v.domains.humaneval.problems import Problem, load_problems
 from r2v.domains.humaneval.verifier import code_of
 from r2v.evaluation.curves import interval, resample_BT
 from r2v.pipeline.run_folder import RunFolder
@@ -45,11 +45,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     run = RunFolder(parser.parse_args().run)
-    problems = {task_of(problem).id: problem for problem in load_problems(problem_file(None))}
-    played = run.evaluated()
+    path = run.settings.domain.task_file(run.settings.environment)
+    assert path is not None
+    problems = {task_of(problem).id: problem for problem in load_problems(path)}
     agents: dict[str, dict[tuple[str, int], Episode]] = {}
-    for episode in played:
+    for episode in run.evaluated():
         agents.setdefault(episode.agent, {})[episode.task.id, episode.seed] = episode
+    if unknown := {task for task, _ in agents["slm_only"]} - problems.keys():
+        raise SystemExit(
+            f"real_drafts: {path} lacks {len(unknown)} of the run's problems; name its file in $HUMANEVAL_OVERRIDE_PATH"
+        )
     alone, teacher = agents["slm_only"], agents["teacher"]
     first = {key: alone[key].steps[0].choice for key in alone}
     texts = {key: [*(c.action.text for c in choice.candidates), teacher[key].steps[0].choice.action.text]

@@ -146,6 +146,18 @@ def replaced(text: str, new: str) -> str:
     return f"{before}{BEGIN}\n{new}\n{END}{rest.split(END)[1]}"
 
 
+def rewritten(page: Path, new: str, command: str, *, check: bool) -> int:
+    """Put `new` between the markers of the page; with `check` write nothing. Returns the exit status, 1 where it differs."""
+    text = page.read_text(encoding="utf-8")
+    after = replaced(text, new)
+    if check and after != text:
+        print(f"{page} differs from the results; `{command}` writes it anew")
+        return 1
+    if not check:
+        page.write_text(after, encoding="utf-8")
+    return 0
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("run", type=Path)
@@ -153,14 +165,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--readme", type=Path, default=Path(__file__).parents[1] / "README.md")
     parser.add_argument("--check", action="store_true", help="write nothing; exit status 1 where the file differs")
     a = parser.parse_args(arguments)
-    text = a.readme.read_text(encoding="utf-8")
-    new = replaced(text, section(results_of(a.run), None if a.fresh is None else results_of(a.fresh)))
-    if a.check and new != text:
-        print(f"{a.readme} differs from the results; `make readme-table` writes it anew")
-        return 1
-    if not a.check:
-        a.readme.write_text(new, encoding="utf-8")
-    return 0
+    new = section(results_of(a.run), None if a.fresh is None else results_of(a.fresh))
+    return rewritten(a.readme, new, "make readme-table", check=a.check)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from readme_table import Row, replaced, results_of, table, tasks
+from readme_table import Row, results_of, rewritten, table, tasks
 
 PAGE = Path(__file__).parents[1] / "docs" / "paper.md"
 
@@ -57,14 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("run", type=Path)
     parser.add_argument("--check", action="store_true", help="write nothing; exit status 1 where the page differs")
     given = parser.parse_args(arguments)
-    text = PAGE.read_text(encoding="utf-8")
-    new = replaced(text, section(results_of(given.run)))
-    if given.check and new != text:
-        print(f"{PAGE} differs from the results; `python scripts/real_table.py {given.run}` writes it anew")
-        return 1
-    if not given.check:
-        PAGE.write_text(new, encoding="utf-8")
-    return 0
+    command = f"python scripts/real_table.py {given.run}"
+    return rewritten(PAGE, section(results_of(given.run)), command, check=given.check)
 
 
 if __name__ == "__main__":

@@ -62,12 +62,12 @@ def _episodes(settings: RunSettings) -> dict[str, tuple[int, int]]:
     fitted, held = tasks.router * len(seeds.rollout), tasks.validation * len(seeds.validation)
     reported = tasks.test * len(seeds.test)
     points = len(settings.chosen_routers) * (1 + len(settings.evaluate.asked_shares))
-    chosen_by = 0 if settings.evaluate.rule == "share" else held
-    least = {"slm": fitted + held + reported, "teacher": chosen_by + reported}
+    tried_on = 0 if settings.evaluate.rule == "share" else held
+    least = {"slm": fitted + held + reported, "teacher": tried_on + reported}
     tried = {need for router, _ in settings.chosen_routers.values() for need in router.needs}
     extra = fitted * len(tried) * (1 + settings.help.branches)
     taught = tasks.policy * (1 + len(seeds.collect)) if settings.trains else 0
-    most = points * (chosen_by + reported) + extra
+    most = points * (tried_on + reported) + extra
     return {
         "slm": (least["slm"], least["slm"] + most),
         "teacher": (least["teacher"] + taught, least["teacher"] + taught + most),
