@@ -6,6 +6,7 @@ import json
 import shutil
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -135,21 +136,24 @@ def test_what_it_is_compared_with_spends_as_many_calls_and_learns_as_long(base, 
         assert set(improved["test"]["compared"][name]) == {"slm_success", "slm_ci95"}
 
 
-def test_with_a_share_only_the_last_thresholds_cost_calls(base, tmp_path, monkeypatch):
-    """Round 2 is rolled back, so the thresholds of round 1 are chosen by playing at the end; a comparison may cost more."""
+def test_with_a_share_only_the_thresholds_at_the_end_cost_calls(base, tmp_path, monkeypatch):
+    """Round 2 is rolled back, so those of round 1 are chosen by playing at the end, once; a comparison may cost more."""
     verdicts = iter([True, True, False, False])
     monkeypatch.setattr(improving, "gain", lambda *given: gain(*given) | {"kept": next(verdicts)})
     plan, arms = replace(PLAN, share=0.3), ("random_steps_x2",)
     found = improve(base, tmp_path / "out", plan, 2, arms, QUIET, InProcess())
     first, second = found["rounds"]
     assert (first["teacher_calls_router"], first["calls_at_98"]) == (0, None) and not second["kept"]
-    last = RunFolder(tmp_path / "out" / "round-1")
+    last = RunFolder(Path(found["last_kept"]))
+    assert last.root == tmp_path / "out" / "last" / "round-1"
     played = last.selection()["teacher_calls"]
     assert last.settings.evaluate.rule == "target" and played > 0
     lessons = sum(one["teacher_calls_training"] for one in found["rounds"])
     assert found["teacher_calls_total"] == lessons + played
     ours, others = (one["teacher_calls_training"] for one in (first, found["compared"]["random_steps_x2"][0]))
     assert others == pytest.approx(2 * ours, rel=0.4)
+    verdicts = iter(())
+    assert improve(base, tmp_path / "out", plan, 2, arms, QUIET, InProcess(1)) == found  # the arms' test, nothing else
 
 
 def test_thresholds_by_share_cost_no_call_and_are_not_certified(base, tmp_path):

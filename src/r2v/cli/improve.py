@@ -37,7 +37,7 @@ def improve(
         typer.Option(
             min=1e-6,
             max=0.999,
-            help="Of a run: share of steps escalated before the last round, instead of thresholds that "
+            help="Of a run: share of steps escalated in the rounds, instead of thresholds that "
             "are chosen by playing: a router that needs none of the teacher's answers (r2v) then costs no call.",
         ),
     ] = None,

@@ -11,8 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +66,8 @@ class Plan:
     seed: int
     """Of the fresh tasks."""
     share: float | None = None
-    """Of the SLM's steps, those that are escalated while it learns: before the last round thresholds are then chosen without
-    a call. None: by the run's own rule, on validation tasks, after each round.
+    """Of the SLM's steps, those that are escalated while it learns: thresholds are then chosen without a call, and by the
+    run's own rule, on validation tasks, in a copy of the last round that was kept. None: by that rule after each round.
     """
 
 
@@ -106,7 +107,7 @@ def improve(
         spent = 0
         for arm, kept in chains.items():
             folder = out / arm / f"round-{number}"
-            settings = _settings(base, kept[-1], plan, last=number == rounds)
+            settings = _settings(base, kept[-1], plan)
             what, times = _arm(arm)
             one = _Round(base, kept[-1], _before(out / arm, number), plan, number, what, times * spent)
             run_stages(one.stages, settings, folder, console, choice)
@@ -130,9 +131,11 @@ def improve(
     last, late = chains[""][-1], 0.0
     if last is not base:
         one = _Round(base, chains[""][-2], _before(out, _number(last)), plan, _number(last), "", 0)
-        settings = _settings(base, chains[""][-2], plan, last=True)
+        settings = _settings(base, chains[""][-2], replace(plan, share=None))
+        if plan.share is not None:  # its own thresholds cost no call; with more rounds it is one of them again
+            last = _copied(last, out / "last")
         run_stages([*one.stages, *_named("rollout", "fit", "evaluate", "report")], settings, last.root, console, choice)
-        if plan.share is not None and _number(last) != rounds:  # its thresholds were chosen without a call until now
+        if plan.share is not None:
             late = router_calls(last)
     others = {arm: kept[-1] for arm, kept in chains.items() if arm}
     report: Report = {
@@ -200,7 +203,18 @@ def _claim(out: Path, base: RunFolder, plan: Plan) -> None:
         raise StageError(f"{out} holds rounds of another run, or with other options; choose another --out")
 
 
-def _settings(base: RunFolder, before: RunFolder, plan: Plan, *, last: bool) -> RunSettings:
+def _copied(run: RunFolder, folder: Path) -> RunFolder:
+    """The run again in a folder, under its own name; made once, whole or not at all."""
+    target = folder / run.root.name
+    if not target.exists():
+        aside = folder / f".{run.root.name}"
+        shutil.rmtree(aside, ignore_errors=True)
+        shutil.copytree(run.root, aside)
+        aside.replace(target)
+    return RunFolder(target)
+
+
+def _settings(base: RunFolder, before: RunFolder, plan: Plan) -> RunSettings:
     """Those of the run, with the SLM before as what training starts from, and only the routers that the rounds need."""
     s = base.settings
     wanted = {"r2v", plan.router}
@@ -210,7 +224,7 @@ def _settings(base: RunFolder, before: RunFolder, plan: Plan, *, last: bool) -> 
         tasks=s.tasks.but(policy=plan.tasks),
         routers=tuple(routers),
         clone=s.clone.but(steps=plan.steps or s.clone.steps, learning_rate=plan.learning_rate or s.clone.learning_rate),
-        evaluate=s.evaluate if last or plan.share is None else s.evaluate.but(rule="share", share=plan.share),
+        evaluate=s.evaluate if plan.share is None else s.evaluate.but(rule="share", share=plan.share),
     )
 
 
