@@ -140,6 +140,8 @@ def certify(
     A threshold may be proven only as far as the tasks allow: ask for a bound that leaves room above the teacher's own
     failure rate. Each try at other tasks or targets until one succeeds makes the proof worth less: decide first, then run.
     """
+    if max_failure is not None and relative is not None:
+        raise typer.BadParameter("--max-failure and --relative are two bounds; give one of them")
     from rich.console import Console
 
     from r2v.evaluation.certificate import Target, load_certificate, read_certificate
@@ -149,8 +151,6 @@ def certify(
     from r2v.studies.certify import certify as make
     from r2v.studies.certify import describe, identity
 
-    if max_failure is not None and relative is not None:
-        raise typer.BadParameter("--max-failure and --relative are two bounds; give one of them")
     choice = ExecutorChoice(executor, address)
     RunFolder(run_folder).finished("collect", "clone", "prefer", "fit")
     console, path = Console(), verify or out or run_folder / "certificate.json"
