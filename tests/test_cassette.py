@@ -20,11 +20,10 @@ from starlette.routing import Route
 from typer.testing import CliRunner
 
 from r2v.cli import cli
-from r2v.clients.base import ModelError
 from r2v.clients.cassette import Cassette, packed
 from r2v.clients.chat import ChatPolicy, ChatSettings
 from r2v.clients.settings import PriceSettings
-from r2v.core.errors import ArtifactError
+from r2v.core.errors import ArtifactError, ModelError
 from r2v.core.types import Context, Usage
 from r2v.messages.chat_format import ChatFormat, command_of
 from servers import running

@@ -19,12 +19,11 @@ import msgspec
 import pytest
 
 from r2v.clients import make_client
-from r2v.clients.base import ModelError
 from r2v.clients.chat import ChatPolicy, ChatSettings
 from r2v.clients.settings import ClientSettings, PriceSettings
 from r2v.clients.tokens import Tokens
 from r2v.core.agent import Solo
-from r2v.core.errors import SettingsError
+from r2v.core.errors import ModelError, SettingsError
 from r2v.core.loop import run_episode
 from r2v.core.types import Action, Context, Memory, Usage
 from r2v.domains.household.chat_format import HOUSEHOLD, SYSTEM

@@ -17,9 +17,9 @@ import msgspec
 import pytest
 
 from r2v.clients import make_client
-from r2v.clients.base import ModelError, said_of
+from r2v.clients.base import said_of
 from r2v.clients.settings import ClientSettings
-from r2v.core.errors import SettingsError
+from r2v.core.errors import ModelError, SettingsError
 from r2v.gateway.settings import ServerSettings
 from r2v.messages import json_size
 from r2v.messages.conversation import Likelihood, fingerprint, object_of, own_words, parse

@@ -104,6 +104,12 @@ def test_deciding_needs_numpy_and_msgspec_alone():
     assert {name for name in out.split() if not name.startswith("_")} <= allowed
 
 
+def test_a_run_of_local_models_needs_no_http_client():
+    """`r2v stages` and a run's settings belong to the plain installation, which has no aiohttp (`r2v[serve]`)."""
+    code = "import sys, r2v.cli, r2v.pipeline.settings, r2v.pipeline.runner; assert 'aiohttp' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_serving_loads_little():
     """What `r2v serve` imports: no training, no fitting, no figures, no environments, and few modules of r2v."""
     code = "import r2v.gateway.serve, sys; print(*sys.modules)"

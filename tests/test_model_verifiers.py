@@ -23,10 +23,9 @@ from typer.testing import CliRunner
 
 import model_servers
 from r2v.cli import cli
-from r2v.clients.base import ModelError
 from r2v.clients.judging import fit_calibration, log_odds
 from r2v.core.checks import check_verifier
-from r2v.core.errors import ArtifactError, SettingsError, StageError
+from r2v.core.errors import ArtifactError, ModelError, SettingsError, StageError
 from r2v.core.groups import groups
 from r2v.core.types import NO_USAGE, Action, Choice, Context, Episode, Observation, Step, Task, Usage
 from r2v.evaluation.outcomes import gather, row

@@ -17,8 +17,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r2v.clients.base import Client, ModelError, Part
-from r2v.core.errors import SettingsError
+from r2v.clients.base import Client, Part
+from r2v.core.errors import ModelError, SettingsError
 from r2v.core.types import (
     NO_USAGE,
     Action,

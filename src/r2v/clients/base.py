@@ -35,7 +35,7 @@ import msgspec
 from r2v.clients.settings import ClientSettings
 from r2v.clients.tokens import Tokens, counted
 from r2v.clients.tool_text import HeldStream, OfferedTools, with_calls
-from r2v.core.errors import SettingsError
+from r2v.core.errors import ModelError, SettingsError
 from r2v.core.types import NO_USAGE, Action, Candidate, Usage
 from r2v.messages.conversation import Json, Likelihood, Request
 from r2v.messages.json_size import SMALL, JsonSize
@@ -78,26 +78,6 @@ whether another try would follow; that may be refused, because of what it may co
 """
 trace_headers: ContextVar[Mapping[str, str]] = ContextVar("trace_headers", default=MappingProxyType({}))
 """Sent with each request: where it belongs in a trace."""
-
-
-class ModelError(RuntimeError):
-    """A model did not answer. `status` is what the gateway's client should see: that of a bad request, else 502."""
-
-    def __init__(
-        self,
-        reason: str,
-        *,
-        status: int = 502,
-        clients_fault: bool = False,
-        retry_after: float | None = None,
-        paid: bool = False,
-    ) -> None:
-        super().__init__(reason)
-        self.status, self.retry_after = status, retry_after
-        self.paid = paid
-        """Whether answers may have to be paid all the same, beside those of which `on_lost` knows."""
-        self.clients_fault = clients_fault
-        """The request itself was refused (HTTP 4xx): another model would refuse it, too."""
 
 
 @dataclass(frozen=True)

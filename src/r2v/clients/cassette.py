@@ -20,9 +20,8 @@ from pathlib import Path
 
 import msgspec
 
-from r2v.clients.base import ModelError
 from r2v.clients.tokens import Tokens
-from r2v.core.errors import ArtifactError
+from r2v.core.errors import ArtifactError, ModelError
 from r2v.core.types import Usage
 from r2v.core.untrusted import unpacked_lines
 from r2v.messages.conversation import Json

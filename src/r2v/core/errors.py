@@ -51,6 +51,26 @@ class NotRecorded(LookupError):
     """A replay needs what was not recorded; raised by a plug-in, so that the loop records it as a `Failure`."""
 
 
+class ModelError(RuntimeError):
+    """A model did not answer. `status` is what the gateway's client should see: that of a bad request, else 502."""
+
+    def __init__(
+        self,
+        reason: str,
+        *,
+        status: int = 502,
+        clients_fault: bool = False,
+        retry_after: float | None = None,
+        paid: bool = False,
+    ) -> None:
+        super().__init__(reason)
+        self.status, self.retry_after = status, retry_after
+        self.paid = paid
+        """Whether answers may have to be paid all the same, beside those of which `on_lost` knows."""
+        self.clients_fault = clients_fault
+        """The request itself was refused (HTTP 4xx): another model would refuse it, too."""
+
+
 @contextmanager
 def boundary(name: str) -> Iterator[None]:
     """Classify whatever escapes the block as a failure of `name` (e.g. "verifier")."""

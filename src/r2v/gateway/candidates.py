@@ -8,8 +8,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
-from r2v.clients.base import Client, Draw, ModelError, Part, on_lost
+from r2v.clients.base import Client, Draw, Part, on_lost
 from r2v.clients.tokens import Tokens
+from r2v.core.errors import ModelError
 from r2v.core.types import Action, Candidate, Context
 from r2v.gateway.budgets import Amount
 from r2v.gateway.telemetry import model_call

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from r2v.clients import make_client
-from r2v.clients.base import Client, ModelError
-from r2v.core.errors import R2VError
+from r2v.clients.base import Client
+from r2v.core.errors import ModelError, R2VError
 from r2v.gateway.ledger import Ledger
 from r2v.gateway.routing import load_configured
 from r2v.gateway.settings import GatewaySettings

@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
-from r2v.clients.base import ModelError, on_lost
+from r2v.clients.base import on_lost
 from r2v.clients.tokens import Tokens
+from r2v.core.errors import ModelError
 from r2v.core.protocols import PricedVerifier
 from r2v.core.types import Action, Context, Usage
 from r2v.gateway.budgets import Amount

@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from r2v.clients import make_client
-from r2v.clients.base import Client, ModelError
+from r2v.clients.base import Client
 from r2v.clients.tokens import Tokens
 from r2v.core.agent import MAX_RETRIES, AgentModels, Routed, StepContext
 from r2v.core.agreement import alike
 from r2v.core.cache import remembered
-from r2v.core.errors import BoundaryError
+from r2v.core.errors import BoundaryError, ModelError
 from r2v.core.features import best, proposing
 from r2v.core.protocols import PricedVerifier, Verifier
 from r2v.core.seeds import derive_seed

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from r2v.clients.base import ModelError
+from r2v.core.errors import ModelError
 from r2v.core.types import Choice, Code, Step
 from r2v.gateway.budgets import Amount, Reservation
 from r2v.gateway.candidates import CandidateSource, LiveAnswer

@@ -7,8 +7,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from r2v.clients.base import ModelError
 from r2v.clients.chat import ChatPolicy, ChatSettings
+from r2v.core.errors import ModelError
 from r2v.core.types import Context
 from r2v.messages.chat_format import ChatFormat, messages
 from r2v.pipeline.settings import RunSettings

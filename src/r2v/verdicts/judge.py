@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from r2v.clients.settings import JudgeModelSettings
+from r2v.core.errors import ModelError
 from r2v.core.mlp import Calibration
 from r2v.core.types import Context, Episode, is_hashed
 from r2v.messages.conversation import clip
@@ -76,7 +77,6 @@ class JudgeVerdict(Settings):
 
     async def ask(self, episode: Episode) -> float | None:
         """What the model says, before calibration; from the cache where it has been asked before."""
-        from r2v.clients.base import ModelError
 
         if is_hashed(episode.goal):
             return None

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from r2v.clients.settings import JudgeModelSettings
-from r2v.core.errors import ArtifactError
+from r2v.core.errors import ArtifactError, ModelError
 from r2v.core.mlp import Calibration
 from r2v.core.types import NO_USAGE, Action, Context, Usage
 from r2v.core.untrusted import MB, parsed_json, read_bytes
@@ -83,7 +83,6 @@ class JudgeVerifier(Settings):
 
     async def ask(self, context: Context, actions: Sequence[Action]) -> tuple[Sequence[float], Usage]:
         """What the model says, before calibration."""
-        from r2v.clients.base import ModelError
 
         texts = _texts(actions)
         usage, problem = NO_USAGE, ""
