@@ -261,6 +261,15 @@ def test_what_is_no_run_needs_a_model(refused, tmp_path):
     assert "name the model: --slm FOLDER" in refused("improve", tmp_path / "ledger.db")
 
 
+def test_an_option_of_the_other_kind_of_source_is_refused(refused, tmp_path):
+    ledger_path, run = tmp_path / "ledger.db", tmp_path / "run"
+    line = refused("improve", ledger_path, "--slm", "model", "--rounds", 3, "--compare", "random_steps")
+    assert line.endswith("ledger.db is no run (it has no settings.yaml); leave out what is for runs: --rounds, --compare\n")
+    run.mkdir()
+    (run / "settings.yaml").touch()
+    assert refused("improve", run, "--lora").endswith("whose settings name its SLM; leave out what is for ledgers: --lora\n")
+
+
 def test_only_what_is_shown_to_be_better_is_kept():
     worse, better = np.array([0.5] * 40), np.array([0.5] * 30 + [1.0] * 10)
     assert gain(worse, better, 500, 0)["kept"]

@@ -70,6 +70,12 @@ def usage_line(error: Any) -> str | None:
     return f"{error.format_message().rstrip('.')}; `{command} --help` shows what it takes"
 
 
+def given(ctx: typer.Context, *options: str) -> str:
+    """Those of the options (by the names of their parameters) that the command line gave: "--rounds, --share"."""
+    sources = {name: ctx.get_parameter_source(name) for name in options}
+    return ", ".join(f"--{name}" for name, source in sources.items() if source is not None and source.name == "COMMANDLINE")
+
+
 def _described() -> list[tuple[str, str]]:
     """(name, what it is) of every log format, for the shell's completion."""
     from r2v.logs.importing import log_format

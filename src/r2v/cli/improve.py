@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from r2v.cli.common import MAX_SEED, Address, Executor, cli, imported
+from r2v.cli.common import MAX_SEED, Address, Executor, cli, given, imported
 from r2v.core.errors import SettingsError
 from r2v.logs import AUTO
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 @cli.command(rich_help_panel="Runs")
 def improve(
+    ctx: typer.Context,
     source: Annotated[Path, typer.Argument(metavar="RUN|LEDGER", help="Folder of a finished run, or a gateway's ledger.")],
     rounds: Annotated[int, typer.Option(min=1, help="Of a run; more of them later go on from the last one.")] = 3,
     router: Annotated[str, typer.Option(help="Of a run: whose escalations the SLM learns from.")] = "r2v",
@@ -65,13 +66,15 @@ def improve(
         from r2v.runtime.executor import ExecutorChoice
         from r2v.studies.improve import Plan
 
-        if slm is not None or lora:
-            raise SettingsError(f"{source} is a run, whose settings name its SLM; --slm and --lora are for a ledger")
+        if wrong := given(ctx, "slm", "lora"):
+            raise SettingsError(f"{source} is a run, whose settings name its SLM; leave out what is for ledgers: {wrong}")
         plan = Plan(router, tasks, steps, learning_rate, seed, share)
         found = _run(source, out, plan, rounds, compare or [], ExecutorChoice(executor, address))
     else:
         if slm is None:
             raise SettingsError(f"{source} is no run (it has no settings.yaml); with a ledger name the model: --slm FOLDER")
+        if wrong := given(ctx, "rounds", "router", "tasks", "compare", "share", "executor", "address"):
+            raise SettingsError(f"{source} is no run (it has no settings.yaml); leave out what is for runs: {wrong}")
         found = _ledger(source, out or Path("improved"), slm, lora, steps, learning_rate, seed)
     if as_json:
         typer.echo(json.dumps(found))
