@@ -2,13 +2,13 @@
 
     python benchmarks/fleet_soak.py [--minutes 20] [--every 20]
 
-The models of gateway_soak.py fail one request in ten. Two gateways, a journal each, share a Redis (`appendonly yes`) and
-ship to a Postgres with a streaming standby. 16 clients play sessions whose steps alternate between the replicas, and post
-outcomes to either. In turns are killed with SIGKILL: Postgres (started again), Redis (started again from its append-only
-file), a replica (started again), Postgres (its standby is promoted, and gets one of its own), Redis, the other replica. In
-the end all that is left is shipped, and what clients and the teacher saw is compared with Postgres: exit status 1 where an
-answered step is missing, twice or out of order, a budget is exceeded, a sum or an outcome is wrong, or a request failed
-without a reason.
+The models of gateway_soak.py fail one request in ten. Two gateways, a journal each, share a Redis with two replicas and a
+sentinel (`appendonly yes`, `store.redis_replicas: 1`) and ship to a Postgres with a streaming standby. 16 clients play
+sessions whose steps alternate between the replicas, and post outcomes to either. In turns are killed with SIGKILL: Postgres
+(started again), Redis (the sentinel makes another one the master, and the killed one follows it), a replica (started again),
+Postgres (its standby is promoted, and gets one of its own), Redis, the other replica. In the end all that is left is
+shipped, and what clients and the teacher saw is compared with Postgres: exit status 1 where an answered step is missing,
+twice or out of order, a budget is exceeded, a sum or an outcome is wrong, or a request failed without a reason.
 """
 
 from __future__ import annotations
@@ -60,9 +60,59 @@ def replica(port: int, models_at: int, path: str, url: str, redis_url: str, day:
     os.environ["R2V_SOAK_REDIS"] = redis_url
     serve_with(
         models_at, ",".join(map(secret, range(KEYS))), server={"port": port},
-        store={"path": path, "url": url, "redis_env": "R2V_SOAK_REDIS"},
+        store={"path": path, "url": url, "redis_env": "R2V_SOAK_REDIS", "redis_replicas": 1},
         budget={"session": SESSION, "key_per_day": KEY, "per_day": day},
     )  # fmt: skip
+
+
+class RedisSet:
+    """Three Redis and a sentinel, which makes another one the master where the one that is does not answer for a second."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.ports, self.sentinel_port = folder, [free_port() for _ in range(3)], free_port()
+        self.url = f"redis+sentinel://127.0.0.1:{self.sentinel_port}/soak/0"
+        self.servers = {port: self._start(port, self.ports[0]) for port in self.ports}
+        config = folder / "sentinel.conf"
+        config.write_text(
+            f"sentinel monitor soak 127.0.0.1 {self.ports[0]} 1\nsentinel down-after-milliseconds soak 1000\n"
+            "sentinel failover-timeout soak 5000\n"
+        )
+        with closing(redis.Redis(port=self.ports[0])) as client:
+            while client.info("replication")["connected_slaves"] < 2:
+                time.sleep(0.05)
+        command = ["redis-server", str(config), "--sentinel", "--port", str(self.sentinel_port)]
+        self.sentinel = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        wait_for(self.sentinel_port)
+
+    def _start(self, port: int, master: int) -> subprocess.Popen[bytes]:
+        (home := self.folder / f"redis-{port}").mkdir(exist_ok=True)
+        command = ["redis-server", "--port", str(port), "--appendonly", "yes", "--save", "", "--dir", str(home)]
+        command += ["--repl-diskless-sync-delay", "0", *(["--replicaof", f"127.0.0.1 {master}"] if port != master else [])]
+        server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        while True:  # it listens before it has read its file
+            with suppress(redis.ConnectionError), closing(redis.Redis(port=port)) as client:
+                client.ping()
+                return server
+            assert server.poll() is None, "redis-server does not start"
+            time.sleep(0.02)
+
+    def master(self) -> int:
+        with closing(redis.Redis(port=self.sentinel_port)) as client:
+            return int(client.sentinel_get_master_addr_by_name("soak")[1])
+
+    def kill(self) -> None:
+        self.killed = self.master()
+        self.servers[self.killed].kill()
+
+    def follow(self) -> None:
+        """The killed one comes back, after another one took over."""
+        while (master := self.master()) == self.killed:
+            time.sleep(0.05)
+        self.servers[self.killed] = self._start(self.killed, master)
+
+    def stop(self) -> None:
+        for server in (self.sentinel, *self.servers.values()):
+            server.kill()
 
 
 class Fleet:
@@ -75,13 +125,12 @@ class Fleet:
         self.down: list[tuple[str, float, float]] = []
         self.memory: dict[str, list[list[float]]] = {"a": [], "b": []}
         """In MB, of each life of each replica."""
-        self.redis_port = free_port()
         self.primary, self.standby = Postgres(**DURABLE), Postgres(**DURABLE)
         self.database = self.primary.database().rsplit("/", 1)[1]
         hosts = ",".join(f"127.0.0.1:{cluster.port}" for cluster in (self.primary, self.standby))
         self.url = f"postgresql://postgres@{hosts}/{self.database}?target_session_attrs=read-write"
         self.standby.follow(self.primary)
-        self.start_redis()
+        self.redis = RedisSet(Path(folder))
         for i, name in enumerate(("slm", "teacher")):
             self._start(name, model, port + i, name, self.counted if i else None)
         for name in self.memory:
@@ -93,8 +142,8 @@ class Fleet:
         wait_for(port)
 
     def start_replica(self, name: str) -> None:
-        port, redis_url = self.replica_port(name), f"redis://127.0.0.1:{self.redis_port}/0"
-        self._start(name, replica, port, self.port, self.journal(name), self.url, redis_url, self.day)
+        port = self.replica_port(name)
+        self._start(name, replica, port, self.port, self.journal(name), self.url, self.redis.url, self.day)
         self.memory[name].append([])
 
     def replica_port(self, name: str) -> int:
@@ -102,16 +151,6 @@ class Fleet:
 
     def journal(self, name: str) -> str:
         return f"{self.folder}/{name}.db"
-
-    def start_redis(self) -> None:
-        command = ["redis-server", "--port", str(self.redis_port), "--appendonly", "yes", "--save", "", "--dir", self.folder]
-        self.redis = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        while True:  # it listens before it has read its file
-            with suppress(redis.ConnectionError), closing(redis.Redis(port=self.redis_port)) as client:
-                client.ping()
-                return
-            assert self.redis.poll() is None, "redis-server does not start"
-            time.sleep(0.02)
 
     def fail_over(self) -> None:
         """To the standby; what was the primary becomes the standby of it."""
@@ -122,7 +161,7 @@ class Fleet:
     def disturb(self, every: float, end: float) -> None:
         """Kill one after another, until a time."""
         postgres = lambda: self.primary.stop(signal.SIGKILL)  # noqa: E731
-        of_redis = ("Redis", lambda: self.redis.kill(), self.start_redis)
+        of_redis = ("Redis", self.redis.kill, self.redis.follow)
         a, b = (
             (f"replica {name}", lambda name=name: self.processes[name].kill(), lambda name=name: self.start_replica(name))
             for name in self.memory
@@ -154,7 +193,7 @@ class Fleet:
         for process in self.processes.values():
             process.terminate()
             process.join()
-        self.redis.kill()
+        self.redis.stop()
         self.primary.remove()
         self.standby.remove()
 

@@ -8,8 +8,9 @@ import shutil
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import httpx
@@ -19,8 +20,10 @@ from typer.testing import CliRunner
 
 from r2v.cli import cli
 from r2v.clients.mock import complete
+from r2v.core.errors import SettingsError
 from r2v.core.types import Decision
-from r2v.gateway.ledger import ModeChange
+from r2v.gateway.ledger import Ledger, ModeChange
+from r2v.gateway.stores import shared_state
 from servers import KEY, Model, free_port, gateway, running, settings
 
 pytest.importorskip("redis", reason="the extra `redis` is not installed")
@@ -208,6 +211,78 @@ def test_a_redis_that_is_back_fails_one_command_at_most(tmp_path):
         await connection.close()
 
     asyncio.run(play())
+
+
+def redis_server(folder: Path, port: int, *options: str):
+    folder.mkdir(exist_ok=True)
+    return started(["redis-server", "--port", str(port), "--save", "", "--dir", str(folder), *options], port)
+
+
+def test_what_is_written_waits_for_replicas_and_survives_a_failover(tmp_path):
+    """Three Redis and a real sentinel; the one that all wrote to is killed while they write."""
+    from r2v.gateway.redis_state import Connection
+
+    first, second, third, sentinel = (free_port() for _ in range(4))
+    config = tmp_path / "sentinel.conf"
+    config.write_text(
+        f"sentinel monitor main 127.0.0.1 {first} 1\nsentinel down-after-milliseconds main 300\n"
+        "sentinel failover-timeout main 2000\n"
+    )
+    follows = ("--replicaof", f"127.0.0.1 {first}", "--repl-diskless-sync-delay", "0")
+
+    async def count(connection: Connection, numbers: list[int], wanted: Callable[[], int]) -> None:
+        deadline = time.monotonic() + 20
+        while len(numbers) < wanted():
+            assert time.monotonic() < deadline, f"{len(numbers)} numbers, and then nothing was written"
+            try:
+                numbers.extend(await connection.run(("INCR", connection.key("count"))))
+            except OSError:
+                await asyncio.sleep(0.02)
+
+    async def followed(replicas: int) -> None:
+        connection = Connection(f"redis://127.0.0.1:{first}/0", replicas=replicas)
+        await count(connection, [], lambda: 1)
+        await connection.close()
+
+    async def alone() -> None:
+        connection = Connection(f"redis://127.0.0.1:{first}/0", replicas=1)
+        with pytest.raises(OSError, match=r"0 of 1 replicas \(store\.redis_replicas\) have what was written"):
+            await connection.run(("INCR", connection.key("count")))
+        await connection.close()
+
+    async def play(primary: subprocess.Popen) -> list[int]:
+        url = f"redis+sentinel://127.0.0.1:{free_port()},127.0.0.1:{sentinel}/main/0"  # the first does not answer
+        connection, numbers, wanted = Connection(url, replicas=1), list[int](), 1_000_000
+        playing = asyncio.gather(*(count(connection, numbers, lambda: wanted) for _ in range(8)))
+        while len(numbers) < 300:
+            await asyncio.sleep(0.01)
+        primary.kill()
+        await asyncio.sleep(0.1)  # what had been acknowledged has been counted
+        wanted = len(numbers) + 300
+        await playing
+        await connection.close()
+        return numbers
+
+    with ExitStack() as servers:
+        primary = servers.enter_context(redis_server(tmp_path / "1", first, "--repl-diskless-sync-delay", "0"))
+        asyncio.run(alone())
+        for folder, port in (("2", second), ("3", third)):
+            servers.enter_context(redis_server(tmp_path / folder, port, *follows))
+        asyncio.run(followed(2))  # the sentinel asks who follows when it starts, and then every ten seconds
+        servers.enter_context(started(["redis-server", str(config), "--sentinel", "--port", str(sentinel)], sentinel))
+        numbers = asyncio.run(play(primary))
+    assert len(set(numbers)) == len(numbers), "the one that took over did not have what had been acknowledged"
+
+
+@pytest.mark.parametrize("url", ["http://localhost", "redis+sentinel://localhost:26379", "redis://localhost:port"])
+def test_what_is_no_url_of_a_redis_is_refused_in_one_line(url, tmp_path, monkeypatch):
+    monkeypatch.setenv("TEST_REDIS", url)
+    wanted = settings("http://127.0.0.1:1", "http://127.0.0.1:2", tmp_path / "l.db", store={"redis_env": "TEST_REDIS"})
+    with (
+        closing(Ledger(tmp_path / "l.db")) as ledger,
+        pytest.raises(SettingsError, match=r"TEST_REDIS of .* holds no URL"),
+    ):
+        shared_state(wanted, ledger)
 
 
 def test_keys_in_redis_are_listed_where_there_is_no_ledger(redis_url, tmp_path, monkeypatch):

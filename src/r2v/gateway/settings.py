@@ -186,7 +186,11 @@ class StoreSettings(Settings):
     """Sessions without a step for so long are deleted from the ledger, with their texts, outcomes and budgets; the sums of
     each day stay. None: never."""
     redis_env: str | None = None
-    """Environment variable with the URL of a Redis in which replicas share sessions, budgets and the kill switch."""
+    """Environment variable with the URL of a Redis in which replicas share sessions, budgets and the kill switch;
+    `redis+sentinel://HOST:PORT,HOST:PORT/NAME` is the one that sentinels call the master of NAME."""
+    redis_replicas: NonNegativeInt = 0
+    """Of that Redis: each write waits until so many of its replicas have it, and is refused without them, so that a failover
+    forgets nothing."""
     url: str | None = None
     """`postgresql://USER@HOST/DATABASE`: the ledger that replicas share; that of `path` is then the journal of one of them.
     `sqlite:///PATH` is another way to write `path`. No password: $PGPASSWORD and ~/.pgpass are read."""
@@ -209,6 +213,8 @@ class StoreSettings(Settings):
             raise ValueError("store.url and store.url_env: leave out one of them")
         if self.url is not None and (problem := problem_of(self.url)):
             raise ValueError(f"store.url {problem}")
+        if self.redis_replicas and self.redis_env is None:
+            raise ValueError("store.redis_replicas: are those of the Redis of store.redis_env, which is missing")
 
 
 class TelemetrySettings(Settings):

@@ -29,7 +29,10 @@ def shared_state(settings: GatewaySettings, ledger: Ledger) -> tuple[Sessions, B
         from r2v.gateway.redis_state import Connection, RedisBudgets, RedisKeys, RedisSessions
     except ModuleNotFoundError:
         raise SettingsError("store.redis_env needs the extra redis: pip install 'r2v[redis]'") from None
-    connection = Connection(url)
+    try:
+        connection = Connection(url, replicas=settings.store.redis_replicas)
+    except ValueError as error:
+        raise SettingsError(f"environment variable {name} of store.redis_env holds no URL of a Redis ({error})") from None
     budgets = RedisBudgets(connection, ledger.accounts, ledger.identity)
     return RedisSessions(connection, ttl_s), budgets, RedisKeys(connection)
 
