@@ -1,6 +1,6 @@
 """A soak of two replicas with one Redis and one Postgres, which are killed in turns; then what must never have happened.
 
-    python benchmarks/fleet_soak.py [--minutes 20] [--every 20]
+    python benchmarks/fleet_soak.py [--minutes 20] [--every 20] [--pause 0.3]
 
 The models of gateway_soak.py fail one request in ten. Two gateways, a journal each, share a Redis with two replicas and a
 sentinel (`appendonly yes`, `store.redis_replicas: 1`) and ship to a Postgres with a streaming standby. 16 clients play
@@ -201,9 +201,9 @@ class Fleet:
 class FleetLoad(Load):
     """Steps and outcomes go to the replicas in turns."""
 
-    def __init__(self, urls: list[str], end: float) -> None:
+    def __init__(self, urls: list[str], end: float, pause: float) -> None:
         super().__init__("", 0, end)
-        self.urls, self.refused, self.outcomes = urls, [], {}
+        self.urls, self.pause, self.refused, self.outcomes = urls, pause, [], {}
         """What was not answered, with its begin and end; the reward posted last of each session."""
 
     def run(self) -> None:
@@ -219,6 +219,7 @@ class FleetLoad(Load):
         for _ in range(draw.randint(2, 12)):
             if "402" in await self._asked(lambda: self.step(client, next(urls), headers, messages, draw)):
                 break
+            await asyncio.sleep(self.pause)
         if len(messages) == 1 or draw.random() < 0.5:
             return
         for _ in range(draw.choice((1, 1, 2))):
@@ -353,6 +354,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=20.0)
     parser.add_argument("--every", type=float, default=20.0, help="seconds between what is killed")
+    parser.add_argument("--pause", type=float, default=0.0, help="seconds that a client waits between steps")
     parser.add_argument("--port", type=int, default=18741, help="of the models and replicas: four from here on")
     arguments = parser.parse_args()
     day = {"teacher_calls": int(DAY * arguments.minutes), "usd": 0.02 * DAY * arguments.minutes}
@@ -360,7 +362,7 @@ def main() -> int:
         fleet = Fleet(folder, arguments.port, day)
         try:
             end = time.monotonic() + 60 * arguments.minutes
-            load = FleetLoad([f"http://127.0.0.1:{fleet.replica_port(name)}" for name in fleet.memory], end)
+            load = FleetLoad([f"http://127.0.0.1:{fleet.replica_port(name)}" for name in fleet.memory], end, arguments.pause)
             with ThreadPoolExecutor(1) as pool:
                 playing = pool.submit(load.run)
                 try:
