@@ -93,7 +93,7 @@ def test_the_small_model_is_not_asked_for_more_than_its_context_has_room_for(mak
     answer = world.post("/v1/messages", claude(stream=False, max_tokens=128_000), {"x-r2v-arm": "slm"})
     assert world.small.seen[0]["max_tokens"] == 2000 and "max_tokens over 2000" in answer.headers["x-r2v-dropped"]
     world.post(model="r2v:slm", max_completion_tokens=9000)
-    assert world.small.seen[1]["max_completion_tokens"] == 2000
+    assert world.small.seen[1]["max_tokens"] == 2000
     world.post(model="r2v:teacher", max_tokens=128_000)
     assert world.teacher.seen[0]["max_tokens"] == 128_000
 

@@ -233,6 +233,7 @@ def test_a_ledger_of_schema_6_is_shipped_with_what_it_abandoned(tmp_path, shared
     with closing(Ledger(path)) as ledger:
         write_some(ledger, 30, seed=3)
         ledger._db.execute("ALTER TABLE abandoned DROP COLUMN id")
+        ledger._db.execute("ALTER TABLE identity DROP COLUMN replicas")
         ledger._db.execute("DROP TABLE shipped")
         ledger._db.execute("PRAGMA user_version = 6")
     with closing(Ledger(path)) as ledger:

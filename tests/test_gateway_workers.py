@@ -28,6 +28,7 @@ from r2v.gateway.ledger import Ledger, ModeChange
 from r2v.gateway.metrics import Counts
 from r2v.gateway.sessions import Items, LocalSessions
 from r2v.gateway.settings import GatewaySettings
+from r2v.messages.protocol import encode
 from servers import KEY, Model, free_port, running, settings
 from test_gateway import ASK, TOOLS
 from test_gateway_modes import STEP, write
@@ -344,8 +345,8 @@ def test_items_are_kept_up_to_a_size_the_oldest_forgotten_first(tmp_path, shared
     a = Items(path, most_bytes=900)
     b = Items(path, most_bytes=900) if shared else a
     a.keep("k", {"one": [{"text": "x" * 300}], "two": [{"text": "y" * 300}]})
-    assert b.get("k", "one") == [{"text": "x" * 300}] and b.get("other", "one") is None
+    assert b.get("k", "one") == encode([{"text": "x" * 300}]) and b.get("other", "one") is None
     b.keep("k", {"one": [{"text": "z" * 300}]})  # again: it counts once
-    assert a.get("k", "one") == [{"text": "z" * 300}] and a.get("k", "two") is not None
+    assert a.get("k", "one") == encode([{"text": "z" * 300}]) and a.get("k", "two") is not None
     a.keep("k", {"three": [{"text": "w" * 300}]})
     assert b.get("k", "two") is None and b.get("k", "one") is not None and b.get("k", "three") is not None

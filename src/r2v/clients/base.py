@@ -33,11 +33,11 @@ import aiohttp
 import msgspec
 
 from r2v.clients.settings import ClientSettings
-from r2v.clients.tokens import Tokens, counted
+from r2v.clients.tokens import Tokens
 from r2v.clients.tool_text import HeldStream, OfferedTools, with_calls
 from r2v.core.errors import ModelError, SettingsError
 from r2v.core.types import NO_USAGE, Action, Candidate, Usage
-from r2v.messages.conversation import Json, Likelihood, Request
+from r2v.messages.conversation import Json, Likelihood, Request, counted
 from r2v.messages.json_size import SMALL, JsonSize
 from r2v.messages.protocol import Piece, Reply
 from r2v.runtime.slices import in_slices
@@ -71,6 +71,12 @@ UNKNOWN = (408, 504)
 """Statuses after which the model may have written an answer that somebody else did not wait for."""
 HIDDEN = 1_000
 """Tokens that a provider may add to a prompt by itself: its template, and what it says of tools."""
+IMAGE = 50_000
+"""Tokens that an image has at most."""
+WINDOW = 1_000_000
+"""Tokens of a prompt at most, where the model's context is not known."""
+BELIEVED = 10_000_000
+"""Tokens that one HTTP answer may have cost, as its server says."""
 T = TypeVar("T")
 on_lost: ContextVar[Callable[[int, bool], Awaitable[bool]] | None] = ContextVar("on_lost", default=None)
 """Called after each try that may have been paid for without an answer, with the number of answers that it asked for and
@@ -216,8 +222,8 @@ class Client(ABC):
         return OfferedTools.of(request) if self.settings.parse_tools == "auto" else None
 
     def priced(self, request: Request, parts: Sequence[Part], k: int = 1) -> Draw:
-        """The first k replies of HTTP answers to a request, with what all of the answers cost. A count that cannot be true,
-        because it is missing, below 0, or above what the request and its answers can have, is none.
+        """The first k replies of HTTP answers to a request, with what all of the answers cost: as their servers count, for
+        that is what they will ask for. A count that is missing, or cannot be true, is none.
         """
         replies = [reply for part in parts for reply in part.replies][:k]
         for message in [reply.choice["message"] for reply in replies]:
@@ -225,9 +231,9 @@ class Client(ABC):
                 raise self._large(f"{CALLS} calls or blocks of thinking")
         tokens, usage, unknown = Tokens(), NO_USAGE, 0
         for part in parts:
-            counted = self._counted(part.usage, self.bound(request, len(part.replies))[0])
-            unknown += len(part.replies) if counted is None else 0
-            tokens += counted or Tokens()
+            found = _tokens(part.usage)
+            unknown += len(part.replies) if found is None else 0
+            tokens += found or Tokens()
             usage += self._usage(part.usage)
         return Draw(replies, tokens, replace(usage, calls=1), unknown)
 
@@ -236,13 +242,6 @@ class Client(ABC):
         prompt, output = (counted(raw.get(key)) for key in ("prompt_tokens", "completion_tokens"))
         known = prompt is not None and output is not None and self.settings.price is not None
         return Usage(1, prompt, output, self.usd(Tokens.of(raw)) if known else None)
-
-    def _counted(self, usage: Json, most: int) -> Tokens | None:
-        """What a server counted; None where it did not, or not in earnest. `most`: tokens that can be."""
-        if counted(usage.get("prompt_tokens")) is None or counted(usage.get("completion_tokens")) is None:
-            return None
-        found = Tokens.of(usage)
-        return found if found.cached + found.cache_written <= found.prompt and found.total <= most else None
 
     def candidates(self, draw: Draw, action: Callable[[Json], Action]) -> tuple[Candidate, ...]:
         """The replies of a draw as candidates; `action` reads an assistant message."""
@@ -260,9 +259,12 @@ class Client(ABC):
 
     def bound(self, request: Request, answers: int) -> tuple[int, float]:
         """(tokens, USD) that so many answers can cost at most: every byte of the request a token, each answer the longest.
-        Servers without `n` read the request for each answer.
+        Servers without `n` read the request for each answer. What is read beside the text may fill the model's context; a
+        search on the server's side may fill it more than once.
         """
-        size, output = request.size + HIDDEN, request.max_tokens or self.settings.max_output_tokens
+        window = self.settings.context_tokens or WINDOW
+        beside = window if request.outside else min(window, IMAGE * request.images)
+        size, output = request.size + beside + HIDDEN, request.max_tokens or self.settings.max_output_tokens
         dearest = max(self.usd(Tokens(size, output)), self.usd(Tokens(size, output, cache_written=size)))
         return answers * (size + output), answers * dearest
 
@@ -316,8 +318,10 @@ class Client(ABC):
             answer = self.decoded(content)
             return self.read(lambda: convert(answer))
 
+        data = await _encoded(body, size)
+
         async def once() -> T:
-            async with self._sent(body, headers, size) as response:
+            async with self._sent(data, headers, body) as response:
                 content = await self._whole(response)
                 return await in_slices(len(content), lambda: converted(content))
 
@@ -339,8 +343,9 @@ class Client(ABC):
         """The server-sent events of an answer, as many tries as the settings allow before the first; see `post`. Raises
         ModelError.
         """
+        data = await _encoded(body, size)
         async with AsyncExitStack() as stack:
-            response = await self._tried(lambda: stack.enter_async_context(self._sent(body, headers, size)), 1)
+            response = await self._tried(lambda: stack.enter_async_context(self._sent(data, headers, body)), 1)
             rest, length = list[bytes](), 0  # of a line, and its bytes
             try:
                 async for piece in self._pieces(response):
@@ -397,11 +402,13 @@ class Client(ABC):
         raise ModelError(f"{self.name}: {problem} after {tries}", status=429 if status == 429 else 502, retry_after=asked)
 
     @asynccontextmanager
-    async def _sent(self, body: Json, headers: Mapping[str, str] | None, size: int) -> AsyncIterator[aiohttp.ClientResponse]:
+    async def _sent(
+        self, encoded: bytes, headers: Mapping[str, str] | None, body: Json
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
         """A response with status 200. Requests over the limit wait for a connection: each has one request at a time. Raises
         _Passing or ModelError for another status.
         """
-        pool, encoded = await self._connected(), await in_slices(size, lambda: msgspec.json.encode(body))
+        pool = await self._connected()
         # Of large bodies aiohttp wants a file, which it sends in pieces: the loop goes on in between.
         data = encoded if len(encoded) < 2**20 else io.BytesIO(encoded)
         self.in_flight += 1
@@ -623,6 +630,22 @@ async def all_of(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
             first.paid |= any(task.cancelled() or task.exception() is None for task in tasks)
         raise first from None
     return [task.result() for task in tasks]
+
+
+async def _encoded(body: Json, size: int) -> bytes:
+    """The JSON of a request of about so many bytes. Raises ModelError where it holds what JSON cannot."""
+    try:
+        return await in_slices(size, lambda: msgspec.json.encode(body))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ModelError(f"the request cannot be sent ({type(error).__name__})", status=400, clients_fault=True) from None
+
+
+def _tokens(usage: Json) -> Tokens | None:
+    """What a server counted; None where it did not, or not in earnest: no prompt is empty."""
+    if not counted(usage.get("prompt_tokens")) or counted(usage.get("completion_tokens")) is None:
+        return None
+    found = Tokens.of(usage)
+    return found if found.cached + found.cache_written <= found.prompt and found.total <= BELIEVED else None
 
 
 def retry_after(value: str | None) -> float | None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 import msgspec
 
 from r2v.clients.base import Client, Part, all_of, decoded
+from r2v.core.errors import ModelError
 from r2v.messages.conversation import NULL, Json, Likelihood, Request, sent_id
 from r2v.messages.openai_chat import StreamAccumulator
 from r2v.messages.protocol import Piece, Reply
@@ -15,7 +17,7 @@ from r2v.runtime.slices import in_slices
 
 PRIVATE = ("thinking_blocks", "reasoning_content")
 """Keys of messages that are for one model alone."""
-ITS_OWN = "https://api.openai.com/"
+ITS_OWN = re.compile(r"https://(api\.openai\.com|[^/]+\.(openai|services\.ai)\.azure\.com)(/|$)", re.IGNORECASE)
 """Newer models there refuse `max_tokens`, the only name that many other servers know."""
 CHOICES = 128
 """Of one answer; r2v asks for at most 32."""
@@ -51,7 +53,11 @@ class OpenAIClient(Client):
             parts = await self._all([{**single(0), "n": k}], request)
             drawn = len(parts[0].replies)  # a server that does not know `n` answers with fewer
         first = int(bool(parts))
-        others = await self._all([single(i) for i in range(first, first + k - drawn)], request)
+        try:
+            others = await self._all([single(i) for i in range(first, first + k - drawn)], request)
+        except ModelError as error:
+            error.paid |= bool(parts)
+            raise
         return parts + [Part(part.replies[:1], part.usage) for part in others]
 
     async def stream(
@@ -69,7 +75,7 @@ class OpenAIClient(Client):
         if not answer.ended:
             raise self.broken("the stream ended too soon")
         self.succeeded()
-        yield Reply(answer.choice, answer.usage, self.protocol, None, request.dropped)
+        yield Reply(self.read(lambda: answer.choice), answer.usage, self.protocol, None, request.dropped)
 
     async def _all(self, bodies: list[Json], request: Request) -> list[Part]:
         def part(answer: tuple[Json, list[Likelihood]]) -> Part:
@@ -98,7 +104,7 @@ class OpenAIClient(Client):
         s, body = self.settings, Json(request.fields, model=self.settings.model)
         if not request.plain:
             body["messages"] = [_sendable(message) for message in request.body()["messages"]]
-        if s.base_url.startswith(ITS_OWN) and "max_tokens" in body:
+        if "max_tokens" in body and ITS_OWN.match(s.base_url):
             body["max_completion_tokens"] = body.pop("max_tokens")
         if logprobs and s.offers_logprobs and not request.logprobs:
             body |= {"logprobs": True, "top_logprobs": s.top_logprobs}

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from r2v.messages.conversation import Json
+from r2v.messages.conversation import Json, counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +52,3 @@ class Tokens:
             "total_tokens": self.total,
             "prompt_tokens_details": details,
         }
-
-
-def counted(value: Any) -> int | None:
-    """A number of tokens; None for anything else."""
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53 else None

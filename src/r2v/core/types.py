@@ -71,11 +71,14 @@ class ToolCall:
     """What its result refers to; only in a `Message`. Equal calls are equal actions, whatever their ids."""
 
 
+Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
     """One message of a chat, in OpenAI's roles. Parts that are not text are named, not kept."""
 
-    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    role: Role
     content: str | None
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None

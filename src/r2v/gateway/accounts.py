@@ -60,6 +60,15 @@ class Accounts:
         self.room = 0
         """Bytes that a hold keeps free for the row of its step: 0, until a row did not fit."""
 
+    @property
+    def replicas(self) -> int:
+        """How many gateways this one knows to spend from its budgets, itself among them; in the ledger, to outlast both."""
+        return int(self._db.execute("SELECT replicas FROM identity").fetchone()[0])
+
+    @replicas.setter
+    def replicas(self, number: int) -> None:
+        self._db.execute("UPDATE identity SET replicas = ?", (number,))
+
     def transaction(self) -> AbstractContextManager[None]:
         """All or nothing; other processes wait. One within another is a part of it."""
         return _PART if self._db.in_transaction else self._whole

@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import re
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -34,7 +36,7 @@ from r2v.messages import BUILT_IN
 from r2v.messages.anthropic import MESSAGES
 from r2v.messages.conversation import BadRequest, Json, Request, fingerprint
 from r2v.messages.openai_chat import CHAT
-from r2v.messages.protocol import Piece, ProtocolAdapter, json_object
+from r2v.messages.protocol import Piece, ProtocolAdapter, References, json_object
 from r2v.runtime import plugins
 from r2v.runtime.slices import in_slices
 from r2v.verifiers import verifier_named
@@ -47,6 +49,8 @@ USER = 2_000
 """Characters of the name of a user in which a session is searched, at its end."""
 SESSION_IN_USER = re.compile(r"session_([\w-]{8,100})$")
 """How older versions of Claude Code put the session into the name of the user."""
+REFERRING = (b"previous_response_id", b"item_reference")
+"""Words of bodies that refer to what may be as large as a body."""
 AT_ONCE = 50
 """Events of a stream that are sent before others are served."""
 STREAM = {"cache-control": "no-store", "x-accel-buffering": "no"}
@@ -244,8 +248,11 @@ class _DataPlane(Guard):
 
         async def endpoint(http: HttpRequest) -> Response:
             tenant = http.state.key.tenant
-            body, kept = await self._body(http, room=self._room), lambda identity: self._items.get(tenant, identity)
-            request = await in_slices(len(body), lambda: adapter.parse(body, http.headers, kept))
+            body, most = await self._body(http, room=self._room), self.server.max_body_bytes
+            references = References(lambda identity: self._items.get(tenant, identity), most)
+            size = most if any(word in body for word in REFERRING) else len(body)
+            request = await in_slices(size, lambda: adapter.parse(body, http.headers, references))
+            self._room.take(http.scope, http.state.key.id, references.bytes)
             options = await in_slices(len(body), lambda: self._options(http, request))
             if request.stream:
                 return await self._streamed(http, request, options, adapter)
@@ -256,8 +263,12 @@ class _DataPlane(Guard):
         return endpoint
 
     async def _keep(self, tenant: str, request: Request, answer: Answer, adapter: ProtocolAdapter) -> None:
-        """What later requests may refer to."""
-        await in_slices(request.size, lambda: self._items.keep(tenant, adapter.kept(request, answer.reply, answer.served)))
+        """What later requests may refer to; an answer that has been paid for is not lost because that cannot be kept."""
+        try:
+            kept = adapter.kept(request, answer.reply, answer.served)
+            await in_slices(request.size, lambda: self._items.keep(tenant, kept))
+        except (sqlite3.Error, KeyError, TypeError, ValueError) as error:
+            logging.getLogger("uvicorn.error").warning("an answer cannot be referred to later (%s)", type(error).__name__)
 
     async def _streamed(
         self, http: HttpRequest, request: Request, options: RequestOptions, adapter: ProtocolAdapter

@@ -122,11 +122,8 @@ class CandidateSource:
                         self._request, k, seed=drawn_by, logprobs=not self.stronger, authors=self._authors
                     )
                 call.tokens = None if draw.unknown else draw.tokens
-        except asyncio.CancelledError:
-            self._lose(k)
-            raise
-        except ModelError as error:
-            if error.paid:
+        except BaseException as error:
+            if not isinstance(error, ModelError) or error.paid:
                 self._lose(k)
             raise
         finally:

@@ -35,7 +35,7 @@ from r2v.gateway.session_state import SCHEMA as SESSION_STATES
 from r2v.gateway.session_state import SessionStates
 from r2v.gateway.settings import Mode
 
-VERSION = 7
+VERSION = 8
 MODES = (
     "CREATE TABLE modes (mode TEXT NOT NULL, configured TEXT NOT NULL, reason TEXT NOT NULL, time REAL NOT NULL, "
     "forced INTEGER NOT NULL)"
@@ -50,6 +50,7 @@ IDENTITY = (
     "INSERT INTO identity VALUES (lower(hex(randomblob(8))), CAST(strftime('%s', 'now') AS REAL))",
 )
 """What tells this ledger from those of other replicas, and since when its steps have been charged."""
+REPLICAS = ("ALTER TABLE identity ADD COLUMN replicas INTEGER NOT NULL DEFAULT 1",)
 _COUNT_IN_SESSION = """
 INSERT INTO session_totals (session, key, steps, begun, time, teacher_steps, teacher_calls, tokens, slm_usd, teacher_usd,
   saved_usd, labelled, alike, escalated, goal, mode, only_mode)
@@ -141,6 +142,7 @@ SCHEMA = (
     *VERDICTS,
     *ACCOUNTS,
     *IDENTITY,
+    *REPLICAS,
     *KEYS,
     *ROLLUPS,
     *SESSION_STATES,
@@ -162,6 +164,7 @@ MIGRATIONS = {
     4: VERDICTS,
     5: ("ALTER TABLE abandoned ADD COLUMN why TEXT", *ACCOUNTS, *IDENTITY, *KEYS, *ROLLUPS, *SESSION_STATES),
     6: ("ALTER TABLE abandoned ADD COLUMN id TEXT", *JOURNAL),
+    7: REPLICAS,
 }
 """Schema version -> the statements that make it the next one. They touch no step, so that a large ledger opens at once:
 routes and records stay as r2v 0.1 wrote them, and `r2v.gateway.reading.entry_of` reads them as today's.
@@ -312,7 +315,9 @@ class Ledger(LedgerReader):
             lost: what it may have cost beside what the entry says.
         """
         record = _encoder.encode(entry.step)
-        self.accounts.room = 2 * len(record) + 8192  # if it does not fit, the next step does not begin
+        if len(record) > (most := RECORD_BYTES // 2):
+            raise sqlite3.DataError(f"a step of {len(record)} bytes; a row may have {most}")
+        self.accounts.room = min(2 * len(record) + 8192, most)  # if it does not fit, the next step does not begin
         with self.accounts.transaction():
             self._insert(entry, record, tools, verdict)
             spent = Amount(entry.teacher_calls, entry.tokens, entry.slm_usd + entry.teacher_usd)

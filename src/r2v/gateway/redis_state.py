@@ -36,24 +36,28 @@ REPLICATED_MS = 1000
 """How long a write waits for the replicas of Redis."""
 _encoder = msgspec.json.Encoder()
 
-# KEYS: the epoch, the replicas, then what each limited scope has been charged, the session's first.
-# ARGV: the epoch, the replica; calls, tokens and USD of the SLM's part, then of the teacher's; whether a session may begin
-# (1 or 0); of each scope its limits (calls, tokens, USD, sessions; -1 = none) and what this replica's ledger has charged to
-# it (the same four), which counts at the replica's first use of the scope in this epoch; in the end, seconds to keep.
-# Answers {0 for nothing, 1 for the SLM, 2 for both; teacher calls left or -1; sessions charged; replicas}, or {-1} where the
-# epoch is another: Redis has lost what it knew.
+# KEYS: the epoch, the replicas, what says that these are all, then what each limited scope has been charged, the session's
+# first. ARGV: the epoch, the replica, how many replicas must have joined; calls, tokens and USD of the SLM's part, then of
+# the teacher's; whether a session may begin (1 or 0); of each scope its limits (calls, tokens, USD, sessions; -1 = none)
+# and what this replica's ledger has charged to it (the same four), which counts at the replica's first use of the scope in
+# this epoch; in the end, seconds to keep. Answers {0 for nothing, 1 for the SLM, 2 for both; teacher calls left or -1;
+# sessions charged; replicas}; {-1} where the epoch is another: Redis has lost what it knew; {-2; replicas} where not all
+# of them have joined it.
 RESERVE = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return {-1} end
+local replicas = redis.call('SCARD', KEYS[2])
+if replicas < tonumber(ARGV[3]) and redis.call('EXISTS', KEYS[3]) == 0 then return {-2, replicas} end
 local units = {'calls', 'tokens', 'usd', 'sessions'}
-local slm, teacher = {ARGV[3], ARGV[4], ARGV[5], 0}, {ARGV[6], ARGV[7], ARGV[8], 0}
+local slm, teacher = {ARGV[4], ARGV[5], ARGV[6], 0}, {ARGV[7], ARGV[8], ARGV[9], 0}
 local fits, both, left = true, true, -1
-for i = 3, #KEYS do
-  local at = 9 + 8 * (i - 3)
+for i = 4, #KEYS do
+  local at = 10 + 8 * (i - 4)
   if redis.call('HSETNX', KEYS[i], 'of ' .. ARGV[2], 1) == 1 then
     for j, unit in ipairs(units) do redis.call('HINCRBYFLOAT', KEYS[i], unit, ARGV[at + 4 + j]) end
   end
+  redis.call('EXPIRE', KEYS[i], ARGV[11 + 8 * (#KEYS - 3)])
   local used = redis.call('HMGET', KEYS[i], 'calls', 'tokens', 'usd', 'sessions')
-  if i == 3 and ARGV[9] == '1' and tonumber(used[4]) == 0 then teacher[4] = 1 end
+  if i == 4 and ARGV[10] == '1' and tonumber(used[4]) == 0 then teacher[4] = 1 end
   for j = 1, 4 do
     local limit, before = tonumber(ARGV[at + j]), tonumber(used[j])
     local first, second = tonumber(slm[j]), tonumber(slm[j]) + tonumber(teacher[j])
@@ -64,13 +68,11 @@ for i = 3, #KEYS do
     end
   end
 end
-local replicas = redis.call('SCARD', KEYS[2])
 if not (fits or both) then return {0, left, 0, replicas} end
-for i = 3, #KEYS do
+for i = 4, #KEYS do
   for j, unit in ipairs(units) do
     redis.call('HINCRBYFLOAT', KEYS[i], unit, tonumber(slm[j]) + (both and tonumber(teacher[j]) or 0))
   end
-  redis.call('EXPIRE', KEYS[i], ARGV[10 + 8 * (#KEYS - 2)])
 end
 return {both and 2 or 1, left, both and teacher[4] or 0, replicas}
 """
@@ -83,16 +85,10 @@ for i = 2, #KEYS do
 end
 """
 
-# KEYS: the epoch, the replicas. ARGV: the name of a new epoch, the replica, whether it may begin one (1 or 0). Answers
-# {epoch, 1 for a replica that is new to it}, or nothing.
+# KEYS: the epoch, the replicas. ARGV: the name of a new epoch, the replica. Answers {epoch, 1 for a replica new to it}.
 JOIN = """
-local epoch = redis.call('GET', KEYS[1])
-if not epoch then
-  if ARGV[3] == '0' then return false end
-  epoch = ARGV[1]
-  redis.call('SET', KEYS[1], epoch)
-end
-return {epoch, redis.call('SADD', KEYS[2], ARGV[2])}
+redis.call('SET', KEYS[1], ARGV[1], 'NX')
+return {redis.call('GET', KEYS[1]), redis.call('SADD', KEYS[2], ARGV[2])}
 """
 
 
@@ -274,14 +270,14 @@ class RedisBudgets:
     """See `r2v.gateway.budgets.Budgets`; raises OSError.
 
     What Redis knows is of one epoch, which it loses with the rest when it is restarted without its data. Then each replica
-    adds what its own ledger has charged; but none that knows of others begins an epoch by itself: what they spent would be
-    missing until they did the same.
+    joins a new one, with what its own ledger has charged; and nobody spends before as many have joined as its ledger knows
+    of, or the operator says that those are all.
     """
 
     def __init__(self, connection: Connection, accounts: Accounts, replica: str) -> None:
         """`accounts` and `replica` (its name) are those of this replica's own ledger."""
         self._redis, self._accounts, self._replica = connection, accounts, replica
-        self._epoch, self._replicas = "", 1
+        self._epoch = ""
 
     async def reserve(self, name: str, account: Account, limits: Limits, slm: Amount, teacher: Amount) -> Reservation:
         amount, both, left = slm + teacher, True, None
@@ -318,18 +314,27 @@ class RedisBudgets:
         """(0 for nothing, 1 for the first, 2 for both; teacher calls left or -1; sessions charged)."""
         if not self._epoch:
             await self._join()
-        found = await self._asked(limits, first, second, begins=begins)
-        if found[0] < 0:
+        known = self._accounts.replicas
+        granted, left, sessions, replicas = await self._asked(limits, first, second, begins=begins, of=known)
+        if granted == -1:
             await self._join()
-            found = await self._asked(limits, first, second, begins=begins)
-            if found[0] < 0:
-                raise OSError("Redis forgets what it is given")
-        granted, left, sessions, self._replicas = found
+            granted, left, sessions, replicas = await self._asked(limits, first, second, begins=begins, of=known)
+        if granted == -1:
+            raise OSError("Redis forgets what it is given")
+        if granted == -2:
+            raise OSError(
+                f"Redis has lost what {known} replicas spent (run it with `appendonly yes`); {left} of them said it again: "
+                f"start the others, or, if there are none: redis-cli SET {self._redis.key('complete')} 1 EX 600"
+            )
+        if replicas != known:
+            self._accounts.replicas = replicas
         return granted, left, sessions
 
-    async def _asked(self, limits: Limits, first: Amount, second: Amount, *, begins: bool) -> tuple[int, int, int, int]:
-        """What `RESERVE` answers."""
-        keys = [self._redis.key("epoch"), self._redis.key("replicas"), *self._keys(limits)]
+    async def _asked(
+        self, limits: Limits, first: Amount, second: Amount, *, begins: bool, of: int = 0
+    ) -> tuple[int, int, int, int]:
+        """What `RESERVE` answers; `of`: how many replicas must have joined."""
+        keys = [*map(self._redis.key, ("epoch", "replicas", "complete")), *self._keys(limits)]
         with self._accounts.transaction():
             own = [self._accounts.charged(scope) for scope, _ in limits]
         bounds: list[float] = []
@@ -337,23 +342,15 @@ class RedisBudgets:
             most = (limit.teacher_calls, limit.tokens, limit.usd, limit.sessions)
             bounds += [*(-1 if bound is None else bound for bound in most), *charged.parts]
         amounts = (*first.parts[:3], *second.parts[:3], int(begins))
-        command = ("EVAL", RESERVE, len(keys), *keys, self._epoch, self._replica, *amounts, *bounds, KEPT_S)
+        command = ("EVAL", RESERVE, len(keys), *keys, self._epoch, self._replica, of, *amounts, *bounds, KEPT_S)
         ((granted, *rest),) = await self._redis.run(command)
-        left, sessions, replicas = rest or (0, 0, 0)
+        left, sessions, replicas = (*rest, 0, 0, 0)[:3]
         return granted, left, sessions, replicas
 
     async def _join(self) -> None:
-        """Take part in the epoch of Redis; in a new one, with all that this ledger has charged. Raises OSError where Redis
-        has lost what other replicas spent.
-        """
-        alone = not self._epoch or self._replicas <= 1
+        """Take part in the epoch of Redis; in a new one, with all that this ledger has charged."""
         keys = (self._redis.key("epoch"), self._redis.key("replicas"))
-        (found,) = await self._redis.run(("EVAL", JOIN, 2, *keys, secrets.token_hex(8), self._replica, int(alone)))
-        if found is None:
-            raise OSError(
-                f"Redis has lost what {self._replicas} replicas spent (run it with `appendonly yes`); stop all of them, and "
-                "start them again to go on from their own ledgers"
-            )
+        (found,) = await self._redis.run(("EVAL", JOIN, 2, *keys, secrets.token_hex(8), self._replica))
         self._epoch, new = found[0].decode(), found[1]
         if new:
             scopes = self._accounts.scopes()

@@ -263,10 +263,10 @@ class Service:
         facts["decision-id"] = secrets.token_hex(8)
         try:
             name, owner = await self._names(request, options)
+            mode = "shadow" if options.shadow else (await self.modes.current()).mode  # a step that is refused leaves it
             with self._together():
                 session = await self.sessions.enter(name, dry=options.dry)
                 facts |= {"session-id": name.split("/", 1)[-1], "step": session.t}
-                mode = "shadow" if options.shadow else (await self.modes.current()).mode
                 part = part_of(mode, self.settings.route, session.id, session.t)
                 early = live is not None and self._is_early(session, options, part)
                 drafts = 1 if early else self.settings.route.k

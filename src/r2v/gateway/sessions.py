@@ -16,8 +16,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-import msgspec
-
 from r2v.core.cache import BoundedCache
 from r2v.core.seeds import derive_seed
 from r2v.core.types import Decision, Memory
@@ -249,18 +247,22 @@ class Items:
         bodies = {identity: encode(items) for identity, items in lists.items()}
         with self._lock:  # requests that are large come in a thread
             self._db.execute("BEGIN IMMEDIATE")
-            (kept,) = self._db.execute("SELECT bytes FROM kept").fetchone()
-            for identity, body in bodies.items():
-                kept += len(body) - self._forget("key = ? AND id = ?", (key, identity))
-                self._db.execute("INSERT INTO items VALUES (?, ?, ?)", (key, identity, body))
-            while kept > self._most:
-                kept -= self._forget("rowid = (SELECT MIN(rowid) FROM items)", ())
-            self._db.execute("UPDATE kept SET bytes = ?", (kept,))
-            self._db.execute("COMMIT")
+            try:
+                (kept,) = self._db.execute("SELECT bytes FROM kept").fetchone()
+                for identity, body in bodies.items():
+                    kept += len(body) - self._forget("key = ? AND id = ?", (key, identity))
+                    self._db.execute("INSERT INTO items VALUES (?, ?, ?)", (key, identity, body))
+                while kept > self._most:
+                    kept -= self._forget("rowid = (SELECT MIN(rowid) FROM items)", ())
+                self._db.execute("UPDATE kept SET bytes = ?", (kept,))
+                self._db.execute("COMMIT")
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
 
-    def get(self, key: str, identity: str) -> list[Json] | None:
+    def get(self, key: str, identity: str) -> bytes | None:
         row = self._db.execute("SELECT body FROM items WHERE key = ? AND id = ?", (key, identity)).fetchone()
-        return None if row is None else msgspec.json.decode(row[0], type=list[Json])
+        return None if row is None else bytes(row[0])
 
     def _forget(self, where: str, values: tuple[str, ...]) -> int:
         """The bytes of what was forgotten."""

@@ -12,6 +12,8 @@ from r2v.messages.protocol import Piece, ProtocolAdapter, Reply, Served, event, 
 STOP = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use", "content_filter": "refusal"}
 SAME = ("temperature", "top_p", "max_tokens")
 CONVERTED = (*SAME, "model", "messages", "system", "stream", "stop_sequences", "tools", "tool_choice", "output_config")
+WHOLE = 20_000
+"""Characters of a call's arguments up to which it is seen that they are whole before the stream ends."""
 ERRORS = {
     400: "invalid_request_error", 401: "authentication_error", 402: "billing_error", 403: "permission_error",
     404: "not_found_error", 413: "request_too_large", 429: "rate_limit_error", 503: "overloaded_error", 504: "timeout_error",
@@ -176,15 +178,17 @@ def usage_of(usage: Json) -> Json:
 def answer_of(reply: Reply, served: Served) -> Json:
     """A Messages answer for a client."""
     head = {"id": f"msg_{served.id}", "model": served.model}
-    own = reply.own if reply.protocol == "messages" else None
+    own = None
+    if reply.protocol == "messages" and reply.own is not None:
+        own = {"usage": usage_of(reply.usage), **reply.own, **head}
     if own is not None and not reply.parsed_calls:
-        return {**own, **head}
+        return own
     message = reply.choice["message"]
     blocks: list[Json] = list(message.get("thinking_blocks") or [])
     if message.get("content"):
         blocks.append({"type": "text", "text": text_of(message["content"])})
     if own is not None:
-        return {**own, **head, "content": blocks + tool_uses(message), "stop_reason": "tool_use"}
+        return {**own, "content": blocks + tool_uses(message), "stop_reason": "tool_use"}
     return {
         **head,
         "type": "message",
@@ -233,6 +237,10 @@ class _Encoder:
         self._begun, self._block = False, -1
         self._kind: str | int | None = None
         """Of the block that is open: text, or the number of a call."""
+        self._arguments = ""
+        """Of the open call, or their beginning."""
+        self._held: list[Json] = []
+        """Parts of other calls, which came before the open one was whole."""
 
     def add(self, piece: Piece) -> Iterator[bytes]:
         if piece.chunk is not None and piece.chunk.get("choices"):
@@ -242,6 +250,9 @@ class _Encoder:
     def end(self, reply: Reply, rest: Sequence[Piece], facts: Json) -> Iterator[bytes]:
         for piece in rest:
             yield from self.add(piece)
+        while self._held:
+            for name, content in self._next_call():
+                yield event(name, content)
         for name, content in self._close():
             yield event(name, content)
         reason = STOP.get(str(reply.choice.get("finish_reason")), "end_turn")
@@ -268,11 +279,36 @@ class _Encoder:
             yield from self._open("text", {"type": "text", "text": ""})
             yield self._delta({"type": "text_delta", "text": text})
         for part in delta.get("tool_calls") or []:
-            function = part.get("function") or {}
-            block = {"type": "tool_use", "id": part.get("id"), "name": function.get("name"), "input": {}}
-            yield from self._open(part.get("index", 0), block)
-            if function.get("arguments"):
-                yield self._delta({"type": "input_json_delta", "partial_json": function["arguments"]})
+            if isinstance(self._kind, int) and part.get("index", 0) != self._kind and not self._is_whole():
+                self._held.append(part)
+                continue
+            yield from self._call(part)
+            while self._held and self._is_whole():
+                yield from self._next_call()
+
+    def _call(self, part: Json) -> Iterator[tuple[str, Json]]:
+        function = part.get("function") or {}
+        if (index := part.get("index", 0)) != self._kind:
+            self._arguments = ""
+        block: Json = {"type": "tool_use", "id": part.get("id"), "name": function.get("name"), "input": {}}
+        yield from self._open(index, block)
+        if function.get("arguments"):
+            if len(self._arguments) <= WHOLE:
+                self._arguments += function["arguments"]
+            yield self._delta({"type": "input_json_delta", "partial_json": function["arguments"]})
+
+    def _is_whole(self) -> bool:
+        """Whether the open call has all of its arguments."""
+        written = self._arguments
+        return len(written) <= WHOLE and written.rstrip().endswith("}") and object_of(written) != {"arguments": written}
+
+    def _next_call(self) -> Iterator[tuple[str, Json]]:
+        """What is held of the call whose part came first."""
+        index, parts = self._held[0].get("index"), self._held
+        self._held = [part for part in parts if part.get("index") != index]
+        for part in parts:
+            if part.get("index") == index:
+                yield from self._call(part)
 
     def _open(self, kind: str | int, block: Json) -> Iterator[tuple[str, Json]]:
         if kind != self._kind:

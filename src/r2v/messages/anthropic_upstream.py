@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from r2v.messages.anthropic import assistant, tool_uses
-from r2v.messages.conversation import Json, object_of, sent_id, text_of
+from r2v.messages.conversation import Json, counted, object_of, sent_id, text_of
 from r2v.messages.openai_chat import chunk_of
 from r2v.messages.protocol import Reply
 
@@ -243,8 +243,11 @@ def reply_of(answer: Json, dropped: tuple[str, ...] = ()) -> Reply:
 
 
 def _usage(raw: Json) -> Json:
-    fresh, output = raw.get("input_tokens") or 0, raw.get("output_tokens") or 0
-    cached, written = raw.get("cache_read_input_tokens") or 0, raw.get("cache_creation_input_tokens") or 0
+    """As a chat completion says it; nothing where the server does not say both counts."""
+    fresh, output = counted(raw.get("input_tokens")), counted(raw.get("output_tokens"))
+    if fresh is None or output is None:
+        return {}
+    cached, written = (counted(raw.get(f"cache_{way}_input_tokens")) or 0 for way in ("read", "creation"))
     prompt = fresh + cached + written  # Anthropic counts the three apart
     return {
         "prompt_tokens": prompt,

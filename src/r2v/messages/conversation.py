@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -20,8 +19,11 @@ from r2v.core.types import Action, Context, ToolCall
 from r2v.messages.json_size import SMALL, JsonSize
 
 Json = dict[str, Any]
-IMAGE = 20_000
-"""Bytes that an image counts which is named by its address, so that no image has more tokens than bytes."""
+OUTSIDE = re.compile(
+    r"tools\..+|(input_)?(document|image|file|video)|video_url|container(_upload)?|mcp_servers|prompt|web_search_options"
+    r"|search_parameters|plugins"
+)
+"""Names of parts and fields through which a model reads what is not in the request, or not as text."""
 CLIP = 600
 """Characters kept of each observation of a long context: features read all of them at every step."""
 CLIP_TOTAL = 30_000
@@ -44,6 +46,8 @@ FIELDS = 1_000
 """Of one request, beside one another."""
 DROPPED = 100
 """Names of what a request lacks for a model."""
+UNLIKELY = -1e9
+"""Nats: what is said to be less likely is not said in earnest."""
 FINGERPRINT = 20_000
 """Characters of a message of which a fingerprint is made."""
 ID_LENGTH = 40
@@ -51,10 +55,12 @@ ID_LENGTH = 40
 ELSEWHERE = re.compile(
     r"(api|aws|azure|vertex|watsonx|litellm|openai|anthropic|mock)_.*|.*(base|key|secret|token|credentials|headers?|proxy|url|uri)"
     r"|endpoint|custom_llm_provider|deployment|organization|project|region(_name)?|extra_(body|query)|fallbacks|.*_fallbacks"
-    r"|model_list|user_config|callbacks?|success_callback|failure_callback|guardrails|transport|host(name)?",
+    r"|model_list|user_config|callbacks?|success_callback|failure_callback|guardrails|transport|host(name)?"
+    r"|service_tier|speed",
     re.IGNORECASE,
 )
-"""Names of fields with which a proxy could be made to ask another server, with another key: never passed on."""
+"""Names of fields with which a proxy could be made to ask another server, with another key, or at another price than the
+settings say: never passed on."""
 MEANT = frozenset({"prompt_cache_key"})
 """Fields that look like it and are not."""
 AROUND = re.compile(
@@ -186,7 +192,10 @@ class Request:
     headers: Mapping[str, str]
     """Of the client, for a model that speaks its protocol."""
     size: int
-    """Bytes of the request as it came, and `IMAGE` for each image that it only names: no fewer than its tokens."""
+    """Bytes of the request as it came, and of what it refers to."""
+    images: int
+    outside: bool
+    """Whether the model reads, or searches for, what is not in the request (`OUTSIDE`)."""
     tokens: int
     """An estimate of the prompt's, images left out: four characters a token."""
     plain: bool
@@ -237,32 +246,35 @@ def parse(
         elsewhere += [key for key in source if _leads_elsewhere(key) and key not in elsewhere]
         source = {key: value for key, value in source.items() if not _leads_elsewhere(key)}
     dropped = (*dropped, *elsewhere)
+    asked = [most for most in (read.max_completion_tokens, read.max_tokens) if most is not None]
     length, images, plain = len(tools) if "tools" in fields else 0, 0, True
+    named = {*dropped, *fields}
     for message in messages:
         content = message.content
         if isinstance(content, str):
             length += len(content)
         elif content is not None:
             length += len(message.text)
-            images += sum(map(_is_named, content))
+            images += sum(part.image_url is not None for part in content)
+            named |= {part.type or "" for part in content}
         plain = plain and message.plain
+    left_out = {"model", "stream", "stream_options", "n", "max_tokens", "max_completion_tokens", *elsewhere}
+    limit = {"max_tokens": Raw(str(min(asked)).encode())} if asked else {}
     return Request(
         messages=messages,
-        fields={
-            key: value
-            for key, value in fields.items()
-            if key not in ("model", "stream", "stream_options", "n") and key not in elsewhere
-        },
+        fields={key: value for key, value in fields.items() if key not in left_out} | limit,
         wanted_model=read.model or "r2v",
         stream=bool(read.stream),
         include_usage=bool(read.stream_options and read.stream_options.include_usage),
-        max_tokens=read.max_completion_tokens or read.max_tokens,
+        max_tokens=min(asked, default=None),
         logprobs=bool(read.logprobs),
         protocol=protocol,
         source=source or {},
         dropped=tuple(dict.fromkeys(name[:ID_LENGTH] for name in dropped))[:DROPPED],
         headers=headers or {},
-        size=(len(body) if size is None else size) + IMAGE * images,
+        size=len(body) if size is None else size,
+        images=images,
+        outside=any(map(OUTSIDE.fullmatch, named)),
         tokens=length // 4,
         plain=plain,
         tools=tools,
@@ -299,7 +311,7 @@ def limited(request: Request, most: int) -> Request:
     """The request with an answer of at most so many tokens: servers refuse one that their context has no room for."""
     if request.max_tokens is None or request.max_tokens <= most:
         return request
-    keys = {"max_tokens", "max_completion_tokens", "max_output_tokens"}
+    keys = {"max_tokens", "max_output_tokens"}
     fields = {key: Raw(str(most).encode()) if key in keys else value for key, value in request.fields.items()}
     source = {key: most if key in keys else value for key, value in request.source.items()}
     return replace(
@@ -338,9 +350,9 @@ def tools_of(tools: bytes) -> tuple[Json, ...]:
     return tuple({"name": tool.function.name, "parameters": tool.function.parameters or {}} for tool in found)
 
 
-def _is_named(part: Part) -> bool:
-    """Whether it is an image that is named by an address, not sent."""
-    return part.image_url is not None and bytes(part.image_url.get("url", b""))[:6] != b'"data:'
+def counted(value: Any) -> int | None:
+    """A number of tokens; None for anything else."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53 else None
 
 
 def text_of(content: Any) -> str:
@@ -385,7 +397,7 @@ _known_call = lru_cache(maxsize=CALLS)(_call)  # its entries are small (`KEPT`):
 def object_of(arguments: Any) -> Json:
     """Tool input must be an object; what a model wrote instead is kept as text, and so is what takes long to read."""
     try:
-        value = json.loads(arguments or "{}") if len(arguments or "") <= SMALL or _is_readable(arguments) else None
+        value = msgspec.json.decode(arguments or "{}") if len(arguments or "") <= SMALL or _is_readable(arguments) else None
     except (ValueError, TypeError, RecursionError):
         value = None
     return value if isinstance(value, dict) else {"arguments": str(arguments)}
@@ -438,14 +450,14 @@ class Likelihood:
                 content = (given or {}).get("content") or []
                 values = [token["logprob"] for token in content]
                 first = (content[0].get("top_logprobs") or []) if content else []
-            logp = float(sum(values))
-            top = [math.exp(entry["logprob"]) for entry in first]
+            logp = min(0.0, float(sum(values)))
+            top = [math.exp(min(0.0, entry["logprob"])) for entry in first]
         except (KeyError, TypeError, ValueError, OverflowError):
             return cls()
         if not values:
             return cls()
-        if not top or not math.isfinite(logp):
-            return cls(len(values), logp if math.isfinite(logp) else None)
+        if not top or logp < UNLIKELY:
+            return cls(len(values), logp if logp >= UNLIKELY else None)
         entropy, rest = -sum(p * math.log(p) for p in top if p > 0), 1 - sum(top)
         others = 1 if vocabulary is None else vocabulary - len(top)
         unlisted = rest * math.log(rest / others) if rest > 1e-9 and others > 0 else 0.0

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from r2v.messages.conversation import Json, Request, parse
-from r2v.messages.protocol import DONE, Piece, ProtocolAdapter, Reply, Served, data, pieces
+from r2v.messages.protocol import DONE, Piece, ProtocolAdapter, References, Reply, Served, data, pieces
 
 NO_TOKENS = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
 
@@ -66,11 +66,14 @@ class StreamAccumulator:
         self.usage: Json = {}
         self._words: dict[str, list[str]] = {"content": [], "reasoning_content": [], "refusal": []}
         self._finish_reason: str | None = None
-        self._calls: dict[int, Json] = {}
+        self._calls: list[Json] = []
+        self._open: dict[int, Json] = {}
+        """The call that parts with this index belong to."""
         self._logprobs: list[Json] = []
 
     def add(self, chunk: Json) -> None:
-        self.usage = chunk.get("usage") or self.usage
+        """Takes a chunk, in which each call then has an index of its own."""
+        self.usage = {**chunk["usage"]} if chunk.get("usage") else self.usage
         for choice in (chunk.get("choices") or [])[:1]:
             delta = choice.get("delta") or {}
             for key, words in self._words.items():
@@ -82,9 +85,15 @@ class StreamAccumulator:
                 self._add_call(part)
 
     def _add_call(self, part: Json) -> None:
-        call = self._calls.setdefault(part.get("index", 0), {"id": None, "name": [], "arguments": []})
-        call["id"] = part.get("id") or call["id"]
-        function = part.get("function") or {}
+        """Servers leave out the index of whole calls, or give all of them the same."""
+        function, identity, index = part.get("function") or {}, part.get("id"), part.get("index") or 0
+        call = self._open.get(index)
+        named_again = call is not None and function.get("name") and call["arguments"]
+        if call is None or named_again or (identity and call["id"] not in (None, identity)):
+            call = self._open[index] = {"id": None, "name": [], "arguments": [], "index": len(self._calls)}
+            self._calls.append(call)
+        part["index"] = call["index"]
+        call["id"] = identity or call["id"]
         for key in ("name", "arguments"):
             if function.get(key):
                 call[key].append("" + function[key])
@@ -104,7 +113,7 @@ class StreamAccumulator:
             message["tool_calls"] = [
                 ({"id": call["id"]} if call["id"] else {})
                 | {"type": "function", "function": {key: "".join(call[key]) for key in ("name", "arguments")}}
-                for _, call in sorted(self._calls.items())
+                for call in self._calls
             ]
         choice: Json = {"index": 0, "message": message, "finish_reason": self._finish_reason or "stop"}
         return choice | ({"logprobs": {"content": self._logprobs}} if self._logprobs else {})
@@ -164,9 +173,7 @@ class ChatCompletions(ProtocolAdapter):
     name = "chat"
     path = "/chat/completions"
 
-    def parse(
-        self, body: bytes, headers: Mapping[str, str] | None = None, kept: Callable[[str], list[Json] | None] | None = None
-    ) -> Request:
+    def parse(self, body: bytes, headers: Mapping[str, str] | None = None, references: References | None = None) -> Request:
         return parse(body)
 
     def neutral(self, source: Json) -> tuple[Json, list[str]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import msgspec
 
@@ -80,6 +80,26 @@ class Served:
     """Seconds since 1970."""
 
 
+class References:
+    """What one request refers to instead of sending it again: items that earlier answers left (`ProtocolAdapter.kept`)."""
+
+    def __init__(self, find: Callable[[str], bytes | None], most: int) -> None:
+        """`find`: the JSON of the items under an id, None where they are not known; `most`: bytes of all together."""
+        self._find, self._most, self.bytes = find, most, 0
+
+    def items(self, identity: Any, what: str) -> list[Json]:
+        """Those under an id; `what` says what has it. Raises BadRequest."""
+        found = self._find(identity) if isinstance(identity, str) else None
+        if found is None:
+            raise BadRequest(
+                f"{what} '{str(identity)[:80]}' not found; r2v keeps the latest ones only, in memory: send the whole input"
+            )
+        self.bytes += len(found)
+        if self.bytes > self._most:
+            raise BadRequest(f"what the request refers to has more than {self._most} bytes (server.max_body_bytes)")
+        return msgspec.json.decode(found, type=list[Json])
+
+
 class ProtocolAdapter(ABC):
     """One protocol: its requests to, its answers from the neutral form."""
 
@@ -89,31 +109,31 @@ class ProtocolAdapter(ABC):
     passed_headers: ClassVar[tuple[str, ...]] = ()
     """Headers of the client that go on to a model that speaks this protocol."""
 
-    def parse(
-        self, body: bytes, headers: Mapping[str, str] | None = None, kept: Callable[[str], list[Json] | None] | None = None
-    ) -> Request:
+    def parse(self, body: bytes, headers: Mapping[str, str] | None = None, references: References | None = None) -> Request:
         """A request of a client.
 
         Args:
             body: as it came.
             headers: of the HTTP request.
-            kept: the items that an earlier answer left under an id (`kept`); None where they are not known.
+            references: what it may refer to; None: nothing.
 
         Raises:
             BadRequest: also where a part has a type that the conversion cannot use.
         """
-        source = self.resolve(json_object(body), kept or (lambda identity: None))
+        references = references or References(lambda identity: None, 0)
+        source = self.resolve(json_object(body), references)
         passed = {key: headers[key] for key in self.passed_headers if key in headers} if headers else {}
         try:
             neutral, dropped = self.neutral(source)
             # One message at a time: this may run in a thread, and others are served only between two calls.
             messages = msgspec.Raw(b"[" + b",".join(map(encode, neutral["messages"])) + b"]")
             body_of = encode({**neutral, "messages": messages})
-            return parse(body_of, protocol=self.name, source=source, size=len(body), dropped=dropped, headers=passed)
+            size = len(body) + references.bytes
+            return parse(body_of, protocol=self.name, source=source, size=size, dropped=dropped, headers=passed)
         except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
             raise BadRequest(f"the request holds a part of the wrong type ({type(error).__name__}: {error})"[:200]) from None
 
-    def resolve(self, source: Json, kept: Callable[[str], list[Json] | None]) -> Json:
+    def resolve(self, source: Json, references: References) -> Json:
         """The request with what it only refers to. Raises BadRequest."""
         return source
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from r2v.messages.conversation import BadRequest, Json, Request, object_of, text_of
 from r2v.messages.openai_chat import openai_error
-from r2v.messages.protocol import Piece, ProtocolAdapter, Reply, Served, event, pieces
+from r2v.messages.protocol import Piece, ProtocolAdapter, References, Reply, Served, event, pieces
 
 CONVERTED = (
     "model", "input", "instructions", "stream", "temperature", "top_p", "parallel_tool_calls", "max_output_tokens", "tools",
@@ -409,7 +409,7 @@ class Responses(ProtocolAdapter):
     name = "responses"
     path = "/responses"
 
-    def resolve(self, source: Json, kept: Callable[[str], list[Json] | None]) -> Json:
+    def resolve(self, source: Json, references: References) -> Json:
         """The request with the items that it only refers to. Raises BadRequest for what is not kept (any more)."""
         items = source.get("input")
         items = [{"role": "user", "content": items}] if isinstance(items, str) else items
@@ -419,10 +419,13 @@ class Responses(ProtocolAdapter):
             return source
         found = []
         if previous := source.get("previous_response_id"):
-            found += _kept(kept, previous, "Previous response with id")
+            found += references.items(previous, "Previous response with id")
         for item in items:
             if isinstance(item, dict) and item.get("type") == "item_reference":
-                found += _kept(kept, item.get("id"), "Item with id")
+                named = references.items(item.get("id"), "Item with id")
+                if len(named) != 1:
+                    raise BadRequest("an item_reference names a response; give that as previous_response_id")
+                found += named
             else:
                 found.append(item)
         return {**source, "input": found}
@@ -432,7 +435,7 @@ class Responses(ProtocolAdapter):
             return {}
         answer = self.whole(reply, request, served)
         items = {answer["id"]: [*request.source["input"], *answer["output"]]}
-        return items | {item["id"]: [item] for item in answer["output"]}
+        return items | {item["id"]: [item] for item in answer["output"] if isinstance(item.get("id"), str)}
 
     def neutral(self, source: Json) -> tuple[Json, list[str]]:
         return from_responses(source)
@@ -451,15 +454,6 @@ class Responses(ProtocolAdapter):
 
     def broken(self, message: str, status: int, code: str | None) -> bytes:
         return event("error", {"type": "error", "message": message, "code": code, "param": None, "sequence_number": 0})
-
-
-def _kept(kept: Callable[[str], list[Json] | None], identity: Any, what: str) -> list[Json]:
-    items = kept(str(identity))
-    if items is None:
-        raise BadRequest(
-            f"{what} '{str(identity)[:80]}' not found; r2v keeps the latest ones only, in memory: send the whole input"
-        )
-    return items
 
 
 RESPONSES = Responses()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from r2v.messages.conversation import Json, text_of
+from r2v.messages.conversation import Json, counted, text_of
 from r2v.messages.openai_chat import chunk_of
 from r2v.messages.protocol import Reply
 
@@ -114,7 +114,10 @@ def _function(item: Json) -> Json:
 
 
 def _usage(raw: Json) -> Json:
-    prompt, output = raw.get("input_tokens") or 0, raw.get("output_tokens") or 0
+    """As a chat completion says it; nothing where the server does not say both counts."""
+    prompt, output = counted(raw.get("input_tokens")), counted(raw.get("output_tokens"))
+    if prompt is None or output is None:
+        return {}
     return {
         "prompt_tokens": prompt,
         "completion_tokens": output,

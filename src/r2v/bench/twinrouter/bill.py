@@ -18,12 +18,13 @@ import numpy as np
 
 from r2v.bench.twinrouter.published import MODELS, PRICES, PUBLISHED, TIERS, DynamicRow
 from r2v.clients.settings import PriceSettings
-from r2v.clients.tokens import Tokens, counted
+from r2v.clients.tokens import Tokens
 from r2v.core.errors import ArtifactError
 from r2v.core.types import SOLVED
 from r2v.core.untrusted import parsed_json, read_json, unpacked_lines
 from r2v.evaluation.curves import interval, resample_BT
 from r2v.gateway.ledger import Ledger
+from r2v.messages.conversation import counted
 
 RESAMPLES = 1000
 STRONGEST = MODELS[TIERS[-1]]
