@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import json
 import socket
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
+
+from r2v.cli.common import cli
+from r2v.gateway.ledger import Ledger
 
 MODEL = {"base_url": "http://127.0.0.1:9/v1", "model": "m", "price": {"input": 1, "output": 1}}
 
@@ -77,3 +83,21 @@ def test_what_is_no_url_is_refused(refused, tmp_path, monkeypatch, url):
         raw["models"][name] = MODEL | {"base_url": url}
         config.write_text(json.dumps(raw))
         assert f"`models.{name}`: base_url {url!r} is no URL; write one such as" in refused("check", config)
+
+
+def test_what_reads_a_ledger_makes_none(refused, tmp_path, monkeypatch):
+    monkeypatch.setenv("R2V_API_KEY", "k")
+    checked = CliRunner().invoke(cli, ["check", str(gateway_settings(tmp_path))])
+    assert "ledger    " in checked.output and not (tmp_path / "ledger.db").exists()
+    empty, other, new = tmp_path / "empty.jsonl", tmp_path / "other.db", tmp_path / "new.db"
+    empty.touch()
+    with closing(sqlite3.connect(other)) as db:
+        db.execute("CREATE TABLE mine (x)")
+    Ledger(new).close()
+    before = [path.read_bytes() for path in (empty, other)]
+    for command in ("export", "archive", "advise"):
+        for path, said in ((empty, "is no ledger"), (other, "is no ledger"), (tmp_path / "gone.db", "does not exist")):
+            format_of = ("--format", "ledger", "--out") if command == "advise" else ()
+            assert said in refused(command, path, *format_of, tmp_path / "out")
+    assert "has no session with an outcome (0 without one)" in refused("export", new, tmp_path / "out")
+    assert [path.read_bytes() for path in (empty, other)] == before and not (tmp_path / "out").exists()

@@ -14,7 +14,7 @@ import msgspec
 import typer
 
 from r2v.cli.common import MOST_STEPS, Format, Imported, Logs, Map, MostSteps, Outcomes, cli, imported
-from r2v.core.errors import SettingsError
+from r2v.core.errors import ArtifactError, SettingsError
 from r2v.core.features import View
 from r2v.logs import AUTO
 from r2v.runtime.settings import dump
@@ -267,6 +267,8 @@ def import_episodes(
 ) -> None:
     """Write trajectories of other programs as episodes (Parquet), which `r2v fit` and `r2v inspect` take as they are."""
     read = imported(logs, kind, outcomes, mapping)
+    if not read.episodes:
+        raise ArtifactError(f"{logs} has no episode with an outcome ({read.unknown} without one); give them with --outcomes")
     write_episodes(out, read.episodes)
     typer.echo(f"{len(read.episodes)} episodes, {read.unknown} without an outcome left out\nwritten  {out}")
     typer.echo(f"next     r2v inspect {out} --out DIR, or r2v fit {out} --out DIR")
