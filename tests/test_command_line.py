@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import sqlite3
 from contextlib import closing
@@ -12,7 +13,9 @@ import pytest
 from typer.testing import CliRunner
 
 from r2v.cli.common import cli
+from r2v.core.errors import ArtifactError
 from r2v.gateway.ledger import Ledger
+from r2v.runtime.store import write_episodes
 
 MODEL = {"base_url": "http://127.0.0.1:9/v1", "model": "m", "price": {"input": 1, "output": 1}}
 
@@ -45,6 +48,30 @@ def test_an_out_that_cannot_be_a_folder_is_named_before_any_work(refused, tmp_pa
     (tmp_path / "file").write_text("")
     said = refused("bench", "intercode", "--data", tmp_path, "--out", tmp_path / out)
     assert f"{tmp_path / out} cannot be written ({why}); choose another --out" in said
+
+
+@pytest.mark.parametrize(
+    ("out", "why"),
+    [
+        ("folder", "is a folder"),
+        ("file/below", "cannot be written (File exists)"),
+        ("x" * 250, "cannot be written (File name too long)"),
+    ],
+)
+def test_a_path_where_no_file_can_be_is_named(refused, tmp_path, out, why):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    with pytest.raises(ArtifactError, match=re.escape(f"{tmp_path / out} {why}; choose another path")):
+        write_episodes(tmp_path / out, [])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+    if out != "folder":
+        assert f"{tmp_path / out} {why}; choose another path\n" in refused("init", tmp_path / out)
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc on this system")
+@pytest.mark.parametrize("command", ["run examples/household.yaml --out", "init"])
+def test_an_out_that_cannot_be_made_is_one_line(refused, command):
+    assert "/proc/x cannot be written (No such file or directory); choose another" in refused(*command.split(), "/proc/x")
 
 
 def test_a_port_that_is_taken_names_its_option(refused, tmp_path, monkeypatch):
