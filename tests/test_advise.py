@@ -360,6 +360,19 @@ def test_one_models_outcomes_are_a_bracket_not_a_route(episodes):
     success = facts["nulls"]["success"]
     assert success["router, at least"] < success["slm alone"] < success["router, at most"]
     assert "Nobody else played these tasks" in page(facts, title="x")
+    assert "--map model=" not in facts["why"]
+    nameless = [replace(e, agent="recorded") for e in episodes if e.agent == "small"]
+    assert "name the model of each record, if there are several (--map model=...)" in advise(nameless, Costs()).facts["why"]
+
+
+def test_what_is_missing_is_always_said(episodes):
+    solved = [e for e in episodes if e.success or e.agent == "small"]
+    beside = advise(solved, Costs(), slms=["strong"]).facts
+    assert (beside["verdict"], beside["why"]) == (
+        "not_enough", "no stronger model is left beside strong; name the weaker one (--slm)",
+    )  # fmt: skip
+    spread = [replace(e, agent=f"m{i % 40}") for i, e in enumerate(episodes)]
+    assert "one model has to play 20 tasks alone" in advise(spread, Costs(), slms=["m1"]).facts["why"]
 
 
 def test_two_columns_of_folds_leave_out_both():
@@ -547,8 +560,11 @@ def test_a_wrong_file_of_verdicts_is_one_line(log, tmp_path, text, line):
 def test_fit_promises_a_router_only_where_the_logs_hold_evidence(tmp_path):
     few = [session(i, "m", hard=False, stuck=False, success=None) for i in range(10)]
     (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, few)))
-    done = run("fit", str(tmp_path / "log.jsonl"), "--out", str(tmp_path / "router"), "--unproven")
+    arguments = ("fit", str(tmp_path / "log.jsonl"), "--out", str(tmp_path / "router"))
+    done = run(*arguments)
     assert done.exit_code == 2 and "no router written (not_enough)\n" in done.output and "--unproven" not in done.output
+    asked = run(*arguments, "--unproven")
+    assert asked.exit_code == 2 and "(not_enough); --unproven needs evidence, too: 10 different tasks" in asked.output
 
 
 def test_fit_writes_nothing_that_may_lose(tmp_path):
@@ -563,6 +579,8 @@ def test_fit_writes_nothing_that_may_lose(tmp_path):
 def test_a_model_that_is_not_in_the_logs_is_one_line(log):
     done = run("advise", str(log), "--teacher", "gpt-9")
     assert done.exit_code != 0 and "has no model 'gpt-9'; it has small, strong" in str(done.exception)
+    done = run("advise", str(log), "--teacher", "small", "--slm", "small")
+    assert done.exit_code != 0 and "--slm and --teacher both name small" in str(done.exception)
 
 
 def test_a_candidate_is_read_where_the_teacher_answered(episodes):

@@ -115,6 +115,10 @@ def test_the_old_words_are_gone_from_the_command_line():
     assert not wrong
 
 
+def test_help_has_no_brackets_that_are_taken_for_markup():
+    assert not {name: found[0] for name, text in commands().items() if (found := re.search(r"(?<!\\)\[[a-z/]", text))}
+
+
 def test_the_old_words_are_gone_from_names():
     assert not OLD_NAMES & set(r2v.__all__)
     wrong = []

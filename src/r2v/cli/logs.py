@@ -101,7 +101,10 @@ def fit(
     asked_share: Share = None,
     distrust_results: Distrust = False,
     unproven: Annotated[
-        bool, typer.Option("--unproven", help="Write a router also where nothing shows that it beats random escalation.")
+        bool,
+        typer.Option(
+            "--unproven", help="Write a router also where the evidence does not show that it beats random escalation."
+        ),
     ] = False,
     most_steps: MostSteps = MOST_STEPS,
     seed: Annotated[int, typer.Option(help="Seed of the folds and of the fit.")] = 0,
@@ -344,6 +347,8 @@ def _advised(
     for name in (*(slms or ()), *([teacher] if teacher else ())):
         if name not in named:
             raise SettingsError(f"{logs} has no model {name!r}; it has {', '.join(sorted(named)[:20])}")
+    if teacher in (slms or ()):
+        raise SettingsError(f"--slm and --teacher both name {teacher}; name two models")
     days = days_of(logs) if read.kind == "ledger" else None
     costs = Costs({} if prices is None else read_prices(prices), None if days is None else days * read.share)
     verdicts, episodes = _verdicts(names or ()), read.episodes
@@ -400,7 +405,10 @@ def _fit(advice: Advice, read: Imported, out: Path, *, unproven: bool, seed: int
     facts = fit_logs(advice, out, verifier=read.verifier, unproven=unproven, seed=seed)
     typer.echo(paragraph(facts))
     if facts["router"] is None:
-        anyway = "" if facts["evidence"] is None else "; --unproven writes it all the same"
+        if facts["evidence"] is not None:
+            anyway = "; --unproven writes it all the same"
+        else:
+            anyway = f"; --unproven needs evidence, too: {facts['why']}" if unproven else ""
         typer.echo(f"no router written ({facts['verdict']}){anyway}")
     else:
         typer.echo(f"router   {out}{'' if facts['ready'] else '  (unproven)'}")

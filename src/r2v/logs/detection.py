@@ -92,7 +92,10 @@ def _tried(recognises: Callable[[Any], bool], raw: Any) -> bool:
         return False
 
 
-_MEND = "name it (--format), or say where its parts lie (--map task=..., --map success=..., --map messages=...)"
+_MEND = (
+    "name it (--format), or say where its parts lie "
+    "(--map task=..., --map success=..., --map messages=..., and --map model=... of several)"
+)
 
 
 def _shape(raw: Any) -> str:
