@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import socket
 import sqlite3
 from contextlib import closing
@@ -72,6 +73,13 @@ def test_a_path_where_no_file_can_be_is_named(refused, tmp_path, out, why):
 @pytest.mark.parametrize("command", ["run examples/household.yaml --out", "init"])
 def test_an_out_that_cannot_be_made_is_one_line(refused, command):
     assert "/proc/x cannot be written (No such file or directory); choose another" in refused(*command.split(), "/proc/x")
+
+
+def test_what_follows_a_dry_run_has_its_options(tmp_path):
+    example = Path(__file__).parents[1] / "examples" / "household.yaml"
+    options = ["--out", str(tmp_path / "a b"), "--set", "seed=2", "--set", "tasks={router: 9}", "--until", "collect"]
+    done = CliRunner().invoke(cli, ["run", str(example), *options, "--dry-run"])
+    assert done.output.splitlines()[-1] == f"next     {shlex.join(['r2v', 'run', str(example), *options])}"
 
 
 def test_a_port_that_is_taken_names_its_option(refused, tmp_path, monkeypatch):
