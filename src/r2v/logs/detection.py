@@ -44,6 +44,8 @@ def detect(path: Path) -> str:
         raise ArtifactError(f"{path} does not exist")
     if is_archive(path):
         return "ledger"
+    if (path / "settings.yaml").is_file() and (path / "1-collect").is_dir():
+        raise ArtifactError(f"{path} is a run; give {path / '6-rollout' / 'router.parquet'}, what its SLM played")
     if path.is_dir() and next(path.rglob(WHOLE), None) is not None:
         return "atif"
     first = files_of(path, ".json", ".jsonl", ".parquet", ".log", ".txt", ".db")[0]
@@ -109,7 +111,7 @@ def _shape(raw: Any) -> str:
 def _of_parquet(file: Path) -> str:
     columns = columns_of(file)
     if "record" in columns:
-        return "ledger"
+        return "episodes"
     if set(columns) >= set(COLUMNS):
         return "terminalbench"
     seen = ", ".join(columns[:SHOWN])

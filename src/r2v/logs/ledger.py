@@ -204,7 +204,7 @@ class LedgerFormat:
     """`r2v.logs.records.LogFormat`."""
 
     name: str = "ledger"
-    description: str = "the gateway's ledger, an archive of it, or episodes in Parquet"
+    description: str = "the gateway's ledger, or an archive of it"
     verifier: None = None
     most_steps: int | None = None
     """See `sessions`."""
@@ -218,3 +218,4 @@ class LedgerFormat:
 
 
 FORMAT = LedgerFormat()
+EPISODES = LedgerFormat("episodes", "episodes in Parquet, of r2v export, r2v import or a run")
