@@ -354,12 +354,14 @@ def test_noise_is_no_route_and_says_how_many_more_sessions(tmp_path):
     assert "No router beats random" in paragraph(facts) and str(facts["sessions_needed"]) in paragraph(facts)
 
 
-def test_one_models_outcomes_are_a_bracket_not_a_route(episodes):
+def test_one_models_outcomes_are_a_bracket_not_a_route(episodes, monkeypatch):
+    monkeypatch.setattr("r2v.studies.advise.SHARES", (0.1, 0.1001, 0.2))
     facts = advise([e for e in episodes if e.agent == "small"], Costs()).facts
     assert (facts["verdict"], facts["evidence"], facts["gain_over_random"]) == ("not_enough", "outcomes", None)
     success = facts["nulls"]["success"]
     assert success["router, at least"] < success["slm alone"] < success["router, at most"]
     assert "Nobody else played these tasks" in page(facts, title="x")
+    assert len({line["share"] for line in facts["table"]}) == len(facts["table"]) == 2
     assert "--map model=" not in facts["why"]
     nameless = [replace(e, agent="recorded") for e in episodes if e.agent == "small"]
     assert "name the model of each record, if there are several (--map model=...)" in advise(nameless, Costs()).facts["why"]
@@ -514,12 +516,13 @@ def test_advise_ends_with_its_verdict_and_leaves_a_page(log, tmp_path):
     assert wanted | {"auroc_equal_step"} <= facts.keys() and facts["verdict"] == "route"
     assert json.loads((tmp_path / "advice" / "advice.json").read_text())["verdict"] == "route"
     assert "<svg" in (tmp_path / "advice" / "advice.html").read_text()
+    assert "\n\n\n" not in done.output and "Next: r2v fit on the same logs" in done.output
 
 
 def test_fit_writes_the_router_that_was_measured(log, episodes, tmp_path):
     out = tmp_path / "router"
     done = run("fit", str(log), "--out", str(out), "--json")
-    assert done.exit_code == 0, done.output
+    assert done.exit_code == 0 and "Next: r2v fit" not in done.output, done.output
     facts = json.loads(done.stdout.splitlines()[-1])
     assert facts["ready"] and facts["router"] == str(out) and json.loads((out / "fit.json").read_text())["ready"]
     router = load_router(out)
@@ -572,7 +575,7 @@ def test_fit_writes_nothing_that_may_lose(tmp_path):
     done = run("fit", str(log), "--out", str(tmp_path / "router"), "--json")
     assert done.exit_code == 2 and not (tmp_path / "router").exists()
     assert json.loads(done.stdout.splitlines()[-1])["ready"] is False
-    forced = run("fit", str(log), "--out", str(tmp_path / "router"), "--unproven", "--json")
+    forced = run("fit", str(log), "--out", str(tmp_path / "router"), "--share", "0.2", "--unproven", "--json")
     assert forced.exit_code == 0 and json.loads((tmp_path / "router" / "fit.json").read_text())["ready"] is False
 
 

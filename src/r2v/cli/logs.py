@@ -98,7 +98,8 @@ def fit(
     verdict: VerdictNames = None,
     slm: Slm = None,
     teacher: Teacher = None,
-    asked_share: Share = None,
+    share: Share = None,
+    asked_share: Annotated[float | None, typer.Option(hidden=True, min=0.001, max=0.999, help="As --share.")] = None,
     distrust_results: Distrust = False,
     unproven: Annotated[
         bool,
@@ -116,7 +117,8 @@ def fit(
     written, and the status is 2.
     """
     read = imported(logs, kind, outcomes, mapping, keep_unknown=True, most_steps=most_steps)
-    advice = _advised(read, logs, prices, slm, teacher, asked_share, seed, verdict, distrust=distrust_results)
+    asked = asked_share if share is None else share
+    advice = _advised(read, logs, prices, slm, teacher, asked, seed, verdict, distrust=distrust_results)
     facts = _fit(advice, read, out, unproven=unproven, seed=seed)
     if as_json:
         typer.echo(json.dumps(facts))
@@ -393,7 +395,8 @@ def _show(facts: dict[str, Any], out: Path, title: str) -> None:
             shown.add_row(*line)
         typer.echo("")
         Console().print(shown)
-    typer.echo("\n".join(["", *verdict_lines([v for v in facts["verdicts"] if v["covered_episodes"]])]))
+    if known := verdict_lines([v for v in facts["verdicts"] if v["covered_episodes"]]):
+        typer.echo("\n".join(["", *known]))
     typer.echo(f"\npage     {out / 'advice.html'}\nnumbers  {out / 'advice.json'}")
 
 

@@ -103,7 +103,7 @@ def advise(
         "points_of_folds": [f"{p.kind} at {p.share:.0%}" for p in first.points],
         "nulls": _nulls(evidence, units, escalated_U, seed), "by_model": _by_model(evidence, units, escalated_U, seed),
         "left_out_models": _left_out_models(evidence, shares, distrust_results, seed),
-        "table": [_line(evidence, units, point.kind, s, costs) for s in SHARES],
+        "table": _table(evidence, units, point.kind, costs),
         **_area(evidence, first.plain, seed), "at_risk": evidence.at_risk(units, ~escalated_U),
         **costs.money(evidence, escalated_U, seed), **evidence.facts(units, escalated_U, seed),
     }  # fmt: skip
@@ -325,6 +325,12 @@ def _left_out_models(
         "folds": count, "share_escalated": found.gain.share, **_gains(evidence, found.gain),
         **_area(evidence, found.plain, seed), "models": _by_model(evidence, found.units, found.escalated_U, seed),
     }  # fmt: skip
+
+
+def _table(evidence: Evidence, units: Units, kind: str, costs: Costs) -> list[dict[str, Any]]:
+    """A line a share; where scores are equal, several shares escalate the same."""
+    lines = [_line(evidence, units, kind, share, costs) for share in SHARES]
+    return [*{line["share"]: line for line in lines}.values()]
 
 
 def _line(evidence: Evidence, units: Units, kind: str, share: float, costs: Costs) -> dict[str, Any]:
