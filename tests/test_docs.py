@@ -214,5 +214,17 @@ def test_a_readme_that_differs_from_the_results_is_found(tmp_path, script, capsy
     assert script.main([*arguments, "--check"]) == 1
 
 
+def test_docs_paper_has_the_numbers_of_readmes_table():
+    rows = re.findall(r"^\| (\w+) \| ([\d.]+)% \(.*?\| ([\d.]+)% \|", README.read_text(), re.M)
+    numbers, page = (
+        {name: numbers for name, *numbers in reversed(rows)},
+        (ROOT / "docs/paper.md").read_text(),
+    )  # the first table
+    titles = {"slm_only": "SLM alone", "r2v_paper": "R2V", "llm_only": "teacher alone"}
+    for name in ("slm_only", "entropy", "heuristic", "r2v_paper", "llm_only"):
+        success, rate = numbers[name]
+        assert re.search(rf"^\| {titles.get(name, name)}\b.*\| {success} %, {float(rate):g} % \|$", page, re.M), name
+
+
 def test_readme_has_the_place_for_its_table(script):
     assert script.replaced(README.read_text(), "x").count("\nx\n") == 1

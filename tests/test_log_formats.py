@@ -511,6 +511,9 @@ def test_a_path_without_logs_is_told(tmp_path):
         detect(tmp_path / "none.jsonl")
     with pytest.raises(ArtifactError, match=r"holds no \.json or"):
         detect(tmp_path)
+    (tmp_path / "x.parquet").write_bytes(b"\xff\xfe")
+    with pytest.raises(ArtifactError, match=r"x\.parquet is no Parquet file"):
+        detect(tmp_path / "x.parquet")
     (tmp_path / "run" / "1-collect").mkdir(parents=True)
     (tmp_path / "run" / "settings.yaml").touch()
     with pytest.raises(ArtifactError, match=r"run is a run; give .*/run/6-rollout/router\.parquet"):
@@ -730,6 +733,12 @@ def test_a_format_of_an_installed_package_is_found_before_the_built_in_ones(own,
         assert detect(lines(tmp_path / "chat.jsonl", {"messages": CHAT})) == "openai-jsonl"
     finally:
         detection._recognisers.cache_clear()
+
+
+def test_a_view_that_the_logs_cannot_have_is_one_line(refused, tmp_path):
+    (tmp_path / "log.jsonl").write_text(json.dumps({"messages": CHAT, "task": "t", "success": True}))
+    r2v = ("inspect", tmp_path / "log.jsonl", "--format", "openai-jsonl", "--out", tmp_path / "out")
+    assert "needs several candidates a step; these logs have one" in refused(*r2v, "--view", "pseudo_entropy")
 
 
 def test_an_unknown_format_is_one_line_with_the_nearest(tmp_path):

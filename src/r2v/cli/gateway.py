@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from r2v.cli.common import Set, cli, gateway_module
+from r2v.cli.common import cli, gateway_module
 from r2v.cli.launch import AGENTS, admin_key, ask, inbound_key, key_in_shell, launch, page
 from r2v.core.errors import ArtifactError, SettingsError
 from r2v.core.types import Episode
@@ -50,7 +50,9 @@ def serve(
     admin_port: Annotated[
         int | None, typer.Option(min=1, max=65535, help="Page, stats and metrics there, in a process of their own.")
     ] = None,
-    overrides: Set = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="Change one setting (repeatable), e.g. --set route.mode=shadow.")
+    ] = None,
 ) -> None:
     """Serve the gateway: agents change their base URL to it, and each of their steps is routed.
 

@@ -427,6 +427,8 @@ def _inspect(read: Imported, out: Path, *, title: str, view: View, seed: int, as
     from r2v.studies.inspect_logs import inspect_logs
     from r2v.studies.localise import locate
 
+    if view == "pseudo_entropy" and all(len(s.choice.candidates) < 2 for e in read.episodes for s in e.steps):
+        raise SettingsError("view pseudo_entropy needs several candidates a step; these logs have one: leave it out")
     results: dict[str, Any] = {"format": read.kind, "unknown_outcome": read.unknown}
     try:
         found = inspect_logs(read.episodes, view=view, seed=seed)

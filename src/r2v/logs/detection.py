@@ -55,6 +55,8 @@ def detect(path: Path) -> str:
         return "ledger"
     if start.startswith(PARQUET):
         return _of_parquet(first)
+    if first.suffix == ".parquet":
+        raise ArtifactError(f"{first} is no Parquet file; write it again")
     if {".log", ".txt"} & set(first.suffixes) and _is_text_log(first):
         return "terminal-log"
     return _of_records(path if path.is_file() else first)
