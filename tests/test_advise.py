@@ -362,7 +362,9 @@ def test_one_models_outcomes_are_a_bracket_not_a_route(episodes, monkeypatch):
     assert success["router, at least"] < success["slm alone"] < success["router, at most"]
     assert "Nobody else played these tasks" in page(facts, title="x")
     assert len({line["share"] for line in facts["table"]}) == len(facts["table"]) == 2
-    assert "--map model=" not in facts["why"]
+    assert "--map model=" not in facts["why"] and facts["why"].startswith("only one model's outcomes")
+    apart = [replace(e, agent=f"m{i // 2 % 2}") for i, e in enumerate(episodes) if e.agent == "small"]
+    assert advise(apart, Costs()).facts["why"].startswith("too few tasks that two models played")
     nameless = [replace(e, agent="recorded") for e in episodes if e.agent == "small"]
     assert "name the model of each record, if there are several (--map model=...)" in advise(nameless, Costs()).facts["why"]
 

@@ -216,10 +216,8 @@ def test_a_readme_that_differs_from_the_results_is_found(tmp_path, script, capsy
 
 def test_docs_paper_has_the_numbers_of_readmes_table():
     rows = re.findall(r"^\| (\w+) \| ([\d.]+)% \(.*?\| ([\d.]+)% \|", README.read_text(), re.M)
-    numbers, page = (
-        {name: numbers for name, *numbers in reversed(rows)},
-        (ROOT / "docs/paper.md").read_text(),
-    )  # the first table
+    numbers = {name: of_run for name, *of_run in reversed(rows)}  # of the first table
+    page = (ROOT / "docs/paper.md").read_text()
     titles = {"slm_only": "SLM alone", "r2v_paper": "R2V", "llm_only": "teacher alone"}
     for name in ("slm_only", "entropy", "heuristic", "r2v_paper", "llm_only"):
         success, rate = numbers[name]

@@ -264,8 +264,9 @@ def verdict_of(evidence: Evidence, gain: Gain, again: Gain | None, explored: Map
     if not evidence.knows_teacher:
         # A risk finds failing sessions; whether anybody else would solve them is not in such logs.
         unnamed = evidence.slms == ("recorded",)
+        both = f"too few tasks that two models played (the weaker one has to solve {LEAST_EACH} and to fail {LEAST_EACH}): "
         why = (
-            "only one model's outcomes are known: "
+            ("only one model's outcomes are known: " if len(evidence.slms) == 1 else both)
             + ("name the model of each record, if there are several (--map model=...); or " if unnamed else "")
             + "let the teacher answer some of these tasks (mode observe), log both, or "
             + _exploration(explored)
