@@ -20,7 +20,10 @@ from r2v.core.errors import R2VError
 
 LONGEST = 1_000
 """Characters of an error: it may quote a file."""
-UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOENT)
+UNWRITABLE = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.ENAMETOOLONG,
+}  # fmt: skip
+"""Of a path that was named on the command line."""
 
 
 def _version(wanted: bool) -> None:

@@ -67,13 +67,9 @@ def run(
         console.print("\n".join(lines(plans := plan(effective))), highlight=False, soft_wrap=True)
         if not all(p.answers for p in plans):
             raise SettingsError("a model did not answer; start its server, or correct its base_url, model or api_key_env")
-        options = [("--set", change) for change in overrides or []]
-        options += [
-            ("--until", until),
-            ("--executor", executor if executor != "processes" else None),
-            ("--address", address),
-        ]
-        again = [word for option, value in options if value is not None for word in (option, value)]
+        elsewhere = executor if executor != "processes" else None
+        options = [*(("--set", change) for change in overrides or []), ("--until", until), ("--executor", elsewhere)]
+        again = [word for option, value in [*options, ("--address", address)] if value for word in (option, value)]
         command = shlex.join(["r2v", "run", str(settings), "--out", str(out), *again])
         console.print(f"next     {command}", highlight=False, markup=False, soft_wrap=True)
         return

@@ -48,10 +48,10 @@ def whole_file(path: Path) -> Iterator[Path]:
 
     Raises ArtifactError, before anything is written, where no file can be made at `path`.
     """
-    if path.is_dir():
-        raise ArtifactError(f"{path} is a folder; choose another path")
     aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
+        if path.is_dir():
+            raise ArtifactError(f"{path} is a folder; choose another path")
         path.parent.mkdir(parents=True, exist_ok=True)
         aside.touch()
     except OSError as error:
