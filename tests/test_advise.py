@@ -354,12 +354,29 @@ def test_noise_is_no_route_and_says_how_many_more_sessions(tmp_path):
     assert "No router beats random" in paragraph(facts) and str(facts["sessions_needed"]) in paragraph(facts)
 
 
-def test_one_models_outcomes_are_a_bracket_not_a_route(episodes):
+def test_one_models_outcomes_are_a_bracket_not_a_route(episodes, monkeypatch):
+    monkeypatch.setattr("r2v.studies.advise.SHARES", (0.1, 0.1001, 0.2))
     facts = advise([e for e in episodes if e.agent == "small"], Costs()).facts
     assert (facts["verdict"], facts["evidence"], facts["gain_over_random"]) == ("not_enough", "outcomes", None)
     success = facts["nulls"]["success"]
     assert success["router, at least"] < success["slm alone"] < success["router, at most"]
     assert "Nobody else played these tasks" in page(facts, title="x")
+    assert len({line["share"] for line in facts["table"]}) == len(facts["table"]) == 2
+    assert "--map model=" not in facts["why"] and facts["why"].startswith("only one model's outcomes")
+    apart = [replace(e, agent=f"m{i // 2 % 2}") for i, e in enumerate(episodes) if e.agent == "small"]
+    assert advise(apart, Costs()).facts["why"].startswith("too few tasks that two models played")
+    nameless = [replace(e, agent="recorded") for e in episodes if e.agent == "small"]
+    assert "name the model of each record, if there are several (--map model=...)" in advise(nameless, Costs()).facts["why"]
+
+
+def test_what_is_missing_is_always_said(episodes):
+    solved = [e for e in episodes if e.success or e.agent == "small"]
+    beside = advise(solved, Costs(), slms=["strong"]).facts
+    assert (beside["verdict"], beside["why"]) == (
+        "not_enough", "no stronger model is left beside strong; name the weaker one (--slm)",
+    )  # fmt: skip
+    spread = [replace(e, agent=f"m{i % 40}") for i, e in enumerate(episodes)]
+    assert "one model has to play 20 tasks alone" in advise(spread, Costs(), slms=["m1"]).facts["why"]
 
 
 def test_two_columns_of_folds_leave_out_both():
@@ -501,12 +518,13 @@ def test_advise_ends_with_its_verdict_and_leaves_a_page(log, tmp_path):
     assert wanted | {"auroc_equal_step"} <= facts.keys() and facts["verdict"] == "route"
     assert json.loads((tmp_path / "advice" / "advice.json").read_text())["verdict"] == "route"
     assert "<svg" in (tmp_path / "advice" / "advice.html").read_text()
+    assert "\n\n\n" not in done.output and "Next: r2v fit on the same logs" in done.output
 
 
 def test_fit_writes_the_router_that_was_measured(log, episodes, tmp_path):
     out = tmp_path / "router"
     done = run("fit", str(log), "--out", str(out), "--json")
-    assert done.exit_code == 0, done.output
+    assert done.exit_code == 0 and "Next: r2v fit" not in done.output, done.output
     facts = json.loads(done.stdout.splitlines()[-1])
     assert facts["ready"] and facts["router"] == str(out) and json.loads((out / "fit.json").read_text())["ready"]
     router = load_router(out)
@@ -547,8 +565,11 @@ def test_a_wrong_file_of_verdicts_is_one_line(log, tmp_path, text, line):
 def test_fit_promises_a_router_only_where_the_logs_hold_evidence(tmp_path):
     few = [session(i, "m", hard=False, stuck=False, success=None) for i in range(10)]
     (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, few)))
-    done = run("fit", str(tmp_path / "log.jsonl"), "--out", str(tmp_path / "router"), "--unproven")
+    arguments = ("fit", str(tmp_path / "log.jsonl"), "--out", str(tmp_path / "router"))
+    done = run(*arguments)
     assert done.exit_code == 2 and "no router written (not_enough)\n" in done.output and "--unproven" not in done.output
+    asked = run(*arguments, "--unproven")
+    assert asked.exit_code == 2 and "(not_enough); --unproven needs evidence, too: 10 different tasks" in asked.output
 
 
 def test_fit_writes_nothing_that_may_lose(tmp_path):
@@ -556,13 +577,15 @@ def test_fit_writes_nothing_that_may_lose(tmp_path):
     done = run("fit", str(log), "--out", str(tmp_path / "router"), "--json")
     assert done.exit_code == 2 and not (tmp_path / "router").exists()
     assert json.loads(done.stdout.splitlines()[-1])["ready"] is False
-    forced = run("fit", str(log), "--out", str(tmp_path / "router"), "--unproven", "--json")
+    forced = run("fit", str(log), "--out", str(tmp_path / "router"), "--share", "0.2", "--unproven", "--json")
     assert forced.exit_code == 0 and json.loads((tmp_path / "router" / "fit.json").read_text())["ready"] is False
 
 
 def test_a_model_that_is_not_in_the_logs_is_one_line(log):
     done = run("advise", str(log), "--teacher", "gpt-9")
     assert done.exit_code != 0 and "has no model 'gpt-9'; it has small, strong" in str(done.exception)
+    done = run("advise", str(log), "--teacher", "small", "--slm", "small")
+    assert done.exit_code != 0 and "--slm and --teacher both name small" in str(done.exception)
 
 
 def test_a_candidate_is_read_where_the_teacher_answered(episodes):

@@ -213,3 +213,7 @@ def test_a_certificate_is_good_for_what_it_was_made_for_alone(tmp_path):
     path.write_text(json.dumps({"format": 1}))
     with pytest.raises(ArtifactError, match="not a certificate"):
         load_certificate(path, {})
+    for text, said in ((None, "does not exist; make a"), ("a: yaml", "is not a certificate .*`r2v certify RUN`")):
+        path.unlink() if text is None else path.write_text(text)
+        with pytest.raises(ArtifactError, match=said):
+            load_certificate(path, {})

@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import socket
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
+
+from r2v.cli.common import cli
+from r2v.core.errors import ArtifactError
+from r2v.gateway.ledger import Ledger
+from r2v.runtime.store import write_episodes
 
 MODEL = {"base_url": "http://127.0.0.1:9/v1", "model": "m", "price": {"input": 1, "output": 1}}
 
@@ -39,6 +49,37 @@ def test_an_out_that_cannot_be_a_folder_is_named_before_any_work(refused, tmp_pa
     (tmp_path / "file").write_text("")
     said = refused("bench", "intercode", "--data", tmp_path, "--out", tmp_path / out)
     assert f"{tmp_path / out} cannot be written ({why}); choose another --out" in said
+
+
+@pytest.mark.parametrize(
+    ("out", "why"),
+    [
+        ("folder", "is a folder"),
+        ("file/below", "cannot be written (File exists)"),
+        ("x" * 300, "cannot be written (File name too long)"),
+    ],
+)
+def test_a_path_where_no_file_can_be_is_named(refused, tmp_path, out, why):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    with pytest.raises(ArtifactError, match=re.escape(f"{tmp_path / out} {why}; choose another path")):
+        write_episodes(tmp_path / out, [])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+    if out != "folder":
+        assert f"{tmp_path / out} {why}; choose another" in refused("init", tmp_path / out)
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc on this system")
+@pytest.mark.parametrize("command", ["run examples/household.yaml --out", "init"])
+def test_an_out_that_cannot_be_made_is_one_line(refused, command):
+    assert "/proc/x cannot be written (No such file or directory); choose another" in refused(*command.split(), "/proc/x")
+
+
+def test_what_follows_a_dry_run_has_its_options(tmp_path):
+    example = Path(__file__).parents[1] / "examples" / "household.yaml"
+    options = ["--out", str(tmp_path / "a b"), "--set", "seed=2", "--set", "tasks={router: 9}", "--until", "collect"]
+    done = CliRunner().invoke(cli, ["run", str(example), *options, "--dry-run"])
+    assert done.output.splitlines()[-1] == f"next     {shlex.join(['r2v', 'run', str(example), *options])}"
 
 
 def test_a_port_that_is_taken_names_its_option(refused, tmp_path, monkeypatch):
@@ -77,3 +118,21 @@ def test_what_is_no_url_is_refused(refused, tmp_path, monkeypatch, url):
         raw["models"][name] = MODEL | {"base_url": url}
         config.write_text(json.dumps(raw))
         assert f"`models.{name}`: base_url {url!r} is no URL; write one such as" in refused("check", config)
+
+
+def test_what_reads_a_ledger_makes_none(refused, tmp_path, monkeypatch):
+    monkeypatch.setenv("R2V_API_KEY", "k")
+    checked = CliRunner().invoke(cli, ["check", str(gateway_settings(tmp_path))])
+    assert "ledger    " in checked.output and not (tmp_path / "ledger.db").exists()
+    empty, other, new = tmp_path / "empty.jsonl", tmp_path / "other.db", tmp_path / "new.db"
+    empty.touch()
+    with closing(sqlite3.connect(other)) as db:
+        db.execute("CREATE TABLE mine (x)")
+    Ledger(new).close()
+    before = [path.read_bytes() for path in (empty, other)]
+    for command in ("export", "archive", "advise"):
+        for path, said in ((empty, "is no ledger"), (other, "is no ledger"), (tmp_path / "gone.db", "does not exist")):
+            format_of = ("--format", "ledger", "--out") if command == "advise" else ()
+            assert said in refused(command, path, *format_of, tmp_path / "out")
+    assert "has no session with an outcome (0 without one)" in refused("export", new, tmp_path / "out")
+    assert [path.read_bytes() for path in (empty, other)] == before and not (tmp_path / "out").exists()

@@ -115,6 +115,10 @@ def test_the_old_words_are_gone_from_the_command_line():
     assert not wrong
 
 
+def test_help_has_no_brackets_that_are_taken_for_markup():
+    assert not {name: found[0] for name, text in commands().items() if (found := re.search(r"(?<!\\)\[[a-z/]", text))}
+
+
 def test_the_old_words_are_gone_from_names():
     assert not OLD_NAMES & set(r2v.__all__)
     wrong = []
@@ -208,6 +212,16 @@ def test_a_readme_that_differs_from_the_results_is_found(tmp_path, script, capsy
     changed["routers"]["benefit"]["calls_per_episode"] = 2.5
     (run / "8-evaluate/results.json").write_text(json.dumps(changed))
     assert script.main([*arguments, "--check"]) == 1
+
+
+def test_docs_paper_has_the_numbers_of_readmes_table():
+    rows = re.findall(r"^\| (\w+) \| ([\d.]+)% \(.*?\| ([\d.]+)% \|", README.read_text(), re.M)
+    numbers = {name: of_run for name, *of_run in reversed(rows)}  # of the first table
+    page = (ROOT / "docs/paper.md").read_text()
+    titles = {"slm_only": "SLM alone", "r2v_paper": "R2V", "llm_only": "teacher alone"}
+    for name in ("slm_only", "entropy", "heuristic", "r2v_paper", "llm_only"):
+        success, rate = numbers[name]
+        assert re.search(rf"^\| {titles.get(name, name)}\b.*\| {success} %, {float(rate):g} % \|$", page, re.M), name
 
 
 def test_readme_has_the_place_for_its_table(script):

@@ -748,6 +748,13 @@ def test_a_certificate_holds_for_its_router_and_threshold_alone(make, tmp_path):
         load_configured(RouteSettings(router="entropy", certificate=str(path)))
 
 
+def test_a_router_that_is_not_there_is_said_beside_those_that_are():
+    with pytest.raises(SettingsError, match=r"`route\.router` = nosuch: there is no such folder") as error:
+        load_configured(RouteSettings(router="nosuch"))
+    for name in str(error.value).split("there are ")[1].replace(" and ", ", ").split(", "):
+        assert load_configured(RouteSettings(router=name)).name == name
+
+
 HOUSEHOLD = FittedWith(k=2, horizon=40, verifier="household")
 
 

@@ -454,7 +454,7 @@ FOUND = {
 }
 
 
-@pytest.mark.parametrize("kind", [name for name in BUILT_IN if name != "ledger"])
+@pytest.mark.parametrize("kind", [name for name in BUILT_IN if name not in ("ledger", "episodes")])
 def test_every_format_is_found_by_looking_in_a_file_and_in_a_folder(tmp_path, kind):
     name, text = FOUND[kind]
     (tmp_path / "folder").mkdir()
@@ -463,7 +463,7 @@ def test_every_format_is_found_by_looking_in_a_file_and_in_a_folder(tmp_path, ki
     if kind != "terminal-log":
         record = json.loads(text)
         record = record[0] if isinstance(record, list) else record
-        others = [log_format(other) for other in BUILT_IN if other not in ("ledger", kind)]
+        others = [log_format(other) for other in BUILT_IN if other not in ("ledger", "episodes", kind)]
         assert not any(other.recognises(record) for other in others)  # whatever their order
 
 
@@ -482,7 +482,7 @@ def test_variants_of_formats_are_found_too(host, tmp_path):
     assert detect(tmp_path / "two.jsonl") == "anthropic-jsonl"
     (episode,), _ = import_logs(write(tmp_path / "log.jsonl"), "openai-jsonl")
     write_episodes(tmp_path / "e.parquet", [episode])
-    assert detect(tmp_path / "e.parquet") == "ledger"
+    assert detect(tmp_path / "e.parquet") == "episodes"
     assert detect(served(host, tmp_path, redact=True)) == "ledger"
     assert detect(Path("yoonholee/terminalbench-trajectories@train[:5]")) == "terminalbench"
 
@@ -511,6 +511,13 @@ def test_a_path_without_logs_is_told(tmp_path):
         detect(tmp_path / "none.jsonl")
     with pytest.raises(ArtifactError, match=r"holds no \.json or"):
         detect(tmp_path)
+    (tmp_path / "x.parquet").write_bytes(b"\xff\xfe")
+    with pytest.raises(ArtifactError, match=r"x\.parquet is no Parquet file"):
+        detect(tmp_path / "x.parquet")
+    (tmp_path / "run" / "1-collect").mkdir(parents=True)
+    (tmp_path / "run" / "settings.yaml").touch()
+    with pytest.raises(ArtifactError, match=r"run is a run; give .*/run/6-rollout/router\.parquet"):
+        detect(tmp_path / "run")
 
 
 # -- a mapping ----------------------------------------------------------------------------------------------------------
@@ -726,6 +733,12 @@ def test_a_format_of_an_installed_package_is_found_before_the_built_in_ones(own,
         assert detect(lines(tmp_path / "chat.jsonl", {"messages": CHAT})) == "openai-jsonl"
     finally:
         detection._recognisers.cache_clear()
+
+
+def test_a_view_that_the_logs_cannot_have_is_one_line(refused, tmp_path):
+    (tmp_path / "log.jsonl").write_text(json.dumps({"messages": CHAT, "task": "t", "success": True}))
+    r2v = ("inspect", tmp_path / "log.jsonl", "--format", "openai-jsonl", "--out", tmp_path / "out")
+    assert "needs several candidates a step; these logs have one" in refused(*r2v, "--view", "pseudo_entropy")
 
 
 def test_an_unknown_format_is_one_line_with_the_nearest(tmp_path):

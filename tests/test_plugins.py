@@ -157,6 +157,12 @@ def test_a_router_folder_is_checked(tmp_path):
     assert CliRunner().invoke(cli, ["check", str(tmp_path)]).output.startswith(f"router       {tmp_path}: ")
 
 
+def test_a_run_names_its_routers(refused, tmp_path):
+    OwnRouter.fit(made_up_data()).at(0.5).save(tmp_path / "7-fit" / "mine")
+    (tmp_path / "settings.yaml").touch()
+    assert f"{tmp_path} is a run; give a router of it, {tmp_path}/7-fit/NAME: mine\n" in refused("check", tmp_path)
+
+
 @pytest.mark.parametrize(
     ("thing", "message"),
     [

@@ -140,6 +140,12 @@ def test_overrides_and_the_dump_of_effective_settings(tmp_path):
     assert load(path, RunSettings) == settings
     with pytest.raises(SettingsError, match=r"dotted\.key=value"):
         load(path, RunSettings, ["clone.steps"])
+    for override in ("clone.nosuch=1", "clone.steps=x", "clone={nosuch: 1}"):
+        with pytest.raises(SettingsError, match=r"^--set clone.*: .*`clone\."):
+            load(path, RunSettings, ["slm.k=3", override])
+    path.write_text("version: 1\nclone: {nosuch: 1}")
+    with pytest.raises(SettingsError, match=f"^{path}: unknown key `clone.nosuch`"):
+        load(path, RunSettings, ["clone.steps=7"])
 
 
 def test_what_is_wrong_with_a_group_does_not_print_the_group(tmp_path):

@@ -20,6 +20,10 @@ from r2v.core.errors import R2VError
 
 LONGEST = 1_000
 """Characters of an error: it may quote a file."""
+UNWRITABLE = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.ENAMETOOLONG,
+}  # fmt: skip
+"""Of a path that was named on the command line."""
 
 
 def _version(wanted: bool) -> None:
@@ -56,7 +60,7 @@ def app() -> None:
     except OSError as error:
         if error.errno == errno.ENOSPC:
             _fail(f"the disk is full ({error.filename or 'while writing'}); free some space and run the same command again")
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR):
+        if error.errno in UNWRITABLE and error.filename is not None:
             _fail(f"{error.filename} cannot be written ({os.strerror(error.errno)}); choose another --out")
         raise
 

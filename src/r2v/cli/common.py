@@ -25,9 +25,9 @@ UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 """A wrong command line, in the words of click: a package of its own, or part of newer versions of typer."""
 MAX_SEED = 999_999
 """So that the perturbation seeds of evaluations and of certificates never meet."""
-Set = Annotated[list[str] | None, typer.Option("--set", help="Change one setting, e.g. --set clone.steps=500.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Change one setting (repeatable), e.g. --set seed=2.")]
 Executor = Annotated[
-    str, typer.Option(help="Where episodes are played: processes of this machine, or ray (pip install 'r2v[ray]').")
+    str, typer.Option(help="Where episodes are played: processes of this machine, or ray (pip install 'r2v\\[ray]').")
 ]
 Address = Annotated[
     str | None,
@@ -47,7 +47,8 @@ Map = Annotated[
     typer.Option(
         "--map",
         help="In place of a format, for JSON of your own: where each part of a record lies, e.g. --map task=info.id --map "
-        "success=ok --map messages=chat; or goal, steps and, in a step, action, observation, tool, arguments.",
+        "success=ok --map model=llm --map messages=chat. Keys: task, success, model, group; messages, tools; or goal, steps "
+        "and, in a step, action, observation, tool, arguments.",
     ),
 ]
 Outcomes = Annotated[

@@ -7,15 +7,16 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
+from itertools import chain
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from r2v.cli.common import Set, cli, gateway_module
+from r2v.cli.common import cli, gateway_module
 from r2v.cli.launch import AGENTS, admin_key, ask, inbound_key, key_in_shell, launch, page
-from r2v.core.errors import SettingsError
+from r2v.core.errors import ArtifactError, SettingsError
 from r2v.core.types import Episode
 from r2v.runtime.settings import load
 from r2v.runtime.store import write_episodes, write_text
@@ -49,7 +50,9 @@ def serve(
     admin_port: Annotated[
         int | None, typer.Option(min=1, max=65535, help="Page, stats and metrics there, in a process of their own.")
     ] = None,
-    overrides: Set = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="Change one setting (repeatable), e.g. --set route.mode=shadow.")
+    ] = None,
 ) -> None:
     """Serve the gateway: agents change their base URL to it, and each of their steps is routed.
 
@@ -341,7 +344,11 @@ def export(
             else:
                 yield episode
 
-    written = write_episodes(out, ended())
+    episodes = ended()
+    if (first := next(episodes, None)) is None:
+        mend = "send some (POST /v1/outcomes), or set `verdicts`"
+        raise ArtifactError(f"{ledger} has no session with an outcome ({unknown} without one); {mend}")
+    written = write_episodes(out, chain([first], episodes))
     typer.echo(
         f"{written} episodes, {unknown} sessions without an outcome\nwritten  {out}\nnext     r2v fit {out} --out DIR"
     )

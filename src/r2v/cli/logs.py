@@ -14,7 +14,7 @@ import msgspec
 import typer
 
 from r2v.cli.common import MOST_STEPS, Format, Imported, Logs, Map, MostSteps, Outcomes, cli, imported
-from r2v.core.errors import SettingsError
+from r2v.core.errors import ArtifactError, SettingsError
 from r2v.core.features import View
 from r2v.logs import AUTO
 from r2v.runtime.settings import dump
@@ -98,10 +98,14 @@ def fit(
     verdict: VerdictNames = None,
     slm: Slm = None,
     teacher: Teacher = None,
-    asked_share: Share = None,
+    share: Share = None,
+    asked_share: Annotated[float | None, typer.Option(hidden=True, min=0.001, max=0.999, help="As --share.")] = None,
     distrust_results: Distrust = False,
     unproven: Annotated[
-        bool, typer.Option("--unproven", help="Write a router also where nothing shows that it beats random escalation.")
+        bool,
+        typer.Option(
+            "--unproven", help="Write a router also where the evidence does not show that it beats random escalation."
+        ),
     ] = False,
     most_steps: MostSteps = MOST_STEPS,
     seed: Annotated[int, typer.Option(help="Seed of the folds and of the fit.")] = 0,
@@ -113,7 +117,8 @@ def fit(
     written, and the status is 2.
     """
     read = imported(logs, kind, outcomes, mapping, keep_unknown=True, most_steps=most_steps)
-    advice = _advised(read, logs, prices, slm, teacher, asked_share, seed, verdict, distrust=distrust_results)
+    asked = asked_share if share is None else share
+    advice = _advised(read, logs, prices, slm, teacher, asked, seed, verdict, distrust=distrust_results)
     facts = _fit(advice, read, out, unproven=unproven, seed=seed)
     if as_json:
         typer.echo(json.dumps(facts))
@@ -267,6 +272,8 @@ def import_episodes(
 ) -> None:
     """Write trajectories of other programs as episodes (Parquet), which `r2v fit` and `r2v inspect` take as they are."""
     read = imported(logs, kind, outcomes, mapping)
+    if not read.episodes:
+        raise ArtifactError(f"{logs} has no episode with an outcome ({read.unknown} without one); give them with --outcomes")
     write_episodes(out, read.episodes)
     typer.echo(f"{len(read.episodes)} episodes, {read.unknown} without an outcome left out\nwritten  {out}")
     typer.echo(f"next     r2v inspect {out} --out DIR, or r2v fit {out} --out DIR")
@@ -342,6 +349,8 @@ def _advised(
     for name in (*(slms or ()), *([teacher] if teacher else ())):
         if name not in named:
             raise SettingsError(f"{logs} has no model {name!r}; it has {', '.join(sorted(named)[:20])}")
+    if teacher in (slms or ()):
+        raise SettingsError(f"--slm and --teacher both name {teacher}; name two models")
     days = days_of(logs) if read.kind == "ledger" else None
     costs = Costs({} if prices is None else read_prices(prices), None if days is None else days * read.share)
     verdicts, episodes = _verdicts(names or ()), read.episodes
@@ -386,7 +395,8 @@ def _show(facts: dict[str, Any], out: Path, title: str) -> None:
             shown.add_row(*line)
         typer.echo("")
         Console().print(shown)
-    typer.echo("\n".join(["", *verdict_lines([v for v in facts["verdicts"] if v["covered_episodes"]])]))
+    if known := verdict_lines([v for v in facts["verdicts"] if v["covered_episodes"]]):
+        typer.echo("\n".join(["", *known]))
     typer.echo(f"\npage     {out / 'advice.html'}\nnumbers  {out / 'advice.json'}")
 
 
@@ -398,7 +408,10 @@ def _fit(advice: Advice, read: Imported, out: Path, *, unproven: bool, seed: int
     facts = fit_logs(advice, out, verifier=read.verifier, unproven=unproven, seed=seed)
     typer.echo(paragraph(facts))
     if facts["router"] is None:
-        anyway = "" if facts["evidence"] is None else "; --unproven writes it all the same"
+        if facts["evidence"] is not None:
+            anyway = "; --unproven writes it all the same"
+        else:
+            anyway = f"; --unproven needs evidence, too: {facts['why']}" if unproven else ""
         typer.echo(f"no router written ({facts['verdict']}){anyway}")
     else:
         typer.echo(f"router   {out}{'' if facts['ready'] else '  (unproven)'}")
@@ -414,6 +427,8 @@ def _inspect(read: Imported, out: Path, *, title: str, view: View, seed: int, as
     from r2v.studies.inspect_logs import inspect_logs
     from r2v.studies.localise import locate
 
+    if view == "pseudo_entropy" and all(len(s.choice.candidates) < 2 for e in read.episodes for s in e.steps):
+        raise SettingsError("view pseudo_entropy needs several candidates a step; these logs have one: leave it out")
     results: dict[str, Any] = {"format": read.kind, "unknown_outcome": read.unknown}
     try:
         found = inspect_logs(read.episodes, view=view, seed=seed)

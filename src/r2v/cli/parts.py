@@ -52,6 +52,9 @@ def check_thing(name: str) -> list[str]:
     """
     from r2v.routers import load_router
 
+    if Path(name, "settings.yaml").is_file() and Path(name, "7-fit").is_dir():
+        routers = ", ".join(sorted(path.parent.name for path in Path(name, "7-fit").glob("*/router.json")))
+        raise SettingsError(f"{name} is a run; give a router of it, {name}/7-fit/NAME: {routers or 'none is fitted yet'}")
     if Path(name).is_dir():
         return [_checked(name, load_router(name))]
     if ":" in name:

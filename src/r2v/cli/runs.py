@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -66,7 +67,11 @@ def run(
         console.print("\n".join(lines(plans := plan(effective))), highlight=False, soft_wrap=True)
         if not all(p.answers for p in plans):
             raise SettingsError("a model did not answer; start its server, or correct its base_url, model or api_key_env")
-        console.print(f"next     r2v run {settings} --out {out}", highlight=False)
+        elsewhere = executor if executor != "processes" else None
+        options = [*(("--set", change) for change in overrides or []), ("--until", until), ("--executor", elsewhere)]
+        again = [word for option, value in [*options, ("--address", address)] if value for word in (option, value)]
+        command = shlex.join(["r2v", "run", str(settings), "--out", str(out), *again])
+        console.print(f"next     {command}", highlight=False, markup=False, soft_wrap=True)
         return
     needing = {"fit"} if not effective.trains else set(names) - {"collect", "perturb", "report"}
     pending = {stage.name for stage in wanted if not (RunFolder(out).of(stage.name) / MANIFEST).exists()}

@@ -16,9 +16,10 @@ import msgspec
 from msgspec import Meta
 
 from r2v.core.errors import ArtifactError
+from r2v.core.untrusted import read_json
 from r2v.evaluation.tail import against_teacher, failures, worst_mean, worst_p
 from r2v.maths.testing import fixed_sequence
-from r2v.runtime.store import read_json, write_json
+from r2v.runtime.store import write_json
 
 if TYPE_CHECKING:
     from r2v.evaluation.outcomes import Outcomes
@@ -116,16 +117,18 @@ def certified(
 
 def read_certificate(path: Path) -> Certificate:
     """Whatever it was made for. Raises ArtifactError when it is damaged."""
-    raw = read_json(path)
     try:
+        raw = read_json(path)
         if raw["format"] != FORMAT:
             raise ValueError(f"format {raw['format']}, this r2v reads {FORMAT}")
         certificate = msgspec.convert(raw, Certificate)
         if certificate.threshold is not None and certificate.calls_per_episode is None:
             raise ValueError(f"the threshold {certificate.threshold} was not tried")
         return certificate
+    except FileNotFoundError:
+        raise ArtifactError(f"{path} does not exist; make a certificate with `r2v certify RUN`") from None
     except (KeyError, TypeError, ValueError) as error:
-        raise ArtifactError(f"{path} is not a certificate ({error}); make one with `r2v certify`") from None
+        raise ArtifactError(f"{path} is not a certificate ({error}); make one with `r2v certify RUN`") from None
 
 
 def load_certificate(path: Path, identity: Mapping[str, str]) -> Certificate:

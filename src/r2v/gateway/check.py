@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from r2v.clients import make_client
 from r2v.clients.base import Client
-from r2v.core.errors import ModelError, R2VError
+from r2v.core.errors import ArtifactError, ModelError, R2VError
 from r2v.gateway.ledger import Ledger
 from r2v.gateway.routing import load_configured
 from r2v.gateway.settings import GatewaySettings
@@ -43,7 +44,7 @@ def problems(settings: GatewaySettings, show: Callable[[str], None]) -> list[str
         named = ", ".join(verdict.name for verdict in parse_verdicts(settings.verdicts))
         show(f"verdicts  {named}; the first that knows one is the outcome of a session to which none is sent")
     try:
-        Ledger(Path(settings.store.path)).close()
+        _check_ledger(Path(settings.store.path))
         show(f"ledger    {settings.store.path}")
         if (shipping := shipping_of(settings.store)) is not None:
             shipping.shared.prepare()
@@ -58,6 +59,18 @@ def problems(settings: GatewaySettings, show: Callable[[str], None]) -> list[str
         except (R2VError, ModelError) as error:
             found.append(str(error))
     return found
+
+
+def _check_ledger(path: Path) -> None:
+    """Opens a ledger that is there; of another only whether it could be made. Raises ArtifactError, OSError."""
+    if path.exists():
+        Ledger(path).close()
+        return
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be made ({error.strerror}); choose another store.path") from None
 
 
 async def _probed(client: Client) -> None:

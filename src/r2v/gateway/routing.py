@@ -192,6 +192,11 @@ def load_configured(route: RouteSettings, stronger: Sequence[str] = (TEACHER,)) 
     Raises SettingsError, ArtifactError.
     """
     folder = None if route.router in BUILT_IN or ":" in route.router else Path(route.router)
+    if folder is not None and not folder.exists():
+        raise SettingsError(
+            f"`route.router` = {route.router}: there is no such folder, and no such router; without a fit there are "
+            "recorded, rules, entropy, heuristic, verifier and judge_latch"
+        )
     router = _rule(route.router) if folder is None else load_router(folder)
     name = route.router if folder is None else folder.resolve().name
     files = () if folder is None else (folder / "router.json", folder / "weights.safetensors")

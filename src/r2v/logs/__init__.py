@@ -6,6 +6,7 @@ object (or a class without arguments) like `r2v.logs.records.LogFormat`. `r2v.lo
 
 BUILT_IN = {
     "ledger": "r2v.logs.ledger:FORMAT",
+    "episodes": "r2v.logs.ledger:EPISODES",
     "openai-jsonl": "r2v.logs.openai_jsonl:FORMAT",
     "anthropic-jsonl": "r2v.logs.anthropic_jsonl:FORMAT",
     "mini-swe-agent": "r2v.logs.mini_swe_agent:FORMAT",

@@ -44,6 +44,8 @@ def detect(path: Path) -> str:
         raise ArtifactError(f"{path} does not exist")
     if is_archive(path):
         return "ledger"
+    if (path / "settings.yaml").is_file() and (path / "1-collect").is_dir():
+        raise ArtifactError(f"{path} is a run; give {path / '6-rollout' / 'router.parquet'}, what its SLM played")
     if path.is_dir() and next(path.rglob(WHOLE), None) is not None:
         return "atif"
     first = files_of(path, ".json", ".jsonl", ".parquet", ".log", ".txt", ".db")[0]
@@ -53,6 +55,8 @@ def detect(path: Path) -> str:
         return "ledger"
     if start.startswith(PARQUET):
         return _of_parquet(first)
+    if first.suffix == ".parquet":
+        raise ArtifactError(f"{first} is no Parquet file; write it again")
     if {".log", ".txt"} & set(first.suffixes) and _is_text_log(first):
         return "terminal-log"
     return _of_records(path if path.is_file() else first)
@@ -92,7 +96,10 @@ def _tried(recognises: Callable[[Any], bool], raw: Any) -> bool:
         return False
 
 
-_MEND = "name it (--format), or say where its parts lie (--map task=..., --map success=..., --map messages=...)"
+_MEND = (
+    "name it (--format), or say where its parts lie "
+    "(--map task=..., --map success=..., --map messages=..., and --map model=... of several)"
+)
 
 
 def _shape(raw: Any) -> str:
@@ -106,7 +113,7 @@ def _shape(raw: Any) -> str:
 def _of_parquet(file: Path) -> str:
     columns = columns_of(file)
     if "record" in columns:
-        return "ledger"
+        return "episodes"
     if set(columns) >= set(COLUMNS):
         return "terminalbench"
     seen = ", ".join(columns[:SHOWN])

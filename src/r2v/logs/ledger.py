@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +18,7 @@ import msgspec
 
 from r2v.core.errors import ArtifactError, R2VError, SettingsError
 from r2v.core.types import SOLVED, Episode, Observation, Step, Task
+from r2v.core.untrusted import check_regular
 from r2v.gateway.ledger import Ledger
 from r2v.gateway.postgres_url import EXAMPLE, is_postgres, problem_of
 from r2v.gateway.reading import Entry, LedgerReader
@@ -94,8 +95,6 @@ def shipped(path: Path, url: Path, *, again: bool) -> tuple[int, str]:
     Raises:
         R2VError: one of the two cannot be read or written.
     """
-    if not path.is_file():
-        raise ArtifactError(f"{path} does not exist")
     if (there := url_in(url)) is None:
         raise SettingsError(f"{url} is no shared ledger; write {EXAMPLE}")
     rows = 0
@@ -140,14 +139,22 @@ def archived(path: Path, folder: Path, replica: str | None) -> Iterator[tuple[st
     Raises:
         R2VError: one of the two cannot be read or written.
     """
-    if url_in(path) is None and not path.exists():
-        raise ArtifactError(f"{path} does not exist")
-    if not _is_ledger(path) or is_archive(path):
+    if path.suffix == ".parquet" or path.is_dir():
         raise ArtifactError(f"{path} is no ledger; give the gateway's store.path or store.url")
     with _read(path) as ledger:
         assert isinstance(ledger, LedgerReader)
         own = ledger.identity if isinstance(ledger, Ledger) else "shared"
         yield from _archive().write_archive(ledger, replica or own, folder)
+
+
+def _check_written(path: Path) -> None:
+    """Raises ArtifactError for a file of which `Ledger` would make a ledger: who reads one makes none."""
+    check_regular(path)
+    if not path.exists():
+        raise ArtifactError(f"{path} does not exist")
+    with suppress(sqlite3.DatabaseError), closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as db:
+        if db.execute("PRAGMA user_version").fetchone() == (0,):
+            raise ArtifactError(f"{path} is no ledger; give the gateway's store.path or store.url")
 
 
 def _is_ledger(path: Path) -> bool:
@@ -170,7 +177,10 @@ def _opened(path: Path) -> Ledger | SharedLedger | Archive:
     if is_archive(path):
         found: Archive = _archive().Archive(path)
         return found
-    return Ledger(path) if (url := url_in(path)) is None else _shared(url)
+    if (url := url_in(path)) is not None:
+        return _shared(url)
+    _check_written(path)
+    return Ledger(path)
 
 
 @contextmanager
@@ -194,7 +204,7 @@ class LedgerFormat:
     """`r2v.logs.records.LogFormat`."""
 
     name: str = "ledger"
-    description: str = "the gateway's ledger, an archive of it, or episodes in Parquet"
+    description: str = "the gateway's ledger, or an archive of it"
     verifier: None = None
     most_steps: int | None = None
     """See `sessions`."""
@@ -203,10 +213,9 @@ class LedgerFormat:
         if path.suffix == ".parquet":
             yield from read_episodes(path)
             return
-        if url_in(path) is None and not path.exists():  # a new ledger would be made
-            raise ArtifactError(f"{path} does not exist")
         with _read(path) as ledger:
             yield from sessions(ledger, self.most_steps)
 
 
 FORMAT = LedgerFormat()
+EPISODES = LedgerFormat("episodes", "episodes in Parquet, of r2v export, r2v import or a run")

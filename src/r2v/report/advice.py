@@ -158,6 +158,8 @@ def _saved(f: Facts) -> str:
 
 
 def _next(f: Facts) -> str:
+    if f["verdict"] == "route" and f.get("router"):  # `r2v fit` has written it
+        return ""
     if f["verdict"] == "route":
         return "Next: r2v fit on the same logs, then the router in mode shadow, then canary at 10 %."
     if f["verdict"] == "no_route":

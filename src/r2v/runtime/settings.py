@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
@@ -104,7 +105,15 @@ def load(path: Path, kind: type[S], overrides: Sequence[str] = (), *, hint: str 
     try:
         return validated(kind, raw)
     except SettingsError as error:
-        raise SettingsError(f"{path}: {error}") from None
+        wrong = re.search("`([^`]+)`", str(error))
+        at = "" if wrong is None else f"{wrong[1]}."
+        changed = [key for key in (override.partition("=")[0] for override in overrides) if _overlap(at, f"{key}.")]
+        raise SettingsError(f"{f'--set {changed[-1]} of ' if at and changed else ''}{path}: {error}") from None
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Whether one of two keys, which end with a dot, lies under the other, or is it."""
+    return one.startswith(other) or other.startswith(one)
 
 
 def validated(kind: type[S], raw: object, at: str = "") -> S:

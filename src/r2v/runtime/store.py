@@ -8,6 +8,7 @@ An episode file is Parquet, one row an episode. The scalar columns can be querie
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -43,9 +44,20 @@ _decoder = msgspec.json.Decoder(Episode)
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Write to the yielded path; on success it is flushed to disk and takes `path`'s place, on error it disappears."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write to the yielded path; on success it is flushed to disk and takes `path`'s place, on error it disappears.
+
+    Raises ArtifactError, before anything is written, where no file can be made at `path`.
+    """
     aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        if path.is_dir():
+            raise ArtifactError(f"{path} is a folder; choose another path")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside.touch()
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
+        raise ArtifactError(f"{path} cannot be written ({error.strerror}); choose another path") from None
     try:
         yield aside
         with aside.open("rb+") as file:

@@ -44,6 +44,7 @@ from r2v.studies.evidence import (
     Evidence,
     evidence_of,
     explored_steps,
+    strongest,
 )
 from r2v.verifiers.tool_calls import FAILED
 
@@ -89,7 +90,7 @@ def advise(
     facts = {"seed": seed, "distrust_results": distrust_results, **_counts(episodes, found), **_MISSING}
     evidence = evidence_of(episodes, found, slms=slms, teacher=teacher, seed=seed)
     if evidence is None:
-        return Advice({**facts, **_not_enough(episodes, found, facts["explored"])}, None, {}, None)
+        return Advice({**facts, **_not_enough(episodes, found, facts["explored"], slms, teacher)}, None, {}, None)
     shares = SHARES if share is None else (share,)
     first, again = measured(evidence, shares, distrust_results, seed)
     units, escalated_U, gain = first.units, first.escalated_U, first.gain
@@ -102,7 +103,7 @@ def advise(
         "points_of_folds": [f"{p.kind} at {p.share:.0%}" for p in first.points],
         "nulls": _nulls(evidence, units, escalated_U, seed), "by_model": _by_model(evidence, units, escalated_U, seed),
         "left_out_models": _left_out_models(evidence, shares, distrust_results, seed),
-        "table": [_line(evidence, units, point.kind, s, costs) for s in SHARES],
+        "table": _table(evidence, units, point.kind, costs),
         **_area(evidence, first.plain, seed), "at_risk": evidence.at_risk(units, ~escalated_U),
         **costs.money(evidence, escalated_U, seed), **evidence.facts(units, escalated_U, seed),
     }  # fmt: skip
@@ -218,7 +219,9 @@ def _happened(episodes: Sequence[Episode]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _not_enough(episodes: Sequence[Episode], found: Groups, explored: Mapping[str, int]) -> dict[str, Any]:
+def _not_enough(
+    episodes: Sequence[Episode], found: Groups, explored: Mapping[str, int], slms: Sequence[str], teacher: str | None
+) -> dict[str, Any]:
     """What is missing, in the words of what to do about it."""
     outcomes = [e.success for e in episodes if e.success is not None]
     missing = []
@@ -232,6 +235,10 @@ def _not_enough(episodes: Sequence[Episode], found: Groups, explored: Mapping[st
         )
     if any(explored.values()):
         missing.append(f"to measure what escalating a step adds: {_exploration(explored)}")
+    if not missing and {*slms} == {stronger := teacher or strongest(episodes)}:
+        missing.append(f"no stronger model is left beside {stronger}; name the weaker one (--slm)")
+    if not missing:
+        missing.append(f"one model has to play {LEAST_GROUPS} tasks alone, to solve {LEAST_EACH} and to fail {LEAST_EACH}")
     rare = max(each / max(1, len(episodes)), 0.02)
     needed = max(LEAST_GROUPS, int(np.ceil(LEAST_EACH / rare)))
     return {"verdict": "not_enough", "why": "; ".join(missing), "sessions_needed": max(0, needed - len(episodes)) or needed}
@@ -256,8 +263,12 @@ def verdict_of(evidence: Evidence, gain: Gain, again: Gain | None, explored: Map
     more = max(0, int(np.ceil((gain.groups_needed - gain.groups) * per_group)))
     if not evidence.knows_teacher:
         # A risk finds failing sessions; whether anybody else would solve them is not in such logs.
+        unnamed = evidence.slms == ("recorded",)
+        both = f"too few tasks that two models played (the weaker one has to solve {LEAST_EACH} and to fail {LEAST_EACH}): "
         why = (
-            "only one model's outcomes are known: let the teacher answer some of these tasks (mode observe), log both, or "
+            ("only one model's outcomes are known: " if len(evidence.slms) == 1 else both)
+            + ("name the model of each record, if there are several (--map model=...); or " if unnamed else "")
+            + "let the teacher answer some of these tasks (mode observe), log both, or "
             + _exploration(explored)
         )
         return {"verdict": "not_enough", "why": why, "sessions_needed": LEAST_LABELS}
@@ -315,6 +326,12 @@ def _left_out_models(
         "folds": count, "share_escalated": found.gain.share, **_gains(evidence, found.gain),
         **_area(evidence, found.plain, seed), "models": _by_model(evidence, found.units, found.escalated_U, seed),
     }  # fmt: skip
+
+
+def _table(evidence: Evidence, units: Units, kind: str, costs: Costs) -> list[dict[str, Any]]:
+    """A line a share; where scores are equal, several shares escalate the same."""
+    lines = [_line(evidence, units, kind, share, costs) for share in SHARES]
+    return [*{line["share"]: line for line in lines}.values()]
 
 
 def _line(evidence: Evidence, units: Units, kind: str, share: float, costs: Costs) -> dict[str, Any]:
