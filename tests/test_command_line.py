@@ -48,15 +48,15 @@ def test_a_wrong_command_line_is_one_line(refused, arguments, line):
 def test_an_out_that_cannot_be_a_folder_is_named_before_any_work(refused, tmp_path, out, why):
     (tmp_path / "file").write_text("")
     said = refused("bench", "intercode", "--data", tmp_path, "--out", tmp_path / out)
-    assert f"{tmp_path / out} cannot be written ({why}); choose another --out" in said
+    assert f"{tmp_path / out} cannot be opened or written ({why}); choose another path" in said
 
 
 @pytest.mark.parametrize(
     ("out", "why"),
     [
         ("folder", "is a folder"),
-        ("file/below", "cannot be written (File exists)"),
-        ("x" * 300, "cannot be written (File name too long)"),
+        ("file/below", "cannot be opened or written (File exists)"),
+        ("x" * 300, "cannot be opened or written (File name too long)"),
     ],
 )
 def test_a_path_where_no_file_can_be_is_named(refused, tmp_path, out, why):
@@ -72,7 +72,9 @@ def test_a_path_where_no_file_can_be_is_named(refused, tmp_path, out, why):
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc on this system")
 @pytest.mark.parametrize("command", ["run examples/household.yaml --out", "init"])
 def test_an_out_that_cannot_be_made_is_one_line(refused, command):
-    assert "/proc/x cannot be written (No such file or directory); choose another" in refused(*command.split(), "/proc/x")
+    assert "/proc/x cannot be opened or written (No such file or directory); choose another" in refused(
+        *command.split(), "/proc/x"
+    )
 
 
 def test_what_follows_a_dry_run_has_its_options(tmp_path):

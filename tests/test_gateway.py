@@ -480,7 +480,7 @@ def test_a_request_that_the_model_refuses_is_the_clients_to_mend(make):
     world = make()
     world.small.status = [(400, {})]
     answer = world.post()
-    assert answer.status_code == 400 and answer.json()["error"]["message"] == "small: HTTP 400"
+    assert answer.status_code == 400 and answer.json()["error"]["message"] == "slm: HTTP 400"
     assert not world.teacher.seen
 
 
@@ -683,7 +683,7 @@ def test_health_ready_metrics_and_page(make):
         assert stranger.get("/ready").json()["ready"] is True
         page = stranger.get("/")
     metrics = world.client.get("/metrics").text
-    assert 'r2v_upstream_attempts_total{code="200",model="small"} 1' in metrics and "r2v_requests_total" in metrics
+    assert 'r2v_upstream_attempts_total{code="200",model="slm"} 1' in metrics and "r2v_requests_total" in metrics
     assert "r2v gateway" in page.text and "default-src 'none'" in page.headers["content-security-policy"]
     assert "http://" not in page.text.replace("http://www.w3.org/2000/svg", "")  # it loads nothing from elsewhere
 

@@ -555,19 +555,19 @@ def test_money_and_time_are_counted_for_each_model(make):  # noqa: F811
     slm, teacher = (sum(column) for column in zip(*world.rows("slm_usd, teacher_usd"), strict=True))
     assert 0 < slm < teacher / 10
     usd = world.client.get("/v1/stats").json()["usd"]
-    assert usd == {"small": pytest.approx(slm), "teacher": pytest.approx(teacher)}
+    assert usd == {"slm": pytest.approx(slm), "teacher": pytest.approx(teacher)}
     text = world.client.get("/metrics").text
     samples = {
         (sample.name, *sample.labels.values()): sample.value
         for family in text_string_to_metric_families(text) for sample in family.samples
     }  # fmt: skip
-    assert samples["r2v_cost_usd_total", "small"] == pytest.approx(slm)
+    assert samples["r2v_cost_usd_total", "slm"] == pytest.approx(slm)
     assert samples["r2v_cost_usd_total", "teacher"] == pytest.approx(teacher)
     assert samples["r2v_requests_total", "teacher"] == samples["r2v_requests_total", "slm"] == 1
     assert samples["r2v_decisions_total", "teacher", "forced"] == 1
     assert samples["r2v_overhead_seconds_count",] == 2 and samples["r2v_overhead_seconds_bucket", "+Inf"] == 2
-    assert samples["r2v_model_seconds_count", "small"] >= 1 and samples["r2v_model_seconds_count", "teacher"] == 1
-    assert samples["r2v_upstream_available", "small"] == 1 and samples["r2v_certificate_valid",] == 0
+    assert samples["r2v_model_seconds_count", "slm"] >= 1 and samples["r2v_model_seconds_count", "teacher"] == 1
+    assert samples["r2v_upstream_available", "slm"] == 1 and samples["r2v_certificate_valid",] == 0
     types = {family.name: family.type for family in text_string_to_metric_families(text)}
     assert types["r2v_overhead_seconds"] == "histogram" and types["r2v_saved_usd"] == "gauge"
     assert types["r2v_requests"] == types["r2v_cost_usd"] == types["r2v_upstream_attempts"] == "counter"

@@ -128,7 +128,7 @@ def test_two_workers_are_one_gateway(tmp_path):
             for family in text_string_to_metric_families(admin.get("/metrics").text) for sample in family.samples
         }  # fmt: skip
         assert samples["r2v_requests_total", "slm"] + samples.get(("r2v_requests_total", "teacher"), 0) == 160
-        assert samples["r2v_overhead_seconds_count",] == 160 and samples["r2v_upstream_available", "small"] == 1
+        assert samples["r2v_overhead_seconds_count",] == 160 and samples["r2v_upstream_available", "slm"] == 1
         shown = admin.get("/v1/stats?days=1").json()
         assert sum(shown["arms"].values()) == shown["days"][0]["steps"] == 160
         assert [row["steps"] for row in admin.get("/v1/sessions").json()["sessions"]] == [40] * 4
@@ -162,7 +162,7 @@ def test_workers_choose_among_more_than_two_models(tmp_path):
             assert gateway.ask("own").headers["x-r2v-arm"] in ("medium", "teacher")
             models = httpx.get(f"{gateway.admin}/v1/stats", headers=AUTH).json()["models"]
             assert {name: one["model"] for name, one in models.items()} == {
-                "small": "small-1", "medium": "medium-1", "teacher": "teacher-1",
+                "slm": "small-1", "medium": "medium-1", "teacher": "teacher-1",
             }  # fmt: skip
             found = problems(msgspec.json.decode(gateway.config.read_bytes(), type=GatewaySettings), lambda line: None)
             assert not [problem for problem in found if "medium" in problem]

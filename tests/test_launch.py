@@ -196,7 +196,9 @@ def test_the_commands_find_the_port_of_the_control_plane(desk):
     program.chmod(0o755)
     served = desk.serve()
     try:
-        assert [served.stdout.readline() for _ in range(3)][-1].startswith(f"page     http://127.0.0.1:{admin}/#key=")
+        assert [served.stdout.readline() for _ in range(3)][-1].startswith(
+            f"page     http://127.0.0.1:{admin}   (its key: $(cat "
+        )
         (desk.folder / "r2v.yaml").write_text(text)  # what runs says where its control plane is
         assert desk.run("promote", "--force").stdout.startswith("mode     shadow: 0 of 200 comparisons")
         assert desk.run("rollback").stdout.startswith("mode     observe: rolled back from shadow\n")

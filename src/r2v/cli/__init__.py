@@ -61,7 +61,7 @@ def app() -> None:
         if error.errno == errno.ENOSPC:
             _fail(f"the disk is full ({error.filename or 'while writing'}); free some space and run the same command again")
         if error.errno in UNWRITABLE and error.filename is not None:
-            _fail(f"{error.filename} cannot be written ({os.strerror(error.errno)}); choose another --out")
+            _fail(f"{error.filename} cannot be opened or written ({os.strerror(error.errno)}); choose another path")
         raise
 
 

@@ -90,9 +90,10 @@ def serve(
         if opens is None:
             shown = f"{admin_url}   (takes an admin's key: set {settings.server.admin_key_env})"
         elif opens == inbound_key(settings):
-            shown = page(admin_url, key)
+            shown = page(admin_url, key) if key == opens else f"{admin_url}   (its key: {key})"
         else:
-            shown = page(admin_url, opens if sys.stdout.isatty() else f"${settings.server.admin_key_env}")
+            named = f"{admin_url}   (its key: ${settings.server.admin_key_env})"
+            shown = page(admin_url, opens) if sys.stdout.isatty() else named
         from r2v.gateway.postgres_url import shared_url
         from r2v.gateway.postgres_url import shown as public
 

@@ -82,7 +82,7 @@ class ControlPlane(Guard):
         self._shipping, self._ledger = shipping, read_from(ledger, shipping)
         self._overview, self._counts = Overview(router, self._ledger, shipping), counts
         self._reloading = reloading
-        self._names = {"small" if name == "slm" else name: model.model for name, model in settings.models.items()}
+        self._names = {name: model.model for name, model in settings.models.items()}
 
     def all_routes(self) -> list[Route]:
         return [

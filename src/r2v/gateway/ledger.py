@@ -254,7 +254,9 @@ class Ledger(LedgerReader):
             if owner:
                 self.accounts.recover()
         except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
-            raise ArtifactError(f"{path} is not a ledger ({error}); choose another store.path") from None
+            unwritable = any(word in str(error) for word in ("unable to open", "readonly"))
+            what = "cannot be opened or written" if unwritable else "is not a ledger"
+            raise ArtifactError(f"{path} {what} ({error}); choose another store.path") from None
 
     def _version(self) -> int:
         return int(self._db.execute("PRAGMA user_version").fetchone()[0])

@@ -68,7 +68,7 @@ class Counts(msgspec.Struct):
 
     decisions: dict[Pair, int] = {}
     """(model that answered, code) -> steps."""
-    usd: dict[str, float] = msgspec.field(default_factory=lambda: {"small": 0.0, "teacher": 0.0})
+    usd: dict[str, float] = msgspec.field(default_factory=lambda: {"slm": 0.0, "teacher": 0.0})
     saved_usd: float = 0.0
     tokens: int = 0
     candidates: int = 0
@@ -179,7 +179,7 @@ class Metrics:
         """
         counts = self._counts
         _add(counts.decisions, {(arm, entry.code): 1})
-        _add(counts.usd, {model.name: model.usd for model in called if model.stronger} | {"small": entry.slm_usd})
+        _add(counts.usd, {model.name: model.usd for model in called if model.stronger} | {"slm": entry.slm_usd})
         _add(counts.parsed, {model.name: model.parsed for model in called})
         counts.saved_usd += entry.saved_usd
         counts.tokens += entry.tokens

@@ -85,6 +85,8 @@ class Modes:
         change = await self.current()
         if MODES.index(to) > MODES.index(change.mode):
             raise Unproven(f"{to} is above {change.mode}: promote to it")
+        if to == change.mode:
+            raise Unproven(f"the mode is {to} already")
         return await self._set(to, f"rolled back from {change.mode}")
 
     def evidence(self, change: ModeChange) -> tuple[bool, str]:

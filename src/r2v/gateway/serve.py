@@ -123,15 +123,15 @@ async def _serve(settings: GatewaySettings, mock: bool, announce: Callable[[str,
     servers: list[uvicorn.Server] = []
     running: list[asyncio.Task[None]] = []
     beside = mocks() if mock else []
-    for one in beside:
+    service = Service(mocked(settings, beside))
+    app = build_app(service, read=lambda: mocked(read(), beside))
+    listener = _listen(settings.server.host, settings.server.port)
+    for one in beside:  # not before: what fails would leave them running
         from r2v.clients.mock import mock_app
 
         server = uvicorn.Server(_config(mock_app(one.model), settings.server))
         servers.append(server)
         running.append(asyncio.create_task(server.serve([one.listener])))
-    service = Service(mocked(settings, beside))
-    app = build_app(service, read=lambda: mocked(read(), beside))
-    listener = _listen(settings.server.host, settings.server.port)
     host, port = listener.getsockname()[:2]
     url = f"http://{host}:{port}"
     main = server_of(app, settings.server)

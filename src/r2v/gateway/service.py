@@ -97,7 +97,7 @@ class Service:
                 shared with it, and so is a model whose settings are the same. It may be made in a thread.
         """
         self.file_settings = settings
-        self.slm: Client = _client(settings, "slm", "small", before.slm if before else None)
+        self.slm: Client = _client(settings, "slm", "slm", before.slm if before else None)
         pool = {name: before.stronger.get(name) if before else None for name in settings.stronger}
         self.stronger: dict[str, Client] = {name: _client(settings, name, name, old) for name, old in pool.items()}
         """The models between SLM and teacher, the cheapest first, and the teacher."""

@@ -57,7 +57,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise
-        raise ArtifactError(f"{path} cannot be written ({error.strerror}); choose another path") from None
+        raise ArtifactError(f"{path} cannot be opened or written ({error.strerror}); choose another path") from None
     try:
         yield aside
         with aside.open("rb+") as file:
