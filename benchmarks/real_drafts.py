@@ -4,7 +4,8 @@
 
 Of the first step of each test episode, judged by all tests of HumanEval+: one of the K candidates of the SLM, the one that
 its verifier picks, any of them, and the teacher's answer. Of whole episodes: on how many the SLM alone and the teacher alone
-ended differently. Intervals are a bootstrap over tasks.
+ended differently, and how many programs each of them fixed or broke between its first and its last step (as SCoRe counts
+retries). Intervals are a bootstrap over tasks.
 """
 
 from __future__ import annotations
@@ -31,6 +32,12 @@ RESAMPLES = 2000
 def right(problem: Problem, text: str) -> bool:
     code = code_of(text)
     return code is not None and check(problem, code).passed
+
+
+def ends_of(problem: Problem, episode: Episode) -> tuple[bool, bool]:
+    """Whether the first and the last program of an episode are right."""
+    programs = [step.choice.action.text for step in episode.steps if code_of(step.choice.action.text) is not None]
+    return (False, False) if not programs else (right(problem, programs[0]), right(problem, programs[-1]))
 
 
 def line(name: str, value_N: Sequence[float], task_N: Sequence[str]) -> None:
@@ -62,6 +69,10 @@ def main() -> None:
     with ThreadPoolExecutor(2) as pool:
         jobs = {key: [pool.submit(right, problems[key[0]], text) for text in drafts] for key, drafts in texts.items()}
         solved = {key: [job.result() for job in row] for key, row in jobs.items()}
+        retried = {
+            name: [*pool.map(lambda key, played=played: ends_of(problems[key[0]], played[key]), alone)]
+            for name, played in (("SLM", alone), ("teacher", teacher))
+        }
     tasks = [task for task, _ in solved]
     picked = {key: row[best(first[key].candidates, first[key].scores)] for key, row in solved.items()}
     print(f"first drafts of {len(solved)} episodes, {len(set(tasks))} tasks")
@@ -76,6 +87,12 @@ def main() -> None:
     line("teacher alone", [float(b) for _, b in ends], tasks)
     line("solved by the teacher alone only", [float(b and not a) for a, b in ends], tasks)
     line("solved by the SLM alone only", [float(a and not b) for a, b in ends], tasks)
+    for name, found in retried.items():
+        print(f"first and last program of the {name} alone")
+        line("first is right", [float(first) for first, _ in found], tasks)
+        line("last is right", [float(last) for _, last in found], tasks)
+        line("fixed", [float(last and not first) for first, last in found], tasks)
+        line("broken", [float(first and not last) for first, last in found], tasks)
 
 
 if __name__ == "__main__":
