@@ -34,8 +34,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HUB = "https://huggingface.co"
-CONTEXT = 2048
-"""Tokens of a slot while a run is recorded."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +161,9 @@ def answers(port: int) -> bool:
         return False
 
 
-def record(settings: Path, out: Path, python: str, server: str | None, minutes: float, slots: int, threads: int) -> int:
+def record(
+    settings: Path, out: Path, python: str, server: str | None, minutes: float, slots: int, context: int, threads: int
+) -> int:
     """Play a run whose models are served here; returns its exit status, 0 where the time ran out first.
 
     Args:
@@ -173,6 +173,7 @@ def record(settings: Path, out: Path, python: str, server: str | None, minutes: 
         server: path of llama.cpp's own server, to be used instead.
         minutes: after which the run is stopped.
         slots: requests that each server answers at once.
+        context: tokens of a slot.
         threads: of each server. One: with two each step of the model waits for the slower one, and other work on the
             machine makes that several times as long.
     """
@@ -187,9 +188,9 @@ def record(settings: Path, out: Path, python: str, server: str | None, minutes: 
             port = urllib.parse.urlsplit(model.base_url).port
             if server is None:
                 command = [python, __file__, "serve", model.model, "--port", str(port), "--slots", str(slots)]
-                command += ["--context", str(CONTEXT), "--threads", str(threads)]
+                command += ["--context", str(context), "--threads", str(threads)]
             else:
-                command = llama_server(server, model.model, port, slots, CONTEXT, threads)
+                command = llama_server(server, model.model, port, slots, context, threads)
             serving = stack.enter_context(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
             stack.callback(serving.terminate)
             while not answers(port):
@@ -230,6 +231,7 @@ def main() -> None:
     recording.add_argument("--server", help="llama.cpp's own server, to be used instead")
     recording.add_argument("--minutes", type=float, default=1e6)
     recording.add_argument("--slots", type=int, default=12, help="requests answered at once")
+    recording.add_argument("--context", type=int, default=2048, help="tokens of a slot")
     recording.add_argument("--threads", type=int, default=1, help="of each server")
     options = parser.parse_args()
     if options.command == "fetch":
@@ -244,6 +246,7 @@ def main() -> None:
                 options.server,
                 options.minutes,
                 options.slots,
+                options.context,
                 options.threads,
             )
         )

@@ -219,7 +219,8 @@ class RedisMachine(Machine):
         return Ledger(self.folder / f"{i}.db", owner=True)
 
     def made(self, i: int):
-        from r2v.gateway.redis_state import Connection, RedisBudgets
+        from r2v.gateway.redis_connection import Connection
+        from r2v.gateway.redis_state import RedisBudgets
 
         return RedisBudgets(Connection(self.url, self.prefix), self.ledgers[i].accounts, self.ledgers[i].identity)
 

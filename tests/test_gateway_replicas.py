@@ -61,7 +61,8 @@ def redis_url(tmp_path_factory):
 
 
 def shared_sessions(url: str, prefix: str):
-    from r2v.gateway.redis_state import Connection, RedisSessions
+    from r2v.gateway.redis_connection import Connection
+    from r2v.gateway.redis_state import RedisSessions
 
     return RedisSessions(Connection(url, prefix), 0.2)
 
@@ -195,7 +196,7 @@ def test_a_step_whose_redis_goes_is_refused(redis_url, tmp_path, monkeypatch):
 
 def test_a_redis_that_is_back_fails_one_command_at_most(tmp_path):
     """The connections that had been idle ended with it."""
-    from r2v.gateway.redis_state import Connection
+    from r2v.gateway.redis_connection import Connection
 
     port = free_port()
     command = ["redis-server", "--port", str(port), "--save", "", "--dir", str(tmp_path)]
@@ -220,7 +221,7 @@ def redis_server(folder: Path, port: int, *options: str):
 
 def test_what_is_written_waits_for_replicas_and_survives_a_failover(tmp_path):
     """Three Redis and a real sentinel; the one that all wrote to is killed while they write."""
-    from r2v.gateway.redis_state import Connection
+    from r2v.gateway.redis_connection import Connection
 
     first, second, third, sentinel = (free_port() for _ in range(4))
     config = tmp_path / "sentinel.conf"

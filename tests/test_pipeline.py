@@ -25,6 +25,7 @@ from r2v.studies import compare
 
 SETTINGS = """\
 version: 1
+workers: 1
 threads: 1
 environment: {house: small, receptacles: [4, 5], objects: [4, 6], horizon: 16, families: [pick_and_place_simple]}
 tasks: {policy: 60, router: 16, validation: 8, test: 8}
@@ -131,7 +132,7 @@ def test_what_cannot_be_compared_is_one_line(finished, refused, tmp_path):
     assert "is not a run" in refused("compare", finished, tmp_path)
 
 
-def testdifferences_of_runs_are_paired_over_tasks():
+def test_differences_of_runs_are_paired_over_tasks():
     """Of three tasks under two seeds, the second run solves one episode more of the first task, and one less of none."""
     cells = [(task, seed, "flaky") for task in "abc" for seed in (1, 2)]
     first = dict.fromkeys(cells, False) | {("b", 1, "flaky"): True}
@@ -164,6 +165,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_numbers(finished, setti
     """kill -9 between two agents of a stage, in the middle of cloning, of fitting and of evaluating."""
     out = tmp_path / "killed"
     command = [sys.executable, "-c", "from r2v.cli import app; app()", "run", str(settings), "--out", str(out)]
+    command += ["--set", "workers=2"]
     for wanted in (
         "1-collect/partial/plain-0.json",
         "3-clone/partial/clone.pt",

@@ -26,7 +26,8 @@ def shared_state(settings: GatewaySettings, ledger: Ledger) -> tuple[Sessions, B
     if not (url := os.environ.get(name, "").strip()):
         raise SettingsError(f"environment variable {name} of store.redis_env is not set; it must hold the URL of a Redis")
     try:
-        from r2v.gateway.redis_state import Connection, RedisBudgets, RedisKeys, RedisSessions
+        from r2v.gateway.redis_connection import Connection
+        from r2v.gateway.redis_state import RedisBudgets, RedisKeys, RedisSessions
     except ModuleNotFoundError:
         raise SettingsError("store.redis_env needs the extra redis: pip install 'r2v[redis]'") from None
     try:
