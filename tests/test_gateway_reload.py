@@ -245,7 +245,7 @@ def test_settings_that_are_wrong_leave_the_old_ones_in_use(tmp_path, options):
         gateway.write(route__router=str(tmp_path / "gone"), server__port=port)
         gateway.process.send_signal(signal.SIGHUP)
         line = gateway.process.stderr.readline()
-        assert line.startswith(f"r2v: reload refused: {tmp_path / 'gone'}/router.json does not exist")
+        assert line.startswith(f"r2v: reload refused: `route.router` = {tmp_path / 'gone'}: there is no such folder")
         assert f"settings {before['settings']} stay in use" in line
         found = state(gateway)
         assert found["refused"] == count + 1 and str(tmp_path / "gone") in found["problem"]
@@ -270,7 +270,9 @@ def test_settings_that_are_wrong_leave_the_old_ones_in_use(tmp_path, options):
         assert (asked.returncode, asked.stdout) == (0, f"settings {found['settings']}\nrouter   {found['router']}\n")
         gateway.write(route__router=str(tmp_path / "gone"), server__port=port)
         asked = command("reload", str(gateway.config))
-        assert asked.returncode == 1 and asked.stderr.startswith(f"r2v: {tmp_path / 'gone'}/router.json does not exist")
+        assert asked.returncode == 1 and asked.stderr.startswith(
+            f"r2v: `route.router` = {tmp_path / 'gone'}: there is no such folder"
+        )
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -297,7 +297,7 @@ def test_a_step_is_answered_and_billed_by_the_model_that_was_chosen(world, tmp_p
     assert [one["id"] for one in client.get("/v1/models").json()["data"]] == ["r2v", "r2v:slm", "r2v:medium", "r2v:teacher"]
     stats = client.get("/v1/stats").json()
     assert stats["arms"] == {"slm": 0, "medium": 1, "teacher": 0} and stats["usd"]["medium"] == pytest.approx(usd)
-    assert set(stats["models"]) == {"small", "medium", "teacher"}
+    assert set(stats["models"]) == {"slm", "medium", "teacher"}
     assert 'r2v_cost_usd_total{model="medium"}' in client.get("/metrics").text
 
 

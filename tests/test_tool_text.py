@@ -446,7 +446,7 @@ def test_parsed_calls_are_counted_and_in_the_ledger(make):
     assert found["a"].parsed_calls == 1 and found["b"].parsed_calls == 0
     assert [call.name for call in found["a"].reply.tool_calls] == ["look"]
     metrics = world.http.get("/metrics").text
-    assert 'r2v_parsed_answers_total{model="small"} 3.0' in metrics
+    assert 'r2v_parsed_answers_total{model="slm"} 3.0' in metrics
     shown = world.http.get("/v1/sessions/a").json()["steps"][0]
     assert shown["parsed_calls"] == 1
 
