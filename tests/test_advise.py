@@ -27,6 +27,7 @@ from r2v.logs.importing import import_logs
 from r2v.maths.stats import auroc, auroc_equal_B
 from r2v.report.advice import page, paragraph
 from r2v.routers import decide, load_router
+from r2v.routers.base import FittedWith
 from r2v.routers.reading import Reading
 from r2v.runtime.settings import load
 from r2v.studies.advise import advise, router_of
@@ -546,6 +547,27 @@ def test_fit_writes_the_router_that_was_measured(log, episodes, tmp_path):
     text = text.replace("router: recorded", f"router: {out}").replace("mode: observe", "mode: shadow")
     (tmp_path / "r2v.yaml").write_text("\n".join(line for line in text.splitlines() if not line.startswith("  k:")))
     assert load_configured(load(tmp_path / "r2v.yaml", GatewaySettings).route).router.fitted_with == router.fitted_with
+
+
+def test_the_threshold_is_on_the_scale_of_the_served_scores(tmp_path):
+    """Readers that are too sure are calibrated, each by its own slope; their threshold is of what they say afterwards."""
+    draw, lines = np.random.default_rng(0), []
+    for i in range(300):
+        hard, stuck = draw.random() < 0.3, draw.random() < 0.4
+        alone, strong = 0.55 - (0.25 if stuck else -0.15), 0.8 - (0.25 if hard else 0)
+        lines.append(session(i, "small", hard=hard, stuck=stuck, success=bool(draw.random() < alone)))
+        lines.append(session(i, "strong", hard=hard, stuck=False, success=bool(draw.random() < strong)))
+    (tmp_path / "weak.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    episodes = import_logs(tmp_path / "weak.jsonl", "openai-jsonl")[0]
+    advice = advise(episodes, Costs(), share=0.2)
+    router = router_of(advice, FittedWith(None, 50, None))
+    assert router.teacher is not None and router.teacher.calibration.slope < 0.6
+    small = [e for e in episodes if e.agent == "small"]
+    highest = [
+        max(router.score_of(c, s.choice.action, s.choice.features) for c, s in zip(e.contexts(50), e.steps, strict=True))
+        for e in small
+    ]
+    assert np.mean(np.array(highest) >= router.threshold) == pytest.approx(0.2, abs=0.04)
 
 
 @pytest.mark.parametrize(

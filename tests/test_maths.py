@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from r2v.maths.calibration import brier, ece, fit_isotonic, fit_scaling, nll, reliability_bins
+from r2v.maths.calibration import FLAT, brier, ece, fit_isotonic, fit_scaling, nll, reliability_bins
 from r2v.maths.risk import cvar
 from r2v.maths.stats import auroc, mcnemar, newcombe, wilson
 
@@ -57,6 +57,18 @@ def test_scaling_recovers_a_known_distortion():
     assert bias == pytest.approx(-0.4, abs=0.05)
     slope, bias = fit_scaling(2 * true_logit, y, with_bias=False)
     assert (slope, bias) == (pytest.approx(0.5, abs=0.02), 0.0)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(20, 200), st.sampled_from([0.0, -1.0]), st.booleans())
+def test_scaling_keeps_the_order_of_logits_that_say_nothing_or_the_contrary(seed, size, sign, with_bias):
+    rng = np.random.default_rng(seed)
+    logit_N = rng.normal(size=size)
+    y_N = (rng.random(size) < 1 / (1 + np.exp(-sign * 3 * logit_N))).astype(float)
+    y_N[:2] = 0, 1
+    slope, bias = fit_scaling(logit_N, y_N, with_bias=with_bias)
+    assert slope > 0
+    if with_bias and slope == FLAT:
+        assert 1 / (1 + np.exp(-bias)) == pytest.approx(y_N.mean(), abs=1e-3)
 
 
 @given(probabilities)

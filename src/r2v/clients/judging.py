@@ -24,6 +24,7 @@ from r2v.core.types import Usage
 from r2v.core.untrusted import MB, read_bytes
 from r2v.maths import Floats
 from r2v.maths.calibration import fit_isotonic, fit_scaling
+from r2v.maths.calibration import log_odds as probability_log_odds
 from r2v.messages.conversation import Json, parse, text_of
 
 CALIBRATIONS = Literal["platt", "isotonic"]
@@ -136,5 +137,4 @@ def fit_calibration(said: Sequence[float], success: Sequence[bool], how: CALIBRA
 
 def log_odds(said: Sequence[float] | Floats) -> Floats:
     """Of the numbers that a judge says, which may be 0 and 1."""
-    said_N = np.clip(np.asarray(said), 1e-3, 1 - 1e-3)
-    return np.asarray(np.log(said_N / (1 - said_N)))
+    return probability_log_odds(np.asarray(said), 1e-3)

@@ -20,7 +20,7 @@ from r2v.core.mlp import Calibration
 from r2v.core.reading import FIELDS, ROOM, VERDICT, Grams, Reader, grams, joined, texts
 from r2v.core.types import Action, Episode, Step
 from r2v.maths import Bools, Floats
-from r2v.maths.calibration import fit_scaling, nll
+from r2v.maths.calibration import fit_scaling, log_odds, nll
 
 BINS = 5
 DRAFTS = "second_draft"
@@ -180,8 +180,7 @@ def cross_fitted(rows: ReadRows, y_N: Floats, fold_N: NDArray[np.int64], *, seed
 
 def calibrated(reader: Reader, p_N: Floats, y_N: Floats) -> Reader:
     """The reader with its slope and bias from probabilities on groups left out (Platt)."""
-    clipped = np.clip(p_N, 1e-6, 1 - 1e-6)
-    slope, bias = fit_scaling(np.log(clipped / (1 - clipped)), y_N, with_bias=True)
+    slope, bias = fit_scaling(log_odds(p_N), y_N, with_bias=True)
     return replace(reader, calibration=Calibration(slope, bias))
 
 

@@ -7,6 +7,14 @@ import numpy as np
 from r2v.maths import Floats
 
 BINS = 15
+FLAT = 1e-6
+"""The least slope of a scaling."""
+
+
+def log_odds(p_N: Floats, least: float = 1e-6) -> Floats:
+    """Of probabilities, which count as `least` at least, and as 1 - `least` at most."""
+    p_N = np.clip(p_N, least, 1 - least)
+    return np.asarray(np.log(p_N / (1 - p_N)))
 
 
 def brier(p_N: Floats, y_N: Floats) -> float:
@@ -37,7 +45,8 @@ def ece(p_N: Floats, y_N: Floats, bins: int = BINS) -> float:
 def fit_scaling(logit_N: Floats, y_N: Floats, *, with_bias: bool) -> tuple[float, float]:
     """(slope, bias) minimising the NLL of sigmoid(slope x logit + bias): temperature scaling, or Platt's with a bias.
 
-    Newton's method with step halving; the NLL is convex. The slope stays positive, so the order of risks is kept.
+    Newton's method with step halving; the NLL is convex. Of logits that say nothing, or the contrary, the slope is `FLAT`:
+    the order of risks is kept, and all are about the mean of y.
     """
     design = np.stack([logit_N, np.ones_like(logit_N)], axis=1) if with_bias else logit_N[:, None]
     theta = np.array([1.0, 0.0])[: design.shape[1]]
@@ -52,12 +61,15 @@ def fit_scaling(logit_N: Floats, y_N: Floats, *, with_bias: bool) -> tuple[float
         hessian = (design * (p_N * (1 - p_N))[:, None]).T @ design / len(y_N)
         step = np.linalg.solve(hessian + 1e-9 * np.eye(len(theta)), gradient)
         size = 1.0
-        while size > 1e-6 and (loss(theta - size * step) > loss(theta) or (theta - size * step)[0] <= 0):
+        while size > 1e-6 and loss(theta - size * step) > loss(theta):
             size /= 2
         theta = theta - size * step
         if np.abs(size * step).max() < 1e-9:
             break
-    return float(theta[0]), float(theta[1]) if with_bias else 0.0
+    slope, bias = float(theta[0]), float(theta[1]) if with_bias else 0.0
+    if slope >= FLAT:
+        return slope, bias
+    return FLAT, float(log_odds(np.asarray(y_N.mean())) - FLAT * np.mean(logit_N)) if with_bias else 0.0
 
 
 def fit_isotonic(p_N: Floats, y_N: Floats) -> tuple[Floats, Floats]:

@@ -32,6 +32,7 @@ from r2v.evaluation.gain import (
 from r2v.evaluation.prefixes import auroc_equal_step
 from r2v.learning.reading import calibrated, fit_reader
 from r2v.maths import Bools, Floats
+from r2v.maths.calibration import log_odds
 from r2v.routers.base import FittedWith
 from r2v.routers.reading import Reading
 from r2v.studies.costs import Costs, tokens_of
@@ -162,13 +163,14 @@ def router_of(advice: Advice, fitted_with: FittedWith, *, seed: int = 0) -> Read
         raise ValueError("these logs hold nothing to fit a router on")
     served = evidence.slms[0] if len(evidence.slms) == 1 else None
     floored = advice.facts["distrust_results"]
-    readers = {}
+    readers, p_N = {}, dict(advice.probabilities)
     for name, y_N in evidence.labels.items():
         known_N = ~np.isnan(y_N)
         reader = fit_reader(evidence.rows, y_N, known_N, seed=seed)
-        reader = calibrated(reader, advice.probabilities[name][known_N], y_N[known_N])
+        reader = calibrated(reader, p_N[name][known_N], y_N[known_N])
         readers[name] = replace(reader, agent=served, floored=floored)
-    units = evidence.units(advice.probabilities, np.zeros(len(evidence.rows), dtype=np.int64))
+        p_N[name] = reader.calibration(log_odds(p_N[name]))  # the threshold is compared with what the router will say
+    units = evidence.units(p_N, np.zeros(len(evidence.rows), dtype=np.int64))
     kept = (
         "verdict", "evidence", "episodes_used", "groups_used", "teacher", "gain_over_random", "gain_ci95",
         "share_escalated", "auroc_equal_step", "seed",
