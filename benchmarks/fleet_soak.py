@@ -3,7 +3,7 @@
     python benchmarks/fleet_soak.py [--minutes 20] [--every 20] [--pause 0.3]
 
 The models of gateway_soak.py fail one request in ten. Two gateways, a journal each, share a Redis with two replicas and a
-sentinel (`appendonly yes`, `store.redis_replicas: 1`) and ship to a Postgres with a streaming standby. 16 clients play
+sentinel (`appendonly yes`, `store.redis_replicas: 2`) and ship to a Postgres with a streaming standby. 16 clients play
 sessions whose steps alternate between the replicas, and post outcomes to either. In turns are killed with SIGKILL: Postgres
 (started again), Redis (the sentinel makes another one the master, and the killed one follows it), a replica (started again),
 Postgres (its standby is promoted, and gets one of its own), Redis, the other replica. In the end all that is left is
@@ -60,13 +60,13 @@ def replica(port: int, models_at: int, path: str, url: str, redis_url: str, day:
     os.environ["R2V_SOAK_REDIS"] = redis_url
     serve_with(
         models_at, ",".join(map(secret, range(KEYS))), server={"port": port},
-        store={"path": path, "url": url, "redis_env": "R2V_SOAK_REDIS", "redis_replicas": 1},
+        store={"path": path, "url": url, "redis_env": "R2V_SOAK_REDIS", "redis_replicas": 2},
         budget={"session": SESSION, "key_per_day": KEY, "per_day": day},
     )  # fmt: skip
 
 
 class RedisSet:
-    """Three Redis and a sentinel, which makes another one the master where the one that is does not answer for a second."""
+    """Three Redis and a sentinel, which makes another one the master where the one that is does not answer for three seconds."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.ports, self.sentinel_port = folder, [free_port() for _ in range(3)], free_port()
@@ -74,7 +74,7 @@ class RedisSet:
         self.servers = {port: self._start(port, self.ports[0]) for port in self.ports}
         config = folder / "sentinel.conf"
         config.write_text(
-            f"sentinel monitor soak 127.0.0.1 {self.ports[0]} 1\nsentinel down-after-milliseconds soak 1000\n"
+            f"sentinel monitor soak 127.0.0.1 {self.ports[0]} 1\nsentinel down-after-milliseconds soak 3000\n"
             "sentinel failover-timeout soak 5000\n"
         )
         with closing(redis.Redis(port=self.ports[0])) as client:

@@ -189,8 +189,8 @@ class StoreSettings(Settings):
     """Environment variable with the URL of a Redis in which replicas share sessions, budgets and the kill switch;
     `redis+sentinel://HOST:PORT,HOST:PORT/NAME` is the one that sentinels call the master of NAME."""
     redis_replicas: NonNegativeInt = 0
-    """Of that Redis: each write waits until so many of its replicas have it, and is refused without them, so that a failover
-    forgets nothing."""
+    """Of that Redis: each write waits until so many of its replicas have it, and is refused without them. All of them, for a
+    failover to forget nothing: with fewer, another one may take over."""
     url: str | None = None
     """`postgresql://USER@HOST/DATABASE`: the ledger that replicas share; that of `path` is then the journal of one of them.
     `sqlite:///PATH` is another way to write `path`. No password: $PGPASSWORD and ~/.pgpass are read."""
