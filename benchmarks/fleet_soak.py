@@ -66,7 +66,7 @@ def replica(port: int, models_at: int, path: str, url: str, redis_url: str, day:
 
 
 class RedisSet:
-    """Three Redis and a sentinel, which makes another one the master where the one that is does not answer for three seconds."""
+    """Three Redis and a sentinel, which makes another one the master where the one that is does not answer for 3 s."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.ports, self.sentinel_port = folder, [free_port() for _ in range(3)], free_port()
