@@ -89,6 +89,22 @@ def test_a_step_that_two_ledgers_have_is_read_once(tmp_path, monkeypatch):
     assert [len(episode.steps), episode.success, episode.outcome_source] == [3, False, "tests"]
 
 
+def test_a_verdict_shortly_before_the_archive_ends_is_no_outcome_yet(tmp_path, monkeypatch):
+    now = [FIRST + DAY + 5]
+    monkeypatch.setattr(time, "time", lambda: now[0])
+    with closing(Ledger(tmp_path / "ledger.db")) as ledger:
+        for name, at in (("done", FIRST), ("late", FIRST + DAY - 5), ("sent", FIRST + DAY - 5)):
+            write(ledger, name, 0, at=at, goal=name, verdict=LastVerdict("tests", 0, 0.0))
+        ledger.outcome("sent", None, 1.0)
+        archive_all(tmp_path / "archive", ledger)
+        now[0] += DAY
+        found = {e.goal: e.success for e in FORMAT.read(tmp_path / "archive")}
+        assert found == {"done": False, "late": None, "sent": None}  # what was sent is of the next day
+        write(ledger, "late", 1, at=FIRST + DAY + 5, goal="late", verdict=LastVerdict("tests", 0, 1.0))
+        archive_all(tmp_path / "archive", ledger)
+    assert {e.goal: e.success for e in FORMAT.read(tmp_path / "archive")} == {"done": False, "late": True, "sent": True}
+
+
 def test_a_step_that_no_ledger_takes_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(time, "time", lambda: FIRST + 10 * DAY)
     with closing(Ledger(tmp_path / "ledger.db")) as ledger:

@@ -12,14 +12,29 @@ from typer.testing import CliRunner
 from r2v.cli import cli
 from r2v.core.features import featurise
 from r2v.core.groups import folds, groups
-from r2v.core.types import NO_USAGE, Action, Candidate, Choice, Context, Decision, Episode, Observation, Step, Task, Usage
+from r2v.core.types import (
+    NO_USAGE,
+    Action,
+    Candidate,
+    Choice,
+    Context,
+    Decision,
+    Episode,
+    Memory,
+    Observation,
+    Step,
+    Task,
+    Usage,
+)
 from r2v.evaluation.gain import SHARES, escalated, mean_gain
+from r2v.gateway.routing import GatewayRouter
+from r2v.gateway.settings import RouteSettings
 from r2v.report.advice import page, paragraph, table
 from r2v.routers import decide, load_router
 from r2v.runtime.store import write_episodes
 from r2v.studies.advise import FOLDS, advise
 from r2v.studies.costs import Costs, read_prices
-from r2v.studies.evidence import LEAST_EXPLORED, Explored, escalation_propensity, evidence_of
+from r2v.studies.evidence import LEAST_EXPLORED, Explored, escalation_propensity, evidence_of, explored_steps
 
 STEPS = 3
 FAILS = 0.1
@@ -145,6 +160,63 @@ def test_a_worth_is_the_doubly_robust_one(made):
         assert worth[row] == pytest.approx(0.5 + away)
 
 
+# Several stronger models
+
+POOL = ("medium", "teacher")
+SOLVES = {"slm": 0.4, "medium": 0.5, "teacher": 0.7}
+
+
+class ToMedium:
+    """Gives steps that say so to the medium model, and all others to the SLM."""
+
+    name, models = "to medium", POOL
+
+    def decide(self, context: Context, features, memory: Memory, *, seed: int) -> Decision:
+        route = "escalate" if "midway" in context.observations[-1] else "continue"
+        return Decision(route, "risk_above", 0.5, "benefit", 0.1, 1.0, (), "", "medium")
+
+
+def pool_world(sessions: int, explore: float) -> list[Episode]:
+    """Sessions of one step, half of which the router gives to the medium model."""
+    rng = np.random.default_rng(0)
+    router = GatewayRouter(ToMedium(), RouteSettings(explore=explore), POOL, POOL, POOL)
+    draft = Candidate(Action("answer"), None, None, NO_USAGE)
+    episodes = []
+    for i in range(sessions):
+        goal, seen = (
+            f"number {i} of customer c{i * 37 % 101} in town t{i * 53 % 89}",
+            f"entry {i} {('midway', 'plain')[i % 2]}",
+        )
+        context = Context(goal, (seen,), (), 50)
+        features = featurise(context, (draft,), (0.5,))
+        decision = router.decide(context, features, Memory(), seed=i)
+        source = "slm" if decision.route == "continue" else "teacher"
+        choice = Choice(Action("x"), source, (draft,), (0.5,), features, decision, Usage(1, 100, 10), Usage(1, 100, 20))
+        step = Step(0, 0, Observation(seen, False, None, None, "", ()), choice)
+        success = bool(rng.random() < SOLVES[choice.model])
+        episodes.append(
+            Episode(Task(goal, "served", "gateway", goal), 0, "none", "r2v", goal, (step,), None, success, "done", None)
+        )
+    return episodes
+
+
+def test_steps_of_another_model_stay_and_the_weights_of_both_arms_are_one_on_average():
+    episodes = pool_world(6000, 0.5)
+    evidence = evidence_of(episodes, groups(episodes))
+    assert isinstance(evidence, Explored) and len(evidence.rows) == len(episodes)
+    helped_N, e_N = evidence.escalated_N, evidence.propensity_N
+    alone_N = 1 - helped_N - evidence.other_N
+    assert np.mean(helped_N / e_N) == pytest.approx(1, abs=0.1) and np.mean(alone_N / (1 - e_N)) == pytest.approx(1, abs=0.1)
+    for wrong in ({"risk": 0.9, "teacher_risk": 0.9}, {"risk": 0.2, "teacher_risk": 0.5}):
+        worth_N = evidence.worth({name: np.full(len(episodes), value) for name, value in wrong.items()})
+        assert worth_N.mean() == pytest.approx(SOLVES["teacher"] - SOLVES["slm"], abs=0.1)
+        assert worth_N[evidence.other_N > 0] == pytest.approx(wrong["risk"] - wrong["teacher_risk"])
+    of = [e.success for e in episodes if e.steps[0].choice.model == "medium"]
+    assert np.isnan(evidence.labels["risk"]).sum() == len(of) + helped_N.sum() and len(of) == evidence.other_N.sum()
+    took = advise(episodes[:1000], Costs()).facts["explored"]
+    assert took["escalated"] + took["continued"] == sum(e.steps[0].choice.model != "medium" for e in episodes[:1000])
+
+
 # What counts as explored
 
 
@@ -169,6 +241,15 @@ def test_steps_are_left_out_whichever_route_they_drew(explore):
     for step in (s for e in episodes for s in e.steps):
         counted[step.choice.source].append(escalation_propensity(step) is not None)
     assert all(set(found) == {explore >= 0.02} for found in counted.values())
+
+
+@pytest.mark.parametrize("explore", [0.03, 0.04])
+def test_in_a_pool_steps_are_left_out_whichever_model_they_drew(explore):
+    episodes = pool_world(1500, explore)
+    counted: dict[str, set[bool]] = {}
+    for episode, steps in zip(episodes, explored_steps(episodes), strict=True):
+        counted.setdefault(episode.steps[0].choice.model, set()).add(bool(steps))
+    assert counted == {model: {explore >= 0.04} for model in SOLVES}
 
 
 def test_a_row_that_contradicts_itself_is_left_out(made):

@@ -29,7 +29,7 @@ from r2v.runtime.settings import load
 from r2v.runtime.store import read_episodes
 from r2v.studies import improve as improving
 from r2v.studies.improve import Plan, gain, improve, lines
-from r2v.studies.improve_on_logs import improve_on_logs
+from r2v.studies.improve_on_logs import LEAST, _split, improve_on_logs, likelier
 from test_conversation_training import TEMPLATE, ledger
 from test_local_models import chat_tokenizer
 from tiny_models import tiny
@@ -245,6 +245,20 @@ def test_a_ledger_with_too_little_is_refused(base_model, tmp_path):
     )
     with pytest.raises(StageError, match=r"keep no messages .*`store\.redact: false`"):
         improve_on_logs(hashed, ModelSettings(path=str(base_model)), CloneSettings(), tmp_path / "out", 1, print)
+
+
+def test_near_copies_of_what_was_learned_are_not_held_out(tmp_path):
+    (base, *_), _ = import_logs(ledger(tmp_path / "ledger.db", redact=False), "ledger")
+    rng = np.random.default_rng(0)
+    goals = [" ".join(f"w{n}" for n in rng.integers(10_000, size=25)) for _ in range(LEAST)]
+    sent = [f"{goal} run {n}" for goal in goals for n in range(2)]
+    episodes = [replace(base, task=replace(base.task, id=goal, goal=goal), goal=goal) for goal in sent]
+    learned, held, group_H = _split(episodes, 0)
+    assert len(held) == 10 and not {e.goal[:-6] for e in learned} & {e.goal[:-6] for e in held}
+    assert {group_H.count(group) for group in group_H} == {2}
+    assert likelier(group_H, [1.0] * 10, [0.5] * 10, 0)["held_out_tasks"] == 5
+    with pytest.raises(StageError, match=f"{LEAST - 1} tasks have an answer of the teacher, {LEAST} are needed"):
+        _split(episodes[2:], 0)
 
 
 def test_of_an_unsolved_session_only_the_teachers_answers_are_learned(tmp_path):

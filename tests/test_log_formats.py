@@ -171,6 +171,17 @@ def test_outcomes_of_a_file_have_the_same_bound_and_go_first(tmp_path):
     assert [episode.success for episode in episodes] == [success for _, success in BOUND]
 
 
+def test_outcomes_by_task_are_of_one_model_and_may_be_words(tmp_path, refused):
+    log, outcomes = tmp_path / "log.jsonl", tmp_path / "outcomes.json"
+    log.write_text("\n".join(json.dumps({"messages": CHAT, "success": True, "task": "t", "model": m}) for m in "ab"))
+    outcomes.write_text('{"resolved_ids": ["t"]}')
+    told = "has one outcome of the task 't', which a and b played: give logs of one model"
+    assert told in refused("import", log, tmp_path / "out.parquet", "--format", "openai-jsonl", "--outcomes", outcomes)
+    outcomes.write_text('{"b/t": "not_resolved", "t": "resolved", "other": null}')
+    episodes, _ = import_logs(log, "openai-jsonl", outcomes)
+    assert {episode.agent: episode.success for episode in episodes} == {"a": True, "b": False}
+
+
 @pytest.mark.parametrize(("reward", "success"), [(0.5, True), (0.49, False)])
 def test_a_ledgers_outcome_has_the_same_bound_in_its_drift_check_too(host, tmp_path, reward, success):
     ledger = served(host, tmp_path, redact=True, reward=reward)

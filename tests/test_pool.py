@@ -238,6 +238,15 @@ def test_explored_steps_draw_every_model_with_its_probability():
     assert share["escalate", TEACHER] == pytest.approx(0.125, abs=0.03)
 
 
+@pytest.mark.parametrize("threshold", [0.1, 5.0])
+def test_what_a_model_gets_from_one_that_cannot_answer_counts_in_its_probability(threshold):
+    found = [served(medium(threshold), seed=s, explore=0.5, usable=(TEACHER,), explored=(TEACHER,)) for s in range(400)]
+    asked = 0.75 if threshold == 0.1 else 0.25
+    assert {(d.route, d.model, d.propensity) for d in found} == {
+        ("escalate", TEACHER, asked), ("continue", TEACHER, 1 - asked),
+    }  # fmt: skip
+
+
 def test_a_router_that_names_a_model_which_is_not_there_is_refused(tmp_path):
     medium().save(tmp_path / "router")
     assert load_configured(RouteSettings(router=str(tmp_path / "router")), ("medium", TEACHER)).threshold == 0.1

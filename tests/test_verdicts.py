@@ -570,7 +570,7 @@ RUNS = ("pytest -q", "1 failed in 0.1s"), ("edit a.py", "done"), ("pytest -q", "
 
 
 @pytest.mark.parametrize("redact", [True, False])
-def test_the_gateway_keeps_verdicts_and_they_are_the_outcome_where_none_is_sent(make, tmp_path, redact):  # noqa: F811
+def test_the_gateway_keeps_verdicts_and_they_are_the_outcome_where_none_is_sent(make, tmp_path, monkeypatch, redact):  # noqa: F811
     world = make(store__redact=redact, verdicts=["reward", "tests", "second_draft"])
     said: list[str] = []
     assert problems(world.config, said.append) == []
@@ -593,6 +593,9 @@ def test_the_gateway_keeps_verdicts_and_they_are_the_outcome_where_none_is_sent(
         s["session"].split("/")[-1]: (s["reward"], s["verdict"]) for s in world.client.get("/v1/sessions").json()["sessions"]
     }
     assert listed == {"s1": (1.0, "tests"), "s2": (0.0, "tests"), "s3": (0.0, ""), "s4": (None, None)}
+    going_on = [(len(e.steps), e.success, e.outcome_source) for e in FORMAT.read(world.ledger)]
+    assert sorted(going_on) == [(2, None, ""), (3, None, ""), (5, None, ""), (10, False, "")]
+    monkeypatch.setattr("r2v.logs.ledger.QUIET_S", 0.0)
     found = {len(e.steps): e for e in FORMAT.read(world.ledger)}
     assert [(found[n].success, found[n].outcome_source) for n in (5, 3, 10, 2)] == [
         (True, "tests"), (False, "tests"), (False, ""), (None, ""),

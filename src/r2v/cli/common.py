@@ -52,7 +52,7 @@ Map = Annotated[
     ),
 ]
 Outcomes = Annotated[
-    Path | None, typer.Option(help="JSON with outcomes by task, or a SWE-bench report, for logs that hold none.")
+    Path | None, typer.Option(help="JSON with outcomes by task or MODEL/TASK, or a SWE-bench report, for logs without any.")
 ]
 
 MostSteps = Annotated[

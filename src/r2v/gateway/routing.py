@@ -56,12 +56,15 @@ class GatewayRouter:
         return self.router.name
 
     def decide(self, context: Context, features: Features, memory: Memory, *, seed: int) -> Decision:
-        decision = within_budget(self._wanted(context, features, memory, seed), memory)
-        if decision.model not in self.usable:
-            later = self.stronger[self.stronger.index(decision.model) :]
-            able = next(name for name in later if name in self.usable)
-            decision = replace(decision, model=able, reason=f"{decision.reason}; {decision.model} cannot answer now")
-        return decision
+        return self._able(within_budget(self._wanted(context, features, memory, seed), memory))
+
+    def _able(self, decision: Decision) -> Decision:
+        """The decision, for the next stronger model where its own cannot answer."""
+        if decision.model in self.usable:
+            return decision
+        later = self.stronger[self.stronger.index(decision.model) :]
+        able = next(name for name in later if name in self.usable)
+        return replace(decision, model=able, reason=f"{decision.reason}; {decision.model} cannot answer now")
 
     def _wanted(self, context: Context, features: Features, memory: Memory, seed: int) -> Decision:
         plain = self.router.decide(context, features, memory, seed=seed)
@@ -75,7 +78,7 @@ class GatewayRouter:
             return replace(plain, route="retry", code="retry", reason=reason)
         if plain.route == "retry":
             return plain
-        kept = self._kept(plain, memory)
+        kept = self._able(self._kept(plain, memory))  # before the draw, which may take that model, too
         if not self.route.explore:
             return kept
         decision, models = kept, self.explored

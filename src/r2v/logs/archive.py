@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from r2v.core.errors import ArtifactError
 from r2v.core.untrusted import RECORD_BYTES, opened
 from r2v.gateway.budgets import DAY
-from r2v.gateway.reading import COLUMNS, LedgerReader, WholeSession, checked, entry_of, picked
+from r2v.gateway.reading import COLUMNS, QUIET_S, LedgerReader, WholeSession, checked, entry_of, picked
 from r2v.logs.files import DAYS
 from r2v.runtime.store import whole_file
 
@@ -224,14 +224,17 @@ class Archive:
 
 
 _SQL = {_TEXT: "VARCHAR", _INT: "BIGINT", _REAL: "DOUBLE", pa.bool_(): "BOOLEAN", pa.binary(): "BLOB"}
-_ENDS = """
+_ENDS = f"""
 SELECT session, COALESCE(sent, value), CASE WHEN sent IS NULL THEN name ELSE '' END FROM wanted
 LEFT JOIN (SELECT session, arg_max(reward, time) AS sent FROM outcomes WHERE t IS NULL GROUP BY session) USING (session)
 LEFT JOIN (SELECT session, arg_min(value, (rank, -time)) AS value, arg_min(name, (rank, -time)) AS name
-           FROM verdicts GROUP BY session) USING (session)
+           FROM verdicts WHERE session IN (SELECT session FROM steps GROUP BY session HAVING MAX(time) <=
+           (SELECT {DAY} * (1 + floor(MAX(time) / {DAY})) - {QUIET_S} FROM steps)) GROUP BY session) USING (session)
 WHERE sent IS NOT NULL OR value IS NOT NULL
 """
-"""The outcome of each session that has one."""
+"""The outcome of each session that has one; one that had a step shortly before the archive ends may go on, and its verdict
+is none yet.
+"""
 
 
 class _Merged:

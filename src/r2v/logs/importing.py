@@ -15,9 +15,10 @@ from typing import Any
 from r2v.core.errors import ArtifactError, SettingsError
 from r2v.core.features import featurise
 from r2v.core.protocols import Verifier
-from r2v.core.types import SOLVED, Candidate, Choice, Decision, Episode, Observation, Step, Task, Usage
+from r2v.core.types import Candidate, Choice, Decision, Episode, Observation, Step, Task, Usage
 from r2v.core.untrusted import read_json
 from r2v.logs import BUILT_IN
+from r2v.logs.mapped import outcome_in
 from r2v.logs.records import WRONG, LogFormat, Recorded
 from r2v.messages.conversation import contexts_of, tools_of
 from r2v.messages.transcript import message_of, tools_text
@@ -45,7 +46,7 @@ def import_logs(
     Args:
         path: a file or folder; for some formats the name of a data set.
         format_name: see `r2v.logs.BUILT_IN`; or a format itself, e.g. `r2v.logs.mapped.mapped({...})`.
-        outcomes: JSON with outcomes by task, which go before those in the logs.
+        outcomes: JSON with outcomes by task, or by `model/task`, which go before those in the logs.
         keep_unknown: trajectories without an outcome are kept, as episodes whose `success` is None.
 
     Returns:
@@ -53,19 +54,21 @@ def import_logs(
 
     Raises:
         ArtifactError: what is wrong in which file and line.
-        SettingsError: there is no such format, or `outcomes` are given for logs that hold their own.
+        SettingsError: there is no such format, or `outcomes` are given for logs that hold their own, or by task for one that
+            several models played.
     """
     source = log_format(format_name) if isinstance(format_name, str) else format_name
     known = _outcomes(outcomes) if outcomes else {}
     found: list[Episode] = []
     chats: list[tuple[Recorded, bool | None]] = []
     groups: dict[str, str] = {}
+    played: dict[str, str] = {}
     unknown = 0
     collects = gc.isenabled()
     gc.disable()  # all that is made here stays, and has no cycles: looking for garbage in it is a fifth of the time
     try:
         for item in source.read(path):
-            success = known.get(item.task, item.success) if isinstance(item, Recorded) else item.success
+            success = _success(item, known, played, outcomes) if isinstance(item, Recorded) else item.success
             unknown += success is None
             if isinstance(item, Recorded) and item.group is not None:
                 groups.setdefault(item.task, item.group)
@@ -88,6 +91,20 @@ def import_logs(
         if collects:
             gc.enable()
     return [_grouped(episode, groups) for episode in found], unknown
+
+
+def _success(item: Recorded, known: Mapping[str, bool], played: dict[str, str], path: Path | None) -> bool | None:
+    """What the outcomes say of a model's task, else what the log says; `played` gets the model of each task."""
+    if (own := known.get(f"{item.model}/{item.task}")) is not None:
+        return own
+    if item.task not in known:
+        return item.success
+    if (other := played.setdefault(item.task, item.model)) != item.model:
+        raise SettingsError(
+            f"{path} has one outcome of the task {item.task!r:.80}, which {other} and {item.model} played: give logs of one "
+            "model and its outcomes, or write MODEL/TASK as keys"
+        )
+    return known[item.task]
 
 
 def _grouped(episode: Episode, groups: Mapping[str, str]) -> Episode:
@@ -137,7 +154,7 @@ async def _episode(recorded: Recorded, success: bool | None, verifier: Verifier)
 
 
 def _outcomes(path: Path) -> dict[str, bool]:
-    """Outcomes by task: {"task": true, ...}, or a SWE-bench report with resolved_ids and unresolved_ids."""
+    """Outcomes by task or `model/task`: {"task": true, ...}, or a SWE-bench report with resolved_ids and unresolved_ids."""
     try:
         raw = read_json(path)
     except FileNotFoundError:
@@ -152,4 +169,12 @@ def _outcomes(path: Path) -> dict[str, bool]:
             raise ArtifactError(f"{path} must hold lists of task names under resolved_ids and unresolved_ids")
         unresolved, empty, resolved = lists
         return {**dict.fromkeys(unresolved, False), **dict.fromkeys(empty, False), **dict.fromkeys(resolved, True)}
-    return {task: value >= SOLVED for task, value in raw.items() if isinstance(value, int | float)}
+    known: dict[str, bool] = {}
+    for task, value in raw.items():
+        try:
+            outcome = outcome_in(value)
+        except ValueError as error:
+            raise ArtifactError(f"{path}: {task!r:.80}: {error}") from None
+        if outcome is not None:
+            known[task] = outcome
+    return known

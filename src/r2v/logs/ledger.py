@@ -8,6 +8,7 @@ hashes in the place of words and no messages: enough to fit a router, not to tra
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ from r2v.core.types import SOLVED, Episode, Observation, Step, Task
 from r2v.core.untrusted import check_regular
 from r2v.gateway.ledger import Ledger
 from r2v.gateway.postgres_url import EXAMPLE, is_postgres, problem_of
-from r2v.gateway.reading import Entry, LedgerReader
+from r2v.gateway.reading import QUIET_S, Entry, LedgerReader
 from r2v.logs.files import DAYS
 from r2v.runtime.store import MALFORMED, check_step, read_episodes
 
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
 
 
 def sessions(ledger: LedgerReader | Archive, most_steps: int | None = None) -> Iterator[Episode]:
-    """Each session as an episode; `success` is None where it has no outcome, neither one that was sent nor a verdict.
+    """Each session as an episode; `success` is None where it has no outcome, neither one that was sent nor a verdict, and
+    where a verdict is all there is and the session may go on (`r2v.gateway.reading.QUIET_S`).
 
     Args:
         ledger: which.
@@ -41,6 +43,8 @@ def sessions(ledger: LedgerReader | Archive, most_steps: int | None = None) -> I
     """
     for entries, outcome, offered in ledger.whole_sessions(most_steps):
         reward, verdict = msgspec.convert(outcome or (None, ""), tuple[float | None, str])
+        if verdict and entries[-1].time > time.time() - QUIET_S:
+            reward, verdict = None, ""
         tools = msgspec.convert(offered, str)
         success = None if reward is None else reward >= SOLVED
         goal = entries[0].goal

@@ -77,7 +77,7 @@ def _convert(mapping: Mapping[str, str], raw: Json, where: str) -> Recorded:
     model = _at(raw, mapping["model"]) if "model" in mapping else "recorded"
     group = _at(raw, mapping["group"]) if "group" in mapping else None
     return Recorded(
-        str(_at(raw, mapping["task"])), _outcome(_at(raw, mapping["success"])), body, str(model),
+        str(_at(raw, mapping["task"])), outcome_in(_at(raw, mapping["success"])), body, str(model),
         None if group is None else str(group),
     )  # fmt: skip
 
@@ -117,7 +117,7 @@ def _at(raw: Any, path: str, *, free: bool = False) -> Any:
     return value
 
 
-def _outcome(value: Any) -> bool | None:
+def outcome_in(value: Any) -> bool | None:
     """Raises ValueError for what is no outcome; null is one that is not known."""
     if value is None:
         return None
@@ -125,7 +125,7 @@ def _outcome(value: Any) -> bool | None:
         return value >= SOLVED
     if isinstance(value, str) and value.strip().lower().replace("_", " ") in WORDS:
         return WORDS[value.strip().lower().replace("_", " ")]
-    raise ValueError(f"success is {value!r}; true, a number or a word such as {', '.join(list(WORDS)[2:5])} can be read")
+    raise ValueError(f"success is {value!r:.80}; true, a number or a word such as {', '.join(list(WORDS)[2:5])} can be read")
 
 
 def _text(value: Any) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from r2v.core.groups import Groups, folds, groups, splits
-from r2v.core.types import Episode
+from r2v.core.types import TEACHER, Episode
 from r2v.evaluation.gain import (
     SHARES,
     Gain,
@@ -195,12 +195,12 @@ def _counts(episodes: Sequence[Episode], found: Groups) -> dict[str, Any]:
             "steps": sum(len(e.steps) for e in mine),
         }  # fmt: skip
     ended = [e for e in episodes if e.success is not None]
-    routes = Counter(e.steps[t].choice.source for e in ended for t in explored_steps(e))
+    took = Counter(e.steps[t].choice.model for e, ts in zip(ended, explored_steps(ended), strict=True) for t in ts)
     return {
         "sessions": len(episodes), "steps": sum(len(e.steps) for e in episodes),
         "with_outcome": len(ended),
         "helped": sum(any(s.choice.source != "slm" for s in e.steps) for e in episodes),
-        "explored": {"escalated": routes["teacher"], "continued": routes["slm"]},
+        "explored": {"escalated": took[TEACHER], "continued": took["slm"]},
         **found.facts(), "models": models, "happened": _happened(episodes),
     }  # fmt: skip
 

@@ -39,7 +39,7 @@ LEAST_EXPLORED = 100
 LEAST_EACH = 20
 """Episodes of each outcome."""
 LEAST_PROPENSITY = 0.01
-"""Probability of either route below which a step is left out: it would weigh as much as a hundred others."""
+"""Probability of any model below which a step is left out: it would weigh as much as a hundred others."""
 AT_FIRST = " at step 0"
 """After the kind of a score: as it was at the first step."""
 MOST_STEPS = 25_000
@@ -317,16 +317,20 @@ class Paired(SessionEvidence):
 class Explored(StepEvidence):
     """Steps of one deployment that drew their route with a logged probability, in sessions with outcomes.
 
-    The worth of a step is P(success | it is escalated) - P(success | it is not), all other steps going as the logged policy
-    takes them: doubly robust, so that neither a router that escalates hard tasks nor a wrong reader biases it.
+    The worth of a step is P(success | the teacher takes it) - P(success | the SLM does), all other steps going as the logged
+    policy takes them: doubly robust, so that neither a router that escalates hard tasks nor a wrong reader biases it. A step
+    that another stronger model took is a row, too, which tells of neither: without it the probabilities of the others, which
+    add up to less than one, would not be those of what is left.
     """
 
     kind: ClassVar[Kind] = "explored"
     score_kinds: ClassVar[tuple[ScoreKind, ...]] = ("benefit", "risk")
     escalated_N: Floats
-    """1 where the step was escalated, 0 where it was not."""
+    """1 where the teacher took the step, 0 where it did not."""
+    other_N: Floats
+    """1 where another stronger model took it."""
     propensity_N: Floats
-    """Probability that it was escalated."""
+    """See `escalation_propensity`."""
     solved_N: Floats
     """Success of its session."""
     not_explored: int
@@ -338,22 +342,23 @@ class Explored(StepEvidence):
             i: e for i, e in enumerate(logs.episodes)
             if e.success is not None and e.agent != logs.teacher and logs.is_slm(e)
         }  # fmt: skip
-        mine = {i: explored for i, e in ended.items() if (explored := explored_steps(e))}
-        for route in ("slm", "teacher"):
-            of_route = [i for i, steps in mine.items() for t in steps if ended[i].steps[t].choice.source == route]
-            if len(of_route) < LEAST_EXPLORED or not logs.suffice([*set(of_route)]):
+        mine = {i: steps for i, steps in zip(ended, explored_steps([*ended.values()]), strict=True) if steps}
+        for model in ("slm", TEACHER):
+            of_model = [i for i, steps in mine.items() for t in steps if ended[i].steps[t].choice.model == model]
+            if len(of_model) < LEAST_EXPLORED or not logs.suffice([*set(of_model)]):
                 return None
         kept, rows, left_out = logs.drawn(mine)
         steps = [kept[e].steps[t] for e, t in zip(rows.episode_N, rows.t_N, strict=True)]
-        escalated_N = np.array([float(step.choice.source == "teacher") for step in steps])
+        escalated_N = np.array([float(step.choice.model == TEACHER) for step in steps])
+        other_N = np.array([float(step.choice.model not in ("slm", TEACHER)) for step in steps])
         solved_N = np.array([float(bool(episode.success)) for episode in kept])[rows.episode_N]
         tokens_N2 = np.array([_tokens(step.choice) for step in steps])
         labels = {
-            "risk": np.where(escalated_N == 0, 1 - solved_N, np.nan),
+            "risk": np.where(escalated_N + other_N == 0, 1 - solved_N, np.nan),
             "teacher_risk": np.where(escalated_N == 1, 1 - solved_N, np.nan),
         }
         return cls(
-            episodes=kept, rows=rows, labels=labels, teacher="teacher", escalated_N=escalated_N,
+            episodes=kept, rows=rows, labels=labels, teacher="teacher", escalated_N=escalated_N, other_N=other_N,
             propensity_N=np.array([escalation_propensity(step) for step in steps], dtype=float), solved_N=solved_N,
             slm_tokens_U2=tokens_N2, teacher_tokens_U2=tokens_N2, left_out=left_out,
             not_explored=sum(len(e.steps) for e in ended.values()) - sum(map(len, mine.values())),
@@ -364,7 +369,7 @@ class Explored(StepEvidence):
 
     def worth(self, p: Mapping[str, Floats]) -> Floats:
         return doubly_robust_N(
-            self.escalated_N, self.propensity_N, self.solved_N, np.ones(len(self.rows)), 1 - p["teacher_risk"], 1 - p["risk"]
+            self.escalated_N, self.propensity_N, self.solved_N, 1 - self.other_N, 1 - p["teacher_risk"], 1 - p["risk"]
         )
 
     def caught(self, units: Units, asked_U: Bools) -> dict[str, float | None]:
@@ -501,23 +506,33 @@ def own_steps(episode: Episode) -> list[int]:
     return [t for t in range(start, len(episode.steps)) if episode.steps[t].choice.features is not None]
 
 
-def explored_steps(episode: Episode) -> list[int]:
-    """Steps that drew their route with a known probability."""
-    return [t for t, step in enumerate(episode.steps) if escalation_propensity(step) is not None]
+def explored_steps(episodes: Sequence[Episode]) -> list[list[int]]:
+    """Of each episode of one deployment, the steps that drew their route with a known probability."""
+    taken = (step.choice for e in episodes for step in e.steps if step.choice.source == "teacher")
+    stronger = len({c.model for c in taken if c.decision is not None and c.decision.propensity < 1})
+    return [[t for t, s in enumerate(e.steps) if escalation_propensity(s, max(1, stronger)) is not None] for e in episodes]
 
 
-def escalation_propensity(step: Step) -> float | None:
-    """P(the step is escalated) as it was logged; None where either route was certain or nearly so, where the SLM drafted
-    nothing, and where the row contradicts itself.
+def escalation_propensity(step: Step, stronger: int = 1) -> float | None:
+    """P(the step is escalated, and to the model that took it where that is no SLM) as it was logged; None where any of the
+    models was certain or impossible, or nearly so, where the SLM drafted nothing, and where the row contradicts itself.
+
+    `stronger`: how many stronger models there are to draw from.
     """
     choice, decision = step.choice, step.choice.decision
-    if decision is None or choice.features is None or choice.model not in ("slm", TEACHER):
+    if decision is None or choice.features is None or choice.source not in ("slm", "teacher"):
         return None
     if (choice.source == "slm") != (decision.route == "continue"):
         return None
-    # Rounded, so that a step is left out or not whichever of its routes was drawn.
-    escalated = round(decision.propensity if choice.source == "teacher" else 1 - decision.propensity, 9)
-    return escalated if LEAST_PROPENSITY <= escalated <= 1 - LEAST_PROPENSITY else None
+    # A step must be left out or not whichever model was drawn, and its row knows the probability of that one alone. Of the
+    # least likely one it follows from how the gateway draws: the SLM as often as all others together. Rounded for the same.
+    if choice.source == "slm":
+        escalated = 1 - decision.propensity
+        rarest = min(escalated, 1 - escalated) / stronger
+    else:
+        escalated = decision.propensity
+        rarest = min(escalated, (1 - escalated) / (2 * stronger - 1))
+    return round(escalated, 9) if round(rarest, 9) >= LEAST_PROPENSITY else None
 
 
 def differs(step: Step) -> bool | None:

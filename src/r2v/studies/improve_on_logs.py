@@ -1,7 +1,7 @@
 """`r2v improve LEDGER`: what the teacher answered in served sessions trains the SLM, and held-out sessions check it.
 
-Sessions with the same goal are one task and stay together. The new model is kept only if the teacher's answers in held-out
-sessions became more likely; else the old folder stays the one to serve.
+Sessions whose goals are the same or near copies are one task and stay together. The new model is kept only if the teacher's
+answers in held-out sessions became more likely; else the old folder stays the one to serve.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 
 from r2v.core.errors import StageError
+from r2v.core.groups import groups
 from r2v.core.splits import split
 from r2v.core.types import Episode, Task
 from r2v.evaluation.curves import interval, resample_BT
@@ -56,7 +57,7 @@ def improve_on_logs(
     assert model.path is not None
     if (out / "improve.json").exists():
         raise StageError(f"{out} holds a finished round; choose another --out")
-    learned, held = _split(episodes, seed)
+    learned, held, group_H = _split(episodes, seed)
     begun = hashlib.sha256(msgspec.json.encode((list(episodes), model, settings, seed))).hexdigest()[:16]
     trained = out / "partial" / begun / "model"
     if trained.parent.parent.exists() and not trained.parent.exists():
@@ -69,7 +70,7 @@ def improve_on_logs(
         )
     before_N = teacher_losses(model.path, model, held, progress)
     after_N = teacher_losses(trained, model, held, progress)
-    verdict = likelier(held, before_N, after_N, seed)
+    verdict = likelier(group_H, before_N, after_N, seed)
     if verdict["kept"]:
         trained.rename(out / "model")
     calls = sum(step.choice.source == "teacher" for episode in learned for step in episode.steps)
@@ -84,27 +85,30 @@ def improve_on_logs(
     return found
 
 
-def _split(episodes: Sequence[Episode], seed: int) -> tuple[list[Episode], list[Episode]]:
-    """(to learn from, held out): by task, and held out are sessions in which the teacher answered."""
-    asked = {e.task.id for e in episodes if any(step.choice.source == "teacher" for step in e.steps)}
+def _split(episodes: Sequence[Episode], seed: int) -> tuple[list[Episode], list[Episode], list[int]]:
+    """(to learn from, held out, the group of each of these): by groups of tasks, and held out are sessions in which the
+    teacher answered.
+    """
+    group_E = groups(episodes).group_E.tolist()
+    asked = {g for e, g in zip(episodes, group_E, strict=True) if any(step.choice.source == "teacher" for step in e.steps)}
     if len(asked) < LEAST:
         raise StageError(
-            f"{len(asked)} tasks have an answer of the teacher, {LEAST} are needed: let the gateway serve more sessions "
-            "(with `store.redact: false`)"
+            f"{len(asked)} tasks have an answer of the teacher, {LEAST} are needed (near copies are one task): let the "
+            "gateway serve more sessions (with `store.redact: false`)"
         )
-    tasks = [Task(task, "served", "gateway", task) for task in asked]
-    count = round(HELD * len(tasks))
-    held = {task.id for task in split(tasks, {"held": count}, seed=seed)["held"]}
-    return [e for e in episodes if e.task.id not in held], [e for e in episodes if e.task.id in held]
+    tasks = [Task(str(group), "served", "gateway", "") for group in asked]
+    held = {int(task.id) for task in split(tasks, {"held": round(HELD * len(tasks))}, seed=seed)["held"]}
+    placed = list(zip(episodes, group_E, strict=True))
+    return [e for e, g in placed if g not in held], [e for e, g in placed if g in held], [g for g in group_E if g in held]
 
 
 def likelier(
-    held: Sequence[Episode], before_N: Sequence[float | None], after_N: Sequence[float | None], seed: int
+    group_N: Sequence[int], before_N: Sequence[float | None], after_N: Sequence[float | None], seed: int
 ) -> dict[str, Any]:
     """Whether the teacher's answers became more likely: the paired interval over tasks of the fall in loss lies above 0.
 
     Args:
-        held: N sessions.
+        group_N: of N held-out sessions, the task of each; near copies are one.
         before_N: mean loss of the answers of each, in nats a token, with the old model; None: none could be read.
         after_N: with the new one.
         seed: of the bootstrap.
@@ -112,13 +116,13 @@ def likelier(
     Raises:
         StageError: fewer than two tasks can be read.
     """
-    by_task: dict[str, list[tuple[float, float]]] = {}
-    for episode, before, after in zip(held, before_N, after_N, strict=True):
+    by_group: dict[int, list[tuple[float, float]]] = {}
+    for group, before, after in zip(group_N, before_N, after_N, strict=True):
         if before is not None and after is not None:
-            by_task.setdefault(episode.task.id, []).append((before, after))
-    if len(by_task) < 2:
+            by_group.setdefault(group, []).append((before, after))
+    if len(by_group) < 2:
         raise StageError("no held-out session keeps messages that the model can read; see `store.redact` of the gateway")
-    loss_T2 = np.array([np.mean(pairs, axis=0) for pairs in by_task.values()])
+    loss_T2 = np.array([np.mean(pairs, axis=0) for pairs in by_group.values()])
     fall_B = resample_BT(len(loss_T2), RESAMPLES, seed) @ (loss_T2[:, 0] - loss_T2[:, 1])
     low, high = interval(np.asarray(fall_B))
     before, after = loss_T2.mean(axis=0).tolist()
