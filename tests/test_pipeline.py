@@ -414,6 +414,32 @@ def test_two_runs_in_one_folder_do_not_meet(settings, tmp_path):
         pass
 
 
+def test_what_somebody_else_left_in_a_folder_stays(settings, refused, tmp_path):
+    from rich.console import Console
+
+    from r2v.core.errors import StageError
+    from r2v.pipeline.runner import study
+
+    run, mine = tmp_path / "run", tmp_path / "mine"
+    run.mkdir()
+    shutil.copy(settings, run / "settings.yaml")
+    (mine / "partial").mkdir(parents=True)
+    (mine / "notes.txt").touch()
+    (mine / "partial" / "draft.txt").touch()
+    for fingerprint in (None, "of the run"):
+        with (
+            pytest.raises(StageError, match="is not r2v's own; remove it, or choose another --out"),
+            study(run, mine, "evaluate", Console(quiet=True), fingerprint=fingerprint),
+        ):
+            pass
+    (mine / "partial" / "draft.txt").rename(mine / "draft.txt")
+    for fingerprint in (None, "of the run"):
+        with study(run, mine, "evaluate", Console(quiet=True), fingerprint=fingerprint):
+            pass
+    assert "is no folder of `r2v ablate`; choose another --out" in refused("ablate", run, "--out", mine)
+    assert {path.name for path in mine.iterdir()} == {".lock", "notes.txt", "draft.txt"}
+
+
 def _sleep(path: str) -> None:
     Path(path).write_text(str(os.getpid()))
     time.sleep(60)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -190,7 +191,10 @@ def clone(
             )
     if not ranks.first:
         return
-    shutil.rmtree(partial, ignore_errors=True)
+    for path in partial.glob("[0-9a-f]" * 16):  # tries with other options, too
+        shutil.rmtree(path, ignore_errors=True)
+    with suppress(OSError):  # there is none, or it holds something else
+        partial.rmdir()
     facts = {
         **asdict(found),
         "unknown_outcome": read.unknown,
