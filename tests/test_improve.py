@@ -173,6 +173,33 @@ def test_thresholds_by_share_cost_no_call_and_are_not_certified(base, tmp_path):
     assert "were never played on validation tasks" in str(refused.exception)
 
 
+def test_preference_training_that_was_killed_while_it_played_is_not_done_again(base, tmp_path, monkeypatch):
+    shutil.copytree(base, tmp_path / "run")
+    settings = RunFolder(base).settings
+    changed, run = settings.but(prefer=settings.prefer.but(enabled=True)), RunFolder(tmp_path / "run")
+    run_stages(STAGES[:4], changed, run.root, QUIET, InProcess())
+    with pytest.raises(KeyboardInterrupt):
+        run_stages(STAGES[:5], changed, run.root, QUIET, InProcess(0))
+    trained = (run.preferred / "model.safetensors").read_bytes()
+    (run.of("prefer") / "model" / ".config.json.0123abcd").touch()  # a kill in the middle of a file
+    monkeypatch.setattr("r2v.learning.prefer.prefer", None)
+    run_stages(STAGES[:5], changed, run.root, QUIET, InProcess())
+    run.finished("prefer")
+    assert (run.preferred / "model.safetensors").read_bytes() == trained
+    assert (run.of("prefer") / "report.json").exists()
+    assert not [name for name in run.manifest("prefer")["outputs"] if "0123abcd" in name]
+
+
+def test_a_model_takes_the_place_of_one_that_is_there(base_model, tmp_path):
+    """As when a stage was killed between its model and what it notes of it."""
+    model, tokenizer = load_model(base_model)
+    for name in ("model", ".model.writing"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "old.bin").touch()
+    save_model(model, tokenizer, tmp_path / "model")
+    assert load_model(tmp_path / "model") and not list(tmp_path.rglob("old.bin")) and len(list(tmp_path.iterdir())) == 1
+
+
 def test_tasks_and_seeds_of_rounds_are_nobody_elses(base, improved):
     run, known = RunFolder(base.parent / "improved" / "round-1"), RunFolder(base).splits()
     assert {name: run.split(name) for name in ("router", "validation", "test")} == {
@@ -233,6 +260,30 @@ def test_a_ledger_trains_a_model_and_held_out_sessions_judge_it(base_model, tmp_
     found = json.loads(rejected.stdout.splitlines()[-1])
     assert not found["rounds"][0]["kept"] and found["model"] == str(base_model)
     assert not (tmp_path / "same" / "model").exists() and "stays" in rejected.stdout
+
+
+@pytest.mark.parametrize("at", ["likelier", "write_json"])
+def test_a_ledgers_round_that_was_killed_ends_as_if_it_had_not_been(base_model, tmp_path, monkeypatch, at):
+    path = ledger(tmp_path / "ledger.db", redact=False, things=tuple(f"thing{i}" for i in range(26)))
+    episodes, _ = import_logs(path, "ledger")
+    some = CloneSettings(steps=3, learning_rate=1e-2, warmup_steps=0)
+
+    def run(name):
+        return improve_on_logs(episodes, ModelSettings(path=str(base_model)), some, tmp_path / name, 1, lambda *_: None)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"r2v.studies.improve_on_logs.{at}", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run("out")
+    whole = run("whole")
+    assert whole["rounds"][0]["kept"] and run("out") == whole | {"model": str(tmp_path / "out" / "model")}
+    assert load_model(tmp_path / "out" / "model")
+    (tmp_path / "mine" / "model").mkdir(parents=True)
+    with pytest.raises(StageError, match="mine/model exists; choose another --out"):
+        run("mine")
 
 
 def test_a_ledger_with_too_little_is_refused(base_model, tmp_path):

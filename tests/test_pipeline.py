@@ -162,13 +162,15 @@ def test_a_second_run_does_nothing(finished, settings):
 
 
 def test_a_run_killed_again_and_again_ends_with_the_same_numbers(finished, settings, tmp_path):
-    """kill -9 between two agents of a stage, in the middle of cloning, of fitting and of evaluating."""
+    """kill -9 between two agents of a stage, amid cloning, fitting and evaluating, and when a model was saved."""
     out = tmp_path / "killed"
     command = [sys.executable, "-c", "from r2v.cli import app; app()", "run", str(settings), "--out", str(out)]
     command += ["--set", "workers=2"]
     for wanted in (
         "1-collect/partial/plain-0.json",
         "3-clone/partial/clone.pt",
+        "3-clone/model",
+        "5-prefer/model",
         "7-fit/r2v/router.json",
         "8-evaluate/partial/fingerprint",
     ):

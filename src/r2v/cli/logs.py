@@ -191,10 +191,6 @@ def clone(
             )
     if not ranks.first:
         return
-    for path in partial.glob("[0-9a-f]" * 16):  # tries with other options, too
-        shutil.rmtree(path, ignore_errors=True)
-    with suppress(OSError):  # there is none, or it holds something else
-        partial.rmdir()
     facts = {
         **asdict(found),
         "unknown_outcome": read.unknown,
@@ -204,6 +200,10 @@ def clone(
         "seed": seed,
     }
     write_json(out / "report.json", {**facts, "settings": msgspec.to_builtins(settings)})
+    for path in partial.glob("[0-9a-f]" * 16):  # tries with other options, too
+        shutil.rmtree(path, ignore_errors=True)
+    with suppress(OSError):  # there is none, or it holds something else
+        partial.rmdir()
     left_out = {"failed": found.left_out, "have no outcome": read.unknown, **found.unusable}
     typer.echo(f"{found.episodes} successful episodes learned from, {found.conversations} of them conversations")
     for reason, count in left_out.items():

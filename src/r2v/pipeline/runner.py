@@ -209,9 +209,13 @@ def is_complete(run: RunFolder, stage: str, fingerprint: str) -> bool:
 
 
 def prepare(out: Path, fingerprint: str) -> None:
-    """Keep the chunks of a killed try with the same fingerprint; clear everything else."""
+    """Keep what a killed try with the same fingerprint left, but for files that it was writing; clear everything else."""
     mark = out / PARTIAL / MARK
-    if not _made_for(mark, fingerprint):
+    if _made_for(mark, fingerprint):
+        for path in out.rglob(".*"):
+            if ASIDE.fullmatch(path.name) and path.relative_to(out).parts[0] != PARTIAL:
+                path.unlink()
+    else:
         _clear(out, ".lock")
         write_text(mark, fingerprint)
 
