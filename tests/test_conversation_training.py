@@ -173,6 +173,22 @@ def test_a_killed_command_goes_on_from_its_checkpoint(base, logs, tmp_path):
     assert all(torch.equal(resumed[key], whole[key]) for key in whole)
 
 
+def test_a_command_killed_after_its_model_was_saved_ends_with_its_report(base, logs, tmp_path, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    command = ["clone", str(logs), "--model", str(base), "--out", str(tmp_path / "out"), "--steps", "3"]
+    with monkeypatch.context() as patch:
+        patch.setattr("r2v.cli.logs.write_json", killed)
+        assert CliRunner().invoke(cli, command).exit_code
+    assert (tmp_path / "out/model").exists() and not (tmp_path / "out/report.json").exists()
+    (tmp_path / "out/partial/mine.txt").touch()
+    CliRunner().invoke(cli, command, catch_exceptions=False)
+    assert json.loads((tmp_path / "out/report.json").read_text())["steps"] == 3
+    assert [path.name for path in (tmp_path / "out/partial").iterdir()] == ["mine.txt"]
+    assert "exists; remove it" in str(CliRunner().invoke(cli, command).exception)
+
+
 def test_two_processes_train_the_model_that_one_trains(base, logs, tmp_path):
     """Under `accelerate launch`; without a GPU the processes speak gloo."""
 

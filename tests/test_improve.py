@@ -26,7 +26,7 @@ from r2v.pipeline.settings import RunSettings
 from r2v.pipeline.stages import STAGES
 from r2v.routers.base import features_of
 from r2v.runtime.settings import load
-from r2v.runtime.store import read_episodes
+from r2v.runtime.store import read_episodes, write_json
 from r2v.studies import improve as improving
 from r2v.studies.improve import Plan, gain, improve, lines
 from r2v.studies.improve_on_logs import LEAST, _split, improve_on_logs, likelier
@@ -42,7 +42,7 @@ tasks: {policy: 150, router: 20, validation: 12, test: 8}
 perturbations: {strength: 0.1, collect: [1], rollout: [21, 22], validation: [31, 32], test: [41, 42]}
 slm: {model: {hidden_size: 64, layers: 2, heads: 4, intermediate_size: 96}, k: 3}
 clone: {steps: 350, batch_tokens: 512, learning_rate: 1.0e-2, checkpoint_every: 20, warmup_steps: 20}
-routers: [r2v]
+routers: [r2v, cascade]
 router: {epochs: 3}
 evaluate: {asked_shares: [0.3], resamples: 200, clairvoyant: 0}
 """
@@ -136,24 +136,52 @@ def test_what_it_is_compared_with_spends_as_many_calls_and_learns_as_long(base, 
         assert set(improved["test"]["compared"][name]) == {"slm_success", "slm_ci95"}
 
 
-def test_with_a_share_only_the_thresholds_at_the_end_cost_calls(base, tmp_path, monkeypatch):
-    """Round 2 is rolled back, so those of round 1 are chosen by playing at the end, once; a comparison may cost more."""
+@pytest.mark.parametrize("router", ["r2v", "cascade"])
+def test_with_a_share_only_the_thresholds_at_the_end_cost_calls(base, tmp_path, monkeypatch, router):
+    """Round 2 is rolled back, so those of round 1 are chosen by playing at the end, once; a comparison may cost more.
+
+    The teacher's answers that `cascade` is fitted on are paid for in round 1, and not again at the end.
+    """
     verdicts = iter([True, True, False, False])
     monkeypatch.setattr(improving, "gain", lambda *given: gain(*given) | {"kept": next(verdicts)})
-    plan, arms = replace(PLAN, share=0.3), ("random_steps_x2",)
+    plan, arms = replace(PLAN, router=router, share=0.3), ("random_steps_x2",)
     found = improve(base, tmp_path / "out", plan, 2, arms, QUIET, InProcess())
     first, second = found["rounds"]
-    assert (first["teacher_calls_router"], first["calls_at_98"]) == (0, None) and not second["kept"]
+    assert (first["teacher_calls_router"] > 0) == (router == "cascade")
+    assert first["calls_at_98"] is None and not second["kept"]
     last = RunFolder(Path(found["last_kept"]))
     assert last.root == tmp_path / "out" / "last" / "round-1"
     played = last.selection()["teacher_calls"]
     assert last.settings.evaluate.rule == "target" and played > 0
     lessons = sum(one["teacher_calls_training"] for one in found["rounds"])
-    assert found["teacher_calls_total"] == lessons + played
+    assert found["teacher_calls_total"] == lessons + first["teacher_calls_router"] + played
     ours, others = (one["teacher_calls_training"] for one in (first, found["compared"]["random_steps_x2"][0]))
     assert others == pytest.approx(2 * ours, rel=0.4)
     verdicts = iter(())
     assert improve(base, tmp_path / "out", plan, 2, arms, QUIET, InProcess(1)) == found  # the arms' test, nothing else
+
+
+def test_nothing_is_spent_where_the_rounds_spent_nothing(base, tmp_path, monkeypatch):
+    budgets, report = {}, improving._Round.report
+
+    def without_calls(one, run):
+        budgets[one.arm] = one.calls
+        return report(one, run) | ({} if one.arm else {"teacher_calls_training": 0})
+
+    monkeypatch.setattr(improving._Round, "report", without_calls)
+    found = improve(base, tmp_path / "out", SAME, 1, ("teacher_episodes", "random_steps"), QUIET, InProcess())
+    assert found["compared"]["teacher_episodes"][0]["teacher_calls_training"] > 0  # one episode at least
+    assert budgets == {"": 0, "teacher_episodes": 0, "random_steps": 0}
+
+
+def test_the_curve_ends_where_teacher_calls_are_limited(tmp_path):
+    def of(success, calls, points=()):
+        return {"success_rate": success, "calls_per_episode": calls, "ci95": [0, 1], "points": points}
+
+    routers = {"slm_only": of(0.5, 0), "llm_only": of(1.0, 9), "r2v": of(0.7, 2, [[0.5, 2.0, 0.7]])}
+    for ends, calls in (({}, 8.533), ({"llm_first": of(0.98, 3.0)}, 3.0), ({"llm_first": of(0.8, 3.0)}, None)):
+        write_json(tmp_path / "8-evaluate" / "results.json", {"routers": routers | ends})
+        assert improving._tested(RunFolder(tmp_path), "r2v")["calls_at_98"] == (calls and pytest.approx(calls, abs=1e-3))
 
 
 def test_thresholds_by_share_cost_no_call_and_are_not_certified(base, tmp_path):
@@ -171,6 +199,33 @@ def test_thresholds_by_share_cost_no_call_and_are_not_certified(base, tmp_path):
     assert "own steps escalated, nothing played, chosen on 12 validation tasks; the test" in page
     refused = CliRunner().invoke(cli, ["certify", str(run.root), "--fresh-tasks", "4"])
     assert "were never played on validation tasks" in str(refused.exception)
+
+
+def test_preference_training_that_was_killed_while_it_played_is_not_done_again(base, tmp_path, monkeypatch):
+    shutil.copytree(base, tmp_path / "run")
+    settings = RunFolder(base).settings
+    changed, run = settings.but(prefer=settings.prefer.but(enabled=True)), RunFolder(tmp_path / "run")
+    run_stages(STAGES[:4], changed, run.root, QUIET, InProcess())
+    with pytest.raises(KeyboardInterrupt):
+        run_stages(STAGES[:5], changed, run.root, QUIET, InProcess(0))
+    trained = (run.preferred / "model.safetensors").read_bytes()
+    (run.of("prefer") / "model" / ".config.json.0123abcd").touch()  # a kill in the middle of a file
+    monkeypatch.setattr("r2v.learning.prefer.prefer", None)
+    run_stages(STAGES[:5], changed, run.root, QUIET, InProcess())
+    run.finished("prefer")
+    assert (run.preferred / "model.safetensors").read_bytes() == trained
+    assert (run.of("prefer") / "report.json").exists()
+    assert not [name for name in run.manifest("prefer")["outputs"] if "0123abcd" in name]
+
+
+def test_a_model_takes_the_place_of_one_that_is_there(base_model, tmp_path):
+    """As when a stage was killed between its model and what it notes of it."""
+    model, tokenizer = load_model(base_model)
+    for name in ("model", ".model.writing"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "old.bin").touch()
+    save_model(model, tokenizer, tmp_path / "model")
+    assert load_model(tmp_path / "model") and not list(tmp_path.rglob("old.bin")) and len(list(tmp_path.iterdir())) == 1
 
 
 def test_tasks_and_seeds_of_rounds_are_nobody_elses(base, improved):
@@ -233,6 +288,30 @@ def test_a_ledger_trains_a_model_and_held_out_sessions_judge_it(base_model, tmp_
     found = json.loads(rejected.stdout.splitlines()[-1])
     assert not found["rounds"][0]["kept"] and found["model"] == str(base_model)
     assert not (tmp_path / "same" / "model").exists() and "stays" in rejected.stdout
+
+
+@pytest.mark.parametrize("at", ["likelier", "write_json"])
+def test_a_ledgers_round_that_was_killed_ends_as_if_it_had_not_been(base_model, tmp_path, monkeypatch, at):
+    path = ledger(tmp_path / "ledger.db", redact=False, things=tuple(f"thing{i}" for i in range(26)))
+    episodes, _ = import_logs(path, "ledger")
+    some = CloneSettings(steps=3, learning_rate=1e-2, warmup_steps=0)
+
+    def run(name):
+        return improve_on_logs(episodes, ModelSettings(path=str(base_model)), some, tmp_path / name, 1, lambda *_: None)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"r2v.studies.improve_on_logs.{at}", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run("out")
+    whole = run("whole")
+    assert whole["rounds"][0]["kept"] and run("out") == whole | {"model": str(tmp_path / "out" / "model")}
+    assert load_model(tmp_path / "out" / "model")
+    (tmp_path / "mine" / "model").mkdir(parents=True)
+    with pytest.raises(StageError, match="mine/model exists; choose another --out"):
+        run("mine")
 
 
 def test_a_ledger_with_too_little_is_refused(base_model, tmp_path):

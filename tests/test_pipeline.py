@@ -162,13 +162,15 @@ def test_a_second_run_does_nothing(finished, settings):
 
 
 def test_a_run_killed_again_and_again_ends_with_the_same_numbers(finished, settings, tmp_path):
-    """kill -9 between two agents of a stage, in the middle of cloning, of fitting and of evaluating."""
+    """kill -9 between two agents of a stage, amid cloning, fitting and evaluating, and when a model was saved."""
     out = tmp_path / "killed"
     command = [sys.executable, "-c", "from r2v.cli import app; app()", "run", str(settings), "--out", str(out)]
     command += ["--set", "workers=2"]
     for wanted in (
         "1-collect/partial/plain-0.json",
         "3-clone/partial/clone.pt",
+        "3-clone/model",
+        "5-prefer/model",
         "7-fit/r2v/router.json",
         "8-evaluate/partial/fingerprint",
     ):
@@ -412,6 +414,32 @@ def test_two_runs_in_one_folder_do_not_meet(settings, tmp_path):
 
     with locked(tmp_path), pytest.raises(StageError, match="another r2v process"), locked(tmp_path):
         pass
+
+
+def test_what_somebody_else_left_in_a_folder_stays(settings, refused, tmp_path):
+    from rich.console import Console
+
+    from r2v.core.errors import StageError
+    from r2v.pipeline.runner import study
+
+    run, mine = tmp_path / "run", tmp_path / "mine"
+    run.mkdir()
+    shutil.copy(settings, run / "settings.yaml")
+    (mine / "partial").mkdir(parents=True)
+    (mine / "notes.txt").touch()
+    (mine / "partial" / "draft.txt").touch()
+    for fingerprint in (None, "of the run"):
+        with (
+            pytest.raises(StageError, match="is not r2v's own; remove it, or choose another --out"),
+            study(run, mine, "evaluate", Console(quiet=True), fingerprint=fingerprint),
+        ):
+            pass
+    (mine / "partial" / "draft.txt").rename(mine / "draft.txt")
+    for fingerprint in (None, "of the run"):
+        with study(run, mine, "evaluate", Console(quiet=True), fingerprint=fingerprint):
+            pass
+    assert "is no folder of `r2v ablate`; choose another --out" in refused("ablate", run, "--out", mine)
+    assert {path.name for path in mine.iterdir()} == {".lock", "notes.txt", "draft.txt"}
 
 
 def _sleep(path: str) -> None:

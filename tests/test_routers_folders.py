@@ -392,6 +392,8 @@ def test_probabilities_are_fitted_on_the_recorded_and_judged_on_the_held_out_ste
     found = given.disagreement.risk(answers.x_NF, answers.present_NF)
     assert given.quality["cascade"]["brier"] == brier(found, answers.y_N)
     assert R2VPaper.fit(given).risk.facts["objective"] == "paper"
+    solved = replace(given, validation=[won, won], quality={})
+    assert solved.risk and solved.quality["r2v"]["auroc"] is None
 
 
 def test_an_agent_sees_a_step_as_its_router_was_fitted(tmp_path):

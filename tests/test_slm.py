@@ -229,6 +229,9 @@ def test_a_killed_clone_ends_with_the_same_weights(episodes, tmp_path):
     a, b = (load_model(tmp_path / name / "model")[0].state_dict() for name in ("whole", "killed"))
     assert all(torch.equal(a[key], b[key]) for key in a)
     assert whole.final_loss < 5.0
+    assert train("killed", stop_at=20) == whole  # killed after the model was saved: nothing is trained again
+    with pytest.raises(StageError, match="exists; remove it"):
+        clone(episodes, MODEL, QUICK, tmp_path / "whole" / "model", checkpoints=tmp_path / "others")
 
 
 def test_cloning_from_a_folder_with_lora(episodes, folder, tmp_path):

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -190,7 +191,6 @@ def clone(
             )
     if not ranks.first:
         return
-    shutil.rmtree(partial, ignore_errors=True)
     facts = {
         **asdict(found),
         "unknown_outcome": read.unknown,
@@ -200,6 +200,10 @@ def clone(
         "seed": seed,
     }
     write_json(out / "report.json", {**facts, "settings": msgspec.to_builtins(settings)})
+    for path in partial.glob("[0-9a-f]" * 16):  # tries with other options, too
+        shutil.rmtree(path, ignore_errors=True)
+    with suppress(OSError):  # there is none, or it holds something else
+        partial.rmdir()
     left_out = {"failed": found.left_out, "have no outcome": read.unknown, **found.unusable}
     typer.echo(f"{found.episodes} successful episodes learned from, {found.conversations} of them conversations")
     for reason, count in left_out.items():

@@ -189,7 +189,7 @@ def ablate(
     from rich.console import Console
 
     from r2v.pipeline.run_folder import RunFolder
-    from r2v.pipeline.runner import study
+    from r2v.pipeline.runner import PARTIAL, study
     from r2v.report.ablation import write_ablation
     from r2v.runtime.executor import ExecutorChoice
     from r2v.studies.ablate import ablate as make
@@ -199,6 +199,9 @@ def ablate(
     run, folder = RunFolder(run_folder), out or run_folder / "ablation"
     if not run.settings.trains:
         raise StageError(f"the SLM of {run_folder} is a chat endpoint; an ablation needs one that was trained in the run")
+    there = {path.name for path in folder.iterdir()} - {".lock"} if folder.is_dir() else set()
+    if there and not there & {PARTIAL, "ablation.json"}:  # a `partial` that is not its own is refused by `study`
+        raise StageError(f"{folder} exists and is no folder of `r2v ablate`; choose another --out")
     run.finished("collect", "perturb", "clone", "propose", "prefer", "rollout", "fit")
     console = Console()
     with study(run_folder, folder, "ablate", console, choice, fingerprint=fingerprint(run)) as ctx:

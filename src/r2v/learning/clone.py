@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from r2v.learning.ranks import ALONE, Ranks
 from r2v.learning.sequences import Sequences, batches, encode_chats, encode_episodes, is_chat, is_learned
 from r2v.learning.settings import CloneSettings, ModelSettings
 from r2v.learning.tokenizer import train_tokenizer
+from r2v.runtime.store import read_json, write_json
 
 Progress = Callable[..., None]
 CLIP = 1.0
@@ -76,7 +77,7 @@ def clone(
         routed: episodes in which the teacher answered on some of the SLM's own steps (DAgger): of a solved one every action
             is learned, of any other the teacher's alone.
         checkpoints: a killed run continues from the last checkpoint in this folder and ends with the same weights (to the
-            bit on a CPU); None: it begins anew.
+            bit on a CPU); killed after the model was saved, it returns what it noted there; None: it begins anew.
         seed: of new weights or adapters, and of the order of the batches.
         progress: called with (step, steps, note).
         pieces: what a new tokenizer takes as one piece.
@@ -84,10 +85,13 @@ def clone(
         ranks: processes that train together; the first of them writes.
 
     Raises:
-        StageError: no episode can be learned from, or `out` exists.
+        StageError: no episode can be learned from, or `out` exists and was not made with these checkpoints.
         ArtifactError: the model cannot be read, or has no chat template and needs one.
     """
+    noted = None if checkpoints is None else checkpoints / "report.json"
     if out.exists():
+        if noted is not None and noted.exists():
+            return CloneReport(**read_json(noted))
         raise StageError(f"{out} exists; remove it or choose another folder")
     taught = [e for e in routed if any(is_learned(e, step) for step in e.steps)]
     good = [*(episode for episode in episodes if episode.success), *taught]
@@ -135,11 +139,8 @@ def clone(
             _save(checkpoint, model, optimizer, schedule, step, losses, tokens)
         if step % 20 == 0:
             progress(step, settings.steps, f"loss {sum(losses[-20:]) / 20:.3f}")
-    if ranks.first:
-        save_model(model, tokenizer, out)
-    ranks.wait()
     tail = losses[-max(1, len(losses) // 10) :]
-    return CloneReport(
+    report = CloneReport(
         episodes=len(others) + conversations,
         conversations=conversations,
         left_out=len(episodes) + len(routed) - len(good),
@@ -151,6 +152,12 @@ def clone(
         first_loss=losses[0],
         final_loss=sum(tail) / len(tail),
     )
+    if ranks.first:
+        if noted is not None:  # before the model, which is whole or not there
+            write_json(noted, asdict(report))
+        save_model(model, tokenizer, out)
+    ranks.wait()
+    return report
 
 
 def descend(loss: torch.Tensor, model: Any, optimizer: Any, schedule: Any, ranks: Ranks = ALONE) -> None:

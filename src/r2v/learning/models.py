@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -69,10 +70,12 @@ def half_products(model: Any, settings: ModelSettings) -> AbstractContextManager
 
 
 def save_model(model: Any, tokenizer: Any, out: Path) -> None:
-    """A plain model folder, adapters merged; complete or not there."""
+    """A plain model folder, adapters merged, in the place of one that is there; complete or not there."""
     disable_progress_bar()
     plain = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
     aside = out.with_name(f".{out.name}.writing")
+    shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed
     plain.save_pretrained(aside, safe_serialization=True)
     tokenizer.save_pretrained(aside)
+    shutil.rmtree(out, ignore_errors=True)
     aside.rename(out)

@@ -28,10 +28,12 @@ from r2v.pipeline.settings import RunSettings
 from r2v.runtime.executor import Executor, ExecutorChoice
 from r2v.runtime.progress import Report, progress
 from r2v.runtime.settings import dump
-from r2v.runtime.store import read_json, sha256, write_json, write_text
+from r2v.runtime.store import ASIDE, read_json, sha256, write_json, write_text
 from r2v.verifiers import source_sha256
 
 PARTIAL = "partial"
+MARK = "fingerprint"
+"""In `partial/`: what the pieces were made for, and that they are r2v's own."""
 Job = TypeVar("Job")
 
 
@@ -139,19 +141,23 @@ def study(
 ) -> Iterator[StageContext]:
     """A context for work on a finished run, in the folder `out`, which is locked; without error its pieces are removed.
 
-    With a fingerprint, the pieces of a killed try with the same one are used again.
+    With a fingerprint, the pieces of a killed try with the same one are used again. Nothing else in `out` is removed: it may
+    be any folder of the user. Raises StageError where its `partial` is not r2v's.
     """
     run = RunFolder(root)
     settings = run.settings
     out.mkdir(parents=True, exist_ok=True)
     with locked(out):
-        if fingerprint is None:
-            shutil.rmtree(out / PARTIAL, ignore_errors=True)
-        else:
-            prepare(out, fingerprint)  # before the executor puts anything there
+        mark = out / PARTIAL / MARK
+        if mark.parent.exists() and not mark.exists() and any(not ASIDE.fullmatch(p.name) for p in mark.parent.iterdir()):
+            raise StageError(f"{mark.parent} is not r2v's own; remove it, or choose another --out")
+        if fingerprint is None or not _made_for(mark, fingerprint):
+            _clear(mark.parent, MARK)
+            write_text(mark, fingerprint or label)
         with choice.started(settings.workers, out) as executor, progress(console, label) as report:
             yield StageContext(settings, run, out, executor, report)
-        shutil.rmtree(out / PARTIAL, ignore_errors=True)
+        _clear(mark.parent, MARK)  # the mark goes last: a kill in between leaves a folder that is known
+        shutil.rmtree(mark.parent, ignore_errors=True)
 
 
 @contextmanager
@@ -203,10 +209,22 @@ def is_complete(run: RunFolder, stage: str, fingerprint: str) -> bool:
 
 
 def prepare(out: Path, fingerprint: str) -> None:
-    """Keep the chunks of a killed try with the same fingerprint; clear everything else."""
-    mark = out / PARTIAL / "fingerprint"
-    if not (mark.exists() and mark.read_text() == fingerprint):
-        for path in out.iterdir() if out.exists() else ():
-            if path.name != ".lock":
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    """Keep what a killed try with the same fingerprint left, but for files that it was writing; clear everything else."""
+    mark = out / PARTIAL / MARK
+    if _made_for(mark, fingerprint):
+        for path in out.rglob(".*"):
+            if ASIDE.fullmatch(path.name) and path.relative_to(out).parts[0] != PARTIAL:
+                path.unlink()
+    else:
+        _clear(out, ".lock")
         write_text(mark, fingerprint)
+
+
+def _made_for(mark: Path, fingerprint: str) -> bool:
+    return mark.exists() and mark.read_text() == fingerprint
+
+
+def _clear(folder: Path, but: str) -> None:
+    for path in folder.iterdir() if folder.exists() else ():
+        if path.name != but:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()

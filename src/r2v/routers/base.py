@@ -286,8 +286,8 @@ class FitData:
     """Router name -> its own settings, as they stand in the settings file."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     progress: Callable[..., None] = lambda *_: None
-    quality: dict[str, dict[str, float]] = field(default_factory=dict)
-    """ECE, Brier score and AUROC on validation steps, of each probability that was fitted."""
+    quality: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    """ECE, Brier score and AUROC (None without both classes) on validation steps, of each probability that was fitted."""
 
     def settings_of(self, router: type[RouterBase]) -> Any:
         """The own settings of a router, as its `Settings`."""
@@ -359,12 +359,16 @@ class FitData:
         """Fit a calibrated probability, and note under `name` how good it is on the held-out rows."""
         from r2v.learning.router import fit_mlp
         from r2v.maths.calibration import brier, ece
-        from r2v.maths.stats import auroc
+        from r2v.maths.stats import auroc_or_none
 
         facts = {**self.facts, "seed": self.seed, "estimates": estimates}
         model = fit_mlp(train, held, names, self.settings, objective, seed=self.seed, progress=self.progress, facts=facts)
         p_N = model.risk(held.x_NF, held.present_NF)
-        self.quality[name] = {"ece": ece(p_N, held.y_N), "brier": brier(p_N, held.y_N), "auroc": auroc(p_N, held.y_N)}
+        self.quality[name] = {
+            "ece": ece(p_N, held.y_N),
+            "brier": brier(p_N, held.y_N),
+            "auroc": auroc_or_none(p_N, held.y_N),
+        }
         return model
 
     def reading(

@@ -12,6 +12,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -37,6 +38,9 @@ VALUES, VALUES_PER_BYTE = 10_000_000, 4
 """Values that a file of episodes may hold: so many, or so many for each of its bytes; those of real sessions differ, so that
 a byte holds one at most.
 """
+
+ASIDE = re.compile(r"\..+\.[0-9a-f]{8}")
+"""Names of what `whole_file` writes to; a killed process leaves it."""
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Episode)

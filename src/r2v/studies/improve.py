@@ -112,7 +112,7 @@ def improve(
             one = _Round(base, kept[-1], _before(out / arm, number), plan, number, what, times * spent)
             run_stages(one.stages, settings, folder, console, choice)
             found = one.report(RunFolder(folder))
-            spent = spent or found["teacher_calls_training"]
+            spent = spent if arm else found["teacher_calls_training"]
             if found["kept"]:
                 kept.append(RunFolder(folder))
             if arm:
@@ -136,7 +136,7 @@ def improve(
             last = _copied(last, out / "last")
         run_stages([*one.stages, *_named("rollout", "fit", "evaluate", "report")], settings, last.root, console, choice)
         if plan.share is not None:
-            late = router_calls(last)
+            late = float(last.selection()["teacher_calls"])  # its rollouts are those that the round paid for
     others = {arm: kept[-1] for arm, kept in chains.items() if arm}
     report: Report = {
         "run": str(root),
@@ -374,7 +374,8 @@ def _calls(episode: Episode) -> int:
 def _tested(run: RunFolder, router: str) -> Report:
     """A router on the test tasks, as the stage evaluate found it."""
     routers = run.results()["routers"]
-    ends = [(routers[name]["calls_per_episode"], routers[name]["success_rate"]) for name in ("slm_only", "llm_only")]
+    most = "llm_first" if "llm_first" in routers else "llm_only"  # as the curves of results.json end
+    ends = [(routers[name]["calls_per_episode"], routers[name]["success_rate"]) for name in ("slm_only", most)]
     points = [*ends, *((calls, success) for _, calls, success in routers[router]["points"])]
     teacher = routers["llm_only"]["success_rate"]
     return {

@@ -62,12 +62,11 @@ def improve_on_logs(
     trained = out / "partial" / begun / "model"
     if trained.parent.parent.exists() and not trained.parent.exists():
         raise StageError(f"{out} holds the work of a command with other sessions or options; choose another --out")
-    if trained.exists():  # killed while it was being checked
-        report: dict[str, Any] = {}
-    else:
-        report = asdict(
-            clone([], model, settings, trained, routed=learned, checkpoints=trained.parent, seed=seed, progress=progress)
-        )
+    if (out / "model").exists():
+        if trained.exists() or not (trained.parent / "report.json").exists():
+            raise StageError(f"{out / 'model'} exists; choose another --out")
+        (out / "model").rename(trained)  # killed before improve.json: it is checked again
+    report = clone([], model, settings, trained, routed=learned, checkpoints=trained.parent, seed=seed, progress=progress)
     before_N = teacher_losses(model.path, model, held, progress)
     after_N = teacher_losses(trained, model, held, progress)
     verdict = likelier(group_H, before_N, after_N, seed)
@@ -78,7 +77,7 @@ def improve_on_logs(
         "rounds": [{"round": 1, "teacher_calls_training": calls, "teacher_calls_total": calls, "slm_success": None,
                     "calls_at_98": None, **verdict}],
         "sessions": len(learned),
-        "training": report,
+        "training": asdict(report),
         "model": str(out / "model") if verdict["kept"] else model.path,
     }  # fmt: skip
     write_json(out / "improve.json", found)

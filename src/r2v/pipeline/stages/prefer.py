@@ -13,7 +13,7 @@ from r2v.pipeline.agents import AgentSpec
 from r2v.pipeline.play import outcomes, play, play_episodes
 from r2v.pipeline.preference import train_preferences
 from r2v.pipeline.runner import StageContext
-from r2v.runtime.store import write_episodes, write_json
+from r2v.runtime.store import read_json, write_episodes, write_json
 
 
 def prefer(ctx: StageContext) -> None:
@@ -28,8 +28,10 @@ def prefer(ctx: StageContext) -> None:
             {"kept": "clone", "clone": success, "prefer": None, "difference_ci95": None, "tasks": len(tasks)},
         )
         return
-    report = train_preferences(ctx, settings.prefer, run.preferred)
-    write_json(ctx.out / "report.json", asdict(report))
+    trained = ctx.partial / "report.json"
+    if not trained.exists():  # otherwise killed while it played
+        write_json(trained, asdict(train_preferences(ctx, settings.prefer, run.preferred)))
+    write_json(ctx.out / "report.json", read_json(trained))
     agents = {"clone": AgentSpec("routed", run.cloned), "prefer": AgentSpec("routed", run.preferred)}
     rows, episodes = play(ctx, agents, tasks, seeds, "validation", keep=list(agents))
     cloned, preferred = (outcomes(ctx, rows[name], tasks, seeds).success_T for name in agents)
