@@ -280,7 +280,7 @@ def test_what_is_written_waits_for_replicas_and_survives_a_failover(tmp_path):
 @pytest.mark.parametrize("url", ["http://localhost", "redis+sentinel://localhost:26379", "redis://localhost:port"])
 def test_what_is_no_url_of_a_redis_is_refused_in_one_line(url, tmp_path, monkeypatch):
     monkeypatch.setenv("TEST_REDIS", url)
-    wanted = settings("http://127.0.0.1:1", "http://127.0.0.1:2", tmp_path / "l.db", store={"redis_env": "TEST_REDIS"})
+    wanted = settings("http://127.0.0.1:1", "http://127.0.0.1:2", tmp_path / "l.db", store__redis_env="TEST_REDIS")
     with (
         closing(Ledger(tmp_path / "l.db")) as ledger,
         pytest.raises(SettingsError, match=r"TEST_REDIS of .* holds no URL"),
