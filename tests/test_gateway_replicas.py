@@ -256,6 +256,7 @@ def test_what_is_written_waits_for_replicas_and_survives_a_failover(tmp_path):
         both, any_, numbers = Connection(url, replicas=2), Connection(url), list[int]()
         playing = [asyncio.create_task(count(both, numbers, lambda: 1_000_000)) for _ in range(8)]
         while len(numbers) < 300:
+            assert not any(task.done() for task in playing), "nothing is written"
             await asyncio.sleep(0.01)
         primary.kill()
         await asyncio.sleep(0.1)  # what had been acknowledged has been counted
