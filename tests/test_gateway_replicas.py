@@ -22,6 +22,7 @@ from r2v.cli import cli
 from r2v.clients.mock import complete
 from r2v.core.errors import SettingsError
 from r2v.core.types import Decision
+from r2v.gateway.check import problems
 from r2v.gateway.ledger import Ledger, ModeChange
 from r2v.gateway.stores import shared_state
 from servers import KEY, Model, free_port, gateway, running, settings
@@ -287,6 +288,21 @@ def test_what_is_no_url_of_a_redis_is_refused_in_one_line(url, tmp_path, monkeyp
         pytest.raises(SettingsError, match=r"TEST_REDIS of .* holds no URL"),
     ):
         shared_state(wanted, ledger)
+
+
+def test_check_says_whether_redis_and_its_replicas_answer(redis_url, tmp_path, monkeypatch):
+    shown: list[str] = []
+    for url, replicas, found in (
+        (redis_url, 0, []),
+        (redis_url, 1, ["Redis: 0 of 1 replicas (store.redis_replicas) have what was written"]),
+        (f"redis://127.0.0.1:{free_port()}", 0, ["Redis: "]),
+    ):
+        monkeypatch.setenv("TEST_REDIS", url)
+        store = {"store__redis_env": "TEST_REDIS", "store__redis_replicas": replicas}
+        wanted = settings("http://127.0.0.1:1", "http://127.0.0.1:2", tmp_path / "l.db", **store)
+        said = [line for line in problems(wanted, shown.append) if line.startswith("Redis")]
+        assert len(said) == len(found) and all(map(str.startswith, said, found)), said
+    assert shown.count("redis     answers") == 1
 
 
 def test_keys_in_redis_are_listed_where_there_is_no_ledger(redis_url, tmp_path, monkeypatch):

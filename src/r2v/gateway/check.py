@@ -8,6 +8,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from r2v.clients import make_client
 from r2v.clients.base import Client
@@ -15,10 +16,13 @@ from r2v.core.errors import ArtifactError, ModelError, R2VError
 from r2v.gateway.ledger import Ledger
 from r2v.gateway.routing import load_configured
 from r2v.gateway.settings import GatewaySettings
-from r2v.gateway.stores import shipping_of
+from r2v.gateway.stores import redis_of, shipping_of
 from r2v.routers.heuristic import ENTROPY
 from r2v.verdicts import parse_verdicts
 from r2v.verifiers import source_sha256
+
+if TYPE_CHECKING:
+    from r2v.gateway.redis_connection import Connection
 
 
 def problems(settings: GatewaySettings, show: Callable[[str], None]) -> list[str]:
@@ -50,6 +54,12 @@ def problems(settings: GatewaySettings, show: Callable[[str], None]) -> list[str
             shipping.shared.prepare()
             show(f"shared    {shipping.shared.name}")
             shipping.close()
+        if (connection := redis_of(settings.store)) is not None:
+            asyncio.run(_pinged(connection))
+            beside = (
+                f", and {settings.store.redis_replicas} replicas have what it wrote" if settings.store.redis_replicas else ""
+            )
+            show(f"redis     answers{beside}")
     except (OSError, R2VError) as error:
         found.append(str(error))
     for role, model in settings.models.items():
@@ -71,6 +81,14 @@ def _check_ledger(path: Path) -> None:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise ArtifactError(f"{path} cannot be made ({error.strerror}); choose another store.path") from None
+
+
+async def _pinged(connection: Connection) -> None:
+    """Raises OSError where Redis, or as many of its replicas as are wanted, do not answer."""
+    try:
+        await connection.run(("PING",))
+    finally:
+        await connection.close()
 
 
 async def _probed(client: Client) -> None:

@@ -15,25 +15,33 @@ from r2v.gateway.sessions import LocalSessions, Sessions
 from r2v.gateway.settings import GatewaySettings, StoreSettings
 
 if TYPE_CHECKING:
+    from r2v.gateway.redis_connection import Connection
     from r2v.gateway.shipping import Shipping
 
 
-def shared_state(settings: GatewaySettings, ledger: Ledger) -> tuple[Sessions, Budgets, KeyStore]:
-    """What the processes of a gateway share: in its ledger, or in the Redis of all replicas. Raises SettingsError."""
-    name, ttl_s = settings.store.redis_env, settings.route.cache_ttl_s
-    if name is None:
-        return LocalSessions(ledger, ttl_s), LocalBudgets(ledger.accounts), ledger.keys
+def redis_of(store: StoreSettings) -> Connection | None:
+    """The Redis that replicas share; None where the settings name none. Raises SettingsError."""
+    if (name := store.redis_env) is None:
+        return None
     if not (url := os.environ.get(name, "").strip()):
         raise SettingsError(f"environment variable {name} of store.redis_env is not set; it must hold the URL of a Redis")
     try:
         from r2v.gateway.redis_connection import Connection
-        from r2v.gateway.redis_state import RedisBudgets, RedisKeys, RedisSessions
     except ModuleNotFoundError:
         raise SettingsError("store.redis_env needs the extra redis: pip install 'r2v[redis]'") from None
     try:
-        connection = Connection(url, replicas=settings.store.redis_replicas)
+        return Connection(url, replicas=store.redis_replicas)
     except ValueError as error:
         raise SettingsError(f"environment variable {name} of store.redis_env holds no URL of a Redis ({error})") from None
+
+
+def shared_state(settings: GatewaySettings, ledger: Ledger) -> tuple[Sessions, Budgets, KeyStore]:
+    """What the processes of a gateway share: in its ledger, or in the Redis of all replicas. Raises SettingsError."""
+    ttl_s = settings.route.cache_ttl_s
+    if (connection := redis_of(settings.store)) is None:
+        return LocalSessions(ledger, ttl_s), LocalBudgets(ledger.accounts), ledger.keys
+    from r2v.gateway.redis_state import RedisBudgets, RedisKeys, RedisSessions
+
     budgets = RedisBudgets(connection, ledger.accounts, ledger.identity)
     return RedisSessions(connection, ttl_s), budgets, RedisKeys(connection)
 
