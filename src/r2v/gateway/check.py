@@ -56,9 +56,8 @@ def problems(settings: GatewaySettings, show: Callable[[str], None]) -> list[str
             shipping.close()
         if (connection := redis_of(settings.store)) is not None:
             asyncio.run(_pinged(connection))
-            beside = (
-                f", and {settings.store.redis_replicas} replicas have what it wrote" if settings.store.redis_replicas else ""
-            )
+            most = settings.store.redis_replicas
+            beside = f", and {most} replicas have what it wrote" if most else ""
             show(f"redis     answers{beside}")
     except (OSError, R2VError) as error:
         found.append(str(error))
