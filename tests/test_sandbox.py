@@ -484,3 +484,7 @@ def test_no_call_is_waited_for_when_an_earlier_value_was_enough(separated):
     answers = call("def f(x):\n  while x: pass\n  return x", "f", [[0], [1]], [60, 60], stop=lambda first, values: True)
     assert answers == calls.Answers((0,), None, ())
     assert time.monotonic() - start < 20
+
+
+def test_what_is_no_plain_data_reads_alike_in_every_run():
+    assert repr(decode(encode(object()))) == repr(decode(encode(len))) and "0x" not in repr(decode(encode(object())))
