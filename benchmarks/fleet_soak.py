@@ -77,9 +77,7 @@ class RedisSet:
             f"sentinel monitor soak 127.0.0.1 {self.ports[0]} 1\nsentinel down-after-milliseconds soak 3000\n"
             "sentinel failover-timeout soak 5000\n"
         )
-        with closing(redis.Redis(port=self.ports[0])) as client:
-            while client.info("replication")["connected_slaves"] < 2:
-                time.sleep(0.05)
+        self._wait(self.ports[0])
         command = ["redis-server", str(config), "--sentinel", "--port", str(self.sentinel_port)]
         self.sentinel = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         wait_for(self.sentinel_port)
@@ -105,10 +103,18 @@ class RedisSet:
         self.servers[self.killed].kill()
 
     def follow(self) -> None:
-        """The killed one comes back, after another one took over."""
+        """The killed one comes back, after another one took over; until it has all that is there, writes wait for it."""
         while (master := self.master()) == self.killed:
             time.sleep(0.05)
         self.servers[self.killed] = self._start(self.killed, master)
+        self._wait(master)
+
+    def _wait(self, master: int) -> None:
+        """Until both others follow."""
+        with closing(redis.Redis(port=master)) as client:
+            states = lambda: [v["state"] for k, v in client.info("replication").items() if k.startswith("slave")]  # noqa: E731
+            while states().count("online") < 2:
+                time.sleep(0.05)
 
     def stop(self) -> None:
         for server in (self.sentinel, *self.servers.values()):
