@@ -28,8 +28,8 @@ FREE_BYTES = 32_000_000
 ADD = "calls = calls + ?, tokens = tokens + ?, usd = usd + ?, sessions = sessions + ?"
 
 
-class _Transaction:
-    """`Accounts.transaction`; quicker than `contextlib.contextmanager`."""
+class Transaction:
+    """All or nothing of one connection; quicker than `contextlib.contextmanager`."""
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
@@ -56,7 +56,7 @@ class Accounts:
 
     def __init__(self, db: sqlite3.Connection, path: Path) -> None:
         self._db, self._path, self._folder = db, path, path.parent
-        self._whole = _Transaction(db)
+        self._whole = Transaction(db)
         self.room = 0
         """Bytes that a hold keeps free for the row of its step: 0, until a row did not fit."""
 

@@ -19,6 +19,7 @@ from typing import Protocol
 from r2v.core.cache import BoundedCache
 from r2v.core.seeds import derive_seed
 from r2v.core.types import Decision, Memory
+from r2v.gateway.accounts import Transaction
 from r2v.gateway.budgets import touch
 from r2v.gateway.ledger import Ledger, ModeChange
 from r2v.gateway.reading import decisions_of
@@ -245,20 +246,14 @@ class Items:
         if not lists:
             return
         bodies = {identity: encode(items) for identity, items in lists.items()}
-        with self._lock:  # requests that are large come in a thread
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                (kept,) = self._db.execute("SELECT bytes FROM kept").fetchone()
-                for identity, body in bodies.items():
-                    kept += len(body) - self._forget("key = ? AND id = ?", (key, identity))
-                    self._db.execute("INSERT INTO items VALUES (?, ?, ?)", (key, identity, body))
-                while kept > self._most:
-                    kept -= self._forget("rowid = (SELECT MIN(rowid) FROM items)", ())
-                self._db.execute("UPDATE kept SET bytes = ?", (kept,))
-                self._db.execute("COMMIT")
-            except BaseException:
-                self._db.execute("ROLLBACK")
-                raise
+        with self._lock, Transaction(self._db):  # requests that are large come in a thread
+            (kept,) = self._db.execute("SELECT bytes FROM kept").fetchone()
+            for identity, body in bodies.items():
+                kept += len(body) - self._forget("key = ? AND id = ?", (key, identity))
+                self._db.execute("INSERT INTO items VALUES (?, ?, ?)", (key, identity, body))
+            while kept > self._most:
+                kept -= self._forget("rowid = (SELECT MIN(rowid) FROM items)", ())
+            self._db.execute("UPDATE kept SET bytes = ?", (kept,))
 
     def get(self, key: str, identity: str) -> bytes | None:
         row = self._db.execute("SELECT body FROM items WHERE key = ? AND id = ?", (key, identity)).fetchone()
