@@ -15,7 +15,7 @@ from r2v.cli import cli
 from r2v.core.errors import ArtifactError
 from r2v.gateway.ledger import LastVerdict, Ledger
 from r2v.gateway.reading import picked
-from r2v.logs.archive import Archive, write_archive
+from r2v.logs.archive import Archive, _Parts, write_archive
 from r2v.logs.detection import detect
 from r2v.logs.ledger import FORMAT, LedgerFormat, days_of, steps_of
 from r2v.runtime.store import read_episodes
@@ -45,7 +45,9 @@ def archive_all(folder: Path, *ledgers: Ledger) -> list[tuple[str, int]]:
     return [day for ledger in ledgers for day in write_archive(ledger, ledger.identity, folder)]
 
 
-def test_an_archive_of_replicas_reads_as_one_ledger_of_all_their_steps(replicas, tmp_path, monkeypatch):
+@pytest.mark.parametrize("part_bytes", [64e6, 5_000.0])
+def test_an_archive_of_replicas_reads_as_one_ledger_of_all_their_steps(replicas, tmp_path, monkeypatch, part_bytes):
+    monkeypatch.setattr("r2v.logs.archive.PART_BYTES", part_bytes)
     whole, *parts = replicas
     monkeypatch.setattr(time, "time", lambda: FIRST + 1_000 * DAY)
     written = archive_all(tmp_path / "archive", *parts)
@@ -113,6 +115,41 @@ def test_a_step_that_no_ledger_takes_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("r2v.logs.archive.RECORD_BYTES", 100)
     with pytest.raises(ArtifactError, match="more than a ledger takes"):
         list(FORMAT.read(tmp_path / "archive"))
+
+
+def test_sessions_that_lie_mixed_are_read_in_parts_that_memory_holds(tmp_path, monkeypatch):
+    monkeypatch.setattr(time, "time", lambda: FIRST + 10 * DAY)
+    with closing(Ledger(tmp_path / "ledger.db")) as ledger:
+        for t in range(5):
+            for i in range(30):
+                write(ledger, f"s{i:02d}", t, at=FIRST + 100 * t + i, goal=f"g{i}")
+        archive_all(tmp_path / "archive", ledger)
+    wanted = list(FORMAT.read(tmp_path / "archive"))
+    assert [episode.goal for episode in wanted] == [f"g{i}" for i in range(30)]
+    assert all([step.t for step in episode.steps] == list(range(5)) for episode in wanted)
+    monkeypatch.setattr("r2v.logs.archive.PART_BYTES", 20_000.0)
+    monkeypatch.setattr("r2v.logs.archive.ASIDE", 7)
+    read = []
+    whole = _Parts.rows
+    monkeypatch.setattr(_Parts, "rows", lambda self, part, *order: read.append((part, order)) or whole(self, part, *order))
+    assert list(FORMAT.read(tmp_path / "archive")) == wanted
+    assert 5 < len({part for part, _ in read}) < 30
+
+
+def test_a_damaged_page_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(time, "time", lambda: FIRST + 10 * DAY)
+    with closing(Ledger(tmp_path / "ledger.db")) as ledger:
+        for i in range(50):
+            write(ledger, f"s{i}", 0, at=FIRST + i)
+        archive_all(tmp_path / "archive", ledger)
+    (steps,) = (tmp_path / "archive").glob("*/steps.*.parquet")
+    content = bytearray(steps.read_bytes())
+    end = len(content) * 3 // 4
+    content[100:end] = bytes(end - 100)
+    steps.write_bytes(content)
+    with pytest.raises(ArtifactError, match="cannot be read as an archive") as error:
+        list(FORMAT.read(tmp_path / "archive"))
+    assert "\n" not in str(error.value)
 
 
 def test_tools_come_with_their_own_sessions(tmp_path, monkeypatch):

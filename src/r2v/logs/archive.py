@@ -11,20 +11,23 @@ from __future__ import annotations
 import re
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby, pairwise
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import msgspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from r2v.core.errors import ArtifactError
 from r2v.core.untrusted import RECORD_BYTES, opened
 from r2v.gateway.budgets import DAY
-from r2v.gateway.reading import COLUMNS, QUIET_S, LedgerReader, WholeSession, checked, entry_of, picked
+from r2v.gateway.reading import COLUMNS, QUIET_S, Entry, LedgerReader, WholeSession, checked, entry_of, picked
 from r2v.logs.files import DAYS
 from r2v.runtime.store import whole_file
 
@@ -32,6 +35,10 @@ MEMORY = "1GB"
 """Of DuckDB; what needs more is put aside on the disk."""
 FETCHED = 1_000
 """Rows at a time."""
+PART_BYTES, SESSION_BYTES = 64e6, 2_000
+"""Of the sessions that are sorted together, and of one beside its records."""
+ASIDE, TOOLS = 20_000, 1_000
+"""Steps that are taken apart at a time, fewer where they are long; and lists of tools."""
 REPLICA = re.compile(r"[\w-]{1,64}")
 
 
@@ -149,6 +156,7 @@ class Archive:
         self._db = duckdb.connect(
             config={
                 "memory_limit": MEMORY, "threads": 2, "temp_directory": self._aside.name, "preserve_insertion_order": False,
+                "arrow_large_buffer_size": True,
             }
         )  # fmt: skip
         allowed = ", ".join(f"'{_quoted(path)}'" for path in (str(folder.resolve()), self._aside.name))
@@ -169,10 +177,10 @@ class Archive:
             names = ", ".join(column for column, _ in table.columns)
             self._ask(f"CREATE VIEW {name} AS SELECT {names} FROM {source}")
 
-    def _ask(self, query: str, *, apart: bool = False) -> Any:
-        """The result of a query, `apart` from others that are still being fetched. Raises ArtifactError."""
+    def _ask(self, query: str) -> Any:
+        """The result of a query. Raises ArtifactError."""
         try:
-            return (self._db.cursor() if apart else self._db).execute(query)
+            return self._db.execute(query)
         except duckdb.Error as error:
             raise _unreadable(self._folder, error) from None
 
@@ -185,37 +193,41 @@ class Archive:
 
     def whole_sessions(self, most_steps: int | None = None) -> Iterator[WholeSession]:
         """As `LedgerReader.whole_sessions`."""
-        named = self._ask(
-            "SELECT session, arg_min(goal, time), COUNT(DISTINCT id) FROM steps GROUP BY session ORDER BY MIN(time), session"
-        ).fetchall()
-        names = [name for name, _ in picked(named, most_steps)]
-        self._db.register("names", pa.table({"session": pa.array(names, _TEXT), "i": pa.array(range(len(names)), _INT)}))
+        of_sessions = (
+            "SELECT session, arg_min(goal, time), COUNT(DISTINCT id), SUM(octet_length(record)) FROM steps "
+            "GROUP BY session ORDER BY MIN(time), session"
+        )
+        named = self._ask(of_sessions).fetchall()
+        sizes = {name: size for name, _, _, size in named}
+        names = [name for name, _ in picked(((name, goal, steps) for name, goal, steps, _ in named), most_steps)]
+        parts = _numbered([sizes[name] for name in names])
+        columns = {"session": pa.array(names, _TEXT), "i": pa.array(range(len(names)), _INT), "part": pa.array(parts, _INT)}
+        self._db.register("names", pa.table(columns))
         self._ask("CREATE OR REPLACE TABLE wanted AS SELECT * FROM names")
         ends = {name: (reward, verdict) for name, reward, verdict in self._ask(_ENDS).fetchall()}
-        tools = _Merged(self._rows("SELECT i, any_value(text) FROM tools JOIN wanted USING (session) GROUP BY i ORDER BY i"))
-        entries: list[Any] = []
-        at = -1
+        at_once = min(ASIDE, int(1 + PART_BYTES * sum(steps for _, _, steps, _ in named) / (1 + sum(sizes.values()))))
         of_steps = ", ".join(f"s.{name}" for name in COLUMNS)
-        rows = self._rows(f"SELECT i, {of_steps} FROM steps s JOIN wanted USING (session) ORDER BY i, t, time, id")
-        for i, *row in rows:
+        steps = self._by_part("steps", f"SELECT part, i, {of_steps} FROM steps s JOIN wanted USING (session)", at_once)
+        tools = self._by_part("tools", "SELECT part, i, text FROM tools JOIN wanted USING (session)", TOOLS)
+        for part in sorted(set(parts)):
+            offered = dict(tools.rows(part, "i"))
+            for i, rows in groupby(steps.rows(part, "i", "t", "time", "id"), key=itemgetter(0)):
+                yield WholeSession(self._entries(rows), ends.get(names[i]), offered.get(i, ""))
+
+    def _entries(self, rows: Iterable[tuple[Any, ...]]) -> list[Entry]:
+        entries: list[Entry] = []
+        for _, *row in rows:
             if len(row[-1]) > RECORD_BYTES:
                 raise ArtifactError(f"{self._folder} holds a step of {len(row[-1])} bytes, more than a ledger takes")
-            if i != at and entries:
-                yield WholeSession(entries, ends.get(names[at]), tools.get(at))
-                entries = []
-            at = i
             entry = entry_of(tuple(row))
             if not entries or entry.id != entries[-1].id:  # two ledgers may hold the same step
                 entries.append(entry)
-        if entries:
-            yield WholeSession(entries, ends.get(names[at]), tools.get(at))
+        return entries
 
-    def _rows(self, query: str) -> Iterator[tuple[Any, ...]]:
-        result = self._ask(query, apart=True)
+    def _by_part(self, name: str, query: str, at_once: int) -> _Parts:
         try:
-            while rows := result.fetchmany(FETCHED):
-                yield from rows
-        except duckdb.Error as error:
+            return _Parts(Path(self._aside.name) / name, self._db.cursor().sql(query).to_arrow_reader(at_once))
+        except (duckdb.Error, pa.ArrowException) as error:
             raise _unreadable(self._folder, error) from None
 
     def close(self) -> None:
@@ -237,22 +249,46 @@ is none yet.
 """
 
 
-class _Merged:
-    """Texts by number, from rows in the order of the numbers, asked for in that order."""
+class _Parts:
+    """Rows kept aside in a file, of which each part is read alone: DuckDB's own sort of rows that do not fit into memory
+    takes hours of what this takes minutes of.
+    """
 
-    def __init__(self, rows: Iterator[tuple[Any, ...]]) -> None:
-        self._rows = rows
-        self._next: tuple[Any, ...] | None = next(rows, None)
+    def __init__(self, path: Path, rows: pa.RecordBatchReader) -> None:
+        """Column `part` says of each row to which part it belongs."""
+        self._path = path
+        self._batches: dict[int, list[int]] = {}
+        written = 0
+        with pa.ipc.new_file(str(path), rows.schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as file:
+            for batch in rows:
+                batch = batch.sort_by("part")
+                numbers = batch.column("part").to_numpy()
+                ends = [*(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(numbers)]
+                for start, end in pairwise([0, *ends]):
+                    if start < end:
+                        file.write_batch(batch.slice(start, end - start))
+                        self._batches.setdefault(int(numbers[start]), []).append(written)
+                        written += 1
 
-    def get(self, number: int) -> str:
-        while self._next is not None and self._next[0] < number:
-            self._next = next(self._rows, None)
-        return str(self._next[1]) if self._next is not None and self._next[0] == number else ""
+    def rows(self, part: int, *order: str) -> Iterator[tuple[Any, ...]]:
+        """The rows of a part, without its number, in the order of some columns."""
+        with pa.memory_map(str(self._path)) as source:
+            file = pa.ipc.open_file(source)
+            batches = [file.get_batch(i) for i in self._batches.get(part, ())]
+            table = pa.Table.from_batches(batches, file.schema).drop_columns("part")
+            table = table.sort_by([(column, "ascending") for column in order])
+            for batch in table.to_batches(max_chunksize=FETCHED):
+                yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
+
+
+def _numbered(sizes: Sequence[int]) -> list[int]:
+    """The part of each session: neighbours lie in one, which `PART_BYTES` bounds."""
+    return [int(end // PART_BYTES) for end in np.cumsum(np.asarray(sizes, dtype=np.float64) + SESSION_BYTES)]
 
 
 def _quoted(text: str) -> str:
     return text.replace("'", "''")
 
 
-def _unreadable(folder: Path, error: duckdb.Error) -> ArtifactError:
+def _unreadable(folder: Path, error: Exception) -> ArtifactError:
     return ArtifactError(f"{folder} cannot be read as an archive ({str(error).splitlines()[0]})")
