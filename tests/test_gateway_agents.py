@@ -379,7 +379,7 @@ def test_a_chat_or_messages_client_with_a_responses_teacher(make):  # noqa: F811
     [
         ("/v1/responses", {}, {"session-id": "S-1"}),
         ("/v1/responses", {}, {"thread-id": "S-1"}),
-        ("/v1/responses", {"prompt_cache_key": "S-1"}, {}),
+        ("/v1/responses", {"prompt_cache_key": "S-1_0199ad5c2f3e7b10"}, {}),
         ("/v1/messages", {"metadata": {"user_id": json.dumps({"device_id": "d", "session_id": "S-1"})}}, {}),
         ("/v1/messages", {"metadata": {"user_id": "user_1_account__session_S-100000"}}, {}),
         ("/v1/chat/completions", {"metadata": {"session_id": "S-1"}}, {}),
@@ -390,6 +390,31 @@ def test_sessions_are_found_where_agents_name_them(make, path, body, headers):  
     for _ in range(2):
         answer = world.post(path, {**ASKED[path], **body}, headers)
     assert answer.headers["x-r2v-session-id"].startswith("S-1") and answer.headers["x-r2v-step"] == "1"
+
+
+def test_a_subagent_is_a_session_of_its_own_on_the_same_budget(make):  # noqa: F811
+    world = make(route__router="verifier", route__threshold=0.0, budget__session={"teacher_calls": 3})
+    named = {"x-claude-code-session-id": "main"}
+    told = ({}, {"x-claude-code-agent-id": "a1"}, {"x-claude-code-agent-id": "a b"}, {}, {"x-claude-code-agent-id": "a1"})
+    answers = [world.post("/v1/messages", ASKED["/v1/messages"], {**named, **more}) for more in told]
+    found = [(answer.headers["x-r2v-session-id"].split("-")[0], answer.headers["x-r2v-step"]) for answer in answers]
+    assert found == [("main", "0"), ("main.a1", "0"), ("main.h", "0"), ("main", "1"), ("main.a1", "1")]
+    assert [answer.headers["x-r2v-arm"] for answer in answers] == ["teacher"] * 3 + ["slm"] * 2
+
+
+def test_a_cache_key_of_a_whole_application_is_no_session(make):  # noqa: F811
+    world = make()
+    path = "/v1/responses"
+    answers = [world.post(path, {**ASKED[path], "prompt_cache_key": "my-app-v1", "input": text}) for text in ("one", "two")]
+    assert len({answer.headers["x-r2v-session-id"] for answer in answers}) == 2
+    assert {answer.headers["x-r2v-step"] for answer in answers} == {"0"}
+
+
+def test_tokens_of_pictures_are_not_counted_by_their_bytes(make):  # noqa: F811
+    world = make()
+    picture = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "iVBORw0KGgo" * 90_000}}
+    told = {"model": "r2v", "messages": [{"role": "user", "content": [{"type": "text", "text": "word " * 800}, picture]}]}
+    assert 2_600 < world.post("/v1/messages/count_tokens", told).json()["input_tokens"] < 2_800
 
 
 def test_a_users_name_is_no_session(make):  # noqa: F811
@@ -491,7 +516,7 @@ def test_models_web_sockets_origins_and_ids_of_requests(make):  # noqa: F811
 )
 def test_errors_are_of_the_types_of_their_protocol(make, status, kind):  # noqa: F811
     world = make()
-    world.small.refuse = (status, {"error": {"message": "no"}})
+    world.small.refuse = world.teacher.refuse = (status, {"error": {"message": "no"}})
     if status == 401:
         answer = httpx.post(f"{world.url}/v1/messages", json=ASKED["/v1/messages"], headers={"x-api-key": "wrong"})
     else:

@@ -249,7 +249,7 @@ class ControlPlane(Guard):
 
     async def stats(self, http: HttpRequest) -> Response:
         days = http.query_params.get("days")
-        since = None if not days else time.time() - DAY * number(days, "days=14")
+        since = None if not days else max(0.0, time.time() - DAY * number(days, "days=14"))
         killed, change = await self._sessions.killed(), await self._modes.current()
         found = await aside(self._stats, self._counts(), since)
         reloads = msgspec.to_builtins(self._reloading.state)

@@ -50,13 +50,15 @@ class GatewayRouter:
     """The model that the client or the kill switch forces: slm, or one of the stronger ones."""
     cold: bool = False
     """The prompt cache of the stronger model that answered last is lost: a call costs more."""
+    killed: bool = False
+    """Whether it is the kill switch: then no other model may answer."""
 
     @property
     def name(self) -> str:
         return self.router.name
 
     def decide(self, context: Context, features: Features, memory: Memory, *, seed: int) -> Decision:
-        return self._able(within_budget(self._wanted(context, features, memory, seed), memory))
+        return within_budget(self._wanted(context, features, memory, seed), memory)
 
     def _able(self, decision: Decision) -> Decision:
         """The decision, for the next stronger model where its own cannot answer."""
@@ -72,7 +74,7 @@ class GatewayRouter:
             reason = "the client or the kill switch forces it"
             if self.forced == "slm":
                 return replace(plain, route="continue", code="forced", reason=reason)
-            return replace(plain, route="escalate", code="forced", reason=reason, model=self.forced)
+            return self._able(replace(plain, route="escalate", code="forced", reason=reason, model=self.forced))
         if self._unclear(plain, memory):
             reason = f"{plain.score:.3f} is not clear, all candidates are drawn"
             return replace(plain, route="retry", code="retry", reason=reason)

@@ -314,8 +314,8 @@ class Service:
             fresh = not options.dry and all(message.role != "assistant" for message in request.messages)
             name = await self.sessions.run_of(options.session, fresh=fresh)
             return name, name
-        aside = await self._is_aside(options.session, request)
-        return (f"{options.session}.aside" if aside else options.session), options.session
+        name = f"{options.session}.{options.subagent}" if options.subagent else options.session
+        return (f"{name}.aside" if await self._is_aside(name, request) else name), options.session
 
     def _asked(self, request: Request, limits: Limits) -> tuple[Request, dict[str, Request]]:
         """What the SLM and each stronger model are asked: where money or tokens are limited, so are the answers' lengths."""
@@ -372,7 +372,7 @@ class Service:
         with reachable(served.facts):
             killed = await self.sessions.killed()
         if killed:
-            router = replace(router, forced="slm")
+            router = replace(router, forced="slm", killed=True)
         decisions = () if router.forced == "slm" else memory.decisions  # none ends a takeover by the teacher
         calls_left = served.reservation.calls_left if served.reservation.teacher else 0
         memory = Memory(calls_left, memory.seed, decisions)
@@ -382,7 +382,9 @@ class Service:
                 return await _stronger_alone(step_context, router.forced, "forced", "forced"), context
             if served.early:
                 return await _slm_alone(step_context, router, "early", "streamed as it came"), context
-            if router.forced is None and calls_left != 0 and not served.part.routed:
+            if router.forced is None and not served.part.routed:
+                if calls_left == 0:
+                    return await _slm_alone(step_context, router, "budget_exhausted", "no budget for the teacher"), context
                 return await self._watched(served.part, models, step_context, router, memory), context
             choice, _ = await Routed(models, router).choose(step_context, memory)
             return choice, context
@@ -430,11 +432,12 @@ class Service:
         unknown. All down, or the answer has begun: an error.
         """
         cause, facts = error.cause, served.facts
-        if isinstance(cause, ModelError) and cause.clients_fault:
+        # The SLM may refuse what the teacher takes; the client hears of it where the teacher refuses it as well.
+        if isinstance(cause, ModelError) and cause.clients_fault and (error.boundary != "slm" or router.forced == "slm"):
             raise Refused(str(cause), cause.status, {**facts, "reason": "upstream_refused"}) from None
         code: Code = "verifier_failed" if error.boundary in ("verifier", "router") else "upstream_fallback"
-        if served.live is not None and served.live.source is not None:
-            raise unanswered(facts, "upstream_fallback", cause)
+        if router.killed or (served.live is not None and served.live.source is not None):
+            raise unanswered(facts, code, cause)
         if error.boundary == "teacher":
             if router.forced in served.stronger:
                 raise unanswered(facts, code, cause)
@@ -450,6 +453,8 @@ class Service:
         try:
             return await _stronger_alone(step_context, TEACHER, code, str(cause))
         except BoundaryError as second:
+            if isinstance(second.cause, ModelError) and second.cause.clients_fault:
+                raise Refused(str(second.cause), second.cause.status, {**facts, "reason": "upstream_refused"}) from None
             raise unanswered(facts, code, cause, second.cause) from None
 
     async def _record(self, served: ServedStep, choice: Choice, context: Context) -> None:
@@ -475,7 +480,7 @@ class Service:
             sum(one.drawn > 0 for one in stronger), slm.drawn,
             facts["overhead-ms"], decision.route, goal, kept, _alike(choice), served.part.name,
         )  # fmt: skip
-        tools = None if self._redactor or served.session.t else served.request.tools
+        tools = None if self._redactor or served.session.begun else served.request.tools
         try:
             with self._together():
                 self.ledger.write(entry, tools, verdict, served.lost)

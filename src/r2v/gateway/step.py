@@ -58,6 +58,8 @@ class RequestOptions:
     """What the whole session may cost."""
     dry: bool = False
     """Decide, but do not answer."""
+    subagent: str = ""
+    """Which of the agents that share the session's name; they share its budget, too. Empty: the one that began it."""
     traceparent: str | None = None
     """Where the client's trace is, as W3C says."""
 
@@ -159,5 +161,5 @@ def unreachable(error: OSError, facts: Json) -> Refused:
 
 def with_messages(step: Step, served: ServedStep) -> Step:
     reply = message_of(served.answered(step.choice).reply(step.choice.action).choice["message"])
-    messages = incoming(served.request, first=not served.session.t)
+    messages = incoming(served.request, first=not served.session.begun)
     return replace(step, choice=replace(step.choice, reply=reply), messages=messages)
