@@ -18,7 +18,7 @@ from starlette.routing import Route
 from r2v.gateway.body_room import BodyRoom, NoRoom
 from r2v.gateway.keys import OPEN, Key, KeyRing, Scope
 from r2v.gateway.settings import ServerSettings
-from r2v.gateway.step import Refused
+from r2v.gateway.step import RETRY_S, Refused, unreachable
 from r2v.messages.conversation import BadRequest, Json
 from r2v.messages.json_size import JsonSize
 from r2v.messages.protocol import ProtocolAdapter, encode
@@ -32,8 +32,6 @@ SECRET = re.compile(
 """What looks like a key of somebody's, in the place of a session's name."""
 SHORT = 65_536
 """Bytes of the body of whatever is no step."""
-RETRY_S = "1"
-"""Seconds after which a request may find room."""
 Endpoint = Callable[[HttpRequest], Awaitable[Response]]
 
 
@@ -64,7 +62,7 @@ class Guard:
         try:
             key = await self.keys.find(given)
         except (OSError, sqlite3.Error) as error:
-            raise Refused(f"the keys are out of reach ({error})", 503, {"reason": "store"}) from None
+            raise unreachable(error, {}) from None
         if key is None:
             raise Unauthorized
         if key is OPEN and not self._is_meant(http):
@@ -96,7 +94,7 @@ class Guard:
             except TooLarge as error:
                 reason, status = str(error), 413
             except NoRoom as error:
-                reason, status, headers["retry-after"] = str(error), 503, RETRY_S
+                reason, status, headers["retry-after"] = str(error), 503, str(math.ceil(RETRY_S))
             except ClientDisconnect:
                 reason, status = "the client went away", 499
             except Refused as error:

@@ -54,7 +54,6 @@ from r2v.gateway.scoring import PaidVerifier
 from r2v.gateway.sessions import SESSIONS, Session, Sessions
 from r2v.gateway.settings import GatewaySettings
 from r2v.gateway.step import (
-    RETRY_S,
     Answer,
     Refused,
     RequestOptions,
@@ -161,15 +160,12 @@ class Service:
         here = next(filter(self.ledger.has, names), None)
         if here is not None or self.shipping is None:
             return here
-        try:
+        with reachable():
             for name in names:
                 if await self.sessions.begun(name):
                     return name
             there = self.shipping.shared.has
             return await aside(lambda: next(filter(there, names), None))
-        except OSError as error:
-            problem = f"whether another replica knows the session cannot be found out ({error}); try again"
-            raise Refused(problem, 503, {"reason": "store"}, retry_after=RETRY_S) from None
 
     async def ready(self) -> Json:
         """{"ready": whether a step would be answered now, "models": {name: whether it is called}, "problem": what is wrong}.
