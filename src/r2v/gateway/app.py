@@ -106,7 +106,7 @@ class _App(Starlette):
     def __init__(
         self, steps: Mapping[str, Endpoint], room: BodyRoom, *, routes: Sequence[Route], lifespan: Lifespan[Any]
     ) -> None:
-        super().__init__(routes=routes, lifespan=lifespan)
+        super().__init__(routes=routes, lifespan=lifespan, exception_handlers={404: _no_such_path, 405: _no_such_path})
         self._steps, self._room = steps, room
 
     async def __call__(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
@@ -402,6 +402,15 @@ class _DataPlane(Guard):
         if found["ready"] and self._room.full:
             found |= {"ready": False, "problem": "the bodies of requests fill server.max_bodies_bytes"}
         return json_response(found, 200 if found["ready"] else 503)
+
+
+async def _no_such_path(http: HttpRequest, error: Exception) -> Response:
+    status = int(getattr(error, "status_code", 404))
+    problem = f"{http.method} {http.url.path[:200]} is not served here"
+    if http.url.path.startswith("/v1/v1/"):
+        problem += ": the base URL of this client ends in /v1, which it adds itself; leave it out"
+    adapter = MESSAGES if "/messages" in http.url.path else CHAT
+    return json_response(adapter.error(problem, status), status, headers=dict(getattr(error, "headers", None) or {}))
 
 
 async def _no_socket(http: HttpRequest) -> Response:

@@ -8,6 +8,7 @@ down, and the row in the ledger that is written before the answer leaves.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import re
 import secrets
@@ -77,6 +78,8 @@ if TYPE_CHECKING:
     from r2v.gateway.verdicts import SessionVerdicts
 
 CHECKPOINT_S = 0.5
+WARN_S = 60.0
+"""Between two lines in the log about drafts that fail."""
 OF_CONTEXT = 4
 """The SLM's answers may fill this part of its context: agents ask for as many tokens as the large models can write."""
 VERIFIER_BYTES = 64_000_000
@@ -116,7 +119,7 @@ class Service:
         """Sessions of clients in which tools were offered; the latest ones."""
         self.shipping: Shipping | None = before.shipping if before else joined(settings.store, self.ledger, owner)
         self.modes = Modes(self.settings.route, self.sessions, read_from(self.ledger, self.shipping))
-        self._checked, self._problem = -math.inf, ""
+        self._checked, self._problem, self._warned = -math.inf, "", -math.inf
         self.metrics: Metrics = before.metrics if before else Metrics(self.router, self.clients)
         made = None if before or settings.telemetry is None else Telemetry(settings.telemetry)
         self._telemetry: Telemetry | None = before._telemetry if before else made
@@ -404,9 +407,12 @@ class Service:
             answer = await step_context.answer()
             if drafting is not None:
                 noted, _ = await asyncio.wait_for(drafting, self.settings.route.observe_wait_s)
-        except (BoundaryError, TimeoutError):
+        except (BoundaryError, TimeoutError) as error:
             if answer is None:
                 raise
+            if isinstance(error, BoundaryError) and time.monotonic() - self._warned > WARN_S:
+                self._warned = time.monotonic()
+                logging.getLogger("uvicorn.error").warning("a step could not be compared with the teacher's: %s", error)
         finally:
             if drafting is not None:
                 drafting.cancel()
