@@ -16,6 +16,7 @@ class AnthropicClient(SingleAnswerClient):
     path = "/v1/messages"
     protocol = "messages"
     reader = MessageReader
+    ends = frozenset(("message_stop",))
 
     def headers(self, key: str | None) -> dict[str, str]:
         return {"anthropic-version": VERSION} | ({} if key is None else {"x-api-key": key})

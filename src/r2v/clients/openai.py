@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from r2v.clients.base import Client, Part, all_of, decoded
+from r2v.clients.base import Client, Part, all_of
 from r2v.core.errors import ModelError
 from r2v.messages.conversation import NULL, Json, Likelihood, Request, sent_id
 from r2v.messages.openai_chat import StreamAccumulator
@@ -88,11 +88,11 @@ class OpenAIClient(Client):
         try:
             found = _answers.decode(content)
         except (ValueError, RecursionError):
-            return decoded(content), []
+            return self.event(content), []
         if len(choices := found.choices) > CHOICES:
-            raise ValueError(f"{len(choices)} choices")
+            raise self.large(f"{CHOICES} choices")
         self.check_text(sum(len(bytes(one)) for choice in choices for key, one in choice.items() if key != "logprobs"))
-        read = [{key: one if key == "logprobs" else decoded(one) for key, one in choice.items()} for choice in choices]
+        read = [{key: one if key == "logprobs" else self.parsed(one) for key, one in choice.items()} for choice in choices]
         for choice in read:
             if choice.get("logprobs") == NULL:
                 choice["logprobs"] = None
