@@ -7,14 +7,16 @@ import contextlib
 import json
 
 import pytest
+from starlette.responses import JSONResponse
 
 from r2v.clients import make_client
 from r2v.clients.base import said_of
 from r2v.clients.settings import ClientSettings
 from r2v.core.errors import ModelError, PromptTooLong
-from r2v.messages.conversation import parse
+from r2v.messages.conversation import bounded, parse
+from r2v.messages.openai_chat import chunks
 from r2v.messages.protocol import Reply
-from servers import events_of, response_events
+from servers import events_of, response_events, running
 from test_gateway import TOOLS, make  # noqa: F401  (a fixture)
 from test_gateway_attacks import EVENTS, drawn_from
 
@@ -245,3 +247,133 @@ def test_a_prompt_that_the_settings_have_no_room_for_is_the_same_error():
     with pytest.raises(PromptTooLong) as caught:
         client.check_length(parse(json.dumps({"messages": [{"role": "user", "content": "x" * 400}]}).encode()))
     assert caught.value.counts == (100, 10)
+
+
+# -- what a model is sent ---------------------------------------------------------------------------------------------
+
+ENCRYPTED = "reasoning.encrypted_content"
+THOUGHT = {"type": "reasoning", "id": "rs_1", "summary": []}
+
+
+@pytest.mark.parametrize(
+    ("fields", "include"),
+    [
+        ({}, None), ({"include": ["message.output_text.logprobs"]}, ["message.output_text.logprobs"]),
+        ({"include": [ENCRYPTED]}, [ENCRYPTED]), ({"reasoning": {"effort": "low"}}, [ENCRYPTED]),
+        ({"input": [{"role": "user", "content": "hi"}, THOUGHT]}, [ENCRYPTED]),
+    ],
+)  # fmt: skip
+def test_encrypted_reasoning_is_asked_for_where_there_is_reasoning(make, fields, include):  # noqa: F811
+    """Models that do not reason refuse a request that asks for it."""
+    world = make(teacher_provider="openai_responses")
+    answer = world.post("/v1/responses", ASK | fields)
+    assert answer.status_code == 200 and world.teacher.seen[0].get("include") == include
+
+
+def test_reasoning_of_a_responses_model_is_sent_to_that_model_alone(make):  # noqa: F811
+    world = make(small__provider="openai_responses", teacher_provider="openai_responses")
+    asked, history = ASK | {"include": [ENCRYPTED]}, [{"role": "user", "content": "hi"}]
+    for role, model in (("slm", world.small), ("teacher", world.teacher)):
+        said = json.loads(json.dumps(likely(1)))
+        said["output"].insert(0, {**THOUGHT, "encrypted_content": f"of the {role}"})
+        model.body = json.dumps(said).encode()
+        answer = world.post("/v1/responses", asked | {"model": f"r2v:{role}", "input": history}, {"x-r2v-session-id": "s"})
+        history += [*answer.json()["output"], {"role": "user", "content": "go on"}]
+    assert answer.headers["x-r2v-dropped"] == "reasoning of another model"
+    for role, model in (("slm", world.small), ("teacher", world.teacher)):
+        world.post("/v1/responses", asked | {"model": f"r2v:{role}", "input": history}, {"x-r2v-session-id": "s"})
+        sent = [item["encrypted_content"] for item in model.seen[-1]["input"] if item.get("type") == "reasoning"]
+        assert sent == [f"of the {role}"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("keeps", "sent"),
+    [
+        (None, [None, "of the teacher", None]), (True, ["", "of the teacher", "of nobody"]), (False, [None, None, None]),
+    ],
+)  # fmt: skip
+def test_reasoning_content_is_sent_to_its_author_and_as_the_settings_say(make, keeps, sent, stream):  # noqa: F811
+    world = make(teacher__keeps_reasoning=keeps)
+    history, number = [{"role": "user", "content": "hi"}], 0
+
+    def answer(body, role):
+        nonlocal number
+        number += 1
+        call = {"id": f"call_{number}", "type": "function", "function": {"name": "look", "arguments": '{"where": "x"}'}}
+        said = {"role": "assistant", "content": None, "reasoning_content": f"of the {role}", "tool_calls": [call]}
+        usage = {"prompt_tokens": 9, "completion_tokens": 9, "total_tokens": 18}
+        return {"choices": [{"index": i, "message": said, "finish_reason": "tool_calls"} for i in range(body.get("n") or 1)],
+                "usage": usage, "id": "c", "created": 1, "model": "m"}  # fmt: skip
+
+    world.small.reply, world.teacher.reply = (lambda body: answer(body, "slm")), (lambda body: answer(body, "teacher"))
+
+    async def events(body):
+        for chunk in chunks(answer(body, "teacher"), True, {}):
+            yield f"data: {json.dumps(chunk)}\n\n"
+
+    if stream:
+        world.teacher.reply, world.teacher._streamed = None, events
+    for role in ("slm", "teacher"):
+        body = {"model": f"r2v:{role}", "messages": history, "tools": TOOLS, "stream": stream and role == "teacher"}
+        got = world.post(body=body, headers={"x-r2v-session-id": "s"})
+        made = answer({}, role)["choices"][0]["message"]
+        made["tool_calls"][0]["id"] = f"c{len(history)}"
+        history += [made, {"role": "tool", "tool_call_id": made["tool_calls"][0]["id"], "content": "x"}]
+        assert got.status_code == 200
+    odd = {
+        "role": "assistant",
+        "content": None,
+        "reasoning_content": "of nobody",
+        "tool_calls": [{**made["tool_calls"][0], "id": "z"}],
+    }
+    history += [odd, {"role": "tool", "tool_call_id": "z", "content": "x"}]
+    body = {"model": "r2v:teacher", "messages": history, "tools": TOOLS}
+    world.teacher.reply = lambda body: answer(body, "teacher")
+    last = world.post(body=body, headers={"x-r2v-session-id": "s"})
+    found = [
+        message.get("reasoning_content") for message in world.teacher.seen[-1]["messages"] if message["role"] == "assistant"
+    ]
+    assert found == sent and last.headers["x-r2v-dropped"] == "reasoning of another model"
+
+
+@pytest.mark.parametrize(
+    ("url", "model", "name", "sent"),
+    [
+        ("https://eu.api.openai.com/v1", "gpt-4.1", "auto", "max_completion_tokens"),
+        ("https://api.openai.com:443/v1", "gpt-4.1", "auto", "max_completion_tokens"),
+        ("https://me.openai.azure.com/openai/v1", "mine", "auto", "max_completion_tokens"),
+        ("http://proxy/v1", "openai/gpt-5-mini", "auto", "max_completion_tokens"),
+        ("http://proxy/v1", "o3", "auto", "max_completion_tokens"), ("http://proxy/v1", "gpt-oss-20b", "auto", "max_tokens"),
+        ("http://proxy/v1", "mine", "max_completion_tokens", "max_completion_tokens"),
+        ("https://api.openai.com/v1", "mine", "max_tokens", "max_tokens"),
+    ],
+)  # fmt: skip
+def test_a_limit_has_the_name_that_its_server_takes(url, model, name, sent):
+    client = make_client(ClientSettings(base_url=url, model=model, max_tokens_name=name), "small")
+    body, _ = client._body(bounded(PROMPT, 7), False, {})
+    assert {key: json.loads(bytes(body[key])) for key in body if key.startswith("max_")} == {sent: 7}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_server_that_refuses_max_tokens_gets_the_newer_name(make, stream):  # noqa: F811
+    world = make()
+    whole = world.teacher.completions
+
+    async def completions(request):
+        if "max_tokens" in await request.json():
+            world.teacher.seen.append(await request.json())
+            said = (
+                "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+            )
+            return JSONResponse({"error": {"message": said, "code": "unsupported_parameter", "param": "max_tokens"}}, 400)
+        return await whole(request)
+
+    world.teacher.completions = completions
+    with running(world.teacher.app()) as url:
+        world.service.teacher._url = f"{url}/v1/chat/completions"
+        for limit in ("max_completion_tokens", "max_tokens"):
+            answer = world.post(model="r2v:teacher", stream=stream, **{limit: 7})
+            assert answer.status_code == 200 and "error" not in answer.text
+    names = [next(key for key in sent if key.startswith("max_")) for sent in world.teacher.seen]
+    assert names == ["max_tokens", "max_completion_tokens", "max_completion_tokens"]

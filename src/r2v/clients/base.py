@@ -461,7 +461,7 @@ class Client(ABC):
                     asked = retry_after(response.headers.get("retry-after"))
                     raise _Passing(f"HTTP {response.status}", response.status, asked)
                 if response.status != 200:
-                    raise self._refusal(response.status, await self._whole(response, ERROR), body)
+                    raise self.refusal(response.status, await self._whole(response, ERROR), body)
                 yield response
         finally:
             self.in_flight -= 1
@@ -540,7 +540,7 @@ class Client(ABC):
         self.failed()
         return ModelError(f"{self.name}: {problem}", paid=True)
 
-    def _refusal(self, status: int, content: bytes, body: Json) -> ModelError:
+    def refusal(self, status: int, content: bytes, body: Json) -> ModelError:
         """The error for an answer that no further try will change. What is too long for this model may fit another."""
         try:
             answer = decoded(content)

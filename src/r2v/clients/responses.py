@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from r2v.clients.authors import mark_of
 from r2v.clients.base import SingleAnswerClient, TooMuch
 from r2v.messages.conversation import Json, Request
 from r2v.messages.json_size import SMALL
@@ -28,9 +29,12 @@ class ResponsesClient(SingleAnswerClient):
     ends = frozenset(("response.completed", "response.incomplete", "response.failed", "error"))
 
     def body(self, request: Request, authors: Mapping[str, str]) -> tuple[Json, Sequence[str]]:
+        model = self.settings.model
         if request.protocol == self.protocol:
-            return own_response_request(request.source, model=self.settings.model)
-        return to_responses(request.body(), model=self.settings.model)
+            return own_response_request(
+                request.source, model=model, foreign=lambda item: authors.get(mark_of(item) or "") != model
+            )
+        return to_responses(request.body(), model=model)
 
     def reply(self, answer: Json, dropped: tuple[str, ...]) -> Reply:
         return reply_of_response(answer, dropped)
