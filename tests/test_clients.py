@@ -13,6 +13,7 @@ from r2v.clients import make_client
 from r2v.clients.base import said_of
 from r2v.clients.settings import ClientSettings
 from r2v.core.errors import ModelError, PromptTooLong
+from r2v.gateway.check import problems
 from r2v.messages.conversation import bounded, parse
 from r2v.messages.openai_chat import chunks
 from r2v.messages.protocol import Reply
@@ -377,3 +378,37 @@ def test_a_server_that_refuses_max_tokens_gets_the_newer_name(make, stream):  # 
             assert answer.status_code == 200 and "error" not in answer.text
     names = [next(key for key in sent if key.startswith("max_")) for sent in world.teacher.seen]
     assert names == ["max_tokens", "max_completion_tokens", "max_completion_tokens"]
+
+
+# -- r2v check --------------------------------------------------------------------------------------------------------
+
+GONE = {"error": {"message": "The model `t` does not exist", "code": "model_not_found"}}
+SHORT = {
+    "error": {"message": "Could not finish the message because max_tokens was reached.", "type": "invalid_request_error"}
+}
+
+
+@pytest.mark.parametrize("provider", ["openai", "anthropic", "openai_responses"])
+@pytest.mark.parametrize(
+    ("status", "body", "said"),
+    [
+        (401, {"error": {"message": "bad key"}}, ": HTTP 401: the key in TOY_KEY is refused; put a valid one there"),
+        (403, {}, ": HTTP 403: the key in TOY_KEY is refused; put a valid one there"),
+        (404, GONE, ": HTTP 404: it has no model 'teacher-1', or no PATH below its base_url; mend `model` or `base_url`"),
+        (400, GONE, ": HTTP 400: it has no model 'teacher-1', or no PATH below its base_url; mend `model` or `base_url`"),
+        (402, {}, ": HTTP 402: mend `base_url`, or the account there"),
+        (500, {}, " does not answer: HTTP 500 after 1 try"), (400, SHORT, None), (200, None, None),
+    ],
+)  # fmt: skip
+def test_check_fails_where_a_key_or_a_model_is_wrong(make, monkeypatch, provider, status, body, said):  # noqa: F811
+    monkeypatch.setenv("TOY_KEY", "sk-wrong")
+    world = make(teacher_provider=provider, teacher__api_key_env="TOY_KEY", teacher__retries=0)
+    world.teacher.refuse, shown = None if body is None else (status, body), []
+    if status == 500:
+        world.teacher.status = [(500, {})]
+    found = problems(world.config, shown.append)
+    settings = world.config.models["teacher"]
+    path = {"openai": "/chat/completions", "anthropic": "/v1/messages", "openai_responses": "/responses"}[provider]
+    assert found == ([] if said is None else [f"teacher at {settings.base_url}{said}".replace("PATH", path)])
+    assert (f"teacher   teacher-1 at {settings.base_url} answers" in shown) == (said is None)
+    assert len(world.teacher.seen) == 1 and "sk-wrong" not in str(found)

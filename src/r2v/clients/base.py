@@ -37,7 +37,7 @@ from r2v.clients.tokens import Tokens
 from r2v.clients.tool_text import HeldStream, OfferedTools, with_calls
 from r2v.core.errors import ModelError, PromptTooLong, SettingsError
 from r2v.core.types import NO_USAGE, Action, Candidate, Usage
-from r2v.messages.conversation import Json, Likelihood, Request, counted
+from r2v.messages.conversation import Json, Likelihood, Request, counted, parse
 from r2v.messages.json_size import SMALL, JsonSize
 from r2v.messages.protocol import Piece, Reply
 from r2v.runtime.slices import in_slices
@@ -78,6 +78,8 @@ LINGER_S = 0.05
 RETRIED = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 UNKNOWN = (408, 504)
 """Statuses after which the model may have written an answer that somebody else did not wait for."""
+PROBE = b'{"messages": [{"role": "user", "content": "Say yes."}], "max_tokens": 16}'
+"""No fewer: the Responses API refuses a lower limit."""
 HIDDEN = 1_000
 """Tokens that a provider may add to a prompt by itself: its template, and what it says of tools."""
 IMAGE = 50_000
@@ -134,6 +136,15 @@ class _Passing(Exception):
 
 class TooMuch(ValueError):
     """JSON that holds more than can be read at once."""
+
+
+class Refusal(ModelError):
+    """The server answered with an HTTP status that no further try will change."""
+
+    def __init__(self, reason: str, http: int) -> None:
+        fault = http in (400, 404, 413, 422)
+        super().__init__(reason, status=http if fault else 502, clients_fault=fault)
+        self.http = http
 
 
 class Client(ABC):
@@ -288,14 +299,24 @@ class Client(ABC):
         return answers * (size + output), answers * dearest
 
     async def probe(self) -> None:
-        """Raises ModelError when nothing answers at the base URL; any HTTP answer will do."""
-        pool, url, s = await self._connected(), self.settings.base_url, self.settings
-        timeout = aiohttp.ClientTimeout(sock_connect=s.connect_timeout_s, sock_read=s.connect_timeout_s)
+        """Ask for a short answer. Raises ModelError, which says what to mend, where the server takes no request of these
+        settings: it is not there, or refuses the key, the model or the path. To refuse so short a limit is an answer.
+        """
+        s, at, mend = self.settings, f"{self.name} at {self.settings.base_url}", ""
         try:
-            async with pool.session.get(url, proxy=self._proxy, allow_redirects=False, timeout=timeout):
-                pass
-        except (aiohttp.ClientError, TimeoutError) as error:
-            raise ModelError(f"{self.name} at {url} is not reachable ({type(error).__name__})") from None
+            await self.answers(parse(PROBE), 1, seed=None, logprobs=False, authors={})
+        except Refusal as error:
+            if error.http in (401, 403):
+                mend = f"the key in {s.api_key_env} is refused; put a valid one there"
+                mend = mend if s.api_key_env else "it wants a key; name its variable in `api_key_env`"
+            elif error.http == 404 or "`model`" in str(error) or "model_not_found" in str(error):
+                mend = f"it has no model {s.model!r}, or no {self.path} below its base_url; mend `model` or `base_url`"
+            elif error.http not in (400, 422):
+                mend = "mend `base_url`, or the account there"
+            if mend:
+                raise ModelError(f"{at}: HTTP {error.http}: {mend}") from None
+        except ModelError as error:
+            raise ModelError(f"{at} does not answer: {str(error).removeprefix(f'{self.name}: ')}") from None
 
     @property
     def available(self) -> bool:
@@ -549,8 +570,7 @@ class Client(ABC):
         said, counts = said_of(answer, body)
         if counts is not None:
             return PromptTooLong(f"{self.name}: HTTP {status}{said}", counts)
-        fault = status in (400, 404, 413, 422)
-        return ModelError(f"{self.name}: HTTP {status}{said}", status=status if fault else 502, clients_fault=fault)
+        return Refusal(f"{self.name}: HTTP {status}{said}", status)
 
     def _error(self, answer: Json, body: Json) -> ModelError:
         """The error for one that a stream ends with."""
