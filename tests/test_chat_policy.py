@@ -440,13 +440,13 @@ def test_connection_refused_is_a_clear_error():
     assert str(caught.value) == f"teacher at {url}: connection failed (ClientConnectorError) after 2 tries"
 
 
-def test_any_http_answer_is_a_server_that_can_be_reached():
-    with serving(lambda body, number: completion("look")) as server:  # it refuses GET
+def test_a_server_is_asked_whether_it_answers():
+    with serving(lambda body, number: completion("look")) as server:
         asyncio.run(make_client(ClientSettings(base_url=server.url, model="m"), "small").probe())
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
-        with pytest.raises(ModelError, match=f"small at {url} is not reachable"):
+        with pytest.raises(ModelError, match=f"small at {url} does not answer: connection failed"):
             asyncio.run(make_client(ClientSettings(base_url=url, model="m"), "small").probe())
 
 

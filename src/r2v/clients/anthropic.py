@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from r2v.clients.authors import mark_of
 from r2v.clients.base import SingleAnswerClient
 from r2v.messages.anthropic_upstream import MessageReader, own_messages, reply_of, to_messages
 from r2v.messages.conversation import Json, Request
@@ -16,6 +17,7 @@ class AnthropicClient(SingleAnswerClient):
     path = "/v1/messages"
     protocol = "messages"
     reader = MessageReader
+    ends = frozenset(("message_stop",))
 
     def headers(self, key: str | None) -> dict[str, str]:
         return {"anthropic-version": VERSION} | ({} if key is None else {"x-api-key": key})
@@ -24,7 +26,7 @@ class AnthropicClient(SingleAnswerClient):
         s = self.settings
 
         def foreign(block: Json) -> bool:
-            return authors.get(str(block.get("signature") or block.get("data"))) != s.model
+            return authors.get(mark_of(block) or "") != s.model
 
         if request.protocol == self.protocol:
             return own_messages(request.source, model=s.model, max_tokens=s.max_output_tokens, foreign=foreign)

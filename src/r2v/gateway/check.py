@@ -68,7 +68,7 @@ def problems(settings: GatewaySettings, show: Callable[[str], None]) -> list[str
     for role, model in settings.models.items():
         try:
             asyncio.run(_probed(make_client(model, role)))
-            show(f"{role:<9} {model.model} at {model.base_url} is reachable")
+            show(f"{role:<9} {model.model} at {model.base_url} answers")
         except (R2VError, ModelError) as error:
             found.append(str(error))
     return found
@@ -95,7 +95,7 @@ async def _pinged(connection: Connection) -> None:
 
 
 async def _probed(client: Client) -> None:
-    """Raises ModelError when nothing answers."""
+    """Raises ModelError where the model takes no request."""
     try:
         await client.probe()
     finally:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from r2v.clients import make_client
+from r2v.clients.authors import marks_of
 from r2v.clients.base import Client
 from r2v.clients.tokens import Tokens
 from r2v.core.agent import MAX_RETRIES, AgentModels, Routed, StepContext
@@ -230,8 +231,7 @@ class Service:
         if not served.options.dry:
             await self._record(served, choice, context)
             with reachable(served.facts):
-                for block in reply.choice["message"].get("thinking_blocks") or []:
-                    mark = str(block.get("signature") or block.get("data"))
+                for mark in marks_of(reply):
                     await self.sessions.sign(served.session, mark, model)
         return Answer(reply, self.served(served.facts, model), served.facts)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 from r2v.messages.conversation import Json, counted, text_of
@@ -18,16 +19,21 @@ CONVERTED = (
 ENCRYPTED = "reasoning.encrypted_content"
 
 
-def own_response_request(source: Json, *, model: str) -> tuple[Json, list[str]]:
+def own_response_request(source: Json, *, model: str, foreign: Callable[[Json], bool]) -> tuple[Json, list[str]]:
     """A client's own Responses request for a model, and the names of what it lacks. The server is to keep nothing: what the
-    request refers to stands in it, and reasoning comes and goes encrypted, for it cannot be referred to either.
+    request refers to stands in it, and reasoning comes and goes encrypted, for it cannot be referred to either; models that
+    do not reason refuse to be asked for that. `foreign`: whether another model wrote this reasoning: only it can read it.
     """
     items = source["input"]
-    kept = [item for item in items if item.get("type") != "reasoning" or item.get("encrypted_content")]
+    thoughts = [item for item in items if item.get("type") == "reasoning"]
+    unread = [item for item in thoughts if not item.get("encrypted_content")]
+    others = [item for item in thoughts if item.get("encrypted_content") and foreign(item)]
+    left_out = {id(item) for item in (*unread, *others)}
     body = {key: value for key, value in source.items() if key not in ("stream", "previous_response_id")}
-    body |= {"model": model, "store": False, "input": kept}
-    body["include"] = list(dict.fromkeys([*(source.get("include") or []), ENCRYPTED]))
-    return body, ["reasoning"] * (len(kept) < len(items))
+    body |= {"model": model, "store": False, "input": [item for item in items if id(item) not in left_out]}
+    if source.get("reasoning") or thoughts:
+        body["include"] = list(dict.fromkeys([*(source.get("include") or []), ENCRYPTED]))
+    return body, ["reasoning"] * bool(unread) + ["reasoning of another model"] * bool(others)
 
 
 def to_responses(body: Json, *, model: str) -> tuple[Json, list[str]]:
