@@ -105,12 +105,13 @@ class HeldStream:
         """A piece of the answer; yields those that may be passed on."""
         for choice in ((piece.chunk or {}).get("choices") or [])[:1]:
             delta = choice.get("delta") or {}
-            if isinstance(words := delta.get("content"), str):
-                self._text.add(words)
+            if isinstance(delta.get("content"), str):
+                self._text.add(delta["content"])
             if delta.get("tool_calls"):  # the server reads them itself
                 self._text.give_up()
         begins = piece.own is not None and _begins_text(piece.own)
-        self._held.append((self._text.length, self._text.length + begins, piece))
+        words = begins * (2 if self._text.length else 1)  # the first may be no more than what parts it from the one before
+        self._held.append((self._text.length, self._text.length + words, piece))
         while self._held and self._held[0][1] <= self._text.clear:
             self._passed, _, piece = self._held.popleft()
             yield piece

@@ -13,13 +13,13 @@ from collections.abc import Callable
 from typing import Any
 
 from r2v.messages.anthropic import assistant, tool_uses
-from r2v.messages.conversation import Json, counted, object_of, sent_id, text_of
+from r2v.messages.conversation import Json, counted, object_of, sent_id, text_of, words_of
 from r2v.messages.openai_chat import chunk_of
 from r2v.messages.protocol import Reply
 
 FINISH = {
     "end_turn": "stop", "stop_sequence": "stop", "max_tokens": "length", "tool_use": "tool_calls",
-    "refusal": "content_filter",
+    "refusal": "content_filter", "model_context_window_exceeded": "length",
 }  # fmt: skip
 CONVERTED = (
     "messages", "max_tokens", "max_completion_tokens", "temperature", "top_p", "stop", "tools", "tool_choice",
@@ -131,7 +131,7 @@ def _mark(messages: list[Json]) -> None:
 
 def _blocks_of_assistant(message: Json, foreign: Callable[[Json], bool]) -> list[Json]:
     blocks: list[Json] = [block for block in message.get("thinking_blocks") or [] if not foreign(block)]
-    if words := text_of(message.get("content")).strip():
+    if words := words_of(message).strip():
         blocks.append({"type": "text", "text": words})
     blocks += tool_uses(message)
     return blocks or [NOTHING]

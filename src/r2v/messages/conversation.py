@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -92,6 +93,12 @@ class Part(Struct, gc=False):
     type: str | None = None
     text: str | None = None
     image_url: dict[str, Raw] | None = None
+    refusal: str | None = None
+
+    @property
+    def words(self) -> str:
+        found = self.refusal if self.text is None else self.text
+        return f"[{self.type or 'part'}]" if found is None else found
 
 
 class Message(Struct, gc=False):
@@ -101,6 +108,7 @@ class Message(Struct, gc=False):
     content: str | list[Part] | None = None
     tool_calls: list[Call] | None = None
     tool_call_id: str | None = None
+    refusal: str | None = None
     thinking_blocks: list[dict[str, Raw]] | None = None
     reasoning_content: Raw = NULL
 
@@ -108,8 +116,8 @@ class Message(Struct, gc=False):
     def text(self) -> str:
         """The words of it; parts that are not text are named."""
         if type(self.content) is list:
-            return "\n".join(f"[{part.type or 'part'}]" if part.text is None else part.text for part in self.content)
-        return self.content or ""  # type: ignore[return-value]
+            return "\n".join([part.words for part in self.content])
+        return self.content or self.refusal or ""  # type: ignore[return-value]
 
     @property
     def plain(self) -> bool:
@@ -361,15 +369,20 @@ def text_of(content: Any) -> str:
         return content
     if isinstance(content, list):
         parts = [part if isinstance(part, dict) else {} for part in content]
-        return "\n".join(str(part["text"]) if "text" in part else f"[{part.get('type', 'part')}]" for part in parts)
+        return "\n".join(str(part.get("text", part.get("refusal", f"[{part.get('type', 'part')}]"))) for part in parts)
     return ""
+
+
+def words_of(message: Mapping[str, Any]) -> str:
+    """What an assistant message says, a refusal among it."""
+    return text_of(message.get("content")) or str(message.get("refusal") or "")
 
 
 def action_of(message: Mapping[str, Any]) -> Action:
     """An assistant message of a model as an action."""
     functions = [call.get("function") or {} for call in message.get("tool_calls") or []]
     calls = [(str(function.get("name", "")), str(function.get("arguments", ""))) for function in functions]
-    return _action(text_of(message.get("content")), calls)
+    return _action(words_of(message), calls)
 
 
 def _action(words: str, calls: Sequence[tuple[str, str]]) -> Action:
@@ -392,6 +405,26 @@ def _call(name: str, arguments: str) -> Action:
 
 
 _known_call = lru_cache(maxsize=CALLS)(_call)  # its entries are small (`KEPT`): their number bounds their bytes
+
+
+def arguments_text(arguments: Any) -> str:
+    """A call's arguments as text: some servers answer with the object itself, or with none."""
+    if isinstance(arguments, str):
+        return arguments
+    return "" if arguments is None else msgspec.json.encode(arguments).decode()
+
+
+def new_id() -> str:
+    """For a call to which its server gave none: its result could not name it."""
+    return f"call_{secrets.token_hex(12)}"
+
+
+def whole_call(call: Json) -> Json:
+    """A call of a model's answer with an id and with its arguments as text; the same object where it has them."""
+    function = call.get("function")
+    if function is not None and not isinstance(function.get("arguments"), str):
+        call = {**call, "function": {**function, "arguments": arguments_text(function.get("arguments"))}}
+    return call if call.get("id") else {**call, "id": new_id()}
 
 
 def object_of(arguments: Any) -> Json:

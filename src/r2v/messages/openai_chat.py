@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from r2v.messages.conversation import Json, Request, parse
+from r2v.messages.conversation import Json, Request, arguments_text, new_id, parse, text_of
 from r2v.messages.protocol import DONE, Piece, ProtocolAdapter, References, Reply, Served, data, pieces
 
 NO_TOKENS = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
@@ -29,7 +29,7 @@ def chunks(answer: Json, include_usage: bool, extra: Json, size: int = 400) -> l
         return head | chunk_of(delta, finish)
 
     found = [chunk({"role": "assistant", "content": ""})]
-    for text in pieces(message.get("content") or "", size):
+    for text in pieces(text_of(message.get("content")), size):
         found.append(chunk({"content": text}))
     for key in ("reasoning_content", "refusal"):
         if message.get(key):
@@ -85,15 +85,22 @@ class StreamAccumulator:
                 self._add_call(part)
 
     def _add_call(self, part: Json) -> None:
-        """Servers leave out the index of whole calls, or give all of them the same."""
+        """Servers leave out the index of whole calls, or give all of them the same; some leave out the id, or give the
+        arguments as an object.
+        """
         function, identity, index = part.get("function") or {}, part.get("id"), part.get("index") or 0
+        if isinstance(function.get("arguments"), dict):
+            function["arguments"] = arguments_text(function["arguments"])
         call = self._open.get(index)
         named_again = call is not None and function.get("name") and call["arguments"]
-        if call is None or named_again or (identity and call["id"] not in (None, identity)):
-            call = self._open[index] = {"id": None, "name": [], "arguments": [], "index": len(self._calls)}
+        if call is None or named_again or (identity and not call["made"] and call["id"] != identity):
+            identity, made = identity or new_id(), not identity
+            call = {"id": identity, "made": made, "name": [], "arguments": [], "index": len(self._calls)}
+            self._open[index], part["id"] = call, identity
             self._calls.append(call)
+        elif call["made"]:
+            part.pop("id", None)  # clients know the one that was made
         part["index"] = call["index"]
-        call["id"] = identity or call["id"]
         for key in ("name", "arguments"):
             if function.get(key):
                 call[key].append("" + function[key])
@@ -111,8 +118,11 @@ class StreamAccumulator:
         message |= {key: text for key, text in words.items() if text}
         if self._calls:
             message["tool_calls"] = [
-                ({"id": call["id"]} if call["id"] else {})
-                | {"type": "function", "function": {key: "".join(call[key]) for key in ("name", "arguments")}}
+                {
+                    "id": call["id"],
+                    "type": "function",
+                    "function": {key: "".join(call[key]) for key in ("name", "arguments")},
+                }
                 for call in self._calls
             ]
         choice: Json = {"index": 0, "message": message, "finish_reason": self._finish_reason or "stop"}

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from r2v.messages.conversation import Json, counted, text_of
+from r2v.messages.conversation import Json, arguments_text, counted, text_of, words_of
 from r2v.messages.openai_chat import chunk_of
 from r2v.messages.protocol import Reply
+from r2v.messages.responses import BETWEEN, TEXTS
 
 CONVERTED = (
     "messages", "max_tokens", "max_completion_tokens", "temperature", "top_p", "tools", "tool_choice", "parallel_tool_calls",
@@ -64,7 +65,7 @@ def _items(messages: list[Json]) -> list[Json]:
             found.append(output if identity in called else {"role": "user", "content": f"[result of a tool: {words}]"})
             continue
         if role == "assistant":
-            if words := text_of(content):
+            if words := words_of(message):
                 found.append({"role": "assistant", "content": [{"type": "output_text", "text": words}]})
         else:
             found.append({"role": role, "content": _content(content)})
@@ -93,17 +94,39 @@ def reply_of_response(answer: Json, dropped: tuple[str, ...] = ()) -> Reply:
     """A Responses answer as a reply. Raises ValueError when it is something else, or a failure."""
     if answer.get("object") != "response" or answer.get("status") not in ("completed", "incomplete"):
         raise ValueError("not a response")
-    words, calls = "", []
+    answer = {**answer, "output": [_with_text(item) for item in answer["output"]]}
+    said: dict[str, list[str]] = {kind: [] for kind in TEXTS}
+    calls = []
     for item in answer["output"]:
         if item.get("type") == "message":
-            words += text_of([part for part in item.get("content") or [] if part.get("type") == "output_text"])
+            for part in item.get("content") or []:
+                if (kind := part.get("type")) in TEXTS and (text := part[TEXTS[kind]]):
+                    said[kind].append(text)
         elif str(item.get("type")).endswith("_call") and item.get("call_id"):
             calls.append({"id": item["call_id"], "type": "function", "function": _function(item)})
-    message: Json = {"role": "assistant", "content": words or None} | ({"tool_calls": calls} if calls else {})
-    finish = "length" if answer["status"] == "incomplete" else "tool_calls" if calls else "stop"
+    words, refusal = map(BETWEEN.join, said.values())
+    message: Json = {"role": "assistant", "content": words or None}
+    message |= ({"refusal": refusal} if refusal else {}) | ({"tool_calls": calls} if calls else {})
     return Reply(
-        {"message": message, "finish_reason": finish}, _usage(answer.get("usage") or {}), "responses", answer, dropped
+        {"message": message, "finish_reason": _finish(answer, calls)},
+        _usage(answer.get("usage") or {}),
+        "responses",
+        answer,
+        dropped,
     )
+
+
+def _finish(answer: Json, calls: list[Json]) -> str:
+    if answer["status"] == "incomplete":
+        reason = (answer.get("incomplete_details") or {}).get("reason")
+        return "content_filter" if reason == "content_filter" else "length"
+    return "tool_calls" if calls else "stop"
+
+
+def _with_text(item: Json) -> Json:
+    """An output item whose arguments, or input, are text whatever its server wrote."""
+    key = {"function_call": "arguments", "custom_tool_call": "input"}.get(str(item.get("type")))
+    return item if key is None or isinstance(item.get(key), str) else {**item, key: arguments_text(item.get(key))}
 
 
 def _function(item: Json) -> Json:
@@ -132,18 +155,38 @@ class ResponseReader:
 
     def __init__(self) -> None:
         self.answer: Json | None = None
+        self._begun = False
         self._calls: dict[Any, int] = {}
+        self._parts: dict[str, Any] = {}
+        """The part of the output that each kind of text was last written to."""
 
     def add(self, own: Json) -> Json | None:
         """The event as a chat-completion chunk; None where that has nothing to say. Raises KeyError, TypeError, ValueError
         for what is no such event.
         """
+        chunk = self._chunk(own)
+        if chunk is not None and not self._begun:
+            self._begun, chunk["choices"][0]["delta"] = True, {"role": "assistant", **chunk["choices"][0]["delta"]}
+        return chunk
+
+    def _text(self, key: str, own: Json) -> Json | None:
+        """A piece of text, behind what parts it from that of another part (see `BETWEEN`)."""
+        if not own["delta"]:
+            return None
+        part = (own.get("output_index"), own.get("content_index"))
+        another = self._parts.setdefault(key, part) != part
+        self._parts[key] = part
+        return chunk_of({key: BETWEEN * another + own["delta"]})
+
+    def _chunk(self, own: Json) -> Json | None:
         kind = own.get("type")
         if kind in ("response.completed", "response.incomplete"):
             self.answer = own["response"]
             return chunk_of({}, reply_of_response(own["response"]).choice["finish_reason"])
         if kind == "response.output_text.delta":
-            return chunk_of({"content": own["delta"]})
+            return self._text("content", own)
+        if kind == "response.refusal.delta":
+            return self._text("refusal", own)
         if kind == "response.output_item.added" and own["item"].get("type") == "function_call":
             item, index = own["item"], len(self._calls)
             self._calls[own["output_index"]] = index

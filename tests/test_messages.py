@@ -1,0 +1,346 @@
+"""Answers and requests between the protocols: what one says reaches clients of the others, streamed or not."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from r2v.clients.tool_text import HeldStream, OfferedTools
+from r2v.messages.anthropic import MESSAGES
+from r2v.messages.anthropic_upstream import MessageReader, reply_of
+from r2v.messages.openai_chat import CHAT, StreamAccumulator, chunk_of
+from r2v.messages.protocol import Piece, ProtocolAdapter, Reply, Served
+from r2v.messages.responses import RESPONSES
+from r2v.messages.responses_upstream import ResponseReader, reply_of_response
+from servers import response_events
+
+ASK: dict[str, dict[str, Any]] = {
+    "chat": {"messages": [{"role": "user", "content": "hi"}]},
+    "messages": {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 9},
+    "responses": {"input": "hi"},
+}
+ADAPTERS: dict[str, ProtocolAdapter] = {"chat": CHAT, "messages": MESSAGES, "responses": RESPONSES}
+SERVED = Served("1", "m", 0)
+
+
+def parsed(protocol: str, **more: Any):
+    return ADAPTERS[protocol].parse(json.dumps(ASK[protocol] | more).encode())
+
+
+def events(found) -> list[dict[str, Any]]:
+    lines = b"".join(found).decode().splitlines()
+    return [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+
+
+def whole(protocol: str, reply: Reply) -> dict[str, Any]:
+    return ADAPTERS[protocol].whole(reply, parsed(protocol), SERVED)
+
+
+def held(protocol: str, reply: Reply) -> list[dict[str, Any]]:
+    return events(ADAPTERS[protocol].held(reply, parsed(protocol), SERVED, {}))
+
+
+def live(protocol: str, spoken: str, pieces: list[Piece], reply: Reply) -> list[dict[str, Any]]:
+    """The events of an answer that a model of the protocol `spoken` writes in these pieces."""
+    encoder = ADAPTERS[protocol].encoder(parsed(protocol), SERVED, spoken)
+    sent = [part for piece in pieces for part in encoder.add(piece)]
+    return events([*sent, *encoder.end(reply, [], {})])
+
+
+def chat_reply(content: Any = None, finish: str = "stop", **more: Any) -> Reply:
+    message = {"role": "assistant", "content": content, **more}
+    return Reply({"message": message, "finish_reason": finish}, {}, "chat")
+
+
+def of_chat(protocol: str, deltas: list[dict[str, Any]], finish: str = "stop") -> list[dict[str, Any]]:
+    """The events of an answer that a chat model streams."""
+    answer, pieces = StreamAccumulator(), []
+    for chunk in (*map(chunk_of, json.loads(json.dumps(deltas))), chunk_of({}, finish)):
+        answer.add(chunk)
+        pieces.append(Piece(chunk, chunk))
+    return live(protocol, "chat", pieces, Reply(answer.choice, answer.usage, "chat"))
+
+
+def response(*output: dict[str, Any], status: str = "completed", **more: Any) -> dict[str, Any]:
+    return {"id": "resp_up", "object": "response", "status": status, "output": list(output), **more}
+
+
+def said(*parts: dict[str, Any], identity: str = "msg_up") -> dict[str, Any]:
+    return {"type": "message", "id": identity, "status": "completed", "role": "assistant", "content": list(parts)}
+
+
+def text(words: str) -> dict[str, Any]:
+    return {"type": "output_text", "text": words, "annotations": [], "logprobs": []}
+
+
+REFUSAL = {"type": "refusal", "refusal": "I cannot help"}
+
+
+def built(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """The response of streamed events, each of whose items is what its events say."""
+    assert [one["sequence_number"] for one in found] == list(range(len(found)))
+    items: list[dict[str, Any]] = []
+    for one in found:
+        kind = one["type"].removeprefix("response.")
+        item = items[one["output_index"]] if one.get("output_index", len(items)) < len(items) else {}
+        assert one.get("item_id", item.get("id")) == item.get("id")
+        if kind == "output_item.added":
+            assert one["output_index"] == len(items)
+            items.append(json.loads(json.dumps(one["item"])))
+        elif kind == "content_part.added":
+            assert one["content_index"] == len(item["content"])
+            item["content"].append(dict(one["part"]))
+        elif kind in ("output_text.delta", "refusal.delta"):
+            key = "text" if kind == "output_text.delta" else "refusal"
+            item["content"][one["content_index"]][key] += one["delta"]
+        elif kind in ("output_text.done", "refusal.done"):
+            key = "text" if kind == "output_text.done" else "refusal"
+            assert item["content"][one["content_index"]][key] == one[key]
+        elif kind == "content_part.done":
+            assert item["content"][one["content_index"]] == one["part"]
+        elif kind in ("function_call_arguments.delta", "custom_tool_call_input.delta"):
+            item["arguments" if "arguments" in kind else "input"] += one["delta"]
+        elif kind == "output_item.done":
+            assert {**item, "status": None} == {**one["item"], "status": None}
+    response = found[-1]["response"]
+    assert [{**item, "status": None} for item in items] == [{**item, "status": None} for item in response["output"]]
+    return response
+
+
+def blocks(found: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """(the blocks of a streamed message, what its end says); they come one after the other."""
+    made: list[dict[str, Any]] = []
+    is_open = False
+    for one in found:
+        if one["type"] == "content_block_start":
+            assert not is_open and one["index"] == len(made)
+            is_open = True
+            made.append({**one["content_block"], "json": ""})
+        elif one["type"] == "content_block_delta":
+            assert is_open and one["index"] == len(made) - 1
+            delta, block = one["delta"], made[-1]
+            if delta["type"] == "citations_delta":
+                block["citations"].append(delta["citation"])
+            else:
+                key = {"text_delta": "text", "input_json_delta": "json", "thinking_delta": "thinking"}[delta["type"]]
+                block[key] += delta.get("partial_json", delta.get("text", delta.get("thinking")))
+        elif one["type"] == "content_block_stop":
+            is_open = False
+    assert not is_open
+    for block in made:
+        written = block.pop("json")
+        if block["type"] == "tool_use":
+            block["input"] = json.loads(written or "{}")
+    return made, next(one["delta"] for one in found if one["type"] == "message_delta")
+
+
+# -- answers of Responses models ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        [said(REFUSAL)],
+        [said()],
+        [said(text("one"), identity="msg_1"), said(text("two"), identity="msg_2")],
+        [said(text("one"), text("two"), REFUSAL)],
+        [{"type": "reasoning", "id": "rs", "summary": []}, said(text("")), said(text("x" * 999), identity="msg_2")],
+        [{"type": "function_call", "id": "fc", "call_id": "c", "name": "f", "arguments": {"a": 1}, "status": "completed"}],
+        [{"type": "custom_tool_call", "id": "ctc", "call_id": "c", "name": "f", "status": "completed"}],
+    ],
+)
+def test_a_held_response_streams_each_item_and_each_part(output):
+    found = held("responses", reply_of_response(response(*output)))
+    made = built(found)
+    assert [item["id"] for item in made["output"]] == [item["id"] for item in output]
+
+
+def response_pieces(output: list[dict[str, Any]]) -> tuple[list[Piece], Reply]:
+    """What a Responses model streams, up to the end of its last item."""
+    reader, pieces = ResponseReader(), []
+    answer = response(*output)
+    for _, own in response_events(answer):
+        pieces.append(Piece(reader.add(own), own))
+    return pieces, reply_of_response(answer)
+
+
+def test_the_texts_of_a_response_are_one_text_streamed_or_not():
+    output = [said(text("one"), identity="msg_1"), said(text("two"), identity="msg_2")]
+    pieces, reply = response_pieces(output)
+    assert reply.choice["message"]["content"] == "one\ntwo"
+    deltas = [one["choices"][0]["delta"] for one in live("chat", "responses", pieces, reply) if one["choices"]]
+    assert deltas[0]["role"] == "assistant" and not any("role" in delta for delta in deltas[1:])
+    assert "".join(delta.get("content", "") for delta in deltas) == "one\ntwo"
+
+
+def test_calls_read_in_the_second_of_two_messages_leave_the_first_as_it_is():
+    tools = [{"type": "function", "name": "f", "parameters": {"type": "object"}}]
+    request = parsed("responses", tools=tools)
+    offered = OfferedTools.of(request)
+    assert offered is not None
+    output = [
+        said(text("one"), identity="msg_1"),
+        said(text('<tool_call>{"name": "f", "arguments": {}}</tool_call>'), identity="msg_2"),
+    ]
+    pieces, reply = response_pieces(output)
+    stream, encoder = HeldStream(offered), RESPONSES.encoder(request, SERVED, "responses")
+    passed = [one for piece in pieces[:-1] for one in stream.add(piece)]
+    *rest, made = stream.end(reply)
+    sent = [part for piece in passed for part in encoder.add(piece)]
+    answer = built(events([*sent, *encoder.end(made, rest, {})]))
+    assert [item["type"] for item in answer["output"]] == ["message", "function_call"]
+    assert answer["output"][0]["content"][0]["text"] == "one"
+
+
+# -- calls --------------------------------------------------------------------------------------------------------
+
+CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"a":1}'}}
+
+
+@pytest.mark.parametrize("call", [CALL, {**CALL, "id": None}, {**CALL, "function": {"name": "f", "arguments": {"a": 1}}}])
+@pytest.mark.parametrize("streams", [False, True])
+def test_a_call_without_an_id_or_with_an_object_as_arguments_is_one_in_every_protocol(call, streams):
+    def answer(protocol: str) -> list[dict[str, Any]]:
+        if streams:
+            return of_chat(protocol, [{"role": "assistant"}, {"tool_calls": [{"index": 0, **call}]}])
+        return held(protocol, chat_reply(tool_calls=[call]))
+
+    ((block,), _), made = blocks(answer("messages")), built(answer("responses"))
+    assert block["input"] == {"a": 1} and (block["id"] == "c" or block["id"].startswith("call_"))
+    assert json.loads(made["output"][0]["arguments"]) == {"a": 1} and made["output"][0]["call_id"]
+    parts = [part for one in answer("chat") for part in one["choices"][0]["delta"].get("tool_calls") or []]
+    assert json.loads("".join(part["function"].get("arguments") or "" for part in parts)) == {"a": 1} and parts[0]["id"]
+
+
+def test_an_id_that_comes_late_is_not_a_second_one():
+    parts = [{"index": 0, "function": {"name": "f"}}, {"index": 0, "id": "late", "function": {"arguments": "{}"}}]
+    found = of_chat("chat", [{"tool_calls": [part]} for part in parts])
+    ids = [part["id"] for one in found for part in one["choices"][0]["delta"].get("tool_calls") or [] if "id" in part]
+    assert len(ids) == 1
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_a_forced_call_ends_with_tool_use_for_anthropics_clients(streams):
+    found = of_chat("messages", [{"tool_calls": [CALL]}]) if streams else held("messages", chat_reply(tool_calls=[CALL]))
+    made, end = blocks(found)
+    assert [block["type"] for block in made] == ["tool_use"] and end["stop_reason"] == "tool_use"
+    assert whole("messages", chat_reply(tool_calls=[CALL]))["stop_reason"] == "tool_use"
+    assert whole("messages", chat_reply(tool_calls=[CALL], finish="length"))["stop_reason"] == "max_tokens"
+    call = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
+    assert whole("messages", reply_of_response(response(call)))["stop_reason"] == "tool_use"
+
+
+def part(index: int, arguments: str = "", **more: Any) -> dict[str, Any]:
+    function = {"arguments": arguments} | ({"name": more.pop("name")} if "name" in more else {})
+    return {"tool_calls": [{"index": index, **more, "function": function}]}
+
+
+@pytest.mark.parametrize(
+    ("deltas", "wanted"),
+    [
+        ([part(0, '{"a":', id="c0", name="f"), {"content": "\n"}, part(0, "1}")], [{"a": 1}, "\n"]),
+        ([part(0, id="c0", name="f"), {"content": "x"}, part(1, "{}", id="c1", name="g")], [{}, "x", {}]),
+        (
+            [part(0, '{"a":', id="c0", name="f"), part(1, '{"b":', id="c1", name="g"), part(0, "1}"), part(1, "2}")],
+            [{"a": 1}, {"b": 2}],
+        ),
+        ([part(0, id="c0"), {"content": "x"}, part(0, '{"a":', name="f"), part(0, "1}")], [{"a": 1}, "x"]),
+        ([part(0, "{}", id="c0", name="f"), {"content": "x"}, part(0, "\n")], [{}, "x"]),
+        (
+            [{"content": "x"}, part(0, "{", id="c0", name="f"), {"content": "y"}, {"content": "z"}, part(0, "}")],
+            ["x", {}, "yz"],
+        ),
+    ],
+)  # fmt: skip
+def test_text_and_other_calls_between_the_parts_of_a_call_come_after_it(deltas, wanted):
+    made, _ = blocks(of_chat("messages", deltas, "tool_calls"))
+    assert [block.get("input", block.get("text")) for block in made] == wanted
+    assert all(block["id"] and block["name"] for block in made if block["type"] == "tool_use")
+
+
+# -- how an answer ends -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["chat", "chat streamed", "responses", "responses streamed"])
+def test_a_refusal_is_one_in_every_protocol(how):
+    spoken, _, streamed = how.partition(" ")
+    words = REFUSAL["refusal"]
+    if spoken == "chat":
+        reply = chat_reply(refusal=words)
+        pieces = [Piece(chunk_of(delta), None) for delta in ({"refusal": "I cannot"}, {"refusal": " help"})]
+    else:
+        reply, where = reply_of_response(response(said(REFUSAL))), {"output_index": 0, "content_index": 0}
+        reader = ResponseReader()
+        own = [{"type": "response.refusal.delta", **where, "delta": delta} for delta in ("I cannot", " help")]
+        pieces = [Piece(reader.add(one), one) for one in own]
+
+    def answer(protocol: str) -> list[dict[str, Any]]:
+        return live(protocol, spoken, pieces, reply) if streamed else held(protocol, reply)
+
+    deltas = [one["choices"][0]["delta"] for one in answer("chat") if one.get("choices")]
+    assert "".join(delta.get("refusal") or "" for delta in deltas) == words
+    assert not any(delta.get("content") for delta in deltas)
+    made, end = blocks(answer("messages"))
+    assert [block["text"] for block in made] == [words] and end["stop_reason"] == "refusal"
+    if how != "responses streamed":  # then the events are the model's own
+        output = built(answer("responses"))["output"]
+        assert output[0]["content"] == [REFUSAL]
+    message = whole("chat", reply)["choices"][0]["message"]
+    assert (message["content"], message["refusal"]) == (None, words)
+    assert whole("messages", reply)["content"] == [{"type": "text", "text": words}]
+
+
+@pytest.mark.parametrize(
+    ("reply", "chat", "messages", "responses"),
+    [
+        (chat_reply("x", "content_filter"), "content_filter", "refusal", "content_filter"),
+        (chat_reply("x", "length"), "length", "max_tokens", "max_output_tokens"),
+        (chat_reply("x"), "stop", "end_turn", None),
+        (
+            reply_of_response(response(status="incomplete", incomplete_details={"reason": "content_filter"})),
+            "content_filter", "refusal", "content_filter",
+        ),
+        (
+            reply_of_response(response(status="incomplete", incomplete_details={"reason": "max_output_tokens"})),
+            "length", "max_tokens", "max_output_tokens",
+        ),
+        (
+            reply_of({"type": "message", "content": [], "stop_reason": "model_context_window_exceeded"}),
+            "length", "model_context_window_exceeded", "max_output_tokens",
+        ),
+        (
+            reply_of({"type": "message", "content": [], "stop_reason": "refusal"}),
+            "content_filter", "refusal", "content_filter",
+        ),
+    ],
+)  # fmt: skip
+def test_each_end_of_an_answer_has_its_name_in_every_protocol(reply, chat, messages, responses):
+    assert whole("chat", reply)["choices"][0]["finish_reason"] == chat
+    assert whole("messages", reply)["stop_reason"] == messages
+    made = whole("responses", reply)
+    assert (made["incomplete_details"] or {}).get("reason") == responses if responses else made["status"] == "completed"
+    assert made["status"] == ("incomplete" if responses else "completed")
+    assert held("responses", reply)[-1]["type"] == f"response.{made['status']}"
+
+
+def test_the_stream_of_a_filtered_response_ends_so():
+    reader = ResponseReader()
+    answer = response(status="incomplete", incomplete_details={"reason": "content_filter"})
+    chunk = reader.add({"type": "response.incomplete", "response": answer})
+    assert chunk is not None and chunk["choices"][0]["finish_reason"] == "content_filter"
+
+
+def test_a_held_message_says_at_its_end_what_stopped_it_and_keeps_citations():
+    cited = {"type": "char_location", "cited_text": "x", "document_index": 0}
+    content = [{"type": "text", "text": "abc", "citations": [cited]}]
+    answer = {"type": "message", "content": content, "stop_reason": "stop_sequence", "stop_sequence": "END"}
+    found = held("messages", reply_of(answer))
+    assert found[0]["message"]["stop_reason"] is None and found[0]["message"]["stop_sequence"] is None
+    made, end = blocks(found)
+    assert made == content and end == {"stop_reason": "stop_sequence", "stop_sequence": "END"}
+    reader = MessageReader()
+    for one in held("messages", reply_of(answer)):
+        reader.add(one)
+    assert reader.answer is not None and reader.answer["content"] == content
