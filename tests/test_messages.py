@@ -9,11 +9,12 @@ import pytest
 
 from r2v.clients.tool_text import HeldStream, OfferedTools
 from r2v.messages.anthropic import MESSAGES
-from r2v.messages.anthropic_upstream import MessageReader, reply_of
+from r2v.messages.anthropic_upstream import MessageReader, reply_of, to_messages
+from r2v.messages.conversation import BadRequest, action_of, context_of, object_of, tools_of
 from r2v.messages.openai_chat import CHAT, StreamAccumulator, chunk_of
 from r2v.messages.protocol import Piece, ProtocolAdapter, Reply, Served
 from r2v.messages.responses import RESPONSES
-from r2v.messages.responses_upstream import ResponseReader, reply_of_response
+from r2v.messages.responses_upstream import ResponseReader, reply_of_response, to_responses
 from servers import response_events
 
 ASK: dict[str, dict[str, Any]] = {
@@ -344,3 +345,189 @@ def test_a_held_message_says_at_its_end_what_stopped_it_and_keeps_citations():
     for one in held("messages", reply_of(answer)):
         reader.add(one)
     assert reader.answer is not None and reader.answer["content"] == content
+
+
+def test_a_number_out_of_range_is_kept_as_text_and_the_other_arguments_as_they_are():
+    call = {**CALL, "function": {"name": "f", "arguments": '{"a": 1e400, "b": [-1e999, 2.5], "c": 12345678901234567890123}'}}
+    wanted = {"a": "1e400", "b": ["-1e999", 2.5], "c": 12345678901234567890123}
+    assert whole("messages", chat_reply(tool_calls=[call]))["content"][0]["input"] == wanted
+    assert object_of('{"a": 1e400, "b": "\\ud800"}').keys() == {"arguments"}  # would be no JSON again
+    assert object_of('{"a": 1e400').keys() == {"arguments"}
+
+
+# -- requests -----------------------------------------------------------------------------------------------------
+
+FUNCTION = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+OTHER = {"type": "function", "function": {"name": "g", "parameters": {"type": "object"}}}
+FREE = {"type": "custom", "custom": {"name": "py", "description": "run it"}}
+ONLY_F = {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [FUNCTION]}}
+USED = [
+    {"role": "user", "content": "hi"},
+    {"role": "assistant", "tool_calls": [{"id": "a", "type": "custom", "custom": {"name": "py", "input": "1"}}]},
+    {"role": "tool", "tool_call_id": "a", "content": "1"},
+]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"tools": [FUNCTION, OTHER], "tool_choice": ONLY_F},
+        {"tools": [FREE, FUNCTION]},
+        {"tools": [FREE], "tool_choice": {"type": "custom", "custom": {"name": "py"}}},
+        {"messages": USED},
+    ],
+)
+def test_what_the_neutral_form_knows_goes_on_as_it_came(more):
+    assert parsed("chat", **more).body() == ASK["chat"] | more
+
+
+def anthropic_request(**more: Any) -> tuple[dict[str, Any], list[str]]:
+    return to_messages(ASK["chat"] | more, model="m", max_tokens=9, foreign=lambda block: True)
+
+
+def test_a_choice_among_allowed_tools_leaves_those_for_models_of_other_protocols():
+    sent, dropped = anthropic_request(tools=[FUNCTION, OTHER, FREE], tool_choice=ONLY_F)
+    assert [tool["name"] for tool in sent["tools"]] == ["f"] and sent["tool_choice"] == {"type": "any"}
+    assert dropped == ["tools.py"]
+    sent, dropped = to_responses(ASK["chat"] | {"tools": [FUNCTION, OTHER, FREE], "tool_choice": ONLY_F}, model="m")
+    assert [tool["name"] for tool in sent["tools"]] == ["f"] and sent["tool_choice"] == "required"
+    assert dropped == ["tools.py"]
+
+
+def test_a_call_with_free_text_is_read_like_others():
+    request = parsed("chat", messages=USED, tools=[FREE])
+    (action,) = context_of(request, 9).actions
+    assert action == action_of(USED[1]) and json.loads(action.tool_calls[0].arguments) == {"input": "1"}
+    assert [tool["name"] for tool in tools_of(request.tools)] == ["py"] and OfferedTools.of(request) is None
+    sent, _ = anthropic_request(messages=USED)
+    assert sent["messages"][1]["content"] == [{"type": "tool_use", "id": "a", "name": "py", "input": {"input": "1"}}]
+    deltas = [{"tool_calls": [{"index": 0, **USED[1]["tool_calls"][0]}]}, part_of_input("2")]  # type: ignore[index]
+    answer = StreamAccumulator()
+    for delta in deltas:
+        answer.add(chunk_of(delta))
+    (call,) = answer.choice["message"]["tool_calls"]
+    assert call == {"id": "a", "type": "custom", "custom": {"name": "py", "input": "12"}}
+    found = held("chat", chat_reply(tool_calls=[call]))
+    assert [c for one in found for c in one["choices"][0]["delta"].get("tool_calls", [])] == [{"index": 0, **call}]
+
+
+def part_of_input(written: str) -> dict[str, Any]:
+    return {"tool_calls": [{"index": 0, "custom": {"input": written}}]}
+
+
+@pytest.mark.parametrize(
+    ("protocol", "more", "named"),
+    [
+        ("chat", {"response_format": "json"}, "response_format"),
+        ("chat", {"response_format": {"type": "json_schema", "json_schema": "x"}}, "json_schema"),
+        ("chat", {"stop": 5}, "stop"),
+        ("chat", {"reasoning_effort": [1]}, "reasoning_effort"),
+        ("chat", {"tools": [{"type": "function"}]}, "function"),
+        ("chat", {"tool_choice": {"type": "allowed_tools", "allowed_tools": "x"}}, "allowed_tools"),
+        ("responses", {"include": 5}, "include"),
+        ("responses", {"include": [{}]}, "include"),
+        ("messages", {"stop_sequences": 5}, "stop"),
+    ],
+)
+def test_a_part_of_the_wrong_type_is_refused_in_one_line_that_names_it(protocol, more, named):
+    with pytest.raises(BadRequest, match=named) as refused:
+        parsed(protocol, **more)
+    assert "\n" not in str(refused.value)
+
+
+FORMS = [
+    ("chat", {"tools": [FUNCTION], "response_format": {"type": "json_object"}}),
+    ("chat", {"tools": [FUNCTION], "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {}}}}),
+    (
+        "responses",
+        {
+            "tools": [{"type": "function", "name": "f", "parameters": {}}],
+            "text": {"format": {"type": "json_schema", "name": "a", "schema": {}}},
+        },
+    ),
+    (
+        "messages",
+        {
+            "tools": [{"name": "f", "input_schema": {"type": "object"}}],
+            "output_config": {"format": {"type": "json_schema", "schema": {}}},
+        },
+    ),
+]
+
+
+@pytest.mark.parametrize(("protocol", "more"), FORMS)
+def test_no_call_is_read_in_an_answer_that_is_to_be_json(protocol, more):
+    assert OfferedTools.of(parsed(protocol, **more)) is None
+    plain = {key: value for key, value in more.items() if key == "tools"}
+    assert OfferedTools.of(parsed(protocol, **plain)) is not None
+
+
+def test_calls_are_read_of_the_allowed_tools_alone():
+    offered = OfferedTools.of(parsed("chat", tools=[FUNCTION, OTHER], tool_choice=ONLY_F))
+    assert offered is not None and set(offered.schemas) == {"f"}
+
+
+def test_images_of_several_outputs_follow_the_last_of_them():
+    calls = [{"type": "function_call", "call_id": name, "name": "see", "arguments": "{}"} for name in "ab"]
+    shown = [{"type": "input_image", "image_url": "data:image/png;base64,AA"}, {"type": "input_text", "text": "seen"}]
+    outputs = [{"type": "function_call_output", "call_id": name, "output": shown} for name in "ab"]
+    rounds = [{"role": "user", "content": "look"}, *calls, *outputs]
+    messages = parsed("responses", input=[*rounds, {"role": "user", "content": "go on"}, *calls, *outputs]).body()[
+        "messages"
+    ]
+    turn = ["assistant", "tool", "tool", "user"]
+    assert [message["role"] for message in messages] == ["user", *turn, "user", *turn]
+    assert [part["type"] for part in messages[4]["content"]] == ["image_url"] * 2
+
+
+IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}}
+PDF = {"type": "file", "file": {"file_data": "data:application/pdf;base64,BB", "filename": "a.pdf"}}
+SOUND = {"type": "input_audio", "input_audio": {"data": "CC", "format": "wav"}}
+
+
+def test_images_and_documents_of_users_and_tools_reach_anthropics_models_and_the_rest_is_named():
+    parts = [{"type": "text", "text": "see"}, IMAGE, PDF, SOUND, {"type": "file", "file": {"file_id": "f"}}]
+    call = {"role": "assistant", "tool_calls": [CALL]}
+    messages = [{"role": "user", "content": parts}, call, {"role": "tool", "tool_call_id": "c", "content": parts}]
+    sent, dropped = anthropic_request(messages=messages)
+    assert sorted(set(dropped)) == ["file", "input_audio"]
+    (result,) = sent["messages"][2]["content"]
+    for content in (sent["messages"][0]["content"], result["content"]):
+        assert [block["type"] for block in content] == ["text", "image", "document", "text", "text"]
+        assert content[1]["source"] == {"type": "base64", "media_type": "image/png", "data": "AA"}
+        assert content[2]["source"] == {"type": "base64", "media_type": "application/pdf", "data": "BB"}
+    plain = [*messages[:2], {"role": "tool", "tool_call_id": "c", "content": [parts[0]]}]
+    assert anthropic_request(messages=plain)[0]["messages"][2]["content"][0]["content"] == "see"
+    lost = [{"role": "user", "content": "x"}, {"role": "tool", "tool_call_id": "gone", "content": parts}]
+    assert "[image]" in json.dumps(anthropic_request(messages=lost)[0])
+
+
+def test_images_and_files_of_tools_reach_responses_models():
+    parts = [{"type": "text", "text": "see"}, IMAGE, PDF, SOUND]
+    messages = [{"role": "user", "content": "x"}, {"role": "assistant", "tool_calls": [CALL]}]
+    sent, dropped = to_responses(
+        {"messages": [*messages, {"role": "tool", "tool_call_id": "c", "content": parts}]}, model="m"
+    )
+    shown = [part["type"] for part in sent["input"][-1]["output"]]
+    assert shown == ["input_text", "input_image", "input_file", "input_text"] and dropped == ["input_audio"]
+
+
+def test_a_stop_of_space_alone_which_anthropics_api_refuses_is_dropped_and_named():
+    sent, dropped = anthropic_request(stop=["\n", "END"])
+    assert sent["stop_sequences"] == ["END"] and dropped == ["stop"]
+    sent, dropped = anthropic_request(stop="\n")
+    assert "stop_sequences" not in sent and dropped == ["stop"]
+
+
+def test_a_refusal_in_the_history_is_told_to_models_of_other_protocols():
+    messages = [
+        *ASK["chat"]["messages"],
+        {"role": "assistant", "content": None, "refusal": "I cannot"},
+        *ASK["chat"]["messages"],
+    ]
+    assert anthropic_request(messages=messages)[0]["messages"][1]["content"][0]["text"] == "I cannot"
+    assert to_responses({"messages": messages}, model="m")[0]["input"][1]["content"][0]["text"] == "I cannot"
+    assert context_of(parsed("chat", messages=messages), 9).actions == (action_of(messages[1]),)
+    assert action_of(messages[1]).text == "I cannot"
+    items = [{"role": "user", "content": "hi"}, said(REFUSAL), {"role": "user", "content": "hi"}]
+    assert parsed("responses", input=items).body()["messages"][1]["content"] == REFUSAL["refusal"]

@@ -34,12 +34,14 @@ class OfferedTools:
     @classmethod
     def of(cls, request: Request) -> OfferedTools | None:
         """None where no call is allowed."""
+        form = _read(request, "response_format")
+        if isinstance(form, dict) and str(form.get("type")).startswith("json"):  # an object that looks like a call is none
+            return None
         choice = _read(request, "tool_choice")
-        named = choice["function"]["name"] if isinstance(choice, dict) else None
         schemas = {
             tool["name"]: tool["parameters"]
             for tool in tools_of(request.tools)
-            if named in (None, tool["name"]) and choice != "none"
+            if "custom" not in tool and _may_be_called(tool["name"], choice)
         }
         most = 1 if _read(request, "parallel_tool_calls") is False else CALLS
         return cls(schemas, most, len(request.messages)) if schemas else None
@@ -132,6 +134,14 @@ class HeldStream:
                 yield Piece(chunk_of({"tool_calls": [{"index": i, **call}]}), None)
             yield Piece(chunk_of({}, "tool_calls"), None)
         yield made
+
+
+def _may_be_called(name: str, choice: object) -> bool:
+    """Whether the `tool_choice` of a request allows a function."""
+    if not isinstance(choice, dict):
+        return choice != "none"
+    allowed = choice.get("allowed_tools") or {"tools": [choice]}
+    return any((tool.get("function") or {}).get("name") == name for tool in allowed.get("tools") or ())
 
 
 def _begins_text(own: Json) -> bool:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from r2v.messages.conversation import BadRequest, Json, Request, object_of, text_of
+from r2v.messages.conversation import BadRequest, Json, Request, object_of, said_by, text_of
 from r2v.messages.protocol import Piece, ProtocolAdapter, Reply, Served, event, pieces
 
 STOP = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use", "content_filter": "refusal"}
@@ -157,11 +157,11 @@ def tool_uses(message: Json) -> list[Json]:
         {
             "type": "tool_use",
             "id": call.get("id"),
-            "name": function.get("name"),
-            "input": object_of(function.get("arguments")),
+            "name": name,
+            "input": object_of(arguments),
         }
         for call in message.get("tool_calls") or []
-        for function in [call.get("function") or {}]
+        for name, arguments in [said_by(call)]
     ]
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from r2v.messages.conversation import BadRequest, Json, Request, object_of, text_of
+from r2v.messages.conversation import FREE_TEXT, BadRequest, Json, Request, object_of, said_by, text_of
 from r2v.messages.openai_chat import openai_error
 from r2v.messages.protocol import Piece, ProtocolAdapter, References, Reply, Served, event, pieces
 
@@ -29,7 +29,6 @@ SHELL = {
     },
     "required": ["command"],
 }
-FREE_TEXT = {"type": "object", "properties": {"input": {"type": "string"}}, "required": ["input"]}
 CALLS = ("function_call", "custom_tool_call", "local_shell_call")
 TEXTS = {"output_text": "text", "refusal": "refusal"}
 """Kinds of parts of an answer that hold text -> the key under which it stands."""
@@ -107,7 +106,9 @@ def _add_tool(found: dict[str, ClientTool], dropped: list[str], tool: Json, name
 
 def from_responses(raw: Json) -> tuple[Json, list[str]]:
     """A Responses request as a chat-completion body, and the names of what that cannot say. Raises BadRequest."""
-    items = raw.get("input")
+    items, wanted = raw.get("input"), raw.get("include") or []
+    if not isinstance(wanted, list) or not all(isinstance(name, str) for name in wanted):
+        raise BadRequest("`include` must be a list of names")
     items = [{"role": "user", "content": items}] if isinstance(items, str) else items
     if not isinstance(items, list) or not items or not all(isinstance(item, dict) for item in items):
         raise BadRequest("`input` must be text or a list of items")
@@ -117,8 +118,12 @@ def from_responses(raw: Json) -> tuple[Json, list[str]]:
     if raw.get("instructions"):
         messages.append({"role": "system", "content": str(raw["instructions"])})
     names = {(tool.name, tool.namespace): unique for unique, tool in reversed(tools.items())}
+    seen: list[Json] = []
     for item in items:
-        _add(messages, item, names, dropped)
+        if item.get("type", "message") in ("message", *CALLS):
+            _show(messages, seen)
+        _add(messages, item, names, dropped, seen)
+    _show(messages, seen)
     if not messages:
         raise BadRequest("`input` holds no message")
     body: Json = {"messages": messages, "model": raw.get("model", "r2v"), "stream": raw.get("stream", False)}
@@ -155,8 +160,17 @@ def _format(text: Any, dropped: list[str]) -> Json:
     return {}
 
 
-def _add(messages: list[Json], item: Json, names: Mapping[tuple[Any, Any], str], dropped: list[str]) -> None:
-    """`names`: (name, namespace) of a tool -> that of its function."""
+def _show(messages: list[Json], seen: list[Json]) -> None:
+    """What the outputs of calls hold beside text, as the user's: behind the last of them, for they answer one message."""
+    if seen:
+        messages.append({"role": "user", "content": [*seen]})
+        seen.clear()
+
+
+def _add(
+    messages: list[Json], item: Json, names: Mapping[tuple[Any, Any], str], dropped: list[str], seen: list[Json]
+) -> None:
+    """`names`: (name, namespace) of a tool -> that of its function; to `seen` is added what an output shows."""
     kind = item.get("type", "message")
     if kind in CALLS:
         call = {"id": item.get("call_id"), "type": "function", "function": _function_of(item, names)}
@@ -168,8 +182,7 @@ def _add(messages: list[Json], item: Json, names: Mapping[tuple[Any, Any], str],
         output = item.get("output")
         messages.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": text_of(output)})
         parts = [p for p in output if isinstance(p, dict)] if isinstance(output, list) else []
-        if seen := [part for part in (_part(p, dropped) for p in parts) if part["type"] != "text"]:
-            messages.append({"role": "user", "content": seen})
+        seen += [part for part in (_part(p, dropped) for p in parts) if part["type"] != "text"]
     elif kind == "message":
         role = item.get("role")
         if role not in ("user", "assistant", "system", "developer"):
@@ -211,10 +224,9 @@ def _part(part: Json, dropped: list[str]) -> Json:
 
 def _item_of(call: Json, identity: str, index: int, tools: Mapping[str, ClientTool]) -> Json:
     """A call of the neutral form as an output item."""
-    function = call.get("function") or {}
-    name = str(function.get("name"))
+    name, arguments = said_by(call)
     tool = tools.get(name) or ClientTool("function", name, None, {})
-    item = tool.item(function.get("arguments") or "")
+    item = tool.item(arguments)
     prefix = {"function_call": "fc", "custom_tool_call": "ctc"}.get(item["type"], "lsh")
     return {**item, "id": f"{prefix}_{identity}_{index}", "call_id": call.get("id"), "status": "completed"}
 

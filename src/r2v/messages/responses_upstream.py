@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from r2v.messages.conversation import Json, arguments_text, counted, text_of, words_of
-from r2v.messages.openai_chat import chunk_of
+from r2v.messages.conversation import Json, arguments_text, counted, said_by, text_of, words_of
+from r2v.messages.openai_chat import chunk_of, offered
 from r2v.messages.protocol import Reply
 from r2v.messages.responses import BETWEEN, TEXTS
 
@@ -34,7 +34,7 @@ def own_response_request(source: Json, *, model: str) -> tuple[Json, list[str]]:
 def to_responses(body: Json, *, model: str) -> tuple[Json, list[str]]:
     """A chat-completion body as a Responses request, and the names of what it lacks of the client's."""
     dropped = [key for key in body if key not in CONVERTED]
-    raw: Json = {"model": model, "store": False, "input": _items(body["messages"])}
+    raw: Json = {"model": model, "store": False, "input": _items(body["messages"], dropped)}
     raw |= {key: body[key] for key in ("temperature", "top_p", "parallel_tool_calls") if body.get(key) is not None}
     if most := body.get("max_completion_tokens") or body.get("max_tokens"):
         raw["max_output_tokens"] = most
@@ -45,14 +45,14 @@ def to_responses(body: Json, *, model: str) -> tuple[Json, list[str]]:
         raw["text"] = {"format": {"type": "json_schema", **(form.get("json_schema") or {})}}
     elif form.get("type") == "json_object":
         raw["text"] = {"format": form}
-    if tools := [tool["function"] for tool in body.get("tools") or [] if "function" in tool]:
+    tools, choice = offered(body, dropped)
+    if tools:
         raw["tools"] = [{"type": "function", "strict": False, **tool} for tool in tools]
-        choice = body.get("tool_choice", "auto")
-        raw["tool_choice"] = {"type": "function", "name": choice["function"]["name"]} if isinstance(choice, dict) else choice
+        raw["tool_choice"] = {"type": "function", "name": choice["name"]} if isinstance(choice, dict) else choice
     return raw, dropped
 
 
-def _items(messages: list[Json]) -> list[Json]:
+def _items(messages: list[Json], dropped: list[str]) -> list[Json]:
     """Messages as input items. A call without a result, or a result without a call, is refused: it becomes text."""
     called = {call.get("id") for m in messages for call in m.get("tool_calls") or []}
     answered = {message.get("tool_call_id") for message in messages if message["role"] == "tool"}
@@ -60,32 +60,37 @@ def _items(messages: list[Json]) -> list[Json]:
     for message in messages:
         role, content = message["role"], message.get("content")
         if role == "tool":
-            identity, words = message.get("tool_call_id"), text_of(content)
-            output = {"type": "function_call_output", "call_id": identity, "output": words}
-            found.append(output if identity in called else {"role": "user", "content": f"[result of a tool: {words}]"})
+            identity, said = message.get("tool_call_id"), _content(content, dropped)
+            plain = isinstance(said, str) or all(part["type"] == "input_text" for part in said)
+            output = {"type": "function_call_output", "call_id": identity, "output": text_of(content) if plain else said}
+            lost = {"role": "user", "content": f"[result of a tool: {text_of(content)}]"}
+            found.append(output if identity in called else lost)
             continue
         if role == "assistant":
             if words := words_of(message):
                 found.append({"role": "assistant", "content": [{"type": "output_text", "text": words}]})
         else:
-            found.append({"role": role, "content": _content(content)})
+            found.append({"role": role, "content": _content(content, dropped)})
         for call in message.get("tool_calls") or []:
-            function = call.get("function") or {}
-            name, arguments = function.get("name"), function.get("arguments") or "{}"
+            name, arguments = said_by(call)
+            arguments = arguments or "{}"
             item = {"type": "function_call", "call_id": call.get("id"), "name": name, "arguments": arguments}
             said = {"role": "assistant", "content": [{"type": "output_text", "text": f"[called {name} with {arguments}]"}]}
             found.append(item if call.get("id") in answered else said)
     return found
 
 
-def _content(content: Any) -> Any:
+def _content(content: Any, dropped: list[str]) -> Any:
     if not isinstance(content, list):
         return text_of(content)
     parts = []
     for part in content:
         if part.get("type") == "image_url":
             parts.append({"type": "input_image", "image_url": (part.get("image_url") or {}).get("url")})
+        elif part.get("type") == "file":
+            parts.append({"type": "input_file", **(part.get("file") or {})})
         else:
+            dropped += [str(part.get("type"))] * (not {"text", "refusal"} & part.keys())
             parts.append({"type": "input_text", "text": text_of([part])})
     return parts
 

@@ -9,7 +9,7 @@ from typing import Any, get_args
 import msgspec
 
 from r2v.core.types import Episode, Message, Role, ToolCall
-from r2v.messages.conversation import Json, Request, words_of
+from r2v.messages.conversation import Json, Request, said_by, words_of
 
 ROLES: tuple[Role, ...] = get_args(Role)
 _raw_messages = msgspec.json.Decoder(list[msgspec.Raw])
@@ -20,11 +20,11 @@ def message_of(raw: Mapping[str, Any]) -> Message:
     said = any(raw.get(key) is not None for key in ("content", "refusal"))
     role: Role = next((role for role in ROLES if role == raw.get("role")), "assistant")
     result_of, name = (text if isinstance(text := raw.get(key), str) else None for key in ("tool_call_id", "name"))
-    calls = [(call.get("id"), call.get("function") or {}) for call in raw.get("tool_calls") or []]
+    calls = [(*said_by(call), str(call.get("id") or "")) for call in raw.get("tool_calls") or []]
     return Message(
         role,
         words_of(raw) if said else None,
-        tuple(ToolCall(str(f.get("name", "")), str(f.get("arguments") or ""), str(id or "")) for id, f in calls),
+        tuple(ToolCall(*call) for call in calls),
         result_of,
         name,
     )
