@@ -531,3 +531,21 @@ def test_a_refusal_in_the_history_is_told_to_models_of_other_protocols():
     assert action_of(messages[1]).text == "I cannot"
     items = [{"role": "user", "content": "hi"}, said(REFUSAL), {"role": "user", "content": "hi"}]
     assert parsed("responses", input=items).body()["messages"][1]["content"] == REFUSAL["refusal"]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"refusal": {"why": 1}},
+        {"tool_calls": [{"id": "c", "function": "f"}]},
+        {"tool_calls": [{"id": "c", "type": "custom", "custom": {"name": "f"}}]},
+    ],
+)
+def test_what_no_protocol_could_say_is_no_reply(message):
+    with pytest.raises((AttributeError, KeyError, TypeError)):
+        chat_reply(**message)
+
+
+def test_a_part_without_its_text_is_no_response():
+    with pytest.raises(TypeError):
+        reply_of_response(response(said({"type": "output_text", "text": None})))

@@ -481,8 +481,12 @@ def new_id() -> str:
 
 
 def whole_call(call: Json) -> Json:
-    """A call of a model's answer with an id and with its arguments as text; the same object where it has them."""
+    """A call of a model's answer with an id and with its arguments as text; the same object where it has them. Raises
+    AttributeError, KeyError or TypeError for what is no call.
+    """
     function = call.get("function")
+    if custom := call.get("custom"):
+        "".join((custom["name"], custom["input"]))
     if function is not None and not isinstance(function.get("arguments"), str):
         call = {**call, "function": {**function, "arguments": arguments_text(function.get("arguments"))}}
     return call if call.get("id") else {**call, "id": new_id()}

@@ -41,8 +41,10 @@ class Reply:
     """Tool calls that the model wrote as text; the others its server reported."""
 
     def __post_init__(self) -> None:
-        """Raises AttributeError for calls that are none."""
+        """Raises AttributeError, KeyError or TypeError for calls that are none, and for a refusal that is no text."""
         message = self.choice["message"]
+        if not isinstance(message.get("refusal"), str | None):
+            raise TypeError("a refusal must be text")
         if calls := message.get("tool_calls"):
             made = {**message, "tool_calls": [whole_call(call) for call in calls]}
             object.__setattr__(self, "choice", {**self.choice, "message": made})

@@ -105,7 +105,7 @@ def reply_of_response(answer: Json, dropped: tuple[str, ...] = ()) -> Reply:
     for item in answer["output"]:
         if item.get("type") == "message":
             for part in item.get("content") or []:
-                if (kind := part.get("type")) in TEXTS and (text := part[TEXTS[kind]]):
+                if (kind := part.get("type")) in TEXTS and (text := "" + part[TEXTS[kind]]):
                     said[kind].append(text)
         elif str(item.get("type")).endswith("_call") and item.get("call_id"):
             calls.append({"id": item["call_id"], "type": "function", "function": _function(item)})
