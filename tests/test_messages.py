@@ -6,6 +6,8 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from r2v.clients.tool_text import HeldStream, OfferedTools
 from r2v.messages.anthropic import MESSAGES
@@ -176,23 +178,43 @@ def test_the_texts_of_a_response_are_one_text_streamed_or_not():
     assert "".join(delta.get("content", "") for delta in deltas) == "one\ntwo"
 
 
-def test_calls_read_in_the_second_of_two_messages_leave_the_first_as_it_is():
-    tools = [{"type": "function", "name": "f", "parameters": {"type": "object"}}]
-    request = parsed("responses", tools=tools)
+WRITTEN = '<tool_call>{"name": "f", "arguments": {}}</tool_call>'
+
+
+def streamed_with_calls(output: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a client reads of the stream of a Responses model that writes its calls as text."""
+    request = parsed("responses", tools=[{"type": "function", "name": "f", "parameters": {"type": "object"}}])
     offered = OfferedTools.of(request)
     assert offered is not None
-    output = [
-        said(text("one"), identity="msg_1"),
-        said(text('<tool_call>{"name": "f", "arguments": {}}</tool_call>'), identity="msg_2"),
-    ]
     pieces, reply = response_pieces(output)
     stream, encoder = HeldStream(offered), RESPONSES.encoder(request, SERVED, "responses")
-    passed = [one for piece in pieces[:-1] for one in stream.add(piece)]
+    sent = [part for piece in pieces[:-1] for one in stream.add(piece) for part in encoder.add(one)]
+    last = list(stream.add(pieces[-1]))
     *rest, made = stream.end(reply)
-    sent = [part for piece in passed for part in encoder.add(piece)]
-    answer = built(events([*sent, *encoder.end(made, rest, {})]))
+    return built(events([*sent, *encoder.end(made, [*last, *rest], {})]))
+
+
+def test_calls_read_in_the_second_of_two_messages_leave_the_first_as_it_is():
+    answer = streamed_with_calls([said(text("one"), identity="msg_1"), said(text(WRITTEN), identity="msg_2")])
     assert [item["type"] for item in answer["output"]] == ["message", "function_call"]
     assert answer["output"][0]["content"][0]["text"] == "one"
+
+
+words = st.lists(st.sampled_from(["one ", "a", "\n", " ", WRITTEN]), max_size=3).map("".join)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.one_of(st.none(), st.lists(words, max_size=2)), min_size=1, max_size=3))
+def test_whatever_was_streamed_before_a_call_was_read_is_in_the_answer(found):
+    """None: reasoning; otherwise the texts of a message."""
+    output = [
+        {"type": "reasoning", "id": f"rs_{i}", "summary": []}
+        if texts is None
+        else said(*map(text, texts), identity=f"msg_{i}")
+        for i, texts in enumerate(found)
+    ]
+    calls = [item for item in streamed_with_calls(output)["output"] if item["type"] == "function_call"]
+    assert not calls or len(calls) == sum(one.count(WRITTEN) for texts in found for one in texts or ())
 
 
 # -- calls --------------------------------------------------------------------------------------------------------
@@ -259,6 +281,44 @@ def test_text_and_other_calls_between_the_parts_of_a_call_come_after_it(deltas, 
     made, _ = blocks(of_chat("messages", deltas, "tool_calls"))
     assert [block.get("input", block.get("text")) for block in made] == wanted
     assert all(block["id"] and block["name"] for block in made if block["type"] == "tool_use")
+
+
+@st.composite
+def interleaved(draw) -> list[dict[str, Any]]:
+    """Deltas of up to three calls and of text in any order that keeps that of each; calls begin one after the other."""
+    queues = []
+    for i in range(draw(st.integers(0, 3))):
+        arguments = draw(st.sampled_from(['{"a": 1}', "{}", "", '{"a": {"b": "}"}}', "{bad"]))
+        cut, named = draw(st.integers(0, len(arguments))), draw(st.booleans())
+        begun = [part(i, id=f"c{i}", name="f")] if named else [part(i, id=f"c{i}"), part(i, name="f")]
+        queues.append(begun + [part(i, piece) for piece in (arguments[:cut], arguments[cut:]) if piece])
+    queues.append([{"content": piece} for piece in draw(st.lists(st.sampled_from("xy\n"), max_size=4))])
+    found: list[dict[str, Any]] = []
+    begun_calls = 0
+    while any(queues):
+        free = [i for i, queue in enumerate(queues) if queue and (i <= begun_calls or i == len(queues) - 1)]
+        i = draw(st.sampled_from(free))
+        begun_calls = max(begun_calls, i + 1 if i < len(queues) - 1 else 0)
+        found.append(queues[i].pop(0))
+    return found
+
+
+@settings(max_examples=150, deadline=None)
+@given(interleaved())
+def test_no_order_of_the_parts_of_an_answer_loses_any_of_it(deltas):
+    answer = StreamAccumulator()
+    for delta in json.loads(json.dumps(deltas)):
+        answer.add(chunk_of(delta))
+    message = answer.choice["message"]
+    found = of_chat("messages", deltas)
+    begun = [one["content_block"] for one in found if one["type"] == "content_block_start"]
+    sent = [(begun[one["index"]].get("id"), one["delta"]) for one in found if one["type"] == "content_block_delta"]
+    for call in message.get("tool_calls") or []:
+        written = "".join(delta["partial_json"] for identity, delta in sent if identity == call["id"])
+        assert written == call["function"]["arguments"]
+    assert "".join(delta["text"] for identity, delta in sent if identity is None) == (message["content"] or "")
+    assert len([block for block in begun if block.get("name") == "f"]) == len(message.get("tool_calls") or [])
+    assert built(of_chat("responses", deltas))["status"] == "completed"
 
 
 # -- how an answer ends -------------------------------------------------------------------------------------------

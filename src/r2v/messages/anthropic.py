@@ -304,12 +304,12 @@ class _Encoder:
             yield from self._next()
 
     def _next(self) -> Iterator[tuple[str, Json]]:
-        """What is held first, of a call with all that is held of it."""
-        first, *rest = self._held
-        of_it = [part for part in rest if "index" in first and part.get("index") == first["index"]]
-        self._held = [part for part in rest if part not in of_it]
-        for part in (first, *of_it):
-            yield from self._write(part)
+        """What is held of the call whose part came first, or of the text."""
+        index, parts = self._held[0].get("index"), self._held
+        self._held = [part for part in parts if part.get("index") != index]
+        for part in parts:
+            if part.get("index") == index:
+                yield from self._write(part)
 
     def _write(self, part: Json) -> Iterator[tuple[str, Json]]:
         if "content" in part:

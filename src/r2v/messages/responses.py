@@ -263,20 +263,24 @@ def response_of(reply: Reply, raw: Json, served: Served) -> Json:
 
 
 def _output_with_calls(reply: Reply, raw: Json, served: Served) -> list[Json]:
-    """The output of a model that speaks this protocol, with the calls that were read in its text."""
+    """The output of a model that speaks this protocol, with the calls that were read in its text. Parts, and messages, that
+    were nothing else are left out.
+    """
     message, tools = reply.choice["message"], client_tools(raw)[0]
     words, output = message["content"] or "", []
     for item in (reply.own or {})["output"]:
-        if item.get("type") == "message":
-            parts = []
-            for part in item.get("content") or []:
-                if part.get("type") == "output_text":
-                    text = part["text"] if words.startswith(part["text"]) else words  # a call is in it, or before it
-                    words, part = words[len(text) :].removeprefix(BETWEEN), {**part, "text": text}
-                parts += [part] if part.get("text") != "" else []
-            output += [{**item, "content": parts}] if parts else []
-        else:
+        if item.get("type") != "message":
             output.append(item)
+            continue
+        parts = []
+        for part in item.get("content") or []:
+            whole = part.get("text") or ""
+            text = whole if words.startswith(whole) else words  # a call is in it, or before it
+            words = words[len(text) :].removeprefix(BETWEEN if text else "")
+            if text or not whole:
+                parts.append({**part, "text": text} if whole else part)
+        if parts or not item.get("content"):
+            output.append({**item, "content": parts})
     return output + [_item_of(call, served.id, i, tools) for i, call in enumerate(message["tool_calls"])]
 
 
