@@ -44,14 +44,14 @@ from r2v.gateway.budgets import (
     limits_of,
     touch,
 )
-from r2v.gateway.candidates import CandidateSource, LiveAnswer, Prepaid, most
+from r2v.gateway.candidates import CandidateSource, LiveAnswer, PaidAnswers, most
 from r2v.gateway.keys import KeyRing, KeyStore
 from r2v.gateway.ledger import Ledger
 from r2v.gateway.metrics import Metrics
 from r2v.gateway.modes import Modes, Part, part_of
 from r2v.gateway.reading import Entry
 from r2v.gateway.redaction import Redactor, secret_of
-from r2v.gateway.routing import GatewayRouter, Noted, load_configured
+from r2v.gateway.routing import GatewayRouter, ShadowRouter, load_configured
 from r2v.gateway.scoring import PaidVerifier
 from r2v.gateway.sessions import SESSIONS, Session, Sessions
 from r2v.gateway.settings import GatewaySettings
@@ -282,8 +282,8 @@ class Service:
         except sqlite3.Error as error:
             raise unwritten(error, facts) from None
         authors, pay = session.signatures, partial(self._pay, reservation)
-        live_slm, one_answer = live if early else None, Prepaid(int(reservation.teacher))
-        slm = CandidateSource(self.slm, to_slm, authors, role="slm", live=live_slm, paid=Prepaid(drafts), pay=pay)
+        live_slm, one_answer = live if early else None, PaidAnswers(int(reservation.teacher))
+        slm = CandidateSource(self.slm, to_slm, authors, role="slm", live=live_slm, paid=PaidAnswers(drafts), pay=pay)
         stronger = {
             name: CandidateSource(self.stronger[name], to, authors, role=name, live=live, paid=one_answer, pay=pay)
             for name, to in to_stronger.items()
@@ -398,7 +398,7 @@ class Service:
         """
         code: Code = "shadow" if part.name == "shadow" else "observe"
         kept = bool(memory.decisions) and memory.decisions[-1].route == "takeover"
-        watched = Noted(router)
+        watched = ShadowRouter(router)
         drafting = None
         if part.drafted and not kept:
             drafting = asyncio.ensure_future(Routed(models, watched).choose(step_context, memory))
