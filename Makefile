@@ -1,6 +1,6 @@
 # quickstart: learn when to escalate, and play the result in closed loop (minutes on two cores).
 # quick: the tests of the inner loop (under two minutes).  test: all tests.  check: what CI runs.
-# test-postgres: the gateway's tests once more, on Postgres (SHORT=1: those that depend on the store).
+# test-postgres: the gateway's tests once more, on Postgres.
 # science: every router, and the ablation tables, on top of the quickstart (some 15 minutes more).
 # readme-table: README's results, from the files of RUN and (if given) FRESH, a folder of `r2v evaluate`.
 # real: the experiment with two real models, served here; hours, and goes on where it ended (MINUTES=60: for so long).
@@ -12,11 +12,9 @@
 EXTRAS ?= train,serve,postgres,bench,dev
 # One thread a process: two processes share two cores, and threads that wait for each other take many times as long.
 PYTEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2
-# What depends on where the ledger is kept. Those of the shared ledger itself have a Postgres of their own.
-STORE_TESTS = $(addprefix tests/,test_gateway.py test_gateway_modes.py test_gateway_reload.py test_gateway_replicas.py \
-  test_gateway_totals.py test_gateway_workers.py test_budgets.py test_tenancy.py test_verdicts.py)
-GATEWAY_TESTS = $(filter-out tests/test_gateway_postgres.py,$(wildcard tests/test_gateway*.py)) $(STORE_TESTS) \
-  tests/test_rules.py tests/test_tool_text.py tests/test_launch.py
+# What a gateway does that may depend on where its ledger is. Those of the shared ledger itself have a Postgres of their own.
+GATEWAY_TESTS = $(filter-out tests/test_gateway_postgres.py,$(wildcard tests/test_gateway*.py)) \
+  $(addprefix tests/,test_budgets.py test_tenancy.py test_verdicts.py test_rules.py test_tool_text.py test_launch.py)
 ROOMS ?= core routers gateway evaluation
 SAMPLE ?= 1000000
 RUN ?= runs/quickstart
@@ -57,7 +55,7 @@ test:
 # The gateway's tests once more, with every ledger shipped to a Postgres and read there.
 test-postgres:
 	@scripts/setup.sh $(EXTRAS)
-	R2V_TEST_POSTGRES=1 $(PYTEST) --dist loadfile --no-loadscope-reorder $(sort $(if $(SHORT),$(STORE_TESTS),$(GATEWAY_TESTS)))
+	R2V_TEST_POSTGRES=1 $(PYTEST) --dist loadfile --no-loadscope-reorder $(sort $(GATEWAY_TESTS))
 
 # What CI runs, in its order.
 check: lint types package test test-postgres

@@ -15,7 +15,7 @@ from r2v.cli import cli
 from r2v.core.errors import ArtifactError
 from r2v.gateway.ledger import LastVerdict, Ledger
 from r2v.gateway.reading import picked
-from r2v.logs.archive import Archive, _Parts, write_archive
+from r2v.logs.archive import Archive, _Partitions, write_archive
 from r2v.logs.detection import detect
 from r2v.logs.ledger import FORMAT, LedgerFormat, days_of, steps_of
 from r2v.runtime.store import read_episodes
@@ -47,7 +47,7 @@ def archive_all(folder: Path, *ledgers: Ledger) -> list[tuple[str, int]]:
 
 @pytest.mark.parametrize("part_bytes", [64e6, 5_000.0])
 def test_an_archive_of_replicas_reads_as_one_ledger_of_all_their_steps(replicas, tmp_path, monkeypatch, part_bytes):
-    monkeypatch.setattr("r2v.logs.archive.PART_BYTES", part_bytes)
+    monkeypatch.setattr("r2v.logs.archive.PARTITION_BYTES", part_bytes)
     whole, *parts = replicas
     monkeypatch.setattr(time, "time", lambda: FIRST + 1_000 * DAY)
     written = archive_all(tmp_path / "archive", *parts)
@@ -127,11 +127,13 @@ def test_sessions_that_lie_mixed_are_read_in_parts_that_memory_holds(tmp_path, m
     wanted = list(FORMAT.read(tmp_path / "archive"))
     assert [episode.goal for episode in wanted] == [f"g{i}" for i in range(30)]
     assert all([step.t for step in episode.steps] == list(range(5)) for episode in wanted)
-    monkeypatch.setattr("r2v.logs.archive.PART_BYTES", 20_000.0)
+    monkeypatch.setattr("r2v.logs.archive.PARTITION_BYTES", 20_000.0)
     monkeypatch.setattr("r2v.logs.archive.ASIDE", 7)
     read = []
-    whole = _Parts.rows
-    monkeypatch.setattr(_Parts, "rows", lambda self, part, *order: read.append((part, order)) or whole(self, part, *order))
+    whole = _Partitions.rows
+    monkeypatch.setattr(
+        _Partitions, "rows", lambda self, part, *order: read.append((part, order)) or whole(self, part, *order)
+    )
     assert list(FORMAT.read(tmp_path / "archive")) == wanted
     assert 5 < len({part for part, _ in read}) < 30
 

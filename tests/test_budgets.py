@@ -466,6 +466,20 @@ def test_a_redis_that_lost_what_others_spent_waits_for_all_of_them(make, tmp_pat
         assert again.post().headers["x-r2v-arm"] in ("teacher", "slm"), "the operator says that there are no others"
 
 
+def test_a_replica_whose_disk_is_full_spends_nothing_of_what_all_share(make, redis_url, monkeypatch):  # noqa: F811
+    monkeypatch.setenv("TEST_REDIS", redis_url)
+    world = make(**ALWAYS, store__redis_env="TEST_REDIS", budget__per_day={"teacher_calls": 3, "sessions": 3})
+
+    def post(name):
+        return world.post(headers={"x-r2v-session-id": name})
+
+    assert post("a").headers["x-r2v-budget-left"] == "2"
+    with monkeypatch.context() as full:
+        full.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 10**6, 10**6))
+        assert [post(f"s{i}").status_code for i in range(5)] == [503] * 5
+    assert [post(name).headers["x-r2v-budget-left"] for name in "bc"] == ["1", "0"]
+
+
 def test_a_stream_that_breaks_before_a_word_came_is_charged(make):  # noqa: F811
     world = make(route__stream="early", small__retries=0, teacher__retries=0)
     world.small.cut, world.teacher.status = 0, [(500, {})]

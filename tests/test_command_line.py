@@ -44,6 +44,11 @@ def test_a_wrong_command_line_is_one_line(refused, arguments, line):
     assert line in refused(*arguments.split(), status=2)
 
 
+@pytest.mark.parametrize("usd", ["nan", "inf"])
+def test_a_limit_that_limits_nothing_is_refused(refused, usd):
+    assert f"a key cannot have {usd} USD a day" in refused("keys", "create", "ci", "--usd-per-day", usd)
+
+
 @pytest.mark.parametrize(("out", "why"), [("file", "File exists"), ("file/below", "Not a directory")])
 def test_an_out_that_cannot_be_a_folder_is_named_before_any_work(refused, tmp_path, out, why):
     (tmp_path / "file").write_text("")

@@ -287,6 +287,27 @@ def test_a_draft_that_is_slow_or_fails_costs_the_observed_agent_nothing(make):
     assert [tuple(row) for row in world.rows("source, score")] == [("teacher", None)] * 2
 
 
+def test_a_small_model_that_fails_every_draft_is_seen(make, capfd):
+    world = make(route__mode="observe", route__observe_share=1.0, small__retries=0)
+    world.small.status = [(400, {})]
+    assert [world.post().headers["x-r2v-arm"] for _ in range(3)] == ["teacher"] * 3
+    assert world.client.get("/v1/stats").json()["models"]["slm"]["calls"] == {"400": 3}
+    assert capfd.readouterr().err.count("could not be compared with the teacher's: slm: ModelError: slm: HTTP 400") == 1
+
+
+def test_paths_that_are_not_served_are_refused_in_the_clients_own_form(make):
+    world = make()
+    for path, kind in (("/v1/v1/messages", "not_found_error"), ("/v1/embeddings", None)):
+        answer = world.post(path)
+        error = answer.json()["error"]
+        assert answer.status_code == 404 and f"POST {path} is not served here" in error["message"]
+        assert kind is None or (error["type"] == kind and "leave it out" in error["message"])
+    assert (
+        world.client.put("/v1/models").status_code == 405
+        and "PUT" in world.client.put("/v1/models").json()["error"]["message"]
+    )
+
+
 def test_a_canary_is_active_for_some_sessions_each_as_a_whole(make):
     world = make(route__router="verifier", route__threshold=0.0, route__mode="canary", route__canary_share=0.5)
     codes = {s: {world.post(headers={"x-session-id": f"s{s}"}).headers["x-r2v-reason"] for _ in range(2)} for s in range(16)}
@@ -478,10 +499,64 @@ def test_the_breaker_closes_again(make):
 
 def test_a_request_that_the_model_refuses_is_the_clients_to_mend(make):
     world = make()
-    world.small.status = [(400, {})]
+    world.small.status, world.teacher.status = [(400, {})], [(400, {})]
     answer = world.post()
-    assert answer.status_code == 400 and answer.json()["error"]["message"] == "slm: HTTP 400"
-    assert not world.teacher.seen
+    assert answer.status_code == 400 and answer.json()["error"]["message"] == "teacher: HTTP 400"
+    assert answer.headers["x-r2v-reason"] == "upstream_refused"
+    asked = len(world.teacher.seen)
+    answer = world.post(model="r2v:slm")
+    assert answer.status_code == 400 and len(world.teacher.seen) == asked, "who insists on a model hears what it says"
+
+
+@pytest.mark.parametrize("status", [400, 404])
+def test_what_the_small_model_refuses_the_teacher_is_asked(make, status):
+    world = make()
+    world.small.status = [(status, {})]
+    answer = world.post()
+    assert (answer.status_code, answer.headers["x-r2v-reason"]) == (200, "upstream_fallback")
+
+
+def test_the_kill_switch_buys_no_answer_where_the_small_model_is_down(make):
+    world = make(small__retries=0)
+    world.post("/v1/kill", {"on": True})
+    world.small.status = [(500, {})]
+    assert world.post().status_code == 502 and not world.teacher.seen
+
+
+def test_where_the_budget_is_spent_observing_decides_nothing(make):
+    world = make(route__mode="observe", route__router="verifier", route__threshold=9.0, budget__per_day={"teacher_calls": 1})
+    assert [world.post().headers["x-r2v-reason"] for _ in range(3)] == ["observe", "budget_exhausted", "budget_exhausted"]
+
+
+def test_the_first_step_that_is_answered_is_kept_whole_though_one_before_it_was_refused(make):
+    world = make(teacher__retries=0)
+    world.teacher.status = [(429, {}), (200, {})]
+    told = [*ASK, {"role": "assistant", "content": "so far"}, {"role": "user", "content": "go on"}]
+    body = {"model": "r2v:teacher", "messages": told, "tools": TOOLS}
+    statuses = [world.post(body=body, headers={"x-r2v-session-id": "s"}).status_code for _ in range(3)]
+    assert statuses == [429, 200, 200]
+    first, later = world.client.get("/v1/sessions/s").json()["steps"]
+    assert first["step"] == 1 and [m["content"] for m in first["words"]["messages"]] == [m["content"] for m in told]
+    assert [m["content"] for m in later["words"]["messages"]] == ["go on"]
+    with closing(sqlite3.connect(world.ledger)) as db:
+        assert json.loads(db.execute("SELECT text FROM tools").fetchall()[0][0]) == TOOLS
+
+
+def test_a_ledger_is_its_owners(make):
+    world = make()
+    world.post()
+    assert [Path(f"{world.ledger}{end}").stat().st_mode & 0o77 for end in ("", "-wal", "-shm")] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
+def test_the_scheme_of_a_key_is_of_any_case(make, scheme):
+    world = make()
+    answer = httpx.post(
+        f"{world.url}/v1/chat/completions",
+        json={"model": "r2v", "messages": ASK},
+        headers={"authorization": f"{scheme} {KEY}"},
+    )
+    assert answer.status_code == 200
 
 
 def test_without_a_ledger_no_answer_leaves(make):
@@ -579,6 +654,17 @@ def test_early_streaming_stops_when_the_last_step_was_risky(make):
     assert second.headers["x-r2v-arm"] == "teacher"  # its draft was at or above the threshold: the next one is held
     quiet = make(route__stream="auto")
     assert quiet.post(body=body, headers={"x-session-id": "q"}).headers["x-r2v-reason"] != "early"
+
+
+@pytest.mark.parametrize(("provider", "path"), [("openai", "/v1/chat/completions"), ("anthropic", "/v1/messages")])
+def test_where_a_stream_ends_before_its_first_word_another_model_answers(make, provider, path):
+    more = {} if provider == "openai" else {"teacher_provider": "anthropic"}
+    world = make(route__router="verifier", route__threshold=0.0, teacher__retries=0, teacher__breaker_failures=None, **more)
+    world.teacher.cut = 1
+    body = {"model": "r2v", "messages": [{"role": "user", "content": "look"}], "max_tokens": 99, "stream": True}
+    answer = world.post(path, body)
+    assert answer.status_code == 200 and answer.headers["x-r2v-reason"] == "upstream_fallback", answer.text
+    assert "error" not in answer.text and world.rows("source") == [("slm",)]
 
 
 def test_an_early_stream_that_breaks_says_so_and_of_one_that_never_began_the_teacher_answers(make):

@@ -8,6 +8,7 @@ import threading
 import time
 from contextlib import closing
 
+import anthropic
 import httpx
 import openai
 import pytest
@@ -371,6 +372,42 @@ def test_a_chat_or_messages_client_with_a_responses_teacher(make):  # noqa: F811
     assert kinds == ["system", "user", "user", "user"]
 
 
+def test_a_refusal_and_a_forced_call_reach_the_sdks_of_other_protocols(make):  # noqa: F811
+    world = make()
+    refusal = {"role": "assistant", "content": None, "refusal": "I cannot"}
+    call = {"type": "function", "function": {"name": "look", "arguments": {"where": "x"}}}  # as some servers write it
+
+    def answer(message: dict) -> dict:
+        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        return {"choices": [choice], "usage": {"prompt_tokens": 9, "completion_tokens": 5}}
+
+    slm = {"x-r2v-arm": "slm"}
+    world.small.reply = lambda body: answer(refusal)
+    with openai.OpenAI(base_url=f"{world.url}/v1", api_key=KEY, max_retries=0, default_headers=slm) as client:
+        with client.responses.stream(model="r2v", input="hi") as stream:
+            events, made = [one.type for one in stream], stream.get_final_response()
+        assert made.output[0].content[0].refusal == "I cannot" and "response.refusal.done" in events
+        with client.chat.completions.stream(model="r2v", messages=ASK) as stream:
+            assert stream.get_final_completion().choices[0].message.refusal == "I cannot"
+    with anthropic.Anthropic(base_url=world.url, api_key=KEY, max_retries=0, default_headers=slm) as client:
+        asked = {"model": "r2v", "max_tokens": 99, "messages": ASK[1:], "tools": ANTHROPIC_TOOLS[:1]}
+        said = client.messages.create(**asked)
+        assert (said.stop_reason, said.content[0].text) == ("refusal", "I cannot")
+        world.small.reply = lambda body: answer({"role": "assistant", "content": None, "tool_calls": [call]})
+        with client.messages.stream(**asked) as stream:
+            said = stream.get_final_message()
+    assert (said.stop_reason, said.content[0].input) == ("tool_use", {"where": "x"}) and said.content[0].id
+
+
+def test_a_body_of_the_wrong_type_is_the_clients_to_mend(make):  # noqa: F811
+    world = make(teacher_provider="openai_responses")
+    teacher = {"x-r2v-arm": "teacher"}
+    for path, more in (("/v1/chat/completions", {"response_format": "json"}), ("/v1/responses", {"include": 5})):
+        answer = world.post(path, ASKED[path] | more, teacher)
+        assert answer.status_code == 400 and next(iter(more)) in answer.json()["error"]["message"]
+    assert not world.teacher.seen and world.service.teacher.available
+
+
 # -- sessions -----------------------------------------------------------------------------------------------------
 
 
@@ -379,7 +416,7 @@ def test_a_chat_or_messages_client_with_a_responses_teacher(make):  # noqa: F811
     [
         ("/v1/responses", {}, {"session-id": "S-1"}),
         ("/v1/responses", {}, {"thread-id": "S-1"}),
-        ("/v1/responses", {"prompt_cache_key": "S-1"}, {}),
+        ("/v1/responses", {"prompt_cache_key": "S-1_0199ad5c2f3e7b10"}, {}),
         ("/v1/messages", {"metadata": {"user_id": json.dumps({"device_id": "d", "session_id": "S-1"})}}, {}),
         ("/v1/messages", {"metadata": {"user_id": "user_1_account__session_S-100000"}}, {}),
         ("/v1/chat/completions", {"metadata": {"session_id": "S-1"}}, {}),
@@ -390,6 +427,31 @@ def test_sessions_are_found_where_agents_name_them(make, path, body, headers):  
     for _ in range(2):
         answer = world.post(path, {**ASKED[path], **body}, headers)
     assert answer.headers["x-r2v-session-id"].startswith("S-1") and answer.headers["x-r2v-step"] == "1"
+
+
+def test_a_subagent_is_a_session_of_its_own_on_the_same_budget(make):  # noqa: F811
+    world = make(route__router="verifier", route__threshold=0.0, budget__session={"teacher_calls": 3})
+    named = {"x-claude-code-session-id": "main"}
+    told = ({}, {"x-claude-code-agent-id": "a1"}, {"x-claude-code-agent-id": "a b"}, {}, {"x-claude-code-agent-id": "a1"})
+    answers = [world.post("/v1/messages", ASKED["/v1/messages"], {**named, **more}) for more in told]
+    found = [(answer.headers["x-r2v-session-id"].split("-")[0], answer.headers["x-r2v-step"]) for answer in answers]
+    assert found == [("main", "0"), ("main.a1", "0"), ("main.h", "0"), ("main", "1"), ("main.a1", "1")]
+    assert [answer.headers["x-r2v-arm"] for answer in answers] == ["teacher"] * 3 + ["slm"] * 2
+
+
+def test_a_cache_key_of_a_whole_application_is_no_session(make):  # noqa: F811
+    world = make()
+    path = "/v1/responses"
+    answers = [world.post(path, {**ASKED[path], "prompt_cache_key": "my-app-v1", "input": text}) for text in ("one", "two")]
+    assert len({answer.headers["x-r2v-session-id"] for answer in answers}) == 2
+    assert {answer.headers["x-r2v-step"] for answer in answers} == {"0"}
+
+
+def test_tokens_of_pictures_are_not_counted_by_their_bytes(make):  # noqa: F811
+    world = make()
+    picture = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "iVBORw0KGgo" * 90_000}}
+    told = {"model": "r2v", "messages": [{"role": "user", "content": [{"type": "text", "text": "word " * 800}, picture]}]}
+    assert 2_600 < world.post("/v1/messages/count_tokens", told).json()["input_tokens"] < 2_800
 
 
 def test_a_users_name_is_no_session(make):  # noqa: F811
@@ -491,7 +553,7 @@ def test_models_web_sockets_origins_and_ids_of_requests(make):  # noqa: F811
 )
 def test_errors_are_of_the_types_of_their_protocol(make, status, kind):  # noqa: F811
     world = make()
-    world.small.refuse = (status, {"error": {"message": "no"}})
+    world.small.refuse = world.teacher.refuse = (status, {"error": {"message": "no"}})
     if status == 401:
         answer = httpx.post(f"{world.url}/v1/messages", json=ASKED["/v1/messages"], headers={"x-api-key": "wrong"})
     else:

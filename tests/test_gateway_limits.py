@@ -240,6 +240,15 @@ def test_what_clients_may_refer_to_is_kept_as_bytes():
     assert items.get("key", "a") is None and items.get("key", "b") is not None
 
 
+def test_a_key_that_refers_to_much_makes_others_forget_nothing():
+    items = Items(most_bytes=3_000)
+    items.keep("small", {"mine": [{"content": "x" * 100}]})
+    for i in range(20):
+        items.keep("large", {f"i{i}": [{"content": "y" * 900}]})
+    assert items.get("small", "mine") is not None
+    assert [i for i in range(20) if items.get("large", f"i{i}") is not None] == [17, 18, 19]
+
+
 def decided(score: float, memory: Memory = Memory(), *, seed: int = 0, parts: dict | None = None, **route) -> tuple:  # noqa: B008
     router = GatewayRouter(ThresholdRouter("risk", lambda _: score, 0.5), RouteSettings(**route), **parts or {})
     decision = router.decide(Context("goal", ("seen",), (), 50), Features((), ()), memory, seed=seed)

@@ -228,6 +228,15 @@ def test_a_journal_drops_only_what_is_shipped(tmp_path, shared):
         assert ledger._db.execute("SELECT COUNT(*) FROM outcomes").fetchone() == (0,)
 
 
+def test_a_step_that_no_gateway_wrote_keeps_no_others_waiting(tmp_path, shared, caplog):
+    with closing(Ledger(tmp_path / "l.db")) as ledger:
+        for t in range(3):
+            write(ledger, "s", t)
+        ledger._db.execute("UPDATE steps SET threshold = 'high' WHERE t = 1")
+        ship_all(shared, ledger)
+    assert [step.t for step in shared.steps("s")] == [0, 2] and "is not shipped: no gateway wrote it" in caplog.text
+
+
 def test_a_ledger_of_schema_6_is_shipped_with_what_it_abandoned(tmp_path, shared):
     path = tmp_path / "ledger.db"
     with closing(Ledger(path)) as ledger:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from r2v.cli.launch import AGENTS, admin_key, ask
+from r2v.cli.launch import AGENTS, admin_key, ask, environment
 from r2v.core.errors import SettingsError
 from r2v.gateway.settings import GatewaySettings
 from r2v.runtime.settings import load
@@ -72,6 +72,18 @@ class Desk:
 def desk(tmp_path):
     with running(Model("m").app()) as models:
         yield Desk(tmp_path, models)
+
+
+def test_an_agent_gets_none_of_the_gateways_secrets():
+    judge = {"base_url": "http://x/v1", "model": "m", "api_key_env": "JUDGE_KEY", "price": {"input": 2, "output": 4}}
+    config = settings(
+        "http://x", "http://y", Path("l.db"), server__admin_key_env="ADMINS", store__redis_env="REDIS", telemetry={},
+        store__url_env="LEDGER", store__hash_key_env="HASH", models__judge=judge,
+    )  # fmt: skip
+    secrets = ("JUDGE_KEY", "ADMINS", "REDIS", "LEDGER", "HASH", "PGPASSWORD", "OTEL_EXPORTER_OTLP_HEADERS", "R2V_ADMIN_KEY")
+    ours = {name: f"secret-{name}" for name in secrets} | {"PATH": "/bin", "PGHOST": "mine", "COPY": "secret-REDIS"}
+    seen = environment(AGENTS["claude"], config, ours, "http://127.0.0.1:1", "key")
+    assert not [name for name, value in seen.items() if value.startswith("secret")] and seen["PGHOST"] == "mine"
 
 
 @pytest.mark.parametrize("teacher", ["anthropic", "openai"])

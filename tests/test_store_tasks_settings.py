@@ -113,6 +113,7 @@ def test_seeds_differ_by_every_part():
         ("version: 1\nrouter: {hidden: [8, 0]}", "`router.hidden.1` = [8, 0]: Expected `int` >= 1"),
         ("[1, 2]", "must hold keys and values"),
         ("a: [", "not valid YAML"),
+        ("tasks: {policy: 1}\ntasks: {policy: 2}", "`tasks` stands twice in the same part (line 2); leave one"),
     ],
 )
 def test_settings_errors_name_the_key(tmp_path, text, message):

@@ -19,6 +19,8 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import ProxyHandler, Request, build_opener
 
+import msgspec
+
 from r2v.core.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -68,8 +70,8 @@ AGENTS: Mapping[str, Agent] = {
         {**_OPENAI, "MSWEA_CONFIGURED": "true", "MSWEA_COST_TRACKING": "ignore_errors"}, ("-m", "openai/r2v"),
     ),
 }  # fmt: skip
-_THEIRS = ("ANTHROPIC_", "OPENAI_", "CLAUDE_CODE_OAUTH", "CLAUDE_CODE_USE_", "OPENCODE_CONFIG")
-"""Beginnings of the variables by which an agent would find another model, or another's key."""
+_THEIRS = ("R2V_", "ANTHROPIC_", "OPENAI_", "CLAUDE_CODE_OAUTH", "CLAUDE_CODE_USE_", "OPENCODE_CONFIG")
+"""Beginnings of the variables that are the gateway's own, and by which an agent would find another model or key."""
 
 
 def launch(
@@ -119,11 +121,27 @@ def launch(
 
 def environment(agent: Agent, settings: GatewaySettings, ours: Mapping[str, str], url: str, key: str) -> dict[str, str]:
     """Ours without the keys of the models and other ways to models, but with those of the gateway, past any proxy."""
-    named = {model.api_key_env for model in settings.models.values() if model.api_key_env} | {settings.server.key_env}
+    named = set(_variables(msgspec.to_builtins(settings)))
+    if settings.store.url is not None or settings.store.url_env is not None:
+        named.add("PGPASSWORD")
+    if settings.telemetry is not None:
+        named |= {name for name in ours if name.startswith("OTEL_EXPORTER_OTLP") and name.endswith("HEADERS")}
     hidden = {ours[name] for name in named if ours.get(name)}
     kept = {k: v for k, v in ours.items() if not k.startswith(_THEIRS) and k not in named and v not in hidden}
     direct = {name: ",".join(filter(None, (kept.get(name), urlsplit(url).hostname))) for name in ("NO_PROXY", "no_proxy")}
     return kept | direct | {name: _filled(value, url, key) for name, value in agent.env.items()}
+
+
+def _variables(settings: Any) -> Iterator[str]:
+    """The environment variables that settings name, wherever they stand in them."""
+    if isinstance(settings, dict):
+        for key, value in settings.items():
+            if isinstance(value, str) and key.endswith("_env"):
+                yield value
+            yield from _variables(value)
+    elif isinstance(settings, list | tuple):
+        for value in settings:
+            yield from _variables(value)
 
 
 def _filled(text: str, url: str, key: str) -> str:

@@ -68,7 +68,7 @@ class ModelError(RuntimeError):
         self.paid = paid
         """Whether answers may have to be paid all the same, beside those of which `on_lost` knows."""
         self.clients_fault = clients_fault
-        """The request itself was refused (HTTP 4xx): another model would refuse it, too."""
+        """The request itself was refused (HTTP 4xx): another model is likely to refuse it, too."""
 
 
 class PromptTooLong(ModelError):

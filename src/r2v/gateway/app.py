@@ -24,7 +24,7 @@ from starlette.types import Scope as ASGIScope
 
 from r2v.gateway.body_room import BodyRoom
 from r2v.gateway.candidates import LiveAnswer
-from r2v.gateway.guard import SHORT, Endpoint, Forbidden, Guard, headers_of, json_response, number, scoped
+from r2v.gateway.guard import SHORT, Endpoint, Forbidden, Guard, headers_of, json_response, number, scoped, short_name
 from r2v.gateway.keys import Scope
 from r2v.gateway.metrics import together
 from r2v.gateway.reload import Generation, LiveApp, Read, Reloading
@@ -49,8 +49,15 @@ USER = 2_000
 """Characters of the name of a user in which a session is searched, at its end."""
 SESSION_IN_USER = re.compile(r"session_([\w-]{8,100})$")
 """How older versions of Claude Code put the session into the name of the user."""
+SUBAGENT_HEADER = "x-claude-code-agent-id"
+"""Of a subagent, which goes by the session of the agent that has sent it."""
+ID = re.compile(r"[0-9A-Fa-f]{16}|[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}|_[0-9A-Za-z]{16}")
+"""In what names a single conversation."""
 REFERRING = (b"previous_response_id", b"item_reference")
 """Words of bodies that refer to what may be as large as a body."""
+FILE = re.compile(rb"[A-Za-z0-9+/=]{1000,}")
+FILE_TOKENS = 1_600
+"""Of an image or a file in Base64; Anthropic counts as many for a large image."""
 AT_ONCE = 50
 """Events of a stream that are sent before others are served."""
 STREAM = {"cache-control": "no-store", "x-accel-buffering": "no"}
@@ -99,7 +106,7 @@ class _App(Starlette):
     def __init__(
         self, steps: Mapping[str, Endpoint], room: BodyRoom, *, routes: Sequence[Route], lifespan: Lifespan[Any]
     ) -> None:
-        super().__init__(routes=routes, lifespan=lifespan)
+        super().__init__(routes=routes, lifespan=lifespan, exception_handlers={404: _no_such_path, 405: _no_such_path})
         self._steps, self._room = steps, room
 
     async def __call__(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
@@ -205,6 +212,7 @@ class _DataPlane(Guard):
             key, session or f"{key.tenant}/{fingerprint(request, key.tenant)}", session is not None, forced, threshold,
             shadow=mode == "shadow", dry=dry, traceparent=http.headers.get("traceparent"),
             session_usd=None if usd is None else max(0.0, number(usd, "x-r2v-budget-usd: 0.25")),
+            subagent=short_name(http.headers.get(SUBAGENT_HEADER, "")),
         )  # fmt: skip
 
     def _forced(self, http: HttpRequest, model: str) -> str | None:
@@ -344,9 +352,11 @@ class _DataPlane(Guard):
     async def count_tokens(self, http: HttpRequest) -> Response:
         """An estimate, four characters a token: no model is called."""
         body = await self._body(http, room=self._room)
-        fields = (await in_slices(len(body), lambda: MESSAGES.parse(body))).fields
-        size = sum(len(bytes(fields[key])) for key in ("messages", "tools") if key in fields)
-        return json_response({"input_tokens": max(1, size // 4)})
+        request = await in_slices(len(body), lambda: MESSAGES.parse(body))
+        sent = b"".join(bytes(request.fields[key]) for key in ("messages", "tools") if key in request.fields)
+        text, files = FILE.subn(b"", sent)
+        tokens = len(text) // 4 + FILE_TOKENS * max(files, request.images)
+        return json_response({"input_tokens": max(1, tokens)})
 
     # -- what is known --------------------------------------------------------------------------------------------
 
@@ -394,6 +404,15 @@ class _DataPlane(Guard):
         return json_response(found, 200 if found["ready"] else 503)
 
 
+async def _no_such_path(http: HttpRequest, error: Exception) -> Response:
+    status = int(getattr(error, "status_code", 404))
+    problem = f"{http.method} {http.url.path[:200]} is not served here"
+    if http.url.path.startswith("/v1/v1/"):
+        problem += ": the base URL of this client ends in /v1, which it adds itself; leave it out"
+    adapter = MESSAGES if "/messages" in http.url.path else CHAT
+    return json_response(adapter.error(problem, status), status, headers=dict(getattr(error, "headers", None) or {}))
+
+
 async def _no_socket(http: HttpRequest) -> Response:
     return json_response(CHAT.error("use POST over HTTP", 426), 426)
 
@@ -410,7 +429,10 @@ def _session_of(http: HttpRequest, request: Request) -> str | None:
     metadata = metadata if isinstance(metadata, dict) else {}
     headers = dict(reversed(http.headers.items()))
     found: list[Any] = [headers.get(name) for name in SESSION_HEADERS]
-    found += [metadata.get("session_id"), _session_in(metadata.get("user_id")), request.said("prompt_cache_key")]
+    found += [metadata.get("session_id"), _session_in(metadata.get("user_id"))]
+    # Many applications give one to all of their conversations.
+    if isinstance(cached := request.said("prompt_cache_key"), str) and ID.search(cached):
+        found.append(cached)
     for value in found:
         if isinstance(value, str) and value:
             return scoped(http, value)

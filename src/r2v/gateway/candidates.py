@@ -18,6 +18,8 @@ from r2v.messages.conversation import Json, Request, action_of
 from r2v.messages.protocol import Piece, Reply
 from r2v.runtime.slices import in_slices
 
+OPENING = frozenset({"message_start", "ping", "response.created", "response.in_progress", "response.queued"})
+"""Events before the first word of an answer, which servers send before they know whether they will answer."""
 AHEAD = 200
 """Pieces of an answer that a model may be ahead of the client."""
 
@@ -39,12 +41,19 @@ class LiveAnswer:
         self.rest: list[Piece] = []
         """From the finish reason on: they leave when the step is in the ledger."""
         self._pieces: asyncio.Queue[Piece | None] = asyncio.Queue()
+        self._opening: list[tuple[CandidateSource, Piece]] = []
 
     def put(self, source: CandidateSource, piece: Piece) -> None:
+        if self.source is None and _opens(piece):
+            self._opening.append((source, piece))
+            return
         if self.source is None:
             self.source = source
             # The SLM's answer is streamed only where it is before anything is decided.
             self.facts |= {"arm": source.role} if source.stronger else {"arm": "slm", "reason": "early"}
+            for opened, earlier in self._opening:
+                if opened is source:
+                    self._pieces.put_nowait(earlier)
         choices = (piece.chunk or {}).get("choices") or []
         if self.rest or any(choice.get("finish_reason") for choice in choices):
             self.rest.append(piece)
@@ -65,6 +74,16 @@ class LiveAnswer:
         await asyncio.sleep(0)  # where there are many, others come in between
         async with asyncio.timeout(patience_s):
             return await self._pieces.get()
+
+
+def _opens(piece: Piece) -> bool:
+    """Whether nothing of the answer itself is in it."""
+    if piece.own is not None and piece.own.get("type") in OPENING:
+        return True
+    choices = (piece.chunk or {}).get("choices") or []
+    if not choices or choices[0].get("finish_reason"):
+        return False
+    return not any(value for name, value in (choices[0].get("delta") or {}).items() if name != "role")
 
 
 @dataclass

@@ -9,7 +9,7 @@ import contextlib
 import logging
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
@@ -33,7 +33,7 @@ from r2v.gateway.reload import Reloading
 from r2v.gateway.routing import Configured
 from r2v.gateway.sessions import Sessions
 from r2v.gateway.settings import GatewaySettings, Mode
-from r2v.gateway.step import RETRY_S, Refused
+from r2v.gateway.step import reachable
 from r2v.gateway.stores import read_from
 from r2v.maths.stats import wilson
 from r2v.messages.conversation import BadRequest, Json
@@ -51,16 +51,6 @@ JOURNAL_DAYS = 1.0
 PAUSE_S = 0.02
 """Between transactions of the upkeep: writers go first."""
 DELETED_EVERY_S = 3600.0
-
-
-@contextlib.contextmanager
-def _reached() -> Iterator[None]:
-    """Raises Refused where the shared ledger, or the Redis, is out of reach."""
-    try:
-        yield
-    except OSError as error:
-        problem = f"what replicas share is out of reach ({error})"
-        raise Refused(problem, 503, {"reason": "store"}, retry_after=RETRY_S) from None
 
 
 class ModeRequest(msgspec.Struct, forbid_unknown_fields=True):
@@ -192,7 +182,7 @@ class ControlPlane(Guard):
             raise BadRequest("`keep_days` must be a number above 0, here or as store.keep_days in the settings")
         if left := await aside(self._journal.uncounted):
             raise BadRequest(f"{left} steps of an older ledger are being counted; try again in a while")
-        with _reached():
+        with reachable():
             return json_response({"deleted_sessions": await self._delete_old(days)})
 
     # -- what is known --------------------------------------------------------------------------------------------
@@ -205,7 +195,7 @@ class ControlPlane(Guard):
         failed = {"1": True, "0": False}.get(wanted.get("failed", ""))
         before = wanted.get("before")
         since = number(before, "before=1767225600") if before else None
-        with _reached():
+        with reachable():
             found = await aside(
                 self._ledger.sessions, 100, text=wanted.get("text", ""), mode=wanted.get("mode") or None, failed=failed,
                 escalated=wanted.get("escalated") == "1", before=since,
@@ -216,7 +206,7 @@ class ControlPlane(Guard):
     async def session(self, http: HttpRequest) -> Response:
         identity = http.path_params["session"]
         names = (identity, scoped(http, identity)) if http.state.key.may("admin") else (scoped(http, identity),)
-        with _reached():
+        with reachable():
             found = await aside(self._session, *names)
         return json_response(CHAT.error("no such session", 404), 404) if found is None else json_response(found)
 
@@ -249,7 +239,7 @@ class ControlPlane(Guard):
 
     async def stats(self, http: HttpRequest) -> Response:
         days = http.query_params.get("days")
-        since = None if not days else time.time() - DAY * number(days, "days=14")
+        since = None if not days else max(0.0, time.time() - DAY * number(days, "days=14"))
         killed, change = await self._sessions.killed(), await self._modes.current()
         found = await aside(self._stats, self._counts(), since)
         reloads = msgspec.to_builtins(self._reloading.state)
@@ -258,7 +248,12 @@ class ControlPlane(Guard):
     def _stats(self, counts: Counts, since: float | None) -> Json:
         found = self._overview.stats(counts)
         found["models"] = {
-            name: {"model": model, "available": counts.available.get(name, True)} for name, model in self._names.items()
+            name: {
+                "model": model,
+                "available": counts.available.get(name, True),
+                "calls": {code: count for (of, code), count in counts.attempts.items() if of == name},
+            }
+            for name, model in self._names.items()
         }
         found["uncounted"] = self._journal.uncounted()
         if self._shipping is not None:
@@ -279,7 +274,7 @@ class ControlPlane(Guard):
 
     async def mode(self, http: HttpRequest) -> Response:
         change = await self._modes.current()
-        with _reached():
+        with reachable():
             enough, reason = await aside(self._modes.evidence, change)
         return json_response({**asdict(change), "next": {"allowed": enough, "reason": reason}})
 
@@ -291,7 +286,7 @@ class ControlPlane(Guard):
             raise BadRequest(str(error)) from None
         try:
             if wanted.action == "promote":
-                with _reached():
+                with reachable():
                     await self._modes.promote(force=wanted.force)
             else:
                 await self._modes.rollback(wanted.to)

@@ -18,7 +18,7 @@ from starlette.routing import Route
 from r2v.gateway.body_room import BodyRoom, NoRoom
 from r2v.gateway.keys import OPEN, Key, KeyRing, Scope
 from r2v.gateway.settings import ServerSettings
-from r2v.gateway.step import Refused
+from r2v.gateway.step import RETRY_S, Refused, unreachable
 from r2v.messages.conversation import BadRequest, Json
 from r2v.messages.json_size import JsonSize
 from r2v.messages.protocol import ProtocolAdapter, encode
@@ -26,14 +26,12 @@ from r2v.messages.protocol import ProtocolAdapter, encode
 IDENTITY = re.compile(r"[\w.:/-]{1,200}", re.ASCII)
 """Of a session: no address of a person, for one."""
 SECRET = re.compile(
-    r"^(?:(?:sk|rk|pk|key|gh[opsur]|github_pat|glpat|hf|npm|pypi|xox[a-z]|xapp|gsk|pplx|r8|tgp|dop|ya29|SG)[-_.]"
+    r"(?:^|[:/=.])(?:(?:sk|rk|pk|key|gh[opsur]|github_pat|glpat|hf|npm|pypi|xox[a-z]|xapp|gsk|pplx|r8|tgp|dop|ya29|SG)[-_.]"
     r"|AKIA|ASIA|AIza|eyJ|Bearer )[\w.-]{12,}|://"
 )
 """What looks like a key of somebody's, in the place of a session's name."""
 SHORT = 65_536
 """Bytes of the body of whatever is no step."""
-RETRY_S = "1"
-"""Seconds after which a request may find room."""
 Endpoint = Callable[[HttpRequest], Awaitable[Response]]
 
 
@@ -59,11 +57,12 @@ class Guard:
 
     async def _key_of(self, http: HttpRequest) -> Key:
         """Whose request it is. Raises Unauthorized, Forbidden, Refused."""
-        given = http.headers.get("x-api-key") or http.headers.get("authorization", "").removeprefix("Bearer ").strip()
+        kind, _, token = http.headers.get("authorization", "").partition(" ")
+        given = http.headers.get("x-api-key") or (token.strip() if kind.lower() == "bearer" else kind)
         try:
             key = await self.keys.find(given)
         except (OSError, sqlite3.Error) as error:
-            raise Refused(f"the keys are out of reach ({error})", 503, {"reason": "store"}) from None
+            raise unreachable(error, {}) from None
         if key is None:
             raise Unauthorized
         if key is OPEN and not self._is_meant(http):
@@ -95,7 +94,7 @@ class Guard:
             except TooLarge as error:
                 reason, status = str(error), 413
             except NoRoom as error:
-                reason, status, headers["retry-after"] = str(error), 503, RETRY_S
+                reason, status, headers["retry-after"] = str(error), 503, str(math.ceil(RETRY_S))
             except ClientDisconnect:
                 reason, status = "the client went away", 499
             except Refused as error:
@@ -172,13 +171,18 @@ def _header(value: Any) -> str:
 
 
 def scoped(http: HttpRequest, value: str) -> str:
-    """The session of this tenant that goes by this name, which is hashed where it might say more than a name should."""
+    """The session of this tenant that goes by this name."""
     tenant = http.state.key.tenant
     if value.startswith(f"{tenant}/"):
         value = value.removeprefix(f"{tenant}/")
-    if not IDENTITY.fullmatch(value) or SECRET.search(value):
-        value = "h-" + hashlib.sha256(value.encode("utf-8", "replace")).hexdigest()[:24]
-    return f"{tenant}/{value}"
+    return f"{tenant}/{short_name(value)}"
+
+
+def short_name(value: str) -> str:
+    """What a client calls a session, hashed where it might say more than a name should."""
+    if value and (not IDENTITY.fullmatch(value) or SECRET.search(value)):
+        return "h-" + hashlib.sha256(value.encode("utf-8", "replace")).hexdigest()[:24]
+    return value
 
 
 def number(text: str, example: str) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sqlite3
 from typing import Any, NamedTuple
 
@@ -90,7 +91,7 @@ class Journal:
             identity: of this ledger, for rows that older versions wrote without a name.
 
         Raises:
-            what `r2v.runtime.store.MALFORMED` lists where a row is none that a gateway writes.
+            what `r2v.runtime.store.MALFORMED` lists where a row that is no step is none that a gateway writes.
         """
         steps: list[Row] = []
         last, size = cursor.steps, 0
@@ -100,7 +101,12 @@ class Journal:
             size += len(values[-1])
             if steps and size > BATCH_BYTES:
                 break
-            steps.append(checked(tuple(values)))
+            try:
+                steps.append(checked(tuple(values)))
+            except msgspec.ValidationError as error:  # the others are not to wait for it for ever
+                logging.getLogger("uvicorn.error").error(
+                    "step %.80s is not shipped: no gateway wrote it (%s)", values[0], error
+                )
             last = row
         found.close()  # what is open keeps the database from moving its log
         outcomes, last_outcome = self._rows("session, t, reward, time", "outcomes", cursor.outcomes)
@@ -108,9 +114,10 @@ class Journal:
         abandoned, last_abandoned = self._rows(named, "abandoned", cursor.abandoned)
         of = "SELECT {} FROM {} WHERE session IN (SELECT value FROM json_each(?))"
         sessions = json.dumps(sorted({row[1] for row in steps}))
-        begun = json.dumps(sorted({row[1] for row in steps if not row[2]}))
         verdicts = self._db.execute(of.format("session, name, rank, value, time", "verdicts"), (sessions,)).fetchall()
-        tools = self._db.execute(of.format("session, text", "tools"), (begun,)).fetchall()
+        begun = "AND NOT EXISTS (SELECT 1 FROM steps WHERE steps.session = tools.session AND steps.rowid <= ?)"
+        of_tools = f"{of.format('session, text', 'tools')} {begun}"
+        tools = self._db.execute(of_tools, (sessions, cursor.steps)).fetchall()
         return Batch(
             steps, _as(outcomes, _Outcome), _as(abandoned, _Abandoned), _as(verdicts, _Verdict), _as(tools, tuple[str, str]),
             Cursor(last, last_outcome, last_abandoned),

@@ -7,6 +7,7 @@ A tenant sees its own sessions and no others.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 import secrets
@@ -153,6 +154,8 @@ def made_key(
             raise SettingsError(f"the {what} {value!r} of a key must be a small letter, then letters, digits or . _ -")
     if unknown := set(scopes) - set(SCOPES):
         raise SettingsError(f"no scope is called {unknown.pop()}; there are {', '.join(SCOPES)}")
+    if budget.usd is not None and not math.isfinite(budget.usd):
+        raise SettingsError(f"a key cannot have {budget.usd} USD a day; leave the limit out, or write a number")
     key = _fresh()
     wanted: tuple[Scope, ...] = tuple(scope for scope in SCOPES if scope in scopes)
     return key, StoredKey(name, owner, _digest(key), wanted, tuple(models), overrides, budget, time.time())

@@ -8,6 +8,7 @@ r2v wrote before there were totals are counted in batches (`Ledger.count_old`).
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 import time
@@ -234,6 +235,9 @@ class Ledger(LedgerReader):
             path.parent.mkdir(parents=True, exist_ok=True)
             if owner:
                 self._lock = _locked(path)
+            if str(path) != ":memory:" and not path.exists():  # it holds what people say; so do SQLite's files beside it
+                with suppress(OSError):  # SQLite says what is wrong
+                    os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             self._db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, RECORD_BYTES)
             self._db.execute("PRAGMA trusted_schema = OFF")

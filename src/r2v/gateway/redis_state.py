@@ -9,6 +9,8 @@ over. Each replica of the gateway writes a ledger of its own.
 from __future__ import annotations
 
 import secrets
+import sqlite3
+from dataclasses import replace
 
 import msgspec
 
@@ -69,11 +71,13 @@ end
 return {both and 2 or 1, left, both and teacher[4] or 0, replicas}
 """
 
-# KEYS: the epoch, then what each scope has been charged. ARGV: the epoch; calls, tokens and USD to take back.
+# KEYS: the epoch, then what each scope has been charged. ARGV: the epoch; calls, tokens, USD and sessions to take back.
 SETTLE = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return end
 for i = 2, #KEYS do
-  for j, unit in ipairs({'calls', 'tokens', 'usd'}) do redis.call('HINCRBYFLOAT', KEYS[i], unit, -tonumber(ARGV[1 + j])) end
+  for j, unit in ipairs({'calls', 'tokens', 'usd', 'sessions'}) do
+    redis.call('HINCRBYFLOAT', KEYS[i], unit, -tonumber(ARGV[1 + j]))
+  end
 end
 """
 
@@ -194,22 +198,32 @@ class RedisBudgets:
                 raise Exhausted
             both, left = granted == 2, None if rest < 0 else rest
             amount = (slm + teacher if both else slm) + Amount(sessions=sessions)
-        self._accounts.hold(name, account, amount)
+        try:
+            self._accounts.hold(name, account, amount)
+        except sqlite3.Error:  # the step does not begin: what it was charged is everybody's again
+            await self._give_back(limits, amount)
+            raise
         return Reservation(name, account, limits, amount, both, left)
 
     async def extend(self, reservation: Reservation, amount: Amount) -> None:
         if reservation.limits and not (await self._charge(reservation.limits, amount, Amount(), begins=False))[0]:
             raise Exhausted
-        self._accounts.extend(reservation.id, reservation.account, amount)
+        try:
+            self._accounts.extend(reservation.id, reservation.account, amount)
+        except sqlite3.Error:
+            await self._give_back(reservation.limits, amount)
+            raise
         reservation.amount += amount
 
     async def settle(self, reservation: Reservation, spent: Amount, lost: Amount, why: str) -> None:
         if not reservation.written:
             self._accounts.release(reservation.id, spent, lost, why)
-        if reservation.limits:
-            back = reservation.amount - spent - lost
-            keys = [self._redis.key("epoch"), *self._keys(reservation.limits)]
-            await self._redis.run(("EVAL", SETTLE, len(keys), *keys, self._epoch, *back.parts[:3]))
+        await self._give_back(reservation.limits, replace(reservation.amount - spent - lost, sessions=0))
+
+    async def _give_back(self, limits: Limits, amount: Amount) -> None:
+        if limits:
+            keys = [self._redis.key("epoch"), *self._keys(limits)]
+            await self._redis.run(("EVAL", SETTLE, len(keys), *keys, self._epoch, *amount.parts))
 
     async def check(self) -> None:
         self._accounts.check()

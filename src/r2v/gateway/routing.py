@@ -19,7 +19,7 @@ from r2v.core.protocols import Router
 from r2v.core.seeds import derive_uniform
 from r2v.core.types import TEACHER, Context, Decision, Features, Memory, Route
 from r2v.gateway.settings import RouteSettings
-from r2v.routers import BUILT_IN, SHIPPED, load_router, router_class
+from r2v.routers import BUILT_IN, SHIPPED, load_router, needs_fit, router_class, without_fit
 from r2v.routers.base import RouterBase
 from r2v.runtime.plugins import names
 from r2v.runtime.settings import validated
@@ -50,13 +50,15 @@ class GatewayRouter:
     """The model that the client or the kill switch forces: slm, or one of the stronger ones."""
     cold: bool = False
     """The prompt cache of the stronger model that answered last is lost: a call costs more."""
+    killed: bool = False
+    """Whether it is the kill switch: then no other model may answer."""
 
     @property
     def name(self) -> str:
         return self.router.name
 
     def decide(self, context: Context, features: Features, memory: Memory, *, seed: int) -> Decision:
-        return self._able(within_budget(self._wanted(context, features, memory, seed), memory))
+        return within_budget(self._wanted(context, features, memory, seed), memory)
 
     def _able(self, decision: Decision) -> Decision:
         """The decision, for the next stronger model where its own cannot answer."""
@@ -72,7 +74,7 @@ class GatewayRouter:
             reason = "the client or the kill switch forces it"
             if self.forced == "slm":
                 return replace(plain, route="continue", code="forced", reason=reason)
-            return replace(plain, route="escalate", code="forced", reason=reason, model=self.forced)
+            return self._able(replace(plain, route="escalate", code="forced", reason=reason, model=self.forced))
         if self._unclear(plain, memory):
             reason = f"{plain.score:.3f} is not clear, all candidates are drawn"
             return replace(plain, route="retry", code="retry", reason=reason)
@@ -198,7 +200,7 @@ def load_configured(route: RouteSettings, stronger: Sequence[str] = (TEACHER,)) 
     if folder is not None and not folder.exists():
         raise SettingsError(
             f"`route.router` = {route.router}: there is no such folder, and no such router; without a fit there are "
-            "recorded, rules, entropy, heuristic, verifier and judge_latch"
+            f"{', '.join(without_fit())}"
         )
     router = _rule(route.router) if folder is None else load_router(folder)
     name = route.router if folder is None else folder.resolve().name
@@ -230,10 +232,9 @@ def _rule(name: str) -> RouterBase:
     """A router that is fitted on nothing, at the threshold of the paper, or the one that comes fitted."""
     if name in SHIPPED:
         return load_router(name)
-    try:
-        return router_class(name)()
-    except TypeError:
-        raise SettingsError(f"router {name} has to be fitted: set route.router to its folder (of `r2v run`)") from None
+    if needs_fit(cls := router_class(name)):
+        raise SettingsError(f"router {name} has to be fitted: set route.router to its folder (of `r2v run`)")
+    return cls()
 
 
 def _as_fitted(route: RouteSettings, router: RouterBase) -> RouteSettings:

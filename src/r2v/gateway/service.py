@@ -8,6 +8,7 @@ down, and the row in the ledger that is written before the answer leaves.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import re
 import secrets
@@ -55,7 +56,6 @@ from r2v.gateway.scoring import PaidVerifier
 from r2v.gateway.sessions import SESSIONS, Session, Sessions
 from r2v.gateway.settings import GatewaySettings
 from r2v.gateway.step import (
-    RETRY_S,
     Answer,
     Refused,
     RequestOptions,
@@ -79,6 +79,8 @@ if TYPE_CHECKING:
     from r2v.gateway.verdicts import SessionVerdicts
 
 CHECKPOINT_S = 0.5
+WARN_S = 60.0
+"""Between two lines in the log about drafts that fail."""
 OF_CONTEXT = 4
 """The SLM's answers may fill this part of its context: agents ask for as many tokens as the large models can write."""
 VERIFIER_BYTES = 64_000_000
@@ -118,7 +120,7 @@ class Service:
         """Sessions of clients in which tools were offered; the latest ones."""
         self.shipping: Shipping | None = before.shipping if before else joined(settings.store, self.ledger, owner)
         self.modes = Modes(self.settings.route, self.sessions, read_from(self.ledger, self.shipping))
-        self._checked, self._problem = -math.inf, ""
+        self._checked, self._problem, self._warned = -math.inf, "", -math.inf
         self.metrics: Metrics = before.metrics if before else Metrics(self.router, self.clients)
         made = None if before or settings.telemetry is None else Telemetry(settings.telemetry)
         self._telemetry: Telemetry | None = before._telemetry if before else made
@@ -162,15 +164,12 @@ class Service:
         here = next(filter(self.ledger.has, names), None)
         if here is not None or self.shipping is None:
             return here
-        try:
+        with reachable():
             for name in names:
                 if await self.sessions.begun(name):
                     return name
             there = self.shipping.shared.has
             return await aside(lambda: next(filter(there, names), None))
-        except OSError as error:
-            problem = f"whether another replica knows the session cannot be found out ({error}); try again"
-            raise Refused(problem, 503, {"reason": "store"}, retry_after=RETRY_S) from None
 
     async def ready(self) -> Json:
         """{"ready": whether a step would be answered now, "models": {name: whether it is called}, "problem": what is wrong}.
@@ -314,8 +313,8 @@ class Service:
             fresh = not options.dry and all(message.role != "assistant" for message in request.messages)
             name = await self.sessions.run_of(options.session, fresh=fresh)
             return name, name
-        aside = await self._is_aside(options.session, request)
-        return (f"{options.session}.aside" if aside else options.session), options.session
+        name = f"{options.session}.{options.subagent}" if options.subagent else options.session
+        return (f"{name}.aside" if await self._is_aside(name, request) else name), options.session
 
     def _asked(self, request: Request, limits: Limits) -> tuple[Request, dict[str, Request]]:
         """What the SLM and each stronger model are asked: where money or tokens are limited, so are the answers' lengths."""
@@ -372,7 +371,7 @@ class Service:
         with reachable(served.facts):
             killed = await self.sessions.killed()
         if killed:
-            router = replace(router, forced="slm")
+            router = replace(router, forced="slm", killed=True)
         decisions = () if router.forced == "slm" else memory.decisions  # none ends a takeover by the teacher
         calls_left = served.reservation.calls_left if served.reservation.teacher else 0
         memory = Memory(calls_left, memory.seed, decisions)
@@ -382,7 +381,9 @@ class Service:
                 return await _stronger_alone(step_context, router.forced, "forced", "forced"), context
             if served.early:
                 return await _slm_alone(step_context, router, "early", "streamed as it came"), context
-            if router.forced is None and calls_left != 0 and not served.part.routed:
+            if router.forced is None and not served.part.routed:
+                if calls_left == 0:
+                    return await _slm_alone(step_context, router, "budget_exhausted", "no budget for the teacher"), context
                 return await self._watched(served.part, models, step_context, router, memory), context
             choice, _ = await Routed(models, router).choose(step_context, memory)
             return choice, context
@@ -406,9 +407,12 @@ class Service:
             answer = await step_context.answer()
             if drafting is not None:
                 noted, _ = await asyncio.wait_for(drafting, self.settings.route.observe_wait_s)
-        except (BoundaryError, TimeoutError):
+        except (BoundaryError, TimeoutError) as error:
             if answer is None:
                 raise
+            if isinstance(error, BoundaryError) and time.monotonic() - self._warned > WARN_S:
+                self._warned = time.monotonic()
+                logging.getLogger("uvicorn.error").warning("a step could not be compared with the teacher's: %s", error)
         finally:
             if drafting is not None:
                 drafting.cancel()
@@ -430,11 +434,12 @@ class Service:
         unknown. All down, or the answer has begun: an error.
         """
         cause, facts = error.cause, served.facts
-        if isinstance(cause, ModelError) and cause.clients_fault:
+        # The SLM may refuse what the teacher takes; the client hears of it where the teacher refuses it as well.
+        if isinstance(cause, ModelError) and cause.clients_fault and (error.boundary != "slm" or router.forced == "slm"):
             raise Refused(str(cause), cause.status, {**facts, "reason": "upstream_refused"}) from None
         code: Code = "verifier_failed" if error.boundary in ("verifier", "router") else "upstream_fallback"
-        if served.live is not None and served.live.source is not None:
-            raise unanswered(facts, "upstream_fallback", cause)
+        if router.killed or (served.live is not None and served.live.source is not None):
+            raise unanswered(facts, code, cause)
         if error.boundary == "teacher":
             if router.forced in served.stronger:
                 raise unanswered(facts, code, cause)
@@ -450,6 +455,8 @@ class Service:
         try:
             return await _stronger_alone(step_context, TEACHER, code, str(cause))
         except BoundaryError as second:
+            if isinstance(second.cause, ModelError) and second.cause.clients_fault:
+                raise Refused(str(second.cause), second.cause.status, {**facts, "reason": "upstream_refused"}) from None
             raise unanswered(facts, code, cause, second.cause) from None
 
     async def _record(self, served: ServedStep, choice: Choice, context: Context) -> None:
@@ -475,7 +482,7 @@ class Service:
             sum(one.drawn > 0 for one in stronger), slm.drawn,
             facts["overhead-ms"], decision.route, goal, kept, _alike(choice), served.part.name,
         )  # fmt: skip
-        tools = None if self._redactor or served.session.t else served.request.tools
+        tools = None if self._redactor or served.session.begun else served.request.tools
         try:
             with self._together():
                 self.ledger.write(entry, tools, verdict, served.lost)

@@ -55,6 +55,11 @@ class Session:
     signatures: Mapping[str, str]
     """Signature of a thinking block -> the model that wrote it; others cannot read it."""
 
+    @property
+    def begun(self) -> bool:
+        """Whether a step of it has been answered: those that were refused have numbers, too."""
+        return bool(self.memory.decisions)
+
 
 class Sessions(Protocol):
     cache_ttl_s: float
@@ -229,7 +234,8 @@ class LocalSessions:
 
 class Items:
     """What clients may refer to instead of sending it again: lists of items of the Responses protocol by id, for each key of
-    a client, so that no client can refer to another's. In SQLite, but never in the ledger: they are words.
+    a client, so that no client can refer to another's. Where all together are too large, the oldest of the key that has most
+    are forgotten. In SQLite, but never in the ledger: they are words.
     """
 
     def __init__(self, path: str = ":memory:", most_bytes: int = ITEM_BYTES) -> None:
@@ -239,30 +245,32 @@ class Items:
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = OFF")
         self._db.execute("CREATE TABLE IF NOT EXISTS items (key TEXT, id TEXT, body BLOB, PRIMARY KEY (key, id))")
-        self._db.execute("CREATE TABLE IF NOT EXISTS kept (bytes INTEGER)")
-        self._db.execute("INSERT INTO kept SELECT 0 WHERE NOT EXISTS (SELECT 1 FROM kept)")
+        self._db.execute("CREATE TABLE IF NOT EXISTS kept (key TEXT PRIMARY KEY, bytes INTEGER)")
 
     def keep(self, key: str, lists: Mapping[str, list[Json]]) -> None:
         if not lists:
             return
         bodies = {identity: encode(items) for identity, items in lists.items()}
         with self._lock, Transaction(self._db):  # requests that are large come in a thread
-            (kept,) = self._db.execute("SELECT bytes FROM kept").fetchone()
             for identity, body in bodies.items():
-                kept += len(body) - self._forget("key = ? AND id = ?", (key, identity))
+                self._forget(key, "id = ?", identity)
                 self._db.execute("INSERT INTO items VALUES (?, ?, ?)", (key, identity, body))
-            while kept > self._most:
-                kept -= self._forget("rowid = (SELECT MIN(rowid) FROM items)", ())
-            self._db.execute("UPDATE kept SET bytes = ?", (kept,))
+                self._count(key, len(body))
+            while self._db.execute("SELECT SUM(bytes) FROM kept").fetchone()[0] > self._most:
+                (largest,) = self._db.execute("SELECT key FROM kept ORDER BY bytes DESC LIMIT 1").fetchone()
+                self._forget(largest, "rowid = (SELECT MIN(rowid) FROM items WHERE key = ?)", largest)
 
     def get(self, key: str, identity: str) -> bytes | None:
         row = self._db.execute("SELECT body FROM items WHERE key = ? AND id = ?", (key, identity)).fetchone()
         return None if row is None else bytes(row[0])
 
-    def _forget(self, where: str, values: tuple[str, ...]) -> int:
-        """The bytes of what was forgotten."""
-        rows = self._db.execute(f"DELETE FROM items WHERE {where} RETURNING LENGTH(body)", values).fetchall()
-        return sum(size for (size,) in rows)
+    def _forget(self, key: str, where: str, value: str) -> None:
+        query = f"DELETE FROM items WHERE key = ? AND {where} RETURNING LENGTH(body)"
+        self._count(key, -sum(size for (size,) in self._db.execute(query, (key, value)).fetchall()))
+
+    def _count(self, key: str, size: int) -> None:
+        add = "INSERT INTO kept VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET bytes = bytes + excluded.bytes"
+        self._db.execute(add, (key, size))
 
     def close(self) -> None:
         self._db.close()

@@ -43,8 +43,8 @@ class RouteSettings(Settings):
     horizon: PositiveInt = 50
     """Steps of an episode that the risk is scaled by; longer ones go on."""
     router: str = "rules"
-    """Folder of a fitted router (`r2v run`, `r2v fit`); or the one that comes fitted, recorded; or one that is fitted on
-    nothing: rules, entropy, heuristic, verifier."""
+    """Folder of a fitted router (`r2v run`, `r2v fit`); or the one that comes fitted, recorded; or a rule that needs no fit
+    (rules, entropy, ...)."""
     outside: Literal["escalate", "abstain", "clip"] = "escalate"
     """Where a step lies far outside of what the router was fitted on (`out_of_range`): ask the teacher, let the SLM go on,
     or decide as if it lay at the edge."""

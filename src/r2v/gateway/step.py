@@ -21,7 +21,7 @@ from r2v.messages.protocol import Reply, Served
 from r2v.messages.transcript import incoming, message_of
 
 RETRY_S = 1.0
-"""Until the shared ledger is asked again."""
+"""After which a client may try again, where what replicas share was out of reach."""
 
 
 class Refused(Exception):
@@ -58,6 +58,8 @@ class RequestOptions:
     """What the whole session may cost."""
     dry: bool = False
     """Decide, but do not answer."""
+    subagent: str = ""
+    """Which of the agents that share the session's name; they share its budget, too. Empty: the one that began it."""
     traceparent: str | None = None
     """Where the client's trace is, as W3C says."""
 
@@ -145,19 +147,20 @@ def unwritten(error: Exception, facts: Json) -> Refused:
 
 
 @contextmanager
-def reachable(facts: Json) -> Iterator[None]:
-    """Raises Refused where the shared state is out of reach."""
+def reachable(facts: Mapping[str, Any] | None = None) -> Iterator[None]:
+    """Raises Refused where what replicas share is out of reach."""
     try:
         yield
     except OSError as error:
-        raise unreachable(error, facts) from None
+        raise unreachable(error, facts or {}) from None
 
 
-def unreachable(error: OSError, facts: Json) -> Refused:
-    return Refused(f"the shared state is out of reach ({error}); no answer was given", 503, {**facts, "reason": "store"})
+def unreachable(error: Exception, facts: Mapping[str, Any]) -> Refused:
+    problem = f"what replicas share is out of reach ({error}); try again"
+    return Refused(problem, 503, {**facts, "reason": "store"}, retry_after=RETRY_S)
 
 
 def with_messages(step: Step, served: ServedStep) -> Step:
     reply = message_of(served.answered(step.choice).reply(step.choice.action).choice["message"])
-    messages = incoming(served.request, first=not served.session.t)
+    messages = incoming(served.request, first=not served.session.begun)
     return replace(step, choice=replace(step.choice, reply=reply), messages=messages)

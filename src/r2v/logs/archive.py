@@ -35,7 +35,7 @@ MEMORY = "1GB"
 """Of DuckDB; what needs more is put aside on the disk."""
 FETCHED = 1_000
 """Rows at a time."""
-PART_BYTES, SESSION_BYTES = 64e6, 2_000
+PARTITION_BYTES, SESSION_BYTES = 64e6, 2_000
 """Of the sessions that are sorted together, and of one beside its records."""
 ASIDE, TOOLS = 20_000, 1_000
 """Steps that are taken apart at a time, fewer where they are long; and lists of tools."""
@@ -205,7 +205,7 @@ class Archive:
         self._db.register("names", pa.table(columns))
         self._ask("CREATE OR REPLACE TABLE wanted AS SELECT * FROM names")
         ends = {name: (reward, verdict) for name, reward, verdict in self._ask(_ENDS).fetchall()}
-        at_once = min(ASIDE, int(1 + PART_BYTES * sum(steps for _, _, steps, _ in named) / (1 + sum(sizes.values()))))
+        at_once = min(ASIDE, int(1 + PARTITION_BYTES * sum(steps for _, _, steps, _ in named) / (1 + sum(sizes.values()))))
         of_steps = ", ".join(f"s.{name}" for name in COLUMNS)
         steps = self._by_part("steps", f"SELECT part, i, {of_steps} FROM steps s JOIN wanted USING (session)", at_once)
         tools = self._by_part("tools", "SELECT part, i, text FROM tools JOIN wanted USING (session)", TOOLS)
@@ -224,9 +224,9 @@ class Archive:
                 entries.append(entry)
         return entries
 
-    def _by_part(self, name: str, query: str, at_once: int) -> _Parts:
+    def _by_part(self, name: str, query: str, at_once: int) -> _Partitions:
         try:
-            return _Parts(Path(self._aside.name) / name, self._db.cursor().sql(query).to_arrow_reader(at_once))
+            return _Partitions(Path(self._aside.name) / name, self._db.cursor().sql(query).to_arrow_reader(at_once))
         except (duckdb.Error, pa.ArrowException) as error:
             raise _unreadable(self._folder, error) from None
 
@@ -249,7 +249,7 @@ is none yet.
 """
 
 
-class _Parts:
+class _Partitions:
     """Rows kept aside in a file, of which each part is read alone: DuckDB's own sort of rows that do not fit into memory
     takes hours of what this takes minutes of.
     """
@@ -282,8 +282,8 @@ class _Parts:
 
 
 def _numbered(sizes: Sequence[int]) -> list[int]:
-    """The part of each session: neighbours lie in one, which `PART_BYTES` bounds."""
-    return [int(end // PART_BYTES) for end in np.cumsum(np.asarray(sizes, dtype=np.float64) + SESSION_BYTES)]
+    """The part of each session: neighbours lie in one, which `PARTITION_BYTES` bounds."""
+    return [int(end // PARTITION_BYTES) for end in np.cumsum(np.asarray(sizes, dtype=np.float64) + SESSION_BYTES)]
 
 
 def _quoted(text: str) -> str:

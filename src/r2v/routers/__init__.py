@@ -6,6 +6,7 @@ import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,17 @@ def router_class(name: str) -> type[RouterBase]:
     if not (isinstance(found, type) and issubclass(found, RouterBase)):
         raise SettingsError(f"{name} is not a router: it must be a class derived from r2v.routers.base.RouterBase")
     return found
+
+
+def needs_fit(cls: type[RouterBase]) -> bool:
+    """Whether a router cannot be made from nothing."""
+    return any(one.init and one.default is MISSING and one.default_factory is MISSING for one in fields(cls))
+
+
+def without_fit() -> list[str]:
+    """Names of the routers that decide without a run: those that come fitted, and the rules that have a threshold."""
+    rules = [name for name in BUILT_IN if not needs_fit(cls := router_class(name)) and cls().threshold is not None]
+    return [*SHIPPED, *(name for name in rules if name not in SHIPPED)]
 
 
 def load_router(folder: Path | str) -> RouterBase:

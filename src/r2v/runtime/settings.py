@@ -173,6 +173,7 @@ def _yaml(text: str, where: str) -> Any:
         if node is None:
             return None
         check_depth(node, _children, SETTINGS_VALUES)  # before parts that are used again and again are put together
+        _check_keys(node)
         value = loader.construct_document(node)
         _check_finite(value)
         return value
@@ -180,6 +181,19 @@ def _yaml(text: str, where: str) -> Any:
         raise SettingsError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
     except RecursionError:
         raise SettingsError(f"{where} is not valid YAML: nested too deeply") from None
+
+
+def _check_keys(node: Any) -> None:
+    """Raises ValueError where a key stands twice in a part: of two budgets one would be lost."""
+    if isinstance(node.value, str):
+        return
+    mapping = [pair for pair in node.value if isinstance(pair, tuple)]
+    names = [key.value for key, _ in mapping if isinstance(key.value, str)]
+    for i, name in enumerate(names):
+        if name in names[:i] and name != "<<":
+            raise ValueError(f"`{name}` stands twice in the same part (line {mapping[i][0].start_mark.line + 1}); leave one")
+    for child in _children(node):
+        _check_keys(child)
 
 
 def _check_finite(value: Any) -> None:
