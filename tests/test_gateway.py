@@ -292,7 +292,7 @@ def test_a_small_model_that_fails_every_draft_is_seen(make, capfd):
     world.small.status = [(400, {})]
     assert [world.post().headers["x-r2v-arm"] for _ in range(3)] == ["teacher"] * 3
     assert world.client.get("/v1/stats").json()["models"]["slm"]["calls"] == {"400": 3}
-    assert capfd.readouterr().err.count("could not be compared with the teacher's: slm: ModelError: slm: HTTP 400") == 1
+    assert capfd.readouterr().err.count("could not be compared with the teacher's: slm: Refusal: slm: HTTP 400") == 1
 
 
 def test_paths_that_are_not_served_are_refused_in_the_clients_own_form(make):

@@ -10,17 +10,15 @@ from itertools import islice
 from r2v.messages.conversation import Json
 from r2v.messages.protocol import Reply
 
-TEXTS = ("encrypted_content", "reasoning_content", "thinking")
+SIGNED = ("signature", "data", "encrypted_content", "reasoning_content", "thinking")
 MARKS = 256
 """Of one answer."""
 
 
 def mark_of(part: Json) -> str | None:
     """Of a thinking block, an item with encrypted reasoning, or a message's `reasoning_content`; None where it has none."""
-    if short := part.get("signature") or part.get("data"):
-        return str(short)
-    text = next((part[key] for key in TEXTS if part.get(key)), None)  # some servers sign no thinking
-    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest() if isinstance(text, str) else None
+    text = next((part[key] for key in SIGNED if part.get(key)), None)  # some servers sign no thinking
+    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:32] if isinstance(text, str) else None
 
 
 def marks_of(reply: Reply) -> Iterator[str]:

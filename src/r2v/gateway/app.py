@@ -24,7 +24,7 @@ from starlette.types import Scope as ASGIScope
 
 from r2v.gateway.body_room import BodyRoom
 from r2v.gateway.candidates import LiveAnswer
-from r2v.gateway.guard import SHORT, Endpoint, Forbidden, Guard, headers_of, json_response, number, scoped, short_name
+from r2v.gateway.guard import CODES, SHORT, Endpoint, Forbidden, Guard, headers_of, json_response, number, scoped, short_name
 from r2v.gateway.keys import Scope
 from r2v.gateway.metrics import together
 from r2v.gateway.reload import Generation, LiveApp, Read, Reloading
@@ -305,7 +305,8 @@ class _DataPlane(Guard):
                     yield event
                 await self._keep(options.key.tenant, request, await work, adapter)
             except Refused as error:
-                yield adapter.broken(str(error), error.status, error.facts.get("reason"))
+                why = str(error.facts.get("reason"))
+                yield adapter.broken(str(error), error.status, CODES.get(why, why))
             finally:
                 work.cancel()
 

@@ -30,6 +30,8 @@ SECRET = re.compile(
     r"|AKIA|ASIA|AIza|eyJ|Bearer )[\w.-]{12,}|://"
 )
 """What looks like a key of somebody's, in the place of a session's name."""
+CODES = {"prompt_too_long": "context_length_exceeded"}
+"""Reasons for which OpenAI has a code that its clients look for."""
 SHORT = 65_536
 """Bytes of the body of whatever is no step."""
 Endpoint = Callable[[HttpRequest], Awaitable[Response]]
@@ -101,7 +103,7 @@ class Guard:
                 reason, status, facts = str(error), error.status, dict(error.facts)
                 if error.retry_after is not None:
                     headers["retry-after"] = str(math.ceil(error.retry_after))
-            return json_response(adapter.error(reason, status), status, facts, headers)
+            return json_response(adapter.error(reason, status, CODES.get(str(facts.get("reason")))), status, facts, headers)
 
         return guarded
 

@@ -28,7 +28,7 @@ from r2v.clients.tokens import Tokens
 from r2v.core.agent import MAX_RETRIES, AgentModels, Routed, StepContext
 from r2v.core.agreement import alike
 from r2v.core.cache import remembered
-from r2v.core.errors import BoundaryError, ModelError
+from r2v.core.errors import BoundaryError, ModelError, PromptTooLong
 from r2v.core.features import best, proposing
 from r2v.core.protocols import PricedVerifier, Verifier
 from r2v.core.seeds import derive_seed
@@ -443,13 +443,16 @@ class Service:
         if error.boundary == "teacher":
             if router.forced in served.stronger:
                 raise unanswered(facts, code, cause)
+            if isinstance(cause, PromptTooLong) and not served.part.routed:  # nobody has agreed to the SLM's answers
+                raise unanswered(facts, code, cause)
             if not served.stronger[TEACHER].asked:  # one between them is down
                 with suppress(BoundaryError):
                     return await _stronger_alone(step_context, TEACHER, code, str(cause))
             try:
                 return await _slm_alone(step_context, router, code, str(cause))
             except BoundaryError as second:
-                raise unanswered(facts, code, cause, second.cause) from None
+                causes = (cause,) if isinstance(cause, PromptTooLong) else (cause, second.cause)
+                raise unanswered(facts, code, *causes) from None
         if calls_left == 0:
             raise Refused(f"{cause}; the teacher's budget is exhausted", 502, {**facts, "reason": code}) from None
         try:

@@ -410,7 +410,7 @@ class Messages(ProtocolAdapter):
     def ping(self) -> bytes:
         return event("ping", {"type": "ping"})
 
-    def error(self, message: str, status: int) -> Json:
+    def error(self, message: str, status: int, code: str | None = None) -> Json:
         return {"type": "error", "error": {"type": ERRORS.get(status, "api_error"), "message": message}}
 
     def broken(self, message: str, status: int, code: str | None) -> bytes:

@@ -228,8 +228,8 @@ class ChatCompletions(ProtocolAdapter):
     def encoder(self, request: Request, served: Served, protocol: str) -> _Encoder:
         return _Encoder(request, served)
 
-    def error(self, message: str, status: int) -> Json:
-        return openai_error(message, status, None)
+    def error(self, message: str, status: int, code: str | None = None) -> Json:
+        return openai_error(message, status, code)
 
     def broken(self, message: str, status: int, code: str | None) -> bytes:
         return data(openai_error(message, status, code)) + DONE

@@ -171,8 +171,8 @@ class ProtocolAdapter(ABC):
         return b": r2v is deciding\n\n"
 
     @abstractmethod
-    def error(self, message: str, status: int) -> Json:
-        """The body of an answer with this HTTP status."""
+    def error(self, message: str, status: int, code: str | None = None) -> Json:
+        """The body of an answer with this HTTP status; `code` is the reason as a word, where the protocol has one."""
 
     @abstractmethod
     def broken(self, message: str, status: int, code: str | None) -> bytes:

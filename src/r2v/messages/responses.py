@@ -510,8 +510,8 @@ class Responses(ProtocolAdapter):
     def encoder(self, request: Request, served: Served, protocol: str) -> _Encoder | _OwnEncoder:
         return _OwnEncoder(request, served) if protocol == self.name else _Encoder(request, served)
 
-    def error(self, message: str, status: int) -> Json:
-        return openai_error(message, status, None)
+    def error(self, message: str, status: int, code: str | None = None) -> Json:
+        return openai_error(message, status, code)
 
     def broken(self, message: str, status: int, code: str | None) -> bytes:
         return event("error", {"type": "error", "message": message, "code": code, "param": None, "sequence_number": 0})
