@@ -14,6 +14,7 @@ from r2v.clients.base import said_of
 from r2v.clients.settings import ClientSettings
 from r2v.core.errors import ModelError, PromptTooLong
 from r2v.gateway.check import problems
+from r2v.messages.anthropic import MESSAGES
 from r2v.messages.conversation import bounded, parse
 from r2v.messages.openai_chat import chunks
 from r2v.messages.protocol import Reply
@@ -412,3 +413,104 @@ def test_check_fails_where_a_key_or_a_model_is_wrong(make, monkeypatch, provider
     assert found == ([] if said is None else [f"teacher at {settings.base_url}{said}".replace("PATH", path)])
     assert (f"teacher   teacher-1 at {settings.base_url} answers" in shown) == (said is None)
     assert len(world.teacher.seen) == 1 and "sk-wrong" not in str(found)
+
+
+# -- what a step costs ------------------------------------------------------------------------------------------------
+
+PRICE = {"input": 3, "output": 15, "cached": 0.3, "cache_write": 3.75}
+HOUR = {"system": [{"type": "text", "text": "x", "cache_control": {"type": "ephemeral", "ttl": "1h"}}]}
+WRITTEN = {"cache_creation_input_tokens": 100_000, "cache_creation": {"ephemeral_1h_input_tokens": 80_000}}
+SEARCH = {"tools": [{"type": "web_search_20250305", "name": "web_search"}]}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("usage", "body", "price", "usd"),
+    [
+        (WRITTEN, HOUR, {}, (10 * 3 + 5 * 15 + 20_000 * 3.75 + 80_000 * 6) / 1e6),
+        (WRITTEN, HOUR, {"cache_write_1h": 7}, (10 * 3 + 5 * 15 + 20_000 * 3.75 + 80_000 * 7) / 1e6),
+        ({"server_tool_use": {"web_search_requests": 7}}, SEARCH, {}, (10 * 3 + 5 * 15) / 1e6 + 0.07),
+        ({"server_tool_use": {"web_search_requests": 7}}, SEARCH, {"per_search": 0.02}, (10 * 3 + 5 * 15) / 1e6 + 0.14),
+    ],
+)
+def test_an_hour_in_the_cache_and_searches_have_their_price(make, usage, body, price, usd, stream):  # noqa: F811
+    world = make(teacher_provider="anthropic", teacher__price=PRICE | price, teacher__context_tokens=10**6)
+    answer = {**MESSAGE, "usage": {"input_tokens": 10, "output_tokens": 5, **usage}}
+    world.teacher.event_of, world.teacher.reply = (lambda body: answer) if stream else None, lambda body: answer
+    ask = {
+        "model": "r2v:teacher",
+        "max_tokens": 9,
+        "messages": [{"role": "user", "content": "hi"}],
+        "stream": stream,
+        **body,
+    }
+    world.post("/v1/messages", ask)
+    ((record,),) = world.rows("record")
+    assert json.loads(record)["choice"]["teacher"]["usd"] == pytest.approx(usd)
+
+
+def test_searches_of_a_responses_model_have_their_price(make):  # noqa: F811
+    world = make(teacher_provider="openai_responses", teacher__price={"input": 1, "output": 1})
+    answer = likely(1)
+    answer["output"] = [{"type": "web_search_call", "id": f"ws_{i}", "status": "completed"} for i in range(3)] + answer[
+        "output"
+    ]
+    world.teacher.body = json.dumps(answer).encode()
+    got = world.post("/v1/responses", ASK | {"tools": [{"type": "web_search"}]})
+    assert float(got.headers["x-r2v-cost-usd"]) == pytest.approx(0.03 + 15 / 1e6)
+
+
+def test_what_an_hour_and_searches_can_cost_is_reserved(make):  # noqa: F811
+    world = make(teacher_provider="anthropic", teacher__price={"input": 3, "output": 15}, teacher__context_tokens=10**6)
+    client, ask = world.service.teacher, {"max_tokens": 9, "messages": [{"role": "user", "content": "x" * 10_000}]}
+
+    def bound(**more) -> float:
+        return client.bound(MESSAGES.parse(json.dumps({"model": "m", **ask, **more}).encode()), 1)[1]
+
+    marked = [{"type": "text", "text": "x" * 10_000, "cache_control": {"type": "ephemeral", "ttl": "1h"}}]
+    within = [{"type": "tool_result", "tool_use_id": "t", "content": marked}]
+    for more in (
+        HOUR,
+        {"messages": [{"role": "user", "content": marked}]},
+        {"messages": [{"role": "user", "content": within}]},
+    ):
+        assert bound(**more) > 1.9 * bound()
+    assert bound(**SEARCH) > bound() + 0.1
+
+
+def test_what_a_total_counts_beside_prompt_and_answer_is_output(make):  # noqa: F811
+    """The thinking of Gemini's models."""
+    world = make()
+    said = {"role": "assistant", "content": "look"}
+    usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 5015}
+    world.teacher.reply = lambda body: {"choices": [{"message": said, "finish_reason": "stop"}], "usage": usage}
+    got = world.post(model="r2v:teacher")
+    assert float(got.headers["x-r2v-cost-usd"]) == pytest.approx((10 * 10 + 5005 * 20) / 1e6)
+
+
+DEARER = {
+    "models": ["openai/o1-pro"], "provider": {"order": ["dear"]}, "route": "fallback", "preset": "mine", "best_of": 20,
+    "prediction": {"type": "content", "content": "x"}, "modalities": ["text", "audio"], "audio": {"voice": "alloy"},
+    "num_retries": 5, "context_window_fallback_dict": {"a": "b"}, "inference_geo": "us",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("provider", ["openai", "anthropic"])
+def test_fields_that_cost_more_are_not_passed_on_and_named(make, provider):  # noqa: F811
+    world = make(teacher_provider=provider)
+    path = "/v1/chat/completions" if provider == "openai" else "/v1/messages"
+    ask = {"model": "r2v:teacher", "max_tokens": 9, "messages": [{"role": "user", "content": "hi"}], "metadata": {"a": "b"}}
+    got = world.post(path, ask | DEARER)
+    assert got.status_code == 200 and not DEARER.keys() & world.teacher.seen[0].keys()
+    assert DEARER.keys() <= set(got.headers["x-r2v-dropped"].split(",")) and world.teacher.seen[0]["metadata"] == {"a": "b"}
+
+
+@pytest.mark.parametrize(
+    ("context", "sent"), [(None, "other-2025"), (200_000, "other-2025"), (10**6, "context-1m-2025-08-07, other-2025")]
+)
+def test_a_dear_context_is_asked_for_where_the_settings_have_one(make, context, sent):  # noqa: F811
+    world = make(teacher_provider="anthropic", teacher__context_tokens=context)
+    ask = {"model": "r2v:teacher", "max_tokens": 9, "messages": [{"role": "user", "content": "hi"}]}
+    got = world.post("/v1/messages", ask, {"anthropic-beta": "context-1m-2025-08-07, other-2025"})
+    assert world.teacher.headers[0]["anthropic-beta"] == sent
+    assert got.headers.get("x-r2v-dropped") == ("context-1m" if "1m" not in sent else None)

@@ -23,7 +23,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from types import MappingProxyType
 from typing import Any, ClassVar, Protocol, TypeVar
 from urllib.parse import urlsplit
@@ -37,7 +37,7 @@ from r2v.clients.tokens import Tokens
 from r2v.clients.tool_text import HeldStream, OfferedTools, with_calls
 from r2v.core.errors import ModelError, PromptTooLong, SettingsError
 from r2v.core.types import NO_USAGE, Action, Candidate, Usage
-from r2v.messages.conversation import Json, Likelihood, Request, counted, parse
+from r2v.messages.conversation import ELSEWHERE, Json, Likelihood, Request, counted, parse
 from r2v.messages.json_size import SMALL, JsonSize
 from r2v.messages.protocol import Piece, Reply
 from r2v.runtime.slices import in_slices
@@ -82,6 +82,8 @@ PROBE = b'{"messages": [{"role": "user", "content": "Say yes."}], "max_tokens": 
 """No fewer: the Responses API refuses a lower limit."""
 HIDDEN = 1_000
 """Tokens that a provider may add to a prompt by itself: its template, and what it says of tools."""
+SEARCHES = 10
+"""That a server makes for one answer, where it may search."""
 IMAGE = 50_000
 """Tokens that an image has at most."""
 WINDOW = 1_000_000
@@ -270,8 +272,9 @@ class Client(ABC):
     def _usage(self, raw: Json) -> Usage:
         """As the server says; None for a count that is none."""
         prompt, output = (counted(raw.get(key)) for key in ("prompt_tokens", "completion_tokens"))
-        known = prompt is not None and output is not None and self.settings.price is not None
-        return Usage(1, prompt, output, self.usd(Tokens.of(raw)) if known else None)
+        tokens, known = Tokens.of(raw), prompt is not None and output is not None
+        priced = known and self.settings.price is not None
+        return Usage(1, prompt, tokens.output if known else output, self.usd(tokens) if priced else None)
 
     def candidates(self, draw: Draw, action: Callable[[Json], Action]) -> tuple[Candidate, ...]:
         """The replies of a draw as candidates; `action` reads an assistant message."""
@@ -285,7 +288,7 @@ class Client(ABC):
     def usd(self, tokens: Tokens) -> float:
         """Price of so many tokens; 0.0 without a price."""
         price = self.settings.price
-        return 0.0 if price is None else price.usd(tokens.prompt, tokens.output, tokens.cached, tokens.cache_written)
+        return 0.0 if price is None else price.usd(*astuple(tokens))
 
     def bound(self, request: Request, answers: int) -> tuple[int, float]:
         """(tokens, USD) that so many answers can cost at most: every byte of the request a token, each answer the longest.
@@ -295,8 +298,14 @@ class Client(ABC):
         window = self.settings.context_tokens or WINDOW
         beside = window if request.outside else min(window, IMAGE * request.images)
         size, output = request.size + beside + HIDDEN, request.max_tokens or self.settings.max_output_tokens
-        dearest = max(self.usd(Tokens(size, output)), self.usd(Tokens(size, output, cache_written=size)))
+        hour = size if self.writes_1h(request) else 0
+        searches = SEARCHES if request.protocol == self.protocol and _searches(request) else 0
+        dearest = max(self.usd(Tokens(size, output, 0, *kept, searches)) for kept in ((0, 0), (size, 0), (size, hour)))
         return answers * (size + output), answers * dearest
+
+    def writes_1h(self, request: Request) -> bool:
+        """Whether the request asks for what is written to the provider's cache to be kept for an hour."""
+        return False
 
     async def probe(self) -> None:
         """Ask for a short answer. Raises ModelError, which says what to mend, where the server takes no request of these
@@ -632,7 +641,9 @@ class SingleAnswerClient(Client):
         """(body, what it lacks, headers): one that speaks the client's protocol lacks nothing of the neutral form."""
         body, dropped = self.body(request, authors)
         if request.protocol == self.protocol:
-            return body, tuple(dropped), request.headers
+            # Of the request's own fields it lacks those that nobody is sent.
+            denied = [name for name in request.dropped if ELSEWHERE.fullmatch(name) and "." not in name]
+            return body, (*denied, *dropped), request.headers
         return body, (*request.dropped, *dropped), {}
 
     async def answers(
@@ -710,6 +721,11 @@ async def _encoded(body: Json, size: int) -> bytes:
         return await in_slices(size, lambda: msgspec.json.encode(body))
     except (ValueError, TypeError, RecursionError) as error:
         raise ModelError(f"the request cannot be sent ({type(error).__name__})", status=400, clients_fault=True) from None
+
+
+def _searches(request: Request) -> bool:
+    """Whether the server may search: the neutral form has no such tool, and names it among what it lacks."""
+    return "web_search_options" in request.fields or any("search" in name for name in request.dropped)
 
 
 def _tokens(usage: Json) -> Tokens | None:

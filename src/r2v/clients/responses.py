@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import count
 from typing import Any
 
@@ -15,6 +16,7 @@ from r2v.messages.json_size import SMALL
 from r2v.messages.protocol import Reply
 from r2v.messages.responses_upstream import ResponseReader, own_response_request, reply_of_response, to_responses
 
+SEARCHES = ("web_search_call", "file_search_call")
 WITHIN = ("response", "output", "item", "part", "content")
 """Keys under which log-probabilities lie, in an answer and in the events of a stream."""
 ITEMS = 10_000
@@ -37,7 +39,11 @@ class ResponsesClient(SingleAnswerClient):
         return to_responses(request.body(), model=model)
 
     def reply(self, answer: Json, dropped: tuple[str, ...]) -> Reply:
-        return reply_of_response(answer, dropped)
+        found = reply_of_response(answer, dropped)
+        searches = sum(item.get("type") in SEARCHES for item in answer["output"])
+        if not searches or not found.usage:
+            return found
+        return replace(found, usage=found.usage | {"server_tool_use": {"web_search_requests": searches}})
 
     def check_line(self, size: int) -> None:
         """The last events of a stream repeat all log-probabilities: `event` tells them from the text."""

@@ -21,13 +21,22 @@ class PriceSettings(Settings):
     """Of input read from the provider's cache; None: as other input."""
     cache_write: NonNegativeFloat | None = None
     """Of input written to the provider's cache, which Anthropic counts apart; None: as other input."""
+    cache_write_1h: NonNegativeFloat | None = None
+    """Of input that a client has kept there for an hour; None: twice as other input."""
+    per_search: NonNegativeFloat = 0.01
+    """USD for each search that the server makes."""
 
-    def usd(self, prompt: float, output: float, cached: float = 0, cache_written: float = 0) -> float:
+    def usd(
+        self, prompt: float, output: float, cached: float = 0, cache_written: float = 0, written_1h: float = 0,
+        searches: float = 0,
+    ) -> float:  # fmt: skip
         """Of one call, from its tokens (`r2v.clients.tokens.Tokens`): those of the caches are part of the prompt."""
+        hour = 2 * self.input if self.cache_write_1h is None else self.cache_write_1h
         read_again = self.input if self.cached is None else self.cached
         write = self.input if self.cache_write is None else self.cache_write
-        read = (prompt - cached - cache_written) * self.input + cached * read_again + cache_written * write
-        return (read + output * self.output) / 1e6
+        read = (prompt - cached - cache_written) * self.input + cached * read_again
+        written = (cache_written - written_1h) * write + written_1h * hour
+        return (read + written + output * self.output) / 1e6 + searches * self.per_search
 
 
 class ClientSettings(Settings):

@@ -58,7 +58,8 @@ ELSEWHERE = re.compile(
     r"(api|aws|azure|vertex|watsonx|litellm|openai|anthropic|mock)_.*|.*(base|key|secret|token|credentials|headers?|proxy|url|uri)"
     r"|endpoint|custom_llm_provider|deployment|organization|project|region(_name)?|extra_(body|query)|fallbacks|.*_fallbacks"
     r"|model_list|user_config|callbacks?|success_callback|failure_callback|guardrails|transport|host(name)?"
-    r"|service_tier|speed",
+    r"|service_tier|speed|inference_geo|models|provider|route|preset|best_of|prediction|modalities|audio|num_retries"
+    r"|context_window_fallback_dict",
     re.IGNORECASE,
 )
 """Names of fields with which a proxy could be made to ask another server, with another key, or at another price than the
