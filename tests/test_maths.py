@@ -8,9 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from r2v.core.mlp import Calibration
 from r2v.maths.calibration import FLAT, brier, ece, fit_isotonic, fit_scaling, nll, reliability_bins
 from r2v.maths.risk import cvar
 from r2v.maths.stats import auroc, mcnemar, newcombe, wilson
+from r2v.routers.base import quantiles
 
 probabilities = hnp.arrays(np.float64, st.integers(4, 60), elements=st.floats(0, 1))
 
@@ -69,6 +71,25 @@ def test_scaling_keeps_the_order_of_logits_that_say_nothing_or_the_contrary(seed
     assert slope > 0
     if with_bias and slope == FLAT:
         assert 1 / (1 + np.exp(-bias)) == pytest.approx(y_N.mean(), abs=1e-3)
+
+
+@pytest.mark.parametrize("solved", [0, 1, 126, 127])
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("low", [-4.0, 0.01, 2.0])
+def test_scaling_keeps_the_order_where_all_or_nearly_all_episodes_came_out_alike(low, with_bias, solved):
+    logit_N = np.linspace(low, low + 0.2, 127)
+    y_N = (np.arange(127) >= solved).astype(float)  # parted without an error, too
+    slope, bias = fit_scaling(logit_N, y_N, with_bias=with_bias)
+    risk_N = Calibration(slope, bias)(logit_N)
+    assert (np.diff(risk_N) > 0).all()
+    strictest = quantiles(risk_N.tolist(), [0.02])[0]
+    assert (risk_N >= strictest).sum() == 3  # of 127 steps 2 %, and one more
+
+
+def test_scaling_of_one_outcome_is_not_surer_than_its_number_allows():
+    for y in (0.0, 1.0):
+        slope, bias = fit_scaling(np.linspace(-1, 1, 20), np.full(20, y), with_bias=True)
+        assert Calibration(slope, bias)(np.zeros(1)) == pytest.approx(21 / 22 if y else 1 / 22)
 
 
 @given(probabilities)
