@@ -20,7 +20,7 @@ from r2v.learning.labels import failure_rows
 from r2v.maths.risk import cvar
 from r2v.perturbations import family_of, group_of, severity_of
 from r2v.pipeline.agents import make_environment, with_severity
-from r2v.pipeline.settings import FRESH_SEEDS_FROM, RunSettings
+from r2v.pipeline.settings import CERTIFY_SEEDS_FROM, FRESH_SEEDS_FROM, IMPROVE_SEEDS_FROM, RunSettings
 from r2v.report.tables import summary
 from r2v.runtime.settings import validated
 from r2v.runtime.store import read_episodes, write_episodes
@@ -56,7 +56,8 @@ def test_severities_change_the_strength_and_other_ones_are_held_out_for_tests():
     of = both.perturbations.severity
     tasks = both.domain.tasks(both.environment, 40, 0)
     assert {of(task.id, 31) for task in tasks} == {0.5, 1.0, 2.0}
-    assert {of(task.id, z) for task in tasks for z in (41, FRESH_SEEDS_FROM)} == {4.0}
+    assert {of(task.id, z) for task in tasks for z in (41, FRESH_SEEDS_FROM, CERTIFY_SEEDS_FROM)} == {4.0}
+    assert {of(task.id, IMPROVE_SEEDS_FROM + 1_001_000) for task in tasks} == {0.5, 1.0, 2.0}  # a round trains on these
     assert of(tasks[0].id, 0) is None and run_settings().perturbations.severity(tasks[0].id, 41) is None
     strength = {make_environment(both, task, 31)[0]._perturbation.strength for task in tasks}
     assert strength == {0.5, 1.0, 2.0} and make_environment(both, tasks[0], 41)[0]._perturbation.strength == 4.0

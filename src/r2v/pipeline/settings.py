@@ -52,7 +52,8 @@ class PerturbationSettings(Settings):
     severities: tuple[PositiveFloat, ...] = ()
     """Factors on `strength`, one of them for each task and seed; none named: `strength` alone."""
     test_severities: tuple[PositiveFloat, ...] = ()
-    """Those of the test split, of fresh tasks and of certificates; none named: `severities`."""
+    """Those of the test split, of fresh tasks and of certificates; none named: `severities`. What `r2v improve` learns from
+    has `severities`."""
     groups: Annotated[tuple[GroupPart, ...], Meta(min_length=1)] = BY_SEED
     """What CVaR takes its mean over the worst of: every combination of these is a group of episodes."""
     collect: tuple[PositiveInt, ...] = (1, 2, 3)
@@ -82,7 +83,7 @@ class PerturbationSettings(Settings):
 
     def severity(self, task_id: str, z: int) -> float | None:
         """That of one episode; None where there are none."""
-        held_out = z in self.test or z >= FRESH_SEEDS_FROM
+        held_out = z in self.test or FRESH_SEEDS_FROM <= z < IMPROVE_SEEDS_FROM
         drawn_from = (self.test_severities or self.severities) if held_out else self.severities
         return severity_of(task_id, z, drawn_from, self.families)
 
