@@ -274,6 +274,11 @@ def test_what_cannot_be_replayed_is_refused_and_a_takeover_keeps_the_rest():
     judge = found["judge"]
     assert (judge.threshold, judge.grid, [p.calls_T.tolist() for p in judge.points]) == (0.5, (0.9, 0.5), [[0], [4]])
     assert [played.threshold for played in found.values()] == [None, None, None, 0.5]
+    limited = replayed(episodes, {"judge": (latch, 0.5, (0.9, 0.5))}, [TASK.id], SEEDS, 5, max_calls=3)
+    calls = {name: played.chosen.teacher_calls_TZ.tolist() for name, played in limited.items()}
+    most = {name: [[3, 3]] for name in ("llm_first", "oracle", "judge")}
+    assert calls == {"slm_only": [[0, 0]], "llm_only": [[5, 5]]} | most
+    assert escalated_steps(Always(), 5, 2)(episodes[0]) == (0, 1)
     solved = run(routed(slm="press red"))
     assert oracle(solved) == () and [r.success for r in replay([solved], oracle)] == [True]
 

@@ -21,13 +21,14 @@ from r2v.learning.sequences import encode_chats, is_learned
 from r2v.learning.settings import CloneSettings, ModelSettings
 from r2v.logs.importing import import_logs
 from r2v.pipeline.run_folder import RunFolder
-from r2v.pipeline.runner import run_stages
+from r2v.pipeline.runner import run_stages, study
 from r2v.pipeline.settings import RunSettings
 from r2v.pipeline.stages import STAGES
 from r2v.routers.base import features_of
 from r2v.runtime.settings import load
 from r2v.runtime.store import read_episodes, write_json
 from r2v.studies import improve as improving
+from r2v.studies.ablate import _remade
 from r2v.studies.improve import Plan, gain, improve, lines
 from r2v.studies.improve_on_logs import LEAST, _split, improve_on_logs, likelier
 from test_conversation_training import TEMPLATE, ledger
@@ -182,6 +183,20 @@ def test_the_curve_ends_where_teacher_calls_are_limited(tmp_path):
     for ends, calls in (({}, 8.533), ({"llm_first": of(0.98, 3.0)}, 3.0), ({"llm_first": of(0.8, 3.0)}, None)):
         write_json(tmp_path / "8-evaluate" / "results.json", {"routers": routers | ends})
         assert improving._tested(RunFolder(tmp_path), "r2v")["calls_at_98"] == (calls and pytest.approx(calls, abs=1e-3))
+
+
+def test_rounds_ablations_and_replay_keep_to_the_limit_of_calls(base, tmp_path):
+    shutil.copytree(base, tmp_path / "run")
+    settings = RunFolder(base).settings
+    run_stages(STAGES, settings.but(evaluate=settings.evaluate.but(max_calls=1)), tmp_path / "run", QUIET, InProcess())
+    run = RunFolder(tmp_path / "run")
+    assert run.results()["replay"]["routers"]["llm_first"]["calls_per_episode"] <= 1
+    improve(run.root, tmp_path / "out", SAME, 1, (), QUIET, InProcess())
+    played = read_episodes(RunFolder(tmp_path / "out" / "round-1").of("collect") / "episodes.parquet")
+    assert max(sum(step.choice.teacher.calls for step in e.steps) for e in played) == 1
+    with study(run.root, tmp_path / "ablation", "ablate", QUIET, InProcess()) as ctx:
+        remade = _remade(ctx, "k 3", "3", run.slm, 3)
+    assert 0 < remade["calls_per_episode"] <= 1 and remade["replay"]["calls_per_episode"] <= 1
 
 
 def test_thresholds_by_share_cost_no_call_and_are_not_certified(base, tmp_path):

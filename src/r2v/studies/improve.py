@@ -265,12 +265,14 @@ class _Round:
         if self.arm == "teacher_episodes":
             an_episode = np.mean([_calls(e) for e in self.base.teacher_episodes()])
             return play_teacher(ctx, tasks[: max(1, round(self.calls / an_episode))], seeds[:1])
-        agent = AgentSpec("routed", self.before.slm, self.before.router_folder(self.plan.router)) if not self.arm else None
-        if agent is None:
-            ours = read_episodes(RunFolder(ctx.run.root.parents[1] / ctx.run.root.name).of("collect") / "episodes.parquet")
-            share = min(1.0, self.calls / sum(len(e.steps) for e in ours))
-            agent = AgentSpec("routed", self.before.slm, "random", share)
-        return play_episodes(ctx, agent, tasks, seeds, "fresh")
+        if not self.arm:
+            agent = AgentSpec("routed", self.before.slm, self.before.router_folder(self.plan.router))
+            return play_episodes(ctx, agent, tasks, seeds, "fresh", max_calls=ctx.settings.evaluate.max_calls)
+        ours = read_episodes(RunFolder(ctx.run.root.parents[1] / ctx.run.root.name).of("collect") / "episodes.parquet")
+        share = min(
+            1.0, self.calls / sum(len(e.steps) for e in ours)
+        )  # as many calls in all, so none has a limit of its own
+        return play_episodes(ctx, AgentSpec("routed", self.before.slm, "random", share), tasks, seeds, "fresh")
 
     def _tasks(self, settings: RunSettings) -> tuple[tuple[Task, ...], list[int]]:
         """Fresh tasks and perturbation seeds, which no run, evaluation, certificate or other round uses."""
