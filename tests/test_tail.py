@@ -83,6 +83,15 @@ def test_the_severity_is_recorded_on_the_episode(tmp_path):
         ({"severities": [0]}, "severities"),
         ({"groups": ["family"], "families": ["flaky"]}, "one family alone is one group"),
         ({"groups": ["severity"], "severities": [2]}, "one severity alone is one group"),
+        (
+            {"groups": ["severity"], "severities": [1, 2], "test_severities": [2]},
+            "one severity of the test alone is one group",
+        ),
+        ({"groups": ["family"], "families": ["flaky", "flaky"]}, "one family alone is one group"),
+        ({"severities": [1, 1.0]}, "`severities` names one of them twice"),
+        ({"severities": [1], "test_severities": [2, 2]}, "`test_severities` names one of them twice"),
+        ({"test": [41, 42, 41]}, "seed 41 is in `test` twice"),
+        ({"collect": []}, "collect names no seed"),
     ],
 )
 def test_groups_that_cannot_be_are_refused(perturbations, message):
@@ -151,6 +160,11 @@ def test_the_worst_group_may_have_a_bound_of_its_own():
 def test_where_no_point_meets_the_bound_the_safest_is_taken_and_said_to_be_so():
     point = choose(points(), rule(max_failure=0.001), 1.0, 0.25)
     assert (point.threshold, point.met) == (0.1, False)
+    hopeless = [
+        Point(t, outcomes([rate, rate, 1.0, 1.0], calls)) for t, rate, calls in ((0.9, 0.9, 1), (0.5, 0.1, 4), (0.3, 0.1, 6))
+    ]
+    point = choose(hopeless, rule(max_failure=0.1, confidence=0.0), 1.0, 0.5)  # of all three the worst group always fails
+    assert (point.threshold, point.met) == (0.5, False)
 
 
 def test_the_bound_holds_on_other_tasks_as_often_as_the_confidence_says():
