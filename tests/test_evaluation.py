@@ -61,6 +61,10 @@ def test_the_area_is_the_trapezoid_between_the_ends():
     assert curve([teacher, alone, middle]) == [[0.0, 0.25], [0.5, 0.75], [1.0, 1.0]]
     weights = resample_BT(2, 100, seed=0)
     assert area_B([teacher, alone, middle], weights)[0] == pytest.approx(0.5 * (0.25 + 0.75) / 2 + 0.5 * (0.75 + 1) / 2)
+    limited = area_B([alone, middle], weights, middle)
+    assert limited[0] == pytest.approx((0.25 + 0.75) / 2)
+    assert area_B([alone, middle, teacher], weights, middle) == pytest.approx(limited)  # beyond the end of all
+    assert area_B([alone], weights, alone) == pytest.approx(weights @ alone.success_T)  # nobody was ever asked
     assert weights.sum(axis=1) == pytest.approx(np.ones(101))
 
 

@@ -24,14 +24,19 @@ def resample_BT(tasks: int, resamples: int, seed: int) -> Floats:
     return np.vstack([np.ones(tasks), drawn_BT]) / tasks
 
 
-def area_B(points: Sequence[Outcomes], weights_BT: Floats) -> Floats:
+def area_B(points: Sequence[Outcomes], weights_BT: Floats, first: Outcomes | None = None) -> Floats:
     """Area under success against call rate over [0, 1] for each resample, by the trapezoid rule.
 
     `points` must hold the SLM alone (call rate 0) and the teacher alone (call rate 1); between points the router may mix
-    its two neighbours episode by episode, which is the straight line.
+    its two neighbours episode by episode, which is the straight line. Where calls are limited, `first` is one of the points
+    in the teacher's place: the area is over [0, its call rate], which is the same for all routers, and divided by that.
     """
     rate_BP, success_BP = _curve_BP(points, weights_BT, rate=True)
-    return np.asarray(np.trapezoid(success_BP, rate_BP, axis=1))
+    if first is None:
+        return np.asarray(np.trapezoid(success_BP, rate_BP, axis=1))
+    end_B = weights_BT @ first.call_rate_T
+    under_B = np.trapezoid(success_BP, np.minimum(rate_BP, end_B[:, None]), axis=1)
+    return np.divide(under_B, end_B, out=success_BP[:, 0].copy(), where=end_B > 0)
 
 
 def success_at_B(points: Sequence[Outcomes], calls: float, weights_BT: Floats, *, rate: bool = False) -> Floats:

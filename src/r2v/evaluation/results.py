@@ -50,7 +50,8 @@ def summarise(
     ends = (played["slm_only"].chosen, played.get("llm_first", played["llm_only"]).chosen)
     weights_BT = resample_BT(len(ends[0].success_T), resamples, seed)
     curves = {name: [*router.points, *ends] for name, router in played.items() if router.points}
-    areas = {name: area_B(points, weights_BT) for name, points in curves.items()}
+    first = played["llm_first"].chosen if "llm_first" in played else None
+    areas = {name: area_B(points, weights_BT, first) for name, points in curves.items()}
     at = {name: {calls: success_at_B(points, calls, weights_BT) for calls in CALLS} for name, points in curves.items()}
     wanted = {share: share * (weights_BT @ played["llm_only"].chosen.success_T) for share in EQUAL_SUCCESS}
     needs = {

@@ -223,9 +223,10 @@ class Test:
         points = [self.outcomes[at(name, t)] for t in positions]
         numbers: dict[str, Any] = _numbers(points[0], family)
         if family is None and len(points) > 1:
-            ends = [self.outcomes["slm_only"], self.outcomes.get("llm_first", self.outcomes["llm_only"])]
+            first = self.outcomes.get("llm_first")
+            ends = [self.outcomes["slm_only"], first or self.outcomes["llm_only"]]
             weights_BT = resample_BT(len(self.tasks), self.ctx.settings.evaluate.resamples, self.ctx.settings.seed)
-            areas = area_B([*points[1:], *ends], weights_BT)
+            areas = area_B([*points[1:], *ends], weights_BT, first)
             numbers |= {"area": float(areas[0]), "area_ci95": interval(areas)}
         return numbers
 
