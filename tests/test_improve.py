@@ -26,10 +26,10 @@ from r2v.pipeline.settings import RunSettings
 from r2v.pipeline.stages import STAGES
 from r2v.routers.base import features_of
 from r2v.runtime.settings import load
-from r2v.runtime.store import read_episodes, write_json
+from r2v.runtime.store import read_episodes, read_json, write_json
 from r2v.studies import improve as improving
 from r2v.studies.ablate import _remade
-from r2v.studies.improve import Plan, gain, improve, lines
+from r2v.studies.improve import Plan, gain, improve, lines, router_calls
 from r2v.studies.improve_on_logs import LEAST, _split, improve_on_logs, likelier
 from test_conversation_training import TEMPLATE, ledger
 from test_local_models import chat_tokenizer
@@ -197,6 +197,31 @@ def test_rounds_ablations_and_replay_keep_to_the_limit_of_calls(base, tmp_path):
     with study(run.root, tmp_path / "ablation", "ablate", QUIET, InProcess()) as ctx:
         remade = _remade(ctx, "k 3", "3", run.slm, 3)
     assert 0 < remade["calls_per_episode"] <= 1 and remade["replay"]["calls_per_episode"] <= 1
+
+
+class Counting(InProcess):
+    """Adds up the teacher calls of what a router plays while it is fitted."""
+
+    tuning = 0.0
+
+    def map(self, function, jobs, report, note=""):
+        super().map(function, jobs, report, note)
+        if note.startswith("helper "):
+            self.tuning += sum(row["teacher_calls"] for job in jobs for of in read_json(job.path).values() for row in of)
+
+
+def test_the_calls_of_tuning_are_calls_of_the_router(base, tmp_path):
+    shutil.copytree(base, tmp_path / "run")
+    settings, counting = RunFolder(base).settings, Counting()
+    few = settings.help.but(rates=(0.3,), explore_seeds=1, budgets=(0.5, 1.0))
+    run_stages(STAGES[:7], settings.but(routers=("r2v", "helper"), help=few), tmp_path / "run", QUIET, counting)
+    run = RunFolder(tmp_path / "run")
+    selection = run.selection()
+    assert selection["teacher_calls_tuning"] == counting.tuning > 0
+    assert RunFolder(base).selection()["teacher_calls_tuning"] == 0
+    spent = router_calls(run)
+    write_json(run.of("fit") / "thresholds.json", selection | {"teacher_calls_tuning": 0})
+    assert spent - router_calls(run) == counting.tuning
 
 
 def test_thresholds_by_share_cost_no_call_and_are_not_certified(base, tmp_path):

@@ -136,7 +136,7 @@ def improve(
             last = _copied(last, out / "last")
         run_stages([*one.stages, *_named("rollout", "fit", "evaluate", "report")], settings, last.root, console, choice)
         if plan.share is not None:
-            late = float(last.selection()["teacher_calls"])  # its rollouts are those that the round paid for
+            late = _threshold_calls(last)  # its rollouts are those that the round paid for
     others = {arm: kept[-1] for arm, kept in chains.items() if arm}
     report: Report = {
         "run": str(root),
@@ -356,10 +356,10 @@ def calls_on_validation(run: RunFolder, router: str) -> float | None:
 
 
 def router_calls(run: RunFolder) -> float:
-    """Teacher calls that a run spent on its routers: answers on rollouts, branches, exploration, and choosing thresholds.
-    A call of another model of the pool is as much of one as its price is of the teacher's.
+    """Teacher calls that a run spent on its routers: answers on rollouts, branches, exploration, tuning and choosing
+    thresholds. A call of another model of the pool is as much of one as its price is of the teacher's.
     """
-    calls = float(run.selection()["teacher_calls"])
+    calls = _threshold_calls(run)
     for member in (Member(TEACHER, 1), *run.settings.members):
         if (tried := run.interventions(member.name)) is not None:
             answers = (tried.differs, tried.differs_validation, tried.differs_redrawn or ())
@@ -367,6 +367,12 @@ def router_calls(run: RunFolder) -> float:
         explored = run.of("rollout") / explored_file(member.name)
         calls += member.price * sum(map(_calls, read_episodes(explored))) if explored.exists() else 0
     return calls
+
+
+def _threshold_calls(run: RunFolder) -> float:
+    """Teacher calls of choosing thresholds, and of tuning those routers that play before (the helper)."""
+    selection = run.selection()
+    return float(selection["teacher_calls"]) + float(selection.get("teacher_calls_tuning", 0))  # older runs: not counted
 
 
 def _calls(episode: Episode) -> int:
