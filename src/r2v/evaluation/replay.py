@@ -59,7 +59,7 @@ class RecordedSteps:
             if step.choice.features is None:
                 raise ValueError(f"step {step.t} of {episode.task.id} has no features; replay needs routed SLM episodes")
             known = proposing(context, step.choice.candidates, step.choice.scores)
-            found.append((known, step.choice.features, _router_seed(episode.task.id, episode.seed, step.t)))
+            found.append((known, step.choice.features, router_seed(episode.task.id, episode.seed, step.t)))
         return cls(tuple(found), derive_seed(episode.task.id, episode.seed, "episode"), episode.task.id)
 
 
@@ -98,7 +98,7 @@ def decisions(router: Router, recorded: RecordedSteps, max_calls: int | None = N
 
 
 @lru_cache(maxsize=1 << 16)
-def _router_seed(task: str, z: int, t: int) -> int:
+def router_seed(task: str, z: int, t: int) -> int:
     """The seed that the loop hands to the router (`r2v.core.loop`, `r2v.core.agent`)."""
     return derive_seed(derive_seed(task, z, t), "router")
 
