@@ -109,7 +109,7 @@ async def _attacked(router: Router, view: View, verifier: Verifier, steps: Seque
     counts = [len(plain) - sum(plain), sum(plain)]
     found = {}
     for kind, attack in ATTACKS.items():
-        now = await _escalates(router, view, verifier, [(attack(context), *rest) for context, *rest in steps])
+        now = await _escalates(router, view, verifier, [(attack(step[0]), *step[1:]) for step in steps])
         changed = [sum(a != b for a, b in zip(plain, now, strict=True) if a == asked) for asked in (False, True)]
         bought, suppressed = (n / of if of else None for n, of in zip(changed, counts, strict=True))
         found[kind] = {"bought": bought, "suppressed": suppressed, "steps": counts}
