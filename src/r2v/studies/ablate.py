@@ -29,7 +29,7 @@ from r2v.learning.settings import RouterSettings
 from r2v.maths import Floats
 from r2v.maths.calibration import brier, ece, fit_scaling
 from r2v.maths.stats import auroc_or_none
-from r2v.perturbations import BY_SEED, GroupPart
+from r2v.perturbations import BY_SEED, GroupPart, family_of
 from r2v.pipeline.agents import AgentSpec
 from r2v.pipeline.play import at, play, routed_at
 from r2v.pipeline.preference import train_preferences
@@ -151,13 +151,17 @@ def ablate(ctx: StageContext) -> dict[str, Any]:
     scored = _scored(recorded, None if tried is None else tried.differs)
     save_table(paths["train"], table(*scored, settings.perturbations.groups))
     save_table(paths["held"], table(*_scored(held, None if tried is None else tried.differs_validation)))
-    plan = variants(settings.router, with_answers=tried is not None)
+    tasks, seeds = run.split("test")[:TEST_TASKS], settings.perturbations.test
+    named = settings.perturbations.families
+    tested = {family_of(task.id, z, named) for task in tasks for z in seeds}
+    everywhere = tested & {e.perturbation for e in recorded} & {e.perturbation for e in held}
+    families = [family for family in dict.fromkeys(named) if family in everywhere]
+    plan = variants(settings.router, with_answers=tried is not None, families=families)
     fitted = ctx.partial / "routers"
     distinct = {v.key: v for v in plan}.values()
     ctx.map(fit_variant, [FitJob(v, paths["train"], paths["held"], fitted / v.key, settings.seed) for v in distinct], "fits")
     held_table = load_table(paths["held"])
     share, risk = _escalated_share(ctx, held_table), _risk_in(run.router_folder("r2v"))
-    tasks, seeds = run.split("test")[:TEST_TASKS], settings.perturbations.test
     positions = {v.key: _positions(v, _risk_in(fitted / v.key), held_table, share) for v in distinct}
     agents = _ends(ctx, slm)
     alarms = _positions(Variant("", "", settings.router, names=risk.names), risk, held_table, share)
