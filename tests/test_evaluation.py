@@ -298,7 +298,8 @@ def test_every_number_of_a_router_by_hand():
     routers, differences = summarise(played, SEEDS, Prices(1, 50), 0.2, 100, 3)  # whose first resample is uneven
     found = routers["r2v"]
     expected = {
-        "success_rate": 0.75, "ci95": [0.5, 1.0], "llm_call_rate": 0.25, "calls_per_episode": 1.0, "calls_ci95": [1.0, 1.0],
+        "success_rate": 0.75, "ci95": pytest.approx([0.0957, 0.9884], abs=1e-4),
+        "llm_call_rate": 0.25, "calls_per_episode": 1.0, "calls_ci95": [1.0, 1.0],
         "tokens_per_episode": {"slm": None, "teacher": None}, "usd_per_episode": None,
         "steps_per_episode": 4.0, "cost_per_episode": 54.0, "worst_seed_success": 0.5, "cvar_failure": 0.5,
         "by_family": {"flaky": 0.5, "partial": 1.0}, "by_seed": {"1": 0.5, "2": 1.0},
@@ -325,8 +326,8 @@ def test_every_number_of_a_router_by_hand():
     assert (routers["slm_only"]["curve"], routers["slm_only"]["area"], routers["slm_only"]["at_calls"]) == ([], None, {})
 
 
-@pytest.mark.parametrize(("alone", "ours", "p"), [(False, True, 0.125), (True, False, 0.125), (True, True, 1.0)])
-def test_four_episodes_that_all_differ_are_an_eighth_by_chance(alone, ours, p):
+@pytest.mark.parametrize(("alone", "ours", "p"), [(False, True, 0.5), (True, False, 0.5), (True, True, 1.0)])
+def test_four_episodes_of_two_tasks_that_all_differ_are_a_half_by_chance(alone, ours, p):
     ends = {"slm_only": Played(outcomes((alone,) * 4), None), "llm_only": Played(outcomes((alone,) * 4), None)}
     routers, _ = summarise({**ends, "r2v": Played(outcomes((ours,) * 4), 0.5)}, SEEDS, Prices(1, 50), 0.2, 9, 0)
     assert (routers["slm_only"]["mcnemar_p"], routers["r2v"]["mcnemar_p"]) == (p, None)

@@ -404,7 +404,11 @@ def test_an_option_of_the_other_kind_of_source_is_refused(refused, tmp_path):
 
 
 def test_only_what_is_shown_to_be_better_is_kept():
-    worse, better = np.array([0.5] * 40), np.array([0.5] * 30 + [1.0] * 10)
+    half, whole = [1.0, 0.0], [1.0, 1.0]
+    worse, better = np.array([half] * 40), np.array([half] * 30 + [whole] * 10)
     assert gain(worse, better, 500, 0)["kept"]
     assert not gain(better, worse, 500, 0)["kept"] and not gain(worse, worse, 500, 0)["kept"]
-    assert not gain(np.array([0.5] * 40), np.array([0.5] * 39 + [1.0]), 500, 0)["kept"]  # one task of forty is luck
+    assert not gain(worse, np.array([half] * 39 + [whole]), 500, 0)["kept"]  # one task of forty is luck
+    few = gain(np.array([half] * 5), np.array([whole] * 5), 500, 0)
+    assert few["difference_ci95"] == [0.5, 0.5] and few["p"] == 2 / 2**5 and not few["kept"]  # five tasks show nothing
+    assert gain(np.array([half] * 6), np.array([whole] * 6), 500, 0)["kept"]

@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 from r2v.core.mlp import Calibration
 from r2v.maths.calibration import FLAT, brier, ece, fit_isotonic, fit_scaling, nll, reliability_bins
 from r2v.maths.risk import cvar
-from r2v.maths.stats import auroc, mcnemar, newcombe, wilson
+from r2v.maths.stats import auroc, newcombe, sign_flip, wilson, wilson_over_tasks
 from r2v.routers.base import quantiles
 
 probabilities = hnp.arrays(np.float64, st.integers(4, 60), elements=st.floats(0, 1))
@@ -117,11 +117,37 @@ def test_auroc_equals_the_pairwise_definition(score):
     assert auroc(score, y) == pytest.approx(((a > b) + 0.5 * (a == b)).mean())
 
 
-def test_mcnemar_is_the_sign_test_on_disagreements():
-    a = np.array([True] * 6 + [False] * 4)
-    b = np.array([True] + [False] * 5 + [False] * 4)
-    assert mcnemar(a, b) == pytest.approx(2 / 2**5)
-    assert mcnemar(a, a) == 1.0
+def test_tasks_flip_their_signs_whole():
+    assert sign_flip(np.array([0, 1, 1, 1, 1, 1, 0])) == pytest.approx(2 / 2**5)  # one episode a task: McNemar's exact test
+    assert sign_flip(np.array([4, 4])) == 0.5  # eight episodes of two tasks are two tasks
+    assert sign_flip(np.array([2, -1, 0, 3])) == pytest.approx(4 / 2**3)
+    assert sign_flip(np.zeros(3, dtype=int)) == 1.0
+
+
+def test_equal_routers_differ_by_chance_as_often_as_the_p_value_says():
+    """Episodes of a task go together, which a test over episodes takes for evidence."""
+    rng = np.random.default_rng(0)
+    better_TR = np.where(rng.random((30, 2000)) < 0.5, 4, -4)  # all four episodes of a task
+    assert np.mean([sign_flip(won_T) <= 0.05 for won_T in better_TR.T]) <= 0.05 + 2 * 0.005
+
+
+@pytest.mark.parametrize(("tasks", "share"), [(8, 0.94), (20, 0.94), (60, 0.97), (60, 0.5)])
+def test_intervals_of_success_hold_the_truth(tasks, share):
+    rng, odds = np.random.default_rng(1), 0.7 / 0.3
+    held = 0
+    for _ in range(400):
+        chance_T = rng.beta(share * odds, (1 - share) * odds, tasks)
+        low, high = wilson_over_tasks((rng.random((4, tasks)) < chance_T).T.astype(float))
+        assert 0 <= low < high <= 1
+        held += low <= share <= high
+    assert held / 400 >= 0.92  # the percentile bootstrap: .69, .84, .86, .94
+
+
+def test_intervals_of_success_at_the_ends_are_those_of_as_many_tasks():
+    low, high = wilson_over_tasks(np.ones((8, 4)))
+    assert (low, high) == (pytest.approx(0.5903, abs=1e-4), pytest.approx(1.0))
+    assert wilson_over_tasks(np.ones((1, 4))) == [0.0, 1.0]
+    assert wilson_over_tasks(np.array([[1.0, 0.0]] * 5))[0] > 0.1  # tasks alike, episodes not
 
 
 def test_intervals_of_shares_are_those_of_newcombe_1998():

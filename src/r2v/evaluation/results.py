@@ -15,7 +15,7 @@ from r2v.evaluation.curves import area_B, calls_at_B, curve, interval, open_inte
 from r2v.evaluation.outcomes import Outcomes
 from r2v.maths.calibration import brier, ece, reliability_bins
 from r2v.maths.risk import cvar
-from r2v.maths.stats import auroc_or_none, mcnemar
+from r2v.maths.stats import auroc_or_none, sign_flip, wilson_over_tasks
 
 REFERENCE, RANDOM = "r2v", "random"
 CALLS = (0.5, 1.0, 2.0, 3.0, 4.0)
@@ -144,7 +144,7 @@ def _numbers(o: Outcomes, seeds: Sequence[int], prices: Prices, alpha: float, we
     cost_TZ = prices.slm * o.slm_calls_TZ + prices.teacher * o.teacher_calls_TZ
     return {
         "success_rate": float(o.success_TZ.mean()),
-        "ci95": interval(np.asarray(weights_BT @ o.success_T)),
+        "ci95": wilson_over_tasks(o.success_TZ),
         "llm_call_rate": float(o.call_rate_TZ.mean()),
         "calls_per_episode": float(o.teacher_calls_TZ.mean()),
         "calls_ci95": interval(np.asarray(weights_BT @ o.calls_T)),
@@ -183,7 +183,6 @@ def _comparison(name: str, o: Outcomes, played: Mapping[str, Played]) -> dict[st
     alone, reference = played["slm_only"].chosen.success_TZ, played.get(REFERENCE)
     escalated = o.teacher_calls_TZ > 0
     change = (o.success_TZ - alone)[escalated]
-    solved = o.success_TZ.ravel() > 0
     return {
         "interventions": {
             "helped": int((change > 0).sum()),
@@ -197,7 +196,7 @@ def _comparison(name: str, o: Outcomes, played: Mapping[str, Played]) -> dict[st
         ],
         "mcnemar_p": None
         if name == REFERENCE or reference is None
-        else mcnemar(solved, reference.chosen.success_TZ.ravel() > 0),
+        else sign_flip(np.rint((o.success_TZ - reference.chosen.success_TZ).sum(axis=1)).astype(int)),
     }
 
 

@@ -24,9 +24,11 @@ from r2v import __version__
 from r2v.core.errors import SettingsError, StageError
 from r2v.core.seeds import derive_seed
 from r2v.core.types import TEACHER, Episode, Member, Task
-from r2v.evaluation.curves import calls_at, interval, resample_BT
+from r2v.evaluation.curves import calls_at, resample_BT
+from r2v.evaluation.gain import wide_interval
 from r2v.evaluation.outcomes import gather, row
 from r2v.maths import Floats
+from r2v.maths.stats import sign_flip, wilson_over_tasks
 from r2v.pipeline.agents import AgentSpec
 from r2v.pipeline.play import outcomes, play, play_episodes
 from r2v.pipeline.run_folder import RunFolder, explored_file
@@ -311,7 +313,7 @@ class _Round:
         episodes = play_episodes(ctx, AgentSpec("routed", run.cloned), tasks, seeds, "validation")
         write_episodes(ctx.out / "validation.parquet", episodes)
         after, before = (
-            gather(map(row, found), [task.id for task in tasks], seeds, s.environment.horizon).success_T
+            gather(map(row, found), [task.id for task in tasks], seeds, s.environment.horizon).success_TZ
             for found in (episodes, self.before.validation_episodes())
         )
         verdict = gain(before, after, s.evaluate.resamples, s.seed)
@@ -332,15 +334,21 @@ class _Round:
         }
 
 
-def gain(before_T: Floats, after_T: Floats, resamples: int, seed: int) -> Report:
-    """Whether a new SLM is better, from the success of both on each validation task: the paired interval lies above 0."""
-    difference_B = resample_BT(len(after_T), resamples, seed) @ (after_T - before_T)
-    low, high = interval(np.asarray(difference_B))
+def gain(before_TZ: Floats, after_TZ: Floats, resamples: int, seed: int) -> Report:
+    """Whether a new SLM is better, from the success of both on each validation task under each seed.
+
+    The paired interval must lie above 0, and chance must not show as much on so few tasks (the exact test over tasks).
+    """
+    change_TZ = after_TZ - before_TZ
+    difference_B = resample_BT(len(change_TZ), resamples, seed) @ change_TZ.mean(axis=1)
+    low, high = wide_interval(np.asarray(difference_B), np.ones(len(change_TZ), dtype=int), 0.025)
+    p = sign_flip(np.rint(change_TZ.sum(axis=1)).astype(int))
     return {
-        "kept": low > 0,
-        "before": float(before_T.mean()),
-        "clone": float(after_T.mean()),
+        "kept": low > 0 and p <= 0.05,
+        "before": float(before_TZ.mean()),
+        "clone": float(after_TZ.mean()),
         "difference_ci95": [low, high],
+        "p": p,
     }
 
 
@@ -402,12 +410,8 @@ def _test_alone(root: Path, out: Path, others: Mapping[str, RunFolder], console:
         tasks, seeds = ctx.run.split("test"), ctx.settings.perturbations.test
         agents = {name: AgentSpec("routed", run.slm) for name, run in others.items()}
         rows, _ = play(ctx, agents, tasks, seeds, "test")
-        found = {name: outcomes(ctx, rows[name], tasks, seeds).success_T for name in agents}
-    weights_BT = resample_BT(len(tasks), ctx.settings.evaluate.resamples, ctx.settings.seed)
-    return {
-        name: {"slm_success": float(x_T.mean()), "slm_ci95": interval(np.asarray(weights_BT @ x_T))}
-        for name, x_T in found.items()
-    }
+        found = {name: outcomes(ctx, rows[name], tasks, seeds).success_TZ for name in agents}
+    return {name: {"slm_success": float(x_TZ.mean()), "slm_ci95": wilson_over_tasks(x_TZ)} for name, x_TZ in found.items()}
 
 
 def _line(number: int, found: Report) -> str:
