@@ -88,6 +88,12 @@ def test_calls_at_equal_success_are_read_off_the_curve():
     assert open_interval(np.array([1.0, *np.linspace(0, 1, 99), np.inf])) == pytest.approx([2.475 / 98, 96.525 / 98])
     assert open_interval(np.array([1.0, *np.linspace(0, 1, 50), *[np.inf] * 50]))[1] is None
     assert open_interval(np.full(9, np.inf)) == [None, None]
+    # of differences that are not known in some of the resamples, too many of them, or in the sample itself
+    known, unknown = np.linspace(0, 1, 99), [np.nan] * 2
+    low, high = open_interval(np.array([0.5, *known, *unknown]))
+    assert 0 <= low < 0.025 and 0.975 < high <= 1
+    assert open_interval(np.array([0.5, *known, *unknown * 3])) == [None, None]
+    assert open_interval(np.array([np.nan, *known])) == [None, None]
 
 
 @given(st.integers(0, 10_000), st.floats(0.05, 1.0))
@@ -324,6 +330,18 @@ def test_every_number_of_a_router_by_hand():
     assert routers["slm_only"]["calls_at_equal_success"] == {}
     assert found["mcnemar_p"] is None
     assert (routers["slm_only"]["curve"], routers["slm_only"]["area"], routers["slm_only"]["at_calls"]) == ([], None, {})
+
+
+def test_calls_that_neither_reaches_are_not_compared():
+    alone, first, teacher = (
+        outcomes((False,) * 4),
+        outcomes((True, False, False, False), asked=(1,)),
+        outcomes((True,) * 4),
+    )
+    ends = {"slm_only": Played(alone, None), "llm_only": Played(teacher, None), "llm_first": Played(first, None)}
+    both = {name: Played(first, 0.5, (0.5,), (first,)) for name in ("r2v", "random")}
+    _, differences = summarise(ends | both, SEEDS, Prices(1, 50), 0.2, 100, 3)
+    assert differences["random"]["calls_at_equal_success"]["0.98"] == {"calls": None, "ci95": [None, None]}
 
 
 @pytest.mark.parametrize(("alone", "ours", "p"), [(False, True, 0.5), (True, False, 0.5), (True, True, 1.0)])

@@ -93,10 +93,16 @@ def interval(values_B: Floats) -> list[float]:
 
 
 def open_interval(values_B: Floats) -> list[float | None]:
-    """`interval` of values that may be infinite: an end that is not finite is None."""
-    rising = np.sort(values_B[1:])
+    """`interval` of values that may be infinite: an end that is not finite is None. A value that is not known (NaN) may lie
+    beyond either end; where that of the sample itself is not known, neither end is.
+    """
+    if np.isnan(values_B[0]):
+        return [None, None]
     with np.errstate(invalid="ignore"):  # between two infinite neighbours
-        ends = np.quantile(rising, [0.025, 0.975])
+        ends = [
+            np.quantile(np.where(np.isnan(values_B[1:]), beyond, values_B[1:]), share)
+            for beyond, share in ((-np.inf, 0.025), (np.inf, 0.975))
+        ]
     return [float(end) if np.isfinite(end) else None for end in ends]
 
 

@@ -130,11 +130,9 @@ def _calls(values_B: np.ndarray) -> dict[str, Any]:
 
 
 def _fewer(ours_B: np.ndarray, others_B: np.ndarray) -> np.ndarray:
-    """Ours less the other's; 0 in a resample in which neither reaches the success, not known where both fail to."""
-    both_B = np.isinf(ours_B) & np.isinf(others_B)
-    fewer_B: np.ndarray = np.subtract(ours_B, others_B, out=np.zeros_like(ours_B), where=~both_B)
-    fewer_B[0] = np.inf if both_B[0] else fewer_B[0]
-    return fewer_B
+    """Ours less the other's; NaN, not known, in a resample in which neither reaches the success."""
+    with np.errstate(invalid="ignore"):  # inf - inf
+        return np.asarray(ours_B - others_B)
 
 
 def _numbers(o: Outcomes, seeds: Sequence[int], prices: Prices, alpha: float, weights_BT: np.ndarray) -> dict[str, Any]:
