@@ -21,14 +21,15 @@ from r2v.learning.sequences import encode_chats, is_learned
 from r2v.learning.settings import CloneSettings, ModelSettings
 from r2v.logs.importing import import_logs
 from r2v.pipeline.run_folder import RunFolder
-from r2v.pipeline.runner import run_stages
+from r2v.pipeline.runner import run_stages, study
 from r2v.pipeline.settings import RunSettings
 from r2v.pipeline.stages import STAGES
 from r2v.routers.base import features_of
 from r2v.runtime.settings import load
-from r2v.runtime.store import read_episodes, write_json
+from r2v.runtime.store import read_episodes, read_json, write_json
 from r2v.studies import improve as improving
-from r2v.studies.improve import Plan, gain, improve, lines
+from r2v.studies.ablate import _remade
+from r2v.studies.improve import Plan, gain, improve, lines, router_calls
 from r2v.studies.improve_on_logs import LEAST, _split, improve_on_logs, likelier
 from test_conversation_training import TEMPLATE, ledger
 from test_local_models import chat_tokenizer
@@ -182,6 +183,45 @@ def test_the_curve_ends_where_teacher_calls_are_limited(tmp_path):
     for ends, calls in (({}, 8.533), ({"llm_first": of(0.98, 3.0)}, 3.0), ({"llm_first": of(0.8, 3.0)}, None)):
         write_json(tmp_path / "8-evaluate" / "results.json", {"routers": routers | ends})
         assert improving._tested(RunFolder(tmp_path), "r2v")["calls_at_98"] == (calls and pytest.approx(calls, abs=1e-3))
+
+
+def test_rounds_ablations_and_replay_keep_to_the_limit_of_calls(base, tmp_path):
+    shutil.copytree(base, tmp_path / "run")
+    settings = RunFolder(base).settings
+    run_stages(STAGES, settings.but(evaluate=settings.evaluate.but(max_calls=1)), tmp_path / "run", QUIET, InProcess())
+    run = RunFolder(tmp_path / "run")
+    assert run.results()["replay"]["routers"]["llm_first"]["calls_per_episode"] <= 1
+    improve(run.root, tmp_path / "out", SAME, 1, (), QUIET, InProcess())
+    played = read_episodes(RunFolder(tmp_path / "out" / "round-1").of("collect") / "episodes.parquet")
+    assert max(sum(step.choice.teacher.calls for step in e.steps) for e in played) == 1
+    with study(run.root, tmp_path / "ablation", "ablate", QUIET, InProcess()) as ctx:
+        remade = _remade(ctx, "k 3", "3", run.slm, 3)
+    assert 0 < remade["calls_per_episode"] <= 1 and remade["replay"]["calls_per_episode"] <= 1
+
+
+class Counting(InProcess):
+    """Adds up the teacher calls of what a router plays while it is fitted."""
+
+    tuning = 0.0
+
+    def map(self, function, jobs, report, note=""):
+        super().map(function, jobs, report, note)
+        if note.startswith("helper "):
+            self.tuning += sum(row["teacher_calls"] for job in jobs for of in read_json(job.path).values() for row in of)
+
+
+def test_the_calls_of_tuning_are_calls_of_the_router(base, tmp_path):
+    shutil.copytree(base, tmp_path / "run")
+    settings, counting = RunFolder(base).settings, Counting()
+    few = settings.help.but(rates=(0.3,), explore_seeds=1, budgets=(0.5, 1.0))
+    run_stages(STAGES[:7], settings.but(routers=("r2v", "helper"), help=few), tmp_path / "run", QUIET, counting)
+    run = RunFolder(tmp_path / "run")
+    selection = run.selection()
+    assert selection["teacher_calls_tuning"] == counting.tuning > 0
+    assert RunFolder(base).selection()["teacher_calls_tuning"] == 0
+    spent = router_calls(run)
+    write_json(run.of("fit") / "thresholds.json", selection | {"teacher_calls_tuning": 0})
+    assert spent - router_calls(run) == counting.tuning
 
 
 def test_thresholds_by_share_cost_no_call_and_are_not_certified(base, tmp_path):
@@ -364,7 +404,11 @@ def test_an_option_of_the_other_kind_of_source_is_refused(refused, tmp_path):
 
 
 def test_only_what_is_shown_to_be_better_is_kept():
-    worse, better = np.array([0.5] * 40), np.array([0.5] * 30 + [1.0] * 10)
+    half, whole = [1.0, 0.0], [1.0, 1.0]
+    worse, better = np.array([half] * 40), np.array([half] * 30 + [whole] * 10)
     assert gain(worse, better, 500, 0)["kept"]
     assert not gain(better, worse, 500, 0)["kept"] and not gain(worse, worse, 500, 0)["kept"]
-    assert not gain(np.array([0.5] * 40), np.array([0.5] * 39 + [1.0]), 500, 0)["kept"]  # one task of forty is luck
+    assert not gain(worse, np.array([half] * 39 + [whole]), 500, 0)["kept"]  # one task of forty is luck
+    few = gain(np.array([half] * 5), np.array([whole] * 5), 500, 0)
+    assert few["difference_ci95"] == [0.5, 0.5] and few["p"] == 2 / 2**5 and not few["kept"]  # five tasks show nothing
+    assert gain(np.array([half] * 6), np.array([whole] * 6), 500, 0)["kept"]

@@ -263,7 +263,14 @@ def explain(
     found = [e for e in mine if e.task.id.endswith(name) and (not z or str(e.seed) == z)]
     if not found:
         raise SettingsError(f"no episode {episode} of router {router}; `r2v explain {run_folder}` lists them")
+    found = [e for e in found if e.task.id == name] or found
+    if len(tasks := dict.fromkeys(e.task.id for e in found)) > 1:
+        raise SettingsError(
+            f"{len(tasks)} tasks end in {name}: {', '.join(list(tasks)[:5])}; write more of the one you mean"
+        )
     console.print(explanation(found[0]))
+    if others := ", ".join(f"@{e.seed}" for e in found[1:]):
+        console.print(f"\nof the same task also {others}", highlight=False)
 
 
 @cli.command(rich_help_panel="Runs")
