@@ -228,7 +228,7 @@ def compare(
     comparison, console = make([RunFolder(run) for run in runs], router), Console()
     console.print(table(comparison))
     if not comparison["same_tasks"]:
-        console.print("The runs played other tasks or perturbation seeds: their rows are not paired.", highlight=False)
+        console.print(f"Their rows are not paired, because the runs differ in {comparison['differs']}.", highlight=False)
     if out is not None:
         console.print(f"\npage     {write_comparison(comparison, out)}", highlight=False)
         console.print(f"numbers  {out / 'comparison.json'}", highlight=False)
