@@ -220,11 +220,33 @@ def test_the_domain_keeps_all_promises():
         (' {"arguments": {"n": 5}, "name": "x"}', '{"name": "x", "arguments": {"n": 5}}'),
         ("It is paid.\n", "It is paid."),
         ('{"name": "x", "arguments": "all"}', '{"name": "x", "arguments": "all"}'),
+        ('<tool_call>\n{"name": "x", "arguments": {"n": 5}}\n</tool_call>', '{"name": "x", "arguments": {"n": 5}}'),
+        ('I look it up.\n\n{"name": "x", "parameters": {"n": 5}}', '{"name": "x", "arguments": {"n": 5}}'),
+        ('{"name": "x", "arguments": {"n": 5}}\n\nThis looks it up.', '{"name": "x", "arguments": {"n": 5}}'),
+        ('{"name": "x", "parameters": {"n": 5}}', '{"name": "x", "arguments": {"n": 5}}'),
+        ('{"name": "x", "arguments": {}}\n{"name": "y", "arguments": {}}', '{"name": "x", "arguments": {}}'),
+        ('It is {"name": "x", "arguments": {}} that I paid', 'It is {"name": "x", "arguments": {}} that I paid'),
     ],
 )
 def test_a_reply_is_a_call_or_the_answer(reply, action):
     assert action_of(reply) == action == action_of(action)
     assert (call_of(action) is None) == ("all" in action or "paid" in action)
+
+
+def test_hostile_replies_are_answers():
+    for text in ("[" * 100_000, '{"a":' * 100_000, '{"name": "x", "arguments": {"n": 1e999}}', "```json\n{" * 10_000):
+        assert call_of(text) is None
+
+
+def test_the_verifier_knows_the_tools_that_the_session_began_with():
+    cell = cell_of("banking", "user_task_1")
+    context = Context(cell.prompt, (f"Your tools:\n{cell.tools}",), (), 16)
+    texts = [
+        '{"name": "get_most_recent_transactions", "arguments": {"n": 5}}', "You spent 5.",
+        '{"name": "get_spending", "arguments": {}}', '{"name": "send_money", "arguments": {"recipient": "GB29"}}',
+    ]  # fmt: skip
+    scores = asyncio.run(load_domain("agentdojo").make_verifier().score(context, [Action(text) for text in texts]))
+    assert scores[0] > scores[1] > scores[2] == scores[3] == 0
 
 
 def live(reply, routers, injection=None):
@@ -243,7 +265,9 @@ def live(reply, routers, injection=None):
         )  # fmt: skip
         episodes = asyncio.run(played)
     assert [episode.failure for episode in episodes] == [None] * len(routers)
-    assert "send_money" in model.seen[0]["messages"][1]["content"]  # it is shown the tools
+    system, user = (message["content"] for message in model.seen[0]["messages"][:2])
+    assert system == f"Your tools:\n{cell_of('banking', 'user_task_1').tools}\n\n{domain.chat_format.system}"
+    assert user == f"Your task is to: {task.goal}"
     return episodes
 
 
