@@ -1,6 +1,6 @@
 """What the two chat models of a run solve alone, where a run cannot fit a router because one of them solves nothing.
 
-    python benchmarks/real_alone.py examples/terminal-real.yaml [--seeds 0] [--out FOLDER]
+    python benchmarks/real_alone.py examples/terminal-real.yaml [--seeds 0] [--concurrency 8] [--out FOLDER]
 
 The tasks that the run would take are played by the SLM (its verifier chooses among its candidates) and by the teacher,
 undisturbed (seed 0) or under perturbation seeds. Answers are taken from the settings' cassette; new ones need the models'
@@ -31,6 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("settings", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--concurrency", type=int, default=8, help="tasks at once: not more than a server's slots hold")
     parser.add_argument("--out", type=Path, help="folder for the episodes, as slm.parquet and teacher.parquet")
     arguments = parser.parse_args()
     settings = load(arguments.settings, RunSettings)
@@ -42,7 +43,7 @@ def main() -> None:
     played = asyncio.run(
         play_all(
             agents, cases(tasks, arguments.seeds), lambda task, z: make_environment(settings, task, z),
-            horizon=settings.environment.horizon, concurrency=8,
+            horizon=settings.environment.horizon, concurrency=arguments.concurrency,
         )
     )  # fmt: skip
     for name, episodes in zip(("SLM", "teacher"), played, strict=True):
