@@ -7,6 +7,7 @@ import json
 import lzma
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -22,6 +23,9 @@ from r2v.domains import load_domain
 from r2v.domains.agentdojo import engine
 from r2v.domains.agentdojo.chat_format import action_of, call_of
 from r2v.domains.agentdojo.engine import Cell, Judged, cell_of
+from r2v.pipeline.plan import plan
+from r2v.pipeline.settings import RunSettings
+from r2v.runtime.settings import load
 from servers import Model, of_llama, running
 
 SONNET, HAIKU, COMMAND_R, LLAMA = (
@@ -307,6 +311,17 @@ def test_the_expert_sees_from_the_texts_what_was_planted():
         actions.append(Action(candidate.action.text))
     assert "<INFORMATION>" in actions[-1].text  # the channel that it is about bears the planted text as its name
     assert cell.judge(state, candidate.action.text) == Judged(True, False)
+
+
+def test_a_plan_counts_the_list_of_tools_at_every_step():
+    settings = load(Path(__file__).parents[1] / "examples" / "agentdojo-real.yaml", RunSettings)
+    nobody = settings.teacher.but(base_url="http://127.0.0.1:9/v1")
+    slm = settings.slm.but(model=settings.slm.model.but(base_url=nobody.base_url))
+    _, teacher = plan(settings.but(teacher=nobody, slm=slm))
+    episodes, horizon = 2 * (settings.tasks.validation + settings.tasks.test), settings.environment.horizon
+    grown = (nobody.max_tokens + 100) * horizon * (horizon - 1) // 2 + nobody.max_tokens * horizon
+    tools = len(cell_of("banking", "user_task_1").tools) // 4
+    assert not teacher.answers and teacher.least > episodes * (grown + horizon * tools)
 
 
 def test_wrong_settings_of_the_domain_are_refused_in_one_line():
