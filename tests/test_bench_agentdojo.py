@@ -227,6 +227,7 @@ def test_the_domain_keeps_all_promises():
         ('<tool_call>\n{"name": "x", "arguments": {"n": 5}}\n</tool_call>', '{"name": "x", "arguments": {"n": 5}}'),
         ('I look it up.\n\n{"name": "x", "parameters": {"n": 5}}', '{"name": "x", "arguments": {"n": 5}}'),
         ('{"name": "x", "arguments": {"n": 5}}\n\nThis looks it up.', '{"name": "x", "arguments": {"n": 5}}'),
+        ('{"name": "x", "arguments": {"n": 4, "n": 5}, "type": "object"}}', '{"name": "x", "arguments": {"n": 5}}'),
         ('{"name": "x", "parameters": {"n": 5}}', '{"name": "x", "arguments": {"n": 5}}'),
         ('{"name": "x", "arguments": {}}\n{"name": "y", "arguments": {}}', '{"name": "x", "arguments": {}}'),
         ('It is {"name": "x", "arguments": {}} that I paid', 'It is {"name": "x", "arguments": {}} that I paid'),
@@ -238,7 +239,8 @@ def test_a_reply_is_a_call_or_the_answer(reply, action):
 
 
 def test_hostile_replies_are_answers():
-    for text in ("[" * 100_000, '{"a":' * 100_000, '{"name": "x", "arguments": {"n": 1e999}}', "```json\n{" * 10_000):
+    half = '{"name": "x", "arguments": {"n": "\\ud800"}}'
+    for text in (half, "[" * 100_000, '{"a":' * 100_000, '{"name": "x", "arguments": {"n": 1e999}}', "```json\n{" * 10_000):
         assert call_of(text) is None
 
 
