@@ -527,6 +527,15 @@ def test_messages_lose_nothing_of_the_context():
     assert (context.goal, context.observations, context.actions) == (CONTEXT.goal, CONTEXT.observations, CONTEXT.actions)
 
 
+def test_an_opening_stands_before_the_system_text_and_the_task_alone_is_the_user_s():
+    system, user, *rest = messages(CONTEXT, SYSTEM, opening=True)
+    assert system == {"role": "system", "content": f"{CONTEXT.observations[0]}\n\n{SYSTEM}"}
+    assert user == {"role": "user", "content": f"Your task is to: {CONTEXT.goal}"}
+    assert rest == messages(CONTEXT, SYSTEM)[2:]
+    (first, *_) = messages(CONTEXT, SYSTEM, system_role=False, opening=True)
+    assert first == {"role": "user", "content": f"{system['content']}\n\n{user['content']}"}
+
+
 def play(policy, task, scenes):
     environment = Household(generate(task.id, task.family, scenes).world())
     agent = Solo(policy, "teacher")

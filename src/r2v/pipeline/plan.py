@@ -82,7 +82,11 @@ def _episode_tokens(settings: RunSettings, model: ChatSettings, k: int, chat: Ch
     """(read, written) in an episode as long as the horizon, about: of K answers one enters the next prompt."""
     env, horizon = settings.environment, settings.environment.horizon
     tasks = settings.domain.tasks(env, PROBED_TASKS, settings.seed)[:PROBED_TASKS]
-    begins = [messages(Context(task.goal, ("",), (), horizon), chat.system) for task in tasks]
+    opened = [asyncio.run(settings.domain.environment(env, task).start()).text if chat.opening else "" for task in tasks]
+    begins = [
+        messages(Context(task.goal, (first,), (), horizon), chat.system, opening=chat.opening)
+        for task, first in zip(tasks, opened, strict=True)
+    ]
     first = sum(len(m["content"]) for begin in begins for m in begin) // (CHARACTERS * len(begins))
     grows = model.max_tokens + OBSERVATION_TOKENS
     read = horizon * first + grows * horizon * (horizon - 1) // 2
