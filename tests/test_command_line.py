@@ -140,6 +140,28 @@ def test_what_reads_a_ledger_makes_none(refused, tmp_path, monkeypatch):
     for command in ("export", "archive", "advise"):
         for path, said in ((empty, "is no ledger"), (other, "is no ledger"), (tmp_path / "gone.db", "does not exist")):
             format_of = ("--format", "ledger", "--out") if command == "advise" else ()
-            assert said in refused(command, path, *format_of, tmp_path / "out")
-    assert "has no session with an outcome (0 without one)" in refused("export", new, tmp_path / "out")
-    assert [path.read_bytes() for path in (empty, other)] == before and not (tmp_path / "out").exists()
+            assert said in refused(command, path, *format_of, tmp_path / "out.parquet")
+    assert "has no session with an outcome (0 without one)" in refused("export", new, tmp_path / "out.parquet")
+    assert [path.read_bytes() for path in (empty, other)] == before and not (tmp_path / "out.parquet").exists()
+
+
+def test_episodes_take_no_other_files_place(refused, tmp_path):
+    log = tmp_path / "log.jsonl"
+    chat = [{"role": "user", "content": "go"}, {"role": "assistant", "content": "gone"}]
+    log.write_text(json.dumps({"task": "t", "success": True, "messages": chat}))
+    Ledger(ledger := tmp_path / "ledger.db").close()
+    (link := tmp_path / "link.parquet").symlink_to(ledger)
+    (other := tmp_path / "other.parquet").write_text("mine")
+    before = ledger.read_bytes()
+    for out, said in (
+        (ledger, "is not the name of a Parquet file"),
+        (link, "is what is read"),
+        (other, "no episodes of r2v"),
+    ):
+        assert said in refused("export", ledger, out)
+        assert ("no episodes of r2v" if out == link else said) in refused("import", log, out)
+    assert ledger.read_bytes() == before and other.read_text() == "mine" and link.is_symlink()
+    made = tmp_path / "made.parquet"
+    for _ in range(2):  # what it has written itself it may write again
+        assert CliRunner().invoke(cli, ["import", str(log), str(made)]).exit_code == 0
+    assert f"{made} is what is read" in refused("import", made, made)

@@ -89,7 +89,7 @@ def test_outcomes_may_come_from_a_report(tmp_path):
 
 def test_bad_logs_are_one_line_that_names_the_place(tmp_path):
     path = tmp_path / "log.jsonl"
-    path.write_text(json.dumps({"messages": LOOP, "success": True}) + "\n{oops\n")
+    path.write_text(json.dumps({"messages": LOOP, "success": True}) + "\n{oops\n{}\n")
     with pytest.raises(ArtifactError, match=r"log\.jsonl:2 is not JSON"):
         import_logs(path, "openai-jsonl")
     path.write_text('{"rows": 1}')

@@ -50,9 +50,9 @@ def app() -> None:
     except R2VError as error:
         _fail(str(error))
     except ModuleNotFoundError as error:
-        if (line := missing(error.name or "", sys.argv[1:])) is None:
+        if (error.name or "r2v").split(".")[0] == "r2v":
             raise
-        _fail(line)
+        _fail(missing(error.name or "", sys.argv[1:]) or f"{error}, which is not installed")
     except MemoryError:
         _fail("a file holds more than fits into this machine's memory; give a smaller one")
     except KeyboardInterrupt:

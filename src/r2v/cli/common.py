@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from r2v.core.errors import SettingsError
+from r2v.core.errors import ArtifactError, SettingsError
 from r2v.core.types import Episode
 from r2v.logs import AUTO, BUILT_IN
-from r2v.runtime import plugins
 
 if TYPE_CHECKING:
     from r2v.logs.records import LogFormat
@@ -79,10 +78,9 @@ def given(ctx: typer.Context, *options: str) -> str:
 
 def _described() -> list[tuple[str, str]]:
     """(name, what it is) of every log format, for the shell's completion."""
-    from r2v.logs.importing import log_format
+    from r2v.logs.importing import log_formats
 
-    described = [(name, log_format(name).description) for name in plugins.names("log_formats", BUILT_IN)]
-    return [(AUTO, "by looking at the logs"), *described]
+    return [(AUTO, "by looking at the logs"), *((name, found.description) for name, found in log_formats())]
 
 
 @dataclass(frozen=True)
@@ -135,7 +133,32 @@ def imported(
         typer.echo(f"sample   of {steps:,} steps {most_steps:,} are read, of some tasks (--most-steps)", err=True)
         source = replace(source, most_steps=most_steps)
     episodes, unknown = import_logs(logs, source, outcomes, keep_unknown=keep_unknown)
+    if empty := sum(not episode.steps for episode in episodes):
+        typer.echo(f"no steps {counted(empty, 'session')} without a message of the assistant", err=True)
     return Imported(episodes, unknown, kind, source.verifier, share)
+
+
+def counted(number: int, what: str) -> str:
+    """ "1 session", "2 sessions"."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def check_parquet_out(out: Path, source: Path) -> None:
+    """Raise SettingsError where episodes written to `out` would take the place of anything but episodes of before."""
+    if out.suffix != ".parquet":
+        raise SettingsError(f"{out} is not the name of a Parquet file, as episodes.parquet; choose another path")
+    if not out.is_file():
+        return
+    if source.exists() and out.samefile(source):
+        raise SettingsError(f"{out} is what is read; choose another path")
+    from r2v.runtime.parquet import marks_of
+
+    try:
+        ours = b"r2v_schema" in marks_of(out)
+    except ArtifactError:
+        ours = False
+    if not ours:
+        raise SettingsError(f"{out} exists and holds no episodes of r2v; choose another path")
 
 
 def gateway_module() -> ModuleType:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from r2v.cli.common import cli, gateway_module
+from r2v.cli.common import check_parquet_out, cli, gateway_module
 from r2v.cli.launch import AGENTS, admin_key, ask, inbound_key, key_in_shell, launch, page
 from r2v.core.errors import ArtifactError, SettingsError
 from r2v.core.types import Episode
@@ -335,6 +335,7 @@ def export(
     """Write the sessions with an outcome as episodes (Parquet); `r2v fit` takes the file as it is."""
     from r2v.logs.ledger import FORMAT
 
+    check_parquet_out(out, ledger)
     unknown = 0
 
     def ended() -> Iterator[Episode]:

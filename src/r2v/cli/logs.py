@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from r2v.cli.common import MOST_STEPS, Format, Imported, Logs, Map, MostSteps, Outcomes, cli, imported
+from r2v.cli.common import MOST_STEPS, Format, Imported, Logs, Map, MostSteps, Outcomes, check_parquet_out, cli, imported
 from r2v.core.errors import ArtifactError, SettingsError
 from r2v.core.features import View
 from r2v.logs import AUTO
@@ -275,6 +275,7 @@ def import_episodes(
     outcomes: Outcomes = None,
 ) -> None:
     """Write trajectories of other programs as episodes (Parquet), which `r2v fit` and `r2v inspect` take as they are."""
+    check_parquet_out(out, logs)
     read = imported(logs, kind, outcomes, mapping)
     if not read.episodes:
         raise ArtifactError(f"{logs} has no episode with an outcome ({read.unknown} without one); give them with --outcomes")

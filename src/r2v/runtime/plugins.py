@@ -10,17 +10,20 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any, Literal
 
-from r2v.core.errors import SettingsError
+from r2v.core.errors import SettingsError, broke
 
 Group = Literal[
     "routers", "domains", "verifiers", "perturbations", "log_formats", "clients", "protocols", "verdicts", "suites"
 ]
+
+_log = logging.getLogger("r2v.plugins")
 
 
 def names(group: Group, built_in: Mapping[str, str]) -> tuple[str, ...]:
@@ -38,6 +41,7 @@ def load(group: Group, name: str, built_in: Mapping[str, str]) -> Any:
 
     Raises:
         SettingsError: nothing has that name, or it cannot be imported.
+        ModuleNotFoundError: it needs a package that is not installed.
     """
     path = built_in.get(name) or installed(group).get(name) or name
     if ":" not in path:
@@ -48,14 +52,42 @@ def load(group: Group, name: str, built_in: Mapping[str, str]) -> Any:
     module, thing = path.split(":", 1)
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(os.getcwd())
+    what = name if name in built_in else origin(group, name)
     try:
         return getattr(importlib.import_module(module), thing)
     except ModuleNotFoundError as error:
-        if error.name is not None and not module.startswith(error.name):
-            raise  # something that the part needs is not installed: the command line names the extra that has it
-        raise SettingsError(f"{name} cannot be loaded: there is no module {error.name}") from None
-    except AttributeError:
-        raise SettingsError(f"{name} cannot be loaded: {module} has no {thing}") from None
+        if error.name is not None and not module.startswith(error.name):  # the command line names the extra that has it
+            raise ModuleNotFoundError(f"{what} cannot be loaded: it needs {error.name}", name=error.name) from None
+        raise SettingsError(f"{what} cannot be loaded: there is no module {error.name}") from None
+    except AttributeError as error:
+        if getattr(error, "obj", None) is not sys.modules.get(module):  # it broke while it was imported
+            raise SettingsError(broke(f"{what} cannot be loaded: it", error)) from None
+        raise SettingsError(f"{what} cannot be loaded: {module} has no {thing}") from None
+    except Exception as error:
+        raise SettingsError(broke(f"{what} cannot be loaded: it", error)) from None
+
+
+def loadable(group: Group, built_in: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
+    """(name, part) of all, those of other packages first; one that cannot be loaded is left out with a warning."""
+    every = names(group, built_in)
+    for name in (*(name for name in every if name not in built_in), *built_in):
+        try:
+            yield name, load(group, name, built_in)
+        except (SettingsError, ModuleNotFoundError) as error:
+            if name in built_in:
+                raise
+            _log.warning("left out: %s", error)
+
+
+def origin(group: Group, name: str) -> str:
+    """The name of a part, with the package and the entry point that it comes from where it is an installed one's."""
+    from importlib.metadata import entry_points
+
+    point = next(iter(entry_points(group=f"r2v.{group}", name=name)), None)
+    if point is None:
+        return name
+    package = "" if point.dist is None else f" of the package {point.dist.name}"
+    return f"{name} (entry point r2v.{group}{package}: {point.value})"
 
 
 @cache
