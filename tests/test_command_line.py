@@ -7,6 +7,8 @@ import re
 import shlex
 import socket
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -54,6 +56,57 @@ def test_an_out_that_cannot_be_a_folder_is_named_before_any_work(refused, tmp_pa
     (tmp_path / "file").write_text("")
     said = refused("bench", "intercode", "--data", tmp_path, "--out", tmp_path / out)
     assert f"{tmp_path / out} cannot be opened or written ({why}); choose another path" in said
+
+
+@pytest.mark.parametrize("command", ["advise", "fit", "inspect", "train-verifier", "run"])
+def test_a_folder_is_made_before_logs_are_read_and_stays_only_with_results(refused, tmp_path, command):
+    (tmp_path / "file").write_text("")
+    log = tmp_path / "gone.jsonl"
+    if command == "run":
+        log = tmp_path / "logs.yaml"
+        log.write_text("version: 1\nlogs: {path: gone.jsonl, format: openai-jsonl}\n")
+    named = () if command == "run" else ("--format", "openai-jsonl")
+    unmade = refused(command, log, *named, "--out", tmp_path / "file/below")
+    assert "file/below cannot be opened or written (Not a directory)" in unmade
+    assert "gone.jsonl does not exist" in refused(command, log, *named, "--out", tmp_path / "new/below")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("command", ["advise x --out y", "fit x --out y", "inspect x --out y", "train-verifier x --out y",
+                                     "clone x --model m --out y", "bench"])  # fmt: skip
+def test_a_seed_below_zero_is_refused(refused, command):
+    assert "'--seed': -1 is not in the range 0<=x<=" in refused(*command.split(), "--seed", "-1", status=2)
+
+
+@pytest.mark.parametrize(
+    ("command", "broken", "said"),
+    [
+        ("run x --out y", "r2v.cli.runs.keys", "r2v: stopped; run the same command again to resume\n"),
+        ("fit x --out y", "r2v.cli.logs.imported", "r2v: stopped; nothing was written\n"),
+        ("bench --list", "r2v.cli.bench._list", "r2v: stopped\n"),
+    ],
+)
+def test_ctrl_c_says_what_it_leaves(refused, tmp_path, monkeypatch, command, broken, said):
+    def stop(*args, **named):
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(broken, stop)
+    assert refused(*command.split(), status=130) == said
+
+
+def test_ctrl_c_while_it_starts_is_no_traceback():
+    code = """
+import sys
+class Stop:
+    def find_spec(self, name, path=None, target=None):
+        if name == "r2v.cli.bench":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Stop())
+from r2v.cli import app
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "")
 
 
 @pytest.mark.parametrize(

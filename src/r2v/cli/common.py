@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from r2v.core.errors import ArtifactError, SettingsError
 from r2v.core.types import Episode
@@ -18,10 +21,31 @@ from r2v.logs import AUTO, BUILT_IN
 if TYPE_CHECKING:
     from r2v.logs.records import LogFormat
 
-cli = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Step-level routing for LLM agents.")
+
+class Stopped(Exception):
+    """A command was stopped by Ctrl-C. Typer itself would end with a status and say nothing."""
+
+    def __init__(self, command: str) -> None:
+        super().__init__(command)
+        self.command = command
+
+
+class _Commands(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise Stopped(ctx.invoked_subcommand or "") from None
+
+
+cli = typer.Typer(
+    cls=_Commands, no_args_is_help=True, pretty_exceptions_enable=False, help="Step-level routing for LLM agents."
+)
 
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 """A wrong command line, in the words of click: a package of its own, or part of newer versions of typer."""
+MAX_FIT_SEED = 2**31 - 1
+"""Of folds and fits: scikit-learn takes no larger one."""
 MAX_SEED = 999_999
 """So that the perturbation seeds of evaluations and of certificates never meet."""
 Set = Annotated[list[str] | None, typer.Option("--set", help="Change one setting (repeatable), e.g. --set seed=2.")]
@@ -141,6 +165,23 @@ def imported(
 def counted(number: int, what: str) -> str:
     """ "1 session", "2 sessions"."""
     return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+@contextmanager
+def out_folder(out: Path) -> Iterator[None]:
+    """Make a folder before the work whose results it gets, so that one that cannot be is told first.
+
+    What is empty at the end is removed again. Raises OSError.
+    """
+    new = [folder for folder in (out, *out.parents) if not folder.exists()]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
+        yield
+    finally:
+        with suppress(OSError):
+            for folder in new:
+                folder.rmdir()
 
 
 def check_parquet_out(out: Path, source: Path) -> None:
