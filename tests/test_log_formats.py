@@ -933,6 +933,8 @@ def test_a_ledger_has_its_own_outcomes(host, tmp_path):
         import_logs(served(host, tmp_path, redact=True), "ledger", outcomes)
     with pytest.raises(ArtifactError, match=r"nothing\.db does not exist"):
         import_logs(tmp_path / "nothing.db", "ledger")
+    with pytest.raises(ArtifactError, match=r"log\.jsonl is not a ledger .*; other logs are read without --format ledger$"):
+        import_logs(write(tmp_path / "log.jsonl"), "ledger")
     assert not (tmp_path / "nothing.db").exists()
 
 

@@ -25,6 +25,7 @@ from r2v.cli.common import (
     Outcomes,
     check_parquet_out,
     cli,
+    counted,
     imported,
     out_folder,
 )
@@ -302,7 +303,7 @@ def import_episodes(
     if not read.episodes:
         raise ArtifactError(f"{logs} has no episode with an outcome ({read.unknown} without one); give them with --outcomes")
     write_episodes(out, read.episodes)
-    typer.echo(f"{len(read.episodes)} episodes, {read.unknown} without an outcome left out\nwritten  {out}")
+    typer.echo(f"{counted(len(read.episodes), 'episode')}, {read.unknown} without an outcome left out\nwritten  {out}")
     typer.echo(f"next     r2v inspect {out} --out DIR, or r2v fit {out} --out DIR")
 
 

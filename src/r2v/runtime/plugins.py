@@ -27,8 +27,15 @@ _log = logging.getLogger("r2v.plugins")
 
 
 def names(group: Group, built_in: Mapping[str, str]) -> tuple[str, ...]:
-    """All that have a short name, the built-in ones first."""
+    """All that have a short name, the built-in ones first; one of a package that is called like these is warned of."""
+    for name in built_in.keys() & installed(group).keys():
+        _shadowed(group, name)
     return tuple(dict.fromkeys([*built_in, *installed(group)]))
+
+
+@cache
+def _shadowed(group: Group, name: str) -> None:
+    _log.warning("%s is not used: a part that comes with r2v is called so; give it another name", origin(group, name))
 
 
 def load(group: Group, name: str, built_in: Mapping[str, str]) -> Any:
