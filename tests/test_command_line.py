@@ -218,3 +218,25 @@ def test_episodes_take_no_other_files_place(refused, tmp_path):
     for _ in range(2):  # what it has written itself it may write again
         assert CliRunner().invoke(cli, ["import", str(log), str(made)]).exit_code == 0
     assert f"{made} is what is read" in refused("import", made, made)
+
+
+def test_names_of_episodes_are_never_cut_off(tmp_path):
+    log, name = tmp_path / "log.jsonl", "household/" + "pick_two_obj_and_place_" * 5
+    chat = [{"role": "user", "content": "go"}, {"role": "assistant", "content": "gone"}]
+    log.write_text(json.dumps({"task": name, "model": "m", "success": True, "messages": chat}))
+    done = CliRunner().invoke(cli, ["import", str(log), str(tmp_path / "episodes.parquet")])
+    assert "1 episode, 0 without an outcome left out" in done.output
+    listed = CliRunner().invoke(cli, ["explain", str(tmp_path), "--router", "m"], env={"COLUMNS": "80"})
+    assert f"{name}@0" in listed.output
+
+
+def test_doctor_knows_that_fit_works_without_parquet(monkeypatch):
+    from r2v.cli import doctor
+
+    monkeypatch.setattr(doctor, "find_spec", lambda name: None if name == "pyarrow" else name)
+    monkeypatch.setattr(doctor, "_gpus", lambda: None)
+    found = doctor.examine()
+    assert found["extras"]["fit"] == "without Parquet" and found["extras"]["serve"] is True
+    lines = doctor.advice(found)
+    assert "r2v fit, advise and inspect read no Parquet here: pip install 'r2v[fit]'" in lines
+    assert not any(line.startswith("extra fit ") for line in lines)
