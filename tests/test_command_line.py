@@ -58,7 +58,7 @@ def test_an_out_that_cannot_be_a_folder_is_named_before_any_work(refused, tmp_pa
     assert f"{tmp_path / out} cannot be opened or written ({why}); choose another path" in said
 
 
-@pytest.mark.parametrize("command", ["advise", "fit", "inspect", "train-verifier", "run"])
+@pytest.mark.parametrize("command", ["advise", "fit", "inspect", "train-verifier", "clone", "run"])
 def test_a_folder_is_made_before_logs_are_read_and_stays_only_with_results(refused, tmp_path, command):
     (tmp_path / "file").write_text("")
     log = tmp_path / "gone.jsonl"
@@ -66,6 +66,7 @@ def test_a_folder_is_made_before_logs_are_read_and_stays_only_with_results(refus
         log = tmp_path / "logs.yaml"
         log.write_text("version: 1\nlogs: {path: gone.jsonl, format: openai-jsonl}\n")
     named = () if command == "run" else ("--format", "openai-jsonl")
+    named += ("--model", "m") if command == "clone" else ()
     unmade = refused(command, log, *named, "--out", tmp_path / "file/below")
     assert "file/below cannot be opened or written (Not a directory)" in unmade
     assert "gone.jsonl does not exist" in refused(command, log, *named, "--out", tmp_path / "new/below")

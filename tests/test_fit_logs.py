@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import lzma
 from pathlib import Path
 
@@ -19,7 +20,8 @@ from r2v.routers.base import FittedWith
 from r2v.runtime.settings import load
 from r2v.runtime.store import read_episodes
 
-TAU = Path(__file__).parent.parent.parent / "shared/data/trajectories/tau_bench/episodes.jsonl.xz"
+SHARED = Path(os.environ.get("R2V_SHARED", Path(__file__).parents[2] / "shared"))
+TAU = SHARED / "data/trajectories/tau_bench/episodes.jsonl.xz"
 LOOP = [
     {"role": "system", "content": "s"},
     {"role": "user", "content": "book a flight"},

@@ -488,6 +488,7 @@ def test_an_anthropic_record_after_the_first_ones_is_not_read_as_openais(tmp_pat
 def test_each_file_of_a_folder_is_looked_at(tmp_path):
     lines(tmp_path / "a.jsonl", {**GOOD, "messages": CHAT[1:2]})
     (tmp_path / "README.txt").write_text("what this is")
+    (tmp_path / "aa.jsonl").touch()  # begun, and nothing logged yet
     assert detect(tmp_path) == "openai-jsonl"
     lines(tmp_path / "b.jsonl", {**GOOD, "messages": BLOCKS})
     assert detect(tmp_path) == "anthropic-jsonl"
@@ -496,8 +497,14 @@ def test_each_file_of_a_folder_is_looked_at(tmp_path):
         detect(tmp_path)
     (tmp_path / "c.jsonl").unlink()
     (tmp_path / "config.json").write_text('{"seed": 1}')
-    with pytest.raises(ArtifactError, match=r"config\.json:1 is in no format that is known; a record has the keys seed;"):
+    with pytest.raises(
+        ArtifactError, match=r"config\.json:1 is in no format that is known; a record has the keys seed;.*take"
+    ):
         detect(tmp_path)
+    for name in "ab":
+        (tmp_path / f"{name}.jsonl").unlink()
+    (tmp_path / "d.log").write_text(LOG)
+    assert detect(tmp_path) == "terminal-log"
 
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "2", "-1", "100", '"nan"', '"perhaps"', "9" * 400])

@@ -195,8 +195,8 @@ def clone(
     from r2v.learning.settings import CloneSettings, LoraSettings, ModelSettings
     from r2v.runtime.progress import progress
 
-    out.mkdir(parents=True, exist_ok=True)  # before minutes of reading
-    read = imported(logs, kind, outcomes, mapping)
+    with out_folder(out):  # before minutes of reading
+        read = imported(logs, kind, outcomes, mapping)
     rate = learning_rate or (2e-4 if lora else 2e-5)
     settings = CloneSettings(steps=steps, learning_rate=rate, warmup_steps=steps // 10)
     start = ModelSettings(path=model, lora=LoraSettings() if lora else None)

@@ -51,16 +51,24 @@ def detect(path: Path) -> str:
     if len(files) > 1:  # formats of JSON read no other text beside it, as a README.txt
         files = [file for file in files if not _is_text(file) or _is_text_log(file)] or files
     found: dict[str, Path] = {}
+    strange: ArtifactError | None = None
     for file in files:
-        for name in _of_file(file):
+        try:
+            names = _of_file(file)
+        except ArtifactError as error:
+            strange = strange or error
+            continue
+        for name in names:
             found.setdefault(name, file)
+    if strange is not None and found.keys() != {"terminal-log"}:  # text logs are read without the JSON beside them
+        raise ArtifactError(f"{strange}{'; if it is no log, take it out of the folder' if path.is_dir() else ''}")
     if found.keys() == {"openai-jsonl", "anthropic-jsonl"}:
         return "anthropic-jsonl"  # a chat of plain words alone looks the same in both
     if len(found) > 1:
-        names = (
-            ", ".join(sorted(found)) if len(files) == 1 else ", ".join(f"{found[name]}: {name}" for name in sorted(found))
-        )
-        raise ArtifactError(f"{path} holds records of several formats ({names}); name one (--format)")
+        listed = ", ".join(name if len(files) == 1 else f"{found[name]}: {name}" for name in sorted(found))
+        raise ArtifactError(f"{path} holds records of several formats ({listed}); name one (--format)")
+    if not found:
+        raise ArtifactError(f"{path} holds no records")
     return next(iter(found))
 
 
@@ -86,8 +94,6 @@ def _of_records(file: Path) -> set[str]:
         if name is None:
             raise ArtifactError(f"{where} is in no format that is known; a record {_shape(raw)}; {_MEND}")
         found.add(name)
-    if not found:
-        raise ArtifactError(f"{file} holds no records")
     return found
 
 

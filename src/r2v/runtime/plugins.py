@@ -59,19 +59,22 @@ def load(group: Group, name: str, built_in: Mapping[str, str]) -> Any:
     module, thing = path.split(":", 1)
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(os.getcwd())
-    what = name if name in built_in else origin(group, name)
     try:
         return getattr(importlib.import_module(module), thing)
     except ModuleNotFoundError as error:
         if error.name is not None and not module.startswith(error.name):  # the command line names the extra that has it
-            raise ModuleNotFoundError(f"{what} cannot be loaded: it needs {error.name}", name=error.name) from None
-        raise SettingsError(f"{what} cannot be loaded: there is no module {error.name}") from None
-    except AttributeError as error:
-        if getattr(error, "obj", None) is not sys.modules.get(module):  # it broke while it was imported
-            raise SettingsError(broke(f"{what} cannot be loaded: it", error)) from None
-        raise SettingsError(f"{what} cannot be loaded: {module} has no {thing}") from None
+            what = _cannot(group, name, built_in)
+            raise ModuleNotFoundError(f"{what} it needs {error.name}", name=error.name) from None
+        raise SettingsError(f"{_cannot(group, name, built_in)} there is no module {error.name}") from None
     except Exception as error:
-        raise SettingsError(broke(f"{what} cannot be loaded: it", error)) from None
+        what = _cannot(group, name, built_in)
+        if isinstance(error, AttributeError) and error.obj is sys.modules.get(module):
+            raise SettingsError(f"{what} {module} has no {thing}") from None
+        raise SettingsError(broke(f"{what} it", error)) from None  # while it was imported
+
+
+def _cannot(group: Group, name: str, built_in: Mapping[str, str]) -> str:
+    return f"{name if name in built_in else origin(group, name)} cannot be loaded:"
 
 
 def loadable(group: Group, built_in: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
