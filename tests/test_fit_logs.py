@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import lzma
+import os
 from pathlib import Path
 
 import numpy as np
