@@ -56,7 +56,7 @@ def sessions() -> Iterator[Step]:
             context = context_of(parse(json.dumps({**body, "n": 1}).encode()), 50)
             drawn = complete(SLM, body)["choices"]
             candidates = tuple(Candidate(action_of(c["message"]), *logprobs_of(c, None), NO_USAGE) for c in drawn)
-            yield context, candidates, memory
+            yield context, candidates, memory, 0
             scores = asyncio.run(ToolCallVerifier([TOOL]).score(context, [c.action for c in candidates]))
             decision = Rules().decide(context, featurise(context, candidates, scores), memory, seed=0)
             memory = memory.after(decision)
@@ -83,7 +83,7 @@ def fitted(logs: Path, limit: int) -> tuple[Router, list[Step]]:
     parts: tuple[list[Step], list[Step]] = ([], [])
     for episode in advice.evidence.episodes:
         for step, context in zip(episode.steps, episode.contexts(50), strict=True):
-            one: Step = (context, step.choice.candidates, Memory())
+            one: Step = (context, step.choice.candidates, Memory(), 0)
             parts[asks(router, ToolCallVerifier([]), one)].append(one)
     return router, [s for part in parts for s in part[:: -(-len(part) // limit) or 1]]
 

@@ -269,16 +269,16 @@ def response_events(answer: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any
 def _response_events(answer: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     yield "response.created", {"response": {**answer, "status": "in_progress", "output": [], "usage": None}}
     for i, item in enumerate(answer["output"]):
-        yield "response.output_item.added", {"output_index": i, "item": item}
-        if item["type"] == "message":
-            (part,) = item["content"]
-            where = {"item_id": item["id"], "output_index": i, "content_index": 0}
+        begun = {**item, "content": []} if item["type"] == "message" else item
+        yield "response.output_item.added", {"output_index": i, "item": begun}
+        for j, part in enumerate(item.get("content") or []):
+            where = {"item_id": item["id"], "output_index": i, "content_index": j}
             yield "response.content_part.added", {**where, "part": {**part, "text": ""}}
             for text in pieces(part["text"], 20):
                 yield "response.output_text.delta", {**where, "delta": text, "logprobs": []}
             yield "response.output_text.done", {**where, "text": part["text"], "logprobs": []}
             yield "response.content_part.done", {**where, "part": part}
-        elif item["type"] == "function_call":
+        if item["type"] == "function_call":
             where = {"item_id": item["id"], "output_index": i}
             yield "response.function_call_arguments.delta", {**where, "delta": item["arguments"]}
             yield "response.function_call_arguments.done", {**where, "arguments": item["arguments"], "name": item["name"]}

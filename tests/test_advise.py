@@ -18,8 +18,8 @@ from r2v.cli import cli
 from r2v.core.features import FEATURES, featurise
 from r2v.core.groups import folds, groups, splits
 from r2v.core.reading import FIELDS, ROOM, Reader, grams, texts
-from r2v.core.types import NO_USAGE, Action, Candidate, Context, Features, Memory, Task
-from r2v.evaluation.gain import Units, gain_of, mean_gain
+from r2v.core.types import NO_USAGE, Action, Candidate, Code, Context, Decision, Features, Memory, Task
+from r2v.evaluation.gain import SHARES, Gain, Units, choice_widens, escalated, gain_of, mean_gain
 from r2v.gateway.routing import load_configured
 from r2v.gateway.settings import GatewaySettings
 from r2v.learning.reading import fit_reader, probability, read_rows
@@ -30,7 +30,7 @@ from r2v.routers import decide, load_router
 from r2v.routers.base import FittedWith
 from r2v.routers.reading import Reading
 from r2v.runtime.settings import load
-from r2v.studies.advise import advise, router_of
+from r2v.studies.advise import advise, router_of, verdict_of
 from r2v.studies.costs import Costs, read_prices, tokens_of
 from r2v.studies.evidence import differs, evidence_of, own_steps
 from r2v.studies.fit_logs import fitted_with
@@ -315,6 +315,30 @@ def test_an_interval_is_over_groups_not_over_sessions():
     assert width(5) == pytest.approx(width(1), rel=1e-9)
 
 
+def test_an_interval_counts_that_the_operating_points_were_chosen(monkeypatch):
+    """Scores that say nothing, of steps whose routes were drawn: what was chosen varies from log to log."""
+    monkeypatch.setattr("r2v.evaluation.gain.RESAMPLES", 300)
+    monkeypatch.setattr("r2v.evaluation.gain.RECHOSEN", 200)
+    rng, holds, by = np.random.default_rng(0), [], []
+    kinds, group = ("benefit", "risk"), np.repeat(np.arange(60), 5)
+    for _ in range(200):
+        solved = np.repeat(rng.random(60) < 0.6, 5)
+        e = np.where(rng.random(300) < 0.5, 0.05, 0.95)
+        helped = rng.random(300) < e
+        worth = np.where(helped, 1 / e, -1 / (1 - e)) * (solved - 0.6)
+        scores = {kind: rng.normal(size=300) for kind in kinds}
+        units = Units(worth, scores, np.zeros(300, dtype=int), group, folds(group, 5, 0))
+        asked, _ = escalated(units, SHARES, kinds)
+        wider = choice_widens(units, SHARES, kinds, 0)
+        fixed, chosen = gain_of(asked, units, 0), gain_of(asked, units, 0, wider=wider)
+        assert chosen.gain == fixed.gain and wider >= 1
+        holds.append([low <= 0 <= high for low, high in (fixed.ci95, chosen.ci95)])
+        by.append(wider)
+    fixed, chosen = np.mean(holds, axis=0)
+    assert fixed < 0.9 and chosen > 0.92 and 1.1 < np.mean(by) < 1.5
+    assert choice_widens(units, (0.2,), ("risk",), 0) == 1.0
+
+
 def test_auroc_among_equals_is_the_mean_over_strata_weighted_by_pairs():
     rng = np.random.default_rng(0)
     score, y, t = rng.random(300), (rng.random(300) < 0.4).astype(float), rng.integers(0, 4, 300)
@@ -429,6 +453,11 @@ def test_ten_sessions_are_a_useful_page(outcome):
     assert "desk (40)" in shown and "&lt;b&gt;" in shown and "<b>" not in shown
 
 
+def chose(code: Code) -> Decision:
+    """That the teacher takes the step, for this reason."""
+    return Decision("escalate", code, None, None, None, 1.0, (), "")
+
+
 def observed(episodes, seed: int = 0):
     """As a ledger in mode observe: the teacher answered beside the SLM's draft, and differed on what is hard."""
     rng = np.random.default_rng(seed)
@@ -441,7 +470,8 @@ def observed(episodes, seed: int = 0):
         for s in e.steps:
             other = bool(rng.random() < (0.8 if hard else 0.1))
             action = Action("something else") if other else s.choice.action
-            steps.append(replace(s, alike=not other, choice=replace(s.choice, source="teacher", action=action)))
+            choice = replace(s.choice, source="teacher", action=action, decision=chose("observe"))
+            steps.append(replace(s, alike=not other, choice=choice))
         found.append(replace(e, steps=tuple(steps), success=None))
     return found
 
@@ -454,6 +484,71 @@ def test_drafts_beside_answers_are_learned_from_without_any_outcome(episodes):
     assert "would have done" in paragraph(facts) and facts["at_risk"] is not None
 
 
+def routed(episodes, seed: int = 0):
+    """The same in mode active: a router that knows where they differ escalates these, and few others."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for e in episodes:
+        steps = []
+        for s in e.steps:
+            if rng.random() < (0.1 if s.alike else 0.8):
+                s = replace(s, choice=replace(s.choice, decision=chose("risk_above")))
+            else:
+                own = replace(s.choice, source="slm", action=s.choice.candidates[0].action, decision=None)
+                s = replace(s, alike=None, choice=own)
+            steps.append(s)
+        found.append(replace(e, steps=tuple(steps)))
+    return found
+
+
+def test_steps_that_the_router_chose_say_nothing_of_the_others(episodes):
+    everything = observed(episodes)
+    share = np.mean([s.alike for e in everything for s in e.steps])
+    half = len(everything) // 2
+    mixed = [*everything[:half], *routed(everything[half:])]
+    facts = advise(mixed, Costs()).facts
+    chosen = sum(s.choice.source == "teacher" for e in mixed[half:] for s in e.steps)
+    assert facts["evidence"] == "alike" and facts["steps_used"] == 4 * half and chosen > 100
+    assert facts["teacher_beside_drafts"] == {"counted": 4 * half, "chosen_by_router": chosen}
+    assert facts["alike_share"] == pytest.approx(share, abs=0.06)
+    assert f"({chosen} others, which the router chose to escalate, are left out)" in paragraph(facts)
+    alone = advise(routed(everything), Costs()).facts
+    assert alone["evidence"] is None and "that the router chose, which say nothing of the others" in alone["why"]
+    drawn = [
+        replace(e, steps=tuple(replace(s, choice=replace(s.choice, decision=chose("explore"))) for s in e.steps))
+        for e in everything
+    ]
+    evidence = evidence_of(drawn, groups(drawn))
+    assert evidence.kind == "alike" and 1 - evidence.labels["differs"].mean() == pytest.approx(share)
+
+
+def test_of_steps_that_were_not_compared_as_many_are_at_risk(episodes):
+    everything = observed(episodes)
+    whole = evidence_of(everything, groups(everything))
+    some = [
+        replace(
+            e,
+            steps=tuple(
+                replace(s, alike=s.alike, choice=s.choice)
+                if s.t % 2
+                else replace(s, alike=None, choice=replace(s.choice, features=None, candidates=()))
+                for s in e.steps
+            ),
+        )
+        for e in everything
+    ]
+    half = evidence_of(some, groups(some))
+    assert len(half.rows) * 2 == len(whole.rows)
+    risks = []
+    for evidence in (whole, half):
+        units = evidence.units({"differs": np.zeros(len(evidence.rows))}, np.zeros(len(evidence.rows), dtype=int))
+        risks.append(evidence.at_risk(units, np.ones(len(units), dtype=bool)))
+    differ = [[not s.alike for s in e.steps] for e in everything]
+    assert risks[0] == np.mean([any(d) for d in differ]) and risks[1] == min(
+        1.0, np.mean([2 * sum(d[1::2]) for d in differ])
+    )
+
+
 def test_steps_after_the_last_help_are_the_slms_own(episodes):
     e = episodes[0]
     helped = replace(e.steps[1], choice=replace(e.steps[1].choice, source="teacher"))
@@ -464,14 +559,25 @@ def test_steps_after_the_last_help_are_the_slms_own(episodes):
     assert differs(other) is True
 
 
-def test_helped_sessions_are_not_thrown_away(episodes):
+def test_a_session_that_was_helped_was_not_played_alone(episodes):
+    """It is read after its last help, and says nothing of what the SLM solves."""
     small = [e for e in episodes if e.agent == "small"]
-    some = [
-        replace(e, steps=(replace(e.steps[0], choice=replace(e.steps[0].choice, source="teacher")), *e.steps[1:]))
-        for e in small
+    half = len(small) // 2
+    helped = [
+        replace(
+            e, success=True, steps=(replace(e.steps[0], choice=replace(e.steps[0].choice, source="teacher")), *e.steps[1:])
+        )
+        for e in small[half:]
     ]
-    evidence = evidence_of(some, groups(some))
-    assert evidence is not None and len(evidence.episodes) == len(small) and (evidence.rows.t_N > 0).all()
+    mixed = [*small[:half], *helped]
+    advice = advise(mixed, Costs())
+    facts, evidence = advice.facts, advice.evidence
+    assert (facts["evidence"], facts["sessions_alone"], facts["sessions_helped"]) == ("outcomes", half, len(helped))
+    solved = np.mean([e.success for e in small[:half]])
+    assert facts["nulls"]["success"]["slm alone"] == pytest.approx(solved)
+    assert f"{solved:.0%} of the {half} that one model played without help are solved" in paragraph(facts)
+    assert len(evidence.rows) == 4 * half + 3 * len(helped) and len(evidence.unit_rows) == half
+    assert evidence_of(helped, groups(helped)) is None
 
 
 def test_the_models_can_be_named(episodes):
@@ -568,6 +674,28 @@ def test_the_threshold_is_on_the_scale_of_the_served_scores(tmp_path):
         for e in small
     ]
     assert np.mean(np.array(highest) >= router.threshold) == pytest.approx(0.2, abs=0.04)
+
+
+def test_the_table_has_the_thresholds_of_the_router(advice, episodes):
+    """What a line says that a threshold escalates is what the served router escalates there."""
+    router = router_of(advice, fitted_with(episodes, None))
+    table = advice.facts["table"]
+    assert router.threshold in [line["threshold"] for line in table]
+    small = [e for e in episodes if e.agent == "small"]
+    highest = [
+        max(router.score_of(c, s.choice.action, s.choice.features) for c, s in zip(e.contexts(50), e.steps, strict=True))
+        for e in small
+    ]
+    for line in table:
+        assert np.mean(np.array(highest) >= line["threshold"]) == pytest.approx(line["share"], abs=0.12)
+
+
+def test_what_one_split_shows_and_another_does_not_takes_more_than_one_session(advice):
+    shown = Gain(0.25, 0.08, (0.03, 0.13), (0.01, 0.15), 60)
+    other = Gain(0.25, 0.05, (0.0, 0.1), (-0.01, 0.11), 60)
+    assert shown.groups_needed < 60 and other.groups_needed == 87
+    found = verdict_of(advice.evidence, shown, other, {})
+    assert found["verdict"] == "no_route" and found["sessions_needed"] == np.ceil(27 * 200 / 60)
 
 
 @pytest.mark.parametrize(

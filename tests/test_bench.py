@@ -24,7 +24,7 @@ from r2v.bench.table import Table
 from r2v.cli import cli
 from r2v.core.errors import SettingsError, StageError
 from r2v.core.types import Context, Decision, Features, Memory
-from r2v.routers import router_class
+from r2v.routers import SHIPPED, router_class
 from r2v.routers.base import FitData, FittedWith, RouterBase
 
 SHOWN = INTERCODE_VERDICT.path
@@ -199,6 +199,18 @@ def test_routers_of_ones_own_by_dotted_path_and_by_folder(data: Path, tmp_path: 
     assert facts["suite"] == "intercode-verdict" and facts["fidelity"] == {}
     page = (tmp_path / "bench.html").read_text()
     assert own in page and facts["predictions_sha256"][:16] in page
+
+
+@pytest.mark.parametrize("name", ["recorded", str(SHIPPED["recorded"])])
+def test_the_router_that_comes_fitted_is_scored_and_says_on_what_it_was_fitted(data: Path, tmp_path: Path, name: str):
+    """It was fitted on sessions of any length, and on these very ones."""
+    done = bench("intercode-verdict", "--data", data, "--out", tmp_path, "--router", name, "--only", "--json")
+    assert done.exit_code == 0, done.output
+    facts = json.loads(done.stdout.splitlines()[-1])
+    assert [row["router"] for row in facts["rows"]].count(name) == 1 and facts["left_out"] == []
+    line = "fitted elsewhere on InterCode SQL, InterCode Bash, WorkBench: on these its row shows what it has seen"
+    assert f"{name}: {line}" in " ".join(done.stdout.split())
+    assert RANDOM not in {row["router"] for row in facts["rows"] if row["source"].startswith("fitted elsewhere")}
 
 
 def test_the_same_seed_predicts_the_same(split: Split, data: Path, tmp_path: Path):

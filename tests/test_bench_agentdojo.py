@@ -7,6 +7,7 @@ import json
 import lzma
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -22,6 +23,9 @@ from r2v.domains import load_domain
 from r2v.domains.agentdojo import engine
 from r2v.domains.agentdojo.chat_format import action_of, call_of
 from r2v.domains.agentdojo.engine import Cell, Judged, cell_of
+from r2v.pipeline.plan import plan
+from r2v.pipeline.settings import RunSettings
+from r2v.runtime.settings import load
 from servers import Model, of_llama, running
 
 SONNET, HAIKU, COMMAND_R, LLAMA = (
@@ -220,11 +224,35 @@ def test_the_domain_keeps_all_promises():
         (' {"arguments": {"n": 5}, "name": "x"}', '{"name": "x", "arguments": {"n": 5}}'),
         ("It is paid.\n", "It is paid."),
         ('{"name": "x", "arguments": "all"}', '{"name": "x", "arguments": "all"}'),
+        ('<tool_call>\n{"name": "x", "arguments": {"n": 5}}\n</tool_call>', '{"name": "x", "arguments": {"n": 5}}'),
+        ('I look it up.\n\n{"name": "x", "parameters": {"n": 5}}', '{"name": "x", "arguments": {"n": 5}}'),
+        ('{"name": "x", "arguments": {"n": 5}}\n\nThis looks it up.', '{"name": "x", "arguments": {"n": 5}}'),
+        ('{"name": "x", "arguments": {"n": 4, "n": 5}, "type": "object"}}', '{"name": "x", "arguments": {"n": 5}}'),
+        ('{"name": "x", "parameters": {"n": 5}}', '{"name": "x", "arguments": {"n": 5}}'),
+        ('{"name": "x", "arguments": {}}\n{"name": "y", "arguments": {}}', '{"name": "x", "arguments": {}}'),
+        ('It is {"name": "x", "arguments": {}} that I paid', 'It is {"name": "x", "arguments": {}} that I paid'),
     ],
 )
 def test_a_reply_is_a_call_or_the_answer(reply, action):
     assert action_of(reply) == action == action_of(action)
     assert (call_of(action) is None) == ("all" in action or "paid" in action)
+
+
+def test_hostile_replies_are_answers():
+    half = '{"name": "x", "arguments": {"n": "\\ud800"}}'
+    for text in (half, "[" * 100_000, '{"a":' * 100_000, '{"name": "x", "arguments": {"n": 1e999}}', "```json\n{" * 10_000):
+        assert call_of(text) is None
+
+
+def test_the_verifier_knows_the_tools_that_the_session_began_with():
+    cell = cell_of("banking", "user_task_1")
+    context = Context(cell.prompt, (f"Your tools:\n{cell.tools}",), (), 16)
+    texts = [
+        '{"name": "get_most_recent_transactions", "arguments": {"n": 5}}', "You spent 5.",
+        '{"name": "get_spending", "arguments": {}}', '{"name": "send_money", "arguments": {"recipient": "GB29"}}',
+    ]  # fmt: skip
+    scores = asyncio.run(load_domain("agentdojo").make_verifier().score(context, [Action(text) for text in texts]))
+    assert scores[0] > scores[1] > scores[2] == scores[3] == 0
 
 
 def live(reply, routers, injection=None):
@@ -243,7 +271,9 @@ def live(reply, routers, injection=None):
         )  # fmt: skip
         episodes = asyncio.run(played)
     assert [episode.failure for episode in episodes] == [None] * len(routers)
-    assert "send_money" in model.seen[0]["messages"][1]["content"]  # it is shown the tools
+    system, user = (message["content"] for message in model.seen[0]["messages"][:2])
+    assert system == f"Your tools:\n{cell_of('banking', 'user_task_1').tools}\n\n{domain.chat_format.system}"
+    assert user == f"Your task is to: {task.goal}"
     return episodes
 
 
@@ -283,6 +313,17 @@ def test_the_expert_sees_from_the_texts_what_was_planted():
         actions.append(Action(candidate.action.text))
     assert "<INFORMATION>" in actions[-1].text  # the channel that it is about bears the planted text as its name
     assert cell.judge(state, candidate.action.text) == Judged(True, False)
+
+
+def test_a_plan_counts_the_list_of_tools_at_every_step():
+    settings = load(Path(__file__).parents[1] / "examples" / "agentdojo-real.yaml", RunSettings)
+    nobody = settings.teacher.but(base_url="http://127.0.0.1:9/v1")
+    slm = settings.slm.but(model=settings.slm.model.but(base_url=nobody.base_url))
+    _, teacher = plan(settings.but(teacher=nobody, slm=slm))
+    episodes, horizon = 2 * (settings.tasks.validation + settings.tasks.test), settings.environment.horizon
+    grown = (nobody.max_tokens + 100) * horizon * (horizon - 1) // 2 + nobody.max_tokens * horizon
+    tools = len(cell_of("banking", "user_task_1").tools) // 4
+    assert not teacher.answers and teacher.least > episodes * (grown + horizon * tools)
 
 
 def test_wrong_settings_of_the_domain_are_refused_in_one_line():

@@ -14,10 +14,14 @@ from typer.testing import CliRunner
 
 from r2v.cli import cli
 from r2v.core.errors import ArtifactError, SettingsError
+from r2v.core.seeds import derive_seed
 from r2v.evaluation.certificate import Certificate, Target, certified, load_certificate
 from r2v.evaluation.outcomes import Outcomes, Row, gather
 from r2v.evaluation.tail import Losses, against_teacher, failures, worst_mean, worst_p
 from r2v.maths.testing import betting_p, fixed_sequence
+from r2v.pipeline.settings import CERTIFY_SEEDS_FROM, RunSettings
+from r2v.runtime.settings import validated
+from r2v.studies.certify import drawn, subject
 
 ZS = (1, 2, 3, 4)
 
@@ -217,3 +221,25 @@ def test_a_certificate_is_good_for_what_it_was_made_for_alone(tmp_path):
         path.unlink() if text is None else path.write_text(text)
         with pytest.raises(ArtifactError, match=said):
             load_certificate(path, {})
+
+
+def run_settings(**settings) -> RunSettings:
+    return validated(RunSettings, {"version": 1} | settings)
+
+
+def test_another_verifier_or_pool_is_another_certificate():
+    def pool(mistakes: float, price: float):
+        return {"pool": {"mid": {"kind": "expert", "mistakes": mistakes}}, "prices": {"pool": {"mid": price}}}
+
+    several = [{}, {"verifier": "household"}, {"verifier": "tool_calls"}, pool(0.0, 10), pool(0.9, 10), pool(0.0, 20),
+               {"evaluate": {"max_calls": 2}}]  # fmt: skip
+    assert len({subject(run_settings(**settings)) for settings in several}) == len(several)
+    assert subject(run_settings(routers=["r2v"], workers=1)) == subject(run_settings())
+
+
+def test_the_order_of_the_tasks_is_drawn_not_the_domains():
+    settings = run_settings()
+    first = drawn(settings, 40, 1)
+    made = settings.domain.fresh_tasks(settings.environment, 40, derive_seed("fresh tasks", 42, CERTIFY_SEEDS_FROM + 1))
+    assert sorted(t.id for t in first) == sorted(t.id for t in made) and first != made
+    assert drawn(settings, 40, 1) == first

@@ -440,13 +440,13 @@ def test_connection_refused_is_a_clear_error():
     assert str(caught.value) == f"teacher at {url}: connection failed (ClientConnectorError) after 2 tries"
 
 
-def test_any_http_answer_is_a_server_that_can_be_reached():
-    with serving(lambda body, number: completion("look")) as server:  # it refuses GET
+def test_a_server_is_asked_whether_it_answers():
+    with serving(lambda body, number: completion("look")) as server:
         asyncio.run(make_client(ClientSettings(base_url=server.url, model="m"), "small").probe())
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
-        with pytest.raises(ModelError, match=f"small at {url} is not reachable"):
+        with pytest.raises(ModelError, match=f"small at {url} does not answer: connection failed"):
             asyncio.run(make_client(ClientSettings(base_url=url, model="m"), "small").probe())
 
 
@@ -525,6 +525,15 @@ def read_back(chat_messages: list[dict[str, str]]) -> Context:
 def test_messages_lose_nothing_of_the_context():
     context = read_back(messages(CONTEXT, SYSTEM))
     assert (context.goal, context.observations, context.actions) == (CONTEXT.goal, CONTEXT.observations, CONTEXT.actions)
+
+
+def test_an_opening_stands_before_the_system_text_and_the_task_alone_is_the_user_s():
+    system, user, *rest = messages(CONTEXT, SYSTEM, opening=True)
+    assert system == {"role": "system", "content": f"{CONTEXT.observations[0]}\n\n{SYSTEM}"}
+    assert user == {"role": "user", "content": f"Your task is to: {CONTEXT.goal}"}
+    assert rest == messages(CONTEXT, SYSTEM)[2:]
+    (first, *_) = messages(CONTEXT, SYSTEM, system_role=False, opening=True)
+    assert first == {"role": "user", "content": f"{system['content']}\n\n{user['content']}"}
 
 
 def play(policy, task, scenes):

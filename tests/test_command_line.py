@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from r2v.cli.common import cli
 from r2v.core.errors import ArtifactError
 from r2v.gateway.ledger import Ledger
 from r2v.runtime.store import write_episodes
+from toy import TASK, routed, run
 
 MODEL = {"base_url": "http://127.0.0.1:9/v1", "model": "m", "price": {"input": 1, "output": 1}}
 
@@ -141,6 +143,17 @@ def test_what_follows_a_dry_run_has_its_options(tmp_path):
     options = ["--out", str(tmp_path / "a b"), "--set", "seed=2", "--set", "tasks={router: 9}", "--until", "collect"]
     done = CliRunner().invoke(cli, ["run", str(example), *options, "--dry-run"])
     assert done.output.splitlines()[-1] == f"next     {shlex.join(['r2v', 'run', str(example), *options])}"
+
+
+def test_an_episode_that_is_explained_is_the_only_one_meant(refused, tmp_path):
+    played = [replace(run(routed(), seed=z), task=replace(TASK, id=name)) for name in ("1", "11", "21") for z in (3, 4)]
+    write_episodes(tmp_path / "episodes.parquet", played)
+    explain = ("explain", str(tmp_path), "--router", played[0].agent)
+    shown = CliRunner().invoke(cli, [*explain, "1"]).output
+    assert shown.startswith("1 @ seed 3") and shown.endswith("of the same task also @4\n")
+    assert "also" not in CliRunner().invoke(cli, [*explain, "21@4"]).output
+    write_episodes(tmp_path / "episodes.parquet", played[2:])
+    assert "2 tasks end in 1: 11, 21; write more" in refused(*explain, "1")
 
 
 def test_a_port_that_is_taken_names_its_option(refused, tmp_path, monkeypatch):

@@ -36,6 +36,7 @@ from r2v.routers.entropy import Entropy
 from r2v.routers.heuristic import Heuristic
 from r2v.routers.r2v import R2V
 from r2v.routers.verifier import VerifierRouter
+from r2v.studies.ablation_plan import variants
 
 
 def candidate(text: str, logp: float | None = -1.0, entropy: float | None = 0.7) -> Candidate:
@@ -50,6 +51,15 @@ CANDIDATES = (
     candidate("take a 1 from b 1", -2.0),
 )
 SCORES = (0.6, 0.6, 0.3, 0.9)
+
+
+def test_an_ablation_leaves_out_the_families_of_its_run():
+    def left_out(*families):
+        return [
+            v.without_family for v in variants(RouterSettings(), with_answers=False, families=families) if v.without_family
+        ]
+
+    assert left_out("rot", "flaky+inject") == ["rot", "flaky+inject"] and left_out("flaky") == left_out() == []
 
 
 def test_the_fifteen_features_of_a_known_step():

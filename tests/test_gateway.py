@@ -287,6 +287,27 @@ def test_a_draft_that_is_slow_or_fails_costs_the_observed_agent_nothing(make):
     assert [tuple(row) for row in world.rows("source, score")] == [("teacher", None)] * 2
 
 
+def test_a_small_model_that_fails_every_draft_is_seen(make, capfd):
+    world = make(route__mode="observe", route__observe_share=1.0, small__retries=0)
+    world.small.status = [(400, {})]
+    assert [world.post().headers["x-r2v-arm"] for _ in range(3)] == ["teacher"] * 3
+    assert world.client.get("/v1/stats").json()["models"]["slm"]["calls"] == {"400": 3}
+    assert capfd.readouterr().err.count("could not be compared with the teacher's: slm: Refusal: slm: HTTP 400") == 1
+
+
+def test_paths_that_are_not_served_are_refused_in_the_clients_own_form(make):
+    world = make()
+    for path, kind in (("/v1/v1/messages", "not_found_error"), ("/v1/embeddings", None)):
+        answer = world.post(path)
+        error = answer.json()["error"]
+        assert answer.status_code == 404 and f"POST {path} is not served here" in error["message"]
+        assert kind is None or (error["type"] == kind and "leave it out" in error["message"])
+    assert (
+        world.client.put("/v1/models").status_code == 405
+        and "PUT" in world.client.put("/v1/models").json()["error"]["message"]
+    )
+
+
 def test_a_canary_is_active_for_some_sessions_each_as_a_whole(make):
     world = make(route__router="verifier", route__threshold=0.0, route__mode="canary", route__canary_share=0.5)
     codes = {s: {world.post(headers={"x-session-id": f"s{s}"}).headers["x-r2v-reason"] for _ in range(2)} for s in range(16)}

@@ -8,6 +8,7 @@ import threading
 import time
 from contextlib import closing
 
+import anthropic
 import httpx
 import openai
 import pytest
@@ -369,6 +370,42 @@ def test_a_chat_or_messages_client_with_a_responses_teacher(make):  # noqa: F811
     assert world.post(model="r2v:teacher", messages=orphan).status_code == 200
     kinds = [item.get("type", item.get("role")) for item in world.teacher.seen[-1]["input"]]
     assert kinds == ["system", "user", "user", "user"]
+
+
+def test_a_refusal_and_a_forced_call_reach_the_sdks_of_other_protocols(make):  # noqa: F811
+    world = make()
+    refusal = {"role": "assistant", "content": None, "refusal": "I cannot"}
+    call = {"type": "function", "function": {"name": "look", "arguments": {"where": "x"}}}  # as some servers write it
+
+    def answer(message: dict) -> dict:
+        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        return {"choices": [choice], "usage": {"prompt_tokens": 9, "completion_tokens": 5}}
+
+    slm = {"x-r2v-arm": "slm"}
+    world.small.reply = lambda body: answer(refusal)
+    with openai.OpenAI(base_url=f"{world.url}/v1", api_key=KEY, max_retries=0, default_headers=slm) as client:
+        with client.responses.stream(model="r2v", input="hi") as stream:
+            events, made = [one.type for one in stream], stream.get_final_response()
+        assert made.output[0].content[0].refusal == "I cannot" and "response.refusal.done" in events
+        with client.chat.completions.stream(model="r2v", messages=ASK) as stream:
+            assert stream.get_final_completion().choices[0].message.refusal == "I cannot"
+    with anthropic.Anthropic(base_url=world.url, api_key=KEY, max_retries=0, default_headers=slm) as client:
+        asked = {"model": "r2v", "max_tokens": 99, "messages": ASK[1:], "tools": ANTHROPIC_TOOLS[:1]}
+        said = client.messages.create(**asked)
+        assert (said.stop_reason, said.content[0].text) == ("refusal", "I cannot")
+        world.small.reply = lambda body: answer({"role": "assistant", "content": None, "tool_calls": [call]})
+        with client.messages.stream(**asked) as stream:
+            said = stream.get_final_message()
+    assert (said.stop_reason, said.content[0].input) == ("tool_use", {"where": "x"}) and said.content[0].id
+
+
+def test_a_body_of_the_wrong_type_is_the_clients_to_mend(make):  # noqa: F811
+    world = make(teacher_provider="openai_responses")
+    teacher = {"x-r2v-arm": "teacher"}
+    for path, more in (("/v1/chat/completions", {"response_format": "json"}), ("/v1/responses", {"include": 5})):
+        answer = world.post(path, ASKED[path] | more, teacher)
+        assert answer.status_code == 400 and next(iter(more)) in answer.json()["error"]["message"]
+    assert not world.teacher.seen and world.service.teacher.available
 
 
 # -- sessions -----------------------------------------------------------------------------------------------------

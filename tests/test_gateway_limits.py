@@ -436,6 +436,27 @@ def test_a_server_that_says_a_request_is_too_long_is_believed(make):  # noqa: F8
     assert (answer.status_code, answer.headers["x-r2v-arm"]) == (200, "teacher")
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("path", "limit"),
+    [("/v1/chat/completions", "max_tokens"), ("/v1/messages", "max_tokens"), ("/v1/responses", "max_output_tokens")],
+)
+def test_a_prompt_that_is_too_long_for_all_is_said_in_words_that_agents_know(make, path, limit, stream):  # noqa: F811
+    told = {"error": {"message": "maximum context length is 8192 tokens, you sent 9000", "code": "context_length_exceeded"}}
+    for mode in ("active", "observe"):
+        world = make(route__mode=mode)
+        world.small.refuse = world.teacher.refuse = (400, told)
+        text = {"input": "look"} if path == "/v1/responses" else {"messages": [{"role": "user", "content": "look"}]}
+        answer = world.post(path, {"model": "r2v", limit: 99, "stream": stream, **text})
+        error = answer.json()["error"]
+        assert (answer.status_code, answer.headers["x-r2v-reason"]) == (400, "prompt_too_long")
+        assert error["message"].startswith("prompt is too long: 9000 tokens > 8192 maximum")
+        assert error.get("code", "context_length_exceeded") == "context_length_exceeded"
+        world.small.refuse = None  # it has more room: it serves where the operator lets it
+        answer = world.post(path, {"model": "r2v:teacher" if mode == "active" else "r2v", limit: 99, **text})
+        assert answer.status_code == 400 and not world.rows()
+
+
 def test_a_verifier_that_breaks_gives_the_step_to_the_teacher(make, monkeypatch):  # noqa: F811
     async def broken(self, context, actions):
         raise ZeroDivisionError("no idea")

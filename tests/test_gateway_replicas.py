@@ -24,6 +24,7 @@ from r2v.core.errors import SettingsError
 from r2v.core.types import Decision
 from r2v.gateway.check import problems
 from r2v.gateway.ledger import Ledger, ModeChange
+from r2v.gateway.sessions import SIGNATURES
 from r2v.gateway.stores import shared_state
 from servers import KEY, Model, free_port, gateway, running, settings
 
@@ -78,6 +79,9 @@ def test_a_session_is_one_for_all_replicas(redis_url):
         second = await b.enter("k/s", dry=False)
         assert (first.t, second.t) == (0, 1) and second.memory.decisions == (decision,)
         assert not second.cold and second.prompt_tokens == 123 and second.signatures == {"sig": "teacher-1"}
+        for i in range(SIGNATURES + 3):
+            await b.sign(second, f"sig{i}", "teacher-1")
+        assert list((await a.enter("k/s", dry=True)).signatures) == [f"sig{i}" for i in range(3, SIGNATURES + 3)]
         assert (await b.enter("k/s", dry=True)).t == 2 and (await a.enter("k/s", dry=False)).t == 2
         await asyncio.sleep(0.3)
         assert (await b.enter("k/s", dry=True)).cold

@@ -21,15 +21,16 @@ from r2v.learning.sequences import encode_chats, is_learned
 from r2v.learning.settings import CloneSettings, ModelSettings
 from r2v.logs.importing import import_logs
 from r2v.pipeline.run_folder import RunFolder
-from r2v.pipeline.runner import run_stages
+from r2v.pipeline.runner import run_stages, study
 from r2v.pipeline.settings import RunSettings
 from r2v.pipeline.stages import STAGES
 from r2v.routers.base import features_of
 from r2v.runtime.settings import load
-from r2v.runtime.store import read_episodes, write_json
+from r2v.runtime.store import read_episodes, read_json, write_json
 from r2v.studies import improve as improving
-from r2v.studies.improve import Plan, gain, improve, lines
-from r2v.studies.improve_on_logs import LEAST, _split, improve_on_logs, likelier
+from r2v.studies.ablate import _remade
+from r2v.studies.improve import Plan, gain, improve, lines, router_calls
+from r2v.studies.improve_on_logs import LEAST, LEAST_HELD, _split, improve_on_logs, likelier
 from test_conversation_training import TEMPLATE, ledger
 from test_local_models import chat_tokenizer
 from tiny_models import tiny
@@ -184,6 +185,45 @@ def test_the_curve_ends_where_teacher_calls_are_limited(tmp_path):
         assert improving._tested(RunFolder(tmp_path), "r2v")["calls_at_98"] == (calls and pytest.approx(calls, abs=1e-3))
 
 
+def test_rounds_ablations_and_replay_keep_to_the_limit_of_calls(base, tmp_path):
+    shutil.copytree(base, tmp_path / "run")
+    settings = RunFolder(base).settings
+    run_stages(STAGES, settings.but(evaluate=settings.evaluate.but(max_calls=1)), tmp_path / "run", QUIET, InProcess())
+    run = RunFolder(tmp_path / "run")
+    assert run.results()["replay"]["routers"]["llm_first"]["calls_per_episode"] <= 1
+    improve(run.root, tmp_path / "out", SAME, 1, (), QUIET, InProcess())
+    played = read_episodes(RunFolder(tmp_path / "out" / "round-1").of("collect") / "episodes.parquet")
+    assert max(sum(step.choice.teacher.calls for step in e.steps) for e in played) == 1
+    with study(run.root, tmp_path / "ablation", "ablate", QUIET, InProcess()) as ctx:
+        remade = _remade(ctx, "k 3", "3", run.slm, 3)
+    assert 0 < remade["calls_per_episode"] <= 1 and remade["replay"]["calls_per_episode"] <= 1
+
+
+class Counting(InProcess):
+    """Adds up the teacher calls of what a router plays while it is fitted."""
+
+    tuning = 0.0
+
+    def map(self, function, jobs, report, note=""):
+        super().map(function, jobs, report, note)
+        if note.startswith("helper "):
+            self.tuning += sum(row["teacher_calls"] for job in jobs for of in read_json(job.path).values() for row in of)
+
+
+def test_the_calls_of_tuning_are_calls_of_the_router(base, tmp_path):
+    shutil.copytree(base, tmp_path / "run")
+    settings, counting = RunFolder(base).settings, Counting()
+    few = settings.help.but(rates=(0.3,), explore_seeds=1, budgets=(0.5, 1.0))
+    run_stages(STAGES[:7], settings.but(routers=("r2v", "helper"), help=few), tmp_path / "run", QUIET, counting)
+    run = RunFolder(tmp_path / "run")
+    selection = run.selection()
+    assert selection["teacher_calls_tuning"] == counting.tuning > 0
+    assert RunFolder(base).selection()["teacher_calls_tuning"] == 0
+    spent = router_calls(run)
+    write_json(run.of("fit") / "thresholds.json", selection | {"teacher_calls_tuning": 0})
+    assert spent - router_calls(run) == counting.tuning
+
+
 def test_thresholds_by_share_cost_no_call_and_are_not_certified(base, tmp_path):
     shutil.copytree(base, tmp_path / "run")
     settings = RunFolder(base).settings
@@ -268,7 +308,7 @@ def test_what_is_done_is_not_played_again_and_another_plan_is_refused(base, impr
 
 
 def test_a_ledger_trains_a_model_and_held_out_sessions_judge_it(base_model, tmp_path):
-    path = ledger(tmp_path / "ledger.db", redact=False, things=tuple(f"thing{i}" for i in range(26)))
+    path = ledger(tmp_path / "ledger.db", redact=False, things=tuple(f"thing{i}" for i in range(41)))
     command = ["improve", str(path), "--slm", str(base_model), "--steps", "12", "--json"]
     done = CliRunner().invoke(
         cli, [*command, "--learning-rate", "1e-2", "--out", str(tmp_path / "out")], catch_exceptions=False
@@ -276,7 +316,7 @@ def test_a_ledger_trains_a_model_and_held_out_sessions_judge_it(base_model, tmp_
     found = json.loads(done.stdout.splitlines()[-1])
     (one,) = found["rounds"]
     assert one["kept"] and one["loss"] < one["loss_before"] and one["fall_ci95"][0] > 0
-    assert (one["held_out_tasks"], one["teacher_calls_training"], found["sessions"]) == (5, 21, 21)
+    assert (one["held_out_tasks"], one["teacher_calls_training"], found["sessions"]) == (LEAST_HELD, 21, 21)
     assert found["model"] == str(tmp_path / "out" / "model") and load_model(found["model"])
     assert not (tmp_path / "out" / "partial").exists() and f"next      serve {found['model']}" in done.stdout
     again = CliRunner().invoke(cli, [*command, "--out", str(tmp_path / "out")])
@@ -292,7 +332,7 @@ def test_a_ledger_trains_a_model_and_held_out_sessions_judge_it(base_model, tmp_
 
 @pytest.mark.parametrize("at", ["likelier", "write_json"])
 def test_a_ledgers_round_that_was_killed_ends_as_if_it_had_not_been(base_model, tmp_path, monkeypatch, at):
-    path = ledger(tmp_path / "ledger.db", redact=False, things=tuple(f"thing{i}" for i in range(26)))
+    path = ledger(tmp_path / "ledger.db", redact=False, things=tuple(f"thing{i}" for i in range(41)))
     episodes, _ = import_logs(path, "ledger")
     some = CloneSettings(steps=3, learning_rate=1e-2, warmup_steps=0)
 
@@ -317,10 +357,10 @@ def test_a_ledgers_round_that_was_killed_ends_as_if_it_had_not_been(base_model, 
 def test_a_ledger_with_too_little_is_refused(base_model, tmp_path):
     few = ledger(tmp_path / "few.db", redact=False)
     episodes, _ = import_logs(few, "ledger")
-    with pytest.raises(StageError, match="2 tasks have an answer of the teacher, 25 are needed"):
+    with pytest.raises(StageError, match="2 tasks have an answer of the teacher, 40 are needed"):
         improve_on_logs(episodes, ModelSettings(path=str(base_model)), CloneSettings(), tmp_path / "out", 1, print)
     hashed, _ = import_logs(
-        ledger(tmp_path / "hashed.db", redact=True, things=tuple("abcdefghijklmnopqrstuvwxyz")), "ledger"
+        ledger(tmp_path / "hashed.db", redact=True, things=tuple(f"thing{i}" for i in range(LEAST))), "ledger"
     )
     with pytest.raises(StageError, match=r"keep no messages .*`store\.redact: false`"):
         improve_on_logs(hashed, ModelSettings(path=str(base_model)), CloneSettings(), tmp_path / "out", 1, print)
@@ -333,11 +373,25 @@ def test_near_copies_of_what_was_learned_are_not_held_out(tmp_path):
     sent = [f"{goal} run {n}" for goal in goals for n in range(2)]
     episodes = [replace(base, task=replace(base.task, id=goal, goal=goal), goal=goal) for goal in sent]
     learned, held, group_H = _split(episodes, 0)
-    assert len(held) == 10 and not {e.goal[:-6] for e in learned} & {e.goal[:-6] for e in held}
+    assert len(held) == 2 * LEAST_HELD and not {e.goal[:-6] for e in learned} & {e.goal[:-6] for e in held}
     assert {group_H.count(group) for group in group_H} == {2}
-    assert likelier(group_H, [1.0] * 10, [0.5] * 10, 0)["held_out_tasks"] == 5
+    assert likelier(group_H, [1.0] * 40, [0.5] * 40, 0)["held_out_tasks"] == LEAST_HELD
     with pytest.raises(StageError, match=f"{LEAST - 1} tasks have an answer of the teacher, {LEAST} are needed"):
         _split(episodes[2:], 0)
+
+
+def test_too_few_held_out_tasks_keep_nothing_and_say_how_many_are_missing():
+    found = likelier(range(LEAST_HELD - 3), [1.0] * (LEAST_HELD - 3), [0.5] * (LEAST_HELD - 3), 0)
+    assert found["fall_ci95"][0] > 0 and not found["kept"] and found["held_out_tasks_missing"] == 3
+    assert likelier(range(LEAST_HELD), [1.0] * LEAST_HELD, [0.5] * LEAST_HELD, 0)["kept"]
+
+
+def test_a_model_that_is_no_better_is_seldom_kept():
+    """One in forty is what an interval of 95 % allows."""
+    rng = np.random.default_rng(0)
+    falls = rng.normal(size=(1200, LEAST_HELD))
+    kept = [likelier(range(LEAST_HELD), 5 + fall, [5.0] * LEAST_HELD, 0)["kept"] for fall in falls]
+    assert np.mean(kept) < 0.033
 
 
 def test_of_an_unsolved_session_only_the_teachers_answers_are_learned(tmp_path):
@@ -351,11 +405,19 @@ def test_of_an_unsolved_session_only_the_teachers_answers_are_learned(tmp_path):
 
 
 def test_what_is_no_run_needs_a_model(refused, tmp_path):
+    (tmp_path / "ledger.db").touch()
     assert "name the model: --slm FOLDER" in refused("improve", tmp_path / "ledger.db")
+
+
+def test_what_does_not_exist_is_said_to(refused, tmp_path):
+    line = "none does not exist; give the folder of a run, or a gateway's ledger"
+    assert line in refused("improve", tmp_path / "none") and line in refused("improve", tmp_path / "none", "--slm", "model")
+    assert "does not exist" not in refused("improve", "postgresql://user@127.0.0.1:1/r2v", "--rounds", 2)
 
 
 def test_an_option_of_the_other_kind_of_source_is_refused(refused, tmp_path):
     ledger_path, run = tmp_path / "ledger.db", tmp_path / "run"
+    ledger_path.touch()
     line = refused("improve", ledger_path, "--slm", "model", "--rounds", 3, "--compare", "random_steps")
     assert line.endswith("ledger.db is no run (it has no settings.yaml); leave out what is for runs: --rounds, --compare\n")
     run.mkdir()
@@ -364,7 +426,11 @@ def test_an_option_of_the_other_kind_of_source_is_refused(refused, tmp_path):
 
 
 def test_only_what_is_shown_to_be_better_is_kept():
-    worse, better = np.array([0.5] * 40), np.array([0.5] * 30 + [1.0] * 10)
+    half, whole = [1.0, 0.0], [1.0, 1.0]
+    worse, better = np.array([half] * 40), np.array([half] * 30 + [whole] * 10)
     assert gain(worse, better, 500, 0)["kept"]
     assert not gain(better, worse, 500, 0)["kept"] and not gain(worse, worse, 500, 0)["kept"]
-    assert not gain(np.array([0.5] * 40), np.array([0.5] * 39 + [1.0]), 500, 0)["kept"]  # one task of forty is luck
+    assert not gain(worse, np.array([half] * 39 + [whole]), 500, 0)["kept"]  # one task of forty is luck
+    few = gain(np.array([half] * 5), np.array([whole] * 5), 500, 0)
+    assert few["difference_ci95"] == [0.5, 0.5] and few["p"] == 2 / 2**5 and not few["kept"]  # five tasks show nothing
+    assert gain(np.array([half] * 6), np.array([whole] * 6), 500, 0)["kept"]

@@ -8,9 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from r2v.core.mlp import Calibration
 from r2v.maths.calibration import FLAT, brier, ece, fit_isotonic, fit_scaling, nll, reliability_bins
 from r2v.maths.risk import cvar
-from r2v.maths.stats import auroc, mcnemar, newcombe, wilson
+from r2v.maths.stats import auroc, newcombe, sign_flip, wilson, wilson_over_tasks
+from r2v.routers.base import quantiles
 
 probabilities = hnp.arrays(np.float64, st.integers(4, 60), elements=st.floats(0, 1))
 
@@ -71,6 +73,25 @@ def test_scaling_keeps_the_order_of_logits_that_say_nothing_or_the_contrary(seed
         assert 1 / (1 + np.exp(-bias)) == pytest.approx(y_N.mean(), abs=1e-3)
 
 
+@pytest.mark.parametrize("solved", [0, 1, 126, 127])
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("low", [-4.0, 0.01, 2.0])
+def test_scaling_keeps_the_order_where_all_or_nearly_all_episodes_came_out_alike(low, with_bias, solved):
+    logit_N = np.linspace(low, low + 0.2, 127)
+    y_N = (np.arange(127) >= solved).astype(float)  # parted without an error, too
+    slope, bias = fit_scaling(logit_N, y_N, with_bias=with_bias)
+    risk_N = Calibration(slope, bias)(logit_N)
+    assert (np.diff(risk_N) > 0).all()
+    strictest = quantiles(risk_N.tolist(), [0.02])[0]
+    assert (risk_N >= strictest).sum() == 3  # of 127 steps 2 %, and one more
+
+
+def test_scaling_of_one_outcome_is_not_surer_than_its_number_allows():
+    for y in (0.0, 1.0):
+        slope, bias = fit_scaling(np.linspace(-1, 1, 20), np.full(20, y), with_bias=True)
+        assert Calibration(slope, bias)(np.zeros(1)) == pytest.approx(21 / 22 if y else 1 / 22)
+
+
 @given(probabilities)
 def test_isotonic_is_monotone_and_keeps_the_mean(p):
     y = (np.arange(len(p)) % 3 == 0).astype(float)
@@ -96,11 +117,37 @@ def test_auroc_equals_the_pairwise_definition(score):
     assert auroc(score, y) == pytest.approx(((a > b) + 0.5 * (a == b)).mean())
 
 
-def test_mcnemar_is_the_sign_test_on_disagreements():
-    a = np.array([True] * 6 + [False] * 4)
-    b = np.array([True] + [False] * 5 + [False] * 4)
-    assert mcnemar(a, b) == pytest.approx(2 / 2**5)
-    assert mcnemar(a, a) == 1.0
+def test_tasks_flip_their_signs_whole():
+    assert sign_flip(np.array([0, 1, 1, 1, 1, 1, 0])) == pytest.approx(2 / 2**5)  # one episode a task: McNemar's exact test
+    assert sign_flip(np.array([4, 4])) == 0.5  # eight episodes of two tasks are two tasks
+    assert sign_flip(np.array([2, -1, 0, 3])) == pytest.approx(4 / 2**3)
+    assert sign_flip(np.zeros(3, dtype=int)) == 1.0
+
+
+def test_equal_routers_differ_by_chance_as_often_as_the_p_value_says():
+    """Episodes of a task go together, which a test over episodes takes for evidence."""
+    rng = np.random.default_rng(0)
+    better_TR = np.where(rng.random((30, 2000)) < 0.5, 4, -4)  # all four episodes of a task
+    assert np.mean([sign_flip(won_T) <= 0.05 for won_T in better_TR.T]) <= 0.05 + 2 * 0.005
+
+
+@pytest.mark.parametrize(("tasks", "share"), [(8, 0.94), (20, 0.94), (60, 0.97), (60, 0.5)])
+def test_intervals_of_success_hold_the_truth(tasks, share):
+    rng, odds = np.random.default_rng(1), 0.7 / 0.3
+    held = 0
+    for _ in range(400):
+        chance_T = rng.beta(share * odds, (1 - share) * odds, tasks)
+        low, high = wilson_over_tasks((rng.random((4, tasks)) < chance_T).T.astype(float))
+        assert 0 <= low < high <= 1
+        held += low <= share <= high
+    assert held / 400 >= 0.92  # the percentile bootstrap: .69, .84, .86, .94
+
+
+def test_intervals_of_success_at_the_ends_are_those_of_as_many_tasks():
+    low, high = wilson_over_tasks(np.ones((8, 4)))
+    assert (low, high) == (pytest.approx(0.5903, abs=1e-4), pytest.approx(1.0))
+    assert wilson_over_tasks(np.ones((1, 4))) == [0.0, 1.0]
+    assert wilson_over_tasks(np.array([[1.0, 0.0]] * 5))[0] > 0.1  # tasks alike, episodes not
 
 
 def test_intervals_of_shares_are_those_of_newcombe_1998():

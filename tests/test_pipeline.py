@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from r2v.bench.suites import household
 from r2v.gateway.routing import load_configured
@@ -125,6 +126,24 @@ def test_runs_are_compared_side_by_side(finished, tmp_path):
     assert "differences" not in found["rows"][0]
     assert found["rows"][1]["differences"]["r2v"] == {"success": 0.0, "ci95": [0.0, 0.0]}
     assert "from scratch, 3 x 64" in (tmp_path / "page" / "comparison.html").read_text()
+
+
+def test_runs_under_other_conditions_are_not_paired(finished, tmp_path):
+    """The same tasks and seeds, but more steps and stronger disturbance: another episode each."""
+    other = tmp_path / "other"
+    shutil.copytree(finished, other)
+    settings = yaml.safe_load((other / "settings.yaml").read_text())
+    settings["environment"]["horizon"] += 10
+    settings["perturbations"] |= {"strength": 2.0, "test_severities": [0.5, 1.0]}
+    (other / "settings.yaml").write_text(yaml.safe_dump(settings))
+    said = r2v("compare", str(finished), str(other), "--out", str(tmp_path / "page"), "--json").stdout
+    found = json.loads(said.splitlines()[-1])
+    assert not found["same_tasks"] and "differences" not in found["rows"][1]
+    for name in ("environment.horizon: 16, 26", "perturbations.strength: 0.3, 2.0", "severities of the test: [], [0.5,1.0]"):
+        assert name in found["differs"]
+    assert "tasks or perturbation seeds" not in found["differs"]
+    assert "are not paired, because the runs differ in environment.horizon" in " ".join(said.split())
+    assert "differ in environment.horizon" in (tmp_path / "page" / "comparison.html").read_text()
 
 
 def test_what_cannot_be_compared_is_one_line(finished, refused, tmp_path):

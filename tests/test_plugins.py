@@ -19,12 +19,13 @@ from r2v.cli import cli
 from r2v.cli.parts import PARTS, check_class, check_thing, made_up_data, new_part
 from r2v.core.checks import CheckFailed, check_router
 from r2v.core.errors import SettingsError
-from r2v.pipeline.runner import run_stages
+from r2v.pipeline.run_folder import RunFolder
+from r2v.pipeline.runner import Stage, run_stages, stage_fingerprint
 from r2v.pipeline.settings import RunSettings
 from r2v.pipeline.stages import STAGES
 from r2v.routers import BUILT_IN, RIVALS, load_router, router_class
 from r2v.runtime import plugins
-from r2v.runtime.settings import load
+from r2v.runtime.settings import load, validated
 from test_routers_folders import decisions
 
 ROOT = Path(__file__).parents[1]
@@ -346,3 +347,29 @@ def test_collect_does_not_claim_what_the_teacher_did_not_play(tmp_path, monkeypa
     run_stages(STAGES[:2], load(tmp_path / "chat.yaml", RunSettings), tmp_path / "run", console)
     collect, perturb = console.export_text().splitlines()[-2:]
     assert "the teacher played none" in collect and "skipped" in perturb
+
+
+def test_a_change_of_ones_own_code_makes_its_stages_anew(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    source = tmp_path / "a_router_of_mine.py"
+    source.write_text("from r2v.routers.verifier import VerifierRouter as V\n\nclass Mine(V):\n    name = 'mine'\n")
+    (tmp_path / "a_domain_of_mine").mkdir()
+    (tmp_path / "a_domain_of_mine" / "__init__.py").write_text(
+        "from r2v.domains.household import HouseholdDomain as H\n\nclass D(H):\n    pass\n\nDOMAIN = D()\n"
+    )
+    settings = validated(RunSettings, {
+        "version": 1, "routers": ["r2v", "a_router_of_mine:Mine"], "environment": {"kind": "a_domain_of_mine:DOMAIN"},
+    })  # fmt: skip
+
+    def fingerprints():
+        stages = (Stage("s", "", (), uses, lambda ctx: None) for uses in (("routers",), ("environment",), ("slm",)))
+        return [stage_fingerprint(stage, settings, RunFolder(tmp_path)) for stage in stages]
+
+    before = fingerprints()
+    assert fingerprints() == before
+    source.write_text(source.read_text() + "    K = 2\n")
+    routed = fingerprints()
+    assert routed[0] != before[0] and routed[1:] == before[1:]
+    (tmp_path / "a_domain_of_mine" / "rules.py").write_text("K = 3\n")
+    assert fingerprints()[1] != before[1] and fingerprints()[2] == before[2]

@@ -24,6 +24,7 @@ from r2v.evaluation.outcomes import gather, row
 from r2v.gateway.routing import GatewayRouter, load_configured
 from r2v.gateway.settings import GatewaySettings, RouteSettings
 from r2v.pipeline.agents import Mistaken
+from r2v.pipeline.plan import plan
 from r2v.pipeline.settings import RunSettings
 from r2v.routers import load_router
 from r2v.routers.base import Part, RouterBase
@@ -350,3 +351,17 @@ def test_what_does_not_fit_the_context_goes_to_the_next_stronger(world, tmp_path
     short = service.stronger["medium"].settings
     service.stronger["medium"].settings = short.but(context_tokens=2)
     assert ask(client).headers["x-r2v-arm"] == "teacher" and not models["medium"].seen
+
+
+def test_a_dry_run_plans_the_models_of_a_pool_and_what_the_helper_tunes_with():
+    nobody = {"kind": "chat", "base_url": "http://127.0.0.1:9/v1", "model": "some"}
+    pool = {"pool": {"mid": nobody}, "prices": {"pool": {"mid": 10}}}
+
+    def planned(**settings):
+        return {p.role: p for p in plan(validated(RunSettings, {"version": 1, "teacher": nobody} | settings))}
+
+    idle, used = planned(**pool)["mid"], planned(**pool, routers=["r2v", "pool_benefit"])["mid"]
+    assert 0 < idle.least == idle.most == used.least < used.most and not idle.answers
+    few, many = (planned(routers=["r2v", "helper"], help={"budgets": b})["teacher"].most for b in ([1], [1, 2, 3]))
+    played = planned(routers=["r2v"])["teacher"]
+    assert set(planned()) == {"teacher"} and played.most < few < many

@@ -156,6 +156,16 @@ def test_what_is_wrong_with_a_group_does_not_print_the_group(tmp_path):
     with pytest.raises(SettingsError) as error:
         load(path, RunSettings)
     assert str(error.value) == f"{path}: no router is called hepler; did you mean helper?"
+    for empty in ("help: {rates: []}", "help: {budgets: []}", "evaluate: {asked_shares: []}"):
+        path.write_text(f"version: 1\n{empty}\n")
+        with pytest.raises(SettingsError, match="length >= 1"):
+            load(path, RunSettings)
+    path.write_text("version: 1\nrouter: {batch_size: 1}\n")
+    with pytest.raises(SettingsError, match=">= 2"):
+        load(path, RunSettings)
+    path.write_text("version: 1\nprefer: {enabled: true}\nperturbations: {propose: []}\n")
+    with pytest.raises(SettingsError, match="propose names no seed"):
+        load(path, RunSettings)
     path.write_text("version: 1\nperturbations: {rollout: [1, 2]}\n")
     with pytest.raises(SettingsError, match="`perturbations`: seed 1 is in `collect` and in `rollout`"):
         load(path, RunSettings)

@@ -20,7 +20,7 @@ from r2v.learning.labels import failure_rows
 from r2v.maths.risk import cvar
 from r2v.perturbations import family_of, group_of, severity_of
 from r2v.pipeline.agents import make_environment, with_severity
-from r2v.pipeline.settings import FRESH_SEEDS_FROM, RunSettings
+from r2v.pipeline.settings import CERTIFY_SEEDS_FROM, FRESH_SEEDS_FROM, IMPROVE_SEEDS_FROM, RunSettings
 from r2v.report.tables import summary
 from r2v.runtime.settings import validated
 from r2v.runtime.store import read_episodes, write_episodes
@@ -56,7 +56,8 @@ def test_severities_change_the_strength_and_other_ones_are_held_out_for_tests():
     of = both.perturbations.severity
     tasks = both.domain.tasks(both.environment, 40, 0)
     assert {of(task.id, 31) for task in tasks} == {0.5, 1.0, 2.0}
-    assert {of(task.id, z) for task in tasks for z in (41, FRESH_SEEDS_FROM)} == {4.0}
+    assert {of(task.id, z) for task in tasks for z in (41, FRESH_SEEDS_FROM, CERTIFY_SEEDS_FROM)} == {4.0}
+    assert {of(task.id, IMPROVE_SEEDS_FROM + 1_001_000) for task in tasks} == {0.5, 1.0, 2.0}  # a round trains on these
     assert of(tasks[0].id, 0) is None and run_settings().perturbations.severity(tasks[0].id, 41) is None
     strength = {make_environment(both, task, 31)[0]._perturbation.strength for task in tasks}
     assert strength == {0.5, 1.0, 2.0} and make_environment(both, tasks[0], 41)[0]._perturbation.strength == 4.0
@@ -82,6 +83,15 @@ def test_the_severity_is_recorded_on_the_episode(tmp_path):
         ({"severities": [0]}, "severities"),
         ({"groups": ["family"], "families": ["flaky"]}, "one family alone is one group"),
         ({"groups": ["severity"], "severities": [2]}, "one severity alone is one group"),
+        (
+            {"groups": ["severity"], "severities": [1, 2], "test_severities": [2]},
+            "one severity of the test alone is one group",
+        ),
+        ({"groups": ["family"], "families": ["flaky", "flaky"]}, "one family alone is one group"),
+        ({"severities": [1, 1.0]}, "`severities` names one of them twice"),
+        ({"severities": [1], "test_severities": [2, 2]}, "`test_severities` names one of them twice"),
+        ({"test": [41, 42, 41]}, "seed 41 is in `test` twice"),
+        ({"collect": []}, "collect names no seed"),
     ],
 )
 def test_groups_that_cannot_be_are_refused(perturbations, message):
@@ -150,6 +160,11 @@ def test_the_worst_group_may_have_a_bound_of_its_own():
 def test_where_no_point_meets_the_bound_the_safest_is_taken_and_said_to_be_so():
     point = choose(points(), rule(max_failure=0.001), 1.0, 0.25)
     assert (point.threshold, point.met) == (0.1, False)
+    hopeless = [
+        Point(t, outcomes([rate, rate, 1.0, 1.0], calls)) for t, rate, calls in ((0.9, 0.9, 1), (0.5, 0.1, 4), (0.3, 0.1, 6))
+    ]
+    point = choose(hopeless, rule(max_failure=0.1, confidence=0.0), 1.0, 0.5)  # of all three the worst group always fails
+    assert (point.threshold, point.met) == (0.5, False)
 
 
 def test_the_bound_holds_on_other_tasks_as_often_as_the_confidence_says():

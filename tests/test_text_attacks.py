@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from r2v.core.features import EXTENDED, FEATURES, OWN, featurise
+from r2v.core.fixed import Always
 from r2v.core.types import Context, Features
 from r2v.evaluation.branches import Branch
 from r2v.evaluation.text_attacks import ATTACKS, escalates, steps_of, text_attacks
@@ -14,6 +15,8 @@ from r2v.learning.settings import RouterSettings
 from r2v.routers.bandit import Bandit
 from r2v.routers.base import FitData, FittedWith, RouterBase
 from r2v.routers.benefit import fit_worth
+from r2v.routers.helper import Helper
+from r2v.routers.random import Random
 from toy import Flat, ThresholdRouter, routed, run
 
 LENGTH = FEATURES.index("last_observation_length")
@@ -35,8 +38,17 @@ def test_steps_are_those_that_the_router_decided_spread_over_its_episodes():
     assert len(steps) == sum(len(e.steps) for e in played) and len(asked) == 6
     few = steps_of(played, 10, 4)
     assert 3 <= sum(escalates(ThresholdRouter("long", long, 0.15), "full", Flat(), step) for step in few) <= 4
-    assert all(context.t == len(memory.decisions) for context, _, memory in steps)
+    assert all(context.t == len(memory.decisions) for context, _, memory, _ in steps)
     assert steps_of([], 10, 4) == []
+
+
+def test_a_router_that_draws_draws_as_it_did_when_it_played():
+    router = Random(threshold=0.5)
+    steps = steps_of([run(routed(router=router), seed=seed) for seed in range(12)], 10, 1000)
+    found = text_attacks(router, "full", Flat(), steps)
+    others, asked = found["orders"]["steps"]
+    assert others > 10 and asked > 10 and asked == sum(escalates(router, "full", Flat(), step) for step in steps[-asked:])
+    assert all(rates["bought"] == rates["suppressed"] == 0 for rates in found.values())
 
 
 def test_calls_that_texts_buy_and_suppress_are_counted_apart():
@@ -75,7 +87,7 @@ def test_an_attack_changes_what_others_write_and_nothing_else(kind):
 @pytest.mark.parametrize("kind", ATTACKS)
 def test_no_text_of_others_moves_the_slms_own_features(kind):
     changed, own = 0, [FEATURES.index(name) for name in OWN]
-    for context, candidates, _ in steps_of(episodes(), 10, 100):
+    for context, candidates, *_ in steps_of(episodes(), 10, 100):
         before, after = (featurise(c, candidates, [0.5] * len(candidates)) for c in (context, ATTACKS[kind](context)))
         assert [before.values[i] for i in own] == [after.values[i] for i in own]
         changed += before != after
@@ -90,7 +102,8 @@ def test_routers_may_be_fitted_on_the_slms_own_features_alone():
         differs=[[True, False, True]] * 8, differs_validation=[[False, True, True]] * 2, explored=[won],
         branches=[Branch(i, 0, 0, i % 4 == 0, False) for i in range(8)],
     )  # fmt: skip
-    for model in (data.risk, data.disagreement, fit_worth(data), Bandit.fit(data).gain):
+    asked = replace(data, explored=[replace(run(routed(router=Always()), seed=3), success=True)], budgets=[0.5])
+    for model in (data.risk, data.disagreement, fit_worth(data), Bandit.fit(data).gain, *Helper.fit(asked).values):
         assert model.names == OWN
     assert replace(data, settings=RouterSettings(epochs=1)).risk.names == EXTENDED
 

@@ -12,12 +12,14 @@ import numpy as np
 from r2v.core.types import Context, Decision, Episode, Features, Memory
 from r2v.evaluation.replay import replayable
 from r2v.logs.importing import HORIZON
-from r2v.routers import BUILT_IN, RIVALS, load_router, router_class
+from r2v.routers import BUILT_IN, RIVALS, SHIPPED, load_router, router_class
 from r2v.routers.base import FitData, FittedWith, Need, RouterBase
 
 STEP_0 = "step 0"
 """Ends the name of a router that decides at the first step alone."""
 SHUFFLED = "shuffled outcomes"
+FITTED = "fitted elsewhere"
+"""Begins the source of a router whose fit may have seen the sessions that it is scored on."""
 RANDOM = "random"
 BEST = "reading_benefit"
 NULL = f"{BEST}, {STEP_0}"
@@ -101,10 +103,14 @@ def _of_class(name: str) -> Entry:
 
 
 def _own(name: str) -> Entry:
-    if (Path(name) / "router.json").exists():
-        router = load_router(name)
-        return Entry(name, type(router), "fitted elsewhere", fitted=router)
-    return _of_class(name)
+    if name not in SHIPPED and not (Path(name) / "router.json").exists():
+        return _of_class(name)
+    router = load_router(name)
+    known = router.fitted_with or RECORDED
+    router = replace(router, fitted_with=replace(known, horizon=known.horizon or RECORDED.horizon))
+    if kinds := router.facts.get("kinds"):
+        return Entry(name, type(router), f"{FITTED} on {kinds}: on these its row shows what it has seen", fitted=router)
+    return Entry(name, type(router), f"{FITTED}: on sessions of its fit its row shows what it has seen", fitted=router)
 
 
 def _fitted_otherwise(router: RouterBase) -> str | None:

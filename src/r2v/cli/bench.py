@@ -125,6 +125,7 @@ def _entries(own: tuple[str, ...], only: bool) -> list[Entry]:
 
 
 def _show(found: dict[str, Any], others: dict[str, Any], out: Path) -> None:
+    from r2v.bench.entries import FITTED
     from r2v.report.bench import plain_table, table, verdict, write_bench
 
     console = Console()
@@ -133,6 +134,9 @@ def _show(found: dict[str, Any], others: dict[str, Any], out: Path) -> None:
     for results in found.values():
         console.print(table(results))
         console.print(verdict(results), highlight=False)
+        for row in results["rows"]:
+            if row["source"].startswith(FITTED):
+                console.print(f"{row['router']}: {row['source']}", highlight=False, markup=False)
     for name, results in others.items():
         console.print(plain_table(results))
         typer.echo(f"{out / name / 'results.json'}: all of it")

@@ -62,6 +62,10 @@ def improve(
     tasks are played once, at the end. On a ledger: the new SLM must find the teacher's answers in held-out sessions more
     likely. Otherwise the old one stays. A killed one resumes.
     """
+    from r2v.gateway.postgres_url import is_postgres
+
+    if not source.exists() and not is_postgres(source.as_posix()):
+        raise SettingsError(f"{source} does not exist; give the folder of a run, or a gateway's ledger")
     if (source / "settings.yaml").exists():
         from r2v.runtime.executor import ExecutorChoice
         from r2v.studies.improve import Plan
@@ -118,7 +122,9 @@ def _ledger(
         typer.echo(f"model     {found['model']}\nnumbers   {out / 'improve.json'}")
         typer.echo(f"next      serve {found['model']} as the gateway's SLM, then r2v fit on its new sessions")
     else:
-        typer.echo(f"model     {found['model']} stays: the new one is not shown to be better, and was removed")
+        missing = one["held_out_tasks_missing"]
+        why = f": {missing} more held-out tasks are needed to tell" if missing else ""
+        typer.echo(f"model     {found['model']} stays: the new one is not shown to be better, and was removed{why}")
         typer.echo(
             f"numbers   {out / 'improve.json'}\nnext      let the gateway serve more sessions, then the same with --out NEW"
         )

@@ -228,7 +228,7 @@ def compare(
     comparison, console = make([RunFolder(run) for run in runs], router), Console()
     console.print(table(comparison))
     if not comparison["same_tasks"]:
-        console.print("The runs played other tasks or perturbation seeds: their rows are not paired.", highlight=False)
+        console.print(f"Their rows are not paired, because the runs differ in {comparison['differs']}.", highlight=False)
     if out is not None:
         console.print(f"\npage     {write_comparison(comparison, out)}", highlight=False)
         console.print(f"numbers  {out / 'comparison.json'}", highlight=False)
@@ -266,7 +266,14 @@ def explain(
     found = [e for e in mine if e.task.id.endswith(name) and (not z or str(e.seed) == z)]
     if not found:
         raise SettingsError(f"no episode {episode} of router {router}; `r2v explain {run_folder}` lists them")
+    found = [e for e in found if e.task.id == name] or found
+    if len(tasks := dict.fromkeys(e.task.id for e in found)) > 1:
+        raise SettingsError(
+            f"{len(tasks)} tasks end in {name}: {', '.join(list(tasks)[:5])}; write more of the one you mean"
+        )
     console.print(explanation(found[0]))
+    if others := ", ".join(f"@{e.seed}" for e in found[1:]):
+        console.print(f"\nof the same task also {others}", highlight=False)
 
 
 @cli.command(rich_help_panel="Runs")

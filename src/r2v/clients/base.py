@@ -21,9 +21,9 @@ import weakref
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from types import MappingProxyType
 from typing import Any, ClassVar, Protocol, TypeVar
 from urllib.parse import urlsplit
@@ -35,20 +35,27 @@ import msgspec
 from r2v.clients.settings import ClientSettings
 from r2v.clients.tokens import Tokens
 from r2v.clients.tool_text import HeldStream, OfferedTools, with_calls
-from r2v.core.errors import ModelError, SettingsError
+from r2v.core.errors import ModelError, PromptTooLong, SettingsError
 from r2v.core.types import NO_USAGE, Action, Candidate, Usage
-from r2v.messages.conversation import Json, Likelihood, Request, counted
+from r2v.messages.conversation import ELSEWHERE, Json, Likelihood, Request, counted, parse
 from r2v.messages.json_size import SMALL, JsonSize
 from r2v.messages.protocol import Piece, Reply
 from r2v.runtime.slices import in_slices
 
-TOO_LONG = re.compile(r"context.{0,20}(length|window|size)|maximum context|too (long|many tokens)|exceed.{0,40}tokens", re.I)
-"""How servers report that a request does not fit: there is no common code for it."""
+TOO_LONG = re.compile(
+    r"maximum (context|prompt|model) length|(exceed\w*|longer than)\b.{0,60}\bcontext.{0,4}(length|window|size|limit)"
+    r"|prompt (is )?too long|input (prompt )?is too long for|input token count.{0,30}exceeds|`inputs` tokens \+",
+    re.IGNORECASE,
+)
+"""How servers report that a request does not fit, where they have no code for it: OpenAI and vLLM, llama.cpp, Anthropic and
+Ollama, Bedrock, Gemini, TGI. A field that is too long is none of it."""
+TOO_LONG_CODES = frozenset(("context_length_exceeded", "exceed_context_size_error"))
 NAMED = re.compile(r"(?:^|[`'\"])(\w+)\b")
 """How they name a field of the request."""
 CODES = frozenset((
     "api_error", "authentication_error", "billing_error", "content_filter", "content_policy_violation",
-    "context_length_exceeded", "insufficient_quota", "internal_error", "invalid_api_key", "invalid_prompt",
+    "context_length_exceeded", "exceed_context_size_error", "insufficient_quota", "internal_error", "invalid_api_key",
+    "invalid_prompt",
     "invalid_request_error", "invalid_type", "invalid_value", "missing_required_parameter", "model_not_found",
     "not_found_error", "overloaded_error", "permission_error", "rate_limit_error", "rate_limit_exceeded",
     "request_too_large", "server_error", "string_above_max_length", "timeout_error", "unknown_parameter",
@@ -66,11 +73,17 @@ ERROR = 100_000
 """Bytes that are read of an error."""
 AT_ONCE = 50
 """Events of a stream that are read before others are served."""
+LINGER_S = 0.05
+"""How long the end of an answer is waited for after its last event: without it the connection cannot be used again."""
 RETRIED = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 UNKNOWN = (408, 504)
 """Statuses after which the model may have written an answer that somebody else did not wait for."""
+PROBE = b'{"messages": [{"role": "user", "content": "Say yes."}], "max_tokens": 16}'
+"""No fewer: the Responses API refuses a lower limit."""
 HIDDEN = 1_000
 """Tokens that a provider may add to a prompt by itself: its template, and what it says of tools."""
+SEARCHES = 10
+"""That a server makes for one answer, where it may search."""
 IMAGE = 50_000
 """Tokens that an image has at most."""
 WINDOW = 1_000_000
@@ -82,6 +95,8 @@ on_lost: ContextVar[Callable[[int, bool], Awaitable[bool]] | None] = ContextVar(
 """Called after each try that may have been paid for without an answer, with the number of answers that it asked for and
 whether another try would follow; that may be refused, because of what it may cost.
 """
+once: ContextVar[list[bool] | None] = ContextVar("once", default=None)
+"""Whether the draw that runs has counted for the breaker: it does so once, however many of its answers and tries fail."""
 trace_headers: ContextVar[Mapping[str, str]] = ContextVar("trace_headers", default=MappingProxyType({}))
 """Sent with each request: where it belongs in a trace."""
 
@@ -121,6 +136,19 @@ class _Passing(Exception):
     """A failure that may pass: (what happened, HTTP status, seconds to wait that the server asks for)."""
 
 
+class TooMuch(ValueError):
+    """JSON that holds more than can be read at once."""
+
+
+class Refusal(ModelError):
+    """The server answered with an HTTP status that no further try will change."""
+
+    def __init__(self, reason: str, http: int) -> None:
+        fault = http in (400, 404, 413, 422)
+        super().__init__(reason, status=http if fault else 502, clients_fault=fault)
+        self.http = http
+
+
 class Client(ABC):
     path: ClassVar[str]
     """Of its endpoint, below `base_url`."""
@@ -128,6 +156,8 @@ class Client(ABC):
     """That the server speaks (`ProtocolAdapter.name`)."""
     streams: ClassVar[bool] = False
     """Whether `stream` is offered."""
+    ends: ClassVar[frozenset[str]] = frozenset()
+    """Types of events after which a stream has none, besides [DONE]."""
 
     def __init__(self, settings: ClientSettings, name: str) -> None:
         """Raises SettingsError when the environment variable of the key is not set."""
@@ -188,6 +218,7 @@ class Client(ABC):
             ModelError: the model refused, keeps failing, or answered with something else than a completion.
         """
         self.check_length(request)
+        once.set([])
         parts = await self.answers(request, k, seed=seed, logprobs=logprobs, authors=authors or {})
         self.succeeded()
         draw = self.priced(request, parts, k)
@@ -207,6 +238,7 @@ class Client(ABC):
         """One answer as it comes, and in the end the whole of it; see `draw`. What may be a call in its text comes when that
         is known. Raises ModelError, even midway.
         """
+        once.set([])
         offered = self._parsed(request)
         held = None if offered is None else HeldStream(offered)
         async with aclosing(self.stream(request, logprobs=logprobs, authors=authors)) as parts:
@@ -228,7 +260,7 @@ class Client(ABC):
         replies = [reply for part in parts for reply in part.replies][:k]
         for message in [reply.choice["message"] for reply in replies]:
             if max(len(message.get("tool_calls") or ()), len(message.get("thinking_blocks") or ())) > CALLS:
-                raise self._large(f"{CALLS} calls or blocks of thinking")
+                raise self.large(f"{CALLS} calls or blocks of thinking")
         tokens, usage, unknown = Tokens(), NO_USAGE, 0
         for part in parts:
             found = _tokens(part.usage)
@@ -240,8 +272,9 @@ class Client(ABC):
     def _usage(self, raw: Json) -> Usage:
         """As the server says; None for a count that is none."""
         prompt, output = (counted(raw.get(key)) for key in ("prompt_tokens", "completion_tokens"))
-        known = prompt is not None and output is not None and self.settings.price is not None
-        return Usage(1, prompt, output, self.usd(Tokens.of(raw)) if known else None)
+        tokens, known = Tokens.of(raw), prompt is not None and output is not None
+        priced = known and self.settings.price is not None
+        return Usage(1, prompt, tokens.output if known else output, self.usd(tokens) if priced else None)
 
     def candidates(self, draw: Draw, action: Callable[[Json], Action]) -> tuple[Candidate, ...]:
         """The replies of a draw as candidates; `action` reads an assistant message."""
@@ -255,7 +288,7 @@ class Client(ABC):
     def usd(self, tokens: Tokens) -> float:
         """Price of so many tokens; 0.0 without a price."""
         price = self.settings.price
-        return 0.0 if price is None else price.usd(tokens.prompt, tokens.output, tokens.cached, tokens.cache_written)
+        return 0.0 if price is None else price.usd(*astuple(tokens))
 
     def bound(self, request: Request, answers: int) -> tuple[int, float]:
         """(tokens, USD) that so many answers can cost at most: every byte of the request a token, each answer the longest.
@@ -265,18 +298,34 @@ class Client(ABC):
         window = self.settings.context_tokens or WINDOW
         beside = window if request.outside else min(window, IMAGE * request.images)
         size, output = request.size + beside + HIDDEN, request.max_tokens or self.settings.max_output_tokens
-        dearest = max(self.usd(Tokens(size, output)), self.usd(Tokens(size, output, cache_written=size)))
+        hour = size if self.writes_1h(request) else 0
+        searches = SEARCHES if request.protocol == self.protocol and _searches(request) else 0
+        dearest = max(self.usd(Tokens(size, output, 0, *kept, searches)) for kept in ((0, 0), (size, 0), (size, hour)))
         return answers * (size + output), answers * dearest
 
+    def writes_1h(self, request: Request) -> bool:
+        """Whether the request asks for what is written to the provider's cache to be kept for an hour."""
+        return False
+
     async def probe(self) -> None:
-        """Raises ModelError when nothing answers at the base URL; any HTTP answer will do."""
-        pool, url, s = await self._connected(), self.settings.base_url, self.settings
-        timeout = aiohttp.ClientTimeout(sock_connect=s.connect_timeout_s, sock_read=s.connect_timeout_s)
+        """Ask for a short answer. Raises ModelError, which says what to mend, where the server takes no request of these
+        settings: it is not there, or refuses the key, the model or the path. To refuse so short a limit is an answer.
+        """
+        s, at, mend = self.settings, f"{self.name} at {self.settings.base_url}", ""
         try:
-            async with pool.session.get(url, proxy=self._proxy, allow_redirects=False, timeout=timeout):
-                pass
-        except (aiohttp.ClientError, TimeoutError) as error:
-            raise ModelError(f"{self.name} at {url} is not reachable ({type(error).__name__})") from None
+            await self.answers(parse(PROBE), 1, seed=None, logprobs=False, authors={})
+        except Refusal as error:
+            if error.http in (401, 403):
+                mend = f"the key in {s.api_key_env} is refused; put a valid one there"
+                mend = mend if s.api_key_env else "it wants a key; name its variable in `api_key_env`"
+            elif error.http == 404 or "`model`" in str(error) or "model_not_found" in str(error):
+                mend = f"it has no model {s.model!r}, or no {self.path} below its base_url; mend `model` or `base_url`"
+            elif error.http not in (400, 422):
+                mend = "mend `base_url`, or the account there"
+            if mend:
+                raise ModelError(f"{at}: HTTP {error.http}: {mend}") from None
+        except ModelError as error:
+            raise ModelError(f"{at} does not answer: {str(error).removeprefix(f'{self.name}: ')}") from None
 
     @property
     def available(self) -> bool:
@@ -284,10 +333,10 @@ class Client(ABC):
         return time.monotonic() >= self._open_until
 
     def check_length(self, request: Request) -> None:
-        """Raises ModelError for a request that does not fit the model's context."""
-        most = self.settings.context_tokens
-        if most is not None and request.tokens > most:
-            raise ModelError(f"{self.name}: about {request.tokens} tokens do not fit its context of {most}")
+        """Raises PromptTooLong for a request that does not fit the model's context."""
+        most, size = self.settings.context_tokens, request.tokens
+        if most is not None and size > most:
+            raise PromptTooLong(f"{self.name}: about {size} tokens do not fit its context of {most}", (size, most))
 
     async def close(self) -> None:
         """Close the connections. Without it they are closed with the client, or when the event loop shuts down."""
@@ -328,14 +377,29 @@ class Client(ABC):
         return await self._tried(once, body.get("n") or 1)
 
     def decoded(self, content: bytes) -> Any:
-        """An answer of the server. Raises ValueError for what is no JSON, or cannot be read; ModelError for a long text."""
+        """An answer of the server; see `event`."""
+        return self.event(content)
+
+    def event(self, content: bytes) -> Any:
+        """An event of a stream. Raises ValueError for what is no JSON, ModelError for a long text or too many values."""
         self.check_text(len(content))
-        return decoded(content)
+        return self.parsed(content)
+
+    def parsed(self, content: bytes | msgspec.Raw) -> Any:
+        """Raises ValueError for what is no JSON, ModelError for more than can be read."""
+        try:
+            return decoded(content)
+        except TooMuch as error:
+            raise self.large(str(error)) from None
+
+    def check_line(self, size: int) -> None:
+        """Raises ModelError where a line of a stream that has not ended has more bytes than allowed."""
+        self.check_text(size)
 
     def check_text(self, size: int) -> None:
         """Raises ModelError where an answer without its log-probabilities has more bytes than allowed."""
         if size > self.settings.max_text_bytes:
-            raise self._large(f"{self.settings.max_text_bytes} bytes of text and calls (max_text_bytes)")
+            raise self.large(f"{self.settings.max_text_bytes} bytes of text and calls (max_text_bytes)")
 
     async def events(
         self, body: Json, *, headers: Mapping[str, str] | None = None, size: int = 0
@@ -354,16 +418,20 @@ class Client(ABC):
                         lines[0], rest, length = b"".join((*rest, lines[0])), [], 0
                     rest.append(last)
                     length += len(last)
-                    self.check_text(length)
+                    self.check_line(length)
                     for i, line in enumerate(lines):
                         if i % AT_ONCE == AT_ONCE - 1:
                             await asyncio.sleep(0)
-                        if line.startswith(b"data:") and (data := line[5:].strip()) not in (b"[DONE]", b""):
-                            self.check_text(len(data))
-                            found = await in_slices(len(data), lambda data=data: decoded(data))  # type: ignore[misc]
-                            if error := found.get("error"):
-                                raise self.broken(f"the stream ended with an error{said_of(found, body)[0]}")
+                        if not line.startswith(b"data:") or not (data := line[5:].strip()):
+                            continue
+                        if data != b"[DONE]":
+                            found = await in_slices(len(data), lambda data=data: self.event(data))  # type: ignore[misc]
+                            if error := _error_of(found):
+                                raise self._error(error, body)
                             yield found
+                        if data == b"[DONE]" or found.get("type") in self.ends:
+                            await _ended(response)
+                            return
             except (aiohttp.ClientError, TimeoutError, ValueError, AttributeError) as error:
                 raise self.broken(f"the stream broke ({type(error).__name__})") from None
 
@@ -423,7 +491,7 @@ class Client(ABC):
                     asked = retry_after(response.headers.get("retry-after"))
                     raise _Passing(f"HTTP {response.status}", response.status, asked)
                 if response.status != 200:
-                    raise self._refusal(response.status, await self._whole(response, ERROR), body)
+                    raise self.refusal(response.status, await self._whole(response, ERROR), body)
                 yield response
         finally:
             self.in_flight -= 1
@@ -456,12 +524,12 @@ class Client(ABC):
                 length += len(found)
                 size.add(found)
                 if length > most:
-                    raise self._large(f"{most} bytes (max_answer_bytes)")
+                    raise self.large(f"{most} bytes (max_answer_bytes)")
                 if size.values > VALUES:
-                    raise self._large(f"{VALUES} values")
+                    raise self.large(f"{VALUES} values")
                 yield found
 
-    def _large(self, than: str) -> ModelError:
+    def large(self, than: str) -> ModelError:
         """No failure of the model's: the breaker stays closed."""
         self.count("large")
         return ModelError(f"{self.name}: its answer has more than {than}", paid=True)
@@ -502,15 +570,23 @@ class Client(ABC):
         self.failed()
         return ModelError(f"{self.name}: {problem}", paid=True)
 
-    def _refusal(self, status: int, content: bytes, body: Json) -> ModelError:
+    def refusal(self, status: int, content: bytes, body: Json) -> ModelError:
         """The error for an answer that no further try will change. What is too long for this model may fit another."""
         try:
             answer = decoded(content)
         except ValueError:
             answer = None
-        said, too_long = said_of(answer, body)
-        fault = status in (400, 404, 413, 422) and not too_long
-        return ModelError(f"{self.name}: HTTP {status}{said}", status=status if fault else 502, clients_fault=fault)
+        said, counts = said_of(answer, body)
+        if counts is not None:
+            return PromptTooLong(f"{self.name}: HTTP {status}{said}", counts)
+        return Refusal(f"{self.name}: HTTP {status}{said}", status)
+
+    def _error(self, answer: Json, body: Json) -> ModelError:
+        """The error for one that a stream ends with."""
+        said, counts = said_of(answer, body)
+        if counts is not None:
+            return PromptTooLong(f"{self.name}: the stream ended with an error{said}", counts)
+        return self.broken(f"the stream ended with an error{said}")
 
     def check_available(self) -> None:
         """Raises ModelError while the breaker is open."""
@@ -521,6 +597,11 @@ class Client(ABC):
         self._failures = 0
 
     def failed(self) -> None:
+        """Count for the breaker; see `once`."""
+        if (counted := once.get()) is not None:
+            if counted:
+                return
+            counted.append(True)
         self._failures += 1
         if self.settings.breaker_failures is not None and self._failures >= self.settings.breaker_failures:
             self._open_until = time.monotonic() + self.settings.breaker_s
@@ -560,7 +641,9 @@ class SingleAnswerClient(Client):
         """(body, what it lacks, headers): one that speaks the client's protocol lacks nothing of the neutral form."""
         body, dropped = self.body(request, authors)
         if request.protocol == self.protocol:
-            return body, tuple(dropped), request.headers
+            # Of the request's own fields it lacks those that nobody is sent.
+            denied = [name for name in request.dropped if ELSEWHERE.fullmatch(name) and "." not in name]
+            return body, (*denied, *dropped), request.headers
         return body, (*request.dropped, *dropped), {}
 
     async def answers(
@@ -640,6 +723,11 @@ async def _encoded(body: Json, size: int) -> bytes:
         raise ModelError(f"the request cannot be sent ({type(error).__name__})", status=400, clients_fault=True) from None
 
 
+def _searches(request: Request) -> bool:
+    """Whether the server may search: the neutral form has no such tool, and names it among what it lacks."""
+    return "web_search_options" in request.fields or any("search" in name for name in request.dropped)
+
+
 def _tokens(usage: Json) -> Tokens | None:
     """What a server counted; None where it did not, or not in earnest: no prompt is empty."""
     if not counted(usage.get("prompt_tokens")) or counted(usage.get("completion_tokens")) is None:
@@ -669,41 +757,60 @@ def _key(settings: ClientSettings, name: str) -> str | None:
 
 
 def decoded(content: bytes | msgspec.Raw) -> Any:
-    """Raises ValueError for what is no JSON, nests too deeply, or holds too much to be read at once."""
+    """Raises ValueError for what is no JSON or nests too deeply, TooMuch for what holds too much to be read at once."""
     if len(content) > SMALL:
         content, size = bytes(content), JsonSize()
         for i in range(0, len(content), PIECE):
             size.add(content[i : i + PIECE])
         if size.values > READ:
-            raise ValueError(f"it holds more than {READ} values")
+            raise TooMuch(f"{READ} values")
     try:
         return msgspec.json.decode(content)
     except RecursionError:
         raise ValueError("it nests too deeply") from None
 
 
-def said_of(answer: Any, body: Json) -> tuple[str, bool]:
+def said_of(answer: Any, body: Json) -> tuple[str, tuple[int, ...] | None]:
     """What may be repeated of a server's error: a code of `CODES`, and the field of the request that it names. Its words may
     hold anything, the key that it was sent among it, and are not repeated.
 
     Returns:
-        (text to append, whether the request is too long for the model).
+        (text to append, `PromptTooLong.counts` where the request is too long for the model, else None).
     """
-    error = answer.get("error") if isinstance(answer, dict) else None
+    answer = answer[0] if isinstance(answer, list) and answer else answer  # as Gemini's server has it
+    error = answer.get("error", answer) if isinstance(answer, dict) else None
     fields = error if isinstance(error, dict) else {"message": error}
-    words = str(fields.get("message"))
-    found = [str(fields[key]) for key in ("code", "type") if isinstance(fields.get(key), str) and fields[key] in CODES]
+    words, codes = str(fields.get("message"))[:2000], [fields.get("code"), fields.get("type")]
+    found = [code for code in codes if isinstance(code, str) and code in CODES]
+    if TOO_LONG.search(words) or TOO_LONG_CODES & set(found):
+        words = re.sub(r"(\d{1,9}) \+ (\d{1,9})", lambda both: str(int(both[1]) + int(both[2])), words)
+        named = [counted(fields.get(key)) for key in ("n_prompt_tokens", "n_ctx")]  # llama.cpp's
+        counts = [one for one in named if one] or [int(one) for one in re.findall(r"\b\d{3,9}\b", words)[:2]]
+        counts = sorted(counts, reverse=True) if len(counts) == 2 else []
+        found.append("the prompt is too long" + (": {} > {} tokens".format(*counts) if counts else ""))
+        return " " + " ".join(found), tuple(counts)
     param = re.split(r"[.\[]", str(fields.get("param")))[0]
     if param not in body:
-        named = set(NAMED.findall(words[:2000]))
-        param = next((key for key in body if key in named), None)
-    too_long = TOO_LONG.search(words[:2000]) is not None
-    if too_long:
-        counts = re.findall(r"\b\d{3,9}\b", words[:2000])
-        found.append("the prompt is too long" + (f": {' > '.join(counts[:2])} tokens" if counts else ""))
-    elif param is not None:
+        named_fields = set(NAMED.findall(words))
+        param = next((key for key in body if key in named_fields), None)
+    if param is not None:
         found.append(f"because of `{param}`")
-    return " " + " ".join(found) if found else "", too_long
+    return " " + " ".join(found) if found else "", None
+
+
+def _error_of(event: Json) -> Json | None:
+    """An event that ends a stream with an error, as the body of one; None for any other."""
+    kind, answer = event.get("type"), event.get("response")
+    failed = answer if kind == "response.failed" and isinstance(answer, dict) else event
+    return failed if failed.get("error") else {"error": event} if kind == "error" else None
+
+
+async def _ended(response: aiohttp.ClientResponse) -> None:
+    """Wait a moment for the end of an answer whose last event has come."""
+    with suppress(TimeoutError, aiohttp.ClientError):
+        async with asyncio.timeout(LINGER_S):
+            while not response.content.at_eof():
+                await response.content.readany()
 
 
 def _proxy_of(url: str) -> str | None:

@@ -72,9 +72,9 @@ class ChatPolicy:
         """k candidates in one request where the server offers that, with log-probabilities where it returns them. A single
         greedy answer needs neither them nor a seed. Raises ModelError when the server keeps failing or does not complete.
         """
-        s = self._settings
+        s, chat = self._settings, self._chat_format
         body = {
-            "messages": messages(context, self._chat_format.system, system_role=s.system_role),
+            "messages": messages(context, chat.system, system_role=s.system_role, opening=chat.opening),
             "temperature": s.temperature,
             "max_tokens": s.max_tokens,
         }

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
 
 import msgspec
 
-from r2v.clients.base import Client, Part, all_of, decoded
+from r2v.clients.authors import mark_of
+from r2v.clients.base import Client, Part, all_of
+from r2v.clients.settings import ClientSettings
 from r2v.core.errors import ModelError
 from r2v.messages.conversation import NULL, Json, Likelihood, Request, sent_id
 from r2v.messages.openai_chat import StreamAccumulator
@@ -17,8 +19,12 @@ from r2v.runtime.slices import in_slices
 
 PRIVATE = ("thinking_blocks", "reasoning_content")
 """Keys of messages that are for one model alone."""
-ITS_OWN = re.compile(r"https://(api\.openai\.com|[^/]+\.(openai|services\.ai)\.azure\.com)(/|$)", re.IGNORECASE)
-"""Newer models there refuse `max_tokens`, the only name that many other servers know."""
+ITS_OWN = re.compile(
+    r"https://(([\w-]+\.)?api\.openai\.com|[^/]+\.(openai|services\.ai)\.azure\.com)(:443)?(/|$)", re.IGNORECASE
+)
+NEWER = re.compile(r"(.*[/.])?(o[1-9]|gpt-[5-9])(?![a-z0-9]).*", re.IGNORECASE)
+"""Newer models, and those of these hosts, refuse `max_tokens`, the only name that many other servers do not overlook."""
+REFUSED = re.compile(rb"max_tokens\W{1,3}is not supported")
 CHOICES = 128
 """Of one answer; r2v asks for at most 32."""
 SEEDS = 2**31
@@ -40,21 +46,27 @@ class OpenAIClient(Client):
     protocol = "chat"
     streams = True
 
+    def __init__(self, settings: ClientSettings, name: str) -> None:
+        super().__init__(settings, name)
+        newer = ITS_OWN.match(settings.base_url) or NEWER.fullmatch(settings.model)
+        found = settings.max_tokens_name
+        self._limit: str = found if found != "auto" else "max_completion_tokens" if newer else "max_tokens"
+
     async def answers(
         self, request: Request, k: int, *, seed: int | None, logprobs: bool, authors: Mapping[str, str]
     ) -> list[Part]:
-        body = await in_slices(request.size, lambda: self._body(request, logprobs))
+        body, dropped = await in_slices(request.size, lambda: self._body(request, logprobs, authors))
 
         def single(i: int) -> Json:
             return body if seed is None else {**body, "seed": (seed + i) % SEEDS}
 
         drawn, parts = 0, []
         if k > 1 and self.settings.offers_n:
-            parts = await self._all([{**single(0), "n": k}], request)
+            parts = await self._all([{**single(0), "n": k}], request, dropped)
             drawn = len(parts[0].replies)  # a server that does not know `n` answers with fewer
         first = int(bool(parts))
         try:
-            others = await self._all([single(i) for i in range(first, first + k - drawn)], request)
+            others = await self._all([single(i) for i in range(first, first + k - drawn)], request, dropped)
         except ModelError as error:
             error.paid |= bool(parts)
             raise
@@ -63,10 +75,10 @@ class OpenAIClient(Client):
     async def stream(
         self, request: Request, *, logprobs: bool, authors: Mapping[str, str]
     ) -> AsyncGenerator[Piece | Reply, None]:
-        body = await in_slices(request.size, lambda: self._body(request, logprobs))
+        body, dropped = await in_slices(request.size, lambda: self._body(request, logprobs, authors))
         body |= {"stream": True, "stream_options": {"include_usage": True}}
         answer, length = StreamAccumulator(), 0
-        async for chunk in self.events(body, size=request.size):
+        async for chunk in self._chunks(body, request.size):
             self.read(lambda chunk=chunk: answer.add(chunk))  # type: ignore[misc]
             piece = Piece(chunk, chunk)
             length += piece.length
@@ -75,40 +87,84 @@ class OpenAIClient(Client):
         if not answer.ended:
             raise self.broken("the stream ended too soon")
         self.succeeded()
-        yield Reply(self.read(lambda: answer.choice), answer.usage, self.protocol, None, request.dropped)
+        yield Reply(self.read(lambda: answer.choice), answer.usage, self.protocol, None, dropped)
 
-    async def _all(self, bodies: list[Json], request: Request) -> list[Part]:
+    async def _all(self, bodies: list[Json], request: Request, dropped: tuple[str, ...]) -> list[Part]:
         def part(answer: tuple[Json, list[Likelihood]]) -> Part:
-            return _part(answer, request.dropped)
+            return _part(answer, dropped)
 
-        return await all_of([self.post(body, part, size=request.size) for body in bodies])
+        return await all_of([self._posted(body, part, request.size) for body in bodies])
+
+    async def _posted(self, body: Json, part: Callable[[Any], Part], size: int) -> Part:
+        try:
+            return await self.post(body, part, size=size)
+        except ModelError as error:
+            renamed = self._renamed(body, error)
+        return await self.post(renamed, part, size=size)
+
+    async def _chunks(self, body: Json, size: int) -> AsyncGenerator[Json, None]:
+        try:
+            async for chunk in self.events(body, size=size):
+                yield chunk
+            return
+        except ModelError as error:
+            renamed = self._renamed(body, error)
+        async for chunk in self.events(renamed, size=size):
+            yield chunk
+
+    def _renamed(self, body: Json, error: ModelError) -> Json:
+        """A request that was refused, with the name of its limit that its server asks for; raises the error without one."""
+        if not error.clients_fault or self._limit in body or "max_tokens" not in body:
+            raise error
+        return {key: value for key, value in body.items() if key != "max_tokens"} | {self._limit: body["max_tokens"]}
+
+    def refusal(self, status: int, content: bytes, body: Json) -> ModelError:
+        if self.settings.max_tokens_name == "auto" and "max_tokens" in body and REFUSED.search(content):
+            self._limit = "max_completion_tokens"
+        return super().refusal(status, content, body)
 
     def decoded(self, content: bytes) -> tuple[Any, list[Likelihood]]:
         """(an answer, what the log-probabilities of each choice say): they are most of it, and stay unread otherwise."""
         try:
             found = _answers.decode(content)
         except (ValueError, RecursionError):
-            return decoded(content), []
+            return self.event(content), []
         if len(choices := found.choices) > CHOICES:
-            raise ValueError(f"{len(choices)} choices")
+            raise self.large(f"{CHOICES} choices")
         self.check_text(sum(len(bytes(one)) for choice in choices for key, one in choice.items() if key != "logprobs"))
-        read = [{key: one if key == "logprobs" else decoded(one) for key, one in choice.items()} for choice in choices]
+        read = [{key: one if key == "logprobs" else self.parsed(one) for key, one in choice.items()} for choice in choices]
         for choice in read:
             if choice.get("logprobs") == NULL:
                 choice["logprobs"] = None
         answer = {"choices": read, "usage": found.usage}
         return answer, [Likelihood.of(choice, self.settings.vocabulary) for choice in read]
 
-    def _body(self, request: Request, logprobs: bool) -> Json:
-        """The request as such a server takes it."""
-        s, body = self.settings, Json(request.fields, model=self.settings.model)
-        if not request.plain:
-            body["messages"] = [_sendable(message) for message in request.body()["messages"]]
-        if "max_tokens" in body and ITS_OWN.match(s.base_url):
-            body["max_completion_tokens"] = body.pop("max_tokens")
+    def _body(self, request: Request, logprobs: bool, authors: Mapping[str, str]) -> tuple[Json, tuple[str, ...]]:
+        """(the request as such a server takes it, what it lacks of the client's)."""
+        s, body, dropped = self.settings, Json(request.fields, model=self.settings.model), request.dropped
+        if not request.plain or s.keeps_reasoning:
+            messages = request.body()["messages"]
+            body["messages"] = [self._with_reasoning(message, _sendable(message), authors) for message in messages]
+            if any(map(_lost, messages, body["messages"])):
+                dropped = (*dropped, "reasoning of another model")
+        if "max_tokens" in body:
+            body[self._limit] = body.pop("max_tokens")
         if logprobs and s.offers_logprobs and not request.logprobs:
             body |= {"logprobs": True, "top_logprobs": s.top_logprobs}
-        return body
+        return body, dropped
+
+    def _with_reasoning(self, message: Json, sent: Json, authors: Mapping[str, str]) -> Json:
+        """A message as it is sent, with its reasoning where this model is to have it."""
+        keeps, mark = self.settings.keeps_reasoning, mark_of({"reasoning_content": message.get("reasoning_content")})
+        author = None if mark is None else authors.get(mark)
+        if mark is not None and keeps is not False and (keeps if author is None else author == self.settings.model):
+            return {**sent, "reasoning_content": message["reasoning_content"]}
+        return {**sent, "reasoning_content": ""} if keeps and message.get("tool_calls") else sent
+
+
+def _lost(message: Json, sent: Json) -> bool:
+    """Whether the reasoning of a message is not sent."""
+    return bool(message.get("reasoning_content")) and not sent.get("reasoning_content")
 
 
 def _sendable(message: Json) -> Json:

@@ -21,13 +21,22 @@ class PriceSettings(Settings):
     """Of input read from the provider's cache; None: as other input."""
     cache_write: NonNegativeFloat | None = None
     """Of input written to the provider's cache, which Anthropic counts apart; None: as other input."""
+    cache_write_1h: NonNegativeFloat | None = None
+    """Of input that a client has kept there for an hour; None: twice as other input."""
+    per_search: NonNegativeFloat = 0.01
+    """USD for each search that the server makes."""
 
-    def usd(self, prompt: float, output: float, cached: float = 0, cache_written: float = 0) -> float:
+    def usd(
+        self, prompt: float, output: float, cached: float = 0, cache_written: float = 0, written_1h: float = 0,
+        searches: float = 0,
+    ) -> float:  # fmt: skip
         """Of one call, from its tokens (`r2v.clients.tokens.Tokens`): those of the caches are part of the prompt."""
+        hour = 2 * self.input if self.cache_write_1h is None else self.cache_write_1h
         read_again = self.input if self.cached is None else self.cached
         write = self.input if self.cache_write is None else self.cache_write
-        read = (prompt - cached - cache_written) * self.input + cached * read_again + cache_written * write
-        return (read + output * self.output) / 1e6
+        read = (prompt - cached - cache_written) * self.input + cached * read_again
+        written = (cache_written - written_1h) * write + written_1h * hour
+        return (read + written + output * self.output) / 1e6 + searches * self.per_search
 
 
 class ClientSettings(Settings):
@@ -72,6 +81,14 @@ class ClientSettings(Settings):
     parse_tools: Literal["auto", "off"] = "auto"
     """auto: where tools are offered, calls that the model wrote as text become calls of its answer, if all of them fit the
     tools (`r2v.messages.tool_text`); answers with calls of their own stay as they are. off: text stays text."""
+    max_tokens_name: Literal["auto", "max_tokens", "max_completion_tokens"] = "auto"
+    """What a `/chat/completions` server calls the limit of an answer. auto: `max_completion_tokens` for OpenAI's and Azure's
+    hosts, for models named o1, gpt-5 and the like, and from then on where a server refuses the other name; `max_tokens` for
+    all others, since many overlook the newer name and then write without a limit."""
+    keeps_reasoning: bool | None = None
+    """Whether a `/chat/completions` server is sent the `reasoning_content` of earlier messages. None: what this model is
+    known to have written in the session. true: also what nobody is known to have written, and an empty one with calls that
+    have none, as DeepSeek's servers want it in a loop of tools. false: none."""
     vocabulary: PositiveInt | None = None
     """Its number of tokens: what the alternatives leave out is then spread evenly over the others, as where routers are
     trained; None: it counts as one token."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from operator import add
 
 from r2v.messages.conversation import Json, counted
 
@@ -18,12 +19,13 @@ class Tokens:
     """Of the prompt, read from the provider's cache."""
     cache_written: int = 0
     """Of the prompt, written to the provider's cache."""
+    written_1h: int = 0
+    """Of those, for an hour."""
+    searches: int = 0
+    """That the server made; no tokens, and not in `total`."""
 
     def __add__(self, other: Tokens) -> Tokens:
-        return Tokens(
-            self.prompt + other.prompt, self.output + other.output, self.cached + other.cached,
-            self.cache_written + other.cache_written,
-        )  # fmt: skip
+        return Tokens(*map(add, astuple(self), astuple(other)))
 
     @property
     def total(self) -> int:
@@ -31,14 +33,20 @@ class Tokens:
 
     @classmethod
     def of(cls, usage: Json) -> Tokens:
-        """From `usage` of a chat completion; 0 for a count that is none."""
-        details = usage.get("prompt_tokens_details")
-        details = details if isinstance(details, dict) else {}
-        counts = (usage.get("prompt_tokens"), usage.get("completion_tokens"))
+        """From `usage` of a chat completion; 0 for a count that is none. What Gemini's server counts in the total alone is
+        thinking, which costs as the answer does.
+        """
+        details, tools = (
+            value if isinstance(value := usage.get(key), dict) else {}
+            for key in ("prompt_tokens_details", "server_tool_use")
+        )
         # LiteLLM and r2v say the first, OpenRouter the second.
         written = next((details[key] for key in ("cache_creation_tokens", "cache_write_tokens") if details.get(key)), None)
-        caches = (details.get("cached_tokens"), written)
-        return cls(*(counted(count) or 0 for count in (*counts, *caches)))
+        counts = (*(usage.get(key) for key in ("prompt_tokens", "completion_tokens", "total_tokens")), written)
+        prompt, output, total, written = (counted(count) or 0 for count in counts)
+        cached, hour = (counted(details.get(key)) or 0 for key in ("cached_tokens", "cache_creation_1h_tokens"))
+        searches = counted(tools.get("web_search_requests")) or 0
+        return cls(prompt, max(output, total - prompt), cached, written, min(hour, written), searches)
 
     @property
     def usage(self) -> Json:

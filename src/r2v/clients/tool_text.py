@@ -34,12 +34,14 @@ class OfferedTools:
     @classmethod
     def of(cls, request: Request) -> OfferedTools | None:
         """None where no call is allowed."""
+        form = _read(request, "response_format")
+        if isinstance(form, dict) and str(form.get("type")).startswith("json"):  # an object that looks like a call is none
+            return None
         choice = _read(request, "tool_choice")
-        named = choice["function"]["name"] if isinstance(choice, dict) else None
         schemas = {
             tool["name"]: tool["parameters"]
             for tool in tools_of(request.tools)
-            if named in (None, tool["name"]) and choice != "none"
+            if "custom" not in tool and _may_be_called(tool["name"], choice)
         }
         most = 1 if _read(request, "parallel_tool_calls") is False else CALLS
         return cls(schemas, most, len(request.messages)) if schemas else None
@@ -105,12 +107,13 @@ class HeldStream:
         """A piece of the answer; yields those that may be passed on."""
         for choice in ((piece.chunk or {}).get("choices") or [])[:1]:
             delta = choice.get("delta") or {}
-            if isinstance(words := delta.get("content"), str):
-                self._text.add(words)
+            if isinstance(delta.get("content"), str):
+                self._text.add(delta["content"])
             if delta.get("tool_calls"):  # the server reads them itself
                 self._text.give_up()
         begins = piece.own is not None and _begins_text(piece.own)
-        self._held.append((self._text.length, self._text.length + begins, piece))
+        words = begins * (2 if self._text.length else 1)  # the first may be no more than what parts it from the one before
+        self._held.append((self._text.length, self._text.length + words, piece))
         while self._held and self._held[0][1] <= self._text.clear:
             self._passed, _, piece = self._held.popleft()
             yield piece
@@ -131,6 +134,14 @@ class HeldStream:
                 yield Piece(chunk_of({"tool_calls": [{"index": i, **call}]}), None)
             yield Piece(chunk_of({}, "tool_calls"), None)
         yield made
+
+
+def _may_be_called(name: str, choice: object) -> bool:
+    """Whether the `tool_choice` of a request allows a function."""
+    if not isinstance(choice, dict):
+        return choice != "none"
+    allowed = choice.get("allowed_tools") or {"tools": [choice]}
+    return any((tool.get("function") or {}).get("name") == name for tool in allowed.get("tools") or ())
 
 
 def _begins_text(own: Json) -> bool:

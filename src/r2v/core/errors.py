@@ -71,6 +71,15 @@ class ModelError(RuntimeError):
         """The request itself was refused (HTTP 4xx): another model is likely to refuse it, too."""
 
 
+class PromptTooLong(ModelError):
+    """The request does not fit the model's context; another model may have room for it."""
+
+    def __init__(self, reason: str, counts: tuple[int, ...] = ()) -> None:
+        super().__init__(reason)
+        self.counts = counts
+        """(tokens of the request, tokens that the model takes); empty where nobody said so."""
+
+
 @contextmanager
 def boundary(name: str) -> Iterator[None]:
     """Classify whatever escapes the block as a failure of `name` (e.g. "verifier")."""

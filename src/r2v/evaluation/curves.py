@@ -24,14 +24,19 @@ def resample_BT(tasks: int, resamples: int, seed: int) -> Floats:
     return np.vstack([np.ones(tasks), drawn_BT]) / tasks
 
 
-def area_B(points: Sequence[Outcomes], weights_BT: Floats) -> Floats:
+def area_B(points: Sequence[Outcomes], weights_BT: Floats, first: Outcomes | None = None) -> Floats:
     """Area under success against call rate over [0, 1] for each resample, by the trapezoid rule.
 
     `points` must hold the SLM alone (call rate 0) and the teacher alone (call rate 1); between points the router may mix
-    its two neighbours episode by episode, which is the straight line.
+    its two neighbours episode by episode, which is the straight line. Where calls are limited, `first` is one of the points
+    in the teacher's place: the area is over [0, its call rate], which is the same for all routers, and divided by that.
     """
     rate_BP, success_BP = _curve_BP(points, weights_BT, rate=True)
-    return np.asarray(np.trapezoid(success_BP, rate_BP, axis=1))
+    if first is None:
+        return np.asarray(np.trapezoid(success_BP, rate_BP, axis=1))
+    end_B = weights_BT @ first.call_rate_T
+    under_B = np.trapezoid(success_BP, np.minimum(rate_BP, end_B[:, None]), axis=1)
+    return np.divide(under_B, end_B, out=success_BP[:, 0].copy(), where=end_B > 0)
 
 
 def success_at_B(points: Sequence[Outcomes], calls: float, weights_BT: Floats, *, rate: bool = False) -> Floats:
@@ -88,10 +93,16 @@ def interval(values_B: Floats) -> list[float]:
 
 
 def open_interval(values_B: Floats) -> list[float | None]:
-    """`interval` of values that may be infinite: an end that is not finite is None."""
-    rising = np.sort(values_B[1:])
+    """`interval` of values that may be infinite: an end that is not finite is None. A value that is not known (NaN) may lie
+    beyond either end; where that of the sample itself is not known, neither end is.
+    """
+    if np.isnan(values_B[0]):
+        return [None, None]
     with np.errstate(invalid="ignore"):  # between two infinite neighbours
-        ends = np.quantile(rising, [0.025, 0.975])
+        ends = [
+            np.quantile(np.where(np.isnan(values_B[1:]), beyond, values_B[1:]), share)
+            for beyond, share in ((-np.inf, 0.025), (np.inf, 0.975))
+        ]
     return [float(end) if np.isfinite(end) else None for end in ends]
 
 

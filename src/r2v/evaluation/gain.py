@@ -23,6 +23,8 @@ from r2v.maths import Bools, Floats
 
 SHARES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
 RESAMPLES = 2000
+RECHOSEN = 500
+"""Resamples of which only the variance is used."""
 WANTED = 0.03
 """A gain that one would like to see: with as many sessions as it takes, were it there."""
 NORMAL = {0.025: 1.95996, 0.005: 2.57583}
@@ -80,7 +82,12 @@ def _within(escalated_U: Floats, worth_U: Floats, model_U: Ints, group_U: Ints, 
         return np.asarray(weight_BG @ np.bincount(cell_U, value_U, minlength=groups * models).reshape(groups, models))
 
     n, e, w, both = (sums_BM(v) for v in (np.ones(len(worth_U)), escalated_U, worth_U, escalated_U * worth_U))
-    return both - e * np.divide(w, n, out=np.zeros_like(w), where=n > 0), n
+    return _covariance(n, e, w, both), n
+
+
+def _covariance(n: Floats, e: Floats, w: Floats, both: Floats) -> Floats:
+    """From sums over units: of one, of escalation, of worth, and of the product of the two."""
+    return both - e * np.divide(w, n, out=np.zeros_like(w), where=n > 0)
 
 
 def chosen(units: Units, use_U: Bools, shares: Sequence[float], kinds: Sequence[str]) -> Point:
@@ -110,6 +117,44 @@ def escalated(units: Units, shares: Sequence[float], kinds: Sequence[str]) -> tu
     return found_U, points
 
 
+def choice_widens(units: Units, shares: Sequence[float], kinds: Sequence[str], seed: int) -> float:
+    """By how much wider an interval of the gain is because the operating points were chosen on these units, 1 at least.
+
+    Resamples that hold them fixed vary too little, and those that each choose anew too much, because noise is drawn in them
+    twice. The variance is the mean of both: `benchmarks/gain_intervals.py` counts how often such intervals hold the truth.
+    """
+    points = [Point(kind, share) for kind in kinds for share in shares]
+    if len(points) == 1:
+        return 1.0
+    _, group_U = np.unique(units.group_U, return_inverse=True)
+    models, groups = int(units.model_U.max()) + 1, int(group_U.max()) + 1
+    weight_BG, cell_U = resample_BT(groups, RECHOSEN, seed), group_U * models + units.model_U
+    every_B = np.arange(len(weight_BG))
+
+    def sums(use_U: Bools, value_UC: Floats) -> Floats:
+        """[C, B, M]."""
+        cell = cell_U[use_U]
+        found = [np.bincount(cell, value, minlength=groups * models).reshape(groups, models) for value in value_UC]
+        return np.asarray(weight_BG @ np.array(found))
+
+    w_U, every_U = units.worth_U, np.ones(len(units), dtype=bool)
+    e_2BM = both_2BM = np.zeros((2, len(weight_BG), models))
+    for held_U, rest_U in splits(units.fold_U):
+        e_PU = np.array([
+            units.scores[p.kind] >= threshold(units.scores[p.kind][rest_U], p.share) for p in points
+        ], dtype=float)  # fmt: skip
+        n, w = sums(rest_U, np.stack([np.ones(rest_U.sum()), w_U[rest_U]]))
+        e, both = (sums(rest_U, v) for v in (e_PU[:, rest_U], e_PU[:, rest_U] * w_U[rest_U]))
+        best_B = _covariance(n, e, w, both).sum(axis=2).argmax(axis=0)
+        e, both = (sums(held_U, v) for v in (e_PU[:, held_U], e_PU[:, held_U] * w_U[held_U]))
+        e_2BM = e_2BM + np.stack([e[best_B[0]], e[best_B, every_B]])
+        both_2BM = both_2BM + np.stack([both[best_B[0]], both[best_B, every_B]])
+    n, w = sums(every_U, np.stack([np.ones(len(units)), w_U]))
+    gain_2B = _covariance(n, e_2BM, w, both_2BM).sum(axis=2) / n.sum(axis=1)
+    fixed, anew = gain_2B[:, 1:].var(axis=1)
+    return float(np.sqrt((1 + max(1.0, anew / fixed)) / 2)) if fixed > 0 else 1.0
+
+
 @dataclass(frozen=True)
 class Gain:
     """What escalating some units gained over random escalation of as many, on groups left out."""
@@ -133,17 +178,17 @@ class Gain:
         return int(np.ceil(self.groups * (half / effect) ** 2))
 
 
-def gain_of(escalated_U: Bools | Floats, units: Units, seed: int) -> Gain:
-    """With intervals over groups (bootstrap)."""
+def gain_of(escalated_U: Bools | Floats, units: Units, seed: int, *, wider: float = 1.0) -> Gain:
+    """With intervals over groups (bootstrap); `wider`: of `choice_widens`, where the operating points were chosen."""
     _, group_U = np.unique(units.group_U, return_inverse=True)
     size_G = np.bincount(group_U)
     weight_BG = resample_BT(len(size_G), RESAMPLES, seed)
     e_U = np.asarray(escalated_U, dtype=float)
     found_B = gain_B(e_U, units.worth_U, units.model_U, group_U, weight_BG)
-    return _gain(found_B, e_U, size_G)
+    return _gain(found_B, e_U, size_G, wider)
 
 
-def gain_by_model(escalated_U: Bools, units: Units, seed: int) -> dict[int, Gain]:
+def gain_by_model(escalated_U: Bools, units: Units, seed: int, *, wider: float = 1.0) -> dict[int, Gain]:
     """The same of each model's units alone."""
     _, group_U = np.unique(units.group_U, return_inverse=True)
     e_U = escalated_U.astype(float)
@@ -154,12 +199,13 @@ def gain_by_model(escalated_U: Bools, units: Units, seed: int) -> dict[int, Gain
         mine, drawn_B = units.model_U == model, n_BM[:, model] > 0
         size_G = np.bincount(group_U[mine])
         found[model] = _gain(
-            (within_BM[:, model] / np.where(drawn_B, n_BM[:, model], 1))[drawn_B], e_U[mine], size_G[size_G > 0]
+            (within_BM[:, model] / np.where(drawn_B, n_BM[:, model], 1))[drawn_B], e_U[mine], size_G[size_G > 0], wider
         )
     return found
 
 
-def _gain(found_B: Floats, escalated_U: Floats, size_G: Ints) -> Gain:
+def _gain(found_B: Floats, escalated_U: Floats, size_G: Ints, wider: float) -> Gain:
+    found_B = found_B[0] + wider * (found_B - found_B[0])
     ci95, ci99 = (wide_interval(found_B, size_G, outside) for outside in NORMAL)
     return Gain(float(escalated_U.mean()), float(found_B[0]), ci95, ci99, len(size_G))
 

@@ -99,7 +99,8 @@ def by_target(points: Sequence[Point], target: float) -> Point:
 
 
 def by_tail(points: Sequence[Point], rule: Rule, alpha: float) -> Point:
-    """Fewest calls with CVaR of failure (and the worst group's) within the bound; where no point is, the least CVaR.
+    """Fewest calls with CVaR of failure (and the worst group's) within the bound; where no point is, the least CVaR (of
+    equals the one that fails least).
 
     With a confidence the bounds are tested, from the point with the most calls on until the first that fails: the best of
     many estimates on few tasks looks better than it is.
@@ -116,7 +117,11 @@ def by_tail(points: Sequence[Point], rule: Rule, alpha: float) -> Point:
         good = [point for point in points if all(worst_mean(failures(point.outcomes, b), a) <= 0 for b, a in bounds)]
     if good:
         return min(good, key=lambda point: (point.calls, point.threshold))
-    return replace(min(points, key=lambda point: (worst_mean(failures(point.outcomes, 0), alpha), point.calls)), met=False)
+
+    def badness(point: Point) -> tuple[float, float, float]:
+        return worst_mean(failures(point.outcomes, 0), alpha), -point.success, point.calls
+
+    return replace(min(points, key=badness), met=False)
 
 
 def by_cost(points: Sequence[Point], kappa: float) -> Point:

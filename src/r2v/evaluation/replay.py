@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Protocol
 
+from r2v.core.agent import within_budget
 from r2v.core.features import proposing
 from r2v.core.protocols import Router
 from r2v.core.seeds import derive_seed
@@ -35,9 +36,9 @@ def replay(episodes: Sequence[Episode], escalations: Escalations) -> list[Row]:
     return rows
 
 
-def escalated_steps(router: Router, horizon: int) -> Escalations:
+def escalated_steps(router: Router, horizon: int, max_calls: int | None = None) -> Escalations:
     """The recorded steps on which `router` escalates, decided by the code that decides in production."""
-    return lambda episode: escalations(router, RecordedSteps.of(episode, horizon))
+    return lambda episode: escalations(router, RecordedSteps.of(episode, horizon), max_calls=max_calls)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,43 +59,46 @@ class RecordedSteps:
             if step.choice.features is None:
                 raise ValueError(f"step {step.t} of {episode.task.id} has no features; replay needs routed SLM episodes")
             known = proposing(context, step.choice.candidates, step.choice.scores)
-            found.append((known, step.choice.features, _router_seed(episode.task.id, episode.seed, step.t)))
+            found.append((known, step.choice.features, router_seed(episode.task.id, episode.seed, step.t)))
         return cls(tuple(found), derive_seed(episode.task.id, episode.seed, "episode"), episode.task.id)
 
 
-def escalations(router: Router, recorded: RecordedSteps, *, first: bool = False) -> tuple[int, ...]:
+def escalations(
+    router: Router, recorded: RecordedSteps, *, first: bool = False, max_calls: int | None = None
+) -> tuple[int, ...]:
     """The steps on which `router` escalates; after a takeover, all of them.
 
     Args:
         first: look no further than at the first one.
+        max_calls: of an episode; None: no limit.
 
     Raises:
         ValueError: it wants what a recorded episode has not, another draw or attempt.
     """
     escalated: list[int] = []
-    for t, decision in decisions(router, recorded):
+    for t, decision in decisions(router, recorded, max_calls):
         if decision.route != "continue" and first:
             return (t,)
         if decision.route == "takeover":
-            return (*escalated, *range(t, len(recorded.steps)))
+            return (*escalated, *range(t, len(recorded.steps)))[:max_calls]
         if decision.route == "escalate":
             escalated.append(t)
     return tuple(escalated)
 
 
-def decisions(router: Router, recorded: RecordedSteps) -> Iterator[tuple[int, Decision]]:
+def decisions(router: Router, recorded: RecordedSteps, max_calls: int | None = None) -> Iterator[tuple[int, Decision]]:
     """(number of the step, what `router` decides there), as long as it is asked; ValueError as of `escalations`."""
-    memory = Memory(seed=recorded.seed)
+    memory = Memory(max_calls, recorded.seed)
     for t, (context, features, seed) in enumerate(recorded.steps):
-        decision = router.decide(context, features, memory, seed=seed)
+        decision = within_budget(router.decide(context, features, memory, seed=seed), memory)
         if decision.route in ("retry", "restart"):
             raise ValueError(f"{router.name} decides {decision.route}; a recorded episode has no more than was recorded")
         yield t, decision
-        memory = replace(memory, decisions=(*memory.decisions, decision))
+        memory = memory.after(decision)
 
 
 @lru_cache(maxsize=1 << 16)
-def _router_seed(task: str, z: int, t: int) -> int:
+def router_seed(task: str, z: int, t: int) -> int:
     """The seed that the loop hands to the router (`r2v.core.loop`, `r2v.core.agent`)."""
     return derive_seed(derive_seed(task, z, t), "router")
 
@@ -126,8 +130,12 @@ def replayed(
     seeds: Sequence[int],
     horizon: int,
     groups: Collection[GroupPart] = BY_SEED,
+    max_calls: int | None = None,
 ) -> dict[str, Played]:
-    """The optimistic rule for each router (at its operating point, and at each of its thresholds) and for the oracle."""
+    """The optimistic rule for each router (at its operating point, and at each of its thresholds) and for the oracle.
+
+    With `max_calls` all but the teacher alone have so many calls an episode, and `llm_first` is the end of the curves.
+    """
 
     def outcomes(escalations: Escalations) -> Outcomes:
         return gather(replay(alone, escalations), tasks, seeds, horizon, groups)
@@ -135,9 +143,10 @@ def replayed(
     found = {
         "slm_only": Played(outcomes(lambda episode: ()), None),
         "llm_only": Played(outcomes(always), None),
-        "oracle": Played(outcomes(oracle), None),
+        **({} if max_calls is None else {"llm_first": Played(outcomes(lambda e: always(e)[:max_calls]), None)}),
+        "oracle": Played(outcomes(lambda e: oracle(e)[:max_calls]), None),
     }
     for name, (router, threshold, grid) in routers.items():
-        points = {t: outcomes(escalated_steps(router.at(t), horizon)) for t in dict.fromkeys((threshold, *grid))}
+        points = {t: outcomes(escalated_steps(router.at(t), horizon, max_calls)) for t in dict.fromkeys((threshold, *grid))}
         found[name] = Played(points[threshold], threshold, grid, tuple(points[t] for t in grid))
     return found

@@ -15,7 +15,7 @@ from r2v.evaluation.curves import area_B, calls_at_B, curve, interval, open_inte
 from r2v.evaluation.outcomes import Outcomes
 from r2v.maths.calibration import brier, ece, reliability_bins
 from r2v.maths.risk import cvar
-from r2v.maths.stats import auroc_or_none, mcnemar
+from r2v.maths.stats import auroc_or_none, sign_flip, wilson_over_tasks
 
 REFERENCE, RANDOM = "r2v", "random"
 CALLS = (0.5, 1.0, 2.0, 3.0, 4.0)
@@ -50,7 +50,8 @@ def summarise(
     ends = (played["slm_only"].chosen, played.get("llm_first", played["llm_only"]).chosen)
     weights_BT = resample_BT(len(ends[0].success_T), resamples, seed)
     curves = {name: [*router.points, *ends] for name, router in played.items() if router.points}
-    areas = {name: area_B(points, weights_BT) for name, points in curves.items()}
+    first = played["llm_first"].chosen if "llm_first" in played else None
+    areas = {name: area_B(points, weights_BT, first) for name, points in curves.items()}
     at = {name: {calls: success_at_B(points, calls, weights_BT) for calls in CALLS} for name, points in curves.items()}
     wanted = {share: share * (weights_BT @ played["llm_only"].chosen.success_T) for share in EQUAL_SUCCESS}
     needs = {
@@ -129,11 +130,9 @@ def _calls(values_B: np.ndarray) -> dict[str, Any]:
 
 
 def _fewer(ours_B: np.ndarray, others_B: np.ndarray) -> np.ndarray:
-    """Ours less the other's; 0 in a resample in which neither reaches the success, not known where both fail to."""
-    both_B = np.isinf(ours_B) & np.isinf(others_B)
-    fewer_B: np.ndarray = np.subtract(ours_B, others_B, out=np.zeros_like(ours_B), where=~both_B)
-    fewer_B[0] = np.inf if both_B[0] else fewer_B[0]
-    return fewer_B
+    """Ours less the other's; NaN, not known, in a resample in which neither reaches the success."""
+    with np.errstate(invalid="ignore"):  # inf - inf
+        return np.asarray(ours_B - others_B)
 
 
 def _numbers(o: Outcomes, seeds: Sequence[int], prices: Prices, alpha: float, weights_BT: np.ndarray) -> dict[str, Any]:
@@ -143,7 +142,7 @@ def _numbers(o: Outcomes, seeds: Sequence[int], prices: Prices, alpha: float, we
     cost_TZ = prices.slm * o.slm_calls_TZ + prices.teacher * o.teacher_calls_TZ
     return {
         "success_rate": float(o.success_TZ.mean()),
-        "ci95": interval(np.asarray(weights_BT @ o.success_T)),
+        "ci95": wilson_over_tasks(o.success_TZ),
         "llm_call_rate": float(o.call_rate_TZ.mean()),
         "calls_per_episode": float(o.teacher_calls_TZ.mean()),
         "calls_ci95": interval(np.asarray(weights_BT @ o.calls_T)),
@@ -182,7 +181,6 @@ def _comparison(name: str, o: Outcomes, played: Mapping[str, Played]) -> dict[st
     alone, reference = played["slm_only"].chosen.success_TZ, played.get(REFERENCE)
     escalated = o.teacher_calls_TZ > 0
     change = (o.success_TZ - alone)[escalated]
-    solved = o.success_TZ.ravel() > 0
     return {
         "interventions": {
             "helped": int((change > 0).sum()),
@@ -196,7 +194,7 @@ def _comparison(name: str, o: Outcomes, played: Mapping[str, Played]) -> dict[st
         ],
         "mcnemar_p": None
         if name == REFERENCE or reference is None
-        else mcnemar(solved, reference.chosen.success_TZ.ravel() > 0),
+        else sign_flip(np.rint((o.success_TZ - reference.chosen.success_TZ).sum(axis=1)).astype(int)),
     }
 
 

@@ -15,10 +15,12 @@ from typing import Any
 
 from r2v.core.features import View, featurise, proposing, seen_as
 from r2v.core.protocols import Router, Verifier
+from r2v.core.seeds import derive_seed
 from r2v.core.types import Candidate, Context, Episode, Memory
+from r2v.evaluation.replay import router_seed
 
-Step = tuple[Context, tuple[Candidate, ...], Memory]
-"""What a router decides on: what was known, the SLM's candidates, what was decided before."""
+Step = tuple[Context, tuple[Candidate, ...], Memory, int]
+"""What a router decides on: what was known, the SLM's candidates, what was decided before, and its seed."""
 Attack = Callable[[Context], Context]
 WORDS = "the report says that every room was swept before noon and nobody found anything worth keeping there".split()  # noqa: SIM905
 
@@ -61,12 +63,13 @@ def steps_of(episodes: Iterable[Episode], horizon: int, most: int) -> list[Step]
     """At most so many steps of a router's episodes on which it escalated, and as many of the others, evenly spread."""
     parts: tuple[list[Step], list[Step]] = ([], [])
     for episode in episodes:
-        memory = Memory()
+        memory = Memory(seed=derive_seed(episode.task.id, episode.seed, "episode"))
         for step, context in zip(episode.steps, episode.contexts(horizon), strict=True):
             choice = step.choice
             if choice.features is not None and choice.decision is not None:
-                parts[choice.source == "teacher"].append((context, choice.candidates, memory))
-                memory = Memory(decisions=(*memory.decisions, choice.decision))
+                seed = router_seed(episode.task.id, episode.seed, step.t)
+                parts[choice.source == "teacher"].append((context, choice.candidates, memory, seed))
+                memory = memory.after(choice.decision)
     return [step for part in parts for step in part[:: -(-len(part) // most) or 1]]
 
 
@@ -77,10 +80,10 @@ def escalates(router: Router, view: View, verifier: Verifier, step: Step) -> boo
 
 async def _escalates(router: Router, view: View, verifier: Verifier, steps: Iterable[Step]) -> list[bool]:
     found = []
-    for context, candidates, memory in steps:
+    for context, candidates, memory, seed in steps:
         scores = await verifier.score(context, [candidate.action for candidate in candidates])
         features = seen_as(view, featurise(context, candidates, scores), scores)
-        decision = router.decide(proposing(context, candidates, scores), features, memory, seed=0)
+        decision = router.decide(proposing(context, candidates, scores), features, memory, seed=seed)
         found.append(decision.route in ("escalate", "takeover"))
     return found
 
@@ -106,7 +109,7 @@ async def _attacked(router: Router, view: View, verifier: Verifier, steps: Seque
     counts = [len(plain) - sum(plain), sum(plain)]
     found = {}
     for kind, attack in ATTACKS.items():
-        now = await _escalates(router, view, verifier, [(attack(c), candidates, memory) for c, candidates, memory in steps])
+        now = await _escalates(router, view, verifier, [(attack(step[0]), *step[1:]) for step in steps])
         changed = [sum(a != b for a, b in zip(plain, now, strict=True) if a == asked) for asked in (False, True)]
         bought, suppressed = (n / of if of else None for n, of in zip(changed, counts, strict=True))
         found[kind] = {"bought": bought, "suppressed": suppressed, "steps": counts}

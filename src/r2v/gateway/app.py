@@ -22,11 +22,11 @@ from starlette.routing import Route
 from starlette.types import Lifespan, Receive, Send
 from starlette.types import Scope as ASGIScope
 
-from r2v.gateway.body_room import BodyRoom
+from r2v.gateway.body_memory import BodyMemory
 from r2v.gateway.candidates import LiveAnswer
-from r2v.gateway.guard import SHORT, Endpoint, Forbidden, Guard, headers_of, json_response, number, scoped, short_name
+from r2v.gateway.guard import CODES, SHORT, Endpoint, Forbidden, Guard, headers_of, json_response, number, scoped, short_name
 from r2v.gateway.keys import Scope
-from r2v.gateway.metrics import together
+from r2v.gateway.metrics import sum_counts
 from r2v.gateway.reload import Generation, LiveApp, Read, Reloading
 from r2v.gateway.service import Service
 from r2v.gateway.sessions import Items
@@ -79,7 +79,7 @@ def build_app(
     Raises:
         SettingsError: keys are required and none is set.
     """
-    kept, room = Items(items), BodyRoom(service.settings.server.max_bodies_bytes)
+    kept, room = Items(items), BodyMemory(service.settings.server.max_bodies_bytes)
     service.metrics.room = room
 
     def generation(service: Service, live: LiveApp) -> Generation:
@@ -104,9 +104,9 @@ class _App(Starlette):
     """
 
     def __init__(
-        self, steps: Mapping[str, Endpoint], room: BodyRoom, *, routes: Sequence[Route], lifespan: Lifespan[Any]
+        self, steps: Mapping[str, Endpoint], room: BodyMemory, *, routes: Sequence[Route], lifespan: Lifespan[Any]
     ) -> None:
-        super().__init__(routes=routes, lifespan=lifespan)
+        super().__init__(routes=routes, lifespan=lifespan, exception_handlers={404: _no_such_path, 405: _no_such_path})
         self._steps, self._room = steps, room
 
     async def __call__(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
@@ -127,7 +127,9 @@ class _App(Starlette):
 
 
 class _DataPlane(Guard):
-    def __init__(self, service: Service, admin_url: str | None, items: Items, room: BodyRoom, reloading: Reloading) -> None:
+    def __init__(
+        self, service: Service, admin_url: str | None, items: Items, room: BodyMemory, reloading: Reloading
+    ) -> None:
         super().__init__(service.settings.server, service.keys)
         self.service, self.started, self._admin_url = service, time.time(), admin_url
         self._items, self._room, self._reloading = items, room, reloading
@@ -140,7 +142,7 @@ class _DataPlane(Guard):
             service = self.service
             control = ControlPlane(
                 service.settings, service.keys, service.router, service.ledger, service.sessions, service.modes,
-                lambda: together([(True, service.metrics.counts())], service.router.identity), self._reloading,
+                lambda: sum_counts([(True, service.metrics.counts())], service.router.identity), self._reloading,
                 service.shipping,
             )  # fmt: skip
 
@@ -305,7 +307,8 @@ class _DataPlane(Guard):
                     yield event
                 await self._keep(options.key.tenant, request, await work, adapter)
             except Refused as error:
-                yield adapter.broken(str(error), error.status, error.facts.get("reason"))
+                why = str(error.facts.get("reason"))
+                yield adapter.broken(str(error), error.status, CODES.get(why, why))
             finally:
                 work.cancel()
 
@@ -402,6 +405,15 @@ class _DataPlane(Guard):
         if found["ready"] and self._room.full:
             found |= {"ready": False, "problem": "the bodies of requests fill server.max_bodies_bytes"}
         return json_response(found, 200 if found["ready"] else 503)
+
+
+async def _no_such_path(http: HttpRequest, error: Exception) -> Response:
+    status = int(getattr(error, "status_code", 404))
+    problem = f"{http.method} {http.url.path[:200]} is not served here"
+    if http.url.path.startswith("/v1/v1/"):
+        problem += ": the base URL of this client ends in /v1, which it adds itself; leave it out"
+    adapter = MESSAGES if "/messages" in http.url.path else CHAT
+    return json_response(adapter.error(problem, status), status, headers=dict(getattr(error, "headers", None) or {}))
 
 
 async def _no_socket(http: HttpRequest) -> Response:

@@ -87,7 +87,7 @@ def _opens(piece: Piece) -> bool:
 
 
 @dataclass
-class Prepaid:
+class PaidAnswers:
     """Answers that a step has been charged for already."""
 
     answers: int
@@ -98,7 +98,7 @@ class CandidateSource:
 
     def __init__(
         self, client: Client, request: Request, authors: Mapping[str, str], *, role: str, live: LiveAnswer | None = None,
-        paid: Prepaid | None = None, pay: Callable[[Amount], Awaitable[bool]] | None = None,
+        paid: PaidAnswers | None = None, pay: Callable[[Amount], Awaitable[bool]] | None = None,
     ) -> None:  # fmt: skip
         """Only the SLM returns log-probabilities.
 
@@ -113,7 +113,7 @@ class CandidateSource:
         """
         self.name, self.client, self.role, self.stronger = client.name, client, role, role != "slm"
         self._request, self._authors, self._live = request, authors, live
-        self._paid, self._pay = paid or Prepaid(0), pay
+        self._paid, self._pay = paid or PaidAnswers(0), pay
         self._replies: dict[Action, Reply] = {}
         self.tokens = Tokens()
         self.usd = 0.0

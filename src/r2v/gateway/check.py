@@ -7,6 +7,7 @@ import math
 import os
 import tempfile
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from r2v.gateway.ledger import Ledger
 from r2v.gateway.routing import load_configured
 from r2v.gateway.settings import GatewaySettings
 from r2v.gateway.stores import redis_of, shipping_of
+from r2v.gateway.telemetry import NO_OTEL
 from r2v.routers.heuristic import ENTROPY
 from r2v.verdicts import parse_verdicts
 from r2v.verifiers import source_sha256
@@ -44,6 +46,8 @@ def problems(settings: GatewaySettings, show: Callable[[str], None]) -> list[str
             show("          it does not know what it was fitted on, so texts can move it anywhere: fit the router again")
     except R2VError as error:
         found.append(str(error))
+    if settings.telemetry is not None and find_spec("opentelemetry") is None:
+        found.append(NO_OTEL)
     if settings.verdicts:
         named = ", ".join(verdict.name for verdict in parse_verdicts(settings.verdicts))
         show(f"verdicts  {named}; the first that knows one is the outcome of a session to which none is sent")
@@ -64,7 +68,7 @@ def problems(settings: GatewaySettings, show: Callable[[str], None]) -> list[str
     for role, model in settings.models.items():
         try:
             asyncio.run(_probed(make_client(model, role)))
-            show(f"{role:<9} {model.model} at {model.base_url} is reachable")
+            show(f"{role:<9} {model.model} at {model.base_url} answers")
         except (R2VError, ModelError) as error:
             found.append(str(error))
     return found
@@ -91,7 +95,7 @@ async def _pinged(connection: Connection) -> None:
 
 
 async def _probed(client: Client) -> None:
-    """Raises ModelError when nothing answers."""
+    """Raises ModelError where the model takes no request."""
     try:
         await client.probe()
     finally:

@@ -248,7 +248,12 @@ class ControlPlane(Guard):
     def _stats(self, counts: Counts, since: float | None) -> Json:
         found = self._overview.stats(counts)
         found["models"] = {
-            name: {"model": model, "available": counts.available.get(name, True)} for name, model in self._names.items()
+            name: {
+                "model": model,
+                "available": counts.available.get(name, True),
+                "calls": {code: count for (of, code), count in counts.attempts.items() if of == name},
+            }
+            for name, model in self._names.items()
         }
         found["uncounted"] = self._journal.uncounted()
         if self._shipping is not None:

@@ -15,7 +15,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.routing import Route
 
-from r2v.gateway.body_room import BodyRoom, NoRoom
+from r2v.gateway.body_memory import BodyMemory, BodyMemoryFull
 from r2v.gateway.keys import OPEN, Key, KeyRing, Scope
 from r2v.gateway.settings import ServerSettings
 from r2v.gateway.step import RETRY_S, Refused, unreachable
@@ -30,6 +30,8 @@ SECRET = re.compile(
     r"|AKIA|ASIA|AIza|eyJ|Bearer )[\w.-]{12,}|://"
 )
 """What looks like a key of somebody's, in the place of a session's name."""
+CODES = {"prompt_too_long": "context_length_exceeded"}
+"""Reasons for which OpenAI has a code that its clients look for."""
 SHORT = 65_536
 """Bytes of the body of whatever is no step."""
 Endpoint = Callable[[HttpRequest], Awaitable[Response]]
@@ -93,7 +95,7 @@ class Guard:
                 reason, status = str(error), 400
             except TooLarge as error:
                 reason, status = str(error), 413
-            except NoRoom as error:
+            except BodyMemoryFull as error:
                 reason, status, headers["retry-after"] = str(error), 503, str(math.ceil(RETRY_S))
             except ClientDisconnect:
                 reason, status = "the client went away", 499
@@ -101,7 +103,7 @@ class Guard:
                 reason, status, facts = str(error), error.status, dict(error.facts)
                 if error.retry_after is not None:
                     headers["retry-after"] = str(math.ceil(error.retry_after))
-            return json_response(adapter.error(reason, status), status, facts, headers)
+            return json_response(adapter.error(reason, status, CODES.get(str(facts.get("reason")))), status, facts, headers)
 
         return guarded
 
@@ -113,7 +115,7 @@ class Guard:
             for prefix in ("/v1", "")
         ]
 
-    async def _body(self, http: HttpRequest, most: int | None = None, room: BodyRoom | None = None) -> bytes:
+    async def _body(self, http: HttpRequest, most: int | None = None, room: BodyMemory | None = None) -> bytes:
         """A request's body.
 
         Args:
@@ -123,7 +125,7 @@ class Guard:
 
         Raises:
             TooLarge: it is larger, or would take long to read.
-            NoRoom: before it is read, where its length is known.
+            BodyMemoryFull: before it is read, where its length is known.
         """
         limit, pieces, length, size = most or self.server.max_body_bytes, [], 0, JsonSize()
         given = http.headers.get("content-length", "")

@@ -235,7 +235,7 @@ class Ledger(LedgerReader):
             path.parent.mkdir(parents=True, exist_ok=True)
             if owner:
                 self._lock = _locked(path)
-            if not path.exists():  # it holds what people say; SQLite's files beside it get the same rights
+            if str(path) != ":memory:" and not path.exists():  # it holds what people say; so do SQLite's files beside it
                 with suppress(OSError):  # SQLite says what is wrong
                     os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)

@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector
 
 from r2v.clients.base import Client
 from r2v.core.types import Features
-from r2v.gateway.body_room import BodyRoom
+from r2v.gateway.body_memory import BodyMemory
 from r2v.gateway.reading import Entry, LedgerReader
 from r2v.gateway.reload import Reloads
 from r2v.gateway.routing import Configured
@@ -106,7 +106,7 @@ class Counts(msgspec.Struct):
         return found
 
 
-def together(all_counts: Sequence[tuple[bool, Counts]], router: str) -> Counts:
+def sum_counts(all_counts: Sequence[tuple[bool, Counts]], router: str) -> Counts:
     """The sum of what several processes have counted.
 
     Args:
@@ -160,7 +160,7 @@ class Metrics:
 
     def __init__(self, router: Configured, upstreams: Sequence[Client]) -> None:
         self._router, self._upstreams, self._counts = router, upstreams, Counts(router=router.identity)
-        self.room: BodyRoom | None = None
+        self.room: BodyMemory | None = None
 
     def use(self, router: Configured, upstreams: Sequence[Client]) -> None:
         """Count on, with another router and other models: drift begins anew where the router is not the same."""

@@ -21,7 +21,7 @@ from r2v.gateway.budgets import UNLIMITED, Account, Amount, Exhausted, Limits, R
 from r2v.gateway.keys import StoredKey
 from r2v.gateway.ledger import ModeChange
 from r2v.gateway.redis_connection import Connection
-from r2v.gateway.sessions import DECISIONS, Session, numbered
+from r2v.gateway.sessions import DECISIONS, SIGNATURES, Session, numbered
 from r2v.runtime.upgrade import upgraded_decision
 
 KEPT_S = 14 * 86_400
@@ -108,18 +108,18 @@ class RedisSessions:
 
     async def enter(self, identity: str, *, dry: bool) -> Session:
         session, decisions, warm, signatures = (
-            self._redis.key(kind, identity) for kind in ("session", "decisions", "warm", "signatures")
+            self._redis.key(kind, identity) for kind in ("session", "decisions", "warm", "authors")
         )
         steps, tokens, decided, is_warm, signed, *_ = await self._redis.run(
             ("HINCRBY", session, "steps", 0 if dry else 1),
             ("HGET", session, "prompt_tokens"),
             ("LRANGE", decisions, 0, -1),
             ("EXISTS", warm),
-            ("HGETALL", signatures),
+            ("LRANGE", signatures, 0, -1),
             *(("EXPIRE", key, KEPT_S) for key in (session, decisions, signatures)),
         )
         memory = Memory(seed=derive_seed(identity, "episode"), decisions=tuple(_decision(raw) for raw in decided))
-        authors = {name.decode(): model.decode() for name, model in signed.items()}
+        authors = dict(msgspec.json.decode(raw, type=tuple[str, str]) for raw in signed)
         return Session(identity, int(steps) - (not dry), memory, not is_warm, int(tokens or 0), authors)
 
     async def remember(self, session: Session, decision: Decision, *, teacher: bool, tokens: int) -> None:
@@ -132,7 +132,8 @@ class RedisSessions:
         )
 
     async def sign(self, session: Session, signature: str, model: str) -> None:
-        await self._redis.run(("HSET", self._redis.key("signatures", session.id), signature, model))
+        authors = self._redis.key("authors", session.id)
+        await self._redis.run(("RPUSH", authors, _encoder.encode((signature, model))), ("LTRIM", authors, -SIGNATURES, -1))
 
     async def offer_tools(self, identity: str) -> None:
         await self._redis.run(("SET", self._redis.key("tools", identity), 1, "EX", KEPT_S))

@@ -131,7 +131,7 @@ class GatewayRouter:
         return self.cold or next(asked, model) != model
 
 
-class Noted:
+class ShadowRouter:
     """Decides as a router does, but the SLM goes on whatever it wants: that is noted, and somebody else answers."""
 
     def __init__(self, router: GatewayRouter) -> None:

@@ -8,10 +8,10 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import uvicorn
 
@@ -32,6 +32,8 @@ from r2v.verifiers import verifier_named
 if TYPE_CHECKING:
     from r2v.clients.mock import MockModel
 
+run_loop = run
+"""Runs a coroutine in the fastest event loop of this platform."""
 MOCK_KEY = "r2v-mock"
 SIGHUP: signal.Signals | None = getattr(signal, "SIGHUP", None)
 """By which one asks for a reload; Windows has none."""
@@ -53,7 +55,7 @@ def serve(settings: GatewaySettings, *, mock: bool, announce: Callable[[str, str
     """
     if mock:
         set_mock_key(settings)
-    run(_serve(settings, mock, announce, read or (lambda: settings)))
+    run_loop(_serve(settings, mock, announce, read or (lambda: settings)))
 
 
 def set_mock_key(settings: GatewaySettings) -> None:
@@ -65,19 +67,14 @@ def serve_app(app: object, host: str, port: int, announce: Callable[[str], None]
     """Serve any application until a signal. Raises SettingsError when the port is taken."""
     listener = _listen(host, port, "--port")
     announce(f"http://{host}:{listener.getsockname()[1]}")
-    run(uvicorn.Server(_config(app, ServerSettings())).serve([listener]))
+    run_loop(uvicorn.Server(_config(app, ServerSettings())).serve([listener]))
 
 
-def take_short_turns() -> None:
+def tune_interpreter() -> None:
     """So that nobody waits for anybody else's work; called once what stays is loaded."""
     sys.setswitchinterval(0.0005)  # threads read large requests: at Python's 5 ms each turn of the event loop waits as long
     gc.freeze()  # searching all that stays for garbage takes a tenth of a second each time
     gc.set_threshold(10_000, 20, 50)  # else what is read of one large request is searched a hundred times meanwhile
-
-
-def run_loop(main: Coroutine[Any, Any, None]) -> None:
-    """Run it in the fastest event loop of this platform."""
-    run(main)
 
 
 def mock_settings(port: int) -> GatewaySettings:
@@ -90,7 +87,7 @@ def mock_settings(port: int) -> GatewaySettings:
             "slm": {"base_url": "http://mock", "model": SLM.name, "price": {"input": 0.1, "output": 0.4}},
             "teacher": {"base_url": "http://mock", "model": TEACHER.name, "price": {"input": 3.0, "output": 15.0}},
         },
-        "store": {"path": f"r2v-mock-{port}.db"},
+        "store": {"path": f"r2v-mock-{port}.db", "redact": False},  # nobody has said these words
     }
     return validated(GatewaySettings, raw)
 
@@ -138,7 +135,7 @@ async def _serve(settings: GatewaySettings, mock: bool, announce: Callable[[str,
     _reload_at_hangup(app, main)
     announce(url, url)
     verifier_named(service.settings.route.verifier)  # its imports are not the first request's to wait for
-    take_short_turns()
+    tune_interpreter()
     if mock and not service.ledger.sessions(1):
         from r2v.gateway.demo import demonstrate
 

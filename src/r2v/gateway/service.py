@@ -8,6 +8,7 @@ down, and the row in the ledger that is written before the answer leaves.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import re
 import secrets
@@ -21,12 +22,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from r2v.clients import make_client
+from r2v.clients.authors import marks_of
 from r2v.clients.base import Client
 from r2v.clients.tokens import Tokens
 from r2v.core.agent import MAX_RETRIES, AgentModels, Routed, StepContext
 from r2v.core.agreement import alike
 from r2v.core.cache import remembered
-from r2v.core.errors import BoundaryError, ModelError
+from r2v.core.errors import BoundaryError, ModelError, PromptTooLong
 from r2v.core.features import best, proposing
 from r2v.core.protocols import PricedVerifier, Verifier
 from r2v.core.seeds import derive_seed
@@ -42,14 +44,14 @@ from r2v.gateway.budgets import (
     limits_of,
     touch,
 )
-from r2v.gateway.candidates import CandidateSource, LiveAnswer, Prepaid, most
+from r2v.gateway.candidates import CandidateSource, LiveAnswer, PaidAnswers, most
 from r2v.gateway.keys import KeyRing, KeyStore
 from r2v.gateway.ledger import Ledger
 from r2v.gateway.metrics import Metrics
 from r2v.gateway.modes import Modes, Part, part_of
 from r2v.gateway.reading import Entry
 from r2v.gateway.redaction import Redactor, secret_of
-from r2v.gateway.routing import GatewayRouter, Noted, load_configured
+from r2v.gateway.routing import GatewayRouter, ShadowRouter, load_configured
 from r2v.gateway.scoring import PaidVerifier
 from r2v.gateway.sessions import SESSIONS, Session, Sessions
 from r2v.gateway.settings import GatewaySettings
@@ -77,6 +79,8 @@ if TYPE_CHECKING:
     from r2v.gateway.verdicts import SessionVerdicts
 
 CHECKPOINT_S = 0.5
+WARN_S = 60.0
+"""Between two lines in the log about drafts that fail."""
 OF_CONTEXT = 4
 """The SLM's answers may fill this part of its context: agents ask for as many tokens as the large models can write."""
 VERIFIER_BYTES = 64_000_000
@@ -116,7 +120,7 @@ class Service:
         """Sessions of clients in which tools were offered; the latest ones."""
         self.shipping: Shipping | None = before.shipping if before else joined(settings.store, self.ledger, owner)
         self.modes = Modes(self.settings.route, self.sessions, read_from(self.ledger, self.shipping))
-        self._checked, self._problem = -math.inf, ""
+        self._checked, self._problem, self._warned = -math.inf, "", -math.inf
         self.metrics: Metrics = before.metrics if before else Metrics(self.router, self.clients)
         made = None if before or settings.telemetry is None else Telemetry(settings.telemetry)
         self._telemetry: Telemetry | None = before._telemetry if before else made
@@ -227,8 +231,7 @@ class Service:
         if not served.options.dry:
             await self._record(served, choice, context)
             with reachable(served.facts):
-                for block in reply.choice["message"].get("thinking_blocks") or []:
-                    mark = str(block.get("signature") or block.get("data"))
+                for mark in marks_of(reply):
                     await self.sessions.sign(served.session, mark, model)
         return Answer(reply, self.served(served.facts, model), served.facts)
 
@@ -279,8 +282,8 @@ class Service:
         except sqlite3.Error as error:
             raise unwritten(error, facts) from None
         authors, pay = session.signatures, partial(self._pay, reservation)
-        live_slm, one_answer = live if early else None, Prepaid(int(reservation.teacher))
-        slm = CandidateSource(self.slm, to_slm, authors, role="slm", live=live_slm, paid=Prepaid(drafts), pay=pay)
+        live_slm, one_answer = live if early else None, PaidAnswers(int(reservation.teacher))
+        slm = CandidateSource(self.slm, to_slm, authors, role="slm", live=live_slm, paid=PaidAnswers(drafts), pay=pay)
         stronger = {
             name: CandidateSource(self.stronger[name], to, authors, role=name, live=live, paid=one_answer, pay=pay)
             for name, to in to_stronger.items()
@@ -395,7 +398,7 @@ class Service:
         """
         code: Code = "shadow" if part.name == "shadow" else "observe"
         kept = bool(memory.decisions) and memory.decisions[-1].route == "takeover"
-        watched = Noted(router)
+        watched = ShadowRouter(router)
         drafting = None
         if part.drafted and not kept:
             drafting = asyncio.ensure_future(Routed(models, watched).choose(step_context, memory))
@@ -404,9 +407,12 @@ class Service:
             answer = await step_context.answer()
             if drafting is not None:
                 noted, _ = await asyncio.wait_for(drafting, self.settings.route.observe_wait_s)
-        except (BoundaryError, TimeoutError):
+        except (BoundaryError, TimeoutError) as error:
             if answer is None:
                 raise
+            if isinstance(error, BoundaryError) and time.monotonic() - self._warned > WARN_S:
+                self._warned = time.monotonic()
+                logging.getLogger("uvicorn.error").warning("a step could not be compared with the teacher's: %s", error)
         finally:
             if drafting is not None:
                 drafting.cancel()
@@ -437,13 +443,16 @@ class Service:
         if error.boundary == "teacher":
             if router.forced in served.stronger:
                 raise unanswered(facts, code, cause)
+            if isinstance(cause, PromptTooLong) and not served.part.routed:  # nobody has agreed to the SLM's answers
+                raise unanswered(facts, code, cause)
             if not served.stronger[TEACHER].asked:  # one between them is down
                 with suppress(BoundaryError):
                     return await _stronger_alone(step_context, TEACHER, code, str(cause))
             try:
                 return await _slm_alone(step_context, router, code, str(cause))
             except BoundaryError as second:
-                raise unanswered(facts, code, cause, second.cause) from None
+                causes = (cause,) if isinstance(cause, PromptTooLong) else (cause, second.cause)
+                raise unanswered(facts, code, *causes) from None
         if calls_left == 0:
             raise Refused(f"{cause}; the teacher's budget is exhausted", 502, {**facts, "reason": code}) from None
         try:

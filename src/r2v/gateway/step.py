@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from r2v.core.errors import ModelError
+from r2v.core.errors import ModelError, PromptTooLong
 from r2v.core.types import Choice, Code, Step
 from r2v.gateway.budgets import Amount, Reservation
 from r2v.gateway.candidates import CandidateSource, LiveAnswer
@@ -134,7 +134,14 @@ class ServedStep:
 
 
 def unanswered(facts: Json, code: Code, *causes: Exception) -> Refused:
-    """No model answered. Where all of them limit their rate, so does the answer, with the shortest of their waits."""
+    """No model answered. Where all of them limit their rate, so does the answer, with the shortest of their waits. Where the
+    prompt is too long for all of them it says so, in words by which agents know that they have to shorten it.
+    """
+    if all(isinstance(cause, PromptTooLong) for cause in causes):
+        counts = next((cause.counts for cause in causes if isinstance(cause, PromptTooLong) and cause.counts), None)
+        sizes = ": {} tokens > {} maximum".format(*counts) if counts else ""
+        problem = f"prompt is too long{sizes} (the model's maximum context length)"
+        return Refused(problem, 400, {**facts, "reason": "prompt_too_long"})
     status = 429 if all(isinstance(cause, ModelError) and cause.status == 429 for cause in causes) else 502
     waits = [cause.retry_after for cause in causes if isinstance(cause, ModelError) and cause.retry_after is not None]
     reason = "; ".join(map(str, causes))

@@ -86,6 +86,9 @@ def model_call(role: str, client: Client | None, answers: int) -> Iterator[Model
         yield call
 
 
+NO_OTEL = "telemetry needs the extra otel: pip install 'r2v[otel]'"
+
+
 class Telemetry:
     """Of one process."""
 
@@ -102,7 +105,7 @@ class Telemetry:
             from opentelemetry.sdk.trace.export import BatchSpanProcessor
             from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
         except ModuleNotFoundError:
-            raise SettingsError("telemetry needs the extra otel: pip install 'r2v[otel]'") from None
+            raise SettingsError(NO_OTEL) from None
         self._api, self._propagator, self._propagates = trace, TraceContextTextMapPropagator(), settings.propagate
         own = {"service.name": "r2v", "service.version": r2v.__version__, "service.instance.id": str(uuid.uuid4())}
         resource = (

@@ -1,7 +1,7 @@
 """The gateway as several processes: workers that serve one port, and the control plane.
 
-Their parent (`r2v.gateway.family`) binds both ports. What workers share is in the ledger (`r2v.gateway.session_state`), or
-in Redis.
+Their supervisor (`r2v.gateway.supervisor`) binds both ports. What workers share is in the ledger
+(`r2v.gateway.session_state`), or in Redis.
 """
 
 from __future__ import annotations
@@ -24,10 +24,9 @@ import msgspec
 from r2v.gateway.app import build_app
 from r2v.gateway.control import FINISH_S, ControlPlane
 from r2v.gateway.demo import demonstrate
-from r2v.gateway.family import Family, Parent, Work
 from r2v.gateway.keys import KeyRing
 from r2v.gateway.ledger import Ledger
-from r2v.gateway.metrics import Counts, Metrics, together
+from r2v.gateway.metrics import Counts, Metrics, sum_counts
 from r2v.gateway.modes import Modes
 from r2v.gateway.reload import Generation, LiveApp, Read
 from r2v.gateway.routing import load_configured
@@ -35,6 +34,7 @@ from r2v.gateway.serve import _listen, mocked, mocks, set_mock_key
 from r2v.gateway.service import Service
 from r2v.gateway.settings import GatewaySettings
 from r2v.gateway.stores import read_from, shared_state, shipping_of
+from r2v.gateway.supervisor import Link, Supervisor, Work
 from r2v.verifiers import verifier_named
 
 if TYPE_CHECKING:
@@ -92,10 +92,12 @@ def serve_planes(
             return [*first, *((worker, listener) for listener in listeners), (partial(_control, settings), admin)]
 
         again = read or (lambda: settings)
-        family = Family(mocked(settings, beside), router, plan, lambda: mocked(again(), beside), ledger.accounts.recover)
+        supervisor = Supervisor(
+            mocked(settings, beside), router, plan, lambda: mocked(again(), beside), ledger.accounts.recover
+        )
         if shipping is not None:  # the workers have written their last rows
-            family.ended = partial(shipping.finish, FINISH_S)
-        family.run(lambda: announce(url, admin_url))
+            supervisor.ended = partial(shipping.finish, FINISH_S)
+        supervisor.run(lambda: announce(url, admin_url))
 
 
 def _spread(host: str, port: int, workers: int) -> list[socket.socket]:
@@ -119,7 +121,7 @@ def _url(listener: socket.socket) -> str:
 
 
 def _worker(
-    settings: GatewaySettings, admin_url: str, items: str, parent: Parent
+    settings: GatewaySettings, admin_url: str, items: str, parent: Link
 ) -> tuple[Any, Callable[[], Awaitable[None]]]:
     service = Service(settings, owner=False)
     verifier_named(service.settings.route.verifier)  # its imports are not the first request's to wait for
@@ -144,7 +146,7 @@ async def _write_counts(ledger: Ledger, metrics: Metrics) -> None:
         await asyncio.sleep(COUNTS_S)
 
 
-def _control(settings: GatewaySettings, parent: Parent) -> tuple[Any, None]:
+def _control(settings: GatewaySettings, parent: Link) -> tuple[Any, None]:
     ledger = Ledger(Path(settings.store.path))
     sessions, _, store = shared_state(settings, ledger)
     shipping = shipping_of(settings.store)
@@ -156,7 +158,7 @@ def _control(settings: GatewaySettings, parent: Parent) -> tuple[Any, None]:
         def counts() -> Counts:
             now = time.time()
             all_counts = [(now - at < RUNS_S, decoder.decode(found)) for at, found in ledger.states.counts()]
-            return together(all_counts, router.identity)
+            return sum_counts(all_counts, router.identity)
 
         modes, keys = Modes(router.route, sessions, read_from(ledger, shipping)), KeyRing(settings.server, store)
         plane = ControlPlane(settings, keys, router, ledger, sessions, modes, counts, parent, shipping)
@@ -165,7 +167,7 @@ def _control(settings: GatewaySettings, parent: Parent) -> tuple[Any, None]:
     return LiveApp(lambda live: generation(settings)), None
 
 
-def _mock(model: MockModel, url: str, keys: str | None, parent: Parent) -> tuple[Any, Callable[[], Awaitable[None]] | None]:
+def _mock(model: MockModel, url: str, keys: str | None, parent: Link) -> tuple[Any, Callable[[], Awaitable[None]] | None]:
     """A mock model, and, where keys of the gateway at `url` are given, sessions to show."""
     from r2v.clients.mock import mock_app
 

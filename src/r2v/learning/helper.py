@@ -71,6 +71,7 @@ def fit_helper(
     *,
     seed: int,
     max_calls: int | None = None,
+    names: tuple[str, ...] = FEATURES,
 ) -> HelperFit:
     """The value of intervening, its price held to each budget. Raises ValueError where no step was escalated.
 
@@ -83,6 +84,7 @@ def fit_helper(
         settings: of the regression.
         seed: of the regression.
         max_calls: in an episode at most; the calls that are left are then part of the state.
+        names: features that the regression reads.
     """
     steps = _read(episodes, differs, risk)
     if not steps.escalated_N.any():
@@ -100,9 +102,10 @@ def fit_helper(
         prices.append(price)
         for gain_HS in (gain_HBS[:, 0],) if max_calls is None else np.moveaxis(gain_HBS, 1, 0)[1:]:
             targets.append(gain_HS[steps.t_N, steps.key_N] * steps.share_N)
+    columns = [FEATURES.index(name) for name in names]
     values = fit_values(
-        steps.x_NF, steps.present_NF, np.stack(targets, axis=1), FEATURES, settings, seed=seed, epochs=EPOCHS,
-        facts={"estimates": "what the teacher's step adds to the chance of success", "rows": len(steps.t_N)},
+        steps.x_NF[:, columns], steps.present_NF[:, columns], np.stack(targets, axis=1), names, settings, seed=seed,
+        epochs=EPOCHS, facts={"estimates": "what the teacher's step adds to the chance of success", "rows": len(steps.t_N)},
     )  # fmt: skip
     return HelperFit(tuple(budgets), tuple(prices), values, mdp)
 

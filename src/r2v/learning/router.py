@@ -221,7 +221,7 @@ def _logits(net: nn.Sequential, x: Tensor) -> np.ndarray:
 
 def _calibrate(logit_N: np.ndarray, y_N: np.ndarray, how: str) -> Calibration:
     slope, bias = fit_scaling(logit_N, y_N, with_bias=how != "temperature")
-    if how != "isotonic":
+    if how != "isotonic" or not 0 < y_N.mean() < 1:  # of one outcome all steps of the isotonic fit are one
         return Calibration(slope, bias)
     x, y = fit_isotonic(_sigmoid(slope * logit_N + bias), y_N)
     return Calibration(slope, bias, tuple(x.tolist()), tuple(y.tolist()))

@@ -88,7 +88,8 @@ class RouterSettings(Settings):
     hidden: tuple[PositiveInt, ...] = (128, 64)
     dropout: Annotated[float, Meta(ge=0, lt=1)] = 0.2
     epochs: PositiveInt = 50
-    batch_size: PositiveInt = 4096
+    batch_size: Annotated[int, Meta(ge=2)] = 4096
+    """Of one row there is no mean and variance to normalise by."""
     learning_rate: PositiveFloat = 1e-3
     weight_decay: NonNegativeFloat = 1e-2
     """Ours; the authors' is 1e-4. The two were not compared; it stays because the published results were made with it."""

@@ -9,6 +9,8 @@ from r2v.maths import Floats
 BINS = 15
 FLAT = 1e-6
 """The least slope of a scaling."""
+STEEPEST = 30.0
+"""The largest log-odds that a scaling gives: far beyond, a float knows one risk from another no more."""
 
 
 def log_odds(p_N: Floats, least: float = 1e-6) -> Floats:
@@ -45,9 +47,30 @@ def ece(p_N: Floats, y_N: Floats, bins: int = BINS) -> float:
 def fit_scaling(logit_N: Floats, y_N: Floats, *, with_bias: bool) -> tuple[float, float]:
     """(slope, bias) minimising the NLL of sigmoid(slope x logit + bias): temperature scaling, or Platt's with a bias.
 
-    Newton's method with step halving; the NLL is convex. Of logits that say nothing, or the contrary, the slope is `FLAT`:
-    the order of risks is kept, and all are about the mean of y.
+    Of logits that say nothing, or the contrary, the slope is `FLAT`: the order of risks is kept, and all are about the mean
+    of y. Where y is all 1 or all 0, or the logits part it without an error, the NLL has no minimum: Platt's targets
+    ((n1 + 1) / (n1 + 2) for 1, 1 / (n0 + 2) for 0; Platt 1999) stand for y there, and no risk is beyond `STEEPEST`.
     """
+    theta = _newton(logit_N, y_N, with_bias)
+    if not 0 < y_N.mean() < 1 or _steepest(theta, logit_N) > STEEPEST:
+        ones, n = float(y_N.sum()), len(y_N)
+        low, high = 1 / (n - ones + 2), (ones + 1) / (ones + 2)
+        theta = _newton(logit_N, low + (high - low) * y_N, with_bias)
+        theta /= max(1.0, _steepest(theta, logit_N) / STEEPEST)
+    slope, bias = float(theta[0]), float(theta[1]) if with_bias else 0.0
+    if slope >= FLAT:
+        return slope, bias
+    mean = log_odds(np.asarray(y_N.mean()), 1 / (len(y_N) + 2))
+    return FLAT, float(mean - FLAT * np.mean(logit_N)) if with_bias else 0.0
+
+
+def _steepest(theta: Floats, logit_N: Floats) -> float:
+    """The largest log-odds, by size, that a scaling gives."""
+    return float(np.abs(theta[0] * logit_N + (theta[1] if len(theta) > 1 else 0.0)).max())
+
+
+def _newton(logit_N: Floats, y_N: Floats, with_bias: bool) -> Floats:
+    """[slope], or [slope, bias], by Newton's method with step halving; the NLL is convex."""
     design = np.stack([logit_N, np.ones_like(logit_N)], axis=1) if with_bias else logit_N[:, None]
     theta = np.array([1.0, 0.0])[: design.shape[1]]
 
@@ -66,10 +89,7 @@ def fit_scaling(logit_N: Floats, y_N: Floats, *, with_bias: bool) -> tuple[float
         theta = theta - size * step
         if np.abs(size * step).max() < 1e-9:
             break
-    slope, bias = float(theta[0]), float(theta[1]) if with_bias else 0.0
-    if slope >= FLAT:
-        return slope, bias
-    return FLAT, float(log_odds(np.asarray(y_N.mean())) - FLAT * np.mean(logit_N)) if with_bias else 0.0
+    return theta
 
 
 def fit_isotonic(p_N: Floats, y_N: Floats) -> tuple[Floats, Floats]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import comb, sqrt
+from math import sqrt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,14 +60,19 @@ def _share(won_B: Floats, pairs_B: Floats) -> Floats:
     return np.asarray(np.divide(won_B, pairs_B, out=np.full(len(pairs_B), np.nan), where=pairs_B > 0))
 
 
-def mcnemar(a_N: NDArray[np.bool_], b_N: NDArray[np.bool_]) -> float:
-    """Exact two-sided p-value that paired successes a and b have equal rates; 1.0 where they never differ."""
-    only_a, only_b = int((a_N & ~b_N).sum()), int((~a_N & b_N).sum())
-    n = only_a + only_b
-    if n == 0:
-        return 1.0
-    tail: float = sum(comb(n, i) for i in range(min(only_a, only_b) + 1)) / 2**n
-    return min(1.0, 2 * tail)
+def sign_flip(won_T: NDArray[np.int64]) -> float:
+    """Exact two-sided p-value that paired successes have equal rates, from each task's successes less the other's.
+
+    The episodes of a task are not independent, so a task's difference is kept whole: if nothing differs it is as likely to
+    have the other sign. With one episode a task this is McNemar's exact test. 1.0 where no task differs.
+    """
+    sizes, total = np.abs(won_T[won_T != 0]), int(np.abs(won_T).sum())
+    chance = np.zeros(2 * total + 1)  # of each sum, from -total on
+    chance[total] = 1.0
+    for size in sizes:
+        chance = (np.roll(chance, size) + np.roll(chance, -size)) / 2  # nothing wraps: all sizes add up to `total`
+    sums = np.arange(-total, total + 1)
+    return min(1.0, float(chance[np.abs(sums) >= abs(int(won_T.sum()))].sum()))
 
 
 Z95 = 1.959964
@@ -75,11 +80,34 @@ Z95 = 1.959964
 
 def wilson(positive: int, n: int) -> tuple[float, float]:
     """95 % interval of a share (Wilson 1927); (0, 1) without observations."""
-    if n == 0:
-        return 0.0, 1.0
-    p, z2 = positive / n, Z95**2
-    middle, half = (p + z2 / (2 * n)) / (1 + z2 / n), Z95 / (1 + z2 / n) * sqrt(p * (1 - p) / n + z2 / (4 * n * n))
+    return (0.0, 1.0) if n == 0 else _wilson(positive / n, n, Z95)
+
+
+def _wilson(p: float, n: float, z: float) -> tuple[float, float]:
+    middle, half = (p + z**2 / (2 * n)) / (1 + z**2 / n), z / (1 + z**2 / n) * sqrt(p * (1 - p) / n + z**2 / (4 * n * n))
     return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def wilson_over_tasks(success_TZ: Floats) -> list[float]:
+    """95 % interval of a share of episodes, Z of each of T tasks, which are the exchangeable unit.
+
+    Wilson's, of as many independent episodes as the spread of the tasks is worth, with Student's quantile (Dean and Pagano
+    2015). Where none or all are 1 the spread says nothing, and a task counts as one episode. Unlike the percentile bootstrap
+    it is never a point, and covers with few tasks and near 0 and 1 (`benchmarks/coverage.py`).
+    """
+    (tasks, seeds), share = success_TZ.shape, float(success_TZ.mean())
+    if tasks == 1:
+        return [0.0, 1.0]
+    worth, spread = float(tasks), float(success_TZ.mean(axis=1).var(ddof=1)) / tasks
+    if 0 < share < 1:
+        worth = min(float(tasks * seeds), share * (1 - share) / spread) if spread > 0 else float(tasks * seeds)
+    return list(_wilson(share, worth, student95(tasks - 1)))
+
+
+def student95(degrees: float) -> float:
+    """The .975 quantile of Student's distribution (expansion of Fisher and Cornish); 1 degree counts as 2."""
+    d = max(2.0, degrees)
+    return Z95 + (Z95**3 + Z95) / (4 * d) + (5 * Z95**5 + 16 * Z95**3 + 3 * Z95) / (96 * d**2)
 
 
 def newcombe(positive: int, n: int, other_positive: int, other_n: int) -> tuple[float, float]:

@@ -6,12 +6,14 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from r2v.messages.conversation import BadRequest, Json, Request, object_of, text_of
+from r2v.messages.conversation import BadRequest, Json, Request, object_of, said_by, text_of
 from r2v.messages.protocol import Piece, ProtocolAdapter, Reply, Served, event, pieces
 
 STOP = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use", "content_filter": "refusal"}
 SAME = ("temperature", "top_p", "max_tokens")
 CONVERTED = (*SAME, "model", "messages", "system", "stream", "stop_sequences", "tools", "tool_choice", "output_config")
+ENDS = ("stop_reason", "stop_sequence", "stop_details")
+"""What is said of an answer when it ends."""
 WHOLE = 20_000
 """Characters of a call's arguments up to which it is seen that they are whole before the stream ends."""
 ERRORS = {
@@ -155,12 +157,20 @@ def tool_uses(message: Json) -> list[Json]:
         {
             "type": "tool_use",
             "id": call.get("id"),
-            "name": function.get("name"),
-            "input": object_of(function.get("arguments")),
+            "name": name,
+            "input": object_of(arguments),
         }
         for call in message.get("tool_calls") or []
-        for function in [call.get("function") or {}]
+        for name, arguments in [said_by(call)]
     ]
+
+
+def stop_reason(choice: Json) -> str:
+    """Why an answer ended, as Anthropic says it. OpenAI ends a call that the client forces with `stop`."""
+    finish = str(choice.get("finish_reason"))
+    if choice["message"].get("refusal"):
+        return "refusal"
+    return "tool_use" if finish == "stop" and choice["message"].get("tool_calls") else STOP.get(finish, "end_turn")
 
 
 def usage_of(usage: Json) -> Json:
@@ -185,8 +195,8 @@ def answer_of(reply: Reply, served: Served) -> Json:
         return own
     message = reply.choice["message"]
     blocks: list[Json] = list(message.get("thinking_blocks") or [])
-    if message.get("content"):
-        blocks.append({"type": "text", "text": text_of(message["content"])})
+    if words := text_of(message.get("content")) + (message.get("refusal") or ""):  # both, as they are streamed
+        blocks.append({"type": "text", "text": words})
     if own is not None:
         return {**own, "content": blocks + tool_uses(message), "stop_reason": "tool_use"}
     return {
@@ -194,7 +204,7 @@ def answer_of(reply: Reply, served: Served) -> Json:
         "type": "message",
         "role": "assistant",
         "content": blocks + tool_uses(message),
-        "stop_reason": STOP.get(str(reply.choice.get("finish_reason")), "end_turn"),
+        "stop_reason": stop_reason(reply.choice),
         "stop_sequence": None,
         "usage": usage_of(reply.usage),
     }
@@ -202,7 +212,8 @@ def answer_of(reply: Reply, served: Served) -> Json:
 
 def _events(message: Json, extra: Json) -> Iterator[tuple[str, Json]]:
     """The same answer as stream events."""
-    empty = {**message, "content": [], "stop_reason": None, "usage": {**message["usage"], "output_tokens": 0}}
+    ended = {key: message[key] for key in ENDS if key in message}
+    empty = {**message, **dict.fromkeys(ended), "content": [], "usage": {**message["usage"], "output_tokens": 0}}
     yield "message_start", {"type": "message_start", "message": empty}
     for i, block in enumerate(message["content"]):
         kind = block["type"]
@@ -210,6 +221,9 @@ def _events(message: Json, extra: Json) -> Iterator[tuple[str, Json]]:
         deltas: list[Json]
         if kind == "text":
             start, deltas = {"type": "text", "text": ""}, [{"type": "text_delta", "text": t} for t in pieces(block["text"])]
+            if cited := block.get("citations"):
+                start["citations"] = []
+                deltas += [{"type": "citations_delta", "citation": one} for one in cited]
         elif kind == "tool_use":
             start = {**block, "input": {}}
             arguments = json.dumps(block["input"], ensure_ascii=False)
@@ -224,8 +238,7 @@ def _events(message: Json, extra: Json) -> Iterator[tuple[str, Json]]:
         for delta in deltas:
             yield "content_block_delta", {"type": "content_block_delta", "index": i, "delta": delta}
         yield "content_block_stop", {"type": "content_block_stop", "index": i}
-    delta = {"stop_reason": message["stop_reason"], "stop_sequence": None}
-    yield "message_delta", {"type": "message_delta", "delta": delta, "usage": message["usage"], "r2v": extra}
+    yield "message_delta", {"type": "message_delta", "delta": ended, "usage": message["usage"], "r2v": extra}
     yield "message_stop", {"type": "message_stop"}
 
 
@@ -238,9 +251,11 @@ class _Encoder:
         self._kind: str | int | None = None
         """Of the block that is open: text, or the number of a call."""
         self._arguments = ""
-        """Of the open call, or their beginning."""
+        """Of the latest call, or their beginning."""
+        self._latest, self._unnamed = -1, Json()
+        """The number of that call, and its block as long as it has no name and has not been begun."""
         self._held: list[Json] = []
-        """Parts of other calls, which came before the open one was whole."""
+        """Parts of other calls, and of the text, which came before the open call was whole: blocks follow one another."""
 
     def add(self, piece: Piece) -> Iterator[bytes]:
         if piece.chunk is not None and piece.chunk.get("choices"):
@@ -251,12 +266,11 @@ class _Encoder:
         for piece in rest:
             yield from self.add(piece)
         while self._held:
-            for name, content in self._next_call():
+            for name, content in self._next():
                 yield event(name, content)
         for name, content in self._close():
             yield event(name, content)
-        reason = STOP.get(str(reply.choice.get("finish_reason")), "end_turn")
-        delta = {"stop_reason": reason, "stop_sequence": None}
+        delta = {"stop_reason": stop_reason(reply.choice), "stop_sequence": None}
         last = {"type": "message_delta", "delta": delta, "usage": usage_of(reply.usage), "r2v": facts}
         yield event("message_delta", last)
         yield event("message_stop", {"type": "message_stop"})
@@ -275,49 +289,72 @@ class _Encoder:
             start: Json = {"id": f"msg_{self._served.id}", "type": "message", "role": "assistant", "content": []}
             start |= {"model": self._served.model, "stop_reason": None, "stop_sequence": None, "usage": usage_of({})}
             yield "message_start", {"type": "message_start", "message": start}
-        if text := delta.get("content"):
-            yield from self._open("text", {"type": "text", "text": ""})
-            yield self._delta({"type": "text_delta", "text": text})
+        if words := delta.get("content") or delta.get("refusal"):
+            yield from self._add({"content": words})
         for part in delta.get("tool_calls") or []:
-            if isinstance(self._kind, int) and part.get("index", 0) != self._kind and not self._is_whole():
-                self._held.append(part)
-                continue
-            yield from self._call(part)
-            while self._held and self._is_whole():
-                yield from self._next_call()
+            yield from self._add(part)
 
-    def _call(self, part: Json) -> Iterator[tuple[str, Json]]:
-        function = part.get("function") or {}
-        if (index := part.get("index", 0)) != self._kind:
-            self._arguments = ""
-        block: Json = {"type": "tool_use", "id": part.get("id"), "name": function.get("name"), "input": {}}
-        yield from self._open(index, block)
-        if function.get("arguments"):
-            if len(self._arguments) <= WHOLE:
-                self._arguments += function["arguments"]
-            yield self._delta({"type": "input_json_delta", "partial_json": function["arguments"]})
+    def _add(self, part: Json) -> Iterator[tuple[str, Json]]:
+        """A part of a call, or of the text."""
+        if isinstance(self._kind, int) and part.get("index") != self._kind and not self._is_whole():
+            self._held.append(part)
+            return
+        yield from self._write(part)
+        while self._held and self._is_whole():
+            yield from self._next()
 
-    def _is_whole(self) -> bool:
-        """Whether the open call has all of its arguments."""
-        written = self._arguments
-        return len(written) <= WHOLE and written.rstrip().endswith("}") and object_of(written) != {"arguments": written}
-
-    def _next_call(self) -> Iterator[tuple[str, Json]]:
-        """What is held of the call whose part came first."""
+    def _next(self) -> Iterator[tuple[str, Json]]:
+        """What is held of the call whose part came first, or of the text."""
         index, parts = self._held[0].get("index"), self._held
         self._held = [part for part in parts if part.get("index") != index]
         for part in parts:
             if part.get("index") == index:
-                yield from self._call(part)
+                yield from self._write(part)
 
-    def _open(self, kind: str | int, block: Json) -> Iterator[tuple[str, Json]]:
-        if kind != self._kind:
+    def _write(self, part: Json) -> Iterator[tuple[str, Json]]:
+        if "content" in part:
+            if self._kind != "text":
+                yield from self._close()
+                self._kind = "text"
+                yield self._start({"type": "text", "text": ""})
+            yield self._delta({"type": "text_delta", "text": part["content"]})
+            return
+        function, index = part.get("function") or {}, part.get("index", 0)
+        if index != self._kind:
+            if index <= self._latest:  # it was whole: nothing but space can follow
+                return
             yield from self._close()
-            self._block, self._kind = self._block + 1, kind
-            start = {"type": "content_block_start", "index": self._block, "content_block": block}
-            yield "content_block_start", start
+            self._kind = self._latest = index
+            self._arguments, self._unnamed = "", {"type": "tool_use", "id": part.get("id"), "input": {}}
+        arguments = function.get("arguments") or ""
+        if self._unnamed or len(self._arguments) <= WHOLE:
+            self._arguments += arguments
+        if self._unnamed:
+            yield from self._name(function.get("name") or "")
+        elif arguments:
+            yield self._delta({"type": "input_json_delta", "partial_json": arguments})
+
+    def _name(self, name: str, *, last: bool = False) -> Iterator[tuple[str, Json]]:
+        """Begin the block of a call when its name is known; `last`: it will not be."""
+        if self._unnamed and (name or last):
+            yield self._start({**self._unnamed, "name": name})
+            self._unnamed = {}
+            if self._arguments:
+                yield self._delta({"type": "input_json_delta", "partial_json": self._arguments})
+
+    def _is_whole(self) -> bool:
+        """Whether the latest call has all of its arguments."""
+        written = self._arguments
+        if self._unnamed or len(written) > WHOLE or not written.rstrip().endswith("}"):
+            return False
+        return object_of(written) != {"arguments": written}
+
+    def _start(self, block: Json) -> tuple[str, Json]:
+        self._block += 1
+        return "content_block_start", {"type": "content_block_start", "index": self._block, "content_block": block}
 
     def _close(self) -> Iterator[tuple[str, Json]]:
+        yield from self._name("", last=True)
         if self._kind is not None:
             yield "content_block_stop", {"type": "content_block_stop", "index": self._block}
         self._kind = None
@@ -373,7 +410,7 @@ class Messages(ProtocolAdapter):
     def ping(self) -> bytes:
         return event("ping", {"type": "ping"})
 
-    def error(self, message: str, status: int) -> Json:
+    def error(self, message: str, status: int, code: str | None = None) -> Json:
         return {"type": "error", "error": {"type": ERRORS.get(status, "api_error"), "message": message}}
 
     def broken(self, message: str, status: int, code: str | None) -> bytes:

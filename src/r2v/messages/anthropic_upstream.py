@@ -13,13 +13,13 @@ from collections.abc import Callable
 from typing import Any
 
 from r2v.messages.anthropic import assistant, tool_uses
-from r2v.messages.conversation import Json, counted, object_of, sent_id, text_of
-from r2v.messages.openai_chat import chunk_of
+from r2v.messages.conversation import Json, counted, object_of, sent_id, text_of, words_of
+from r2v.messages.openai_chat import chunk_of, offered
 from r2v.messages.protocol import Reply
 
 FINISH = {
     "end_turn": "stop", "stop_sequence": "stop", "max_tokens": "length", "tool_use": "tool_calls",
-    "refusal": "content_filter",
+    "refusal": "content_filter", "model_context_window_exceeded": "length",
 }  # fmt: skip
 CONVERTED = (
     "messages", "max_tokens", "max_completion_tokens", "temperature", "top_p", "stop", "tools", "tool_choice",
@@ -81,10 +81,12 @@ def to_messages(body: Json, *, model: str, max_tokens: int, foreign: Callable[[J
         elif role == "assistant":
             messages.append({"role": "assistant", "content": _blocks_of_assistant(message, foreign)})
         elif role in ("tool", "function"):
-            block = {"type": "tool_result", "tool_use_id": message.get("tool_call_id"), "content": text_of(content)}
+            said = _blocks(content, dropped)
+            result = said if any(block["type"] != "text" for block in said) else text_of(content)
+            block = {"type": "tool_result", "tool_use_id": message.get("tool_call_id"), "content": result}
             messages.append({"role": "user", "content": [block]})
         else:
-            messages.append({"role": "user", "content": _blocks_of_user(content)})
+            messages.append({"role": "user", "content": _blocks(content, dropped)})
     raw: Json = {"model": model, "messages": _paired(_unique(_merged(messages))), "max_tokens": max_tokens}
     for key in ("max_tokens", "max_completion_tokens"):
         if body.get(key):
@@ -92,15 +94,18 @@ def to_messages(body: Json, *, model: str, max_tokens: int, foreign: Callable[[J
     if any(system):
         raw["system"] = [{"type": "text", "text": "\n\n".join(text for text in system if text), **MARK}]
     raw |= {key: min(body[key], 1.0) for key in ("temperature", "top_p") if body.get(key) is not None}
-    if body.get("stop"):
-        raw["stop_sequences"] = [body["stop"]] if isinstance(body["stop"], str) else body["stop"]
+    stops = [body["stop"]] if isinstance(body.get("stop"), str) else body.get("stop") or []
+    if kept := [stop for stop in stops if stop.strip()]:
+        raw["stop_sequences"] = kept
+    dropped += ["stop"] * (len(kept) < len(stops))  # the API refuses one of space alone
     form = body.get("response_format") or {}
     if form.get("type") == "json_schema":
         schema = (form.get("json_schema") or {}).get("schema") or {}
         raw["output_config"] = {"format": {"type": "json_schema", "schema": schema}}
     elif form.get("type") not in (None, "text"):
         dropped.append("response_format")
-    if tools := [tool["function"] for tool in body.get("tools") or [] if "function" in tool]:
+    tools, choice = offered(body, dropped)
+    if tools:
         raw["tools"] = [
             {
                 "name": t["name"],
@@ -109,9 +114,8 @@ def to_messages(body: Json, *, model: str, max_tokens: int, foreign: Callable[[J
             }
             for t in tools
         ]
-        choice = body.get("tool_choice", "auto")
         kind: Json = (
-            {"type": "tool", "name": choice["function"]["name"]}
+            {"type": "tool", "name": choice["name"]}
             if isinstance(choice, dict)
             else {"type": {"required": "any", "none": "none"}.get(choice, "auto")}
         )
@@ -131,27 +135,35 @@ def _mark(messages: list[Json]) -> None:
 
 def _blocks_of_assistant(message: Json, foreign: Callable[[Json], bool]) -> list[Json]:
     blocks: list[Json] = [block for block in message.get("thinking_blocks") or [] if not foreign(block)]
-    if words := text_of(message.get("content")).strip():
+    if words := words_of(message).strip():
         blocks.append({"type": "text", "text": words})
     blocks += tool_uses(message)
     return blocks or [NOTHING]
 
 
-def _blocks_of_user(content: Any) -> list[Json]:
+def _blocks(content: Any, dropped: list[str]) -> list[Json]:
+    """What a user, or a tool, says; the types of what that cannot hold are added to `dropped`."""
     if not isinstance(content, list):
         return [{"type": "text", "text": _words(content)}]
     blocks: list[Json] = []
     for part in content:
+        url = str((part.get("image_url") or {}).get("url", ""))
+        file = part.get("file") or {}
         if part.get("type") == "image_url":
-            url = str((part.get("image_url") or {}).get("url", ""))
-            if url.startswith("data:") and ";base64," in url:
-                kind, data = url[5:].split(";base64,", 1)
-                blocks.append({"type": "image", "source": {"type": "base64", "media_type": kind, "data": data}})
-            else:
-                blocks.append({"type": "image", "source": {"type": "url", "url": url}})
+            blocks.append({"type": "image", "source": _source(url) or {"type": "url", "url": url}})
+        elif (source := _source(str(file.get("file_data")))) and source["media_type"] == "application/pdf":
+            named = {"title": str(file["filename"])} if file.get("filename") else {}
+            blocks.append({"type": "document", "source": source, **named})
         else:
+            dropped += [str(part.get("type"))] * (not {"text", "refusal"} & part.keys())
             blocks.append({"type": "text", "text": _words([part])})
     return blocks or [NOTHING]
+
+
+def _source(url: str) -> Json | None:
+    """The data that an URL holds itself."""
+    kind, found, data = url.removeprefix("data:").partition(";base64,")
+    return {"type": "base64", "media_type": kind, "data": data} if found and url.startswith("data:") else None
 
 
 def _words(content: Any) -> str:
@@ -230,7 +242,7 @@ def _as_text(block: Json) -> Json:
     """A call or a result that has lost its other half, in words."""
     if block["type"] == "tool_use":
         return {"type": "text", "text": f"[called {block['name']} with {json.dumps(block['input'], ensure_ascii=False)}]"}
-    return {"type": "text", "text": f"[result of a tool: {block['content']}]"}
+    return {"type": "text", "text": f"[result of a tool: {text_of(block['content'])}]"}
 
 
 def reply_of(answer: Json, dropped: tuple[str, ...] = ()) -> Reply:

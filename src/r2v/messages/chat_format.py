@@ -19,13 +19,18 @@ class ChatFormat:
 
     system: str
     read: Callable[[str], str]
+    opening: bool = False
+    """Whether the first observation is what the system text speaks of, such as a list of tools: it then stands before that
+    text. Tasks that begin alike share the whole system message, and a server's prompt cache reads it once."""
 
 
-def messages(context: Context, system: str, *, system_role: bool = True) -> list[dict[str, str]]:
+def messages(context: Context, system: str, *, system_role: bool = True, opening: bool = False) -> list[dict[str, str]]:
     """The episode as a chat: observations from the user, commands from the assistant. Without `system_role` the system text
-    stands before the task.
+    stands before the task. `opening`: see `ChatFormat`.
     """
-    task = f"{TASK}{context.goal}\n\n{context.observations[0]}"
+    first = context.observations[0]
+    task = f"{TASK}{context.goal}" if opening else f"{TASK}{context.goal}\n\n{first}"
+    system = f"{first}\n\n{system}" if opening else system
     result = [{"role": "system", "content": system}, {"role": "user", "content": task}]
     if not system_role:
         result = [{"role": "user", "content": f"{system}\n\n{task}"}]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import re
+import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -56,7 +58,8 @@ ELSEWHERE = re.compile(
     r"(api|aws|azure|vertex|watsonx|litellm|openai|anthropic|mock)_.*|.*(base|key|secret|token|credentials|headers?|proxy|url|uri)"
     r"|endpoint|custom_llm_provider|deployment|organization|project|region(_name)?|extra_(body|query)|fallbacks|.*_fallbacks"
     r"|model_list|user_config|callbacks?|success_callback|failure_callback|guardrails|transport|host(name)?"
-    r"|service_tier|speed",
+    r"|service_tier|speed|inference_geo|models|provider|route|preset|best_of|prediction|modalities|audio|num_retries"
+    r"|context_window_fallback_dict",
     re.IGNORECASE,
 )
 """Names of fields with which a proxy could be made to ask another server, with another key, or at another price than the
@@ -67,9 +70,11 @@ AROUND = re.compile(
     r"<([\w-]{0,40}?(?:context|reminder|instructions|environment|permissions|caveat|setup)[\w-]{0,40})>", re.I
 )
 """Opens a block that agent programs put before the user's own words."""
-SPACE = re.compile(r"\s*")
+SPACE, SURROGATE = re.compile(r"\s*"), re.compile(r"\\u[dD][89a-fA-F]")
 
 
+FREE_TEXT = {"type": "object", "properties": {"input": {"type": "string"}}, "required": ["input"]}
+"""Arguments of the function that a tool with free text as its input is in other protocols."""
 NULL = Raw(b"null")
 
 
@@ -83,15 +88,38 @@ class Function(Struct, gc=False):
     arguments: str | None = None
 
 
+class Custom(Struct, gc=False):
+    name: str
+    input: str | None = None
+
+
 class Call(Struct, gc=False):
-    function: Function
+    function: Function | None = None
     id: str | None = None
+    type: str | None = None
+    custom: Custom | None = None
+
+    def __post_init__(self) -> None:
+        _check_kind(self.type, self.function)
+
+    @property
+    def said(self) -> tuple[str, str]:
+        """(name, arguments as text)."""
+        if self.function is not None:
+            return self.function.name, self.function.arguments or ""
+        return ("", "") if self.custom is None else (self.custom.name, free_text(self.custom.input))
 
 
 class Part(Struct, gc=False):
     type: str | None = None
     text: str | None = None
     image_url: dict[str, Raw] | None = None
+    refusal: str | None = None
+
+    @property
+    def words(self) -> str:
+        found = self.refusal if self.text is None else self.text
+        return f"[{self.type or 'part'}]" if found is None else found
 
 
 class Message(Struct, gc=False):
@@ -101,6 +129,7 @@ class Message(Struct, gc=False):
     content: str | list[Part] | None = None
     tool_calls: list[Call] | None = None
     tool_call_id: str | None = None
+    refusal: str | None = None
     thinking_blocks: list[dict[str, Raw]] | None = None
     reasoning_content: Raw = NULL
 
@@ -108,8 +137,8 @@ class Message(Struct, gc=False):
     def text(self) -> str:
         """The words of it; parts that are not text are named."""
         if type(self.content) is list:
-            return "\n".join(f"[{part.type or 'part'}]" if part.text is None else part.text for part in self.content)
-        return self.content or ""  # type: ignore[return-value]
+            return "\n".join([part.words for part in self.content])
+        return self.content or self.refusal or ""  # type: ignore[return-value]
 
     @property
     def plain(self) -> bool:
@@ -128,8 +157,40 @@ class _Options(Struct):
     include_usage: bool | None = None
 
 
-class _Chosen(Struct):
-    function: Function
+class _Form(Struct):
+    """Of an answer that is to fit a schema."""
+
+    type: str | None = None
+    json_schema: dict[str, Raw] | None = None
+
+
+class _ToolFunction(Struct):
+    name: str
+    parameters: dict[str, Any] | None = None
+
+
+class _Tool(Struct):
+    type: str | None = None
+    function: _ToolFunction | None = None
+    custom: Custom | None = None
+
+    def __post_init__(self) -> None:
+        _check_kind(self.type, self.function)
+
+
+class _Allowed(Struct):
+    tools: list[_Tool]
+    mode: Literal["auto", "required"] | None = None
+
+
+class _Chosen(_Tool):
+    allowed_tools: _Allowed | None = None
+
+
+def _check_kind(kind: str | None, function: Struct | None) -> None:
+    """Raises ValueError for a function that says nothing of itself; other kinds are the model's to know."""
+    if function is None and kind in (None, "function"):
+        raise ValueError("Object missing required field `function`")
 
 
 class _Head(Struct, kw_only=True):
@@ -146,6 +207,9 @@ class _Head(Struct, kw_only=True):
     tool_choice: str | _Chosen | None = None
     parallel_tool_calls: bool | None = None
     logprobs: bool | None = None
+    stop: str | list[str] | None = None
+    response_format: _Form | None = None
+    reasoning_effort: str | None = None
 
 
 class _Body(_Head, kw_only=True):
@@ -154,15 +218,6 @@ class _Body(_Head, kw_only=True):
 
 class _LargeBody(_Head, kw_only=True):
     messages: Annotated[list[Raw], Meta(min_length=1)]
-
-
-class _ToolFunction(Struct):
-    name: str
-    parameters: dict[str, Any] | None = None
-
-
-class _Tool(Struct):
-    function: _ToolFunction
 
 
 _bodies, _large_bodies = msgspec.json.Decoder(_Body), msgspec.json.Decoder(_LargeBody)
@@ -342,12 +397,16 @@ def sent_id(identity: Any, limit: int = ID_LENGTH) -> str:
 
 @remembered(TOOLS_BYTES, lambda tools: 15 * len(tools))  # an agent offers the same tools at every step
 def tools_of(tools: bytes) -> tuple[Json, ...]:
-    """The functions that are offered. Raises BadRequest."""
+    """The tools that are offered, those that take free text as functions of it (`custom`). Raises BadRequest."""
     try:
         found = _tools.decode(tools) or ()
     except (ValueError, RecursionError) as error:
         raise BadRequest(f"tools: {error}") from None
-    return tuple({"name": tool.function.name, "parameters": tool.function.parameters or {}} for tool in found)
+    functions = [tool.function for tool in found if tool.function is not None]
+    return (
+        *({"name": function.name, "parameters": function.parameters or {}} for function in functions),
+        *({"name": tool.custom.name, "parameters": FREE_TEXT, "custom": True} for tool in found if tool.custom is not None),
+    )
 
 
 def counted(value: Any) -> int | None:
@@ -361,15 +420,18 @@ def text_of(content: Any) -> str:
         return content
     if isinstance(content, list):
         parts = [part if isinstance(part, dict) else {} for part in content]
-        return "\n".join(str(part["text"]) if "text" in part else f"[{part.get('type', 'part')}]" for part in parts)
+        return "\n".join(str(part.get("text", part.get("refusal", f"[{part.get('type', 'part')}]"))) for part in parts)
     return ""
+
+
+def words_of(message: Mapping[str, Any]) -> str:
+    """What an assistant message says, a refusal among it."""
+    return text_of(message.get("content")) or str(message.get("refusal") or "")
 
 
 def action_of(message: Mapping[str, Any]) -> Action:
     """An assistant message of a model as an action."""
-    functions = [call.get("function") or {} for call in message.get("tool_calls") or []]
-    calls = [(str(function.get("name", "")), str(function.get("arguments", ""))) for function in functions]
-    return _action(text_of(message.get("content")), calls)
+    return _action(words_of(message), [said_by(call) for call in message.get("tool_calls") or []])
 
 
 def _action(words: str, calls: Sequence[tuple[str, str]]) -> Action:
@@ -394,13 +456,66 @@ def _call(name: str, arguments: str) -> Action:
 _known_call = lru_cache(maxsize=CALLS)(_call)  # its entries are small (`KEPT`): their number bounds their bytes
 
 
+def arguments_text(arguments: Any) -> str:
+    """A call's arguments as text: some servers answer with the object itself, or with none."""
+    if isinstance(arguments, str):
+        return arguments
+    return "" if arguments is None else msgspec.json.encode(arguments).decode()
+
+
+def free_text(written: Any) -> str:
+    """The input of a custom tool as the arguments of a function (see `FREE_TEXT`)."""
+    return msgspec.json.encode({"input": str(written or "")}).decode()
+
+
+def said_by(call: Mapping[str, Any]) -> tuple[str, str]:
+    """(name, arguments as text) of a call, also where its tool takes free text."""
+    if custom := call.get("custom"):
+        return str(custom.get("name", "")), free_text(custom.get("input"))
+    function = call.get("function") or {}
+    return str(function.get("name", "")), arguments_text(function.get("arguments"))
+
+
+def new_id() -> str:
+    """For a call to which its server gave none: its result could not name it."""
+    return f"call_{secrets.token_hex(12)}"
+
+
+def whole_call(call: Json) -> Json:
+    """A call of a model's answer with an id and with its arguments as text; the same object where it has them. Raises
+    AttributeError, KeyError or TypeError for what is no call.
+    """
+    function = call.get("function")
+    if custom := call.get("custom"):
+        "".join((custom["name"], custom["input"]))
+    if function is not None and not isinstance(function.get("arguments"), str):
+        call = {**call, "function": {**function, "arguments": arguments_text(function.get("arguments"))}}
+    return call if call.get("id") else {**call, "id": new_id()}
+
+
 def object_of(arguments: Any) -> Json:
-    """Tool input must be an object; what a model wrote instead is kept as text, and so is what takes long to read."""
+    """Tool input must be an object; what a model wrote instead is kept as text, and so is what takes long to read, and each
+    number that is too large for JSON's readers (1e400 becomes "1e400").
+    """
     try:
-        value = msgspec.json.decode(arguments or "{}") if len(arguments or "") <= SMALL or _is_readable(arguments) else None
+        value = _value_of(arguments or "{}") if len(arguments or "") <= SMALL or _is_readable(arguments) else None
     except (ValueError, TypeError, RecursionError):
         value = None
     return value if isinstance(value, dict) else {"arguments": str(arguments)}
+
+
+def _value_of(arguments: str) -> Any:
+    """Raises ValueError, TypeError or RecursionError for what is no JSON."""
+    try:
+        return msgspec.json.decode(arguments)
+    except msgspec.ValidationError:  # of the range of a number: no type is asked for
+        if SURROGATE.search(arguments):  # Python's reader takes what cannot be written again
+            raise
+        return json.loads(arguments, parse_float=_number, parse_constant=_number)
+
+
+def _number(written: str) -> float | str:
+    return value if math.isfinite(value := float(written)) else written
 
 
 def _is_readable(arguments: str) -> bool:
@@ -496,7 +611,7 @@ def _read(messages: Sequence[Message]) -> tuple[list[str], list[str], list[Actio
         if message.role == "assistant":
             goals.append(goal)
             observations.append(pending[0] if len(pending) == 1 else "\n".join(pending))
-            calls = [(call.function.name, call.function.arguments or "") for call in message.tool_calls or ()]
+            calls = [call.said for call in message.tool_calls or ()]
             actions.append(_action(text, calls))
             pending = []
         else:

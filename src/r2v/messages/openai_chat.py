@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from r2v.messages.conversation import Json, Request, parse
+from r2v.messages.conversation import Json, Request, arguments_text, new_id, parse, text_of
 from r2v.messages.protocol import DONE, Piece, ProtocolAdapter, References, Reply, Served, data, pieces
 
 NO_TOKENS = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
@@ -29,7 +29,7 @@ def chunks(answer: Json, include_usage: bool, extra: Json, size: int = 400) -> l
         return head | chunk_of(delta, finish)
 
     found = [chunk({"role": "assistant", "content": ""})]
-    for text in pieces(message.get("content") or "", size):
+    for text in pieces(text_of(message.get("content")), size):
         found.append(chunk({"content": text}))
     for key in ("reasoning_content", "refusal"):
         if message.get(key):
@@ -38,7 +38,9 @@ def chunks(answer: Json, include_usage: bool, extra: Json, size: int = 400) -> l
         found.append(chunk({}))
         found[-1]["choices"][0]["logprobs"] = choice["logprobs"]
     for i, call in enumerate(message.get("tool_calls") or []):
-        function = call.get("function") or {}
+        if (function := call.get("function")) is None:  # of a tool that takes free text
+            found.append(chunk({"tool_calls": [{"index": i, **call}]}))
+            continue
         begin = {
             "index": i,
             "id": call.get("id"),
@@ -52,6 +54,28 @@ def chunks(answer: Json, include_usage: bool, extra: Json, size: int = 400) -> l
     if include_usage:
         found.append({**head, "choices": [], "usage": answer["usage"], "r2v": extra})
     return found
+
+
+def offered(body: Json, dropped: list[str]) -> tuple[list[Json], str | Json]:
+    """The functions that a model of another protocol may call, and its choice among them: a word, or an object with the
+    `name` of one. The names of tools of other kinds, which such a model does not know, are added to `dropped`.
+    """
+    functions = []
+    for tool in body.get("tools") or []:
+        if (function := tool.get("function")) is not None:
+            functions.append(function)
+        else:
+            dropped.append(f"tools.{(tool.get('custom') or {}).get('name') or tool.get('type')}")
+    choice = body.get("tool_choice") or "auto"
+    if isinstance(choice, str):
+        return functions, choice
+    if allowed := choice.get("allowed_tools"):
+        names = {(tool.get("function") or {}).get("name") for tool in allowed.get("tools") or []}
+        return [function for function in functions if function["name"] in names], allowed.get("mode") or "auto"
+    if (function := choice.get("function")) is None:
+        dropped.append("tool_choice")
+        return functions, "auto"
+    return functions, function
 
 
 def chunk_of(delta: Json, finish: str | None = None) -> Json:
@@ -85,18 +109,28 @@ class StreamAccumulator:
                 self._add_call(part)
 
     def _add_call(self, part: Json) -> None:
-        """Servers leave out the index of whole calls, or give all of them the same."""
-        function, identity, index = part.get("function") or {}, part.get("id"), part.get("index") or 0
+        """Servers leave out the index of whole calls, or give all of them the same; some leave out the id, or give the
+        arguments as an object.
+        """
+        custom, identity, index = part.get("custom"), part.get("id"), part.get("index") or 0
+        function = part.get("function") or {}
+        if isinstance(function.get("arguments"), dict):
+            function["arguments"] = arguments_text(function["arguments"])
         call = self._open.get(index)
         named_again = call is not None and function.get("name") and call["arguments"]
-        if call is None or named_again or (identity and call["id"] not in (None, identity)):
-            call = self._open[index] = {"id": None, "name": [], "arguments": [], "index": len(self._calls)}
+        if call is None or named_again or (identity and not call["made"] and call["id"] != identity):
+            identity, made = identity or new_id(), not identity
+            call = {"id": identity, "made": made, "custom": False, "name": [], "arguments": [], "index": len(self._calls)}
+            self._open[index], part["id"] = call, identity
             self._calls.append(call)
+        elif call["made"]:
+            part.pop("id", None)  # clients know the one that was made
         part["index"] = call["index"]
-        call["id"] = identity or call["id"]
+        said = {"name": custom.get("name"), "arguments": custom.get("input")} if custom else function
+        call["custom"] = call["custom"] or bool(custom)
         for key in ("name", "arguments"):
-            if function.get(key):
-                call[key].append("" + function[key])
+            if said.get(key):
+                call[key].append("" + said[key])
 
     @property
     def ended(self) -> bool:
@@ -110,13 +144,17 @@ class StreamAccumulator:
         message: Json = {"role": "assistant", "content": words.pop("content") or None}
         message |= {key: text for key, text in words.items() if text}
         if self._calls:
-            message["tool_calls"] = [
-                ({"id": call["id"]} if call["id"] else {})
-                | {"type": "function", "function": {key: "".join(call[key]) for key in ("name", "arguments")}}
-                for call in self._calls
-            ]
+            message["tool_calls"] = list(map(_call, self._calls))
         choice: Json = {"index": 0, "message": message, "finish_reason": self._finish_reason or "stop"}
         return choice | ({"logprobs": {"content": self._logprobs}} if self._logprobs else {})
+
+
+def _call(call: Json) -> Json:
+    """What was gathered of a call."""
+    name, written = "".join(call["name"]), "".join(call["arguments"])
+    if call["custom"]:
+        return {"id": call["id"], "type": "custom", "custom": {"name": name, "input": written}}
+    return {"id": call["id"], "type": "function", "function": {"name": name, "arguments": written}}
 
 
 class _Encoder:
@@ -190,8 +228,8 @@ class ChatCompletions(ProtocolAdapter):
     def encoder(self, request: Request, served: Served, protocol: str) -> _Encoder:
         return _Encoder(request, served)
 
-    def error(self, message: str, status: int) -> Json:
-        return openai_error(message, status, None)
+    def error(self, message: str, status: int, code: str | None = None) -> Json:
+        return openai_error(message, status, code)
 
     def broken(self, message: str, status: int, code: str | None) -> bytes:
         return data(openai_error(message, status, code)) + DONE

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Protocol
 
 import msgspec
 
-from r2v.messages.conversation import BadRequest, Json, Likelihood, Request, parse
+from r2v.messages.conversation import BadRequest, Json, Likelihood, Request, parse, whole_call
 from r2v.messages.json_size import SMALL
 
 DONE = b"data: [DONE]\n\n"
@@ -39,6 +39,15 @@ class Reply:
     """What its log-probabilities say, where they have been read already."""
     parsed_calls: int = 0
     """Tool calls that the model wrote as text; the others its server reported."""
+
+    def __post_init__(self) -> None:
+        """Raises AttributeError, KeyError or TypeError for calls that are none, and for a refusal that is no text."""
+        message = self.choice["message"]
+        if not isinstance(message.get("refusal"), str | None):
+            raise TypeError("a refusal must be text")
+        if calls := message.get("tool_calls"):
+            made = {**message, "tool_calls": [whole_call(call) for call in calls]}
+            object.__setattr__(self, "choice", {**self.choice, "message": made})
 
 
 @dataclass(frozen=True)
@@ -162,8 +171,8 @@ class ProtocolAdapter(ABC):
         return b": r2v is deciding\n\n"
 
     @abstractmethod
-    def error(self, message: str, status: int) -> Json:
-        """The body of an answer with this HTTP status."""
+    def error(self, message: str, status: int, code: str | None = None) -> Json:
+        """The body of an answer with this HTTP status; `code` is the reason as a word, where the protocol has one."""
 
     @abstractmethod
     def broken(self, message: str, status: int, code: str | None) -> bytes:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from r2v.messages.conversation import BadRequest, Json, Request, object_of, text_of
+from r2v.messages.conversation import FREE_TEXT, BadRequest, Json, Request, object_of, said_by, text_of
 from r2v.messages.openai_chat import openai_error
 from r2v.messages.protocol import Piece, ProtocolAdapter, References, Reply, Served, event, pieces
 
@@ -29,8 +29,14 @@ SHELL = {
     },
     "required": ["command"],
 }
-FREE_TEXT = {"type": "object", "properties": {"input": {"type": "string"}}, "required": ["input"]}
 CALLS = ("function_call", "custom_tool_call", "local_shell_call")
+TEXTS = {"output_text": "text", "refusal": "refusal"}
+"""Kinds of parts of an answer that hold text -> the key under which it stands."""
+EMPTY = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
+BETWEEN = "\n"
+"""Stands between the texts of several parts, which are one text in the neutral form."""
+CUT = {"length": "max_output_tokens", "content_filter": "content_filter"}
+"""Finish reason of an answer that is not whole -> the reason that this protocol gives."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,9 @@ def _add_tool(found: dict[str, ClientTool], dropped: list[str], tool: Json, name
 
 def from_responses(raw: Json) -> tuple[Json, list[str]]:
     """A Responses request as a chat-completion body, and the names of what that cannot say. Raises BadRequest."""
-    items = raw.get("input")
+    items, wanted = raw.get("input"), raw.get("include") or []
+    if not isinstance(wanted, list) or not all(isinstance(name, str) for name in wanted):
+        raise BadRequest("`include` must be a list of names")
     items = [{"role": "user", "content": items}] if isinstance(items, str) else items
     if not isinstance(items, list) or not items or not all(isinstance(item, dict) for item in items):
         raise BadRequest("`input` must be text or a list of items")
@@ -110,8 +118,12 @@ def from_responses(raw: Json) -> tuple[Json, list[str]]:
     if raw.get("instructions"):
         messages.append({"role": "system", "content": str(raw["instructions"])})
     names = {(tool.name, tool.namespace): unique for unique, tool in reversed(tools.items())}
+    seen: list[Json] = []
     for item in items:
-        _add(messages, item, names, dropped)
+        if item.get("type", "message") in ("message", *CALLS):
+            _show(messages, seen)
+        _add(messages, item, names, dropped, seen)
+    _show(messages, seen)
     if not messages:
         raise BadRequest("`input` holds no message")
     body: Json = {"messages": messages, "model": raw.get("model", "r2v"), "stream": raw.get("stream", False)}
@@ -148,8 +160,17 @@ def _format(text: Any, dropped: list[str]) -> Json:
     return {}
 
 
-def _add(messages: list[Json], item: Json, names: Mapping[tuple[Any, Any], str], dropped: list[str]) -> None:
-    """`names`: (name, namespace) of a tool -> that of its function."""
+def _show(messages: list[Json], seen: list[Json]) -> None:
+    """What the outputs of calls hold beside text, as the user's: behind the last of them, for they answer one message."""
+    if seen:
+        messages.append({"role": "user", "content": [*seen]})
+        seen.clear()
+
+
+def _add(
+    messages: list[Json], item: Json, names: Mapping[tuple[Any, Any], str], dropped: list[str], seen: list[Json]
+) -> None:
+    """`names`: (name, namespace) of a tool -> that of its function; to `seen` is added what an output shows."""
     kind = item.get("type", "message")
     if kind in CALLS:
         call = {"id": item.get("call_id"), "type": "function", "function": _function_of(item, names)}
@@ -161,8 +182,7 @@ def _add(messages: list[Json], item: Json, names: Mapping[tuple[Any, Any], str],
         output = item.get("output")
         messages.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": text_of(output)})
         parts = [p for p in output if isinstance(p, dict)] if isinstance(output, list) else []
-        if seen := [part for part in (_part(p, dropped) for p in parts) if part["type"] != "text"]:
-            messages.append({"role": "user", "content": seen})
+        seen += [part for part in (_part(p, dropped) for p in parts) if part["type"] != "text"]
     elif kind == "message":
         role = item.get("role")
         if role not in ("user", "assistant", "system", "developer"):
@@ -204,10 +224,9 @@ def _part(part: Json, dropped: list[str]) -> Json:
 
 def _item_of(call: Json, identity: str, index: int, tools: Mapping[str, ClientTool]) -> Json:
     """A call of the neutral form as an output item."""
-    function = call.get("function") or {}
-    name = str(function.get("name"))
+    name, arguments = said_by(call)
     tool = tools.get(name) or ClientTool("function", name, None, {})
-    item = tool.item(function.get("arguments") or "")
+    item = tool.item(arguments)
     prefix = {"function_call": "fc", "custom_tool_call": "ctc"}.get(item["type"], "lsh")
     return {**item, "id": f"{prefix}_{identity}_{index}", "call_id": call.get("id"), "status": "completed"}
 
@@ -221,17 +240,17 @@ def response_of(reply: Reply, raw: Json, served: Served) -> Json:
         return {**reply.own, "id": f"resp_{served.id}", "model": served.model, **kept}
     message, usage, tools = reply.choice["message"], reply.usage, client_tools(raw)[0]
     output: list[Json] = []
-    if text := text_of(message.get("content")):
-        output.append(_message(served, text))
+    if content := _parts_of(message):
+        output.append(_message(served, content))
     output += [_item_of(call, served.id, i, tools) for i, call in enumerate(message.get("tool_calls") or [])]
-    cut = reply.choice.get("finish_reason") == "length"
+    cut = CUT.get(str(reply.choice.get("finish_reason")))
     cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
     reasoning = (usage.get("completion_tokens_details") or {}).get("reasoning_tokens") or 0
     return {
         **_begun(raw, served),
         "completed_at": int(time.time()),
         "status": "incomplete" if cut else "completed",
-        "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
+        "incomplete_details": {"reason": cut} if cut else None,
         "output": output,
         "usage": {
             "input_tokens": usage.get("prompt_tokens") or 0,
@@ -244,15 +263,24 @@ def response_of(reply: Reply, raw: Json, served: Served) -> Json:
 
 
 def _output_with_calls(reply: Reply, raw: Json, served: Served) -> list[Json]:
-    """The output of a model that speaks this protocol, with the calls that were read in its text."""
+    """The output of a model that speaks this protocol, with the calls that were read in its text. Parts, and messages, that
+    were nothing else are left out.
+    """
     message, tools = reply.choice["message"], client_tools(raw)[0]
-    words, output = message["content"], []
+    words, output = message["content"] or "", []
     for item in (reply.own or {})["output"]:
         if item.get("type") != "message":
             output.append(item)
-        elif words:
-            output.append({**_message(served, words), "id": item.get("id")})
-            words = None
+            continue
+        parts = []
+        for part in item.get("content") or []:
+            whole = part.get("text") or ""
+            text = whole if words.startswith(whole) else words  # a call is in it, or before it
+            words = words[len(text) :].removeprefix(BETWEEN if text else "")
+            if text or not whole:
+                parts.append({**part, "text": text} if whole else part)
+        if parts or not item.get("content"):
+            output.append({**item, "content": parts})
     return output + [_item_of(call, served.id, i, tools) for i, call in enumerate(message["tool_calls"])]
 
 
@@ -281,10 +309,15 @@ def _begun(raw: Json, served: Served) -> Json:
     }
 
 
-def _message(served: Served, text: str, status: str = "completed") -> Json:
-    part = {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
-    content = [part] if status == "completed" else []
+def _message(served: Served, content: list[Json], status: str = "completed") -> Json:
     return {"type": "message", "id": f"msg_{served.id}", "status": status, "role": "assistant", "content": content}
+
+
+def _parts_of(message: Json) -> list[Json]:
+    """The words of a message of the neutral form as parts of an output item."""
+    text, refusal = text_of(message.get("content")), message.get("refusal")
+    parts: list[Json] = [{**EMPTY, "text": text}] if text else []
+    return parts + ([{"type": "refusal", "refusal": refusal}] if refusal else [])
 
 
 class _Encoder:
@@ -293,19 +326,21 @@ class _Encoder:
     def __init__(self, request: Request, served: Served) -> None:
         self._raw, self._served = request.source, served
         self._number = 0
-        self._written = False
-        """Whether text has been streamed."""
-        self._own: int | None = None
-        """Characters of text that the model's own events have streamed; None: they have not begun it."""
-        self._done = 0
-        """Items that they have streamed as a whole."""
-        self._place: Json = {"item_id": f"msg_{served.id}", "output_index": 0, "content_index": 0}
+        self._items = 0
+        """That have been streamed as a whole."""
+        self._item: Json = {}
+        """The one after them, as far as it has been begun; empty: not at all."""
+        self._parts = 0
+        """Of it, that have been streamed as a whole."""
+        self._sent: int | None = None
+        """Characters of the text of the part after them; None: it has not been begun."""
 
     def add(self, piece: Piece) -> Iterator[bytes]:
         yield from self._begin()
         for choice in ((piece.chunk or {}).get("choices") or [])[:1]:
             if text := (choice.get("delta") or {}).get("content"):
-                yield from self._add_text(text)
+                yield from self._begin_item(_message(self._served, []))
+                yield from self._add_text(EMPTY, text)
 
     def end(self, reply: Reply, rest: Sequence[Piece], facts: Json) -> Iterator[bytes]:
         for piece in rest:
@@ -315,34 +350,34 @@ class _Encoder:
     def whole(self, response: Json, facts: Json) -> Iterator[bytes]:
         """The events of a response, without what has been streamed of it."""
         yield from self._begin()
-        for i, item in list(enumerate(response["output"]))[self._done :]:
-            if item["type"] not in ("message", *CALLS):  # of a model's own answer: its reasoning
-                yield self._event("response.output_item.added", output_index=i, item=item)
-            elif item["type"] == "message":
-                part = item["content"][0]
-                if not self._written:
-                    self._place |= {"item_id": item["id"], "output_index": i}
-                if not self._written or self._own is not None:
-                    for text in pieces(part["text"][self._own or 0 :]):
-                        yield from self._add_text(text)
-                yield self._event("response.output_text.done", **self._place, text=part["text"], logprobs=[])
-                yield self._event("response.content_part.done", **self._place, part=part)
-            else:
-                yield from self._call(i, item)
-            yield self._event("response.output_item.done", output_index=i, item=item)
+        for item in response["output"][self._items :]:
+            if item["type"] == "message":
+                yield from self._begin_item(item)
+                for part in (item.get("content") or [])[self._parts :]:
+                    yield from self._part(part)
+            elif item["type"] in CALLS:
+                yield from self._call(item)
+            else:  # of a model's own answer: its reasoning
+                yield self._event("response.output_item.added", output_index=self._items, item=item)
+            yield self._event("response.output_item.done", output_index=self._items, item=item)
+            self._next_item()
         kind = "response.completed" if response["status"] == "completed" else "response.incomplete"
         yield self._event(kind, response=response, r2v=facts)
 
     def follow(self, own: Json) -> None:
         """Go on after an event of the model's own."""
         self._number += 1
-        if own.get("type") == "response.content_part.added":
-            self._written, self._own = True, 0
-            self._place = {key: own.get(key) for key in self._place}
-        elif own.get("type") == "response.output_text.delta":
-            self._own = (self._own or 0) + len(str(own["delta"]))
-        elif own.get("type") == "response.output_item.done":
-            self._done += 1
+        kind = own.get("type")
+        if kind == "response.output_item.added":
+            self._item = own["item"]
+        elif kind == "response.output_item.done":
+            self._next_item()
+        elif kind == "response.content_part.added":
+            self._sent = 0
+        elif kind == "response.content_part.done":
+            self._parts, self._sent = self._parts + 1, None
+        elif kind == "response.output_text.delta":
+            self._sent = (self._sent or 0) + len(str(own["delta"]))
 
     def _event(self, kind: str, **fields: Any) -> bytes:
         self._number += 1
@@ -354,28 +389,54 @@ class _Encoder:
             yield self._event("response.created", response=begun)
             yield self._event("response.in_progress", response=begun)
 
-    def _add_text(self, text: str) -> Iterator[bytes]:
-        if not self._written:
-            self._written = True
-            index, begun = self._place["output_index"], _message(self._served, "", "in_progress")
-            begun["id"] = self._place["item_id"]
-            yield self._event("response.output_item.added", output_index=index, item=begun)
-            empty = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
-            yield self._event("response.content_part.added", **self._place, part=empty)
-        yield self._event("response.output_text.delta", **self._place, delta=text, logprobs=[])
+    def _begin_item(self, item: Json) -> Iterator[bytes]:
+        """A message, unless it has been begun."""
+        if not self._item:
+            self._item = {**item, "status": "in_progress", "content": []}
+            yield self._event("response.output_item.added", output_index=self._items, item=self._item)
 
-    def _call(self, index: int, item: Json) -> Iterator[bytes]:
+    def _next_item(self) -> None:
+        self._items, self._item, self._parts, self._sent = self._items + 1, {}, 0, None
+
+    @property
+    def _where(self) -> Json:
+        return {"item_id": self._item.get("id"), "output_index": self._items, "content_index": self._parts}
+
+    def _add_text(self, part: Json, text: str) -> Iterator[bytes]:
+        """More of a part; `part` is its beginning, or all of it."""
+        kind = part["type"]
+        if self._sent is None:
+            self._sent = 0
+            yield self._event("response.content_part.added", **self._where, part={**part, TEXTS[kind]: ""})
+        self._sent += len(text)
+        more: Json = {"logprobs": []} if kind == "output_text" else {}
+        yield self._event(f"response.{kind}.delta", **self._where, delta=text, **more)
+
+    def _part(self, part: Json) -> Iterator[bytes]:
+        """What has not been streamed of a part."""
+        if (kind := part.get("type")) in TEXTS:
+            text = part[TEXTS[kind]]
+            for words in pieces(text[self._sent or 0 :]) or [""] * (self._sent is None):
+                yield from self._add_text(part, words)
+            more: Json = {"logprobs": []} if kind == "output_text" else {}
+            yield self._event(f"response.{kind}.done", **self._where, **{TEXTS[kind]: text}, **more)
+        else:
+            yield self._event("response.content_part.added", **self._where, part=part)
+        yield self._event("response.content_part.done", **self._where, part=part)
+        self._parts, self._sent = self._parts + 1, None
+
+    def _call(self, item: Json) -> Iterator[bytes]:
         key, kind = {
             "function_call": ("arguments", "response.function_call_arguments"),
             "custom_tool_call": ("input", "response.custom_tool_call_input"),
         }.get(item["type"], (None, ""))
         begun = {**item, "status": "in_progress"} | ({key: ""} if key else {})
-        yield self._event("response.output_item.added", output_index=index, item=begun)
+        yield self._event("response.output_item.added", output_index=self._items, item=begun)
         if key:
-            where = {"item_id": item["id"], "output_index": index}
+            where = {"item_id": item.get("id"), "output_index": self._items}
             for text in pieces(item[key]):
                 yield self._event(f"{kind}.delta", **where, delta=text)
-            yield self._event(f"{kind}.done", **where, **{key: item[key]}, name=item["name"])
+            yield self._event(f"{kind}.done", **where, **{key: item[key]}, name=item.get("name"))
 
 
 class _OwnEncoder:
@@ -449,8 +510,8 @@ class Responses(ProtocolAdapter):
     def encoder(self, request: Request, served: Served, protocol: str) -> _Encoder | _OwnEncoder:
         return _OwnEncoder(request, served) if protocol == self.name else _Encoder(request, served)
 
-    def error(self, message: str, status: int) -> Json:
-        return openai_error(message, status, None)
+    def error(self, message: str, status: int, code: str | None = None) -> Json:
+        return openai_error(message, status, code)
 
     def broken(self, message: str, status: int, code: str | None) -> bytes:
         return event("error", {"type": "error", "message": message, "code": code, "param": None, "sequence_number": 0})

@@ -9,7 +9,7 @@ from typing import Any, get_args
 import msgspec
 
 from r2v.core.types import Episode, Message, Role, ToolCall
-from r2v.messages.conversation import Json, Request, text_of
+from r2v.messages.conversation import Json, Request, said_by, words_of
 
 ROLES: tuple[Role, ...] = get_args(Role)
 _raw_messages = msgspec.json.Decoder(list[msgspec.Raw])
@@ -17,14 +17,14 @@ _raw_messages = msgspec.json.Decoder(list[msgspec.Raw])
 
 def message_of(raw: Mapping[str, Any]) -> Message:
     """A message in OpenAI's form; a model's answer may leave out its role. Parts that are not text are named, not kept."""
-    content = raw.get("content")
+    said = any(raw.get(key) is not None for key in ("content", "refusal"))
     role: Role = next((role for role in ROLES if role == raw.get("role")), "assistant")
     result_of, name = (text if isinstance(text := raw.get(key), str) else None for key in ("tool_call_id", "name"))
-    calls = [(call.get("id"), call.get("function") or {}) for call in raw.get("tool_calls") or []]
+    calls = [(*said_by(call), str(call.get("id") or "")) for call in raw.get("tool_calls") or []]
     return Message(
         role,
-        None if content is None else text_of(content),
-        tuple(ToolCall(str(f.get("name", "")), str(f.get("arguments") or ""), str(id or "")) for id, f in calls),
+        words_of(raw) if said else None,
+        tuple(ToolCall(*call) for call in calls),
         result_of,
         name,
     )

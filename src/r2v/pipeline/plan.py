@@ -44,7 +44,8 @@ def plan(settings: RunSettings) -> list[ModelPlan]:
     chat = settings.domain.chat_format
     found = []
     played = _episodes(settings)
-    for role, model, k in (("slm", settings.slm.model, settings.slm.k), ("teacher", settings.teacher, 1)):
+    models = [("slm", settings.slm.model, settings.slm.k), ("teacher", settings.teacher, 1)]
+    for role, model, k in [*models, *((name, model, 1) for name, model in settings.pool.items())]:
         if isinstance(model, ChatSettings):
             read, written = _episode_tokens(settings, model, k, chat)
             counts = [episodes * (read + written) for episodes in played[role]]
@@ -67,10 +68,13 @@ def _episodes(settings: RunSettings) -> dict[str, tuple[int, int]]:
     tried = {need for router, _ in settings.chosen_routers.values() for need in router.needs}
     extra = fitted * len(tried) * (1 + settings.help.branches)
     taught = tasks.policy * (1 + len(seeds.collect)) if settings.trains else 0
-    most = points * (tried_on + reported) + extra
+    tuned = sum(router.tuning(len(settings.help.budgets)) for router, _ in settings.chosen_routers.values())
+    most = points * (tried_on + reported) + extra + tuned * (held + tasks.router)  # of the router tasks one seed
+    of_pool = (reported, reported + (most if "pool" in tried else 0))  # each alone on the test tasks
     return {
         "slm": (least["slm"], least["slm"] + most),
         "teacher": (least["teacher"] + taught, least["teacher"] + taught + most),
+        **dict.fromkeys(settings.pool, of_pool),
     }
 
 
@@ -78,7 +82,11 @@ def _episode_tokens(settings: RunSettings, model: ChatSettings, k: int, chat: Ch
     """(read, written) in an episode as long as the horizon, about: of K answers one enters the next prompt."""
     env, horizon = settings.environment, settings.environment.horizon
     tasks = settings.domain.tasks(env, PROBED_TASKS, settings.seed)[:PROBED_TASKS]
-    begins = [messages(Context(task.goal, ("",), (), horizon), chat.system) for task in tasks]
+    opened = [asyncio.run(settings.domain.environment(env, task).start()).text if chat.opening else "" for task in tasks]
+    begins = [
+        messages(Context(task.goal, (first,), (), horizon), chat.system, opening=chat.opening)
+        for task, first in zip(tasks, opened, strict=True)
+    ]
     first = sum(len(m["content"]) for begin in begins for m in begin) // (CHARACTERS * len(begins))
     grows = model.max_tokens + OBSERVATION_TOKENS
     read = horizon * first + grows * horizon * (horizon - 1) // 2

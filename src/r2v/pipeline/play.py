@@ -93,10 +93,16 @@ def play(
 
 
 def play_episodes(
-    ctx: StageContext, agent: AgentSpec, tasks: Sequence[Task], seeds: Sequence[int], label: str
+    ctx: StageContext,
+    agent: AgentSpec,
+    tasks: Sequence[Task],
+    seeds: Sequence[int],
+    label: str,
+    *,
+    max_calls: int | None = None,
 ) -> list[Episode]:
     """The episodes of one agent, ordered by task, then seed."""
-    return play(ctx, {label: agent}, tasks, seeds, label, keep=[label])[1][label]
+    return play(ctx, {label: agent}, tasks, seeds, label, keep=[label], max_calls=max_calls)[1][label]
 
 
 def routed_at(grid: Mapping[str, Sequence[float]], routers: Path, slm: Path) -> dict[str, AgentSpec]:

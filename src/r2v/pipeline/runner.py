@@ -11,8 +11,9 @@ import fcntl
 import hashlib
 import json
 import shutil
+import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,7 +173,9 @@ def locked(root: Path) -> Iterator[None]:
 
 
 def stage_fingerprint(stage: Stage, settings: RunSettings, run: RunFolder) -> str:
-    """Hash of everything the stage depends on: its settings, its inputs' hashes, the tasks, the program's version."""
+    """Hash of everything the stage depends on: its settings, its inputs' hashes, the tasks, the program's version, and the
+    code of one's own routers and domain.
+    """
     dump = msgspec.to_builtins(settings)
     inputs = {name: run.manifest(name)["outputs"] for name in stage.reads}
     facts = {"stage": stage.name, "r2v": __version__, "seed": settings.seed, "inputs": inputs}
@@ -182,9 +185,23 @@ def stage_fingerprint(stage: Stage, settings: RunSettings, run: RunFolder) -> st
         facts["tasks file"] = sha256(task_file)
     if "verifier" in stage.uses and settings.verifier is not None:
         facts["verifier"] = source_sha256(settings.verifier)
+    routers = [router for router, _ in settings.chosen_routers.values()] if "routers" in stage.uses else []
+    if own := _own_code([*routers, *([type(settings.domain)] if "environment" in stage.uses else [])]):
+        facts["own code"] = own
     if stage.skipped(settings):
         facts["skipped"] = True
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _own_code(parts: Iterable[type]) -> dict[str, str]:
+    """Module -> hash of its source (of a package all of its sources), of the parts that do not come with r2v."""
+    found = {}
+    for module in {part.__module__ for part in parts if part.__module__.split(".")[0] != "r2v"}:
+        if (file := sys.modules[module].__file__) is not None:
+            path = Path(file)
+            sources = sorted(path.parent.rglob("*.py")) if path.name == "__init__.py" else [path]
+            found[module] = hashlib.sha256(b"".join(map(Path.read_bytes, sources))).hexdigest()
+    return found
 
 
 def status(stage: Stage, settings: RunSettings, run: RunFolder) -> str:

@@ -52,7 +52,8 @@ class PerturbationSettings(Settings):
     severities: tuple[PositiveFloat, ...] = ()
     """Factors on `strength`, one of them for each task and seed; none named: `strength` alone."""
     test_severities: tuple[PositiveFloat, ...] = ()
-    """Those of the test split, of fresh tasks and of certificates; none named: `severities`."""
+    """Those of the test split, of fresh tasks and of certificates; none named: `severities`. What `r2v improve` learns from
+    has `severities`."""
     groups: Annotated[tuple[GroupPart, ...], Meta(min_length=1)] = BY_SEED
     """What CVaR takes its mean over the worst of: every combination of these is a group of episodes."""
     collect: tuple[PositiveInt, ...] = (1, 2, 3)
@@ -65,13 +66,19 @@ class PerturbationSettings(Settings):
     def __post_init__(self) -> None:
         used: dict[int, str] = {}
         for name in ("collect", "propose", "rollout", "validation", "test"):
-            for z in getattr(self, name):
+            seeds = getattr(self, name)
+            for z in seeds:
+                if seeds.count(z) > 1:
+                    raise ValueError(f"seed {z} is in `{name}` twice")
                 if z >= FRESH_SEEDS_FROM:
                     raise ValueError(f"seed {z} of `{name}` is reserved for --fresh-tasks; stay below {FRESH_SEEDS_FROM}")
                 if used.setdefault(z, name) != name:
                     raise ValueError(f"seed {z} is in `{used[z]}` and in `{name}`; each use needs seeds of its own")
         if len(set(self.groups)) < len(self.groups):
             raise ValueError("`groups` names one of its parts twice")
+        for name in ("severities", "test_severities"):
+            if len(set(getattr(self, name))) < len(getattr(self, name)):
+                raise ValueError(f"`{name}` names one of them twice")
         if "severity" in self.groups and not self.severities:
             raise ValueError("`groups` names the severity, but there are no `severities`")
 
@@ -82,7 +89,7 @@ class PerturbationSettings(Settings):
 
     def severity(self, task_id: str, z: int) -> float | None:
         """That of one episode; None where there are none."""
-        held_out = z in self.test or z >= FRESH_SEEDS_FROM
+        held_out = z in self.test or FRESH_SEEDS_FROM <= z < IMPROVE_SEEDS_FROM
         drawn_from = (self.test_severities or self.severities) if held_out else self.severities
         return severity_of(task_id, z, drawn_from, self.families)
 
@@ -142,11 +149,11 @@ class HelpSettings(Settings):
     """Steps of each recorded episode on which both futures are played (benefit)."""
     draws: PositiveInt = 1
     """Futures of each such step; the first is the recorded one."""
-    rates: tuple[Annotated[float, Meta(gt=0, lt=1)], ...] = (0.05, 0.15, 0.3, 0.6)
+    rates: Annotated[tuple[Annotated[float, Meta(gt=0, lt=1)], ...], Meta(min_length=1)] = (0.05, 0.15, 0.3, 0.6)
     """Probabilities of random escalation in the explored episodes (helper, bandit, off-policy estimates)."""
     explore_seeds: PositiveInt = 2
     """How many of the rollout seeds are explored."""
-    budgets: tuple[PositiveFloat, ...] = (0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0)
+    budgets: Annotated[tuple[PositiveFloat, ...], Meta(min_length=1)] = (0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0)
     """Teacher calls an episode that the helper is made to meet."""
 
 
@@ -170,7 +177,7 @@ class EvaluateSettings(Settings):
     curves. null: no limit."""
     kappa: PositiveFloat = 20.0
     """Price of a failed episode in teacher calls, for the rule `cost`."""
-    asked_shares: tuple[Fraction, ...] = (0.02, 0.06, 0.12, 0.2, 0.35, 0.6)
+    asked_shares: Annotated[tuple[Fraction, ...], Meta(min_length=1)] = (0.02, 0.06, 0.12, 0.2, 0.35, 0.6)
     """Operating points of the curves: thresholds that would escalate this share of the SLM's own validation steps."""
     clairvoyant: NonNegativeInt = 30
     """Failed SLM episodes of which the fewest teacher calls that save them are searched; 0 = none."""
@@ -266,10 +273,12 @@ class RunSettings(Settings):
         for family in families:
             domain.perturbation(family, self.perturbations.strength, "")
         force_setattr(self, "perturbations", self.perturbations.but(families=families or domain.families))
-        counts = {"family": families or domain.families, "severity": self.perturbations.severities}
-        if all(len(counts.get(part, (1, 2))) < 2 for part in self.perturbations.groups):
-            only = " and ".join(f"one {part}" for part in self.perturbations.groups)
-            raise ValueError(f"perturbations.groups: {only} alone is one group, and CVaR needs two; add `seed`")
+        severities, tested = self.perturbations.severities, self.perturbations.test_severities
+        for of_severity, where in ((severities, ""), (tested or severities, " of the test")):
+            counts = {"family": len(set(families or domain.families)), "severity": len(of_severity)}
+            if all(counts.get(part, 2) < 2 for part in self.perturbations.groups):
+                only = " and ".join(f"one {part}{where}" for part in self.perturbations.groups)
+                raise ValueError(f"perturbations.groups: {only} alone is one group, and CVaR needs two; add `seed`")
         if noise is None:
             noise = 0.0 if domain.random_action is None else 0.7
             force_setattr(self, "collect", self.collect.but(noisy_episodes=noise))
@@ -299,6 +308,10 @@ class RunSettings(Settings):
                 raise ValueError(f"the {kind} environment has no random actions; set collect: {{noisy_episodes: 0}}")
         if self.trains and not self.tasks.policy:
             raise ValueError("tasks.policy is 0, but the SLM is trained on these tasks")
+        if self.trains and not self.perturbations.collect:
+            raise ValueError("perturbations.collect names no seed, but the SLM is trained on perturbed episodes")
+        if self.trains and self.prefer.enabled and not self.perturbations.propose:
+            raise ValueError("perturbations.propose names no seed, but preferences are trained (prefer.enabled)")
 
     @cached_property
     def chosen_routers(self) -> dict[str, tuple[type[RouterBase], dict[str, Any]]]:

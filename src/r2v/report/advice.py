@@ -86,9 +86,11 @@ def _situation(f: Facts) -> str:
         )
     if f["evidence"] == "alike":
         low, high = f["alike_share_ci95"]
+        chosen = f["teacher_beside_drafts"]["chosen_by_router"]
+        left_out = f" ({chosen} others, which the router chose to escalate, are left out)" if chosen else ""
         return (
             f"On your traffic the small model would have done {f['alike_share']:.0%} ({low:.0%} to {high:.0%}) of the steps "
-            f"as the teacher did, on {f['episodes_used']} sessions."
+            f"as the teacher did, on {f['steps_used']} steps of {f['episodes_used']} sessions{left_out}."
         )
     if f["evidence"] == "paired":
         success = f["nulls"]["success"]
@@ -99,7 +101,8 @@ def _situation(f: Facts) -> str:
     known = f"{f['with_outcome']} of them with an outcome"
     solved = ""
     if f["evidence"] == "outcomes":
-        solved = f"; {f['nulls']['success']['slm alone']:.0%} of those that one model played alone are solved"
+        alone = f["sessions_alone"]
+        solved = f"; {f['nulls']['success']['slm alone']:.0%} of the {alone} that one model played without help are solved"
     tasks = "1 task" if f["tasks"] == 1 else f"{f['tasks']} tasks"
     return f"{f['sessions']} sessions of {tasks}, {known}{solved}."
 

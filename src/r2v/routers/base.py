@@ -122,6 +122,11 @@ class RouterBase:
         """What is left to do once the router can be played; for most nothing."""
         return self
 
+    @classmethod
+    def tuning(cls, budgets: int) -> int:
+        """How many routers `tuned` plays at most, with so many budgets."""
+        return 0
+
     def thresholds(self, validation: Sequence[Episode], shares: Sequence[float]) -> list[float]:
         """Operating points to try, the strictest first: thresholds that escalate these shares of the SLM's own steps."""
         return quantiles([self.score(f) for episode in validation for f in features_of(episode)], shares)

@@ -85,10 +85,14 @@ class Helper(RouterBase):
         explored = [episode for episode in data.explored if episode.success is not None]
         found = fit_helper(
             [*data.rollouts, *explored], disagreement, risk, data.budgets, data.horizon, data.settings,
-            seed=data.seed, max_calls=data.max_calls,
+            seed=data.seed, max_calls=data.max_calls, names=data.names,
         )  # fmt: skip
         values, most = tuple(found.values), data.max_calls
         return cls(budgets=found.budgets, prices=found.prices, values=values, max_calls=most, fitted_with=data.fitted_with)
+
+    @classmethod
+    def tuning(cls, budgets: int) -> int:
+        return budgets * len(FACTORS)
 
     def tuned(self, play: Play, data: FitData) -> Helper:
         """Play each budget's value of intervening at some prices, and mix two neighbours so that the calls made meet it.

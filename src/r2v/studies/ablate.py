@@ -29,7 +29,7 @@ from r2v.learning.settings import RouterSettings
 from r2v.maths import Floats
 from r2v.maths.calibration import brier, ece, fit_scaling
 from r2v.maths.stats import auroc_or_none
-from r2v.perturbations import BY_SEED, GroupPart
+from r2v.perturbations import BY_SEED, GroupPart, family_of
 from r2v.pipeline.agents import AgentSpec
 from r2v.pipeline.play import at, play, routed_at
 from r2v.pipeline.preference import train_preferences
@@ -151,22 +151,26 @@ def ablate(ctx: StageContext) -> dict[str, Any]:
     scored = _scored(recorded, None if tried is None else tried.differs)
     save_table(paths["train"], table(*scored, settings.perturbations.groups))
     save_table(paths["held"], table(*_scored(held, None if tried is None else tried.differs_validation)))
-    plan = variants(settings.router, with_answers=tried is not None)
+    tasks, seeds = run.split("test")[:TEST_TASKS], settings.perturbations.test
+    named = settings.perturbations.families
+    tested = {family_of(task.id, z, named) for task in tasks for z in seeds}
+    everywhere = tested & {e.perturbation for e in recorded} & {e.perturbation for e in held}
+    families = [family for family in dict.fromkeys(named) if family in everywhere]
+    plan = variants(settings.router, with_answers=tried is not None, families=families)
     fitted = ctx.partial / "routers"
     distinct = {v.key: v for v in plan}.values()
     ctx.map(fit_variant, [FitJob(v, paths["train"], paths["held"], fitted / v.key, settings.seed) for v in distinct], "fits")
     held_table = load_table(paths["held"])
     share, risk = _escalated_share(ctx, held_table), _risk_in(run.router_folder("r2v"))
-    tasks, seeds = run.split("test")[:TEST_TASKS], settings.perturbations.test
     positions = {v.key: _positions(v, _risk_in(fitted / v.key), held_table, share) for v in distinct}
-    agents = {"slm_only": AgentSpec("routed", slm), "llm_only": AgentSpec("teacher")}
+    agents = _ends(ctx, slm)
     alarms = _positions(Variant("", "", settings.router, names=risk.names), risk, held_table, share)
     for how in HOW:
         Intervention(name=f"route {how}", risk=risk, how=how).save(fitted / f"route {how}")
     agents |= routed_at({f"route {how}": alarms for how in HOW}, fitted, slm)
     for v in distinct:
         agents |= {at(v.key, t): AgentSpec("routed", slm, fitted / v.key, t) for t in positions[v.key]}
-    rows, episodes = play(ctx, agents, tasks, seeds, "test", keep=["slm_only"])
+    rows, episodes = play(ctx, agents, tasks, seeds, "test", keep=["slm_only"], max_calls=settings.evaluate.max_calls)
     test = Test(ctx, tasks, {name: _gather(ctx, tasks, r) for name, r in rows.items()}, episodes["slm_only"])
     tables: dict[str, list[dict[str, Any]]] = {}
     for v in plan:
@@ -212,7 +216,9 @@ class Test:
         numbers = self.curve(v.key, positions, family)
         risk = _risk_in(fitted / v.key)
         if v.view == "full":
-            steps_of = escalated_steps(R2V(risk=risk, threshold=positions[0]), self.ctx.settings.environment.horizon)
+            s = self.ctx.settings
+            router = R2V(risk=risk, threshold=positions[0])
+            steps_of = escalated_steps(router, s.environment.horizon, s.evaluate.max_calls)
             numbers["replay"] = _numbers(_gather(self.ctx, self.tasks, replay(self.alone, steps_of)), family)
         return {"name": v.name, **numbers, **self._calibration(v, risk, held)}
 
@@ -221,9 +227,10 @@ class Test:
         points = [self.outcomes[at(name, t)] for t in positions]
         numbers: dict[str, Any] = _numbers(points[0], family)
         if family is None and len(points) > 1:
-            ends = [self.outcomes["slm_only"], self.outcomes["llm_only"]]
+            first = self.outcomes.get("llm_first")
+            ends = [self.outcomes["slm_only"], first or self.outcomes["llm_only"]]
             weights_BT = resample_BT(len(self.tasks), self.ctx.settings.evaluate.resamples, self.ctx.settings.seed)
-            areas = area_B([*points[1:], *ends], weights_BT)
+            areas = area_B([*points[1:], *ends], weights_BT, first)
             numbers |= {"area": float(areas[0]), "area_ci95": interval(areas)}
         return numbers
 
@@ -259,6 +266,12 @@ def _numbers(o: Outcomes, family: str | None) -> dict[str, Any]:
         "calls_per_episode": float(o.teacher_calls_TZ[where].mean()),
         "steps_per_episode": float(o.steps_TZ[where].mean()),
     }
+
+
+def _ends(ctx: StageContext, slm: Path) -> dict[str, AgentSpec]:
+    """The agents at the ends of the curves: `llm_first` is one where teacher calls are limited."""
+    first = {} if ctx.settings.evaluate.max_calls is None else {"llm_first": AgentSpec("routed", slm, "llm_first")}
+    return {"slm_only": AgentSpec("routed", slm), "llm_only": AgentSpec("teacher"), **first}
 
 
 def _escalated_share(ctx: StageContext, held: Table) -> float:
@@ -304,12 +317,11 @@ def _remade(ctx: StageContext, label: str, name: str, slm: Path, k: int) -> dict
     settings = ctx.settings.but(slm=ctx.settings.slm.but(k=k))
     there = replace(ctx, settings=settings)
     tasks, seeds = ctx.run.split("router")[:REMADE_TASKS], settings.perturbations.rollout[:REMADE_SEEDS]
-    me = AgentSpec("routed", slm)
     if slm == ctx.run.slm and k == ctx.settings.slm.k:  # the run itself played these
         ids = {task.id for task in tasks}
         played = [e for e in ctx.run.rollouts() if e.task.id in ids and e.seed in seeds]
     else:
-        _, by_name = play(there, {"slm_only": me}, tasks, seeds, f"rollout {label}", keep=["slm_only"])
+        _, by_name = play(there, {"slm_only": AgentSpec("routed", slm)}, tasks, seeds, f"rollout {label}", keep=["slm_only"])
         played = by_name["slm_only"]
     episodes = [e for e in played if e.success is not None]
     train, held, out = ctx.partial / f"{label} train.npz", ctx.partial / f"{label} held.npz", ctx.partial / "routers"
@@ -320,10 +332,9 @@ def _remade(ctx: StageContext, label: str, name: str, slm: Path, k: int) -> dict
     ctx.map(fit_variant, [FitJob(v, train, held, out / v.key, settings.seed)], f"fit {label}")
     held_table = load_table(held)
     positions = _positions(v, _risk_in(out / v.key), held_table, _escalated_share(ctx, held_table))
-    agents = {"slm_only": me, "llm_only": AgentSpec("teacher")}
-    agents |= {at(v.key, t): AgentSpec("routed", slm, out / v.key, t) for t in positions}
-    test = ctx.run.split("test")[:TEST_TASKS]
-    rows, alone = play(there, agents, test, settings.perturbations.test, f"test {label}", keep=["slm_only"])
+    agents = _ends(ctx, slm) | {at(v.key, t): AgentSpec("routed", slm, out / v.key, t) for t in positions}
+    test, most = ctx.run.split("test")[:TEST_TASKS], settings.evaluate.max_calls
+    rows, alone = play(there, agents, test, settings.perturbations.test, f"test {label}", keep=["slm_only"], max_calls=most)
     measured = Test(there, test, {n: _gather(there, test, r) for n, r in rows.items()}, alone["slm_only"])
     slm_only = float(measured.outcomes["slm_only"].success_TZ.mean())
     return {"slm_only": slm_only, **measured.measure(v, out, positions, held_table)}

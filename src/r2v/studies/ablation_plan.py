@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -57,8 +58,10 @@ class Variant:
         return self.same_as or f"{self.table} {self.name}"
 
 
-def variants(settings: RouterSettings, *, with_answers: bool) -> list[Variant]:
-    """`with_answers`: the run knows where the teacher would have acted differently."""
+def variants(settings: RouterSettings, *, with_answers: bool, families: Sequence[str] = FAMILIES) -> list[Variant]:
+    """`with_answers`: the run knows where the teacher would have acted differently. `families`: those of its perturbations,
+    of which each is left out once; a single one cannot be.
+    """
     s = settings.but(epochs=EPOCHS)
     base = Variant("", "", s)
     found = [replace(base, table="features", name=name, names=names) for name, names in GROUPS.items()]
@@ -76,7 +79,8 @@ def variants(settings: RouterSettings, *, with_answers: bool) -> list[Variant]:
     ]
     if with_answers:
         found.append(replace(base, table="labels", name="teacher differs", names=EXTENDED, labels="differs"))
-    found += [replace(base, table="unseen", name=family, names=EXTENDED, without_family=family) for family in FAMILIES]
+    left_out = families if len(families) > 1 else ()
+    found += [replace(base, table="unseen", name=family, names=EXTENDED, without_family=family) for family in left_out]
     found += [
         replace(
             base, table="cvar", name=f"{alpha:g}, {epsilon:g}", objective="paper",

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from r2v.core.groups import Groups, folds, groups, splits
+from r2v.core.mlp import Calibration
 from r2v.core.types import TEACHER, Episode
 from r2v.evaluation.gain import (
     SHARES,
@@ -23,6 +24,7 @@ from r2v.evaluation.gain import (
     Point,
     Units,
     Verdict,
+    choice_widens,
     chosen,
     escalated,
     gain_by_model,
@@ -30,9 +32,9 @@ from r2v.evaluation.gain import (
     threshold,
 )
 from r2v.evaluation.prefixes import auroc_equal_step
-from r2v.learning.reading import calibrated, fit_reader
+from r2v.learning.reading import fit_reader
 from r2v.maths import Bools, Floats
-from r2v.maths.calibration import log_odds
+from r2v.maths.calibration import fit_scaling, log_odds
 from r2v.routers.base import FittedWith
 from r2v.routers.reading import Reading
 from r2v.studies.costs import Costs, tokens_of
@@ -43,9 +45,12 @@ from r2v.studies.evidence import (
     LEAST_GROUPS,
     LEAST_LABELS,
     Evidence,
+    answered_beside,
     evidence_of,
     explored_steps,
+    stands_for_all,
     strongest,
+    unhelped,
 )
 from r2v.verifiers.tool_calls import FAILED
 
@@ -91,7 +96,7 @@ def advise(
     facts = {"seed": seed, "distrust_results": distrust_results, **_counts(episodes, found), **_MISSING}
     evidence = evidence_of(episodes, found, slms=slms, teacher=teacher, seed=seed)
     if evidence is None:
-        return Advice({**facts, **_not_enough(episodes, found, facts["explored"], slms, teacher)}, None, {}, None)
+        return Advice({**facts, **_not_enough(episodes, found, facts, slms, teacher)}, None, {}, None)
     shares = SHARES if share is None else (share,)
     first, again = measured(evidence, shares, distrust_results, seed)
     units, escalated_U, gain = first.units, first.escalated_U, first.gain
@@ -102,9 +107,9 @@ def advise(
         "groups_used": gain.groups, "score": point.kind, "share_escalated": gain.share,
         **_gains(evidence, gain),
         "points_of_folds": [f"{p.kind} at {p.share:.0%}" for p in first.points],
-        "nulls": _nulls(evidence, units, escalated_U, seed), "by_model": _by_model(evidence, units, escalated_U, seed),
+        "nulls": _nulls(evidence, first, seed), "by_model": _by_model(evidence, first, seed),
         "left_out_models": _left_out_models(evidence, shares, distrust_results, seed),
-        "table": _table(evidence, units, point.kind, costs),
+        "table": _table(evidence, replace(units, scores=_served(evidence, first.p)[1]), point.kind, costs),
         **_area(evidence, first.plain, seed), "at_risk": evidence.at_risk(units, ~escalated_U),
         **costs.money(evidence, escalated_U, seed), **evidence.facts(units, escalated_U, seed),
     }  # fmt: skip
@@ -123,6 +128,8 @@ class Split:
     escalated_U: Bools
     points: Sequence[Point]
     """Of each fold."""
+    wider: float
+    """Of `choice_widens`."""
     gain: Gain
 
 
@@ -144,13 +151,24 @@ def _split(
     p = floored if distrust_results else plain
     units = evidence.units(p, fold_N)
     escalated_U, points = escalated(units, shares, evidence.score_kinds)
-    return Split(plain, p, units, escalated_U, points, gain_of(escalated_U, units, seed))
+    wider = choice_widens(units, shares, evidence.score_kinds, seed)
+    return Split(plain, p, units, escalated_U, points, wider, gain_of(escalated_U, units, seed, wider=wider))
 
 
 _MISSING: dict[str, Any] = dict.fromkeys(
     ("evidence", "share_escalated", "gain_over_random", "gain_ci95", "usd_saved_share", "sessions_needed",
      "auroc_equal_step", "auroc_equal_step_ci95", "why")
 )  # fmt: skip
+
+
+def _served(evidence: Evidence, p: Mapping[str, Floats]) -> tuple[dict[str, Calibration], Mapping[str, Floats]]:
+    """(the calibration of each reader, the scores of the units as the router gives them: of calibrated probabilities)."""
+    found, served = {}, {}
+    for name, y_N in evidence.labels.items():
+        logit_N, known_N = log_odds(p[name]), ~np.isnan(y_N)
+        found[name] = Calibration(*fit_scaling(logit_N[known_N], y_N[known_N], with_bias=True))
+        served[name] = found[name](logit_N)
+    return found, evidence.units(served, np.zeros(len(evidence.rows), dtype=np.int64)).scores
 
 
 def router_of(advice: Advice, fitted_with: FittedWith, *, seed: int = 0) -> Reading:
@@ -163,21 +181,21 @@ def router_of(advice: Advice, fitted_with: FittedWith, *, seed: int = 0) -> Read
         raise ValueError("these logs hold nothing to fit a router on")
     served = evidence.slms[0] if len(evidence.slms) == 1 else None
     floored = advice.facts["distrust_results"]
-    readers, p_N = {}, dict(advice.probabilities)
-    for name, y_N in evidence.labels.items():
-        known_N = ~np.isnan(y_N)
-        reader = fit_reader(evidence.rows, y_N, known_N, seed=seed)
-        reader = calibrated(reader, p_N[name][known_N], y_N[known_N])
-        readers[name] = replace(reader, agent=served, floored=floored)
-        p_N[name] = reader.calibration(log_odds(p_N[name]))  # the threshold is compared with what the router will say
-    units = evidence.units(p_N, np.zeros(len(evidence.rows), dtype=np.int64))
+    calibrations, scores = _served(evidence, advice.probabilities)
+    readers = {
+        name: replace(
+            fit_reader(evidence.rows, y_N, ~np.isnan(y_N), seed=seed),
+            calibration=calibrations[name], agent=served, floored=floored,
+        )
+        for name, y_N in evidence.labels.items()
+    }  # fmt: skip
     kept = (
         "verdict", "evidence", "episodes_used", "groups_used", "teacher", "gain_over_random", "gain_ci95",
         "share_escalated", "auroc_equal_step", "seed",
     )  # fmt: skip
     kind: Any = point.kind
     return Reading(
-        threshold=threshold(units.scores[kind], point.share), estimates=kind,
+        threshold=threshold(scores[kind], point.share), estimates=kind,
         reader=readers[evidence.reader],
         teacher=readers.get("teacher_risk") if kind == "benefit" else None,
         hands_over=evidence.hands_over, fitted_with=fitted_with,
@@ -195,11 +213,13 @@ def _counts(episodes: Sequence[Episode], found: Groups) -> dict[str, Any]:
             "steps": sum(len(e.steps) for e in mine),
         }  # fmt: skip
     ended = [e for e in episodes if e.success is not None]
+    beside = Counter(stands_for_all(s) for e in episodes for s in e.steps if answered_beside(s))
     took = Counter(e.steps[t].choice.model for e, ts in zip(ended, explored_steps(ended), strict=True) for t in ts)
     return {
         "sessions": len(episodes), "steps": sum(len(e.steps) for e in episodes),
         "with_outcome": len(ended),
-        "helped": sum(any(s.choice.source != "slm" for s in e.steps) for e in episodes),
+        "helped": sum(not unhelped(e) for e in episodes),
+        "teacher_beside_drafts": {"counted": beside[True], "chosen_by_router": beside[False]},
         "explored": {"escalated": took[TEACHER], "continued": took["slm"]},
         **found.facts(), "models": models, "happened": _happened(episodes),
     }  # fmt: skip
@@ -222,7 +242,7 @@ def _happened(episodes: Sequence[Episode]) -> dict[str, Any]:
 
 
 def _not_enough(
-    episodes: Sequence[Episode], found: Groups, explored: Mapping[str, int], slms: Sequence[str], teacher: str | None
+    episodes: Sequence[Episode], found: Groups, counts: Mapping[str, Any], slms: Sequence[str], teacher: str | None
 ) -> dict[str, Any]:
     """What is missing, in the words of what to do about it."""
     outcomes = [e.success for e in episodes if e.success is not None]
@@ -235,8 +255,10 @@ def _not_enough(
             f"{len(outcomes)} outcomes, the rarer one {each} times of at least {LEAST_EACH} (verdicts, POST /v1/outcomes, "
             f"--outcomes), or {LEAST_LABELS} steps that the teacher answered beside a draft (mode observe)"
         )
-    if any(explored.values()):
-        missing.append(f"to measure what escalating a step adds: {_exploration(explored)}")
+        if chosen := counts["teacher_beside_drafts"]["chosen_by_router"]:
+            missing[-1] += f", not counting {chosen} that the router chose, which say nothing of the others"
+    if any(counts["explored"].values()):
+        missing.append(f"to measure what escalating a step adds: {_exploration(counts['explored'])}")
     if not missing and {*slms} == {stronger := teacher or strongest(episodes)}:
         missing.append(f"no stronger model is left beside {stronger}; name the weaker one (--slm)")
     if not missing:
@@ -262,7 +284,8 @@ def _gains(evidence: Evidence, gain: Gain) -> dict[str, Any]:
 
 def verdict_of(evidence: Evidence, gain: Gain, again: Gain | None, explored: Mapping[str, int]) -> dict[str, Any]:
     per_group = len(evidence.episodes) / gain.groups
-    more = max(0, int(np.ceil((gain.groups_needed - gain.groups) * per_group)))
+    needed = max(one.groups_needed for one in (gain, again) if one is not None)
+    more = max(0, int(np.ceil((needed - gain.groups) * per_group)))
     if not evidence.knows_teacher:
         # A risk finds failing sessions; whether anybody else would solve them is not in such logs.
         unnamed = evidence.slms == ("recorded",)
@@ -282,11 +305,12 @@ def verdict_of(evidence: Evidence, gain: Gain, again: Gain | None, explored: Map
     return {"verdict": "no_route", "why": why, "sessions_needed": max(1, more), **second}
 
 
-def _nulls(evidence: Evidence, units: Units, escalated_U: Bools, seed: int) -> dict[str, Any]:
+def _nulls(evidence: Evidence, split: Split, seed: int) -> dict[str, Any]:
     """What needs no step-level router, at the same share."""
+    units, escalated_U = split.units, split.escalated_U
     share = float(escalated_U.mean())
     at_first, _ = escalated(units, (share,), [k for k in units.scores if k.endswith(AT_FIRST)])
-    paired = gain_of(escalated_U.astype(float) - at_first.astype(float), units, seed)
+    paired = gain_of(escalated_U.astype(float) - at_first.astype(float), units, seed, wider=split.wider)
     found: dict[str, Any] = {
         "random": {"share": share, "gain": 0.0},
         "step 0 only": _brief(gain_of(at_first, units, seed)),
@@ -301,13 +325,13 @@ def _brief(gain: Gain) -> dict[str, Any]:
     return {"share": gain.share, "gain": gain.gain, "ci95": list(gain.ci95)}
 
 
-def _by_model(evidence: Evidence, units: Units, escalated_U: Bools, seed: int) -> dict[str, Any]:
+def _by_model(evidence: Evidence, split: Split, seed: int) -> dict[str, Any]:
     return {
         evidence.slms[model]: {
-            "units": int((units.model_U == model).sum()), "share_escalated": gain.share, "gain_over_random": gain.gain,
+            "units": int((split.units.model_U == model).sum()), "share_escalated": gain.share, "gain_over_random": gain.gain,
             "gain_ci95": list(gain.ci95),
         }
-        for model, gain in gain_by_model(escalated_U, units, seed).items()
+        for model, gain in gain_by_model(split.escalated_U, split.units, seed, wider=split.wider).items()
     }  # fmt: skip
 
 
@@ -326,12 +350,12 @@ def _left_out_models(
     found = _split(evidence, fold_N2, shares, distrust_results, seed)
     return {
         "folds": count, "share_escalated": found.gain.share, **_gains(evidence, found.gain),
-        **_area(evidence, found.plain, seed), "models": _by_model(evidence, found.units, found.escalated_U, seed),
+        **_area(evidence, found.plain, seed), "models": _by_model(evidence, found, seed),
     }  # fmt: skip
 
 
 def _table(evidence: Evidence, units: Units, kind: str, costs: Costs) -> list[dict[str, Any]]:
-    """A line a share; where scores are equal, several shares escalate the same."""
+    """A line a share, by thresholds of the scores as served; where scores are equal, several shares escalate the same."""
     lines = [_line(evidence, units, kind, share, costs) for share in SHARES]
     return [*{line["share"]: line for line in lines}.values()]
 

@@ -5,20 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from datetime import UTC, datetime
+from random import Random
+from typing import Any
 
 import msgspec
 
 from r2v import __version__
 from r2v.core.errors import SettingsError, StageError
 from r2v.core.seeds import derive_seed
+from r2v.core.types import Task
 from r2v.evaluation.certificate import Certificate, Target, certified
 from r2v.pipeline.agents import AgentSpec
 from r2v.pipeline.play import at, outcomes, play, routed_at
 from r2v.pipeline.run_folder import OperatingPoint
 from r2v.pipeline.runner import StageContext
-from r2v.pipeline.settings import CERTIFY_SEEDS_FROM, PerturbationSettings
+from r2v.pipeline.settings import CERTIFY_SEEDS_FROM, PerturbationSettings, RunSettings
 from r2v.runtime.store import sha256
+from r2v.verifiers import source_sha256
 
 SUBJECT = ("environment", "perturbations", "teacher", "slm")
 """Settings groups that the proof is about."""
@@ -38,9 +43,7 @@ def certify(ctx: StageContext, router: str, target: Target, *, tasks: int, seed:
             f"the thresholds of {router} were never played on validation tasks (evaluate.rule: share), so there is no order "
             "to test them in; run `r2v run` again with another rule"
         )
-    fresh = settings.domain.fresh_tasks(
-        settings.environment, tasks, derive_seed("fresh tasks", settings.seed, CERTIFY_SEEDS_FROM + seed)
-    )
+    fresh = drawn(settings, tasks, seed)
     own = {task.id for split in ctx.run.splits().values() for task in split}
     if known := own & {task.id for task in fresh}:
         raise StageError(f"{len(known)} of the new tasks are tasks of the run; choose another --seed")
@@ -54,6 +57,15 @@ def certify(ctx: StageContext, router: str, target: Target, *, tasks: int, seed:
     threshold, tried = certified([(t, played[at(router, t)]) for t in order], target, played.get("llm_only"))
     date = datetime.now(UTC).date().isoformat()
     return Certificate(router, target, threshold, tasks, tuple(zs), tried, identity(ctx, router), date)
+
+
+def drawn(settings: RunSettings, tasks: int, seed: int) -> Sequence[Task]:
+    """Fresh tasks in an order that is drawn: a bet on one depends on those before it, and a domain may hand out tasks in an
+    order of its own (by kind, say), in which they are not exchangeable.
+    """
+    own = derive_seed("fresh tasks", settings.seed, CERTIFY_SEEDS_FROM + seed)
+    fresh = settings.domain.fresh_tasks(settings.environment, tasks, own)
+    return Random(derive_seed("order of a certificate", own)).sample(fresh, len(fresh))
 
 
 def _episodes_of_a_task(perturbations: PerturbationSettings) -> int:
@@ -79,16 +91,25 @@ def _order(ctx: StageContext, router: str, points: OperatingPoint) -> list[float
 
 def identity(ctx: StageContext, router: str) -> dict[str, str]:
     """Hashes of the SLM, the router's folder, and the settings that decide what is played."""
-    dump = msgspec.to_builtins(ctx.settings)
-    limit = ctx.settings.evaluate.max_calls
-    limited = {} if limit is None else {"max_calls": limit}
-    subject = json.dumps({group: dump[group] for group in SUBJECT} | limited, sort_keys=True)
     return {
         "small model": sha256(ctx.run.slm),
         "router": sha256(ctx.run.router_folder(router)),
-        "settings": hashlib.sha256(subject.encode()).hexdigest(),
+        "settings": subject(ctx.settings),
         "r2v version": __version__,
     }
+
+
+def subject(settings: RunSettings) -> str:
+    """Hash of the settings that the proof is about."""
+    dump = msgspec.to_builtins(settings)
+    facts: dict[str, Any] = {group: dump[group] for group in SUBJECT}  # what follows is there only where it was set
+    if settings.evaluate.max_calls is not None:
+        facts["max_calls"] = settings.evaluate.max_calls
+    if settings.verifier is not None:
+        facts["verifier"] = [settings.verifier, source_sha256(settings.verifier)]
+    if settings.pool:
+        facts["pool"] = [dump["pool"], dump["prices"]["pool"], settings.prices.teacher]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def describe(certificate: Certificate) -> str:

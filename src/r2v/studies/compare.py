@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from r2v.clients.chat import ChatSettings
@@ -27,8 +28,9 @@ def compare(runs: Sequence[RunFolder], router: str) -> Comparison:
         router: its name; each run must have evaluated it.
 
     Returns:
-        {"router", "rows": one a run, "same_tasks": whether all played the same episodes}. Only then a row holds
-        "differences" to the first run: success of the SLM alone and of the router, paired over tasks.
+        {"router", "rows": one a run, "same_tasks": whether all played the same episodes, "differs": what made them others,
+        in one line, or None}. Only where they were the same, a row holds "differences" to the first run: success of the SLM
+        alone and of the router, paired over tasks.
 
     Raises:
         SettingsError: a run did not evaluate the router.
@@ -39,12 +41,34 @@ def compare(runs: Sequence[RunFolder], router: str) -> Comparison:
         if router not in (known := run.results()["routers"]):
             raise SettingsError(f"{run.root} did not evaluate {router}; it has {', '.join(known)}")
     played = [_successes(run.evaluated(), ("slm_only", router)) for run in runs]
-    same = all(one["slm_only"].keys() == played[0]["slm_only"].keys() for one in played)
+    differs = _differs(runs)
+    if any(one["slm_only"].keys() != played[0]["slm_only"].keys() for one in played):
+        differs.append("tasks or perturbation seeds")
     rows = [_row(run, router) for run in runs]
-    if same:
+    if not differs:
         for row, mine in zip(rows[1:], played[1:], strict=True):
             row["differences"] = {name: difference(mine[name], played[0][name]) for name in mine}
-    return {"router": router, "same_tasks": same, "rows": rows}
+    return {"router": router, "same_tasks": not differs, "differs": "; ".join(differs) or None, "rows": rows}
+
+
+def _differs(runs: Sequence[RunFolder]) -> list[str]:
+    """What makes an episode of one run another than that of the same task and seed in the next: `setting: value, value`."""
+    played = [_conditions(run.settings) for run in runs]
+    names = dict.fromkeys(name for one in played for name in one)
+    values = {name: [msgspec.json.encode(one.get(name)).decode() for one in played] for name in names}
+    return [f"{name}: {', '.join(dict.fromkeys(found))}" for name, found in values.items() if len({*found}) > 1]
+
+
+def _conditions(settings: RunSettings) -> dict[str, Any]:
+    """The environment, and what disturbs the test episodes; a strength of 0 disturbs none, whatever else is set."""
+    found = {f"environment.{key}": value for key, value in msgspec.to_builtins(settings.environment).items()}
+    disturbs = settings.perturbations
+    severities = disturbs.test_severities or disturbs.severities
+    return found | {
+        "perturbations.strength": disturbs.strength,
+        "perturbations.families": sorted(disturbs.families) if disturbs.strength else [],
+        "severities of the test": list(severities) if disturbs.strength else [],
+    }
 
 
 def _row(run: RunFolder, router: str) -> Comparison:

@@ -3,8 +3,8 @@
 Four kinds, the strongest first. *paired*: a weaker and a stronger model played the same tasks, so handing a session over
 is worth what the stronger one's own run solved more. *explored*: some steps drew their route with a logged probability, so
 what escalating a step adds to the success of its session can be estimated; a measured benefit is stronger evidence than a
-difference. *alike*: the teacher answered beside the SLM's draft, so escalating a step is worth something only where the two
-differ. *outcomes*: only the SLM played: what a teacher would add is not known.
+difference. *alike*: the teacher answered beside the SLM's draft, whatever the router wanted, so escalating a step is worth
+something only where the two differ. *outcomes*: only the SLM played: what a teacher would add is not known.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from r2v.core.agreement import alike
 from r2v.core.groups import Groups
-from r2v.core.types import TEACHER, Choice, Episode, ScoreKind, Step
+from r2v.core.types import TEACHER, Choice, Code, Episode, ScoreKind, Step
 from r2v.evaluation.curves import interval, resample_BT
 from r2v.evaluation.gain import RESAMPLES, Units
 from r2v.learning.reading import ReadRows, cross_fitted, read_rows, slm_action
@@ -36,6 +36,8 @@ LEAST_LABELS = 100
 """Comparisons of drafts with answers."""
 LEAST_EXPLORED = 100
 """Steps of each route that were drawn with a known probability."""
+UNCHOSEN: frozenset[Code] = frozenset({"observe", "shadow", "explore"})
+"""Codes of steps that the teacher answers whatever the router wants: they stand for all steps, others for those it chose."""
 LEAST_EACH = 20
 """Episodes of each outcome."""
 LEAST_PROPENSITY = 0.01
@@ -192,7 +194,7 @@ class SessionEvidence(Evidence):
     """A unit is a session, escalated as a whole: its score is the highest of its steps."""
 
     alone_E: Floats
-    """Success of the SLM alone in each episode."""
+    """Success of the SLM alone in each session that is a unit."""
 
     @property
     def unit_rows(self) -> NDArray[np.int64]:
@@ -242,13 +244,13 @@ class Paired(SessionEvidence):
         solved: dict[tuple[str, str, int], list[float]] = defaultdict(list)
         spent: dict[tuple[str, str, int], list[Floats]] = defaultdict(list)
         for e in logs.episodes:
-            if e.agent == teacher and e.success is not None and all(s.choice.source == "slm" for s in e.steps):
+            if e.agent == teacher and e.success is not None and unhelped(e):
                 solved[_cell(e)].append(float(e.success))
                 spent[_cell(e)].append(tokens_of(e))
         mine = {
             i: own_steps(e) for i, e in enumerate(logs.episodes)
             if e.success is not None and e.agent != teacher and logs.is_slm(e) and _cell(e) in solved
-            and all(step.choice.source == "slm" for step in e.steps) and own_steps(e)
+            and unhelped(e) and own_steps(e)
         }  # fmt: skip
         if not logs.suffice([*mine]):
             return None
@@ -390,7 +392,7 @@ class Explored(StepEvidence):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Alike(StepEvidence):
-    """The teacher answered beside drafts of the SLM."""
+    """The teacher answered beside drafts of the SLM, at steps that the router did not choose."""
 
     kind: ClassVar[Kind] = "alike"
     score_kinds: ClassVar[tuple[ScoreKind, ...]] = ("disagreement",)
@@ -399,7 +401,7 @@ class Alike(StepEvidence):
     @classmethod
     def found(cls, logs: Logs) -> Alike | None:
         labelled = {
-            i: {t: d for t, s in enumerate(e.steps) if (d := differs(s)) is not None and s.choice.features is not None}
+            i: {t: d for t, s in enumerate(e.steps) if stands_for_all(s) and (d := differs(s)) is not None}
             for i, e in enumerate(logs.episodes)
         }
         mine = {i: list(known) for i, known in labelled.items() if known}
@@ -426,9 +428,15 @@ class Alike(StepEvidence):
         return {**_caught(asked_U, differs_U), "helpful_of_escalated": _share(differs_U, asked_U)}
 
     def at_risk(self, units: Units, kept_U: Bools) -> float | None:
-        """Share of sessions with a step that differs and that the SLM keeps: so many are at risk at most."""
-        lost = kept_U & (units.worth_U > 0)
-        return len(np.unique(self.rows.episode_N[lost])) / len(np.unique(self.rows.episode_N))
+        """Share of sessions with a step that differs and that the SLM keeps: so many are at risk at most.
+
+        Where not all steps of a session were compared, it counts with as many such steps as that makes of all of them.
+        """
+        compared_E = np.bincount(self.rows.episode_N)
+        lost_E = np.bincount(self.rows.episode_N, kept_U & (units.worth_U > 0))
+        steps_E = np.array([len(episode.steps) for episode in self.episodes])
+        share_E = np.where(compared_E == steps_E, np.minimum(lost_E, 1), lost_E * steps_E / compared_E)
+        return float(min(1.0, share_E.mean()))
 
     def facts(self, units: Units, escalated_U: Bools, seed: int) -> dict[str, Any]:
         alike_share, alike_share_ci95 = _mean_over_groups(1 - units.worth_U, units, seed)
@@ -437,11 +445,17 @@ class Alike(StepEvidence):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Outcomes(SessionEvidence):
-    """Only the SLM played: a session that fails is worth escalating, if a teacher solves it."""
+    """The SLM played without any help: a session that fails is worth escalating, if a teacher solves it.
+
+    Sessions that were helped are no units: which ones were helped was chosen, and they may be solved because of it. Their
+    steps after the last help are rows for the reader.
+    """
 
     kind: ClassVar[Kind] = "outcomes"
     score_kinds: ClassVar[tuple[ScoreKind, ...]] = ("risk",)
     knows_teacher: ClassVar[bool] = False
+    own_E: Bools
+    """Whether nobody helped in an episode: these are the units."""
 
     @classmethod
     def found(cls, logs: Logs) -> Outcomes | None:
@@ -449,12 +463,22 @@ class Outcomes(SessionEvidence):
             i: own_steps(e) for i, e in enumerate(logs.episodes)
             if e.success is not None and logs.is_slm(e) and own_steps(e)
         }  # fmt: skip
-        if not logs.suffice([*mine]):
+        if not logs.suffice([i for i in mine if unhelped(logs.episodes[i])]):
             return None
         kept, rows, left_out = logs.drawn(mine)
-        alone_E = np.array([float(bool(e.success)) for e in kept])
-        labels = {"risk": (1 - alone_E)[rows.episode_N]}
-        return cls(episodes=kept, rows=rows, labels=labels, teacher=None, alone_E=alone_E, left_out=left_out)
+        solved_E = np.array([float(bool(e.success)) for e in kept])
+        own_E = np.array([unhelped(e) for e in kept])
+        labels = {"risk": (1 - solved_E)[rows.episode_N]}
+        return cls(
+            episodes=kept, rows=rows, labels=labels, teacher=None, alone_E=solved_E[own_E], own_E=own_E, left_out=left_out
+        )
+
+    @property
+    def unit_rows(self) -> NDArray[np.int64]:
+        return self._starts[self.own_E]
+
+    def _of_units(self, score_N: Floats) -> Floats:
+        return super()._of_units(score_N)[self.own_E]
 
     @property
     def worth_U(self) -> Floats:
@@ -476,6 +500,9 @@ class Outcomes(SessionEvidence):
             "router, at most": float((self.alone_E + escalated_U * self.worth_U).mean()),
         }  # fmt: skip
 
+    def facts(self, units: Units, escalated_U: Bools, seed: int) -> dict[str, Any]:
+        return {"sessions_alone": int(self.own_E.sum()), "sessions_helped": int((~self.own_E).sum())}
+
 
 KINDS: tuple[type[Evidence], ...] = (Paired, Explored, Alike, Outcomes)
 """The strongest first."""
@@ -495,6 +522,11 @@ def evidence_of(
     """
     logs = Logs(episodes, found, slms, teacher, seed)
     return next((evidence for kind in KINDS if (evidence := kind.found(logs)) is not None), None)
+
+
+def unhelped(episode: Episode) -> bool:
+    """Whether the model of the episode took all of its steps."""
+    return all(step.choice.source == "slm" for step in episode.steps)
 
 
 def own_steps(episode: Episode) -> list[int]:
@@ -535,11 +567,22 @@ def escalation_propensity(step: Step, stronger: int = 1) -> float | None:
     return round(escalated, 9) if round(rarest, 9) >= LEAST_PROPENSITY else None
 
 
+def answered_beside(step: Step) -> bool:
+    """Whether the teacher answered beside a draft of the SLM."""
+    return step.choice.model == TEACHER and bool(step.choice.candidates) and step.choice.features is not None
+
+
+def stands_for_all(step: Step) -> bool:
+    """Whether it was so whatever the router wanted; where nobody wrote down why, it may have been the router's choice."""
+    decision = step.choice.decision
+    return answered_beside(step) and decision is not None and decision.code in UNCHOSEN
+
+
 def differs(step: Step) -> bool | None:
     """Whether the teacher, who answered beside a draft of the SLM, did something else; None where nobody can tell."""
     if step.alike is not None:
         return not step.alike
-    if step.choice.model != TEACHER or not step.choice.candidates or step.choice.features is None:
+    if not answered_beside(step):
         return None
     same = alike(slm_action(step), step.choice.action)
     return None if same is None else not same

@@ -24,9 +24,11 @@ from r2v import __version__
 from r2v.core.errors import SettingsError, StageError
 from r2v.core.seeds import derive_seed
 from r2v.core.types import TEACHER, Episode, Member, Task
-from r2v.evaluation.curves import calls_at, interval, resample_BT
+from r2v.evaluation.curves import calls_at, resample_BT
+from r2v.evaluation.gain import wide_interval
 from r2v.evaluation.outcomes import gather, row
 from r2v.maths import Floats
+from r2v.maths.stats import sign_flip, wilson_over_tasks
 from r2v.pipeline.agents import AgentSpec
 from r2v.pipeline.play import outcomes, play, play_episodes
 from r2v.pipeline.run_folder import RunFolder, explored_file
@@ -136,7 +138,7 @@ def improve(
             last = _copied(last, out / "last")
         run_stages([*one.stages, *_named("rollout", "fit", "evaluate", "report")], settings, last.root, console, choice)
         if plan.share is not None:
-            late = float(last.selection()["teacher_calls"])  # its rollouts are those that the round paid for
+            late = _threshold_calls(last)  # its rollouts are those that the round paid for
     others = {arm: kept[-1] for arm, kept in chains.items() if arm}
     report: Report = {
         "run": str(root),
@@ -265,12 +267,14 @@ class _Round:
         if self.arm == "teacher_episodes":
             an_episode = np.mean([_calls(e) for e in self.base.teacher_episodes()])
             return play_teacher(ctx, tasks[: max(1, round(self.calls / an_episode))], seeds[:1])
-        agent = AgentSpec("routed", self.before.slm, self.before.router_folder(self.plan.router)) if not self.arm else None
-        if agent is None:
-            ours = read_episodes(RunFolder(ctx.run.root.parents[1] / ctx.run.root.name).of("collect") / "episodes.parquet")
-            share = min(1.0, self.calls / sum(len(e.steps) for e in ours))
-            agent = AgentSpec("routed", self.before.slm, "random", share)
-        return play_episodes(ctx, agent, tasks, seeds, "fresh")
+        if not self.arm:
+            agent = AgentSpec("routed", self.before.slm, self.before.router_folder(self.plan.router))
+            return play_episodes(ctx, agent, tasks, seeds, "fresh", max_calls=ctx.settings.evaluate.max_calls)
+        ours = read_episodes(RunFolder(ctx.run.root.parents[1] / ctx.run.root.name).of("collect") / "episodes.parquet")
+        share = min(
+            1.0, self.calls / sum(len(e.steps) for e in ours)
+        )  # as many calls in all, so none has a limit of its own
+        return play_episodes(ctx, AgentSpec("routed", self.before.slm, "random", share), tasks, seeds, "fresh")
 
     def _tasks(self, settings: RunSettings) -> tuple[tuple[Task, ...], list[int]]:
         """Fresh tasks and perturbation seeds, which no run, evaluation, certificate or other round uses."""
@@ -309,7 +313,7 @@ class _Round:
         episodes = play_episodes(ctx, AgentSpec("routed", run.cloned), tasks, seeds, "validation")
         write_episodes(ctx.out / "validation.parquet", episodes)
         after, before = (
-            gather(map(row, found), [task.id for task in tasks], seeds, s.environment.horizon).success_T
+            gather(map(row, found), [task.id for task in tasks], seeds, s.environment.horizon).success_TZ
             for found in (episodes, self.before.validation_episodes())
         )
         verdict = gain(before, after, s.evaluate.resamples, s.seed)
@@ -330,15 +334,21 @@ class _Round:
         }
 
 
-def gain(before_T: Floats, after_T: Floats, resamples: int, seed: int) -> Report:
-    """Whether a new SLM is better, from the success of both on each validation task: the paired interval lies above 0."""
-    difference_B = resample_BT(len(after_T), resamples, seed) @ (after_T - before_T)
-    low, high = interval(np.asarray(difference_B))
+def gain(before_TZ: Floats, after_TZ: Floats, resamples: int, seed: int) -> Report:
+    """Whether a new SLM is better, from the success of both on each validation task under each seed.
+
+    The paired interval must lie above 0, and chance must not show as much on so few tasks (the exact test over tasks).
+    """
+    change_TZ = after_TZ - before_TZ
+    difference_B = resample_BT(len(change_TZ), resamples, seed) @ change_TZ.mean(axis=1)
+    low, high = wide_interval(np.asarray(difference_B), np.ones(len(change_TZ), dtype=int), 0.025)
+    p = sign_flip(np.rint(change_TZ.sum(axis=1)).astype(int))
     return {
-        "kept": low > 0,
-        "before": float(before_T.mean()),
-        "clone": float(after_T.mean()),
+        "kept": low > 0 and p <= 0.05,
+        "before": float(before_TZ.mean()),
+        "clone": float(after_TZ.mean()),
         "difference_ci95": [low, high],
+        "p": p,
     }
 
 
@@ -354,10 +364,10 @@ def calls_on_validation(run: RunFolder, router: str) -> float | None:
 
 
 def router_calls(run: RunFolder) -> float:
-    """Teacher calls that a run spent on its routers: answers on rollouts, branches, exploration, and choosing thresholds.
-    A call of another model of the pool is as much of one as its price is of the teacher's.
+    """Teacher calls that a run spent on its routers: answers on rollouts, branches, exploration, tuning and choosing
+    thresholds. A call of another model of the pool is as much of one as its price is of the teacher's.
     """
-    calls = float(run.selection()["teacher_calls"])
+    calls = _threshold_calls(run)
     for member in (Member(TEACHER, 1), *run.settings.members):
         if (tried := run.interventions(member.name)) is not None:
             answers = (tried.differs, tried.differs_validation, tried.differs_redrawn or ())
@@ -365,6 +375,12 @@ def router_calls(run: RunFolder) -> float:
         explored = run.of("rollout") / explored_file(member.name)
         calls += member.price * sum(map(_calls, read_episodes(explored))) if explored.exists() else 0
     return calls
+
+
+def _threshold_calls(run: RunFolder) -> float:
+    """Teacher calls of choosing thresholds, and of tuning those routers that play before (the helper)."""
+    selection = run.selection()
+    return float(selection["teacher_calls"]) + float(selection.get("teacher_calls_tuning", 0))  # older runs: not counted
 
 
 def _calls(episode: Episode) -> int:
@@ -394,12 +410,8 @@ def _test_alone(root: Path, out: Path, others: Mapping[str, RunFolder], console:
         tasks, seeds = ctx.run.split("test"), ctx.settings.perturbations.test
         agents = {name: AgentSpec("routed", run.slm) for name, run in others.items()}
         rows, _ = play(ctx, agents, tasks, seeds, "test")
-        found = {name: outcomes(ctx, rows[name], tasks, seeds).success_T for name in agents}
-    weights_BT = resample_BT(len(tasks), ctx.settings.evaluate.resamples, ctx.settings.seed)
-    return {
-        name: {"slm_success": float(x_T.mean()), "slm_ci95": interval(np.asarray(weights_BT @ x_T))}
-        for name, x_T in found.items()
-    }
+        found = {name: outcomes(ctx, rows[name], tasks, seeds).success_TZ for name in agents}
+    return {name: {"slm_success": float(x_TZ.mean()), "slm_ci95": wilson_over_tasks(x_TZ)} for name, x_TZ in found.items()}
 
 
 def _line(number: int, found: Report) -> str:

@@ -19,14 +19,17 @@ from r2v.core.errors import StageError
 from r2v.core.groups import groups
 from r2v.core.splits import split
 from r2v.core.types import Episode, Task
-from r2v.evaluation.curves import interval, resample_BT
+from r2v.evaluation.curves import resample_BT
+from r2v.evaluation.gain import wide_interval
 from r2v.learning.settings import CloneSettings, ModelSettings
 from r2v.runtime.store import write_json
 
 HELD = 0.2
 """Share of the tasks with an answer of the teacher that are held out."""
-LEAST = 25
-"""Tasks with an answer of the teacher: with fewer an interval over the held-out ones says nothing."""
+LEAST_HELD = 20
+"""Held-out tasks: with fewer an interval over them is too sure of itself, and the old model stays."""
+LEAST = 2 * LEAST_HELD
+"""Tasks with an answer of the teacher, so that at least as many are learned from."""
 RESAMPLES = 2000
 Progress = Callable[..., None]
 
@@ -96,7 +99,8 @@ def _split(episodes: Sequence[Episode], seed: int) -> tuple[list[Episode], list[
             "gateway serve more sessions (with `store.redact: false`)"
         )
     tasks = [Task(str(group), "served", "gateway", "") for group in asked]
-    held = {int(task.id) for task in split(tasks, {"held": round(HELD * len(tasks))}, seed=seed)["held"]}
+    count = max(LEAST_HELD, round(HELD * len(tasks)))
+    held = {int(task.id) for task in split(tasks, {"held": count}, seed=seed)["held"]}
     placed = list(zip(episodes, group_E, strict=True))
     return [e for e, g in placed if g not in held], [e for e, g in placed if g in held], [g for g in group_E if g in held]
 
@@ -104,7 +108,8 @@ def _split(episodes: Sequence[Episode], seed: int) -> tuple[list[Episode], list[
 def likelier(
     group_N: Sequence[int], before_N: Sequence[float | None], after_N: Sequence[float | None], seed: int
 ) -> dict[str, Any]:
-    """Whether the teacher's answers became more likely: the paired interval over tasks of the fall in loss lies above 0.
+    """Whether the teacher's answers became more likely: the paired interval over tasks of the fall in loss lies above 0, and
+    there are enough tasks for an interval to say something.
 
     Args:
         group_N: of N held-out sessions, the task of each; near copies are one.
@@ -122,7 +127,11 @@ def likelier(
     if len(by_group) < 2:
         raise StageError("no held-out session keeps messages that the model can read; see `store.redact` of the gateway")
     loss_T2 = np.array([np.mean(pairs, axis=0) for pairs in by_group.values()])
-    fall_B = resample_BT(len(loss_T2), RESAMPLES, seed) @ (loss_T2[:, 0] - loss_T2[:, 1])
-    low, high = interval(np.asarray(fall_B))
+    fall_B = np.asarray(resample_BT(len(loss_T2), RESAMPLES, seed) @ (loss_T2[:, 0] - loss_T2[:, 1]))
+    low, high = wide_interval(fall_B, np.ones(len(loss_T2), dtype=np.int64), 0.025)
     before, after = loss_T2.mean(axis=0).tolist()
-    return {"held_out_tasks": len(loss_T2), "loss_before": before, "loss": after, "fall_ci95": [low, high], "kept": low > 0}
+    missing = max(0, LEAST_HELD - len(loss_T2))
+    return {
+        "held_out_tasks": len(loss_T2), "held_out_tasks_missing": missing, "loss_before": before, "loss": after,
+        "fall_ci95": [low, high], "kept": low > 0 and not missing,
+    }  # fmt: skip

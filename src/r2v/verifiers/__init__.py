@@ -27,10 +27,11 @@ BUILT_IN = {
     "household": "r2v.domains.household.verifier:HouseholdVerifier",
     "code": "r2v.domains.humaneval.verifier:CodeVerifier",
     "terminal": "r2v.domains.terminal.verifier:TerminalVerifier",
+    "agentdojo": "r2v.domains.agentdojo.verifier:AgentDojoVerifier",
     "judge": "r2v.verifiers.judge:JudgeVerifier",
     "learned": "r2v.verifiers.learned:LearnedVerifier",
 }
-"""`tool_calls` is for agents that we know nothing about, the next three are rules of domains, the last two are models."""
+"""`tool_calls` is for agents that we know nothing about, the next four are rules of domains, the last two are models."""
 
 
 def name_of(verifier: object) -> object:

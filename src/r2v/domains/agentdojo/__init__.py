@@ -21,6 +21,7 @@ class AgentDojoSettings(EnvironmentSettings):
 class AgentDojoDomain(Domain[AgentDojoSettings]):
     name = "agentdojo"
     settings = AgentDojoSettings
+    verifier = "agentdojo"
     perturbations = made_in("r2v.domains.agentdojo.perturbations", "flaky")
     chat_format = CALLS
 

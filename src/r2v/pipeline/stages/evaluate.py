@@ -107,6 +107,7 @@ def evaluate_on(ctx: StageContext, tasks: Sequence[Task], seeds: Sequence[int], 
         seeds,
         s.environment.horizon,
         s.perturbations.groups,
+        s.evaluate.max_calls,
     )
     reference = routers["r2v"]
     assert isinstance(reference, R2V)

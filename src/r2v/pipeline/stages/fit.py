@@ -31,7 +31,8 @@ def fit(ctx: StageContext) -> None:
     routers = {name: router.fit(data) for name, (router, _) in settings.chosen_routers.items()}
     of_pool = {f"{key} of {member.name}": q for member, own in data.pool for key, q in own.quality.items()}
     write_json(ctx.out / "validation.json", data.quality | of_pool)
-    routers = {name: router.tuned(_player(ctx, name), data) for name, router in routers.items()}
+    tuning: list[float] = []
+    routers = {name: router.tuned(_player(ctx, name, tuning), data) for name, router in routers.items()}
     for name, router in routers.items():
         router.save(ctx.out / name)
     chosen = _by_share(ctx, routers, data) if settings.evaluate.rule == "share" else _by_playing(ctx, routers, data)
@@ -44,6 +45,7 @@ def fit(ctx: StageContext) -> None:
         "target": settings.evaluate.target,
         "slm_success": sum(alone) / len(alone),
         "tasks": len(run.split("validation")),
+        "teacher_calls_tuning": sum(tuning),
     }
     write_json(ctx.out / "thresholds.json", selection | chosen)
 
@@ -124,8 +126,10 @@ def _with_interventions(ctx: StageContext, data: FitData, model: str) -> FitData
     )  # fmt: skip
 
 
-def _player(ctx: StageContext, name: str) -> Play:
-    """What a router's `tuned` plays with: validation tasks, and the router tasks under one seed."""
+def _player(ctx: StageContext, name: str, spent: list[float]) -> Play:
+    """What a router's `tuned` plays with: validation tasks, and the router tasks under one seed. The sum of the
+    teacher calls is added to `spent`.
+    """
 
     def calls(routers: Mapping[str, RouterBase]) -> Mapping[str, Sequence[float]]:
         folder: Path = ctx.partial / f"tuning-{name}"
@@ -138,6 +142,7 @@ def _player(ctx: StageContext, name: str) -> Play:
             rows, _ = play(ctx, agents, ctx.run.split(split), seeds, f"{name} {split}", max_calls=most)
             for key in routers:
                 found[key] += [row.teacher_calls for row in rows[key]]
+        spent.append(sum(map(sum, found.values())))
         return found
 
     return calls

@@ -1,5 +1,5 @@
-"""A parent and the processes that it keeps alive: it starts again what dies, gives all of them other settings or none, and
-ends them at a signal.
+"""A supervisor and the processes that it keeps alive: it starts again what dies, gives all of them other settings or none,
+and ends them at a signal.
 
 What the two say to each other are tuples, the first of which is what it is about. Parent: `prepare` (number, settings), then
 `use` (number, state) or `drop` (number, state); `answer` (problem, empty for none). Process: `started` (problem) once,
@@ -24,7 +24,7 @@ from typing import Any
 
 from r2v.core.errors import R2VError
 from r2v.gateway.reload import Generation, LiveApp, Read, Reloads, check_reloadable, first_state, terminal_watch
-from r2v.gateway.serve import SIGHUP, run_loop, server_of, take_short_turns
+from r2v.gateway.serve import SIGHUP, run_loop, server_of, tune_interpreter
 from r2v.gateway.settings import GatewaySettings, ServerSettings
 
 AGAIN_S = 1.0
@@ -35,7 +35,7 @@ PREPARED_S = 60.0
 """A reload is refused where a process has not loaded the new settings after so long."""
 USED_S = 10.0
 """So long a reload waits for a process to take them into use: it does so in any case before it serves another request."""
-Work = Callable[["Parent"], tuple[Any, Callable[[], Awaitable[None]] | None]]
+Work = Callable[["Link"], tuple[Any, Callable[[], Awaitable[None]] | None]]
 """Makes what a process serves, and what it does beside that."""
 Plan = Callable[[GatewaySettings], Sequence[tuple[Work, socket.socket]]]
 """What each process serves, and where."""
@@ -52,9 +52,9 @@ class _Child:
     """Why it could not serve."""
 
 
-class Family:
+class Supervisor:
     def __init__(
-        self, settings: GatewaySettings, router: str, plan: Plan, read: Read, gone: Callable[[int], object]
+        self, settings: GatewaySettings, router: str, plan: Plan, read: Read, on_death: Callable[[int], object]
     ) -> None:
         """
         Args:
@@ -62,11 +62,11 @@ class Family:
             router: `Configured.identity` of their router.
             plan: of the processes.
             read: reads the settings again.
-            gone: called with the number of each process that ended by itself.
+            on_death: called with the number of each process that ended by itself.
         """
         self._context = multiprocessing.get_context("spawn")  # what runs in the parent is not copied
         self._settings, self._state = settings, first_state(settings, router)
-        self._plan, self._read, self._gone = plan, read, gone
+        self._plan, self._read, self._on_death = plan, read, on_death
         self._children: list[_Child] = []
         self._woken, self._wake = self._context.Pipe(duplex=False)
         self._ended: list[int] = []
@@ -101,7 +101,7 @@ class Family:
                 while self._asked and not self._ended:
                     self._answer(self._asked.popleft())
         finally:
-            self._tell([child for child in self._asked if child is not None], ("answer", "the gateway ends"))
+            self._send([child for child in self._asked if child is not None], ("answer", "the gateway ends"))
             self._end()
             self.ended()
             for number, handler in before.items():
@@ -169,7 +169,7 @@ class Family:
                 line = f"process {child.process.pid} ended ({child.problem or child.process.exitcode}); it is started again"
                 print(f"r2v: {line}", file=sys.stderr, flush=True)
                 with suppress(sqlite3.Error):  # what it held is charged all the same
-                    self._gone(child.process.pid)
+                    self._on_death(child.process.pid)
         return answers
 
     # -- reloads ----------------------------------------------------------------------------------------------------
@@ -180,7 +180,7 @@ class Family:
         if asked is None:
             print(self._state.line, file=sys.stderr, flush=True)
         else:
-            self._tell([asked], ("answer", problem))
+            self._send([asked], ("answer", problem))
 
     def _reload(self) -> str:
         """Read the settings again, and give them to all processes. Returns what is wrong; empty where they are in use."""
@@ -191,7 +191,7 @@ class Family:
             router = self._prepare(settings)
         except R2VError as error:
             self._state = self._state.refused_for(str(error))
-            self._tell(self._children, ("drop", self._number, self._state))
+            self._send(self._children, ("drop", self._number, self._state))
             return str(error)
         # A process that dies from here on is started again with the new ones.
         self._settings, self._state = settings, self._state.taken(settings, router)
@@ -219,7 +219,7 @@ class Family:
         """The answers of all processes that live, as far as they come in time."""
         deadline = time.monotonic() + most_s
         asked = [child for child in self._children if child.again_at is None]
-        self._tell(asked, message)
+        self._send(asked, message)
         found: list[tuple[Any, ...]] = []
         while asked and not self._ended and (left := deadline - time.monotonic()) > 0:
             wait([self._woken, *(child.pipe for child in asked)], left)
@@ -231,7 +231,7 @@ class Family:
                     asked.remove(child)
         return found
 
-    def _tell(self, children: Sequence[_Child], message: tuple[Any, ...]) -> None:
+    def _send(self, children: Sequence[_Child], message: tuple[Any, ...]) -> None:
         for child in children:
             with suppress(OSError):  # it has died
                 child.pipe.send(message)
@@ -251,7 +251,7 @@ class Family:
 
 
 @dataclass
-class Parent:
+class Link:
     """The parent, as one of its processes sees it; `r2v.gateway.reload.Reloading` of the control plane's."""
 
     pipe: Connection
@@ -277,13 +277,13 @@ class Parent:
         def read() -> None:
             try:
                 while self.pipe.poll():
-                    self._hear(app, *self.pipe.recv())
+                    self._handle(app, *self.pipe.recv())
             except (EOFError, OSError):  # the parent is gone
                 loop.remove_reader(self.pipe.fileno())
 
         loop.add_reader(self.pipe.fileno(), read)
 
-    def _hear(self, app: object, about: str, *what: Any) -> None:
+    def _handle(self, app: object, about: str, *what: Any) -> None:
         if about == "answer":
             if not (answer := self._answers.popleft()).done():
                 answer.set_result(what[0])
@@ -319,13 +319,13 @@ def _serve(work: Work, listener: socket.socket, pipe: Connection, settings: Serv
         signal.signal(SIGHUP, signal.SIG_IGN)  # the parent's to deal with, where the whole group gets one
 
     async def serve() -> None:
-        parent = Parent(pipe, state)
+        parent = Link(pipe, state)
         try:
             app, beside = work(parent)
         except R2VError as error:
             pipe.send(("started", str(error)))
             return
-        take_short_turns()
+        tune_interpreter()
         server = server_of(app, settings)
         process = multiprocessing.parent_process()
         assert process is not None

@@ -17,11 +17,11 @@ FULL_S, LOGGED_S = 5.0, 10.0
 """Seconds after a refusal until the room no longer counts as full, and between two lines in the log."""
 
 
-class NoRoom(Exception):
+class BodyMemoryFull(Exception):
     """The body does not fit beside those of the requests that are being served."""
 
 
-class BodyRoom:
+class BodyMemory:
     """Counts the bytes of one process's requests."""
 
     def __init__(self, most: int) -> None:
@@ -35,7 +35,7 @@ class BodyRoom:
         return time.monotonic() - self._refused_at < FULL_S
 
     def take(self, scope: Scope, key: str, size: int) -> None:
-        """Take so many further bytes for the request of this scope, until it has been answered. Raises NoRoom."""
+        """Take so many further bytes for the request of this scope, until it has been answered. Raises BodyMemoryFull."""
         full = self.bytes + size > self.most
         if full or self._of_key[key] + size > self.most - self.most // OTHERS:
             self._refuse(full)
@@ -45,7 +45,7 @@ class BodyRoom:
         state[HELD] = (key, size + state.get(HELD, (key, 0))[1])
 
     def _refuse(self, full: bool) -> None:
-        """Raises NoRoom. `full`: not because of one key alone."""
+        """Raises BodyMemoryFull. `full`: not because of one key alone."""
         self.refused += 1
         now = time.monotonic()
         if full:
@@ -56,7 +56,9 @@ class BodyRoom:
                 "requests are refused (503): the bodies of those being served have %d bytes of server.max_bodies_bytes (%d)",
                 self.bytes, self.most,
             )  # fmt: skip
-        raise NoRoom("the requests that are being served leave no room for this one (server.max_bodies_bytes); try again")
+        raise BodyMemoryFull(
+            "the requests that are being served leave no room for this one (server.max_bodies_bytes); try again"
+        )
 
     def give_back(self, scope: Scope) -> None:
         """What the request of this scope has taken."""
