@@ -97,7 +97,7 @@ SLOW = {
 
 MAY_BE_SKIPPED = (
     r"no real data at .*",  # the recorded data do not come with the repository
-    r".*/shared/data/.* is not here",
+    r".*/data/.* is not here",
     r"this host allows no namespaces, only .*",
     r"not root: without namespaces .*",
     r"no /dev/full on this system",

@@ -247,10 +247,13 @@ def test_missing_records_end_in_one_line(tmp_path: Path):
 def test_records_are_found_where_they_usually_lie(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    monkeypatch.delenv("R2V_BENCH_DATA", raising=False)
+    for name in ("R2V_BENCH_DATA", "R2V_SHARED"):
+        monkeypatch.delenv(name, raising=False)
     assert "bench-data/" in str(bench("intercode").exception)
     (tmp_path / "shared").mkdir()
     (tmp_path / "shared/data").symlink_to(data)
+    assert "bench-data/" in str(bench("intercode").exception)
+    monkeypatch.setenv("R2V_SHARED", str(tmp_path / "shared"))
     assert "both" in str(bench("intercode").exception)  # they are read: no agent in them was shown no reward
 
 

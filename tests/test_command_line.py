@@ -7,6 +7,8 @@ import re
 import shlex
 import socket
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -56,6 +58,58 @@ def test_an_out_that_cannot_be_a_folder_is_named_before_any_work(refused, tmp_pa
     (tmp_path / "file").write_text("")
     said = refused("bench", "intercode", "--data", tmp_path, "--out", tmp_path / out)
     assert f"{tmp_path / out} cannot be opened or written ({why}); choose another path" in said
+
+
+@pytest.mark.parametrize("command", ["advise", "fit", "inspect", "train-verifier", "clone", "run"])
+def test_a_folder_is_made_before_logs_are_read_and_stays_only_with_results(refused, tmp_path, command):
+    (tmp_path / "file").write_text("")
+    log = tmp_path / "gone.jsonl"
+    if command == "run":
+        log = tmp_path / "logs.yaml"
+        log.write_text("version: 1\nlogs: {path: gone.jsonl, format: openai-jsonl}\n")
+    named = () if command == "run" else ("--format", "openai-jsonl")
+    named += ("--model", "m") if command == "clone" else ()
+    unmade = refused(command, log, *named, "--out", tmp_path / "file/below")
+    assert "file/below cannot be opened or written (Not a directory)" in unmade
+    assert "gone.jsonl does not exist" in refused(command, log, *named, "--out", tmp_path / "new/below")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("command", ["advise x --out y", "fit x --out y", "inspect x --out y", "train-verifier x --out y",
+                                     "clone x --model m --out y", "bench"])  # fmt: skip
+def test_a_seed_below_zero_is_refused(refused, command):
+    assert "'--seed': -1 is not in the range 0<=x<=" in refused(*command.split(), "--seed", "-1", status=2)
+
+
+@pytest.mark.parametrize(
+    ("command", "broken", "said"),
+    [
+        ("run x --out y", "r2v.cli.runs.keys", "r2v: stopped; run the same command again to resume\n"),
+        ("fit x --out y", "r2v.cli.logs.imported", "r2v: stopped; nothing was written\n"),
+        ("bench --list", "r2v.cli.bench._list", "r2v: stopped\n"),
+    ],
+)
+def test_ctrl_c_says_what_it_leaves(refused, tmp_path, monkeypatch, command, broken, said):
+    def stop(*args, **named):
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(broken, stop)
+    assert refused(*command.split(), status=130) == said
+
+
+def test_ctrl_c_while_it_starts_is_no_traceback():
+    code = """
+import sys
+class Stop:
+    def find_spec(self, name, path=None, target=None):
+        if name == "r2v.cli.bench":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Stop())
+from r2v.cli import app
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "")
 
 
 @pytest.mark.parametrize(
@@ -153,6 +207,50 @@ def test_what_reads_a_ledger_makes_none(refused, tmp_path, monkeypatch):
     for command in ("export", "archive", "advise"):
         for path, said in ((empty, "is no ledger"), (other, "is no ledger"), (tmp_path / "gone.db", "does not exist")):
             format_of = ("--format", "ledger", "--out") if command == "advise" else ()
-            assert said in refused(command, path, *format_of, tmp_path / "out")
-    assert "has no session with an outcome (0 without one)" in refused("export", new, tmp_path / "out")
-    assert [path.read_bytes() for path in (empty, other)] == before and not (tmp_path / "out").exists()
+            assert said in refused(command, path, *format_of, tmp_path / "out.parquet")
+    assert "has no session with an outcome (0 without one)" in refused("export", new, tmp_path / "out.parquet")
+    assert [path.read_bytes() for path in (empty, other)] == before and not (tmp_path / "out.parquet").exists()
+
+
+def test_episodes_take_no_other_files_place(refused, tmp_path):
+    log = tmp_path / "log.jsonl"
+    chat = [{"role": "user", "content": "go"}, {"role": "assistant", "content": "gone"}]
+    log.write_text(json.dumps({"task": "t", "success": True, "messages": chat}))
+    Ledger(ledger := tmp_path / "ledger.db").close()
+    (link := tmp_path / "link.parquet").symlink_to(ledger)
+    (other := tmp_path / "other.parquet").write_text("mine")
+    before = ledger.read_bytes()
+    for out, said in (
+        (ledger, "is not the name of a Parquet file"),
+        (link, "is what is read"),
+        (other, "no episodes of r2v"),
+    ):
+        assert said in refused("export", ledger, out)
+        assert ("no episodes of r2v" if out == link else said) in refused("import", log, out)
+    assert ledger.read_bytes() == before and other.read_text() == "mine" and link.is_symlink()
+    made = tmp_path / "made.parquet"
+    for _ in range(2):  # what it has written itself it may write again
+        assert CliRunner().invoke(cli, ["import", str(log), str(made)]).exit_code == 0
+    assert f"{made} is what is read" in refused("import", made, made)
+
+
+def test_names_of_episodes_are_never_cut_off(tmp_path):
+    log, name = tmp_path / "log.jsonl", "household/" + "pick_two_obj_and_place_" * 5
+    chat = [{"role": "user", "content": "go"}, {"role": "assistant", "content": "gone"}]
+    log.write_text(json.dumps({"task": name, "model": "m", "success": True, "messages": chat}))
+    done = CliRunner().invoke(cli, ["import", str(log), str(tmp_path / "episodes.parquet")])
+    assert "1 episode, 0 without an outcome left out" in done.output
+    listed = CliRunner().invoke(cli, ["explain", str(tmp_path), "--router", "m"], env={"COLUMNS": "80"})
+    assert f"{name}@0" in listed.output
+
+
+def test_doctor_knows_that_fit_works_without_parquet(monkeypatch):
+    from r2v.cli import doctor
+
+    monkeypatch.setattr(doctor, "find_spec", lambda name: None if name == "pyarrow" else name)
+    monkeypatch.setattr(doctor, "_gpus", lambda: None)
+    found = doctor.examine()
+    assert found["extras"]["fit"] == "without Parquet" and found["extras"]["serve"] is True
+    lines = doctor.advice(found)
+    assert "r2v fit, advise and inspect read no Parquet here: pip install 'r2v[fit]'" in lines
+    assert not any(line.startswith("extra fit ") for line in lines)

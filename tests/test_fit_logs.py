@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import lzma
+import os
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,8 @@ from r2v.routers.base import FittedWith
 from r2v.runtime.settings import load
 from r2v.runtime.store import read_episodes
 
-TAU = Path(__file__).parent.parent.parent / "shared/data/trajectories/tau_bench/episodes.jsonl.xz"
+SHARED = Path(os.environ.get("R2V_SHARED", Path(__file__).parents[2] / "shared"))
+TAU = SHARED / "data/trajectories/tau_bench/episodes.jsonl.xz"
 LOOP = [
     {"role": "system", "content": "s"},
     {"role": "user", "content": "book a flight"},
@@ -89,7 +91,7 @@ def test_outcomes_may_come_from_a_report(tmp_path):
 
 def test_bad_logs_are_one_line_that_names_the_place(tmp_path):
     path = tmp_path / "log.jsonl"
-    path.write_text(json.dumps({"messages": LOOP, "success": True}) + "\n{oops\n")
+    path.write_text(json.dumps({"messages": LOOP, "success": True}) + "\n{oops\n{}\n")
     with pytest.raises(ArtifactError, match=r"log\.jsonl:2 is not JSON"):
         import_logs(path, "openai-jsonl")
     path.write_text('{"rows": 1}')

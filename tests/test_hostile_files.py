@@ -472,8 +472,8 @@ def test_no_log_is_waited_for(kind, ending, tmp_path, fails):
     [
         ("[1]", "must be a JSON object"), (deep("["), "deeper than 100"), ('{"t": NaN}', "no finite number"),
         ('{"resolved_ids": [[1]]}', "lists of task names"), ('{"resolved_ids": 3}', "lists of task names"),
-        ('{"t": true, "u": "maybe"}', "'u': success is 'maybe'; true, a number or a word"),
-        ('{"t": {"resolved": true}}', "'t': success is {'resolved': True}; true, a number or a word"),
+        ('{"t": true, "u": "maybe"}', "'u': its outcome is 'maybe'; true, a number from 0 to 1 or a word"),
+        ('{"t": {"resolved": true}}', "'t': its outcome is {'resolved': True}; true, a number from 0 to 1"),
     ],
 )  # fmt: skip
 def test_hostile_outcomes_are_one_line(content, message, tmp_path, fails):

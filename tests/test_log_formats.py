@@ -150,7 +150,18 @@ def test_a_redacted_ledger_keeps_no_messages(host, tmp_path):
 
 # -- outcomes -----------------------------------------------------------------------------------------------------
 
-BOUND = [(0.5, True), (0.49, False), (True, True), (False, False), (1, True), (0, False), (2.0, True), (-1, False)]
+BOUND = [
+    (0.5, True),
+    (0.49, False),
+    (True, True),
+    (False, False),
+    (1, True),
+    (0, False),
+    ("0.7", True),
+    ("0", False),
+    ("Yes", True),
+    ("failed", False),
+]
 
 
 @pytest.mark.parametrize(("value", "success"), BOUND)
@@ -396,7 +407,7 @@ def test_records_that_lack_something_are_one_line_that_names_the_place(tmp_path,
         if key == "success":
             assert import_logs(log, name)[1] == 1
         elif key in record:
-            with pytest.raises(ArtifactError, match=rf"log\.jsonl:2 is not {name} \(KeyError: '{key}'\)$"):
+            with pytest.raises(ArtifactError, match=rf"log\.jsonl:2 is not {name} \(it lacks the key '{key}'\)$"):
                 import_logs(log, name)
 
 
@@ -427,7 +438,7 @@ def test_contexts_of_all_steps_are_those_of_each_step_alone():
 
 
 def test_lines_are_read_one_by_one_from_every_kind_of_file(tmp_path):
-    text = '{"a": 1}\n\n{"a": "\u2028"}\n{oops\n'
+    text = '{"a": 1}\n\n{"a": "\u2028"}\n{oops\n{}\n'
     (tmp_path / "a.jsonl").write_text(text)
     with gzip.open(tmp_path / "a.jsonl.gz", "wt") as packed:
         packed.write(text)
@@ -444,6 +455,136 @@ def test_lines_are_read_one_by_one_from_every_kind_of_file(tmp_path):
     (tmp_path / "cut.jsonl.gz").write_bytes((tmp_path / "whole.jsonl.gz").read_bytes()[:-12])
     with pytest.raises(ArtifactError, match=r"cut\.jsonl\.gz cannot be read"):
         list(objects(tmp_path / "cut.jsonl.gz"))
+
+
+# -- what is wrong in a file ------------------------------------------------------------------------------------------
+
+GOOD = {"messages": CHAT, "task": "t", "success": True}
+BLOCKS = [
+    {"role": "user", "content": "look"},
+    {"role": "assistant", "content": [{"type": "tool_use", "id": "a", "name": "look", "input": {"where": "left"}}]},
+    {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "a", "content": "blue"}]},
+    {"role": "assistant", "content": [{"type": "text", "text": "It is blue."}]},
+]
+
+
+def test_an_anthropic_record_after_the_first_ones_is_not_read_as_openais(tmp_path):
+    plain = {**GOOD, "messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}
+    log = lines(tmp_path / "log.jsonl", *[plain] * 5, {**GOOD, "messages": BLOCKS})
+    assert detect(log) == "openai-jsonl"
+    with pytest.raises(
+        ArtifactError, match=r"log\.jsonl:6 is not openai-jsonl \(it has blocks of the type tool_.*anthropic"
+    ):
+        import_logs(log, "openai-jsonl")
+    with pytest.raises(ArtifactError, match=r"log\.jsonl:6 is not mapped .*blocks of the type"):
+        import_logs(log, mapped(mapping_of(["task=task", "success=success", "messages=messages"])))
+    episodes, _ = import_logs(log, "anthropic-jsonl")
+    assert len(episodes[-1].steps) == 2 and episodes[-1].steps[0].choice.action.tool_calls[0].name == "look"
+    lines(log, {**GOOD, "messages": BLOCKS}, GOOD)
+    with pytest.raises(ArtifactError, match=r"log\.jsonl:2 is not anthropic-jsonl \(it has tool calls as OpenAI"):
+        import_logs(log, detect(log))
+
+
+def test_each_file_of_a_folder_is_looked_at(tmp_path):
+    lines(tmp_path / "a.jsonl", {**GOOD, "messages": CHAT[1:2]})
+    (tmp_path / "README.txt").write_text("what this is")
+    (tmp_path / "aa.jsonl").touch()  # begun, and nothing logged yet
+    assert detect(tmp_path) == "openai-jsonl"
+    lines(tmp_path / "b.jsonl", {**GOOD, "messages": BLOCKS})
+    assert detect(tmp_path) == "anthropic-jsonl"
+    lines(tmp_path / "c.jsonl", DOJO)
+    with pytest.raises(ArtifactError, match=r"of several formats \(.*c\.jsonl: agentdojo, .*b\.jsonl: anthropic-jsonl, "):
+        detect(tmp_path)
+    (tmp_path / "c.jsonl").unlink()
+    (tmp_path / "config.json").write_text('{"seed": 1}')
+    with pytest.raises(
+        ArtifactError, match=r"config\.json:1 is in no format that is known; a record has the keys seed;.*take"
+    ):
+        detect(tmp_path)
+    for name in "ab":
+        (tmp_path / f"{name}.jsonl").unlink()
+    (tmp_path / "d.log").write_text(LOG)
+    assert detect(tmp_path) == "terminal-log"
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "2", "-1", "100", '"nan"', '"perhaps"', "9" * 400])
+@pytest.mark.parametrize("key", ["success", "reward"])
+def test_what_is_no_outcome_is_an_error_that_names_the_line(tmp_path, key, value):
+    log = tmp_path / "log.jsonl"
+    log.write_text(json.dumps(GOOD) + "\n" + json.dumps({"messages": CHAT, key: "VALUE"}).replace('"VALUE"', value))
+    with pytest.raises(ArtifactError, match=r"log\.jsonl:2 is not openai-jsonl \(its outcome is .*a number from 0 to 1"):
+        import_logs(log, "openai-jsonl")
+
+
+def test_sessions_without_steps_are_told(tmp_path):
+    log = lines(tmp_path / "log.jsonl", GOOD, {**GOOD, "messages": CHAT[:2]})
+    done = CliRunner().invoke(cli, ["import", str(log), str(tmp_path / "e.parquet")])
+    assert "no steps 1 session without a message of the assistant" in done.output and "2 episodes, " in done.output
+
+
+def test_a_last_line_that_is_cut_off_is_left_out_and_told_once(tmp_path, caplog):
+    log = tmp_path / "log.jsonl"
+    whole = json.dumps({**GOOD, "task": "\u00e9"}, ensure_ascii=False).encode()
+    for cut in (whole[:40], whole[: whole.index(b"\xc3") + 1], b"{oops\n\n"):
+        log.write_bytes(whole + b"\n" + cut)
+        caplog.clear()
+        episodes, _ = import_logs(log, detect(log))
+        (record,) = caplog.records
+        assert len(episodes) == 1 and record.getMessage().startswith(
+            f"1 record left out: the last line, {log}:2 is not JSON"
+        )
+    for text in (whole + b"\n{oops\n" + whole, b"{oops"):
+        log.write_bytes(text)
+        with pytest.raises(ArtifactError, match=r"log\.jsonl:[12] is not JSON"):
+            import_logs(log, "openai-jsonl")
+
+
+ONE = json.dumps(GOOD)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "what"),
+    [
+        ("a.jsonl", f"{ONE}\n{ONE}".encode("utf-16"), r"a\.jsonl:1 cannot be read: it is not in UTF-8; convert"),
+        ("a.jsonl", f"{ONE}\n".encode() + '{"a": "\u00e9"}\n'.encode("latin-1"), r"a\.jsonl:2 cannot be read: it is not in"),
+        ("a.jsonl.bz2", b"BZh9", r"only \.gz and \.xz are unpacked"),
+        ("a.zst", b"x", r"only \.gz and \.xz are unpacked"),
+        ("a.tar.gz", b"x", r"only \.gz and \.xz are unpacked, and no archives"),
+        ("a.txt", f"{ONE}\n{ONE}\n".encode(), r"a\.txt holds JSON lines; give it a name that ends in \.jsonl"),
+        ("a", f"{ONE}\n{ONE}\n".encode(), "a holds JSON lines"),
+        ("a.jsonl", f'{ONE}\n{{"n": {"9" * 9999}}}'.encode(), r":2 is not JSON \(an integer of thousands of digits\)"),
+        ("a.jsonl", f"{ONE}\n[]".encode(), r"a\.jsonl:2 is in no format that is known; a record is an array, no object"),
+        ("a.jsonl", f"{ONE}\nnull".encode(), r"a\.jsonl:2 is in no format that is known; a record is null, no object"),
+        ("a.jsonl", json.dumps({**GOOD, "messages": []}).encode(), "`messages` is empty; name it"),
+        ("a.jsonl", json.dumps({**GOOD, "messages": "hello"}).encode(), "`messages` is a string, no array"),
+        ("a.jsonl", json.dumps({**GOOD, "messages": [*CHAT, {}]}).encode(), "its message 8 has no `role`"),
+        ("a.jsonl", json.dumps({**GOOD, "messages": [*CHAT, 1]}).encode(), "its message 8 is a number, no object"),
+    ],
+)  # fmt: skip
+def test_files_that_cannot_be_read_say_what_to_do(tmp_path, name, content, what):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ArtifactError, match=what):
+        detect(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("[]", "it is an array"), ("null", "it is null"), ("{}", "it lacks the key 'messages'"),
+        (ONE.replace('"tool"', '"human"', 1), r"messages\[3\]\.role: the role must be one of system, .*, not 'human'"),
+        (ONE.replace('"thanks"', "7"), r"messages\[6\]\.content: Expected"),
+        (ONE.replace("thanks", "\\ud800"), "half a character"),
+    ],
+)  # fmt: skip
+def test_records_that_are_wrong_are_told_in_plain_words(tmp_path, text, what):
+    (tmp_path / "log.jsonl").write_text(f"{ONE}\n{text}\n{ONE}")
+    with pytest.raises(ArtifactError, match=rf"log\.jsonl:2 is not openai-jsonl \({what}"):
+        import_logs(tmp_path / "log.jsonl", "openai-jsonl")
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path):
+    (tmp_path / "log.jsonl").write_bytes(b"\xef\xbb\xbf" + ONE.encode())
+    assert len(import_logs(tmp_path / "log.jsonl", detect(tmp_path / "log.jsonl"))[0]) == 1
 
 
 # -- detection ----------------------------------------------------------------------------------------------------------
@@ -502,8 +643,8 @@ def test_variants_of_formats_are_found_too(host, tmp_path):
     ("text", "what"),
     [
         ('{"id": 1, "rows": 2}', r"in no format that is known; a record has the keys id, rows; .*--map task="),
-        ("[1]", "a record is no object but int"),
-        ('{"messages": 3}', "has the keys messages"),
+        ("[1]", "a record is a number, no object"),
+        ('{"messages": 3}', "has the keys messages; `messages` is a number, no array"),
         ("\n", "holds no records"),
         ('{"steps": [1], "messages": [{"role": 1}, 2]}', "in no format"),
         (json.dumps(SQL) + "\n" + json.dumps(DOJO), r"of several formats \(agentdojo, intercode\)"),
@@ -592,7 +733,7 @@ def test_a_mapping_that_is_none_is_one_line(pairs, what):
     ("changed", "what"),
     [
         ({"result": {"state": "x"}}, r"nothing at result\.status: no status; there are state\)"),
-        ({"result": {"status": "so so"}}, "success is 'so so'"),
+        ({"result": {"status": "so so"}}, "its outcome is 'so so'"),
         ({"chats": []}, r"nothing at chats\.0: no 0"),
         ({"chats": [3]}, "is not mapped"),
     ],
@@ -730,7 +871,9 @@ def test_a_format_of_another_package_is_read_like_a_built_in_one(own, tmp_path):
     (episode,) = read_episodes(tmp_path / "e.parquet")
     assert (episode.task.id, episode.agent, len(episode.steps)) == ("t1", "own", 1)
     log.write_text('{"name": "t1", "ok": true, "turns": [["nobody", "x"]]}')
-    with pytest.raises(ArtifactError, match=r"log\.txt:1 is not own \(BadRequest"):
+    with pytest.raises(
+        ArtifactError, match=r"log\.txt:1 is not own \(messages\[0\]\.role: the role must be one of system, "
+    ):
         import_logs(log, f"{own}:FORMAT")
     with pytest.raises(SettingsError, match="bare gives chats, so it must name the verifier"):
         import_logs(log, f"{own}:Bare")
@@ -744,6 +887,31 @@ def test_a_format_of_an_installed_package_is_found_before_the_built_in_ones(own,
         assert detect(lines(tmp_path / "chat.jsonl", {"messages": CHAT})) == "openai-jsonl"
     finally:
         detection._recognisers.cache_clear()
+
+
+def test_a_format_that_does_not_import_is_left_out_with_a_warning(tmp_path, monkeypatch, caplog, refused):
+    (tmp_path / "log.jsonl").write_text(ONE)
+    (tmp_path / "broken_on_import.py").write_text("raise RuntimeError('oh')")
+    about = tmp_path / "broken_pack-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: broken-pack\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text(
+        "[r2v.log_formats]\nbroken = broken_on_import:FORMAT\nlacking = needs_what_is_not_there:FORMAT\n"
+    )
+    (tmp_path / "needs_what_is_not_there.py").write_text("import not_there_at_all")
+    monkeypatch.syspath_prepend(tmp_path)
+    for cached in (detection._recognisers, plugins.installed):
+        cached.cache_clear()
+    try:
+        assert detect(tmp_path / "log.jsonl") == "openai-jsonl"
+        first, second = [record.getMessage() for record in caplog.records]
+        named = "broken (entry point r2v.log_formats of the package broken-pack: broken_on_import:FORMAT) cannot be loaded"
+        assert first.startswith(f"left out: {named}: it broke: RuntimeError: oh (") and "needs not_there_at_all" in second
+        assert f"{named}: it broke: RuntimeError: oh (" in refused("check", "broken")
+        assert "cannot be loaded: it needs not_there_at_all" in refused("check", "lacking")
+    finally:
+        for cached in (detection._recognisers, plugins.installed):
+            cached.cache_clear()
 
 
 def test_a_view_that_the_logs_cannot_have_is_one_line(refused, tmp_path):
@@ -772,6 +940,8 @@ def test_a_ledger_has_its_own_outcomes(host, tmp_path):
         import_logs(served(host, tmp_path, redact=True), "ledger", outcomes)
     with pytest.raises(ArtifactError, match=r"nothing\.db does not exist"):
         import_logs(tmp_path / "nothing.db", "ledger")
+    with pytest.raises(ArtifactError, match=r"log\.jsonl is not a ledger .*; other logs are read without --format ledger$"):
+        import_logs(write(tmp_path / "log.jsonl"), "ledger")
     assert not (tmp_path / "nothing.db").exists()
 
 

@@ -16,14 +16,15 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from r2v.cli import cli
-from r2v.cli.parts import PARTS, check_thing, made_up_data, new_part
+from r2v.cli.parts import PARTS, check_class, check_thing, made_up_data, new_part
 from r2v.core.checks import CheckFailed, check_router
 from r2v.core.errors import SettingsError
 from r2v.pipeline.run_folder import RunFolder
 from r2v.pipeline.runner import Stage, run_stages, stage_fingerprint
 from r2v.pipeline.settings import RunSettings
 from r2v.pipeline.stages import STAGES
-from r2v.routers import load_router
+from r2v.routers import BUILT_IN, RIVALS, load_router, router_class
+from r2v.runtime import plugins
 from r2v.runtime.settings import load, validated
 from test_routers_folders import decisions
 
@@ -111,7 +112,7 @@ def test_a_new_router_can_be_fitted_and_loaded(tmp_path, monkeypatch):
         (("thing", "x"), "there are router, domain, verifier"),
         (("router", "r2v"), "called r2v already"),
         (("router", "json"), "called json already"),
-        (("domain", "3 keys"), "cannot name"),
+        (("domain", "3 keys"), "a letter first"),
         (("domain", "class"), "cannot name"),
         (("verifier", "sense", "--out", "sense.txt"), "is not the name of a Python file"),
     ],
@@ -139,6 +140,8 @@ def test_the_examples_stay_short():
     [
         ("household", ["domain", "verifier"]),
         ("atif", ["log format"]),
+        ("tests", ["verdict"]),
+        ("workbench", ["log format", "suite"]),
         ("query", ["router"]),
         ("bandit", ["router"]),
         ("reading_benefit", ["router"]),
@@ -189,6 +192,53 @@ from r2v.routers.base import RouterBase
 class Loud:
     async def score(self, context, actions): return [2.0] * len(actions)
 
+class Sync:
+    def score(self, context, actions): return [0.5] * len(actions)
+
+class Few:
+    async def score(self, context): return []
+
+class Words:
+    async def score(self, context, actions): return ["high"] * len(actions)
+
+class Says:
+    name = "says"
+    def decide(self, context, features, memory, *, seed): return "escalate"
+
+class Short:
+    name = "short"
+    def decide(self, context, features): return None
+
+class Loose:
+    name = "loose"
+    def read(self, context): return 7
+
+class Right:
+    name = "right"
+    def read(self, context): return 1.0
+
+class Bench:
+    name, description, path, mode = "b", "two models", "b.jsonl", "sideways"
+    def load(self, data, progress): raise ValueError
+
+class Bare(RouterBase):
+    name = "bare"
+    def score(self, features): return 0.5
+
+class Undecorated(RouterBase):
+    level: float = 0.0
+
+def of(**said):
+    said = {"__doc__": "d", "__module__": __name__, "score": lambda self, features: features.values[0], **said}
+    return dataclass(frozen=True, kw_only=True, eq=False)(type("Made", (RouterBase,), said))
+
+NEEDS, NO_SET = of(needs=frozenset({"anwsers"})), of(needs="answers")
+KIND, COLOUR, ROUTES = of(kind="rsik"), of(colour="blurple"), of(routes=frozenset({"up"}))
+NAME = of(name="Bad Name/../x", __annotations__={"name": str})
+NOTHING = of(fit=classmethod(lambda cls, data: None))
+NAN = of(score=lambda self, features: float("nan"))
+TAKES = of(score=lambda self: 0.5)
+
 class Fails:
     async def score(self, context, actions): return [1 / 0]
 
@@ -215,6 +265,30 @@ class Forgets(RouterBase):
     [
         ("Loud", "outside [0, 1]"),
         ("Fails", "broke: ZeroDivisionError"),
+        ("Sync", "`score` of Sync is not async; write `async def score`"),
+        (
+            "Few",
+            "does not take what r2v gives it (too many positional arguments); write `async def score(self, context",
+        ),
+        ("Words", "is the str 'high', no number"),
+        ("Says", "`decide` of says returned a str; make it return a Decision"),
+        ("Short", "write `def decide(self, context, features, memory, *, seed)`"),
+        ("Loose", "verdict loose gave 7; make `read` return a number from 0 to 1, or None"),
+        ("Bench", "the suite b has the mode 'sideways'; there are restart, takeover, one_step"),
+        ("Bare", "`name` is no field; write its type, and @dataclass(frozen=True, kw_only=True, eq=False) above the class"),
+        ("Undecorated", "`level` is no field; write its type, and @dataclass"),
+        ("NEEDS", "`needs` has 'anwsers'; there are answers, branches"),
+        ("NO_SET", "`needs` = 'answers'; write a set, as frozenset({'answers'})"),
+        ("KIND", "`kind` = 'rsik'; there are risk, "),
+        ("COLOUR", "`colour` = 'blurple'; write it as #rrggbb"),
+        ("ROUTES", "`routes` has 'up'; there are continue, "),
+        ("NAME", "`name` = 'Bad Name/../x' names a folder, too; take letters"),
+        ("NOTHING", "returned a NoneType; make it return the router"),
+        ("NAN", "scores a step with what is no finite number"),
+        (
+            "TAKES",
+            "`score` of Made does not take what r2v gives it (too many positional arguments)",
+        ),
         ("Forgets", "decides otherwise once saved and loaded"),
     ],
 )
@@ -222,6 +296,22 @@ def test_a_broken_promise_is_one_line_and_a_failure(refused, thing, message, tmp
     (tmp_path / "broken_parts.py").write_text(BROKEN)
     monkeypatch.syspath_prepend(tmp_path)
     assert message in refused("check", f"broken_parts:{thing}")
+
+
+def test_every_router_that_comes_with_r2v_says_what_it_is():
+    for name in (*BUILT_IN, *RIVALS):
+        check_class(router_class(name))
+
+
+def test_parts_of_packages_are_checked_and_told_where_they_cannot_be_used(tmp_path, monkeypatch, caplog):
+    (tmp_path / "parts_of_a_package.py").write_text(BROKEN)
+    monkeypatch.syspath_prepend(tmp_path)
+    mine = {"right": "parts_of_a_package:Right"}
+    same = {"r2v": "parts_of_a_package:Bare"}
+    monkeypatch.setattr(plugins, "installed", lambda group: mine if group == "verdicts" else same)
+    (line,) = check_thing("right")
+    assert line.startswith("verdict      right: ")
+    assert "r2v is not used: a part that comes with r2v is called so" in caplog.text
 
 
 def test_a_router_keeps_to_its_routes():

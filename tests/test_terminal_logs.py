@@ -63,7 +63,7 @@ def test_a_text_log_is_an_episode(tmp_path):
     [
         ("$ ls\n", "no line `# goal"),
         ("# goal: g\nls\n", "no command"),
-        ("# goal: g\n# success: maybe\n$ ls\n", "write yes or no"),
+        ("# goal: g\n# success: maybe\n$ ls\n", "its outcome is 'maybe'"),
     ],
 )
 def test_a_text_log_that_is_none_is_one_line_that_says_why(tmp_path, text, what):

@@ -7,19 +7,25 @@ import os
 import sys
 from typing import Annotated
 
-import typer
+try:
+    import typer
 
-from r2v import __version__
+    from r2v import __version__
 
-# Each adds its commands; help lists them in this order.
-from r2v.cli import runs, improve  # noqa: F401  # isort: skip
-from r2v.cli import bench, gateway, keys, logs  # noqa: F401
-from r2v.cli.common import UsageError, cli, usage_line
-from r2v.cli.extras import missing
-from r2v.core.errors import R2VError
+    # Each adds its commands; help lists them in this order.
+    from r2v.cli import runs, improve  # noqa: F401  # isort: skip
+    from r2v.cli import bench, gateway, keys, logs  # noqa: F401
+    from r2v.cli.common import Stopped, UsageError, cli, usage_line
+    from r2v.cli.extras import missing
+    from r2v.core.errors import R2VError
+except KeyboardInterrupt:  # they take a second
+    raise SystemExit(130) from None
 
 LONGEST = 1_000
 """Characters of an error: it may quote a file."""
+SERVES = {"serve", "serve-model", "launch"}
+RESUMES = {"run", "evaluate", "certify", "ablate", "improve", "clone"}
+WRITES_LAST = {"advise", "fit", "inspect", "import", "export", "train-verifier", "compare"}
 UNWRITABLE = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.ENAMETOOLONG,
 }  # fmt: skip
@@ -50,19 +56,30 @@ def app() -> None:
     except R2VError as error:
         _fail(str(error))
     except ModuleNotFoundError as error:
-        if (line := missing(error.name or "", sys.argv[1:])) is None:
+        if (error.name or "r2v").split(".")[0] == "r2v":
             raise
-        _fail(line)
+        _fail(missing(error.name or "", sys.argv[1:]) or f"{error}, which is not installed")
     except MemoryError:
         _fail("a file holds more than fits into this machine's memory; give a smaller one")
-    except KeyboardInterrupt:
-        _fail("stopped; run the same command again to resume", status=130)
+    except (Stopped, KeyboardInterrupt) as stopped:
+        if (line := _stopped(str(stopped))) is None:
+            raise SystemExit(130) from None
+        _fail(line, status=130)
     except OSError as error:
         if error.errno == errno.ENOSPC:
             _fail(f"the disk is full ({error.filename or 'while writing'}); free some space and run the same command again")
         if error.errno in UNWRITABLE and error.filename is not None:
             _fail(f"{error.filename} cannot be opened or written ({os.strerror(error.errno)}); choose another path")
         raise
+
+
+def _stopped(command: str) -> str | None:
+    """What Ctrl-C leaves of a command; None of a server, which is ended so."""
+    if command in SERVES:
+        return None
+    if command in RESUMES:
+        return "stopped; run the same command again to resume"
+    return "stopped; nothing was written" if command in WRITES_LAST else "stopped"
 
 
 def _fail(message: str, status: int = 1) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
-from r2v.cli.common import cli
+from r2v.cli.common import MAX_FIT_SEED, cli
 from r2v.core.errors import SettingsError
 from r2v.runtime.executor import LocalProcesses
 from r2v.runtime.progress import Report, progress
@@ -17,8 +18,8 @@ from r2v.runtime.progress import Report, progress
 if TYPE_CHECKING:
     from r2v.bench.entries import Entry
 
-PLACES = ("bench-data", "../shared/data")
-"""Where records are looked for: a folder of one's own, and where this project's tests find theirs."""
+PLACE = "bench-data"
+"""Where records are looked for. `R2V_SHARED` names the folder whose `data` this project's tests read."""
 Job = tuple[str, tuple[str, ...], bool, Path, Path, int, float, bool]
 
 
@@ -34,9 +35,7 @@ def bench(
     only: Annotated[bool, typer.Option("--only", help="The routers of --router alone, beside the nulls.")] = False,
     data: Annotated[
         Path | None,
-        typer.Option(
-            envvar="R2V_BENCH_DATA", help=f"Folder of the records (docs/bench.md); {' or '.join(PLACES)} if it is there."
-        ),
+        typer.Option(envvar="R2V_BENCH_DATA", help=f"Folder of the records (docs/bench.md); {PLACE} if not given."),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for bench.html and, a folder a suite, results and predictions.")] = Path(
         "bench"
@@ -46,7 +45,7 @@ def bench(
     unseen_models: Annotated[
         bool, typer.Option("--unseen-models", help="Fits see neither the tasks nor the weak models that they are scored on.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Seed of the folds, the fits and the intervals.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_FIT_SEED, help="Seed of the folds, the fits and the intervals.")] = 0,
     workers: Annotated[int, typer.Option(min=1, help="Suites that run at once, each in a process.")] = 2,
     listed: Annotated[bool, typer.Option("--list", help="Name the suites and the routers, and end.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="End with a JSON line for each suite.")] = False,
@@ -58,7 +57,9 @@ def bench(
     from r2v.bench import BUILT_IN
     from r2v.bench.run import OTHERS, why_not
 
-    data = data or next((place for place in map(Path, PLACES) if place.is_dir()), Path(PLACES[0]))
+    if data is None:
+        shared = os.environ.get("R2V_SHARED")
+        data = Path(PLACE) if shared is None or Path(PLACE).is_dir() else Path(shared) / "data"
     if listed:
         _list(data)
         return

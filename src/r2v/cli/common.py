@@ -3,26 +3,49 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from r2v.core.errors import SettingsError
+from r2v.core.errors import ArtifactError, SettingsError
 from r2v.core.types import Episode
 from r2v.logs import AUTO, BUILT_IN
-from r2v.runtime import plugins
 
 if TYPE_CHECKING:
     from r2v.logs.records import LogFormat
 
-cli = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Step-level routing for LLM agents.")
+
+class Stopped(Exception):
+    """A command was stopped by Ctrl-C. Typer itself would end with a status and say nothing."""
+
+    def __init__(self, command: str) -> None:
+        super().__init__(command)
+        self.command = command
+
+
+class _Commands(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise Stopped(ctx.invoked_subcommand or "") from None
+
+
+cli = typer.Typer(
+    cls=_Commands, no_args_is_help=True, pretty_exceptions_enable=False, help="Step-level routing for LLM agents."
+)
 
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 """A wrong command line, in the words of click: a package of its own, or part of newer versions of typer."""
+MAX_FIT_SEED = 2**31 - 1
+"""Of folds and fits: scikit-learn takes no larger one."""
 MAX_SEED = 999_999
 """So that the perturbation seeds of evaluations and of certificates never meet."""
 Set = Annotated[list[str] | None, typer.Option("--set", help="Change one setting (repeatable), e.g. --set seed=2.")]
@@ -79,10 +102,9 @@ def given(ctx: typer.Context, *options: str) -> str:
 
 def _described() -> list[tuple[str, str]]:
     """(name, what it is) of every log format, for the shell's completion."""
-    from r2v.logs.importing import log_format
+    from r2v.logs.importing import log_formats
 
-    described = [(name, log_format(name).description) for name in plugins.names("log_formats", BUILT_IN)]
-    return [(AUTO, "by looking at the logs"), *described]
+    return [(AUTO, "by looking at the logs"), *((name, found.description) for name, found in log_formats())]
 
 
 @dataclass(frozen=True)
@@ -135,7 +157,49 @@ def imported(
         typer.echo(f"sample   of {steps:,} steps {most_steps:,} are read, of some tasks (--most-steps)", err=True)
         source = replace(source, most_steps=most_steps)
     episodes, unknown = import_logs(logs, source, outcomes, keep_unknown=keep_unknown)
+    if empty := sum(not episode.steps for episode in episodes):
+        typer.echo(f"no steps {counted(empty, 'session')} without a message of the assistant", err=True)
     return Imported(episodes, unknown, kind, source.verifier, share)
+
+
+def counted(number: int, what: str) -> str:
+    """ "1 session", "2 sessions"."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+@contextmanager
+def out_folder(out: Path) -> Iterator[None]:
+    """Make a folder before the work whose results it gets, so that one that cannot be is told first.
+
+    What is empty at the end is removed again. Raises OSError.
+    """
+    new = [folder for folder in (out, *out.parents) if not folder.exists()]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
+        yield
+    finally:
+        with suppress(OSError):
+            for folder in new:
+                folder.rmdir()
+
+
+def check_parquet_out(out: Path, source: Path) -> None:
+    """Raise SettingsError where episodes written to `out` would take the place of anything but episodes of before."""
+    if out.suffix != ".parquet":
+        raise SettingsError(f"{out} is not the name of a Parquet file, as episodes.parquet; choose another path")
+    if not out.is_file():
+        return
+    if source.exists() and out.samefile(source):
+        raise SettingsError(f"{out} is what is read; choose another path")
+    from r2v.runtime.parquet import marks_of
+
+    try:
+        ours = b"r2v_schema" in marks_of(out)
+    except ArtifactError:
+        ours = False
+    if not ours:
+        raise SettingsError(f"{out} exists and holds no episodes of r2v; choose another path")
 
 
 def gateway_module() -> ModuleType:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -33,12 +34,22 @@ def examine() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "gpus": _gpus(),
         "free_disk_gb": round(disk.free / 1e9, 1),
-        "extras": {extra: all(find_spec(name) for name in modules) for extra, modules in EXTRAS.items()},
+        "extras": {extra: _there(modules) for extra, modules in EXTRAS.items()} | _fit(),
         "programs": {name: shutil.which(name) for name in PROGRAMS},
         **_sandbox(),
         "keys": {name: name in os.environ for name in ("R2V_API_KEY", "OPENAI_API_KEY", "ANTHROPIC_API_KEY")},
         "data": {name: os.environ.get(name) for name in ("ALFWORLD_DATA", "HUMANEVAL_OVERRIDE_PATH", "HF_HOME")},
     }
+
+
+def _there(modules: Iterable[str]) -> bool:
+    return all(find_spec(name) for name in modules)
+
+
+def _fit() -> dict[str, Any]:
+    """`r2v fit` also works where the extra serve is alone: what that lacks is for Parquet."""
+    rest = [name for name in EXTRAS["fit"] if name != "pyarrow"]
+    return {"fit": "without Parquet"} if _there(rest) and not _there(["pyarrow"]) else {}
 
 
 def _gpus() -> int | None:
@@ -66,6 +77,8 @@ def advice(found: dict[str, Any]) -> list[str]:
         for extra, there in found["extras"].items()
         if not there
     ]
+    if isinstance(found["extras"].get("fit"), str):
+        lines.append("r2v fit, advise and inspect read no Parquet here: pip install 'r2v[fit]'")
     lines += [f"{name} is not installed; it is for {PROGRAMS[name]}" for name, path in found["programs"].items() if not path]
     if isinstance(found["sandbox"], str):
         lines.append(f"HumanEval+ and terminal tasks cannot run: {found['sandbox']}")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from r2v.cli.common import cli, gateway_module
+from r2v.cli.common import check_parquet_out, cli, counted, gateway_module
 from r2v.cli.launch import AGENTS, admin_key, ask, inbound_key, key_in_shell, launch, page
 from r2v.core.errors import ArtifactError, SettingsError
 from r2v.core.types import Episode
@@ -311,7 +311,7 @@ def archive(
     out: Annotated[Path, typer.Argument(help="Folder of the archive; ledgers of all replicas may share it.")],
     replica: Annotated[str | None, typer.Option(help="The ledger's name in the archive; its own identity.")] = None,
 ) -> None:
-    """Write the days that have ended as Parquet, which `r2v advise`, `fit` and `export` read; call it once a day.
+    """Write the days that have ended as Parquet, which `r2v advise`, `fit`, `inspect` and `export` read; call it once a day.
 
     A day that is there is written again only where the ledger has more of it.
     """
@@ -319,12 +319,12 @@ def archive(
 
     steps = days = 0
     for day, of_day in archived(ledger, out, replica):
-        typer.echo(f"{day}  {of_day} steps")
+        typer.echo(f"{day}  {counted(of_day, 'step')}")
         steps, days = steps + of_day, days + 1
     if not days:
         typer.echo(f"nothing new: no day of {ledger} has ended that is not in {out}")
         return
-    typer.echo(f"{steps} steps written\narchive  {out}\nnext     r2v advise {out}")
+    typer.echo(f"{counted(steps, 'step')} written\narchive  {out}\nnext     r2v advise {out}")
 
 
 @cli.command(rich_help_panel="Gateway")
@@ -335,6 +335,7 @@ def export(
     """Write the sessions with an outcome as episodes (Parquet); `r2v fit` takes the file as it is."""
     from r2v.logs.ledger import FORMAT
 
+    check_parquet_out(out, ledger)
     unknown = 0
 
     def ended() -> Iterator[Episode]:
@@ -350,6 +351,5 @@ def export(
         mend = "send some (POST /v1/outcomes), or set `verdicts`"
         raise ArtifactError(f"{ledger} has no session with an outcome ({unknown} without one); {mend}")
     written = write_episodes(out, chain([first], episodes))
-    typer.echo(
-        f"{written} episodes, {unknown} sessions without an outcome\nwritten  {out}\nnext     r2v fit {out} --out DIR"
-    )
+    typer.echo(f"{counted(written, 'episode')}, {counted(unknown, 'session')} without an outcome")
+    typer.echo(f"written  {out}\nnext     r2v fit {out} --out DIR")

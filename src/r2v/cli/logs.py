@@ -14,7 +14,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from r2v.cli.common import MOST_STEPS, Format, Imported, Logs, Map, MostSteps, Outcomes, cli, imported
+from r2v.cli.common import (
+    MAX_FIT_SEED,
+    MOST_STEPS,
+    Format,
+    Imported,
+    Logs,
+    Map,
+    MostSteps,
+    Outcomes,
+    check_parquet_out,
+    cli,
+    counted,
+    imported,
+    out_folder,
+)
 from r2v.core.errors import ArtifactError, SettingsError
 from r2v.core.features import View
 from r2v.logs import AUTO
@@ -74,18 +88,19 @@ def advise(
     share: Share = None,
     distrust_results: Distrust = False,
     most_steps: MostSteps = MOST_STEPS,
-    seed: Annotated[int, typer.Option(help="Seed of the folds, the fits and the intervals.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_FIT_SEED, help="Seed of the folds, the fits and the intervals.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="End with one JSON line.")] = False,
 ) -> None:
     """Say what routing would bring on your logs, in money: whether it beats random escalation, at which share, at what risk.
 
     Reads the gateway's ledger and any log; says something useful for ten sessions, and what is missing.
     """
-    read = imported(logs, kind, outcomes, mapping, keep_unknown=True, most_steps=most_steps)
-    advice = _advised(read, logs, prices, slm, teacher, share, seed, verdict, distrust=distrust_results)
-    _show(advice.facts, out, _title(logs))
-    if as_json:
-        typer.echo(json.dumps(advice.facts))
+    with out_folder(out):
+        read = imported(logs, kind, outcomes, mapping, keep_unknown=True, most_steps=most_steps)
+        advice = _advised(read, logs, prices, slm, teacher, share, seed, verdict, distrust=distrust_results)
+        _show(advice.facts, out, _title(logs))
+        if as_json:
+            typer.echo(json.dumps(advice.facts))
 
 
 @cli.command(rich_help_panel="Logs and solutions")
@@ -109,7 +124,7 @@ def fit(
         ),
     ] = False,
     most_steps: MostSteps = MOST_STEPS,
-    seed: Annotated[int, typer.Option(help="Seed of the folds and of the fit.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_FIT_SEED, help="Seed of the folds and of the fit.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="End with one JSON line.")] = False,
 ) -> None:
     """Fit a router on recorded episodes alone: your own traffic, or trajectories of other programs.
@@ -117,14 +132,15 @@ def fit(
     Measures it first, as `r2v advise` does. Where it does not beat random escalation on tasks left out, no router is
     written, and the status is 2.
     """
-    read = imported(logs, kind, outcomes, mapping, keep_unknown=True, most_steps=most_steps)
-    asked = asked_share if share is None else share
-    advice = _advised(read, logs, prices, slm, teacher, asked, seed, verdict, distrust=distrust_results)
-    facts = _fit(advice, read, out, unproven=unproven, seed=seed)
-    if as_json:
-        typer.echo(json.dumps(facts))
-    if facts["router"] is None:
-        raise typer.Exit(2)
+    with out_folder(out):
+        read = imported(logs, kind, outcomes, mapping, keep_unknown=True, most_steps=most_steps)
+        asked = asked_share if share is None else share
+        advice = _advised(read, logs, prices, slm, teacher, asked, seed, verdict, distrust=distrust_results)
+        facts = _fit(advice, read, out, unproven=unproven, seed=seed)
+        if as_json:
+            typer.echo(json.dumps(facts))
+        if facts["router"] is None:
+            raise typer.Exit(2)
 
 
 @cli.command(rich_help_panel="Logs and solutions")
@@ -138,15 +154,16 @@ def inspect(
         View, typer.Option(help="What of each step is looked at; `pseudo_entropy` needs several candidates a step.")
     ] = "full",
     most_steps: MostSteps = MOST_STEPS,
-    seed: Annotated[int, typer.Option(help="Seed of the folds, the fits and the intervals.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_FIT_SEED, help="Seed of the folds, the fits and the intervals.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="End with one JSON line.")] = False,
 ) -> None:
     """Show where recorded episodes go wrong: the risk of each step, what it is worth, and the step at which each failed.
 
     Every risk is from a model that never saw the step's task. Some minutes for 100,000 steps.
     """
-    read = imported(logs, kind, outcomes, mapping, most_steps=most_steps)
-    _inspect(read, out, title=_title(logs), view=view, seed=seed, as_json=as_json)
+    with out_folder(out):
+        read = imported(logs, kind, outcomes, mapping, most_steps=most_steps)
+        _inspect(read, out, title=_title(logs), view=view, seed=seed, as_json=as_json)
 
 
 @cli.command(rich_help_panel="Logs and solutions")
@@ -160,7 +177,9 @@ def clone(
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 300,
     lora: Annotated[bool, typer.Option("--lora", help="Train low-rank adapters, merged at the end: less memory.")] = False,
     learning_rate: Annotated[float | None, typer.Option(min=1e-12, help="2e-5, or 2e-4 with --lora, if not given.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the adapters and of the order of the episodes.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=MAX_FIT_SEED, help="Seed of the adapters and of the order of the episodes.")
+    ] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="End with one JSON line.")] = False,
 ) -> None:
     """Train a model on the successful episodes of logs or of an unredacted ledger: what the assistant wrote, calls included.
@@ -176,7 +195,8 @@ def clone(
     from r2v.learning.settings import CloneSettings, LoraSettings, ModelSettings
     from r2v.runtime.progress import progress
 
-    read = imported(logs, kind, outcomes, mapping)
+    with out_folder(out):  # before minutes of reading
+        read = imported(logs, kind, outcomes, mapping)
     rate = learning_rate or (2e-4 if lora else 2e-5)
     settings = CloneSettings(steps=steps, learning_rate=rate, warmup_steps=steps // 10)
     start = ModelSettings(path=model, lora=LoraSettings() if lora else None)
@@ -240,7 +260,9 @@ def train_verifier(
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Steps that the judge is asked about at most, one an episode.")] = 300,
     isotonic: Annotated[bool, typer.Option("--isotonic", help="A monotone step function instead of Platt's curve.")] = False,
-    seed: Annotated[int, typer.Option(help="Seed of the folds, and of the steps that are drawn.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=MAX_FIT_SEED, help="Seed of the folds, and of the steps that are drawn.")
+    ] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="End with one JSON line.")] = False,
 ) -> None:
     """Make a verifier that is a model from recorded episodes: learn a process reward model, or calibrate a judge."""
@@ -249,18 +271,19 @@ def train_verifier(
     from r2v.verifiers.judge import JudgeVerifier
 
     asked = None if judge is None else load(judge, JudgeVerifier, hint="it holds e.g. `model: {base_url: ..., model: ...}`")
-    episodes = imported(logs, kind, outcomes, mapping).episodes
-    if asked is None:
-        facts = train_learned(episodes, out, decay=decay, seed=seed)
-        worth = facts["of_steps_on_tasks_left_out"]
-        made = f"{facts['steps']} steps of {facts['episodes']} episodes; of tasks left out AUROC {worth['auroc']:.3f}"
-        use = f"verifier: {{kind: learned, path: {out}}}"
-    else:
-        file = out / "calibration.json"
-        how: Any = "isotonic" if isotonic else "platt"
-        facts = calibrate_judge(asked, episodes, file, steps=steps, how=how, seed=seed)
-        made = f"{facts['steps']} steps asked about for ${facts['usd'] or 0:.4f}; AUROC {facts['auroc']:.3f}"
-        use = f"verifier: {{kind: judge, calibration: {file}, ...}} with the other settings of {judge}"
+    with out_folder(out):
+        episodes = imported(logs, kind, outcomes, mapping).episodes
+        if asked is None:
+            facts = train_learned(episodes, out, decay=decay, seed=seed)
+            worth = facts["of_steps_on_tasks_left_out"]
+            made = f"{facts['steps']} steps of {facts['episodes']} episodes; of tasks left out AUROC {worth['auroc']:.3f}"
+            use = f"verifier: {{kind: learned, path: {out}}}"
+        else:
+            file = out / "calibration.json"
+            how: Any = "isotonic" if isotonic else "platt"
+            facts = calibrate_judge(asked, episodes, file, steps=steps, how=how, seed=seed)
+            made = f"{facts['steps']} steps asked about for ${facts['usd'] or 0:.4f}; AUROC {facts['auroc']:.3f}"
+            use = f"verifier: {{kind: judge, calibration: {file}, ...}} with the other settings of {judge}"
     typer.echo(f"verifier {out}  ({made})\nuse      {use}")
     if as_json:
         typer.echo(json.dumps(facts))
@@ -275,11 +298,12 @@ def import_episodes(
     outcomes: Outcomes = None,
 ) -> None:
     """Write trajectories of other programs as episodes (Parquet), which `r2v fit` and `r2v inspect` take as they are."""
+    check_parquet_out(out, logs)
     read = imported(logs, kind, outcomes, mapping)
     if not read.episodes:
         raise ArtifactError(f"{logs} has no episode with an outcome ({read.unknown} without one); give them with --outcomes")
     write_episodes(out, read.episodes)
-    typer.echo(f"{len(read.episodes)} episodes, {read.unknown} without an outcome left out\nwritten  {out}")
+    typer.echo(f"{counted(len(read.episodes), 'episode')}, {read.unknown} without an outcome left out\nwritten  {out}")
     typer.echo(f"next     r2v inspect {out} --out DIR, or r2v fit {out} --out DIR")
 
 
@@ -320,12 +344,13 @@ def run_logs(settings: LogsSettings, out: Path) -> None:
     """`r2v run` of a file with `logs`: inspect, advise, then fit."""
     logs = Path(settings.logs.path)
     outcomes = None if settings.logs.outcomes is None else Path(settings.logs.outcomes)
-    read = imported(logs, settings.logs.format, outcomes)
-    write_text(out / "settings.yaml", dump(settings))
-    _inspect(read, out / "inspect", title=_title(logs), view=settings.view, seed=settings.seed, as_json=False)
-    advice = _advised(read, logs, None, None, None, settings.asked_share, settings.seed)
-    _show(advice.facts, out / "advice", _title(logs))
-    _fit(advice, read, out / "router", unproven=settings.unproven, seed=settings.seed)
+    with out_folder(out):
+        read = imported(logs, settings.logs.format, outcomes)
+        write_text(out / "settings.yaml", dump(settings))
+        _inspect(read, out / "inspect", title=_title(logs), view=settings.view, seed=settings.seed, as_json=False)
+        advice = _advised(read, logs, None, None, None, settings.asked_share, settings.seed)
+        _show(advice.facts, out / "advice", _title(logs))
+        _fit(advice, read, out / "router", unproven=settings.unproven, seed=settings.seed)
 
 
 def _title(logs: Path) -> str:

@@ -257,7 +257,10 @@ def explain(
         raise SettingsError(f"no episodes of router {router}; there are {', '.join(sorted({e.agent for e in episodes}))}")
     console = Console()
     if episode is None:
-        console.print(listing(mine))
+        table = listing(mine)
+        # Wider than the terminal rather than with names cut off, which could not be given back.
+        wide = Console(width=10_000).measure(table).maximum
+        (console if wide <= console.width else Console(width=wide)).print(table)
         return
     name, _, z = episode.partition("@")
     found = [e for e in mine if e.task.id.endswith(name) and (not z or str(e.seed) == z)]

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
+from numbers import Real
 from pathlib import Path
 from typing import Any, get_args
 
@@ -19,7 +21,7 @@ from r2v.core.errors import ArtifactError, R2VError, SettingsError
 from r2v.core.features import FEATURES
 from r2v.core.protocols import Branching, Environment, Perturbation, Policy, Router, Verifier
 from r2v.core.seeds import derive_seed
-from r2v.core.types import Action, Code, Context, Features, Memory, Observation, Task
+from r2v.core.types import Action, Candidate, Code, Context, Decision, Features, Memory, Observation, Task
 
 
 class CheckFailed(R2VError):
@@ -69,7 +71,10 @@ def _check_observation(observation: Observation, t: int) -> None:
 
 async def check_policy(policy: Policy, context: Context, k: int = 3) -> None:
     """Exactly k candidates, and the same ones for the same context and seed."""
-    first = await policy.propose(context, k, seed=7)
+    _check_signature(policy, "propose", "async def propose(self, context, k, *, seed)", context, k, seed=7)
+    first = await _awaited(policy, "propose", policy.propose(context, k, seed=7))
+    for candidate in first:
+        _require(isinstance(candidate, Candidate), f"{policy.name} proposed a {_kind(candidate)}, no Candidate")
     _require(len(first) == k, f"{policy.name} proposed {len(first)} candidates when asked for {k}")
     second = await policy.propose(context, k, seed=7)
     _require([c.action for c in first] == [c.action for c in second], f"{policy.name} answers one seed in two ways")
@@ -80,9 +85,13 @@ async def check_policy(policy: Policy, context: Context, k: int = 3) -> None:
 
 async def check_verifier(verifier: Verifier, context: Context, actions: Sequence[str]) -> None:
     """One score in [0, 1] an action, depending on the action only and not on its neighbours."""
-    together = await verifier.score(context, [Action(text) for text in actions])
+    _check_signature(verifier, "score", "async def score(self, context, actions)", context, [])
+    together = await _awaited(verifier, "score", verifier.score(context, [Action(text) for text in actions]))
+    _require(hasattr(together, "__len__"), f"`score` returned a {_kind(together)}, no sequence of numbers")
     _require(len(together) == len(actions), f"{len(actions)} actions got {len(together)} scores")
     for text, score in zip(actions, together, strict=True):
+        number = isinstance(score, Real) or hasattr(score, "__float__")  # a scalar of NumPy or torch
+        _require(number, f"the score of {text!r} is the {_kind(score)} {score!r:.40}, no number")
         _require(0 <= score <= 1, f"the score of {text!r} is {score}, outside [0, 1]")
         (alone,) = await verifier.score(context, [Action(text)])
         _require(alone == score, f"{text!r} scores {alone} alone and {score} among others")
@@ -102,8 +111,14 @@ def check_perturbation(make: Callable[[float], Perturbation], texts: Sequence[st
 
 def check_router(router: Router, rows: Sequence[Features], context: Context) -> None:
     """Decisions are repeatable, take a route of the router's `routes`, carry a propensity in (0, 1], a code and a reason."""
+    written = "def decide(self, context, features, memory, *, seed)"
+    _check_signature(router, "decide", written, context, rows[0], Memory(), seed=0)
     for seed, features in enumerate(rows):
         decision, again = (router.decide(context, features, Memory(), seed=seed) for _ in range(2))
+        what = _kind(decision)
+        _require(isinstance(decision, Decision), f"`decide` of {router.name} returned a {what}; make it return a Decision")
+        finite = decision.score is None or math.isfinite(decision.score)
+        _require(finite, f"{router.name} gave the score {decision.score}; make it a finite number")
         _require(decision == again, f"{router.name} decides one case in two ways")
         _require(0 < decision.propensity <= 1, f"{router.name} logged the propensity {decision.propensity}")
         _require(bool(decision.reason), f"{router.name} gave no reason")
@@ -113,6 +128,54 @@ def check_router(router: Router, rows: Sequence[Features], context: Context) -> 
             decision.code in get_args(Code), f"{router.name} gave the code {decision.code!r}, which is none of the list"
         )
         _require((decision.score is None) == (decision.score_kind is None), f"{router.name} gave a score without its kind")
+
+
+def _kind(thing: Any) -> str:
+    return type(thing).__name__
+
+
+async def _awaited(part: Any, method: str, made: Any) -> Any:
+    _require(inspect.isawaitable(made), f"`{method}` of {_name(part)} is not async; write `async def {method}`")
+    return await made
+
+
+def _check_signature(part: Any, method: str, written: str, *given: Any, **named: Any) -> None:
+    """That a method takes what r2v gives it; else the error would be one of r2v's own files."""
+    try:
+        inspect.signature(getattr(part, method)).bind(*given, **named)
+    except TypeError as error:
+        raise CheckFailed(
+            f"`{method}` of {_name(part)} does not take what r2v gives it ({error}); write `{written}`"
+        ) from None
+    except ValueError:
+        pass  # one that is written in C tells no signature
+
+
+def check_verdict(verdict: Any) -> None:
+    """It has a name, and says of a context that it knows nothing (None), or a number from 0 to 1; equal of equal ones."""
+    _require(
+        isinstance(getattr(verdict, "name", None), str), f'{_name(verdict)} has no `name`; write one, as `name = "tests"`'
+    )
+    _check_signature(verdict, "read", "def read(self, context)", CONTEXT)
+    value, again = verdict.read(CONTEXT), verdict.read(CONTEXT)
+    known = value is None or (isinstance(value, Real) and 0 <= float(value) <= 1)
+    _require(known, f"verdict {verdict.name} gave {value!r:.40}; make `read` return a number from 0 to 1, or None")
+    _require(value == again, f"verdict {verdict.name} reads one context in two ways")
+
+
+def check_suite(suite: Any) -> None:
+    """It names itself and its mode, and misses records that are not there by a SettingsError (`r2v.bench.suite.Suite`)."""
+    for word in ("name", "description", "path", "mode"):
+        text = getattr(suite, word, None)
+        _require(isinstance(text, str) and bool(text) and "\n" not in text, f"the suite has no {word} of one line")
+    modes = ("restart", "takeover", "one_step")
+    _require(suite.mode in modes, f"the suite {suite.name} has the mode {suite.mode!r}; there are {', '.join(modes)}")
+    _check_signature(suite, "load", "def load(self, data, progress)", Path(), print)
+    try:
+        suite.load(Path("no-such-folder"), lambda *_: None)
+    except R2VError:
+        return
+    raise CheckFailed(f"{suite.name} loads records that do not exist; it must raise SettingsError")
 
 
 def check_log_format(log_format: Any) -> None:
@@ -210,8 +273,8 @@ def check(thing: Any) -> str:
     """Find out what a thing is and run the checks of that.
 
     Args:
-        thing: a domain, router, verifier, policy, log format or environment, or what makes one without arguments, or what
-            makes a perturbation of (strength, topic).
+        thing: a domain, router, verifier, policy, log format, verdict, suite or environment, or what makes one without
+            arguments, or what makes a perturbation of (strength, topic).
 
     Returns:
         What it was checked as.
@@ -252,10 +315,18 @@ def check(thing: Any) -> str:
     if _has(thing, "score"):
         asyncio.run(check_verifier(thing, CONTEXT, COMMANDS))
         return "verifier"
-    if _has(thing, "read") and hasattr(thing, "description"):
+    if _has(thing, "load") and hasattr(thing, "mode"):
+        check_suite(thing)
+        return "suite"
+    if _has(thing, "read") and not hasattr(thing, "description"):
+        check_verdict(thing)
+        return "verdict"
+    if _has(thing, "read"):
         check_log_format(thing)
         return "log format"
-    raise CheckFailed(f"{_name(thing)} is no domain, router, verifier, policy, perturbation, log format or environment")
+    raise CheckFailed(
+        f"{_name(thing)} is no domain, router, verifier, policy, perturbation, log format, verdict, suite or environment"
+    )
 
 
 def _has(thing: Any, *methods: str) -> bool:

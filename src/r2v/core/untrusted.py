@@ -13,6 +13,7 @@ import math
 import os
 import stat
 import zlib
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -28,6 +29,7 @@ LOG_BYTES = 256 * MB
 """Of a log that is one JSON value and is held as a whole; JSON lines may be longer, since they are read one by one."""
 UNPACKED_BYTES, UNPACKED_TIMES = 256 * MB, 100
 """What a packed file may unpack to: so much, or so many times its own size. Recorded sessions pack 5 to 50 times."""
+OTHERWISE_PACKED = {".bz2", ".zst", ".zip", ".7z", ".tar", ".tgz", ".txz"}
 VALUES = 20_000_000
 """JSON values of one file: as Python objects each takes some 100 bytes."""
 DEPTH = 100
@@ -109,22 +111,39 @@ def unpacked_lines(path: Path, longest: int = RECORD_BYTES) -> Iterator[str]:
         FileNotFoundError: it does not exist.
         ArtifactError: it cannot be read, a line is too long, or it unpacks to more than a log would.
     """
+    if path.suffix in OTHERWISE_PACKED or path.suffixes[-2:-1] == [".tar"]:
+        raise ArtifactError(f"{path} cannot be read: only .gz and .xz are unpacked, and no archives; unpack it first")
     openers: dict[str, Callable[[IO[bytes]], Any]] = {".xz": lzma.open, ".gz": gzip.open}
     opener = openers.get(path.suffix)
     with opened(path) as packed:
         most = math.inf if opener is None else unpacked_limit(os.fstat(packed.fileno()).st_size)
-        read = 0
+        read = number = 0
         try:
             with packed if opener is None else opener(packed) as stream:
                 while line := stream.readline(longest + 1):
+                    if number == 0:
+                        line = line.removeprefix(BOM_UTF8)
+                    number += 1
                     read += len(line)
                     if len(line) > longest:
                         raise ArtifactError(f"{path} has a line of more than {longest // MB} MB; split or mend it")
                     if read > most:
                         raise ArtifactError(f"{path} unpacks to more than {most // MB:g} MB; unpack it if you trust it")
-                    yield line.decode("utf-8")
-        except (OSError, UnicodeDecodeError, lzma.LZMAError, zlib.error, EOFError) as error:
+                    yield _text(line)
+        except UnicodeDecodeError:
+            raise ArtifactError(f"{path}:{number} cannot be read: it is not in UTF-8; convert the file to UTF-8") from None
+        except (OSError, lzma.LZMAError, zlib.error, EOFError) as error:
             raise ArtifactError(f"{path} cannot be read ({error}); copy or write it again") from None
+
+
+def _text(line: bytes) -> str:
+    """A line as text; without its last character where the file ends amid it, as one of a killed writer may."""
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        if error.reason != "unexpected end of data":
+            raise
+        return line[: error.start].decode("utf-8")
 
 
 def unpacked_limit(packed: int) -> int:
@@ -153,6 +172,12 @@ def parsed_json(text: str | bytes, *, exact: bool = True) -> Any:
         value = json.loads(text, **hooks)
     except RecursionError:
         raise ValueError(f"nested deeper than {DEPTH}") from None
+    except json.JSONDecodeError:
+        raise
+    except ValueError as error:
+        if "set_int_max_str_digits" in str(error):  # Python's own limit
+            raise ValueError("an integer of thousands of digits") from None
+        raise
     check_depth(value)
     if exact and (r"\ud" if isinstance(text, str) else rb"\ud") in text:  # type: ignore[operator]
         json.dumps(value, ensure_ascii=False).encode()  # half a character cannot be printed or written

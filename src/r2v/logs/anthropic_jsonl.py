@@ -9,6 +9,8 @@ from r2v.messages.conversation import Json
 
 
 def convert(raw: Json, where: str) -> Recorded:
+    if any("tool_calls" in m or m.get("role") == "tool" for m in raw["messages"]):
+        raise ValueError("it has tool calls as OpenAI's chats do; read it by --format openai-jsonl")
     body, _ = from_messages({key: raw[key] for key in ("messages", "system", "tools") if key in raw})
     return openai_jsonl.convert({**raw, "messages": body["messages"], "tools": body.get("tools")}, where)
 

@@ -11,13 +11,12 @@ from typing import Any
 from r2v.core.errors import ArtifactError
 from r2v.core.untrusted import opened
 from r2v.gateway.postgres_url import is_postgres
-from r2v.logs import BUILT_IN
 from r2v.logs.atif import WHOLE
 from r2v.logs.files import files_of, lines_of, objects
-from r2v.logs.importing import log_format
+from r2v.logs.importing import log_formats
 from r2v.logs.ledger import is_archive
+from r2v.logs.records import kind_of
 from r2v.logs.terminalbench import COLUMNS, TRIALS
-from r2v.runtime import plugins
 from r2v.runtime.parquet import columns_of
 
 LOOKED_AT = 5
@@ -48,43 +47,60 @@ def detect(path: Path) -> str:
         raise ArtifactError(f"{path} is a run; give {path / '6-rollout' / 'router.parquet'}, what its SLM played")
     if path.is_dir() and next(path.rglob(WHOLE), None) is not None:
         return "atif"
-    first = files_of(path, ".json", ".jsonl", ".parquet", ".log", ".txt", ".db")[0]
-    with opened(first) as stream:
-        start = stream.read(len(SQLITE))
-    if start == SQLITE:
-        return "ledger"
-    if start.startswith(PARQUET):
-        return _of_parquet(first)
-    if first.suffix == ".parquet":
-        raise ArtifactError(f"{first} is no Parquet file; write it again")
-    if {".log", ".txt"} & set(first.suffixes) and _is_text_log(first):
-        return "terminal-log"
-    return _of_records(path if path.is_file() else first)
-
-
-def _of_records(path: Path) -> str:
-    records = [raw for _, raw in islice(objects(path), LOOKED_AT)]
-    if not records:
-        raise ArtifactError(f"{path} holds no records")
-    found = set()
-    for raw in records:
-        name = next((name for name, recognises in _recognisers() if _tried(recognises, raw)), None)
-        if name is None:
-            raise ArtifactError(f"{path} is in no format that is known; a record {_shape(raw)}; {_MEND}")
-        found.add(name)
-    if found == {"openai-jsonl", "anthropic-jsonl"}:
+    files = files_of(path, ".json", ".jsonl", ".parquet", ".log", ".txt", ".db")
+    if len(files) > 1:  # formats of JSON read no other text beside it, as a README.txt
+        files = [file for file in files if not _is_text(file) or _is_text_log(file)] or files
+    found: dict[str, Path] = {}
+    strange: ArtifactError | None = None
+    for file in files:
+        try:
+            names = _of_file(file)
+        except ArtifactError as error:
+            strange = strange or error
+            continue
+        for name in names:
+            found.setdefault(name, file)
+    if strange is not None and found.keys() != {"terminal-log"}:  # text logs are read without the JSON beside them
+        raise ArtifactError(f"{strange}{'; if it is no log, take it out of the folder' if path.is_dir() else ''}")
+    if found.keys() == {"openai-jsonl", "anthropic-jsonl"}:
         return "anthropic-jsonl"  # a chat of plain words alone looks the same in both
     if len(found) > 1:
-        raise ArtifactError(f"{path} holds records of several formats ({', '.join(sorted(found))}); name one (--format)")
-    return found.pop()
+        listed = ", ".join(name if len(files) == 1 else f"{found[name]}: {name}" for name in sorted(found))
+        raise ArtifactError(f"{path} holds records of several formats ({listed}); name one (--format)")
+    if not found:
+        raise ArtifactError(f"{path} holds no records")
+    return next(iter(found))
+
+
+def _of_file(file: Path) -> set[str]:
+    """The formats of the first records of a file; of a folder, what follows in each is checked where it is read."""
+    with opened(file) as stream:
+        start = stream.read(len(SQLITE))
+    if start == SQLITE:
+        return {"ledger"}
+    if start.startswith(PARQUET):
+        return {_of_parquet(file)}
+    if file.suffix == ".parquet":
+        raise ArtifactError(f"{file} is no Parquet file; write it again")
+    if _is_text(file) and _is_text_log(file):
+        return {"terminal-log"}
+    return _of_records(file)
+
+
+def _of_records(file: Path) -> set[str]:
+    found = set()
+    for where, raw in islice(objects(file, warn=False), LOOKED_AT):
+        name = next((name for name, recognises in _recognisers() if _tried(recognises, raw)), None)
+        if name is None:
+            raise ArtifactError(f"{where} is in no format that is known; a record {_shape(raw)}; {_MEND}")
+        found.add(name)
+    return found
 
 
 @cache
 def _recognisers() -> list[tuple[str, Callable[[Any], bool]]]:
     """Those of other packages first: they know their own records, which may look like those of a built-in format."""
-    every = plugins.names("log_formats", BUILT_IN)
-    ordered = [*(name for name in every if name not in BUILT_IN), *BUILT_IN]
-    having = [(name, getattr(log_format(name), "recognises", None)) for name in ordered]
+    having = [(name, getattr(found, "recognises", None)) for name, found in log_formats()]
     return [(name, recognises) for name, recognises in having if recognises is not None]
 
 
@@ -104,10 +120,25 @@ _MEND = (
 
 def _shape(raw: Any) -> str:
     if not isinstance(raw, Mapping):
-        return f"is no object but {type(raw).__name__}"
+        return f"is {kind_of(raw)}, no object"
     keys = [str(key) for key in raw]
     more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
-    return f"has the keys {', '.join(keys[:SHOWN])}{more}" if keys else "has no keys"
+    wrong = f"; {problem}" if "messages" in raw and (problem := _wrong_in(raw["messages"])) else ""
+    return f"has the keys {', '.join(keys[:SHOWN])}{more}{wrong}" if keys else "has no keys"
+
+
+def _wrong_in(messages: Any) -> str | None:
+    """Why `messages` are no chat."""
+    if not isinstance(messages, list):
+        return f"`messages` is {kind_of(messages)}, no array"
+    if not messages:
+        return "`messages` is empty"
+    for number, message in enumerate(messages, start=1):
+        if not isinstance(message, Mapping):
+            return f"its message {number} is {kind_of(message)}, no object"
+        if "role" not in message:
+            return f"its message {number} has no `role`"
+    return None
 
 
 def _of_parquet(file: Path) -> str:
@@ -118,6 +149,10 @@ def _of_parquet(file: Path) -> str:
         return "terminalbench"
     seen = ", ".join(columns[:SHOWN])
     raise ArtifactError(f"{file} is in no format that is known; it has the columns {seen}; name it (--format)")
+
+
+def _is_text(file: Path) -> bool:
+    return not {".log", ".txt"}.isdisjoint(file.suffixes)
 
 
 def _is_text_log(file: Path) -> bool:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +15,58 @@ from r2v.core.untrusted import LOG_BYTES, MB, RECORD_BYTES, parsed_json, unpacke
 DAYS = "day=*"
 """Folders of an archive (`r2v.logs.archive`)."""
 
+_log = logging.getLogger("r2v.logs")
 
-def objects(path: Path) -> Iterator[tuple[str, Any]]:
-    """(where, object) of every JSON object: lines of a file, elements of a list, files of a folder. Raises ArtifactError."""
+
+def objects(path: Path, *, warn: bool = True) -> Iterator[tuple[str, Any]]:
+    """(where, object) of every JSON object: lines of a file, elements of a list, files of a folder.
+
+    A last line that is cut off, as a killed writer leaves it, is left out; it is warned of. Raises ArtifactError.
+    """
     for file in files_of(path, ".json", ".jsonl"):
         if ".jsonl" in file.name:
-            for number, line in enumerate(lines_of(file), start=1):
-                if line.strip():
-                    yield f"{file}:{number}", json_of(line, f"{file}:{number}")
+            yield from _of_lines(file, warn)
             continue
-        value = json_of(text_of(file), str(file))
+        value = _whole(file)
         listed = value.get("simulations") if isinstance(value, dict) and "simulations" in value else value
         for number, entry in enumerate(listed if isinstance(listed, list) else [listed], start=1):
             yield f"{file}:{number}", entry
+
+
+def _of_lines(file: Path, warn: bool) -> Iterator[tuple[str, Any]]:
+    broken: ArtifactError | None = None
+    read = 0
+    for number, line in enumerate(lines_of(file), start=1):
+        if not line.strip():
+            continue
+        if broken is not None:
+            raise broken
+        try:
+            value = json_of(line, f"{file}:{number}")
+        except ArtifactError as error:
+            if not isinstance(error.__context__, json.JSONDecodeError):  # too deep, say: nothing that a cut does
+                raise
+            broken = error
+            continue
+        read += 1
+        yield f"{file}:{number}", value
+    if broken is not None and not read:
+        raise broken
+    if broken is not None and warn:
+        _log.warning("1 record left out: the last line, %s", broken)
+
+
+def _whole(file: Path) -> Any:
+    """The value of a JSON file."""
+    text = text_of(file)
+    try:
+        return json_of(text, str(file))
+    except ArtifactError:
+        first, _, more = text.partition("\n")
+        with suppress(ValueError):
+            if more.strip() and isinstance(parsed_json(first, exact=False), dict):
+                raise ArtifactError(f"{file} holds JSON lines; give it a name that ends in .jsonl") from None
+        raise
 
 
 def files_of(path: Path, *endings: str) -> list[Path]:

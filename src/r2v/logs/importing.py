@@ -18,8 +18,7 @@ from r2v.core.protocols import Verifier
 from r2v.core.types import Candidate, Choice, Decision, Episode, Observation, Step, Task, Usage
 from r2v.core.untrusted import read_json
 from r2v.logs import BUILT_IN
-from r2v.logs.mapped import outcome_in
-from r2v.logs.records import WRONG, LogFormat, Recorded
+from r2v.logs.records import WRONG, LogFormat, Recorded, outcome_in, said
 from r2v.messages.conversation import contexts_of, tools_of
 from r2v.messages.transcript import message_of, tools_text
 from r2v.runtime import plugins
@@ -33,7 +32,15 @@ RECORDED = Decision("continue", "recorded", None, None, None, 1.0, (), "recorded
 
 def log_format(name: str) -> LogFormat:
     """A format by its short name, or `package.module:Thing`. Raises SettingsError."""
-    found = plugins.load("log_formats", name, BUILT_IN)
+    return _made(plugins.load("log_formats", name, BUILT_IN))
+
+
+def log_formats() -> list[tuple[str, LogFormat]]:
+    """All by their short names, those of other packages first."""
+    return [(name, _made(found)) for name, found in plugins.loadable("log_formats", BUILT_IN)]
+
+
+def _made(found: Any) -> LogFormat:
     made: LogFormat = found() if isinstance(found, type) else found
     return made
 
@@ -86,7 +93,7 @@ def import_logs(
         if chats:
             found += asyncio.run(_episodes(chats, source))
     except WRONG as error:
-        raise ArtifactError(f"{path} is not {source.name} ({type(error).__name__}: {error})") from None
+        raise ArtifactError(f"{path} is not {source.name} ({said(error, {})})") from None
     finally:
         if collects:
             gc.enable()

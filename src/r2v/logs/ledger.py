@@ -10,7 +10,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -144,11 +144,14 @@ def archived(path: Path, folder: Path, replica: str | None) -> Iterator[tuple[st
         R2VError: one of the two cannot be read or written.
     """
     if path.suffix == ".parquet" or path.is_dir():
-        raise ArtifactError(f"{path} is no ledger; give the gateway's store.path or store.url")
+        raise ArtifactError(f"{path} is no ledger; {_MEND}")
     with _read(path) as ledger:
         assert isinstance(ledger, LedgerReader)
         own = ledger.identity if isinstance(ledger, Ledger) else "shared"
         yield from _archive().write_archive(ledger, replica or own, folder)
+
+
+_MEND = "give the gateway's store.path or store.url; other logs are read without --format ledger"
 
 
 def _check_written(path: Path) -> None:
@@ -156,9 +159,14 @@ def _check_written(path: Path) -> None:
     check_regular(path)
     if not path.exists():
         raise ArtifactError(f"{path} does not exist")
-    with suppress(sqlite3.DatabaseError), closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as db:
-        if db.execute("PRAGMA user_version").fetchone() == (0,):
-            raise ArtifactError(f"{path} is no ledger; give the gateway's store.path or store.url")
+    try:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as db:
+            if db.execute("PRAGMA user_version").fetchone() == (0,):
+                raise ArtifactError(f"{path} is no ledger; {_MEND}")
+    except sqlite3.OperationalError:
+        pass  # `Ledger` says what cannot be opened
+    except sqlite3.DatabaseError as error:
+        raise ArtifactError(f"{path} is not a ledger ({error}); {_MEND}") from None
 
 
 def _is_ledger(path: Path) -> bool:
@@ -184,7 +192,10 @@ def _opened(path: Path) -> Ledger | SharedLedger | Archive:
     if (url := url_in(path)) is not None:
         return _shared(url)
     _check_written(path)
-    return Ledger(path)
+    try:
+        return Ledger(path)
+    except ArtifactError as error:  # in words for who serves from it
+        raise ArtifactError(str(error).replace("choose another store.path", _MEND)) from None
 
 
 @contextmanager

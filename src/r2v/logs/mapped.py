@@ -14,20 +14,12 @@ from functools import partial
 from typing import Any
 
 from r2v.core.errors import SettingsError
-from r2v.core.types import SOLVED
-from r2v.logs.records import Recorded, Records
+from r2v.logs.records import Recorded, Records, check_chat, outcome_in
 from r2v.messages.conversation import Json
 
 CHAT = ("messages", "tools")
 STEPS = ("goal", "steps", "action", "observation", "tool", "arguments")
 ANY = ("task", "success", "model", "group")
-WORDS = {
-    **dict.fromkeys(
-        ("true", "yes", "pass", "passed", "success", "succeeded", "successful", "solved", "resolved", "ok"), True
-    ),
-    **dict.fromkeys(("false", "no", "fail", "failed", "failure", "error", "unsolved", "unresolved", "not resolved"), False),
-}
-"""What programs write for an outcome."""
 
 
 def mapping_of(pairs: Sequence[str]) -> dict[str, str]:
@@ -72,6 +64,7 @@ def mapped(mapping: Mapping[str, str], verifier: str = "tool_calls") -> Records:
 
 def _convert(mapping: Mapping[str, str], raw: Json, where: str) -> Recorded:
     body: Json = {"messages": _at(raw, mapping["messages"]) if "messages" in mapping else _chat(mapping, raw)}
+    check_chat(body["messages"])
     if "tools" in mapping and (tools := _at(raw, mapping["tools"])):
         body["tools"] = tools
     model = _at(raw, mapping["model"]) if "model" in mapping else "recorded"
@@ -115,17 +108,6 @@ def _at(raw: Any, path: str, *, free: bool = False) -> Any:
             keys = f"; there are {', '.join(map(str, value))}" if isinstance(value, Mapping) and value else ""
             raise ValueError(f"nothing at {path}: no {part}{keys}")
     return value
-
-
-def outcome_in(value: Any) -> bool | None:
-    """Raises ValueError for what is no outcome; null is one that is not known."""
-    if value is None:
-        return None
-    if isinstance(value, bool | int | float):
-        return value >= SOLVED
-    if isinstance(value, str) and value.strip().lower().replace("_", " ") in WORDS:
-        return WORDS[value.strip().lower().replace("_", " ")]
-    raise ValueError(f"success is {value!r:.80}; true, a number or a word such as {', '.join(list(WORDS)[2:5])} can be read")
 
 
 def _text(value: Any) -> str:

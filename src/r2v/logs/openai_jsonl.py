@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from r2v.logs.records import Recorded, Records, outcome_of, task_of
+from r2v.logs.records import ANTHROPIC, Recorded, Records, block_types, check_chat, outcome_of, task_of
 from r2v.messages.conversation import Json
 
 
 def convert(raw: Json, where: str) -> Recorded:
+    check_chat(raw["messages"])
     body = {"messages": raw["messages"], **({"tools": raw["tools"]} if raw.get("tools") else {})}
     goal = next((str(m.get("content")) for m in raw["messages"] if m.get("role") == "user"), where)
     return Recorded(task_of(raw, goal), outcome_of(raw), body, str(raw.get("model", "recorded")))
@@ -27,12 +28,8 @@ def is_chat(raw: Any) -> bool:
 
 def is_anthropic(raw: Any) -> bool:
     """Whether a chat has what only Anthropic's have: a system prompt of its own, blocks of tool use, their tools."""
-    blocks = [block for m in raw["messages"] if isinstance(m.get("content"), list) for block in m["content"]]
-    kinds = {block.get("type") for block in blocks if isinstance(block, Mapping)}
     tools = [tool for tool in raw.get("tools") or () if isinstance(tool, Mapping)]
-    return (
-        "system" in raw or bool(kinds & {"tool_use", "tool_result", "thinking"}) or any("input_schema" in t for t in tools)
-    )
+    return "system" in raw or bool(block_types(raw["messages"]) & ANTHROPIC) or any("input_schema" in t for t in tools)
 
 
 FORMAT = Records(

@@ -28,7 +28,6 @@ from r2v.logs.records import Recorded, Records, turns
 from r2v.messages.conversation import Json
 
 _HEADER = re.compile(r"# *(\w+): *(.*)")
-_YES_NO = {"yes": True, "true": True, "no": False, "false": False}
 
 
 def text_logs(path: Path) -> Iterator[tuple[str, str]]:
@@ -50,12 +49,7 @@ def convert(text: str, where: str) -> Recorded:
     if not commands:
         raise ValueError("no command: no line begins with `$ `")
     record: Json = {"task": about.get("task", Path(where).stem), "model": about.get("model", "recorded")}
-    if "success" in about:
-        if about["success"].lower() not in _YES_NO:
-            raise ValueError(f"success is {about['success']!r}; write yes or no")
-        record["success"] = _YES_NO[about["success"].lower()]
-    elif "reward" in about:
-        record["reward"] = float(about["reward"])
+    record |= {key: about[key] for key in ("success", "reward") if key in about}
     record["messages"] = turns("\n".join([about["goal"], *opening]).strip(), commands)
     return openai_jsonl.convert(record, where)
 
