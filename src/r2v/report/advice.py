@@ -252,13 +252,14 @@ def _nulls(f: Facts) -> list[list[str]]:
 
 
 def _baselines(f: Facts) -> str:
-    """Why the gains of the table are not read against each other."""
+    """What the gains of the table are over."""
     if f["gain_over_random"] is None:
         return ""
     each = " of each model" if len(f["slms"]) > 1 else ""
     return (
-        f"Each row is compared with random escalation of as many {UNITS[f['evidence']]}{each} as it escalates itself. So "
-        "two rows have two baselines, and their gains do not subtract: <b>router less first step only</b> compares them."
+        f"Each row is compared with random escalation of as many {UNITS[f['evidence']]}{each} as it escalates itself: rows "
+        "have baselines of their own, and what is solved does not compare them. <b>router less first step only</b> is the "
+        "difference of the two gains, with the interval of that difference."
     )
 
 
