@@ -13,6 +13,7 @@ from rich.console import Console
 
 from r2v.core.fixed import Always, Never
 from r2v.core.types import Change
+from r2v.report.comparison import folders, frontiers, table, write_comparison
 from r2v.report.explain import explanation, listing
 from r2v.report.page import headline, worst_attacks, write_report
 from r2v.report.tables import summary
@@ -253,3 +254,27 @@ def test_the_terminal_tables_and_explanations():
 def test_an_always_asking_router_without_curve_is_shown(tmp_path):
     bare = results(routers={"slm_only": router(0.7, 0.0, False), "llm_only": router(0.98, 1.0, False)}, differences={})
     assert write_report(bare, [replace(run(routed(router=Always())), agent="llm_only")], tmp_path, title="x").exists()
+
+
+def test_runs_side_by_side_are_told_apart_by_their_folders(tmp_path):
+    def row(run):
+        routers = {
+            name: router(0.9, 0.2) | {"usd_per_episode": None, "curve": [[0, 0.5], [1, 0.9]]}
+            for name in ("slm_only", "r2v", "llm_only")
+        }
+        more = {"slm": "from scratch, 3 x 64", "teacher": "expert", "tasks": 2, "perturbation_seeds": [1]}
+        rest = {"less_random": None, "calibration": {"ece": 0.1, "auroc": 0.7}}
+        return {"run": run, "routers": routers, **more, **rest}
+
+    found = {"router": "r2v", "same_tasks": False, "rows": [row("runs/a"), row("runs/b")]}
+    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(table(found))
+    console.file.close()
+    text = console.export_text()
+    assert [re.search(rf"^. {name} ", text, re.M) is not None for name in "ab"] == [True, True]
+    shown = [label.get_text() for label in frontiers(found).legends[0].get_texts()]
+    assert shown == ["a: from scratch, 3 x 64", "b: from scratch, 3 x 64"]
+    assert "<b>a</b>: from scratch, 3 x 64" in write_comparison(found, tmp_path).read_text()
+    apart = {"rows": [row("one/run"), row("two/run"), row("/three/run")]}
+    assert folders(apart) == ["one/run", "two/run", "three/run"]
+    assert folders({"rows": [row("one/run")] * 2}) == ["run", "run"]
