@@ -436,9 +436,12 @@ def test_a_server_that_says_a_request_is_too_long_is_believed(make):  # noqa: F8
     assert (answer.status_code, answer.headers["x-r2v-arm"]) == (200, "teacher")
 
 
-def test_a_verifier_that_breaks_gives_the_step_to_the_teacher(make, monkeypatch):  # noqa: F811
+@pytest.mark.parametrize("score", [None, float("nan"), 1.5])
+def test_a_verifier_that_breaks_gives_the_step_to_the_teacher(make, monkeypatch, score):  # noqa: F811
     async def broken(self, context, actions):
-        raise ZeroDivisionError("no idea")
+        if score is None:
+            raise ZeroDivisionError("no idea")
+        return (score,) * len(actions)
 
     world = make()
     monkeypatch.setattr(ToolCallVerifier, "score", broken)
