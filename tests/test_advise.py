@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from r2v.gateway.settings import GatewaySettings
 from r2v.learning.reading import fit_reader, probability, read_rows
 from r2v.logs.importing import import_logs
 from r2v.maths.stats import auroc, auroc_equal_B
-from r2v.report.advice import page, paragraph
+from r2v.report.advice import page, paragraph, table
 from r2v.routers import decide, load_router
 from r2v.routers.base import FittedWith
 from r2v.routers.reading import Reading
@@ -370,6 +371,33 @@ def test_several_weaker_models_are_told_by_their_mean(advice):
     assert paragraph(advice.facts).startswith(f"small alone solves {success:.0%} of 200 sessions, strong ")
     several = paragraph(advice.facts | {"slms": ["small", "smaller"]})
     assert several.startswith(f"The 2 weaker models alone solve {success:.0%} of 200 sessions on average, strong ")
+
+
+def test_the_page_marks_what_it_recommends_and_defines_its_columns(advice):
+    facts = advice.facts
+    shown = page(facts, title="logs")
+    (line,) = re.findall(r"<tr class=marked><td>([\d.]+)%", shown)
+    assert float(line) == min(
+        (100 * row["share"] for row in facts["table"]), key=lambda s: abs(s - 100 * facts["share_escalated"])
+    )
+    assert "<circle class=mark" in shown and f"recommended: {facts['share_escalated']:.0%}" in shown
+    assert "<title>r2v advise: logs</title>" in shown
+    for title in table(facts)[0]:
+        assert f"<b>{title}</b>: " in shown, title
+    assert "measured, not recommended" in page({**facts, "verdict": "no_route"}, title="x")
+
+
+def test_each_row_has_the_baseline_that_its_gain_is_over(advice):
+    """The router and the first step alone may escalate other shares of each model: then random escalation differs."""
+    nulls = advice.facts["nulls"]
+    cells = re.search(r"Beside what needs no router.*?</table>", page(advice.facts, title="x"), re.S)[0]
+    lines = {name: rest.split("</td><td>") for name, rest in re.findall(r"<tr><td>(.*?)</td><td>(.*?)</td></tr>", cells)}
+    router, first = lines["router"], lines["first step only, as many"]
+    assert float(router[1].strip("%")) == pytest.approx(100 * nulls["success"]["random"], abs=0.06)
+    for solved, random, gain, _ in (router, first):
+        assert float(solved.strip("%")) - float(random.strip("%")) == pytest.approx(float(gain), abs=0.16)
+    direct = nulls["gain_over_step_0"]
+    assert lines["router less first step only"][2] == f"{100 * direct['gain']:+.1f}"
 
 
 def test_noise_is_no_route_and_says_how_many_more_sessions(tmp_path):

@@ -60,6 +60,45 @@ def test_what_breaks_is_recorded_with_its_boundary(agent, environment, boundary,
     assert (episode.failure.boundary, episode.failure.kind) == (boundary, kind)
 
 
+class Odd(Flat):
+    """Gives these scores."""
+
+    def __init__(self, *scores):
+        self.scores = scores
+
+    async def score(self, context, actions):
+        return self.scores
+
+
+@pytest.mark.parametrize("scores", [(float("nan"), 0.5, 0.5), (0.5, 1.5, 0.5), (0.5,) * 2, (0.5,) * 4])
+def test_a_verifier_whose_scores_are_none_broke(scores):
+    episode = run(routed(verifier=Odd(*scores)))
+    assert (episode.stop, episode.failure.boundary, episode.failure.kind) == ("error", "verifier", "ValueError")
+
+
+@pytest.mark.parametrize("drawn", [(), (Candidate(Action("a"), float("nan"), None, Usage()),)])
+def test_an_slm_without_candidates_or_with_odd_log_probabilities_broke(drawn):
+    class Fixed:
+        name = "fixed"
+
+        async def propose(self, context, k, *, seed):
+            return drawn
+
+    for agent in (Routed(replace(routed().models, slm=Fixed()), Never()), Solo(Fixed(), "slm")):
+        if isinstance(agent, Routed) or not drawn:
+            assert run(agent).failure.boundary == "slm"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"slm": None}, "the slm is None"), ({"verifier": ScriptedPolicy([])}, "has no method `score`"), ({"k": 0}, "k = 0"),
+     ({"first": 3}, "first = 3"), ({"first": 0}, "first = 0")],
+)  # fmt: skip
+def test_models_that_cannot_act_are_refused_at_once(changes, message):
+    with pytest.raises(ValueError, match=message):
+        replace(routed().models, **changes)
+
+
 def test_a_budget_is_never_exceeded():
     router = ThresholdRouter("all", lambda features: 1.0, 0.0)
     episode = run(routed(teacher="press blue", router=router), memory=Memory(calls_left=2), horizon=6)

@@ -17,7 +17,11 @@ import typer
 import r2v
 from r2v.cli.common import cli
 from r2v.core.mlp import linear
+from r2v.pipeline.settings import RunSettings
+from r2v.routers.base import FittedWith
 from r2v.routers.r2v import R2V
+from r2v.runtime.settings import load
+from r2v.verifiers import source_sha256
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -87,7 +91,10 @@ def test_make_targets_exist():
 
 def test_python_in_the_pages_runs_as_written(tmp_path):
     """Blocks marked `<!-- runnable -->`, those of a page one after the other, beside a finished run's router folder."""
-    router = R2V(risk=linear(("verifier_best",), np.zeros(1), np.ones(1), np.array([-2.0]), 1.0)).at(0.5)
+    settings = load(ROOT / "examples/household.yaml", RunSettings)
+    conditions = FittedWith(settings.slm.k, settings.environment.horizon, "household", "full", source_sha256("household"))
+    risk = linear(("verifier_best",), np.zeros(1), np.ones(1), np.array([-2.0]), 1.0)
+    router = R2V(risk=risk, fitted_with=conditions).at(0.5)
     router.save(tmp_path / "runs/quickstart/7-fit/r2v")
     blocks = {page: re.findall(r"<!-- runnable -->\n```python\n(.*?)```", page.read_text(), re.S) for page in PAGES}
     assert len(blocks[README]) == 2

@@ -457,9 +457,12 @@ def test_a_prompt_that_is_too_long_for_all_is_said_in_words_that_agents_know(mak
         assert answer.status_code == 400 and not world.rows()
 
 
-def test_a_verifier_that_breaks_gives_the_step_to_the_teacher(make, monkeypatch):  # noqa: F811
+@pytest.mark.parametrize("score", [None, float("nan"), 1.5])
+def test_a_verifier_that_breaks_gives_the_step_to_the_teacher(make, monkeypatch, score):  # noqa: F811
     async def broken(self, context, actions):
-        raise ZeroDivisionError("no idea")
+        if score is None:
+            raise ZeroDivisionError("no idea")
+        return (score,) * len(actions)
 
     world = make()
     monkeypatch.setattr(ToolCallVerifier, "score", broken)

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from r2v.core.fixed import Always, Never
 from r2v.core.types import Change
+from r2v.report.comparison import folders, frontiers, table, write_comparison
 from r2v.report.explain import explanation, listing
 from r2v.report.page import headline, worst_attacks, write_report
 from r2v.report.tables import summary
@@ -113,6 +114,21 @@ def test_the_page_is_self_contained(page):
     assert {path.suffix for path in (page.parent / "figures").iterdir()} == {".png", ".svg"}
 
 
+def test_each_column_is_defined_on_the_page_and_not_in_a_tooltip(page):
+    text = page.read_text()
+    assert "<th title" not in text
+    for column in ("success", "call rate", "CVaR of failure", "area", "p vs r2v", "another candidate", "rescued"):
+        assert f"<b>{column}</b>:" in text, column
+    assert ".dot { filter: invert" in text  # llm_only is nearly black
+
+
+def test_of_many_routers_the_figures_with_their_names_are_wide(page, tmp_path):
+    found = results()
+    found["routers"] |= {f"own {i}": router(0.9, 0.2, curve=False) for i in range(14)}
+    wide = write_report(found, [], tmp_path, title="t").read_text()
+    assert wide.count('<figure class="wide">') == 5 and '<figure class="wide">' not in page.read_text()
+
+
 def test_the_worst_of_each_kind_of_text_stands_in_the_page(page):
     assert worst_attacks(results()["text_attacks"]["r2v"]) == {
         "bought": {"kind": "the goal x 50", "share": 0.9, "of": 40},
@@ -148,17 +164,31 @@ def test_the_headline_is_honest_either_way():
     assert "97.0 % of the teacher's success with 12.3 % of the teacher's calls" in headline(results())
 
 
-def test_a_browser_shows_the_episodes(page):
+def dom_of(page, hash="", *options):
+    """The page in a real browser."""
     browser = next((b for b in ("chromium", "chromium-browser", "google-chrome") if shutil.which(b)), None)
     if browser is None:
         pytest.skip("no chromium on this machine")
-    dom = subprocess.run(
+    return subprocess.run(
         [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
          "--disable-background-networking", "--disable-component-update", "--disable-sync",
-         f"--user-data-dir={page.parent / 'profile'}", "--virtual-time-budget=4000", "--dump-dom",
-         f"file://{page}#r2v%2Ftoy%2Fpress%2F1%4042"],
+         f"--user-data-dir={page.parent / 'profile'}", "--virtual-time-budget=4000", *options, "--dump-dom",
+         f"file://{page}{hash}"],
         capture_output=True, text=True, timeout=120,
     ).stdout  # fmt: skip
+
+
+def test_at_1400_pixels_no_column_of_the_main_table_is_out_of_sight(tmp_path):
+    found = results()
+    found["routers"]["cascade_routing"] = router(1.0, 1.0, curve=False) | {"mcnemar_p": 1.5e-8, "area": 0.458}
+    page = write_report(found, [], tmp_path, title="t")
+    measure = "const t = document.querySelector('.scroll'); document.title = `over ${t.scrollWidth - t.clientWidth}`"
+    page.write_text(page.read_text() + f"<script>{measure}</script>")
+    assert "<title>over 0</title>" in dom_of(page, "", "--window-size=1400,2400")
+
+
+def test_a_browser_shows_the_episodes(page):
+    dom = dom_of(page, "#r2v%2Ftoy%2Fpress%2F1%4042")
     assert dom.count('class="step teacher"') == 3
     assert "r2v 0.700 &gt;= 0.500" in dom
     assert "disturbed: direct (inject)" in dom
@@ -224,3 +254,27 @@ def test_the_terminal_tables_and_explanations():
 def test_an_always_asking_router_without_curve_is_shown(tmp_path):
     bare = results(routers={"slm_only": router(0.7, 0.0, False), "llm_only": router(0.98, 1.0, False)}, differences={})
     assert write_report(bare, [replace(run(routed(router=Always())), agent="llm_only")], tmp_path, title="x").exists()
+
+
+def test_runs_side_by_side_are_told_apart_by_their_folders(tmp_path):
+    def row(run):
+        routers = {
+            name: router(0.9, 0.2) | {"usd_per_episode": None, "curve": [[0, 0.5], [1, 0.9]]}
+            for name in ("slm_only", "r2v", "llm_only")
+        }
+        more = {"slm": "from scratch, 3 x 64", "teacher": "expert", "tasks": 2, "perturbation_seeds": [1]}
+        rest = {"less_random": None, "calibration": {"ece": 0.1, "auroc": 0.7}}
+        return {"run": run, "routers": routers, **more, **rest}
+
+    found = {"router": "r2v", "same_tasks": False, "rows": [row("runs/a"), row("runs/b")]}
+    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(table(found))
+    console.file.close()
+    text = console.export_text()
+    assert [re.search(rf"^. {name} ", text, re.M) is not None for name in "ab"] == [True, True]
+    shown = [label.get_text() for label in frontiers(found).legends[0].get_texts()]
+    assert shown == ["a: from scratch, 3 x 64", "b: from scratch, 3 x 64"]
+    assert "<b>a</b>: from scratch, 3 x 64" in write_comparison(found, tmp_path).read_text()
+    apart = {"rows": [row("one/run"), row("two/run"), row("/three/run")]}
+    assert folders(apart) == ["one/run", "two/run", "three/run"]
+    assert folders({"rows": [row("one/run")] * 2}) == ["run", "run"]

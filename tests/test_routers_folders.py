@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import shutil
@@ -11,6 +12,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from r2v.core.agent import sha256_of
 from r2v.core.arrays import to_bytes
 from r2v.core.errors import ArtifactError, SettingsError, StageError
 from r2v.core.features import EXTENDED, FEATURES, PAPER, featurise
@@ -25,12 +27,15 @@ from r2v.routers import BUILT_IN, decide, load_router, router_class
 from r2v.routers.base import FitData, FittedWith, Part, RouterBase, features_of, kind_of, own_settings, quantiles
 from r2v.routers.conformal import Band
 from r2v.routers.helper import Mixture
+from r2v.routers.heuristic import Heuristic
 from r2v.routers.r2v import R2V
 from r2v.routers.r2v_paper import R2VPaper
 from r2v.routers.recorded import CELLS, Kinds
 from r2v.routers.restart import Renewal
+from r2v.routers.rules import Rules
+from r2v.routers.verifier import VerifierRouter
 from r2v.runtime.settings import validated
-from toy import Scored, played_episode, routed, run
+from toy import Flat, Scored, played_episode, routed, run
 
 HORIZON, EPISODES = 12, 30
 RNG = np.random.default_rng(7)
@@ -325,6 +330,85 @@ def test_a_router_decides_about_a_step_of_ones_own_agent():
     decide(router, context, candidates, [0.5], memory=memory, seed=7)
     features, context = featurise(context, candidates, [0.5]), replace(context, proposed=Action("a"))
     assert asked == [((context, features, Memory()), {"seed": 0}), ((context, features, memory), {"seed": 7})]
+
+
+def step(k=5, horizon=16):
+    return Context("g", ("x",), (), horizon), [Candidate(Action("a"), -1.0, 0.5, Usage())] * k, [0.5] * k
+
+
+def test_other_conditions_than_those_of_the_fit_are_said():
+    fitted = R2V(risk=network(), threshold=0.5, fitted_with=FittedWith(5, 16, "household", "full", "0" * 64))
+    decide(fitted, *step())
+    with pytest.warns(UserWarning, match=r"router r2v was fitted with k 5, not 1: its score") as found:
+        decide(fitted, *step(k=1))
+    assert found[0].filename == __file__  # so that Python shows it once for each place that calls
+    with pytest.warns(UserWarning, match="horizon 16, not 40"):
+        decide(fitted, *step(horizon=40))
+    decide(fitted, *step(k=10), memory=Memory(retries=1))  # with what was drawn before
+    with pytest.warns(UserWarning, match="k 5, not 3; verifier household, not this Flat"):
+        agent = routed(router=fitted)
+    with pytest.warns(UserWarning, match="horizon 16, not 40"):
+        asyncio.run(agent.act(step(horizon=40)[0], Memory(), seed=0))
+    with pytest.warns(UserWarning, match="horizon 16, not 10"):
+        run(agent, horizon=10)
+    alike = FittedWith(3, 10, "flat", "full", sha256_of(Flat()))
+    assert run(routed(router=replace(fitted, fitted_with=alike))).failure is None
+
+
+@pytest.mark.parametrize("score", [float("nan"), 1.5, -0.5, float("inf")])
+def test_no_router_decides_on_a_score_that_is_none(score):
+    context, candidates, _ = step(k=2)
+    for router in (load_router("recorded"), VerifierRouter(threshold=0.5), Heuristic(threshold=0.5)):
+        with pytest.raises(ValueError, match=r"a score of .*: it has to be in \[0, 1\]"):
+            decide(router, context, candidates, [score, 0.5])
+    assert decide(router, context, candidates, [1 + 1e-9, 0.0]).score is not None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"logp": 3.0}, "a log-probability of 3.0"),
+        ({"logp": float("nan")}, "a log-probability of nan"),
+        ({"logp": float("-inf")}, "a log-probability of -inf"),
+        ({"entropy": float("nan")}, "an entropy of nan"),
+        ({"entropy": -1.0}, "an entropy of -1.0"),
+    ],
+)
+def test_no_router_decides_on_a_log_probability_that_is_none(changes, message):
+    context, candidates, scores = step(k=1)
+    with pytest.raises(ValueError, match=message):
+        decide(Rules(), context, [replace(candidates[0], **changes)], scores)
+
+
+def test_a_slip_of_a_caller_is_one_line():
+    context, candidates, scores = step(k=1)
+    for wrong, message in (
+        ({"observations": ()}, "0 observations with 0 actions"),
+        ({"actions": (Action("a"),)}, "1 observations with 1 actions"),
+        ({"horizon": 0}, "a horizon of 0 steps"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            decide(Rules(), replace(context, **wrong), candidates, scores)
+        with pytest.raises(ValueError, match=message):
+            asyncio.run(routed().act(replace(context, **wrong), Memory(), seed=0))
+    with pytest.raises(ValueError, match="no candidates"):
+        decide(Rules(), context, [], [])
+    with pytest.raises(ValueError, match="1 candidates with 2 scores"):
+        decide(Rules(), context, candidates, [0.5, 0.5])
+
+
+def test_what_is_no_router_folder_is_answered_with_what_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("benefit", "r2v"):
+        R2V(risk=network(), threshold=0.5).save(tmp_path / "runs/base/7-fit" / name)
+    for wrong, message in (
+        ("benefit", r"has to be fitted: load its folder, RUN/7-fit/benefit"),
+        ("rules", r"a rule without a folder: r2v\.routers\.rules\.Rules\(\)"),
+        ("runs/base", r"is a run: load runs/base/7-fit/r2v \(fitted there: benefit, r2v\)"),
+        ("runs", r"is runs a router folder\?"),
+    ):
+        with pytest.raises(ArtifactError, match=message):
+            load_router(wrong)
 
 
 class Options(msgspec.Struct):

@@ -32,7 +32,8 @@ from r2v.logs.importing import import_logs
 from r2v.maths.calibration import brier, ece
 from r2v.maths.stats import auroc, auroc_B
 from r2v.pipeline.settings import RunSettings
-from r2v.report.inspection import rise, write_inspection
+from r2v.report.inspection import headline, rise, write_inspection
+from r2v.report.inspection_figures import auroc_by_prefix, risk_curves
 from r2v.runtime.settings import load
 from r2v.runtime.store import read_episodes
 from r2v.studies.inspect_logs import inspect_logs
@@ -168,6 +169,30 @@ def test_inspect_tells_what_the_risk_is_worth_and_shows_hostile_text_as_text(tmp
     page = (tmp_path / "out/inspect.html").read_text()
     assert "onerror" in page and HOSTILE not in page and "<img" not in page
     assert not re.findall(r"""(?:src|href)=["']?(?:https?:)?//""", page)
+
+
+def test_of_several_models_the_headline_is_what_is_left_within_each(inspected):
+    _, found = inspected
+    within, rows = found.results["auroc_equal_step_within_model"], found.results["by_prefix"]
+    said = headline(found.results)
+    assert f"of one model the risk separates failing from solved with AUROC {within['auroc']:.2f} (" in said
+    assert f"Across models it is {rows[0]['auroc']:.2f} at step 0" in said and "knowing the model alone, " in said
+    weak = {**found.results, "auroc_equal_step_within_model": {"auroc": 0.53, "auroc_ci95": [0.45, 0.77]}}
+    assert "0.53 (0.45 to 0.77); nothing here shows that the risk knows more than the model." in headline(weak)
+    none = {**found.results, "auroc_equal_step_within_model": {"auroc": None, "auroc_ci95": None}}
+    assert headline(none).startswith("Within no model there are failed and solved episodes")
+    one = headline({**found.results, "auroc_equal_step_within_model": None})
+    assert one.startswith("Among episodes of the same age") and "model" not in one
+
+
+def test_no_legend_lies_on_the_data(inspected):
+    _, found = inspected
+    for draw in (risk_curves, auroc_by_prefix):
+        figure = draw(found.results)
+        figure.canvas.draw()
+        (legend,), axes = figure.legends, figure.axes
+        assert not any(one.get_legend() for one in axes)
+        assert legend.get_window_extent().y0 >= axes[0].get_window_extent().y1
 
 
 def test_the_page_counts_tasks_and_their_groups(inspected, tmp_path):

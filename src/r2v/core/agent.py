@@ -11,13 +11,26 @@ Collection, SLM rollouts, evaluation and gateway differ only in which `Agent` th
 
 from __future__ import annotations
 
+import hashlib
+import inspect
+import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Literal
 
 from r2v.core.errors import boundary
-from r2v.core.features import View, best, featurise, proposing, seen_as
+from r2v.core.features import (
+    View,
+    best,
+    check_candidates,
+    check_context,
+    check_scores,
+    featurise,
+    proposing,
+    seen_as,
+)
 from r2v.core.protocols import Agent, Policy, PricedVerifier, Router, Verifier
 from r2v.core.seeds import derive_seed, derive_uniform
 from r2v.core.types import NO_USAGE, RESTART, TEACHER, Action, Candidate, Choice, Context, Decision, Features, Memory, Usage
@@ -40,7 +53,7 @@ class Solo:
     async def act(self, context: Context, memory: Memory, *, seed: int) -> tuple[Choice, Memory]:
         with boundary(self.source):
             candidates = await self.policy.propose(context, 1, seed=derive_seed(seed, self.source))
-        usage = candidates[0].usage
+            usage = candidates[0].usage
         slm, teacher = (usage, NO_USAGE) if self.source == "slm" else (NO_USAGE, usage)
         return Choice(candidates[0].action, self.source, candidates, (), None, None, slm, teacher), memory
 
@@ -87,6 +100,14 @@ class AgentModels:
     pool: Mapping[str, Policy] = field(default_factory=dict)
     """Further models that a decision may name, between SLM and teacher."""
 
+    def __post_init__(self) -> None:
+        for name, part, method in (("slm", self.slm, "propose"), ("teacher", self.teacher, "propose"),
+                                   ("verifier", self.verifier, "score")):  # fmt: skip
+            if not callable(getattr(part, method, None)):
+                raise ValueError(f"the {name} is {part!r}, which has no method `{method}` (r2v.core.protocols)")
+        if self.k < 1 or (self.first is not None and not 1 <= self.first < self.k):
+            raise ValueError(f"k = {self.k}, first = {self.first}: k is 1 at least, and first, if any, from 1 to k - 1")
+
     def stronger(self, model: str) -> Policy:
         """The model that a decision names. Raises LookupError."""
         if model == TEACHER:
@@ -120,8 +141,10 @@ class StepContext:
             labels = [models.draw, retries] if models.draw or retries else []
             with boundary("slm"):
                 fresh = await models.slm.propose(context, models.size(retries), seed=derive_seed(self.seed, "slm", *labels))
+                check_candidates(fresh)
             with boundary("verifier"):
                 added, cost = await priced(models.verifier, context, [candidate.action for candidate in fresh])
+                check_scores(added, len(fresh))
                 scores = scored + added
                 self._scoring.append(cost)
             with boundary("router"):
@@ -151,6 +174,27 @@ async def priced(verifier: Verifier, context: Context, actions: Sequence[Action]
     return await verifier.score(context, actions), NO_USAGE
 
 
+def warn_if_unlike(router: Router, *, stacklevel: int, **here: object) -> None:
+    """Warn where a router decides under other conditions (k, horizon, ...) than those that it was fitted with."""
+    fitted = getattr(router, "fitted_with", None)
+    known = {key: getattr(fitted, key, None) for key in here}
+    if "restart" in getattr(router, "routes", ()):
+        known["horizon"] = None  # what is left of it shrinks with each attempt
+    wrong = [f"{key} {known[key]}, not {now}" for key, now in here.items() if known[key] not in (None, now)]
+    if wrong:
+        name, text = router.name, "; ".join(wrong)
+        warnings.warn(f"router {name} was fitted with {text}: its score is not what was measured", stacklevel=stacklevel + 1)
+
+
+def sha256_of(verifier: object) -> str:
+    """Hash of a verifier's source, and of what it was made from; empty where the source is not at hand."""
+    try:
+        source = inspect.getsource(sys.modules[type(verifier).__module__])
+    except (OSError, TypeError, KeyError):
+        return ""
+    return hashlib.sha256((source + getattr(verifier, "fingerprint", "")).encode()).hexdigest()
+
+
 def within_budget(decision: Decision, memory: Memory) -> Decision:
     """The decision; where no teacher call is left the SLM goes on in the place of one, whatever was drawn."""
     if memory.calls_left != 0 or decision.route in ("retry", "restart"):
@@ -168,11 +212,19 @@ class Routed:
     models: AgentModels
     router: Router
 
+    def __post_init__(self) -> None:
+        fitted = getattr(self.router, "fitted_with", None)
+        unlike = getattr(fitted, "verifier_sha256", None) not in (None, sha256_of(self.models.verifier))
+        verifier = f"this {type(self.models.verifier).__name__}" if unlike else fitted and fitted.verifier
+        warn_if_unlike(self.router, stacklevel=3, k=self.models.k, verifier=verifier)
+
     @property
     def name(self) -> str:
         return self.router.name
 
     async def act(self, context: Context, memory: Memory, *, seed: int) -> tuple[Choice, Memory]:
+        check_context(context)
+        warn_if_unlike(self.router, stacklevel=2, horizon=context.horizon)
         return await self.choose(StepContext(self.models, context, seed=seed), memory)
 
     async def choose(self, step_context: StepContext, memory: Memory) -> tuple[Choice, Memory]:

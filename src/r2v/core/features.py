@@ -46,6 +46,8 @@ _LATEST = 10
 """Observations among which those that bring nothing new are counted."""
 _END = 100
 """Characters at either end of a long text that tell it from others."""
+_ROUNDING = 1e-3
+"""By so much servers and sums of weights may exceed a bound."""
 _COMMON = set("a an and are at for from in into it of on some that the then to two under with your".split())  # noqa: SIM905
 """Words of a goal that name nothing."""
 
@@ -93,6 +95,35 @@ def featurise(context: Context, candidates: Sequence[Candidate], scores: Sequenc
     ]
     known = tuple([value is not None for value in values])
     return Features(tuple([0.0 if value is None else value for value in values]), known)
+
+
+def check_context(context: Context) -> None:
+    """Raises ValueError for a context in which no step can be decided."""
+    seen, done = len(context.observations), len(context.actions)
+    if seen != done + 1:
+        raise ValueError(f"{seen} observations with {done} actions: one is seen before the first action, and one after each")
+    if context.horizon < 1:
+        raise ValueError(f"a horizon of {context.horizon} steps: there must be one at least")
+
+
+def check_candidates(candidates: Sequence[Candidate]) -> None:
+    """Raises ValueError without candidates, and for log-probabilities and entropies that cannot be any."""
+    if not candidates:
+        raise ValueError("no candidates: every step needs at least one")
+    for one in candidates:
+        if one.logp is not None and not -math.inf < one.logp <= _ROUNDING:
+            raise ValueError(f"a log-probability of {one.logp}: it has to be finite, and 0 at most")
+        if one.entropy is not None and not -_ROUNDING <= one.entropy < math.inf:
+            raise ValueError(f"an entropy of {one.entropy}: it has to be finite, and 0 at least")
+
+
+def check_scores(scores: Sequence[float], k: int) -> None:
+    """Raises ValueError where there is not one score in [0, 1] for each of k candidates."""
+    if len(scores) != k:
+        raise ValueError(f"{k} candidates with {len(scores)} scores: each needs one")
+    for score in scores:
+        if not -_ROUNDING <= score <= 1 + _ROUNDING:
+            raise ValueError(f"a score of {score}: it has to be in [0, 1]")
 
 
 def best(candidates: Sequence[Candidate], scores: Sequence[float]) -> int:

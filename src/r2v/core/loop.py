@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from r2v.core.agent import AgentModels, Forked, Routed, StepContext
+from r2v.core.agent import AgentModels, Forked, Routed, StepContext, warn_if_unlike
 from r2v.core.errors import BoundaryError, boundary
 from r2v.core.protocols import Agent, Branching, Environment, Scoring
 from r2v.core.seeds import derive_seed
@@ -26,6 +26,8 @@ async def run_episode(
 
     Step seeds depend on task, perturbation seed and t only, so that agents are compared on paired randomness.
     """
+    if isinstance(agent, Routed):
+        warn_if_unlike(agent.router, stacklevel=2, horizon=horizon)
     (episode,) = await run_together(
         environment, [agent], task, seed=seed, perturbation=perturbation, horizon=horizon, memory=memory
     )

@@ -209,7 +209,7 @@ class Decision:
     reason: str
     """One line for people; no program reads it."""
     model: str = TEACHER
-    """Which model of the pool acts, where the route is `escalate` or `takeover`."""
+    """Which model of the pool acts where the route is `escalate` or `takeover`; on every other route nobody asks it."""
 
 
 @dataclass(frozen=True, slots=True)

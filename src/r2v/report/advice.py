@@ -36,6 +36,24 @@ COLUMNS = {
 """(title, key) of what the table of thresholds shows beside the share and the threshold."""
 
 
+MEANS = {
+    "share": "of all {units}, how many go to {teacher}",
+    "threshold": "{units} whose score ({score}) is at least this are escalated",
+    "failures_caught": "of the {units} {bad}, the share that is escalated",
+    "false_alarms": "of all other {units}, the share that is escalated",
+    "success": "sessions solved if these are handed over",
+    "random_success": "the same with as many of each model handed over at random",
+    "benefit_of_escalated": "what escalating a step adds to the success of its session, mean of those that are escalated",
+    "usd_saved_share": "of what {teacher} alone would have cost",
+}
+"""What the columns of the table of thresholds mean."""
+AT_RISK = {
+    "paired": "sessions that the SLM keeps and fails, and that {teacher} solves",
+    "explored": "what escalating a step would add, mean of those that the SLM keeps",
+    "alike": "sessions that keep a step on which the teacher differs; that many can be lost at most",
+}
+
+
 def paragraph(facts: Facts) -> str:
     """What the logs advise, in a few sentences for the person who pays."""
     sentences = [_situation(facts), *_result(facts), _next(facts)]
@@ -46,25 +64,32 @@ def table(facts: Facts) -> list[list[str]]:
     """The threshold table with its header: one line a share."""
     if not facts.get("table"):
         return []
-    shown = [(f"{UNITS[facts['evidence']]} escalated", "share"), ("score from", "threshold"), *COLUMNS[facts["evidence"]]]
+    shown = _columns(facts)
     lines = [
         [f"{line[key]:.3f}" if key == "threshold" else _percent(line[key]) for _, key in shown] for line in facts["table"]
     ]
     return [[title for title, _ in shown], *lines]
 
 
+def _columns(f: Facts) -> list[tuple[str, str]]:
+    """(title, key) of each column of the table of thresholds."""
+    return [(f"{UNITS[f['evidence']]} escalated", "share"), ("score from", "threshold"), *COLUMNS[f["evidence"]]]
+
+
 def page(facts: Facts, *, title: str) -> str:
     """One self-contained HTML page."""
-    parts = [f"<h1>{escape(title)}</h1>", f"<p class=lead>{escape(paragraph(facts))}</p>", _badge(facts)]
+    parts = [f"<h1>What routing would bring: {escape(title)}</h1>"]
+    parts += [f"<p class=lead>{escape(paragraph(facts))}</p>", _badge(facts)]
     if facts.get("table"):
         chart = _chart(facts) if facts["evidence"] == "paired" else ""
         parts += [
             "<h2>If you escalate more, or less</h2>",
             chart,
-            _html_table(table(facts)),
+            _html_table(table(facts), marked=_marked(facts)),
+            _meanings(facts),
             f"<p>{escape(_reading(facts))}</p>",
         ]
-        parts += ["<h2>Beside what needs no router</h2>", _html_table(_nulls(facts))]
+        parts += ["<h2>Beside what needs no router</h2>", _html_table(_nulls(facts)), f"<p>{_baselines(facts)}</p>"]
     if any(v["covered_episodes"] for v in facts.get("verdicts") or ()):
         parts += ["<h2>What your verdicts know</h2>", _html_table(_verdicts(facts))]
     parts += ["<h2>What is in these logs</h2>", _html_table(_models(facts)), _html_table(_happened(facts))]
@@ -180,27 +205,65 @@ def _badge(f: Facts) -> str:
     return f"<p><span class='badge {f['verdict']}'>{words}</span> {escape(why)}</p>"
 
 
+def _marked(f: Facts) -> int | None:
+    """The line of the table of thresholds nearest to the share that was measured; None where none was."""
+    share = f["share_escalated"]
+    if share is None or f["gain_over_random"] is None:
+        return None
+    return min(range(len(f["table"])), key=lambda i: abs(float(f["table"][i]["share"]) - share))
+
+
+def _meanings(f: Facts) -> str:
+    """What the mark and each column mean."""
+    unit, kind = UNITS[f["evidence"]], f["evidence"]
+    bad = "on which the teacher differs" if kind == "alike" else "that the SLM fails alone"
+    words = {"units": unit, "teacher": f["teacher"] or "the stronger model", "score": f["score"], "bad": bad}
+    means = {**MEANS, "at_risk": AT_RISK.get(kind, "")}
+    lines = [f"<b>{escape(title)}</b>: {escape(means[key].format(**words))}" for title, key in _columns(f)]
+    mark = ""
+    if _marked(f) is not None:
+        name = "recommended" if f["verdict"] == "route" else "measured, not recommended"
+        mark = (
+            f"<b>Marked</b>: the line nearest to the share that is {name}, {_percent(f['share_escalated'])}. Its score is "
+            "chosen anew for each part of the tasks by the others, so its own figures differ a little from the line's. "
+        )
+    return f"<p class=small>{mark}{'; '.join(lines)}.</p>"
+
+
 def _nulls(f: Facts) -> list[list[str]]:
     nulls = f["nulls"]
     success = nulls.get("success", {})
-    lines = [["", "gain over random", "95 %", "solved"]]
+    solved = "router" in success  # what it would be by chance is known where what it is is
+    lines = [["", *(["solved", "random, as many"] if solved else []), "gain over that random", "95 %"]]
     if f["gain_over_random"] is not None:
-        lines.append(["router", _points(f["gain_over_random"]), _interval(f["gain_ci95"]), _percent(success.get("router"))])
-        lines.append(["random, as many", "0", "", _percent(success.get("random"))])
-        first = nulls["step 0 only"]
-        lines.append(
-            [
-                "first step only, as many",
-                _points(first["gain"]),
-                _interval(first["ci95"]),
-                _percent(success.get("step 0 only")),
-            ]
-        )
+        first, direct = nulls["step 0 only"], nulls["gain_over_step_0"]
+        for name, key, gain, ends in (
+            ("router", "router", f["gain_over_random"], f["gain_ci95"]),
+            ("first step only, as many", "step 0 only", first["gain"], first["ci95"]),
+        ):
+            known = [_percent(success[key]), _percent(success[key] - gain)] if solved else []
+            lines.append([name, *known, _points(gain), _interval(ends)])
+        more = ["router less first step only", *([""] * 2 * solved), _points(direct["gain"]), _interval(direct["ci95"])]
+        lines.append(more)
     rest = {"slm alone": "SLM alone", "teacher alone": "stronger model alone", "slm again": "SLM again in its place",
             "router, at least": "router, if the teacher solves none of what it gets",
             "router, at most": "router, if it solves all of it"}  # fmt: skip
-    lines += [[words, "", "", _percent(success[key])] for key, words in rest.items() if success.get(key) is not None]
-    return lines
+    if not solved and any(success.get(key) is not None for key in rest):
+        lines = [["", "solved"]]
+    lines += [[words, _percent(success[key])] for key, words in rest.items() if success.get(key) is not None]
+    return [line + [""] * (len(lines[0]) - len(line)) for line in lines]
+
+
+def _baselines(f: Facts) -> str:
+    """What the gains of the table are over."""
+    if f["gain_over_random"] is None:
+        return ""
+    each = " of each model" if len(f["slms"]) > 1 else ""
+    return (
+        f"Each row is compared with random escalation of as many {UNITS[f['evidence']]}{each} as it escalates itself: rows "
+        "have baselines of their own, and what is solved does not compare them. <b>router less first step only</b> is the "
+        "difference of the two gains, with the interval of that difference."
+    )
 
 
 def _verdicts(f: Facts) -> list[list[str]]:
@@ -234,7 +297,7 @@ def _happened(f: Facts) -> list[list[str]]:
 
 def _by_model(f: Facts) -> list[list[str]]:
     unseen = f["left_out_models"]
-    lines = [["model", "units", "escalated", "gain over random", "95 %"]]
+    lines = [["model", UNITS[f["evidence"]], "escalated", "gain over random", "95 %"]]
     if unseen:
         lines[0] += ["gain, the model left out too", "95 %"]
     for name, m in f["by_model"].items():
@@ -305,8 +368,8 @@ def _chart(f: Facts) -> str:
     lines, success = f["table"], f["nulls"]["success"]
     router = [(0.0, success["slm alone"]), *((line["share"], line["success"]) for line in lines)]
     chance = [(0.0, success["slm alone"]), *((line["share"], line["random_success"]) for line in lines)]
-    values = [y for _, y in router + chance] + [success["teacher alone"]]
-    low, high, right = min(values) - 0.02, max(values) + 0.02, max(x for x, _ in router) + 0.02
+    values = [y for _, y in router + chance] + [success["teacher alone"], success["router"]]
+    low, high, right = min(values) - 0.02, max(values) + 0.02, max(f["share_escalated"], *(x for x, _ in router)) + 0.02
     w, h, left, bottom = 560, 240, 48, 30
 
     def at(x: float, y: float) -> str:
@@ -319,26 +382,34 @@ def _chart(f: Facts) -> str:
     ticks = "".join(
         f"<text x='{at(x, low).split(',')[0]}' y='{h - 8}' text-anchor='middle'>{x:.0%}</text>"
         for x in (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
+        if x <= right
     )
     ends = "".join(
         f"<text x='{left - 6}' y='{float(at(0, y).split(',')[1]) + 4:.0f}' text-anchor='end'>{y:.0%}</text>"
         for y in (low + 0.02, high - 0.02)
     )
+    x, y = at(f["share_escalated"], success["router"]).split(",")
+    name = "recommended" if f["verdict"] == "route" else "measured"
     return (
         f"<svg viewBox='0 0 {w} {h}' role='img' aria-label='solved against share escalated'>"
         f"<line class=teacher x1='{left}' x2='{w - 10}' y1='{level}' y2='{level}'/>"
-        f"{line(chance, 'chance')}{line(router, 'router')}{ticks}{ends}</svg>"
-        "<p class=key><span class=router>router</span> <span class=chance>random, as many</span> "
-        "<span class=teacher>stronger model alone</span>; solved sessions against the share that is escalated</p>"
+        f"<line class=mark x1='{x}' x2='{x}' y1='10' y2='{h - bottom}'/>"
+        f"{line(chance, 'chance')}{line(router, 'router')}<circle class=mark cx='{x}' cy='{y}' r='5'/>{ticks}{ends}</svg>"
+        "<p class=key>Solved sessions against the share escalated: <span class=router>router</span> "
+        "<span class=chance>random, as many</span> "
+        f"<span class=teacher>{escape(f['teacher'])} alone</span> <span class=mark>&#9675; {name}: "
+        f"{f['share_escalated']:.0%}</span></p>"
     )
 
 
-def _html_table(lines: Sequence[Sequence[str]]) -> str:
+def _html_table(lines: Sequence[Sequence[str]], marked: int | None = None) -> str:
+    """`marked`: the line that stands out, counted after the header."""
     if not lines:
         return ""
     head, *rest = lines
     cells = "".join(f"<th>{escape(cell)}</th>" for cell in head)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in line) + "</tr>" for line in rest)
+    rows = ["".join(f"<td>{escape(cell)}</td>" for cell in line) for line in rest]
+    body = "".join(f"<tr{' class=marked' if i == marked else ''}>{row}</tr>" for i, row in enumerate(rows))
     return f"<div class=wide><table><tr>{cells}</tr>{body}</table></div>"
 
 

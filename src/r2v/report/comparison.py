@@ -18,18 +18,28 @@ Comparison = dict[str, Any]
 """See `r2v.studies.compare`."""
 
 
+def folders(comparison: Comparison) -> list[str]:
+    """What tells the runs apart: as much of the end of each one's path as it takes."""
+    paths = [Path(row["run"]) for row in comparison["rows"]]
+    for n in range(1, max(len(path.parts) for path in paths)):
+        ends = [str(Path(*path.parts[-n:])) for path in paths]
+        if len(set(ends)) == len(set(paths)):
+            return ends
+    return [str(path) for path in paths]
+
+
 def table(comparison: Comparison) -> Table:
     """For the terminal: the columns that fit 80 characters; the page has them all."""
     name = comparison["router"]
     shown = Table(title=f"{name} by backbone, closed loop")
-    shown.add_column("SLM", overflow="fold", min_width=16)
+    shown.add_column("run, SLM", overflow="fold", min_width=16)
     for heading in ("alone", name, "95 %", "teacher", "calls", "less random"):
         shown.add_column(heading, justify="right", no_wrap=True)
-    for row in comparison["rows"]:
+    for folder, row in zip(folders(comparison), comparison["rows"], strict=True):
         routed, random = row["routers"][name], row["less_random"]
         low, high = routed["ci95"]
         shown.add_row(
-            row["slm"], f"{row['routers']['slm_only']['success_rate']:.1%}", f"{routed['success_rate']:.1%}",
+            f"{folder}\n{row['slm']}", f"{row['routers']['slm_only']['success_rate']:.1%}", f"{routed['success_rate']:.1%}",
             f"{100 * low:.1f}-{100 * high:.1f}", f"{row['routers']['llm_only']['success_rate']:.1%}",
             f"{routed['calls_per_episode']:.2f}", "" if random is None else f"{random['area']:+.3f}",
         )  # fmt: skip
@@ -39,10 +49,12 @@ def table(comparison: Comparison) -> Table:
 def frontiers(comparison: Comparison) -> Figure:
     """Success against teacher-call rate, a curve a run: the SLM alone at its left end, the teacher at its right."""
     figure, axes = new(7.6, 4.6)
-    for i, row in enumerate(comparison["rows"]):
+    for i, (folder, row) in enumerate(zip(folders(comparison), comparison["rows"], strict=True)):
         routed, shade = row["routers"][comparison["router"]], SHADES[i % len(SHADES)]
         if routed["curve"]:
-            axes.plot(*zip(*routed["curve"], strict=True), color=shade, lw=1.8, marker="o", ms=3, label=row["slm"])
+            axes.plot(
+                *zip(*routed["curve"], strict=True), color=shade, lw=1.8, marker="o", ms=3, label=f"{folder}: {row['slm']}"
+            )
         low, high = routed["ci95"]
         error = [[max(0.0, routed["success_rate"] - low)], [max(0.0, high - routed["success_rate"])]]
         at = (routed["llm_call_rate"], routed["success_rate"])
@@ -61,6 +73,6 @@ def write_comparison(comparison: Comparison, out: Path) -> Path:
     figure.savefig(out / "frontiers.png", dpi=160)
     write_json(out / "comparison.json", comparison)
     path = out / "comparison.html"
-    page = page_template("comparison.html.j2").render(c=comparison, figure=Markup(svg(figure)))
+    page = page_template("comparison.html.j2").render(c=comparison, folders=folders(comparison), figure=Markup(svg(figure)))
     path.write_text(page, encoding="utf-8")
     return path

@@ -49,9 +49,23 @@ def write_inspection(
 
 
 def headline(results: dict[str, Any]) -> str:
-    """Whether the risk is informative at a given step, in words."""
+    """Whether the risk is informative at a given step, in words; of several models within each of them."""
     known = [m for m in results["by_prefix"] if m["t"] in MARKED_T and m["auroc"] is not None]
-    values = ", ".join(f"{m['auroc']:.2f} at step {m['t']}" for m in known)
+    values = _at_steps(known)
+    within = results["auroc_equal_step_within_model"]
+    if within is not None:
+        which = _at_steps([m for m in results["which_model_by_prefix"] if m["t"] in {k["t"] for k in known}])
+        across = f" Across models it is {values}; knowing the model alone, {which}."
+        if within["auroc"] is None:
+            return f"Within no model there are failed and solved episodes to compare.{across}"
+        low, high = within["auroc_ci95"]
+        verdict = (
+            "the interval lies above chance" if low > 0.5 else "nothing here shows that the risk knows more than the model"
+        )
+        return (
+            f"Among steps of the same number and of one model the risk separates failing from solved with AUROC "
+            f"{within['auroc']:.2f} ({low:.2f} to {high:.2f}); {verdict}.{across}"
+        )
     clear = [m for m in known if m["auroc_ci95"][0] > 0.5]
     verdict = (
         "the interval lies above chance at each of them"
@@ -61,6 +75,10 @@ def headline(results: dict[str, Any]) -> str:
         else f"the interval lies above chance at {len(clear)} of these {len(known)} steps"
     )
     return f"Among episodes of the same age the risk separates failing from solved with AUROC {values}; {verdict}."
+
+
+def _at_steps(areas: Sequence[dict[str, Any]]) -> str:
+    return ", ".join(f"{m['auroc']:.2f} at step {m['t']}" for m in areas if m["auroc"] is not None) or "not known"
 
 
 def naming(found: dict[str, Any]) -> str:

@@ -26,7 +26,7 @@ def risk_curves(r: Results) -> Figure:
         bottom.step(t, count, where="mid", color=colour, lw=1.4)
     top.set_ylabel("risk (median, quartiles)")
     top.set_ylim(-0.02, 1.02)
-    top.legend(frameon=False, fontsize=8, loc="lower right")
+    _legend(figure, top)
     _steps(bottom)
     return figure
 
@@ -52,7 +52,7 @@ def auroc_by_prefix(r: Results) -> Figure:
         top.plot([m["t"] for m in which], [m["auroc"] for m in which], color=OTHER, lw=1.4, label="knowing the model alone")
     top.set_ylabel("AUROC")
     top.set_ylim(-0.02, 1.02)
-    top.legend(frameon=False, fontsize=8, loc="lower left")
+    _legend(figure, top)
     bottom.step([m["t"] for m in r["by_prefix"]], [m["episodes"] for m in r["by_prefix"]], where="mid", color=SOLVED, lw=1.4)
     _steps(bottom)
     return figure
@@ -70,6 +70,12 @@ FIGURES: tuple[tuple[str, Callable[[Results], Figure]], ...] = (
     ("What the risk is worth among episodes of the same age (dashed: chance)", auroc_by_prefix),
     ("Is the risk calibrated? (all steps, tasks left out of the fit)", calibration),
 )
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    """Above the figure, where no data can lie."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, fontsize=8, loc="outside upper left", ncols=2)
 
 
 def _steps(axes: Axes) -> None:

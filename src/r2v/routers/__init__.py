@@ -13,9 +13,10 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from r2v.core.agent import warn_if_unlike
 from r2v.core.arrays import from_file
 from r2v.core.errors import ArtifactError, SettingsError
-from r2v.core.features import FEATURES, featurise, proposing
+from r2v.core.features import FEATURES, check_candidates, check_context, check_scores, featurise, proposing
 from r2v.core.mlp import RiskMLP
 from r2v.core.protocols import Router
 from r2v.core.types import Action, Candidate, Context, Decision, Features, Memory
@@ -118,10 +119,24 @@ def load_router(folder: Path | str) -> RouterBase:
         router = msgspec.convert(state, cls, dec_hook=held)
         _decides(router)
     except FileNotFoundError:
-        raise ArtifactError(f"{path} does not exist; is {folder} a router folder?") from None
+        raise ArtifactError(f"{path} does not exist; {_instead(folder)}") from None
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, ArithmeticError) as error:
         raise ArtifactError(f"{path} is corrupt ({error}); fit the router again") from None
     return router
+
+
+def _instead(folder: Path) -> str:
+    """What to load in the place of something that is no router folder."""
+    if (name := str(folder)) in BUILT_IN:
+        cls = router_class(name)
+        if not needs_fit(cls) and cls().threshold is not None:
+            return f"{name} is a rule without a folder: {cls.__module__}.{cls.__qualname__}()"
+        return f"router {name} has to be fitted: load its folder, RUN/7-fit/{name} (of `r2v run`)"
+    fitted = sorted(path.parent.name for path in folder.glob("7-fit/*/router.json"))
+    if fitted:
+        one = folder / "7-fit" / ("r2v" if "r2v" in fitted else fitted[0])
+        return f"{folder} is a run: load {one} (fitted there: {', '.join(fitted)})"
+    return f"is {folder} a router folder?"
 
 
 def _class_of(kind: str, path: Path) -> type[RouterBase]:
@@ -185,6 +200,18 @@ def decide(
         scores: the verifier's score of each, in [0, 1].
         memory: what was decided at earlier steps; keep it up with `memory.after(decision)`.
         seed: of this step; the same one gives the same decision.
+
+    Returns:
+        The decision. Its `route` says whether a stronger model acts, and its `model` which one would.
+
+    Raises:
+        ValueError: the context, a log-probability or a score cannot be right, or there is no candidate.
     """
+    check_context(context)
+    check_candidates(candidates)
+    check_scores(scores, len(candidates))
+    memory = memory or Memory()
+    drawn = {} if memory.retries else {"k": len(candidates)}  # a retry comes with all that was drawn before
+    warn_if_unlike(router, stacklevel=2, horizon=context.horizon, **drawn)
     known = proposing(context, candidates, scores)
-    return router.decide(known, featurise(context, candidates, scores), memory or Memory(), seed=seed)
+    return router.decide(known, featurise(context, candidates, scores), memory, seed=seed)

@@ -9,13 +9,12 @@ One with settings goes by its settings as JSON wherever r2v names it: in router 
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from r2v.core.agent import sha256_of
 from r2v.core.errors import SettingsError
 from r2v.core.protocols import Verifier
 from r2v.core.untrusted import parsed_json
@@ -85,6 +84,4 @@ def _parsed(name: str) -> tuple[str, dict[str, Any]]:
 
 def source_sha256(name: str) -> str:
     """Hash of the source of the named verifier, and of what it was made from: a router's risk was fitted on its scores."""
-    verifier = verifier_named(name)
-    source = inspect.getsource(sys.modules[type(verifier).__module__]) + getattr(verifier, "fingerprint", "")
-    return hashlib.sha256(source.encode()).hexdigest()
+    return sha256_of(verifier_named(name))
