@@ -101,7 +101,8 @@ def wilson_over_tasks(success_TZ: Floats) -> list[float]:
     worth, spread = float(tasks), float(success_TZ.mean(axis=1).var(ddof=1)) / tasks
     if 0 < share < 1:
         worth = min(float(tasks * seeds), share * (1 - share) / spread) if spread > 0 else float(tasks * seeds)
-    return list(_wilson(share, worth, student95(tasks - 1)))
+    low, high = _wilson(share, worth, student95(tasks - 1))
+    return [min(low, share), max(high, share)]  # rounding leaves 1 outside
 
 
 def student95(degrees: float) -> float:
