@@ -48,8 +48,6 @@ PARTS: Mapping[str, tuple[str, str, Mapping[str, str]]] = {
     "verifier": ("own_verifier", "{camel}", {"GuessVerifier": "{camel}"}),
 }  # fmt: skip
 """What `r2v new` makes: which of examples/, the thing in it, and what is renamed there."""
-PLAIN = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
-"""Names of routers: each has a folder of that name in a run."""
 PASSED = {
     "domain": "tasks, environment, expert, perturbations, verifier and chat format keep their promises",
     "environment": "equal actions lead to equal observations, and it ends once",
@@ -161,7 +159,7 @@ def check_fit(cls: type[RouterBase]) -> None:
 
 def check_class(cls: type[RouterBase]) -> None:
     """What a router says of itself, and that its methods take what those of `RouterBase` take. Raises CheckFailed."""
-    from r2v.routers.base import Need, RouterBase
+    from r2v.routers.base import PLAIN, Need, RouterBase
 
     def wrong(what: str) -> CheckFailed:
         return CheckFailed(f"{cls.__name__}: {what}")

@@ -8,6 +8,7 @@ slm: {model: {hidden_size: 64}}
 
 from __future__ import annotations
 
+import re
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
@@ -22,7 +23,7 @@ from r2v.domains.base import Domain, EnvironmentSettings
 from r2v.learning.settings import CloneSettings, ModelSettings, PreferSettings, RouterSettings
 from r2v.perturbations import BY_SEED, GroupPart, severity_of
 from r2v.routers import BUILT_IN, router_class
-from r2v.routers.base import RouterBase, own_settings
+from r2v.routers.base import PLAIN, RouterBase, own_settings
 from r2v.runtime.settings import Fraction, NonNegativeInt, PositiveFloat, PositiveInt, Settings, validated
 from r2v.verifiers import name_of, verifier_named
 
@@ -329,6 +330,8 @@ class RunSettings(Settings):
         for router, options in chosen.values():
             own_settings(router, options)
         for router, _ in chosen.values():
+            if not re.fullmatch(PLAIN, router.name):
+                raise ValueError(f"router {router.name!r} names a folder, too; take letters, digits, _, - and .")
             if "pool" in router.needs and not self.pool:
                 raise ValueError(f"router {router.name} chooses among more than two models; name those in between in `pool`")
         added = self.router.reads and "reading" not in self.routers

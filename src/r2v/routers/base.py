@@ -38,6 +38,8 @@ Need = Literal["answers", "branches", "exploration", "redraws", "pool"]
 """What a fit may need beside the SLM's rollouts: what the teacher would have done at each step; both futures of some
 steps; episodes with random escalation; episodes with a second draw of candidates at each step; all that it needs, for each
 further model of a pool."""
+PLAIN = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
+"""Names of routers: each has a folder of that name in a run."""
 Outside = Literal["escalate", "abstain", "clip"]
 """What to do where a feature lies far outside of what a router was fitted on: ask the teacher; let the SLM go on; decide as
 if the feature were at the edge of its range."""
