@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -15,7 +17,7 @@ from r2v.cli import cli
 from r2v.core.errors import ArtifactError
 from r2v.gateway.ledger import LastVerdict, Ledger
 from r2v.gateway.reading import picked
-from r2v.logs.archive import Archive, _Partitions, write_archive
+from r2v.logs.archive import TABLES, Archive, _Partitions, write_archive
 from r2v.logs.detection import detect
 from r2v.logs.ledger import FORMAT, LedgerFormat, days_of, steps_of
 from r2v.runtime.store import read_episodes
@@ -216,6 +218,43 @@ def test_the_archive_reads_no_other_file(tmp_path):
         for query in (f"SELECT * FROM '{tmp_path.parent / 'secret.csv'}'", "SET enable_external_access = true"):
             with pytest.raises(ArtifactError):
                 archive._ask(query)
+
+
+CLICKHOUSE = """
+import sys
+from chdb import session
+server, lines = session.Session(sys.argv[1]), open(sys.argv[2]).read().splitlines()
+for day in sys.argv[3:]:
+    for query in "\\n".join(line for line in lines if not line.startswith("--")).split(";"):
+        if query.strip():
+            server.query(query, params={"day": day})
+for table in ("steps", "outcomes", "verdicts", "abandoned"):
+    print(server.query(f"SELECT * FROM r2v.{table} FINAL ORDER BY ALL", "JSONCompactEachRow").data().count("\\n"))
+print(server.query("SELECT sum(teacher_usd), sum(tokens) FROM r2v.steps FINAL", "TSV"))
+print(server.query("SELECT name FROM system.columns WHERE database = 'r2v' AND table = 'steps' ORDER BY position", "CSV"))
+"""
+"""Takes a folder for its data, the SQL, and days; the archive is below where it runs."""
+
+
+def test_clickhouse_reads_an_archive_and_a_day_twice(replicas, tmp_path, monkeypatch):
+    whole, *parts = replicas
+    monkeypatch.setattr(time, "time", lambda: FIRST + 1_000 * DAY)
+    archive_all(tmp_path / "archive", *parts)
+    list(write_archive(parts[0], "again", tmp_path / "archive"))  # the same rows under another replica's name
+    days = sorted(path.name.removeprefix("day=") for path in (tmp_path / "archive").iterdir())
+    sql = Path(__file__).parents[1] / "deploy" / "clickhouse.sql"
+    command = [sys.executable, "-c", CLICKHOUSE, str(tmp_path / "data"), str(sql), *days, days[0]]
+    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert found.returncode == 0, found.stderr
+    steps, outcomes, _, abandoned, sums, *columns = found.stdout.split("\n")
+    assert int(steps) == whole.steps_in_all()
+    assert int(outcomes) == whole.count("SELECT COUNT(*) FROM (SELECT DISTINCT session, t, time, reward FROM outcomes)")
+    assert int(abandoned) == whole.count(
+        "SELECT COUNT(*) FROM (SELECT DISTINCT session, key, time, calls, tokens, usd FROM abandoned)"
+    )
+    usd, tokens = whole._all("SELECT SUM(teacher_usd), SUM(tokens) FROM steps")[0]
+    assert [float(value) for value in sums.split("\t")] == pytest.approx([usd, tokens])
+    assert [name.strip('"') for name in columns if name] == [name for name, _ in TABLES["steps"].columns]
 
 
 def test_a_replica_has_a_name_that_makes_no_path(tmp_path):
