@@ -266,7 +266,7 @@ def test_runs_side_by_side_are_told_apart_by_their_folders(tmp_path):
         rest = {"less_random": None, "calibration": {"ece": 0.1, "auroc": 0.7}}
         return {"run": run, "routers": routers, **more, **rest}
 
-    found = {"router": "r2v", "same_tasks": False, "rows": [row("runs/a"), row("runs/b")]}
+    found = {"router": "r2v", "same_tasks": False, "differs": "tasks", "rows": [row("runs/a"), row("runs/b")]}
     console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(table(found))
     console.file.close()
