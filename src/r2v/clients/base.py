@@ -1,4 +1,4 @@
-"""A model behind HTTP, with what real servers need; `openai` and `anthropic` beside this file speak their protocols.
+"""A model behind HTTP, with what real servers need; the files beside this one each speak a protocol.
 
 Retries honour Retry-After; after failures in a row a model is not called for a while (circuit breaker); requests in flight
 and connections are limited for all calls of a client together. Cancelling a call cancels its requests. Keys are read from
@@ -66,7 +66,9 @@ PACKED = ("gzip", "x-gzip", "deflate")
 PIECE = 65_536
 """Bytes that are unpacked at once."""
 VALUES, READ = 1_500_000, 50_000
-"""Of one answer, and those that are read at once, in some 8 ms: most are in log-probabilities, which are not."""
+"""JSON values of one answer at most, and of what is decoded at once (in some 8 ms). Log-probabilities, which are most of an
+answer, are decoded apart.
+"""
 CALLS = 256
 """Of one answer, and blocks of thinking."""
 ERROR = 100_000

@@ -4,8 +4,8 @@ Collection, SLM rollouts, evaluation and gateway differ only in which `Agent` th
 
     Solo(teacher)                       collect
     Noisy(Solo(teacher))                collect, with label-masked mistakes to recover from
-    Routed(slm, teacher, ..., Never())  rollouts of the deployed SLM
-    Routed(slm, teacher, ..., router)   evaluation, production
+    Routed(models, Never())             rollouts of the deployed SLM
+    Routed(models, router)              evaluation, production
     Forked(Routed, Routed, t)           branches: two futures of one step
 """
 
@@ -207,7 +207,7 @@ def within_budget(decision: Decision, memory: Memory) -> Decision:
 
 @dataclass(frozen=True)
 class Routed:
-    """An agent made of two policies, a verifier and a router."""
+    """An agent made of models (an SLM, stronger ones, a verifier) and a router."""
 
     models: AgentModels
     router: Router

@@ -1,7 +1,7 @@
 """`r2v serve-model`: a local policy behind an OpenAI-style endpoint with `n`, `seed` and log-probabilities, as vLLM's.
 
-The conversation must be the one that `r2v.clients.chat.messages` makes: the goal and the first observation, then commands
-and observations in turns. Candidates depend on (conversation, seed) alone, over HTTP as in the process.
+The conversation must be the one that `r2v.messages.chat_format.messages` makes: the goal and the first observation, then
+commands and observations in turns. Candidates depend on (conversation, seed) alone, over HTTP as in the process.
 """
 
 from __future__ import annotations

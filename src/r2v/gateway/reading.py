@@ -22,7 +22,7 @@ COLUMNS = (
 QUIET_S = 600.0
 """After so long without a step a session has ended: only then its verdict is evidence of how sessions end."""
 RECENT = 5_000
-"""Sessions that `Ledger.sessions` looks through from where it begins, so that a filter that fits none stays cheap."""
+"""Sessions that `LedgerReader.sessions` looks through from where it begins, so that a filter that fits none stays cheap."""
 EVIDENCE = 2_000
 """The latest comparisons, and the latest sessions of a mode, that evidence for another mode rests on."""
 _decoder = msgspec.json.Decoder(Step)

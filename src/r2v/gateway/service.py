@@ -1,8 +1,8 @@
 """One request is one agent step: session, candidates, verifier, features, risk, decision, answer, ledger.
 
-The decision is `r2v.core.agent.Routed.choose`, the code that rollouts and evaluation run; the request is only wrapped as two
-policies, one for each model. What the gateway adds around it: budgets that hold under concurrency, fallbacks when a model is
-down, and the row in the ledger that is written before the answer leaves.
+The decision is `r2v.core.agent.Routed.choose`, the code that rollouts and evaluation run; the request is only wrapped as a
+policy for each model. What the gateway adds around it: budgets that hold under concurrency, fallbacks when a model is down,
+and the row in the ledger that is written before the answer leaves.
 """
 
 from __future__ import annotations
