@@ -12,6 +12,7 @@ import re
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from operator import itemgetter
@@ -256,7 +257,6 @@ class _Partitions:
 
     def __init__(self, path: Path, rows: pa.RecordBatchReader) -> None:
         """Column `part` says of each row to which part it belongs."""
-        self._path = path
         self._batches: dict[int, list[int]] = {}
         written = 0
         with pa.ipc.new_file(str(path), rows.schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as file:
@@ -269,16 +269,17 @@ class _Partitions:
                         file.write_batch(batch.slice(start, end - start))
                         self._batches.setdefault(int(numbers[start]), []).append(written)
                         written += 1
+        self._file = pa.ipc.open_file(pa.memory_map(str(path)))
+        with suppress(OSError):  # a kill leaves nothing of it; Windows does not allow that
+            path.unlink()
 
     def rows(self, part: int, *order: str) -> Iterator[tuple[Any, ...]]:
         """The rows of a part, without its number, in the order of some columns."""
-        with pa.memory_map(str(self._path)) as source:
-            file = pa.ipc.open_file(source)
-            batches = [file.get_batch(i) for i in self._batches.get(part, ())]
-            table = pa.Table.from_batches(batches, file.schema).drop_columns("part")
-            table = table.sort_by([(column, "ascending") for column in order])
-            for batch in table.to_batches(max_chunksize=FETCHED):
-                yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
+        batches = [self._file.get_batch(i) for i in self._batches.get(part, ())]
+        table = pa.Table.from_batches(batches, self._file.schema).drop_columns("part")
+        table = table.sort_by([(column, "ascending") for column in order])
+        for batch in table.to_batches(max_chunksize=FETCHED):
+            yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
 
 
 def _numbered(sizes: Sequence[int]) -> list[int]:
