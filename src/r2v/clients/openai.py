@@ -146,7 +146,7 @@ class OpenAIClient(Client):
             messages = request.body()["messages"]
             body["messages"] = [self._with_reasoning(message, _sendable(message), authors) for message in messages]
             if any(map(_lost, messages, body["messages"])):
-                dropped = (*dropped, "reasoning of another model")
+                dropped = (*dropped, "reasoning_content")
         if "max_tokens" in body:
             body[self._limit] = body.pop("max_tokens")
         if logprobs and s.offers_logprobs and not request.logprobs:
@@ -155,11 +155,12 @@ class OpenAIClient(Client):
 
     def _with_reasoning(self, message: Json, sent: Json, authors: Mapping[str, str]) -> Json:
         """A message as it is sent, with its reasoning where this model is to have it."""
-        keeps, mark = self.settings.keeps_reasoning, mark_of({"reasoning_content": message.get("reasoning_content")})
-        author = None if mark is None else authors.get(mark)
-        if mark is not None and keeps is not False and (keeps if author is None else author == self.settings.model):
+        if not self.settings.keeps_reasoning:
+            return sent
+        mark = mark_of({"reasoning_content": message.get("reasoning_content")})
+        if mark is not None and authors.get(mark, self.settings.model) == self.settings.model:
             return {**sent, "reasoning_content": message["reasoning_content"]}
-        return {**sent, "reasoning_content": ""} if keeps and message.get("tool_calls") else sent
+        return {**sent, "reasoning_content": ""} if message.get("tool_calls") else sent
 
 
 def _lost(message: Json, sent: Json) -> bool:

@@ -85,10 +85,10 @@ class ClientSettings(Settings):
     """What a `/chat/completions` server calls the limit of an answer. auto: `max_completion_tokens` for OpenAI's and Azure's
     hosts, for models named o1, gpt-5 and the like, and from then on where a server refuses the other name; `max_tokens` for
     all others, since many overlook the newer name and then write without a limit."""
-    keeps_reasoning: bool | None = None
-    """Whether a `/chat/completions` server is sent the `reasoning_content` of earlier messages. None: what this model is
-    known to have written in the session. true: also what nobody is known to have written, and an empty one with calls that
-    have none, as DeepSeek's servers want it in a loop of tools. false: none."""
+    keeps_reasoning: bool = False
+    """Whether a `/chat/completions` server is sent the `reasoning_content` of earlier messages: all but what another model
+    is known to have written, and an empty one with calls that have none. DeepSeek's servers want that in a loop of tools;
+    others refuse it, even some that write it."""
     vocabulary: PositiveInt | None = None
     """Its number of tokens: what the alternatives leave out is then spread evenly over the others, as where routers are
     trained; None: it counts as one token."""
