@@ -169,7 +169,7 @@ def test_no_request_fails_while_settings_and_router_change(tmp_path, options):
     spent = rows(gateway, f"SELECT SUM(calls), SUM(tokens), SUM(usd) FROM ({parts})")
     charged = rows(gateway, "SELECT SUM(calls), SUM(tokens), SUM(usd) FROM charges WHERE scope LIKE 'all %'")
     assert charged[0] == pytest.approx(spent[0])
-    assert len(teacher.seen) == charged[0][0]
+    assert len(teacher.seen) <= charged[0][0]  # a call that did not come through in time may have to be paid
     assert rows(gateway, "SELECT MAX(calls) FROM charges WHERE scope LIKE 'all %'")[0][0] <= CALLS  # of each day
     assert rows(gateway, "SELECT 1 FROM steps WHERE code = 'budget_exhausted'")  # the limit was met
 
