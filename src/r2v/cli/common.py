@@ -169,7 +169,7 @@ def counted(number: int, what: str) -> str:
 
 @contextmanager
 def out_folder(out: Path) -> Iterator[None]:
-    """Make a folder before the work whose results it gets, so that one that cannot be is told first.
+    """Make a folder before the work whose results it gets, so that one that cannot be is reported first.
 
     What is empty at the end is removed again. Raises OSError.
     """

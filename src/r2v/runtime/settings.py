@@ -187,11 +187,11 @@ def _check_keys(node: Any) -> None:
     """Raises ValueError where a key stands twice in a part: of two budgets one would be lost."""
     if isinstance(node.value, str):
         return
-    mapping = [pair for pair in node.value if isinstance(pair, tuple)]
-    names = [key.value for key, _ in mapping if isinstance(key.value, str)]
-    for i, name in enumerate(names):
-        if name in names[:i] and name != "<<":
-            raise ValueError(f"`{name}` stands twice in the same part (line {mapping[i][0].start_mark.line + 1}); leave one")
+    seen = set()
+    for key in (item[0] for item in node.value if isinstance(item, tuple)):
+        if isinstance(key.value, str) and key.value in seen and key.value != "<<":
+            raise ValueError(f"`{key.value}` stands twice in the same part (line {key.start_mark.line + 1}); leave one")
+        seen.add(key.value if isinstance(key.value, str) else id(key))
     for child in _children(node):
         _check_keys(child)
 
