@@ -214,7 +214,7 @@ class _DataPlane(Guard):
             key, session or f"{key.tenant}/{fingerprint(request, key.tenant)}", session is not None, forced, threshold,
             shadow=mode == "shadow", dry=dry, traceparent=http.headers.get("traceparent"),
             session_usd=None if usd is None else max(0.0, number(usd, "x-r2v-budget-usd: 0.25")),
-            subagent=short_name(http.headers.get(SUBAGENT_HEADER, "")),
+            subagent=short_name(subagent) if (subagent := http.headers.get(SUBAGENT_HEADER)) else "",
         )  # fmt: skip
 
     def _forced(self, http: HttpRequest, model: str) -> str | None:
@@ -355,11 +355,7 @@ class _DataPlane(Guard):
     async def count_tokens(self, http: HttpRequest) -> Response:
         """An estimate, four characters a token: no model is called."""
         body = await self._body(http, room=self._room)
-        request = await in_slices(len(body), lambda: MESSAGES.parse(body))
-        sent = b"".join(bytes(request.fields[key]) for key in ("messages", "tools") if key in request.fields)
-        text, files = FILE.subn(b"", sent)
-        tokens = len(text) // 4 + FILE_TOKENS * max(files, request.images)
-        return json_response({"input_tokens": max(1, tokens)})
+        return json_response({"input_tokens": await in_slices(len(body), lambda: _estimated_tokens(MESSAGES.parse(body)))})
 
     # -- what is known --------------------------------------------------------------------------------------------
 
@@ -405,6 +401,12 @@ class _DataPlane(Guard):
         if found["ready"] and self._room.full:
             found |= {"ready": False, "problem": "the bodies of requests fill server.max_bodies_bytes"}
         return json_response(found, 200 if found["ready"] else 503)
+
+
+def _estimated_tokens(request: Request) -> int:
+    sent = b"".join(bytes(request.fields[key]) for key in ("messages", "tools") if key in request.fields)
+    text, files = FILE.subn(b"", sent)
+    return max(1, len(text) // 4 + FILE_TOKENS * max(files, request.images))
 
 
 async def _no_such_path(http: HttpRequest, error: Exception) -> Response:

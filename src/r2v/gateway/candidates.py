@@ -44,10 +44,10 @@ class LiveAnswer:
         self._opening: list[tuple[CandidateSource, Piece]] = []
 
     def put(self, source: CandidateSource, piece: Piece) -> None:
-        if self.source is None and _opens(piece):
-            self._opening.append((source, piece))
-            return
         if self.source is None:
+            if _opens(piece):
+                self._opening.append((source, piece))
+                return
             self.source = source
             # The SLM's answer is streamed only where it is before anything is decided.
             self.facts |= {"arm": source.role} if source.stronger else {"arm": "slm", "reason": "early"}

@@ -182,7 +182,7 @@ def scoped(http: HttpRequest, value: str) -> str:
 
 def short_name(value: str) -> str:
     """What a client calls a session, hashed where it might say more than a name should."""
-    if value and (not IDENTITY.fullmatch(value) or SECRET.search(value)):
+    if not IDENTITY.fullmatch(value) or SECRET.search(value):
         return "h-" + hashlib.sha256(value.encode("utf-8", "replace")).hexdigest()[:24]
     return value
 
