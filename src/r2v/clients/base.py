@@ -318,8 +318,8 @@ class Client(ABC):
             await self.answers(parse(PROBE), 1, seed=None, logprobs=False, authors={})
         except Refusal as error:
             if error.http in (401, 403):
-                mend = f"the key in {s.api_key_env} is refused; put a valid one there"
-                mend = mend if s.api_key_env else "it wants a key; name its variable in `api_key_env`"
+                refused = f"the key in {s.api_key_env} is refused; put a valid one there"
+                mend = refused if s.api_key_env else "it wants a key; name its variable in `api_key_env`"
             elif error.http == 404 or "`model`" in str(error) or "model_not_found" in str(error):
                 mend = f"it has no model {s.model!r}, or no {self.path} below its base_url; mend `model` or `base_url`"
             elif error.http not in (400, 422):
