@@ -48,6 +48,10 @@ def test_a_wrong_command_line_is_one_line(refused, arguments, line):
     assert line in refused(*arguments.split(), status=2)
 
 
+def test_a_run_to_explain_that_is_not_there_is_reported_as_such(refused, tmp_path):
+    assert f"{tmp_path / 'missing'} does not exist; give the folder of a run" in refused("explain", tmp_path / "missing")
+
+
 @pytest.mark.parametrize("usd", ["nan", "inf"])
 def test_a_limit_that_limits_nothing_is_refused(refused, usd):
     assert f"a key cannot have {usd} USD a day" in refused("keys", "create", "ci", "--usd-per-day", usd)

@@ -250,6 +250,8 @@ def explain(
     from r2v.pipeline.run_folder import folder_of
     from r2v.report.explain import explanation, listing
 
+    if not run_folder.exists():
+        raise SettingsError(f"{run_folder} does not exist; give the folder of a run, or of `r2v evaluate`")
     inside = run_folder / folder_of("evaluate") / "episodes.parquet"
     episodes = read_episodes(inside if inside.exists() else run_folder / "episodes.parquet")
     mine = [e for e in episodes if e.agent == router]
