@@ -32,7 +32,7 @@ from r2v.core.features import (
     seen_as,
 )
 from r2v.core.protocols import Agent, Policy, PricedVerifier, Router, Verifier
-from r2v.core.seeds import derive_seed, derive_uniform
+from r2v.core.seeds import call_seed, derive_seed, derive_uniform
 from r2v.core.types import NO_USAGE, RESTART, TEACHER, Action, Candidate, Choice, Context, Decision, Features, Memory, Usage
 
 MAX_RETRIES = 3
@@ -52,7 +52,7 @@ class Solo:
 
     async def act(self, context: Context, memory: Memory, *, seed: int) -> tuple[Choice, Memory]:
         with boundary(self.source):
-            candidates = await self.policy.propose(context, 1, seed=derive_seed(seed, self.source))
+            candidates = await self.policy.propose(context, 1, seed=call_seed(seed, self.source))
             usage = candidates[0].usage
         slm, teacher = (usage, NO_USAGE) if self.source == "slm" else (NO_USAGE, usage)
         return Choice(candidates[0].action, self.source, candidates, (), None, None, slm, teacher), memory
@@ -140,7 +140,7 @@ class StepContext:
             before, scored = (await self.look(retries - 1))[:2] if retries else ((), ())
             labels = [models.draw, retries] if models.draw or retries else []
             with boundary("slm"):
-                fresh = await models.slm.propose(context, models.size(retries), seed=derive_seed(self.seed, "slm", *labels))
+                fresh = await models.slm.propose(context, models.size(retries), seed=call_seed(self.seed, "slm", *labels))
                 check_candidates(fresh)
             with boundary("verifier"):
                 added, cost = await priced(models.verifier, context, [candidate.action for candidate in fresh])
@@ -163,7 +163,7 @@ class StepContext:
             with boundary("router"):
                 policy = self._models.stronger(model)
             with boundary("teacher"):
-                (self._answers[model],) = await policy.propose(self.context, 1, seed=derive_seed(self.seed, model))
+                (self._answers[model],) = await policy.propose(self.context, 1, seed=call_seed(self.seed, model))
         return self._answers[model]
 
 
@@ -237,7 +237,7 @@ class Routed:
         for retries in range(MAX_RETRIES + 1):
             candidates, scores, features = await step_context.look(retries)
             with boundary("router"):
-                seed = derive_seed(step_context.seed, "router", *([retries] if retries else []))
+                seed = call_seed(step_context.seed, "router", *([retries] if retries else []))
                 known = proposing(step_context.context, candidates, scores)
                 memory = memory if memory.retries == retries else replace(memory, retries=retries)
                 decision = within_budget(self.router.decide(known, features, memory, seed=seed), memory)

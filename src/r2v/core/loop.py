@@ -15,7 +15,7 @@ from typing import Any
 from r2v.core.agent import AgentModels, Forked, Routed, StepContext, warn_if_unlike
 from r2v.core.errors import BoundaryError, boundary
 from r2v.core.protocols import Agent, Branching, Environment, Scoring
-from r2v.core.seeds import derive_seed
+from r2v.core.seeds import episode_seed, step_seed
 from r2v.core.types import RESTART, Action, Choice, Context, Episode, Failure, Memory, Observation, Step, Task
 
 
@@ -45,7 +45,7 @@ async def run_together(
     memory: Memory,
 ) -> list[Episode]:
     """What `run_episode` gives for each agent. Two agents or more, and restarts, need an environment with `clone()`."""
-    memory = replace(memory, seed=derive_seed(task.id, seed, "episode"))
+    memory = replace(memory, seed=episode_seed(task.id, seed))
     trajectories = [_Trajectory(agent, memory) for agent in agents]
     goal = environment.goal
     snapshot = environment.clone() if isinstance(environment, Branching) else None
@@ -142,7 +142,7 @@ class _Attempt:
     ) -> dict[Action, list[_Trajectory]]:
         """The trajectories by the action they go on with; one whose agent broke is at its end."""
         t = self.lost + context.t
-        seed = derive_seed(self.task.id, self.seed, t)
+        seed = step_seed(self.task.id, self.seed, t)
         step_contexts: dict[AgentModels, StepContext] = {}
         by_action: dict[Action, list[_Trajectory]] = {}
         for trajectory in trajectories:

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Protocol
 
 from r2v.core.agent import within_budget
 from r2v.core.features import proposing
 from r2v.core.protocols import Router
-from r2v.core.seeds import derive_seed
+from r2v.core.seeds import call_seed, episode_seed, step_seed
 from r2v.core.types import Context, Decision, Episode, Features, Memory, Route
 from r2v.evaluation.outcomes import Outcomes, Row, gather, row
 from r2v.evaluation.results import Played
@@ -59,8 +58,10 @@ class RecordedSteps:
             if step.choice.features is None:
                 raise ValueError(f"step {step.t} of {episode.task.id} has no features; replay needs routed SLM episodes")
             known = proposing(context, step.choice.candidates, step.choice.scores)
-            found.append((known, step.choice.features, router_seed(episode.task.id, episode.seed, step.t)))
-        return cls(tuple(found), derive_seed(episode.task.id, episode.seed, "episode"), episode.task.id)
+            found.append(
+                (known, step.choice.features, call_seed(step_seed(episode.task.id, episode.seed, step.t), "router"))
+            )
+        return cls(tuple(found), episode_seed(episode.task.id, episode.seed), episode.task.id)
 
 
 def escalations(
@@ -95,12 +96,6 @@ def decisions(router: Router, recorded: RecordedSteps, max_calls: int | None = N
             raise ValueError(f"{router.name} decides {decision.route}; a recorded episode has no more than was recorded")
         yield t, decision
         memory = memory.after(decision)
-
-
-@lru_cache(maxsize=1 << 16)
-def router_seed(task: str, z: int, t: int) -> int:
-    """The seed that the loop hands to the router (`r2v.core.loop`, `r2v.core.agent`)."""
-    return derive_seed(derive_seed(task, z, t), "router")
 
 
 def oracle(episode: Episode) -> tuple[int, ...]:

@@ -15,9 +15,8 @@ from typing import Any
 
 from r2v.core.features import View, featurise, proposing, seen_as
 from r2v.core.protocols import Router, Verifier
-from r2v.core.seeds import derive_seed
+from r2v.core.seeds import call_seed, episode_seed, step_seed
 from r2v.core.types import Candidate, Context, Episode, Memory
-from r2v.evaluation.replay import router_seed
 
 Step = tuple[Context, tuple[Candidate, ...], Memory, int]
 """What a router decides on: what was known, the SLM's candidates, what was decided before, and its seed."""
@@ -63,11 +62,11 @@ def steps_of(episodes: Iterable[Episode], horizon: int, most: int) -> list[Step]
     """At most so many steps of a router's episodes on which it escalated, and as many of the others, evenly spread."""
     parts: tuple[list[Step], list[Step]] = ([], [])
     for episode in episodes:
-        memory = Memory(seed=derive_seed(episode.task.id, episode.seed, "episode"))
+        memory = Memory(seed=episode_seed(episode.task.id, episode.seed))
         for step, context in zip(episode.steps, episode.contexts(horizon), strict=True):
             choice = step.choice
             if choice.features is not None and choice.decision is not None:
-                seed = router_seed(episode.task.id, episode.seed, step.t)
+                seed = call_seed(step_seed(episode.task.id, episode.seed, step.t), "router")
                 parts[choice.source == "teacher"].append((context, choice.candidates, memory, seed))
                 memory = memory.after(choice.decision)
     return [step for part in parts for step in part[:: -(-len(part) // most) or 1]]
