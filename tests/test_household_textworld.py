@@ -18,7 +18,7 @@ import textworld_reference as reference
 from r2v.domains.household.games import FAMILIES
 from r2v.domains.household.scenes import SceneSettings, generate
 
-GAMES, STEPS, LEAST = 144, 180, 20_000
+GAMES, STEPS, LEAST = 48, 180, 6_600
 BEFORE_0_4 = (
     ("action help {", "action unused {"),
     ("move {o} to {r}", "put {o} in/on {r}"),

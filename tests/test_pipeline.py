@@ -35,7 +35,7 @@ clone: {steps: 160, batch_tokens: 1024, checkpoint_every: 20}
 propose: {tasks: 6}
 prefer: {enabled: true}
 router: {epochs: 5, reads: true}
-evaluate: {asked_shares: [0.05, 0.3], resamples: 200, clairvoyant: 0}
+evaluate: {asked_shares: [0.05, 0.3], resamples: 200, clairvoyant: 0, attacked_steps: 8}
 """
 
 
@@ -314,7 +314,7 @@ def test_ablate_makes_every_table(science):
     rows = {name: [row["name"] for row in table] for name, table in made["tables"].items()}
     assert len(rows["cvar"]) == 30 and len(rows["features"]) == 9
     assert rows["unseen"] == ["flaky", "partial", "inject", "distract"]
-    assert rows["consistency"] == ["0", "0.2", "1"] and rows["k"] == ["2", "3", "5", "8"]
+    assert rows["consistency"] == ["0", "0.05", "0.2", "0.5", "1"] and rows["k"] == ["2", "3", "5", "8"]
     assert rows["routes"] == ["retry", "escalate", "escalate_3", "takeover", "restart", "rewind"]
     assert rows["labels"][-1] == "teacher differs"
     for name, table in made["tables"].items():
@@ -325,6 +325,9 @@ def test_ablate_makes_every_table(science):
     page = (science / "ablation" / "ablation.html").read_text()
     assert "replay (optimistic)" in page and "without_verifier" in page and "62.6 %" in page
     assert not (science / "ablation" / "partial").exists()
+    assert "ablation-closed" in r2v("ablate", str(science), "--only", "closed").stdout
+    alone = json.loads((science / "ablation-closed" / "ablation.json").read_text())["tables"]
+    assert alone == {"closed": made["tables"]["closed"]}
 
 
 def test_the_bench_plays_a_run_on_fresh_tasks_beside_random_and_step_0(finished, tmp_path):
@@ -458,6 +461,7 @@ def test_what_somebody_else_left_in_a_folder_stays(settings, refused, tmp_path):
         with study(run, mine, "evaluate", Console(quiet=True), fingerprint=fingerprint):
             pass
     assert "is no folder of `r2v ablate`; choose another --out" in refused("ablate", run, "--out", mine)
+    assert "no table is called closd; there are features" in refused("ablate", run, "--only", "closd")
     assert {path.name for path in mine.iterdir()} == {".lock", "notes.txt", "draft.txt"}
 
 

@@ -177,13 +177,20 @@ def certify(
 @cli.command(rich_help_panel="Runs")
 def ablate(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
-    out: Annotated[Path | None, typer.Option(help="Folder for the tables; RUN/ablation if not given.")] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A table, repeatable: features, closed, objective, labels, unseen, "
+            "cvar, routes, consistency or k; all if not given."
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the tables; RUN/ablation[-TABLE...] if not given.")] = None,
     executor: Executor = "processes",
     address: Address = None,
 ) -> None:
     """Make the paper's ablation tables on a finished run: closed loop and replay side by side, next to the paper's figures.
 
-    Some minutes on two cores: about 50 router fits, two preference trainings if `prefer.enabled`, and all variants played
+    Some minutes on two cores: about 50 router fits, four preference trainings if `prefer.enabled`, and all variants played
     on the test tasks. A killed one resumes.
     """
     from rich.console import Console
@@ -194,9 +201,14 @@ def ablate(
     from r2v.runtime.executor import ExecutorChoice
     from r2v.studies.ablate import ablate as make
     from r2v.studies.ablate import fingerprint
+    from r2v.studies.ablation_plan import TABLES
 
     choice = ExecutorChoice(executor, address)
-    run, folder = RunFolder(run_folder), out or run_folder / "ablation"
+    run, folder = RunFolder(run_folder), out or run_folder / "-".join(["ablation", *(only or ())])
+    if unknown := [name for name in only or () if name not in TABLES]:
+        raise SettingsError(f"no table is called {', '.join(unknown)}; there are {', '.join(TABLES)}")
+    if only and "consistency" in only and not run.settings.prefer.enabled:
+        raise StageError(f"the table consistency needs a run with prefer: {{enabled: true}}, which {run_folder} has not")
     if not run.settings.trains:
         raise StageError(f"the SLM of {run_folder} is a chat endpoint; an ablation needs one that was trained in the run")
     there = {path.name for path in folder.iterdir()} - {".lock"} if folder.is_dir() else set()
@@ -205,7 +217,7 @@ def ablate(
     run.finished("collect", "perturb", "clone", "propose", "prefer", "rollout", "fit")
     console = Console()
     with study(run_folder, folder, "ablate", console, choice, fingerprint=fingerprint(run)) as ctx:
-        tables = make(ctx)
+        tables = make(ctx, only or TABLES)
         write_json(folder / "ablation.json", tables)
         page = write_ablation(tables, run.results(), folder)
     console.print(f"page     {page}\nnumbers  {folder / 'ablation.json'}", highlight=False)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -40,7 +40,7 @@ from r2v.routers.base import FittedWith
 from r2v.routers.interventions import HOW, Intervention
 from r2v.routers.r2v import R2V
 from r2v.runtime.store import whole_file
-from r2v.studies.ablation_plan import CANDIDATES, EPOCHS, LAMBDAS, Variant, masked, variants
+from r2v.studies.ablation_plan import CANDIDATES, EPOCHS, LAMBDAS, TABLES, Variant, masked, variants
 
 RECALIBRATION = 50
 """Episodes of an unseen perturbation family on which the risk is recalibrated."""
@@ -142,8 +142,8 @@ def fingerprint(run: RunFolder) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def ablate(ctx: StageContext) -> dict[str, Any]:
-    """All tables; `ctx.out` is a scratch folder, whose finished jobs are kept if this is killed."""
+def ablate(ctx: StageContext, only: Collection[str] = TABLES) -> dict[str, Any]:
+    """The tables that are wanted; `ctx.out` is a scratch folder, whose finished jobs are kept if this is killed."""
     settings, run = ctx.settings, ctx.run
     slm, tried = run.slm, run.interventions()
     recorded, held = run.rollouts(), run.validation_episodes()
@@ -156,7 +156,8 @@ def ablate(ctx: StageContext) -> dict[str, Any]:
     tested = {family_of(task.id, z, named) for task in tasks for z in seeds}
     everywhere = tested & {e.perturbation for e in recorded} & {e.perturbation for e in held}
     families = [family for family in dict.fromkeys(named) if family in everywhere]
-    plan = variants(settings.router, with_answers=tried is not None, families=families)
+    planned = variants(settings.router, with_answers=tried is not None, families=families)
+    plan = [v for v in planned if v.table in only]
     fitted = ctx.partial / "routers"
     distinct = {v.key: v for v in plan}.values()
     ctx.map(fit_variant, [FitJob(v, paths["train"], paths["held"], fitted / v.key, settings.seed) for v in distinct], "fits")
@@ -165,9 +166,10 @@ def ablate(ctx: StageContext) -> dict[str, Any]:
     positions = {v.key: _positions(v, _risk_in(fitted / v.key), held_table, share) for v in distinct}
     agents = _ends(ctx, slm)
     alarms = _positions(Variant("", "", settings.router, names=risk.names), risk, held_table, share)
-    for how in HOW:
+    routes = HOW if "routes" in only else ()
+    for how in routes:
         Intervention(name=f"route {how}", risk=risk, how=how).save(fitted / f"route {how}")
-    agents |= routed_at({f"route {how}": alarms for how in HOW}, fitted, slm)
+    agents |= routed_at({f"route {how}": alarms for how in routes}, fitted, slm)
     for v in distinct:
         agents |= {at(v.key, t): AgentSpec("routed", slm, fitted / v.key, t) for t in positions[v.key]}
     rows, episodes = play(ctx, agents, tasks, seeds, "test", keep=["slm_only"], max_calls=settings.evaluate.max_calls)
@@ -175,13 +177,15 @@ def ablate(ctx: StageContext) -> dict[str, Any]:
     tables: dict[str, list[dict[str, Any]]] = {}
     for v in plan:
         tables.setdefault(v.table, []).append(test.measure(v, fitted, positions[v.key], held_table))
-    tables["routes"] = [{"name": how, **test.curve(f"route {how}", alarms)} for how in HOW]
-    if settings.prefer.enabled:
+    if routes:
+        tables["routes"] = [{"name": how, **test.curve(f"route {how}", alarms)} for how in routes]
+    if settings.prefer.enabled and "consistency" in only:
         tables["consistency"] = [
             _remade(ctx, f"consistency {weight:g}", f"{weight:g}", _preferred(ctx, weight), settings.slm.k)
             for weight in LAMBDAS
         ]
-    tables["k"] = [_remade(ctx, f"k {k}", str(k), slm, k) for k in sorted({*CANDIDATES, settings.slm.k})]
+    if "k" in only:
+        tables["k"] = [_remade(ctx, f"k {k}", str(k), slm, k) for k in sorted({*CANDIDATES, settings.slm.k})]
     return {
         "tasks": len(tasks),
         "perturbation_seeds": list(seeds),

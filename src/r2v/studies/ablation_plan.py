@@ -32,7 +32,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
 ALPHAS = (0.05, 0.1, 0.2, 0.3, 0.5)
 EPSILONS = (0.02, 0.05, 0.08, 0.1, 0.13, 0.15)
 CANDIDATES = (2, 3, 8)
-LAMBDAS = (0.0, 0.2, 1.0)
+LAMBDAS = (0.0, 0.05, 0.2, 0.5, 1.0)
+TABLES = ("features", "closed", "objective", "labels", "unseen", "cvar", "routes", "consistency", "k")
 
 
 @dataclass(frozen=True)
