@@ -14,7 +14,8 @@ from r2v.core.mlp import RiskMLP, linear
 from r2v.core.types import Features
 from r2v.learning.labels import failure_rows
 from r2v.learning.linear import fit_logistic, standardisation
-from r2v.routers.base import FitData, RouterBase
+from r2v.routers.base import RouterBase
+from r2v.routers.fit_data import FitData
 
 FEATURES = ("verifier_best", "repeats_in_last_five", "steps_since_new")  # of r2v.core.features
 

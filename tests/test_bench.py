@@ -25,7 +25,8 @@ from r2v.cli import cli
 from r2v.core.errors import SettingsError, StageError
 from r2v.core.types import Context, Decision, Features, Memory
 from r2v.routers import SHIPPED, router_class
-from r2v.routers.base import FitData, FittedWith, RouterBase
+from r2v.routers.base import FittedWith, RouterBase
+from r2v.routers.fit_data import FitData
 
 SHOWN = INTERCODE_VERDICT.path
 TASKS, BASES = 120, 24

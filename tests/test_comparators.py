@@ -367,7 +367,7 @@ LOST, WON = run(routed(), horizon=5), run(routed(slm="press red"), horizon=5)  #
 
 
 def data(**more) -> SimpleNamespace:
-    """What fits need of `r2v.routers.base.FitData`."""
+    """What fits need of `r2v.routers.fit_data.FitData`."""
     parts = {
         "risk": STEP, "disagreement": STEP, "rollouts": [LOST, WON], "held": [LOST, LOST], "horizon": 5, "fitted_with": None,
         "names": FEATURES,

@@ -27,7 +27,7 @@ from r2v.pipeline.agents import Mistaken
 from r2v.pipeline.plan import plan
 from r2v.pipeline.settings import RunSettings
 from r2v.routers import load_router
-from r2v.routers.base import Part, RouterBase
+from r2v.routers.base import InnerRouter, RouterBase
 from r2v.routers.pool import Pool, PoolCascadeRouting
 from r2v.runtime.settings import validated
 from servers import KEY, Model, gateway, running
@@ -53,7 +53,7 @@ def pool(gains: list[float], prices: list[float], threshold: float) -> Pool:
     """Of the models a, b, ... and the teacher, whose price is 1."""
     names = [*map(chr, range(ord("a"), ord("a") + len(gains) - 1)), TEACHER]
     members = tuple(Member(name, price) for name, price in zip(names, [*prices[: len(gains) - 1], 1.0], strict=True))
-    return Pool(members=members, gains=tuple(Part(Worth(gain=gain)) for gain in gains), threshold=threshold)
+    return Pool(members=members, gains=tuple(InnerRouter(Worth(gain=gain)) for gain in gains), threshold=threshold)
 
 
 def decided(router: RouterBase) -> Decision:

@@ -29,7 +29,8 @@ from r2v.core.types import (
 from r2v.evaluation.branches import Branch
 from r2v.learning.settings import RouterSettings
 from r2v.routers import BUILT_IN, RIVALS, load_router, router_class
-from r2v.routers.base import FitData, FittedWith, RouterBase
+from r2v.routers.base import FittedWith, RouterBase
+from r2v.routers.fit_data import FitData
 from r2v.routers.reading_benefit import ReadingBenefit
 from r2v.routers.rivals.advisor import Advisor
 from r2v.routers.rivals.frugalgpt import FrugalGPT

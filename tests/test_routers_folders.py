@@ -24,8 +24,9 @@ from r2v.learning.settings import RouterSettings
 from r2v.maths.calibration import brier, ece
 from r2v.maths.stats import auroc
 from r2v.routers import BUILT_IN, decide, load_router, router_class
-from r2v.routers.base import FitData, FittedWith, Part, RouterBase, features_of, kind_of, own_settings, quantiles
+from r2v.routers.base import FittedWith, InnerRouter, RouterBase, features_of, kind_of, own_settings, quantiles
 from r2v.routers.conformal import Band
+from r2v.routers.fit_data import FitData
 from r2v.routers.helper import Mixture
 from r2v.routers.heuristic import Heuristic
 from r2v.routers.r2v import R2V
@@ -124,7 +125,7 @@ PARTS = {
 PARTS |= {
     f"pool_{name}": {
         "members": (Member("medium", 0.3), Member("teacher", 1.0)), "threshold": PARTS[name]["threshold"],
-        "gains": tuple(Part(router_class(name)(**{**PARTS[name], **other})) for other in others),
+        "gains": tuple(InnerRouter(router_class(name)(**{**PARTS[name], **other})) for other in others),
     }
     for name, others in (
         ("benefit", ({"worth": logistic(seed=21)}, {})), ("bandit", ({"gain": logistic(seed=22)}, {})),

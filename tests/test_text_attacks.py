@@ -13,8 +13,9 @@ from r2v.evaluation.branches import Branch
 from r2v.evaluation.text_attacks import ATTACKS, escalates, steps_of, text_attacks
 from r2v.learning.settings import RouterSettings
 from r2v.routers.bandit import Bandit
-from r2v.routers.base import FitData, FittedWith, RouterBase
+from r2v.routers.base import FittedWith, RouterBase
 from r2v.routers.benefit import fit_worth
+from r2v.routers.fit_data import FitData
 from r2v.routers.helper import Helper
 from r2v.routers.random import Random
 from toy import Flat, ThresholdRouter, routed, run

@@ -13,7 +13,8 @@ from r2v.core.types import Context, Decision, Episode, Features, Memory
 from r2v.evaluation.replay import replayable
 from r2v.logs.importing import HORIZON
 from r2v.routers import BUILT_IN, RIVALS, SHIPPED, load_router, router_class
-from r2v.routers.base import FitData, FittedWith, Need, RouterBase
+from r2v.routers.base import FittedWith, Need, RouterBase
+from r2v.routers.fit_data import FitData
 
 STEP_0 = "step 0"
 """Ends the name of a router that decides at the first step alone."""

@@ -30,7 +30,8 @@ from r2v.evaluation.curves import interval, resample_BT
 from r2v.evaluation.gain import RESAMPLES
 from r2v.evaluation.replay import RecordedSteps, decisions
 from r2v.maths import Floats
-from r2v.routers.base import FitData, Need
+from r2v.routers.base import Need
+from r2v.routers.fit_data import FitData
 from r2v.routers.reading_benefit import ReadingBenefit
 from r2v.runtime.progress import Report
 from r2v.runtime.store import write_json

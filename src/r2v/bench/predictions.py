@@ -30,7 +30,8 @@ from r2v.evaluation.branches import Branch
 from r2v.evaluation.replay import RecordedSteps, escalations
 from r2v.learning.settings import RouterSettings
 from r2v.logs.importing import HORIZON
-from r2v.routers.base import FitData, Need, RouterBase
+from r2v.routers.base import Need, RouterBase
+from r2v.routers.fit_data import FitData
 from r2v.runtime.progress import Report
 from r2v.runtime.store import whole_file
 

@@ -37,7 +37,8 @@ from r2v.runtime import plugins
 from r2v.runtime.store import write_text
 
 if TYPE_CHECKING:
-    from r2v.routers.base import FitData, RouterBase
+    from r2v.routers.base import RouterBase
+    from r2v.routers.fit_data import FitData
 
 PARTS: Mapping[str, tuple[str, str, Mapping[str, str]]] = {
     "router": ("own_router", "{camel}", {"OwnRouter": "{camel}", "Own": "{camel}", "own_router": "{snake}"}),
@@ -205,7 +206,8 @@ def made_up_data(tasks: int = 40, horizon: int = 8) -> FitData:
     """Small `FitData` with all that routers may need; an episode fails the more, the worse its candidates score."""
     from r2v.evaluation.branches import Branch
     from r2v.learning.settings import RouterSettings
-    from r2v.routers.base import FitData, FittedWith
+    from r2v.routers.base import FittedWith
+    from r2v.routers.fit_data import FitData
 
     recorded, validation, explored = (
         [_episode(f"{split}/{i}", z, horizon, helped) for i in range(tasks) for z in (1, 2)]

@@ -21,7 +21,7 @@ from r2v.core.mlp import RiskMLP
 from r2v.core.protocols import Router
 from r2v.core.types import Action, Candidate, Context, Decision, Features, Memory
 from r2v.core.untrusted import ROUTER_BYTES, read_json
-from r2v.routers.base import FORMAT, FittedWith, Part, RouterBase
+from r2v.routers.base import FORMAT, FittedWith, InnerRouter, RouterBase
 from r2v.runtime.plugins import installed, load
 
 BUILT_IN = {
@@ -111,10 +111,10 @@ def load_router(folder: Path | str) -> RouterBase:
 
         def held(kind: type, value: Any) -> Any:
             """An array, or a router within this one."""
-            if kind is not Part:
+            if kind is not InnerRouter:
                 return arrays[value]
             inner = {key: field for key, field in value.items() if key != "kind"}
-            return Part(msgspec.convert(inner, _class_of(value["kind"], path), dec_hook=held))
+            return InnerRouter(msgspec.convert(inner, _class_of(value["kind"], path), dec_hook=held))
 
         router = msgspec.convert(state, cls, dec_hook=held)
         _decides(router)

@@ -13,7 +13,8 @@ from r2v.core.features import FEATURES, batch
 from r2v.core.mlp import REMEMBERED, RiskMLP, linear
 from r2v.core.types import Episode, Features
 from r2v.maths import Floats
-from r2v.routers.base import FitData, RouterBase, features_of
+from r2v.routers.base import RouterBase, features_of
+from r2v.routers.fit_data import FitData
 
 BONUS = 0.5
 

@@ -9,7 +9,8 @@ import numpy as np
 from r2v.core.features import batch
 from r2v.core.mlp import RiskMLP
 from r2v.core.types import Features
-from r2v.routers.base import FitData, RouterBase
+from r2v.routers.base import RouterBase
+from r2v.routers.fit_data import FitData
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -10,7 +10,8 @@ import numpy as np
 from r2v.core.features import batch, featurise
 from r2v.core.mlp import RiskMLP
 from r2v.core.types import Code, Context, Decision, Episode, Features, Memory, Route
-from r2v.routers.base import FitData, RouterBase
+from r2v.routers.base import RouterBase
+from r2v.routers.fit_data import FitData
 
 RETRY_PRICE = 0.02
 """Of one more draw of candidates, in teacher calls: the paper's 50 : 1."""

@@ -10,7 +10,8 @@ import numpy as np
 from r2v.core.mlp import RiskMLP
 from r2v.core.types import Context, Decision, Episode, Features, Memory
 from r2v.maths import Floats
-from r2v.routers.base import FitData, RouterBase, features_of
+from r2v.routers.base import RouterBase, features_of
+from r2v.routers.fit_data import FitData
 
 
 @dataclass(frozen=True, eq=False)

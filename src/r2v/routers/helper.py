@@ -11,7 +11,8 @@ from r2v.core.fixed import Never
 from r2v.core.mlp import RiskMLP
 from r2v.core.seeds import derive_uniform
 from r2v.core.types import Context, Decision, Episode, Features, Memory
-from r2v.routers.base import FitData, Play, RouterBase, compare, features_of
+from r2v.routers.base import Play, RouterBase, compare, features_of
+from r2v.routers.fit_data import FitData
 
 FACTORS = (0.4, 0.7, 1.0, 1.5, 2.5)
 """Prices tried for a budget: those at which the SLM's own steps would escalate this many times the budget."""

@@ -16,9 +16,10 @@ from r2v.core.features import proposing
 from r2v.core.mlp import RiskMLP
 from r2v.core.types import TEACHER, Context, Decision, Episode, Features, Member, Memory, Route
 from r2v.routers.bandit import Bandit
-from r2v.routers.base import FitData, Part, RouterBase, quantiles
+from r2v.routers.base import InnerRouter, RouterBase, quantiles
 from r2v.routers.benefit import Benefit
 from r2v.routers.cascade_routing import CODES, CascadeRouting, fit_later
+from r2v.routers.fit_data import FitData
 from r2v.routers.reading_benefit import ReadingBenefit
 
 
@@ -28,7 +29,7 @@ class Pool(RouterBase):
 
     members: tuple[Member, ...]
     """The stronger models; the last is the teacher."""
-    gains: tuple[Part, ...]
+    gains: tuple[InnerRouter, ...]
     """Of each, the router whose estimate is what the model gains."""
     kind = "benefit"
     of: ClassVar[type[RouterBase]]
@@ -46,7 +47,7 @@ class Pool(RouterBase):
     @classmethod
     def fit(cls, data: FitData) -> Pool:
         stronger = (*with_pool(data, cls.name), (Member(TEACHER, 1.0), data))
-        gains = tuple(Part(cls.of.fit(own)) for _, own in stronger)
+        gains = tuple(InnerRouter(cls.of.fit(own)) for _, own in stronger)
         return cls(members=tuple(member for member, _ in stronger), gains=gains, fitted_with=data.fitted_with)
 
     def estimate(self, context: Context, features: Features) -> float:

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from r2v.core.types import Context, Decision, Episode, Features, Memory
-from r2v.routers.base import FitData, RouterBase, compare, quantiles
+from r2v.routers.base import RouterBase, compare, quantiles
+from r2v.routers.fit_data import FitData
 
 RARE = 5
 

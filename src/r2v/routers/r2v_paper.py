@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from r2v.core.features import PAPER
 from r2v.core.mlp import RiskMLP
 from r2v.core.types import Features
-from r2v.routers.base import FitData, RouterBase
+from r2v.routers.base import RouterBase
+from r2v.routers.fit_data import FitData
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -9,7 +9,8 @@ from typing import ClassVar, Literal, Self
 from r2v.core.errors import StageError
 from r2v.core.reading import Reader
 from r2v.core.types import Action, Context, Decision, Episode, Features, Memory, Route, ScoreKind
-from r2v.routers.base import FitData, RouterBase, compare, quantiles
+from r2v.routers.base import RouterBase, compare, quantiles
+from r2v.routers.fit_data import FitData
 
 Estimate = Literal["risk", "benefit", "disagreement"]
 

@@ -9,7 +9,7 @@ from typing import Self
 import numpy as np
 
 from r2v.core.reading import Reader
-from r2v.routers.base import FitData
+from r2v.routers.fit_data import FitData
 from r2v.routers.reading import Estimate, Reading
 
 

@@ -15,7 +15,7 @@ from r2v.core.cache import remembered
 from r2v.core.reading import BITS, FIELDS, Grams, grams, texts
 from r2v.core.types import Action, Context, Decision, Features, Memory
 from r2v.maths import Floats
-from r2v.routers.base import FitData
+from r2v.routers.fit_data import FitData
 from r2v.routers.reading import Estimate, Reading
 from r2v.routers.rules import Rules
 

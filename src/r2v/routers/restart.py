@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from r2v.core.mlp import RiskMLP
 from r2v.core.types import Context, Decision, Episode, Features, Memory
 from r2v.maths import Floats
-from r2v.routers.base import FitData, RouterBase, features_of
+from r2v.routers.base import RouterBase, features_of
+from r2v.routers.fit_data import FitData
 
 THRESHOLDS = 101
 

@@ -17,7 +17,8 @@ from r2v.evaluation.operating_point import Point, choose, in_words
 from r2v.pipeline.agents import AgentSpec
 from r2v.pipeline.play import at, outcomes, play, routed_at
 from r2v.pipeline.runner import StageContext
-from r2v.routers.base import FitData, FittedWith, Play, RouterBase
+from r2v.routers.base import FittedWith, Play, RouterBase
+from r2v.routers.fit_data import FitData
 from r2v.runtime.store import write_json
 from r2v.verifiers import source_sha256
 

@@ -7,7 +7,7 @@ from typing import Self
 
 from r2v.core.errors import StageError
 from r2v.core.types import Action, Context
-from r2v.routers.base import FitData
+from r2v.routers.fit_data import FitData
 from r2v.routers.reading import Reading
 from r2v.routers.rivals.signals import submits
 
