@@ -10,7 +10,7 @@ import pytest
 from starlette.responses import JSONResponse
 
 from r2v.clients import make_client
-from r2v.clients.base import said_of
+from r2v.clients.server_errors import said_of
 from r2v.clients.settings import ClientSettings
 from r2v.core.errors import ModelError, PromptTooLong
 from r2v.gateway.check import problems
@@ -373,7 +373,7 @@ def test_a_server_that_refuses_max_tokens_gets_the_newer_name(make, stream):  # 
 
     world.teacher.completions = completions
     with running(world.teacher.app()) as url:
-        world.service.teacher._url = f"{url}/v1/chat/completions"
+        world.service.teacher.endpoint.connections.url = f"{url}/v1/chat/completions"
         for limit in ("max_completion_tokens", "max_tokens"):
             answer = world.post(model="r2v:teacher", stream=stream, **{limit: 7})
             assert answer.status_code == 200 and "error" not in answer.text

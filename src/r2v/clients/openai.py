@@ -9,7 +9,8 @@ from typing import Any
 import msgspec
 
 from r2v.clients.authors import mark_of
-from r2v.clients.base import Client, Part, all_of
+from r2v.clients.base import Client, ServerAnswer, all_of
+from r2v.clients.server_errors import Refusal
 from r2v.clients.settings import ClientSettings
 from r2v.core.errors import ModelError
 from r2v.messages.conversation import NULL, Json, Likelihood, Request, sent_id
@@ -54,85 +55,85 @@ class OpenAIClient(Client):
 
     async def answers(
         self, request: Request, k: int, *, seed: int | None, logprobs: bool, authors: Mapping[str, str]
-    ) -> list[Part]:
+    ) -> list[ServerAnswer]:
         body, dropped = await in_slices(request.size, lambda: self._body(request, logprobs, authors))
 
         def single(i: int) -> Json:
             return body if seed is None else {**body, "seed": (seed + i) % SEEDS}
 
-        drawn, parts = 0, []
+        drawn, answers = 0, []
         if k > 1 and self.settings.offers_n:
-            parts = await self._all([{**single(0), "n": k}], request, dropped)
-            drawn = len(parts[0].replies)  # a server that does not know `n` answers with fewer
-        first = int(bool(parts))
+            answers = await self._all([{**single(0), "n": k}], request, dropped)
+            drawn = len(answers[0].replies)  # a server that does not know `n` answers with fewer
+        first = int(bool(answers))
         try:
             others = await self._all([single(i) for i in range(first, first + k - drawn)], request, dropped)
         except ModelError as error:
-            error.paid |= bool(parts)
+            error.paid |= bool(answers)
             raise
-        return parts + [Part(part.replies[:1], part.usage) for part in others]
+        return answers + [ServerAnswer(other.replies[:1], other.usage) for other in others]
 
     async def stream(
         self, request: Request, *, logprobs: bool, authors: Mapping[str, str]
     ) -> AsyncGenerator[Piece | Reply, None]:
         body, dropped = await in_slices(request.size, lambda: self._body(request, logprobs, authors))
         body |= {"stream": True, "stream_options": {"include_usage": True}}
-        answer, length = StreamAccumulator(), 0
+        endpoint, answer, length = self.endpoint, StreamAccumulator(), 0
         async for chunk in self._chunks(body, request.size):
-            self.read(lambda chunk=chunk: answer.add(chunk))  # type: ignore[misc]
+            endpoint.read(lambda chunk=chunk: answer.add(chunk))  # type: ignore[misc]
             piece = Piece(chunk, chunk)
             length += piece.length
-            self.check_text(length)
+            endpoint.check_text(length)
             yield piece
         if not answer.ended:
-            raise self.broken("the stream ended too soon")
-        self.succeeded()
-        yield Reply(self.read(lambda: answer.choice), answer.usage, self.protocol, None, dropped)
+            raise endpoint.broken("the stream ended too soon")
+        endpoint.succeeded()
+        yield Reply(endpoint.read(lambda: answer.choice), answer.usage, self.protocol, None, dropped)
 
-    async def _all(self, bodies: list[Json], request: Request, dropped: tuple[str, ...]) -> list[Part]:
-        def part(answer: tuple[Json, list[Likelihood]]) -> Part:
-            return _part(answer, dropped)
+    async def _all(self, bodies: list[Json], request: Request, dropped: tuple[str, ...]) -> list[ServerAnswer]:
+        def convert(read: tuple[Json, list[Likelihood]]) -> ServerAnswer:
+            return _server_answer(read, dropped)
 
-        return await all_of([self._posted(body, part, request.size) for body in bodies])
+        return await all_of([self._posted(body, convert, request.size) for body in bodies])
 
-    async def _posted(self, body: Json, part: Callable[[Any], Part], size: int) -> Part:
+    async def _posted(self, body: Json, convert: Callable[[Any], ServerAnswer], size: int) -> ServerAnswer:
         try:
-            return await self.post(body, part, size=size)
-        except ModelError as error:
+            return await self.endpoint.answer(body, convert, decode=self.decoded, size=size)
+        except Refusal as error:
             renamed = self._renamed(body, error)
-        return await self.post(renamed, part, size=size)
+        return await self.endpoint.answer(renamed, convert, decode=self.decoded, size=size)
 
     async def _chunks(self, body: Json, size: int) -> AsyncGenerator[Json, None]:
         try:
-            async for chunk in self.events(body, size=size):
+            async for chunk in self.endpoint.events(body, size=size):
                 yield chunk
             return
-        except ModelError as error:
+        except Refusal as error:
             renamed = self._renamed(body, error)
-        async for chunk in self.events(renamed, size=size):
+        async for chunk in self.endpoint.events(renamed, size=size):
             yield chunk
 
-    def _renamed(self, body: Json, error: ModelError) -> Json:
+    def _renamed(self, body: Json, error: Refusal) -> Json:
         """A request that was refused, with the name of its limit that its server asks for; raises the error without one."""
+        if self.settings.max_tokens_name == "auto" and "max_tokens" in body and REFUSED.search(error.content):
+            self._limit = "max_completion_tokens"
         if not error.clients_fault or self._limit in body or "max_tokens" not in body:
             raise error
         return {key: value for key, value in body.items() if key != "max_tokens"} | {self._limit: body["max_tokens"]}
 
-    def refusal(self, status: int, content: bytes, body: Json) -> ModelError:
-        if self.settings.max_tokens_name == "auto" and "max_tokens" in body and REFUSED.search(content):
-            self._limit = "max_completion_tokens"
-        return super().refusal(status, content, body)
-
     def decoded(self, content: bytes) -> tuple[Any, list[Likelihood]]:
         """(an answer, what the log-probabilities of each choice say): they are most of it, and stay unread otherwise."""
+        endpoint = self.endpoint
         try:
             found = _answers.decode(content)
         except (ValueError, RecursionError):
-            return self.event(content), []
+            return endpoint.json(content), []
         if len(choices := found.choices) > CHOICES:
-            raise self.large(f"{CHOICES} choices")
-        self.check_text(sum(len(bytes(one)) for choice in choices for key, one in choice.items() if key != "logprobs"))
-        read = [{key: one if key == "logprobs" else self.parsed(one) for key, one in choice.items()} for choice in choices]
+            raise endpoint.too_large(f"{CHOICES} choices")
+        endpoint.check_text(sum(len(bytes(one)) for choice in choices for key, one in choice.items() if key != "logprobs"))
+        read = [
+            {key: one if key == "logprobs" else endpoint.parsed(one) for key, one in choice.items()} for choice in choices
+        ]
         for choice in read:
             if choice.get("logprobs") == NULL:
                 choice["logprobs"] = None
@@ -178,7 +179,7 @@ def _sendable(message: Json) -> Json:
     return found
 
 
-def _part(read: tuple[Json, list[Likelihood]], dropped: tuple[str, ...]) -> Part:
+def _server_answer(read: tuple[Json, list[Likelihood]], dropped: tuple[str, ...]) -> ServerAnswer:
     """Raises KeyError, TypeError or ValueError for what is not a completion."""
     answer, likelihoods = read
     choices, usage = answer["choices"], answer.get("usage") or {}
@@ -196,13 +197,13 @@ def _part(read: tuple[Json, list[Likelihood]], dropped: tuple[str, ...]) -> Part
                 raise ValueError
     if len(choices) == 1:
         (likely,) = likelihoods
-        return Part([Reply(choices[0], usage, "chat", None, dropped, likely)], usage)
+        return ServerAnswer([Reply(choices[0], usage, "chat", None, dropped, likely)], usage)
     shares = _shares(choices, likelihoods, usage)
     replies = [
         Reply(choice, share, "chat", None, dropped, likely)
         for choice, share, likely in zip(choices, shares, likelihoods, strict=True)
     ]
-    return Part(replies, usage)
+    return ServerAnswer(replies, usage)
 
 
 def _shares(choices: list[Json], likelihoods: list[Likelihood], usage: Json) -> list[Json]:
