@@ -210,13 +210,16 @@ class Client(ABC):
         """Whether the request asks for what is written to the provider's cache to be kept for an hour."""
         return False
 
-    async def probe(self) -> None:
-        """Ask for a short answer. Raises ModelError, which says what to mend, where the server takes no request of these
-        settings: it is not there, or refuses the key, the model or the path. To refuse so short a limit is an answer.
+    async def probe(self, k: int = 1, *, logprobs: bool = False) -> None:
+        """Ask for k short answers; see `draw`. To refuse so short a limit is an answer.
+
+        Raises:
+            ModelError: the server takes no request of these settings: it is not there, or refuses the key, the model or the
+                path; it says what to mend.
         """
         s, at, mend = self.settings, f"{self.name} at {self.settings.base_url}", ""
         try:
-            await self.answers(parse(PROBE), 1, seed=None, logprobs=False, authors={})
+            await self.answers(parse(PROBE), k, seed=None, logprobs=logprobs, authors={})
         except Refusal as error:
             if error.http in (401, 403):
                 refused = f"the key in {s.api_key_env} is refused; put a valid one there"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import AsyncGenerator, Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -25,7 +27,8 @@ ITS_OWN = re.compile(
 )
 NEWER = re.compile(r"(.*[/.])?(o[1-9]|gpt-[5-9])(?![a-z0-9]).*", re.IGNORECASE)
 """Newer models, and those of these hosts, refuse `max_tokens`, the only name that many other servers do not overlook."""
-REFUSED = re.compile(rb"max_tokens\W{1,3}is not supported")
+OLD_LIMIT = re.compile(rb"max_tokens\W{1,3}is not supported")
+"""How servers refuse that name."""
 CHOICES = 128
 """Of one answer; r2v asks for at most 32."""
 SEEDS = 2**31
@@ -40,6 +43,34 @@ class _Answer(msgspec.Struct):
 
 
 _answers = msgspec.json.Decoder(_Answer)
+_log = logging.getLogger("r2v.clients")
+
+
+@dataclass(frozen=True)
+class _Extra:
+    """What r2v adds to a request, and some servers refuse."""
+
+    fields: tuple[str, ...]
+    named: re.Pattern[bytes]
+    """How they name it."""
+    without: str
+    """What comes of leaving it out."""
+    setting: str
+    """That leaves it out from the beginning."""
+
+
+N = _Extra(
+    ("n",),
+    re.compile(rb"(?<![\w$])n(?![\w/-])|one completion choice|multiple (candidates|choices)", re.IGNORECASE),
+    "each candidate is a request of its own",
+    "offers_n: false",
+)
+LOGPROBS = _Extra(
+    ("logprobs", "top_logprobs"),
+    re.compile(rb"logprobs", re.IGNORECASE),
+    "its answers have no log-probabilities",
+    "offers_logprobs: false",
+)
 
 
 class OpenAIClient(Client):
@@ -52,6 +83,8 @@ class OpenAIClient(Client):
         newer = ITS_OWN.match(settings.base_url) or NEWER.fullmatch(settings.model)
         found = settings.max_tokens_name
         self._limit: str = found if found != "auto" else "max_completion_tokens" if newer else "max_tokens"
+        self._refused: set[tuple[_Extra, tuple[bool, ...]]] = set()
+        """What the server has refused, and in which kind of request."""
 
     async def answers(
         self, request: Request, k: int, *, seed: int | None, logprobs: bool, authors: Mapping[str, str]
@@ -62,9 +95,9 @@ class OpenAIClient(Client):
             return body if seed is None else {**body, "seed": (seed + i) % SEEDS}
 
         drawn, answers = 0, []
-        if k > 1 and self.settings.offers_n:
+        if k > 1 and self.settings.offers_n and (N, _kind(body)) not in self._refused:
             answers = await self._all([{**single(0), "n": k}], request, dropped)
-            drawn = len(answers[0].replies)  # a server that does not know `n` answers with fewer
+            drawn = len(answers[0].replies)  # a server that does not know `n`, or refuses it, answers with fewer
         first = int(bool(answers))
         try:
             others = await self._all([single(i) for i in range(first, first + k - drawn)], request, dropped)
@@ -79,7 +112,7 @@ class OpenAIClient(Client):
         body, dropped = await in_slices(request.size, lambda: self._body(request, logprobs, authors))
         body |= {"stream": True, "stream_options": {"include_usage": True}}
         endpoint, answer, length = self.endpoint, StreamAccumulator(), 0
-        async for chunk in self._chunks(body, request.size):
+        async for chunk in self._chunks(body, request):
             endpoint.read(lambda chunk=chunk: answer.add(chunk))  # type: ignore[misc]
             piece = Piece(chunk, chunk)
             length += piece.length
@@ -94,32 +127,62 @@ class OpenAIClient(Client):
         def convert(read: tuple[Json, list[Likelihood]]) -> ServerAnswer:
             return _server_answer(read, dropped)
 
-        return await all_of([self._posted(body, convert, request.size) for body in bodies])
+        return await all_of([self._posted(body, convert, request) for body in bodies])
 
-    async def _posted(self, body: Json, convert: Callable[[Any], ServerAnswer], size: int) -> ServerAnswer:
-        try:
-            return await self.endpoint.answer(body, convert, decode=self.decoded, size=size)
-        except Refusal as error:
-            renamed = self._renamed(body, error)
-        return await self.endpoint.answer(renamed, convert, decode=self.decoded, size=size)
+    async def _posted(self, body: Json, convert: Callable[[Any], ServerAnswer], request: Request) -> ServerAnswer:
+        sent = self._offered(body, request)
+        while True:
+            try:
+                found = await self.endpoint.answer(sent, convert, decode=self.decoded, size=request.size)
+            except Refusal as error:
+                sent = self._mended(sent, request, error)
+            else:
+                self._remember(body, sent)
+                return found
 
-    async def _chunks(self, body: Json, size: int) -> AsyncGenerator[Json, None]:
-        try:
-            async for chunk in self.endpoint.events(body, size=size):
-                yield chunk
-            return
-        except Refusal as error:
-            renamed = self._renamed(body, error)
-        async for chunk in self.endpoint.events(renamed, size=size):
-            yield chunk
+    async def _chunks(self, body: Json, request: Request) -> AsyncGenerator[Json, None]:
+        sent = self._offered(body, request)
+        while True:
+            try:
+                async for chunk in self.endpoint.events(sent, size=request.size):
+                    yield chunk
+            except Refusal as error:
+                sent = self._mended(sent, request, error)
+            else:
+                self._remember(body, sent)
+                return
 
-    def _renamed(self, body: Json, error: Refusal) -> Json:
-        """A request that was refused, with the name of its limit that its server asks for; raises the error without one."""
-        if self.settings.max_tokens_name == "auto" and "max_tokens" in body and REFUSED.search(error.content):
+    def _offered(self, body: Json, request: Request) -> Json:
+        """A request without what its server has refused before."""
+        for extra in _added(body, request):
+            if (extra, _kind(body)) in self._refused:
+                body = _without(body, extra)
+        return body
+
+    def _mended(self, body: Json, request: Request, error: Refusal) -> Json:
+        """A request that was refused, without one thing that its server's words name, or with the name of its limit that the
+        server asks for; raises the error where there is none. Each can be mended three times at most.
+        """
+        for extra in _added(body, request):
+            if error.says(extra.named):
+                return _without(body, extra)
+        if self.settings.max_tokens_name == "auto" and "max_tokens" in body and error.says(OLD_LIMIT):
             self._limit = "max_completion_tokens"
         if not error.clients_fault or self._limit in body or "max_tokens" not in body:
             raise error
         return {key: value for key, value in body.items() if key != "max_tokens"} | {self._limit: body["max_tokens"]}
+
+    def _remember(self, body: Json, sent: Json) -> None:
+        """What an answered request lacks of what was to be sent is not asked for again, in requests of its kind."""
+        for extra in (N, LOGPROBS):
+            if extra.fields[0] not in body or extra.fields[0] in sent or (extra, _kind(body)) in self._refused:
+                continue
+            if extra not in {known for known, _ in self._refused}:
+                _log.warning(
+                    "%s: the server refuses `%s`, so that %s; put `%s` into the settings of the model",
+                    self.name, extra.fields[0], extra.without, extra.setting,
+                )  # fmt: skip
+            self._refused.add((extra, _kind(body)))
 
     def decoded(self, content: bytes) -> tuple[Any, list[Likelihood]]:
         """(an answer, what the log-probabilities of each choice say): they are most of it, and stay unread otherwise."""
@@ -162,6 +225,21 @@ class OpenAIClient(Client):
         if mark is not None and authors.get(mark, self.settings.model) == self.settings.model:
             return {**sent, "reasoning_content": message["reasoning_content"]}
         return {**sent, "reasoning_content": ""} if message.get("tool_calls") else sent
+
+
+def _kind(body: Json) -> tuple[bool, ...]:
+    """Of requests: vLLM refuses `n` where the temperature is 0, llama.cpp log-probabilities in a stream with tools."""
+    return bytes(body.get("temperature", b"")) in (b"0", b"0.0"), "stream" in body, "tools" in body
+
+
+def _added(body: Json, request: Request) -> list[_Extra]:
+    """What of a request its client has not asked for."""
+    extras = (N,) if request.logprobs else (N, LOGPROBS)
+    return [extra for extra in extras if extra.fields[0] in body]
+
+
+def _without(body: Json, extra: _Extra) -> Json:
+    return {key: value for key, value in body.items() if key not in extra.fields}
 
 
 def _lost(message: Json, sent: Json) -> bool:

@@ -29,6 +29,8 @@ CODES = frozenset((
     "unsupported_parameter", "unsupported_value",
 ))  # fmt: skip
 """What OpenAI's and Anthropic's APIs call their errors."""
+ESCAPED = re.compile(rb"\\(u00[0-7][0-9a-fA-F]|.)")
+"""Quotes and ends of lines in JSON, which stand beside words."""
 
 
 class Refusal(ModelError):
@@ -38,7 +40,11 @@ class Refusal(ModelError):
         """`content`: what the server said, which is not repeated (`said_of`)."""
         fault = http in (400, 404, 413, 422)
         super().__init__(reason, status=http if fault else 502, clients_fault=fault)
-        self.http, self.content = http, content
+        self.http = http
+        self._content = ESCAPED.sub(b" ", content)
+
+    def says(self, words: re.Pattern[bytes]) -> bool:
+        return words.search(self._content) is not None
 
 
 def refusal(name: str, status: int, content: bytes, body: Json) -> ModelError:

@@ -76,6 +76,7 @@ class ClientSettings(Settings):
     offers_n: bool = True
     """Whether one request may ask for several candidates; otherwise they are parallel requests."""
     offers_logprobs: bool = True
+    """Whether it may ask for log-probabilities. A server that refuses these, or `n`, is asked again without."""
     top_logprobs: NonNegativeInt = 5
     """Alternatives of each token to ask for: the entropy is computed from them."""
     parse_tools: Literal["auto", "off"] = "auto"
