@@ -10,7 +10,6 @@ as an entry point of `r2v.clients`.
 from __future__ import annotations
 
 import asyncio
-import os
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing
@@ -26,6 +25,7 @@ from r2v.core.errors import ModelError, PromptTooLong, SettingsError
 from r2v.core.types import NO_USAGE, Action, Candidate, Usage
 from r2v.messages.conversation import ELSEWHERE, Json, Likelihood, Request, counted, parse
 from r2v.messages.protocol import Piece, Reply
+from r2v.runtime.settings import from_environment
 from r2v.runtime.slices import in_slices
 
 CALLS = 256
@@ -360,9 +360,7 @@ def _tokens(usage: Json) -> Tokens | None:
 def _key(settings: ClientSettings, name: str) -> str | None:
     if settings.api_key_env is None:
         return None
-    key = os.environ.get(settings.api_key_env, "").strip()
-    if not key:
-        raise SettingsError(f"environment variable {settings.api_key_env} is not set; it must hold the API key of {name}")
+    key = from_environment("api_key_env", settings.api_key_env, f"the API key of {name}")
     if not (key.isascii() and key.isprintable()):
         raise SettingsError(f"environment variable {settings.api_key_env} holds characters that no API key has")
     return key

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from r2v.runtime.settings import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Settings
+from r2v.runtime.settings import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Settings, check_variable
 
 
 def is_url(text: str) -> bool:
@@ -95,6 +95,7 @@ class ClientSettings(Settings):
     trained; None: it counts as one token."""
 
     def __post_init__(self) -> None:
+        check_variable("api_key_env", self.api_key_env)
         if not is_url(self.base_url):
             raise ValueError(f"base_url {self.base_url!r} is no URL; write one such as http://localhost:8000/v1")
 
