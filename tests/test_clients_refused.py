@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import pickle
 from collections.abc import Iterator
 
 import pytest
@@ -145,11 +146,13 @@ def test_what_does_not_help_is_not_remembered_and_ends(drawn, model, caplog, fie
     assert asked(model) == [4]
 
 
-def test_another_refusal_is_one_request(drawn, model):
-    model.refuse = 400, {"error": {"message": "`tools` is not a list, and nothing else", "param": "tools"}}
-    with pytest.raises(ModelError, match="because of `tools`"):
+def test_another_refusal_is_one_request_and_travels_between_processes(drawn, model):
+    model.refuse = 422, {"error": {"message": "`tools` is not a list, and nothing else", "param": "tools"}}
+    with pytest.raises(ModelError, match="because of `tools`") as caught:
         drawn(prompt())
     assert asked(model) == [4]
+    received = pickle.loads(pickle.dumps(caught.value))
+    assert str(received) == str(caught.value) and (received.http, received.clients_fault) == (422, True)
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import astuple, dataclass, replace
+from functools import partial
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from r2v.clients.endpoint import Endpoint
@@ -301,10 +302,8 @@ class SingleAnswerClient(Client):
         def reply(answer: Json) -> Reply:
             return self.reply(answer, dropped)
 
-        def asked() -> Coroutine[Any, Any, Reply]:
-            return self.endpoint.answer(body, reply, decode=self.decoded, headers=headers, size=request.size)
-
-        replies = await all_of([asked() for _ in range(k)])
+        ask = partial(self.endpoint.answer, body, reply, decode=self.decoded, headers=headers, size=request.size)
+        replies = await all_of([ask() for _ in range(k)])
         return [ServerAnswer([reply], reply.usage) for reply in replies]
 
     async def stream(

@@ -57,11 +57,12 @@ class _Passing(Exception):
 
 class Endpoint:
     def __init__(self, settings: ClientSettings, name: str, url: str, headers: Mapping[str, str]) -> None:
-        """Args:
-        settings: limits, tries and waits.
-        name: of the model, for error messages.
-        url: where requests go.
-        headers: of all requests, besides the content type.
+        """
+        Args:
+            settings: limits, tries and waits.
+            name: of the model, for error messages.
+            url: where requests go.
+            headers: of all requests, besides the content type.
         """
         self.settings, self.name = settings, name
         self.attempts: dict[str, int] = {}

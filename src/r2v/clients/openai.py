@@ -175,7 +175,7 @@ class OpenAIClient(Client):
     def _remember(self, body: Json, sent: Json) -> None:
         """What an answered request lacks of what was to be sent is not asked for again, in requests of its kind."""
         for extra in (N, LOGPROBS):
-            if extra.fields[0] not in body or extra.fields[0] in sent or (extra, _kind(body)) in self._refused:
+            if extra.fields[0] not in body or extra.fields[0] in sent:
                 continue
             if extra not in {known for known, _ in self._refused}:
                 _log.warning(

@@ -36,8 +36,8 @@ ESCAPED = re.compile(rb"\\(u00[0-7][0-9a-fA-F]|.)")
 class Refusal(ModelError):
     """The server answered with an HTTP status that no further try will change."""
 
-    def __init__(self, reason: str, http: int, content: bytes) -> None:
-        """`content`: what the server said, which is not repeated (`said_of`)."""
+    def __init__(self, reason: str, http: int = 400, content: bytes = b"") -> None:
+        """`content`: what the server said, which is not repeated (`said_of`). Pickle gives the reason alone."""
         fault = http in (400, 404, 413, 422)
         super().__init__(reason, status=http if fault else 502, clients_fault=fault)
         self.http = http
