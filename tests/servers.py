@@ -90,6 +90,8 @@ class Model:
         self.body: bytes | None = None
         self.refuse: tuple[int, Any] | None = None
         """Status and body of every answer, if set."""
+        self.refused_fields: dict[str, tuple[int, Any]] = {}
+        """Field -> status and body of the answer to each request that holds it."""
         self.reply: Any = None
         """Called with the request, gives the answer, if set."""
         self.says: str | None = None
@@ -129,8 +131,11 @@ class Model:
             status, headers = self.status[0] if len(self.status) == 1 else self.status.pop(0)
             if status != 200:
                 return JSONResponse({"error": {"message": f"made-up {status}"}}, status, headers)
+        refused = [answer for field, answer in self.refused_fields.items() if field in body]
         if self.refuse is not None:
-            return JSONResponse(self.refuse[1], self.refuse[0])
+            refused.insert(0, self.refuse)
+        for code, said in refused[:1]:
+            return JSONResponse(said, code)
         if self.body is not None:
             return Response(self.body, media_type="application/json")
         return None

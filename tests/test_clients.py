@@ -7,10 +7,9 @@ import contextlib
 import json
 
 import pytest
-from starlette.responses import JSONResponse
 
 from r2v.clients import make_client
-from r2v.clients.base import said_of
+from r2v.clients.server_errors import said_of
 from r2v.clients.settings import ClientSettings
 from r2v.core.errors import ModelError, PromptTooLong
 from r2v.gateway.check import problems
@@ -18,7 +17,7 @@ from r2v.messages.anthropic import MESSAGES
 from r2v.messages.conversation import bounded, parse
 from r2v.messages.openai_chat import chunks
 from r2v.messages.protocol import Reply
-from servers import events_of, response_events, running
+from servers import events_of, response_events
 from test_gateway import TOOLS, make  # noqa: F401  (a fixture)
 from test_gateway_attacks import EVENTS, drawn_from
 
@@ -360,23 +359,12 @@ def test_a_limit_has_the_name_that_its_server_takes(url, model, name, sent):
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_server_that_refuses_max_tokens_gets_the_newer_name(make, stream):  # noqa: F811
     world = make()
-    whole = world.teacher.completions
-
-    async def completions(request):
-        if "max_tokens" in await request.json():
-            world.teacher.seen.append(await request.json())
-            said = (
-                "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
-            )
-            return JSONResponse({"error": {"message": said, "code": "unsupported_parameter", "param": "max_tokens"}}, 400)
-        return await whole(request)
-
-    world.teacher.completions = completions
-    with running(world.teacher.app()) as url:
-        world.service.teacher._url = f"{url}/v1/chat/completions"
-        for limit in ("max_completion_tokens", "max_tokens"):
-            answer = world.post(model="r2v:teacher", stream=stream, **{limit: 7})
-            assert answer.status_code == 200 and "error" not in answer.text
+    said = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+    error = {"message": said, "code": "unsupported_parameter", "param": "max_tokens"}
+    world.teacher.refused_fields["max_tokens"] = 400, {"error": error}
+    for limit in ("max_completion_tokens", "max_tokens"):
+        answer = world.post(model="r2v:teacher", stream=stream, **{limit: 7})
+        assert answer.status_code == 200 and "error" not in answer.text
     names = [next(key for key in sent if key.startswith("max_")) for sent in world.teacher.seen]
     assert names == ["max_tokens", "max_completion_tokens", "max_completion_tokens"]
 

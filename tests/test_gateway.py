@@ -573,7 +573,7 @@ def test_a_client_that_goes_away_cancels_what_was_asked_for_it(make):
     with pytest.raises(httpx.ReadTimeout):
         world.client.post("/v1/chat/completions", json={"model": "r2v", "messages": ASK}, timeout=0.4)
     deadline = time.monotonic() + 2
-    while world.small.started == 0 or world.service.slm.in_flight:
+    while world.small.started == 0 or world.service.slm.endpoint.in_flight:
         assert time.monotonic() < deadline, "the upstream request goes on"
         time.sleep(0.05)
     assert world.small.finished == 0 and not world.rows()

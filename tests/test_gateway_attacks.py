@@ -17,7 +17,7 @@ import msgspec
 import pytest
 
 from r2v.clients import make_client
-from r2v.clients.base import said_of
+from r2v.clients.server_errors import said_of
 from r2v.clients.settings import ClientSettings
 from r2v.core.errors import ModelError, SettingsError
 from r2v.gateway.settings import ServerSettings

@@ -328,7 +328,7 @@ def test_where_the_one_in_between_is_down_the_teacher_answers_and_then_the_slm(w
     models["teacher"].status = [(500, {})]
     assert ask(client).headers["x-r2v-arm"] == "slm"
     assert ask(client, "r2v:medium").status_code == 502
-    service.stronger["medium"].attempts.clear()
+    service.stronger["medium"].endpoint.attempts.clear()
 
 
 def test_a_fallback_is_paid_for_or_not_asked(world):

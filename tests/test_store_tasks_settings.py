@@ -10,12 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from r2v.clients import make_client
+from r2v.clients.settings import ClientSettings
 from r2v.core.errors import ArtifactError, SettingsError
 from r2v.core.seeds import derive_seed, derive_uniform
 from r2v.core.splits import split
 from r2v.core.types import Task
+from r2v.gateway.settings import ServerSettings, StoreSettings
 from r2v.pipeline.settings import LogsSettings, RunSettings
-from r2v.runtime.settings import dump, keys, load
+from r2v.runtime.settings import dump, from_environment, keys, load, validated
 from r2v.runtime.store import decode, encode, read_episodes, sha256, whole_file, write_episodes
 from toy import played_episode
 
@@ -176,3 +179,56 @@ def test_what_is_wrong_with_a_group_does_not_print_the_group(tmp_path):
     path.write_text("version: 1\nperturbations: {rollout: [1, 2]}\n")
     with pytest.raises(SettingsError, match="`perturbations`: seed 1 is in `collect` and in `rollout`"):
         load(path, RunSettings)
+
+
+# -- a key where the name of its variable belongs -------------------------------------------------------------------------
+
+HERE = {"base_url": "http://x/v1", "model": "m"}
+PASTED = [
+    "sk-ant-api03-abcdefghijklmnop",
+    "redis://:a-password@host:6379",
+    "$OPENAI_API_KEY",
+    "r2v-abc_def",
+    "",
+    ["sk-proj-12345678"],
+]
+
+
+@pytest.mark.parametrize("pasted", PASTED)
+@pytest.mark.parametrize(
+    ("kind", "key"),
+    [
+        (ClientSettings, "api_key_env"), (ServerSettings, "key_env"), (ServerSettings, "admin_key_env"),
+        (StoreSettings, "hash_key_env"), (StoreSettings, "redis_env"), (StoreSettings, "url_env"),
+    ],
+)  # fmt: skip
+def test_what_cannot_name_a_variable_is_refused_and_not_repeated(kind, key, pasted):
+    with pytest.raises(SettingsError, match=key) as caught:
+        validated(kind, (HERE if kind is ClientSettings else {}) | {key: pasted}, "models.slm")
+    said = str(caught.value)
+    assert not any(secret in said for secret in ("sk-", "a-password", "$OPENAI", "abc_def"))
+    assert "must be the name of an environment variable" in said or isinstance(pasted, list)
+
+
+@pytest.mark.parametrize("pasted", ["gsk_abcDEF0123456789abcdef", "aB3dE6gH9jK2mN5pQ8sT1vW4", "AIzaSyA-abcdefghijklmnop"])
+def test_a_key_that_could_name_a_variable_is_not_repeated(pasted):
+    with pytest.raises(SettingsError, match="api_key_env") as caught:
+        make_client(validated(ClientSettings, HERE | {"api_key_env": pasted}), "small")
+    assert pasted not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["OPENAI_API_KEY", "ASIA_OPENAI_API_KEY_2", "my_key", "A" * 30 + "1"])
+def test_a_variable_that_is_not_set_is_named(monkeypatch, name):
+    monkeypatch.delenv(name, raising=False)
+    with pytest.raises(SettingsError, match=f"environment variable {name} is not set"):
+        from_environment("api_key_env", name, "a key")
+    monkeypatch.setenv(name, " secret\n")
+    assert from_environment("api_key_env", name, "a key") == "secret"
+
+
+def test_yaml_that_cannot_be_read_is_not_repeated(tmp_path):
+    path = tmp_path / "s.yaml"
+    path.write_text('version: 1\nteacher: {kind: chat, api_key_env: "sk-proj-12345678}\n')
+    with pytest.raises(SettingsError, match=r"not valid YAML: .*line 2") as caught:
+        load(path, RunSettings)
+    assert "sk-proj" not in str(caught.value)

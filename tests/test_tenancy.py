@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from r2v.cli import cli
-from r2v.clients.base import CODES, said_of
+from r2v.clients.server_errors import CODES, said_of
 from r2v.gateway.keys import made_key
 from r2v.gateway.settings import LimitSettings
 from servers import Model, gateway, settings

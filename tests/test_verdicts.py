@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r2v.clients.base import Client, Part
+from r2v.clients.base import Client, ServerAnswer
 from r2v.core.errors import ModelError, SettingsError
 from r2v.core.types import (
     NO_USAGE,
@@ -440,7 +440,7 @@ class FakeClient(Client):
         if said == "down":
             raise ModelError("judge: it is down")
         usage = {"prompt_tokens": 500, "completion_tokens": 250}
-        return [Part([Reply({"message": {"content": said}}, {}, "chat")], usage)]
+        return [ServerAnswer([Reply({"message": {"content": said}}, {}, "chat")], usage)]
 
 
 def episode(goal: str, success: bool | None, *steps: Step, task: str = "", **more) -> Episode:

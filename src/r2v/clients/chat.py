@@ -94,8 +94,8 @@ class ChatPolicy:
     async def _ask(self, body: Json, k: int, seed: int | None, logprobs: bool) -> Recording:
         most = k * self._settings.max_tokens
         async with self._turn():
-            start = time.perf_counter()
-            self._client.patience_s = PATIENCE * most * self._slowest or most * (self._client.in_flight + 1) / SLOW
+            start, endpoint = time.perf_counter(), self._client.endpoint
+            endpoint.patience_s = PATIENCE * most * self._slowest or most * (endpoint.in_flight + 1) / SLOW
             draw = await self._client.draw(parse(msgspec.json.encode(body)), k, seed=seed, logprobs=logprobs)
             self._slowest = max(self._slowest, (time.perf_counter() - start) / max(1, draw.tokens.output))
         answers = []

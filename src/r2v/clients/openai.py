@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import AsyncGenerator, Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
 from r2v.clients.authors import mark_of
-from r2v.clients.base import Client, Part, all_of
+from r2v.clients.base import Client, ServerAnswer, all_of
+from r2v.clients.server_errors import Refusal
 from r2v.clients.settings import ClientSettings
 from r2v.core.errors import ModelError
 from r2v.messages.conversation import NULL, Json, Likelihood, Request, sent_id
@@ -24,7 +27,8 @@ ITS_OWN = re.compile(
 )
 NEWER = re.compile(r"(.*[/.])?(o[1-9]|gpt-[5-9])(?![a-z0-9]).*", re.IGNORECASE)
 """Newer models, and those of these hosts, refuse `max_tokens`, the only name that many other servers do not overlook."""
-REFUSED = re.compile(rb"max_tokens\W{1,3}is not supported")
+OLD_LIMIT = re.compile(rb"max_tokens\W{1,3}is not supported")
+"""How servers refuse that name."""
 CHOICES = 128
 """Of one answer; r2v asks for at most 32."""
 SEEDS = 2**31
@@ -39,6 +43,34 @@ class _Answer(msgspec.Struct):
 
 
 _answers = msgspec.json.Decoder(_Answer)
+_log = logging.getLogger("r2v.clients")
+
+
+@dataclass(frozen=True)
+class _Extra:
+    """What r2v adds to a request, and some servers refuse."""
+
+    fields: tuple[str, ...]
+    named: re.Pattern[bytes]
+    """How they name it."""
+    without: str
+    """What comes of leaving it out."""
+    setting: str
+    """That leaves it out from the beginning."""
+
+
+N = _Extra(
+    ("n",),
+    re.compile(rb"(?<![\w$])n(?![\w/-])|one completion choice|multiple (candidates|choices)", re.IGNORECASE),
+    "each candidate is a request of its own",
+    "offers_n: false",
+)
+LOGPROBS = _Extra(
+    ("logprobs", "top_logprobs"),
+    re.compile(rb"logprobs", re.IGNORECASE),
+    "its answers have no log-probabilities",
+    "offers_logprobs: false",
+)
 
 
 class OpenAIClient(Client):
@@ -51,88 +83,120 @@ class OpenAIClient(Client):
         newer = ITS_OWN.match(settings.base_url) or NEWER.fullmatch(settings.model)
         found = settings.max_tokens_name
         self._limit: str = found if found != "auto" else "max_completion_tokens" if newer else "max_tokens"
+        self._refused: set[tuple[_Extra, tuple[bool, ...]]] = set()
+        """What the server has refused, and in which kind of request."""
 
     async def answers(
         self, request: Request, k: int, *, seed: int | None, logprobs: bool, authors: Mapping[str, str]
-    ) -> list[Part]:
+    ) -> list[ServerAnswer]:
         body, dropped = await in_slices(request.size, lambda: self._body(request, logprobs, authors))
 
         def single(i: int) -> Json:
             return body if seed is None else {**body, "seed": (seed + i) % SEEDS}
 
-        drawn, parts = 0, []
-        if k > 1 and self.settings.offers_n:
-            parts = await self._all([{**single(0), "n": k}], request, dropped)
-            drawn = len(parts[0].replies)  # a server that does not know `n` answers with fewer
-        first = int(bool(parts))
+        drawn, answers = 0, []
+        if k > 1 and self.settings.offers_n and (N, _kind(body)) not in self._refused:
+            answers = await self._all([{**single(0), "n": k}], request, dropped)
+            drawn = len(answers[0].replies)  # a server that does not know `n`, or refuses it, answers with fewer
+        first = int(bool(answers))
         try:
             others = await self._all([single(i) for i in range(first, first + k - drawn)], request, dropped)
         except ModelError as error:
-            error.paid |= bool(parts)
+            error.paid |= bool(answers)
             raise
-        return parts + [Part(part.replies[:1], part.usage) for part in others]
+        return answers + [ServerAnswer(other.replies[:1], other.usage) for other in others]
 
     async def stream(
         self, request: Request, *, logprobs: bool, authors: Mapping[str, str]
     ) -> AsyncGenerator[Piece | Reply, None]:
         body, dropped = await in_slices(request.size, lambda: self._body(request, logprobs, authors))
         body |= {"stream": True, "stream_options": {"include_usage": True}}
-        answer, length = StreamAccumulator(), 0
-        async for chunk in self._chunks(body, request.size):
-            self.read(lambda chunk=chunk: answer.add(chunk))  # type: ignore[misc]
+        endpoint, answer, length = self.endpoint, StreamAccumulator(), 0
+        async for chunk in self._chunks(body, request):
+            endpoint.read(lambda chunk=chunk: answer.add(chunk))  # type: ignore[misc]
             piece = Piece(chunk, chunk)
             length += piece.length
-            self.check_text(length)
+            endpoint.check_text(length)
             yield piece
         if not answer.ended:
-            raise self.broken("the stream ended too soon")
-        self.succeeded()
-        yield Reply(self.read(lambda: answer.choice), answer.usage, self.protocol, None, dropped)
+            raise endpoint.broken("the stream ended too soon")
+        endpoint.succeeded()
+        yield Reply(endpoint.read(lambda: answer.choice), answer.usage, self.protocol, None, dropped)
 
-    async def _all(self, bodies: list[Json], request: Request, dropped: tuple[str, ...]) -> list[Part]:
-        def part(answer: tuple[Json, list[Likelihood]]) -> Part:
-            return _part(answer, dropped)
+    async def _all(self, bodies: list[Json], request: Request, dropped: tuple[str, ...]) -> list[ServerAnswer]:
+        def convert(read: tuple[Json, list[Likelihood]]) -> ServerAnswer:
+            return _server_answer(read, dropped)
 
-        return await all_of([self._posted(body, part, request.size) for body in bodies])
+        return await all_of([self._posted(body, convert, request) for body in bodies])
 
-    async def _posted(self, body: Json, part: Callable[[Any], Part], size: int) -> Part:
-        try:
-            return await self.post(body, part, size=size)
-        except ModelError as error:
-            renamed = self._renamed(body, error)
-        return await self.post(renamed, part, size=size)
+    async def _posted(self, body: Json, convert: Callable[[Any], ServerAnswer], request: Request) -> ServerAnswer:
+        sent = self._offered(body, request)
+        while True:
+            try:
+                found = await self.endpoint.answer(sent, convert, decode=self.decoded, size=request.size)
+            except Refusal as error:
+                sent = self._mended(sent, request, error)
+            else:
+                self._remember(body, sent)
+                return found
 
-    async def _chunks(self, body: Json, size: int) -> AsyncGenerator[Json, None]:
-        try:
-            async for chunk in self.events(body, size=size):
-                yield chunk
-            return
-        except ModelError as error:
-            renamed = self._renamed(body, error)
-        async for chunk in self.events(renamed, size=size):
-            yield chunk
+    async def _chunks(self, body: Json, request: Request) -> AsyncGenerator[Json, None]:
+        sent = self._offered(body, request)
+        while True:
+            try:
+                async for chunk in self.endpoint.events(sent, size=request.size):
+                    yield chunk
+            except Refusal as error:
+                sent = self._mended(sent, request, error)
+            else:
+                self._remember(body, sent)
+                return
 
-    def _renamed(self, body: Json, error: ModelError) -> Json:
-        """A request that was refused, with the name of its limit that its server asks for; raises the error without one."""
+    def _offered(self, body: Json, request: Request) -> Json:
+        """A request without what its server has refused before."""
+        for extra in _added(body, request):
+            if (extra, _kind(body)) in self._refused:
+                body = _without(body, extra)
+        return body
+
+    def _mended(self, body: Json, request: Request, error: Refusal) -> Json:
+        """A request that was refused, without one thing that its server's words name, or with the name of its limit that the
+        server asks for; raises the error where there is none. Each can be mended three times at most.
+        """
+        for extra in _added(body, request):
+            if error.says(extra.named):
+                return _without(body, extra)
+        if self.settings.max_tokens_name == "auto" and "max_tokens" in body and error.says(OLD_LIMIT):
+            self._limit = "max_completion_tokens"
         if not error.clients_fault or self._limit in body or "max_tokens" not in body:
             raise error
         return {key: value for key, value in body.items() if key != "max_tokens"} | {self._limit: body["max_tokens"]}
 
-    def refusal(self, status: int, content: bytes, body: Json) -> ModelError:
-        if self.settings.max_tokens_name == "auto" and "max_tokens" in body and REFUSED.search(content):
-            self._limit = "max_completion_tokens"
-        return super().refusal(status, content, body)
+    def _remember(self, body: Json, sent: Json) -> None:
+        """What an answered request lacks of what was to be sent is not asked for again, in requests of its kind."""
+        for extra in (N, LOGPROBS):
+            if extra.fields[0] not in body or extra.fields[0] in sent:
+                continue
+            if extra not in {known for known, _ in self._refused}:
+                _log.warning(
+                    "%s: the server refuses `%s`, so that %s; put `%s` into the settings of the model",
+                    self.name, extra.fields[0], extra.without, extra.setting,
+                )  # fmt: skip
+            self._refused.add((extra, _kind(body)))
 
     def decoded(self, content: bytes) -> tuple[Any, list[Likelihood]]:
         """(an answer, what the log-probabilities of each choice say): they are most of it, and stay unread otherwise."""
+        endpoint = self.endpoint
         try:
             found = _answers.decode(content)
         except (ValueError, RecursionError):
-            return self.event(content), []
+            return endpoint.json(content), []
         if len(choices := found.choices) > CHOICES:
-            raise self.large(f"{CHOICES} choices")
-        self.check_text(sum(len(bytes(one)) for choice in choices for key, one in choice.items() if key != "logprobs"))
-        read = [{key: one if key == "logprobs" else self.parsed(one) for key, one in choice.items()} for choice in choices]
+            raise endpoint.too_large(f"{CHOICES} choices")
+        endpoint.check_text(sum(len(bytes(one)) for choice in choices for key, one in choice.items() if key != "logprobs"))
+        read = [
+            {key: one if key == "logprobs" else endpoint.parsed(one) for key, one in choice.items()} for choice in choices
+        ]
         for choice in read:
             if choice.get("logprobs") == NULL:
                 choice["logprobs"] = None
@@ -163,6 +227,21 @@ class OpenAIClient(Client):
         return {**sent, "reasoning_content": ""} if message.get("tool_calls") else sent
 
 
+def _kind(body: Json) -> tuple[bool, ...]:
+    """Of requests: vLLM refuses `n` where the temperature is 0, llama.cpp log-probabilities in a stream with tools."""
+    return bytes(body.get("temperature", b"")) in (b"0", b"0.0"), "stream" in body, "tools" in body
+
+
+def _added(body: Json, request: Request) -> list[_Extra]:
+    """What of a request its client has not asked for."""
+    extras = (N,) if request.logprobs else (N, LOGPROBS)
+    return [extra for extra in extras if extra.fields[0] in body]
+
+
+def _without(body: Json, extra: _Extra) -> Json:
+    return {key: value for key, value in body.items() if key not in extra.fields}
+
+
 def _lost(message: Json, sent: Json) -> bool:
     """Whether the reasoning of a message is not sent."""
     return bool(message.get("reasoning_content")) and not sent.get("reasoning_content")
@@ -178,7 +257,7 @@ def _sendable(message: Json) -> Json:
     return found
 
 
-def _part(read: tuple[Json, list[Likelihood]], dropped: tuple[str, ...]) -> Part:
+def _server_answer(read: tuple[Json, list[Likelihood]], dropped: tuple[str, ...]) -> ServerAnswer:
     """Raises KeyError, TypeError or ValueError for what is not a completion."""
     answer, likelihoods = read
     choices, usage = answer["choices"], answer.get("usage") or {}
@@ -196,13 +275,13 @@ def _part(read: tuple[Json, list[Likelihood]], dropped: tuple[str, ...]) -> Part
                 raise ValueError
     if len(choices) == 1:
         (likely,) = likelihoods
-        return Part([Reply(choices[0], usage, "chat", None, dropped, likely)], usage)
+        return ServerAnswer([Reply(choices[0], usage, "chat", None, dropped, likely)], usage)
     shares = _shares(choices, likelihoods, usage)
     replies = [
         Reply(choice, share, "chat", None, dropped, likely)
         for choice, share, likely in zip(choices, shares, likelihoods, strict=True)
     ]
-    return Part(replies, usage)
+    return ServerAnswer(replies, usage)
 
 
 def _shares(choices: list[Json], likelihoods: list[Likelihood], usage: Json) -> list[Json]:

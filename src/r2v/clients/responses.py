@@ -10,9 +10,9 @@ from typing import Any
 import msgspec
 
 from r2v.clients.authors import mark_of
-from r2v.clients.base import SingleAnswerClient, TooMuch
+from r2v.clients.base import SingleAnswerClient
 from r2v.messages.conversation import Json, Request
-from r2v.messages.json_size import SMALL
+from r2v.messages.json_size import SMALL, TooMuch
 from r2v.messages.protocol import Reply
 from r2v.messages.responses_upstream import ResponseReader, own_response_request, reply_of_response, to_responses
 
@@ -29,6 +29,7 @@ class ResponsesClient(SingleAnswerClient):
     protocol = "responses"
     reader = ResponseReader
     ends = frozenset(("response.completed", "response.incomplete", "response.failed", "error"))
+    long_lines = True  # the last events of a stream repeat all log-probabilities
 
     def body(self, request: Request, authors: Mapping[str, str]) -> tuple[Json, Sequence[str]]:
         model = self.settings.model
@@ -45,21 +46,18 @@ class ResponsesClient(SingleAnswerClient):
             return found
         return replace(found, usage=found.usage | {"server_tool_use": {"web_search_requests": searches}})
 
-    def check_line(self, size: int) -> None:
-        """The last events of a stream repeat all log-probabilities: `event` tells them from the text."""
-
-    def event(self, content: bytes) -> Any:
+    def decoded(self, content: bytes) -> Any:
         """An answer or an event: the log-probabilities are most of it, and stay unread."""
         if len(content) <= SMALL or b'"logprobs"' not in content:
-            return super().event(content)
+            return super().decoded(content)
         rest: list[tuple[Any, Any, msgspec.Raw]] = []
         try:
             found = _opened(content, rest, count())
         except RecursionError:
             raise ValueError("it nests too deeply") from None
         except TooMuch as error:
-            raise self.large(str(error)) from None
-        read = super().event(b"[" + b",".join(one for *_, one in rest) + b"]")
+            raise self.endpoint.too_large(str(error)) from None
+        read = super().decoded(b"[" + b",".join(one for *_, one in rest) + b"]")
         for (where, key, _), value in zip(rest, read, strict=True):
             where[key] = value
         return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from r2v.runtime.settings import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Settings
+from r2v.runtime.settings import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Settings, check_variable
 
 
 def is_url(text: str) -> bool:
@@ -76,6 +76,7 @@ class ClientSettings(Settings):
     offers_n: bool = True
     """Whether one request may ask for several candidates; otherwise they are parallel requests."""
     offers_logprobs: bool = True
+    """Whether it may ask for log-probabilities. A server that refuses these, or `n`, is asked again without."""
     top_logprobs: NonNegativeInt = 5
     """Alternatives of each token to ask for: the entropy is computed from them."""
     parse_tools: Literal["auto", "off"] = "auto"
@@ -94,6 +95,7 @@ class ClientSettings(Settings):
     trained; None: it counts as one token."""
 
     def __post_init__(self) -> None:
+        check_variable("api_key_env", self.api_key_env)
         if not is_url(self.base_url):
             raise ValueError(f"base_url {self.base_url!r} is no URL; write one such as http://localhost:8000/v1")
 

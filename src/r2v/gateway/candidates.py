@@ -8,7 +8,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
-from r2v.clients.base import Client, Draw, Part, on_lost
+from r2v.clients.base import Client, Draw, ServerAnswer
+from r2v.clients.endpoint import on_lost
 from r2v.clients.tokens import Tokens
 from r2v.core.errors import ModelError
 from r2v.core.types import Action, Candidate, Context
@@ -161,7 +162,7 @@ class CandidateSource:
                     live.put(self, part)
                     await live.room()
         assert reply is not None
-        return self.client.priced(self._request, [Part([reply], reply.usage)])
+        return self.client.priced(self._request, [ServerAnswer([reply], reply.usage)])
 
     async def pay(self, amount: Amount) -> bool:
         """Charge the step for more; whether there is room for it."""
@@ -174,7 +175,7 @@ class CandidateSource:
         return not missing or await self.pay(self._most(missing))
 
     async def _lost_try(self, answers: int, again: bool) -> bool:
-        """`r2v.clients.base.on_lost`."""
+        """`r2v.clients.endpoint.on_lost`."""
         self._lose(answers)
         return not again or await self._afford(answers)
 

@@ -67,7 +67,7 @@ def problems(settings: GatewaySettings, show: Callable[[str], None]) -> list[str
         found.append(str(error))
     for role, model in settings.models.items():
         try:
-            asyncio.run(_probed(make_client(model, role)))
+            asyncio.run(_probed(make_client(model, role), settings.route.k if role == "slm" else None))
             show(f"{role:<9} {model.model} at {model.base_url} answers")
         except (R2VError, ModelError) as error:
             found.append(str(error))
@@ -94,9 +94,11 @@ async def _pinged(connection: Connection) -> None:
         await connection.close()
 
 
-async def _probed(client: Client) -> None:
-    """Raises ModelError where the model takes no request."""
+async def _probed(client: Client, k: int | None) -> None:
+    """Ask as a step does; k: candidates of the SLM, which alone is asked for log-probabilities. Raises ModelError where the
+    model takes no request.
+    """
     try:
-        await client.probe()
+        await client.probe(min(k or 1, 2), logprobs=k is not None)
     finally:
         await client.close()

@@ -22,13 +22,11 @@ from r2v.gateway.step import RETRY_S, Refused, unreachable
 from r2v.messages.conversation import BadRequest, Json
 from r2v.messages.json_size import JsonSize
 from r2v.messages.protocol import ProtocolAdapter, encode
+from r2v.runtime.settings import LIKE_A_KEY
 
 IDENTITY = re.compile(r"[\w.:/-]{1,200}", re.ASCII)
 """Of a session: no address of a person, for one."""
-SECRET = re.compile(
-    r"(?:^|[:/=.])(?:(?:sk|rk|pk|key|gh[opsur]|github_pat|glpat|hf|npm|pypi|xox[a-z]|xapp|gsk|pplx|r8|tgp|dop|ya29|SG)[-_.]"
-    r"|AKIA|ASIA|AIza|eyJ|Bearer )[\w.-]{12,}|://"
-)
+SECRET = re.compile(rf"{LIKE_A_KEY.pattern}|://")
 """What looks like a key of somebody's, in the place of a session's name."""
 CODES = {"prompt_too_long": "context_length_exceeded"}
 """Reasons for which OpenAI has a code that its clients look for."""

@@ -208,7 +208,8 @@ class Metrics:
             self._counts.body_bytes, self._counts.refused_bodies = self.room.bytes, self.room.refused
         for upstream in self._upstreams:
             self._counts.available[upstream.name] = upstream.available
-            self._counts.attempts.update({(upstream.name, code): count for code, count in upstream.attempts.items()})
+            attempts = upstream.endpoint.attempts
+            self._counts.attempts.update({(upstream.name, code): count for code, count in attempts.items()})
         return self._counts
 
 

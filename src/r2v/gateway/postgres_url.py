@@ -7,6 +7,7 @@ from typing import Protocol
 from urllib.parse import parse_qs, urlsplit
 
 from r2v.core.errors import SettingsError
+from r2v.runtime.settings import from_environment
 
 EXAMPLE = "postgresql://USER@HOST/DATABASE"
 SECRETS = ("password", "sslpassword")
@@ -57,8 +58,7 @@ def shared_url(store: _Store, environment: Mapping[str, str]) -> str | None:
     """URL of the shared ledger; None where there is none. Raises SettingsError."""
     if store.url_env is None:
         return store.url
-    if not (url := environment.get(store.url_env, "").strip()):
-        raise SettingsError(f"environment variable {store.url_env} of store.url_env is not set; it must hold {EXAMPLE}")
+    url = from_environment("store.url_env", store.url_env, EXAMPLE, environment)
     if problem := problem_of(url, secret=True):
         raise SettingsError(f"environment variable {store.url_env} of store.url_env {problem}")
     return url

@@ -16,6 +16,7 @@ from pathlib import Path
 from r2v.core.errors import SettingsError
 from r2v.core.types import Action, Candidate, Step
 from r2v.gateway.settings import StoreSettings
+from r2v.runtime.settings import from_environment
 
 
 class Redactor:
@@ -51,9 +52,7 @@ def secret_of(store: StoreSettings) -> bytes:
     SettingsError.
     """
     if store.hash_key_env is not None:
-        if not (value := os.environ.get(store.hash_key_env, "").strip()):
-            raise SettingsError(f"environment variable {store.hash_key_env} of store.hash_key_env is not set")
-        return value.encode()
+        return from_environment("store.hash_key_env", store.hash_key_env, "the key of the hashes").encode()
     path = Path(store.path + ".secret")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

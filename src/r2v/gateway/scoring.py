@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
-from r2v.clients.base import on_lost
+from r2v.clients.endpoint import on_lost
 from r2v.clients.tokens import Tokens
 from r2v.core.errors import ModelError
 from r2v.core.protocols import PricedVerifier

@@ -545,7 +545,7 @@ def _client(settings: GatewaySettings, role: str, name: str, before: Client | No
         return before
     client = make_client(wanted, name)
     if before is not None:
-        client.attempts = before.attempts  # it counts on
+        client.endpoint.attempts = before.endpoint.attempts  # it counts on
     return client
 
 

@@ -17,7 +17,15 @@ from msgspec import Meta
 from r2v.clients.settings import ClientSettings, PriceSettings
 from r2v.core.types import TEACHER
 from r2v.gateway.postgres_url import problem_of
-from r2v.runtime.settings import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Settings
+from r2v.runtime.settings import (
+    Fraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Settings,
+    check_variable,
+)
 from r2v.verifiers import name_of, verifier_named
 
 Port = Annotated[int, Meta(gt=0, le=65_535)]
@@ -164,6 +172,8 @@ class ServerSettings(Settings):
     """Streams that wait for the decision send a comment this often; headers wait that long for it."""
 
     def __post_init__(self) -> None:
+        check_variable("server.key_env", self.key_env)
+        check_variable("server.admin_key_env", self.admin_key_env)
         if self.control_port == self.port and self.admin_host == self.host and self.port:
             raise ValueError(f"port and admin_port (--port and --admin-port) are both {self.port}; change one of them")
         if self.max_bodies_bytes < 2 * self.max_body_bytes:
@@ -209,6 +219,8 @@ class StoreSettings(Settings):
         return {**{key: value for key, value in raw.items() if key != "url"}, "path": path}
 
     def __post_init__(self) -> None:
+        for key in ("hash_key_env", "redis_env", "url_env"):
+            check_variable(f"store.{key}", getattr(self, key))
         if self.url is not None and self.url_env is not None:
             raise ValueError("store.url and store.url_env: leave out one of them")
         if self.url is not None and (problem := problem_of(self.url)):

@@ -13,6 +13,7 @@ from r2v.gateway.postgres_url import shared_url
 from r2v.gateway.reading import LedgerReader
 from r2v.gateway.sessions import LocalSessions, Sessions
 from r2v.gateway.settings import GatewaySettings, StoreSettings
+from r2v.runtime.settings import from_environment
 
 if TYPE_CHECKING:
     from r2v.gateway.redis_connection import Connection
@@ -23,8 +24,7 @@ def redis_of(store: StoreSettings) -> Connection | None:
     """The Redis that replicas share; None where the settings name none. Raises SettingsError."""
     if (name := store.redis_env) is None:
         return None
-    if not (url := os.environ.get(name, "").strip()):
-        raise SettingsError(f"environment variable {name} of store.redis_env is not set; it must hold the URL of a Redis")
+    url = from_environment("store.redis_env", name, "the URL of a Redis")
     try:
         from r2v.gateway.redis_connection import Connection
     except ModuleNotFoundError:

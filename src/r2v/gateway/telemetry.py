@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import r2v
-from r2v.clients.base import Client, trace_headers
+from r2v.clients.base import Client
+from r2v.clients.endpoint import trace_headers
 from r2v.clients.tokens import Tokens
 from r2v.core.errors import ModelError, SettingsError
 from r2v.gateway.settings import TelemetrySettings

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import msgspec
+
 SMALL, HELD = 100_000, 4_000_000
 """Bytes of a text that is read in five milliseconds, whatever it holds; and of one that is counted only where it may have
 too many values.
@@ -9,7 +13,27 @@ too many values.
 VALUES, ESCAPES, WIDE = 50_000, 1_000_000, 4_000_000
 """What a client's request may hold at most: values, escaped characters, bytes of characters that are not ASCII. Each takes
 some 5 ms, in which nobody else is served. A request of 2 MB of an agent has some 20,000 values and 300,000 escapes."""
+READ, PIECE = 50_000, 65_536
+"""Values of an answer that are decoded at once (in some 8 ms), and bytes of it that are counted at once."""
 _ASCII = bytes(range(128))
+
+
+class TooMuch(ValueError):
+    """JSON that holds more than can be read at once."""
+
+
+def decoded(content: bytes | msgspec.Raw) -> Any:
+    """Raises ValueError for what is no JSON or nests too deeply, TooMuch for what holds too much to be read at once."""
+    if len(content) > SMALL:
+        content, size = bytes(content), JsonSize()
+        for i in range(0, len(content), PIECE):
+            size.add(content[i : i + PIECE])
+        if size.values > READ:
+            raise TooMuch(f"{READ} values")
+    try:
+        return msgspec.json.decode(content)
+    except RecursionError:
+        raise ValueError("it nests too deeply") from None
 
 
 class JsonSize:

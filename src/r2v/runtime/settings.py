@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import (
@@ -68,6 +69,44 @@ class Settings(Struct, frozen=True, metaclass=_Frozen):
 
     def __reduce__(self) -> Any:  # a Struct's own leaves out `given`, by which another process would check other settings
         return _restored, (type(self), {key: getattr(self, key) for key in self.__struct_fields__}, self.given)
+
+
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+LIKE_A_KEY = re.compile(
+    r"(?:^|[:/=.])(?:(?:sk|rk|pk|key|gh[opsur]|github_pat|glpat|hf|npm|pypi|xox[a-z]|xapp|gsk|pplx|r8|tgp|dop|ya29|SG)[-_.]"
+    r"|AKIA|ASIA|AIza|eyJ|Bearer )[\w.-]{12,}"
+)
+"""How keys of known services begin."""
+RANDOM = re.compile(r"(?=.*\d)[A-Za-z0-9]{20,}")
+"""A key of one that has no beginning of its own."""
+
+
+def check_variable(key: str, name: str | None) -> None:
+    """Raises ValueError for what cannot be the name of an environment variable. It is not repeated: it may be a key."""
+    if name is not None and not VARIABLE.fullmatch(name):
+        raise ValueError(
+            f"{key} must be the name of an environment variable, of letters, digits and _, such as MY_KEY; "
+            "what that holds does not belong into settings: export MY_KEY=... where r2v runs"
+        )
+
+
+def from_environment(key: str, name: str, holds: str, environment: Mapping[str, str] = os.environ) -> str:
+    """What the environment variable holds that a setting names.
+
+    Args:
+        key: of the setting.
+        name: of the variable. It is not repeated where it looks like a key.
+        holds: what it must hold, in words.
+        environment: all variables.
+
+    Raises:
+        SettingsError: it is not set, or empty.
+    """
+    if value := environment.get(name, "").strip():
+        return value
+    if not name.isupper() and (LIKE_A_KEY.search(name) or RANDOM.fullmatch(name)):
+        raise SettingsError(f"{key} looks like a key; it must be the name of an environment variable that holds {holds}")
+    raise SettingsError(f"environment variable {name} is not set; it must hold {holds} ({key})")
 
 
 S = TypeVar("S", bound=Settings)
@@ -178,6 +217,9 @@ def _yaml(text: str, where: str) -> Any:
         _check_finite(value)
         return value
     except (yaml.YAMLError, ValueError, OverflowError) as error:
+        for mark in (getattr(error, "problem_mark", None), getattr(error, "context_mark", None)):
+            if mark is not None:
+                mark.buffer = None  # the text there may hold a key
         raise SettingsError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
     except RecursionError:
         raise SettingsError(f"{where} is not valid YAML: nested too deeply") from None
@@ -247,7 +289,8 @@ def _value(of: Any, raw: Any, key: str) -> Any:
         if message.startswith("Invalid enum value"):
             message = f"choose from {', '.join(map(str, _choices(of)))}"
         key += place.rstrip("]`").replace("[", ".")
-        raise SettingsError(f"`{key}` = {raw!r}: {message}") from None
+        shown = "" if key.endswith("_env") else f" = {raw!r}"  # it may be a key
+        raise SettingsError(f"`{key}`{shown}: {message}") from None
 
 
 def _choices(of: Any) -> tuple[Any, ...]:
