@@ -49,9 +49,9 @@ from r2v.gateway.keys import KeyRing, KeyStore
 from r2v.gateway.ledger import Ledger
 from r2v.gateway.metrics import Metrics
 from r2v.gateway.modes import Modes, Part, part_of
-from r2v.gateway.reading import Entry
 from r2v.gateway.redaction import Redactor, secret_of
 from r2v.gateway.routing import GatewayRouter, ShadowRouter, load_configured
+from r2v.gateway.rows import Entry
 from r2v.gateway.scoring import PaidVerifier
 from r2v.gateway.sessions import SESSIONS, Session, Sessions
 from r2v.gateway.settings import GatewaySettings

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.trace import Span
 
-    from r2v.gateway.reading import Entry
+    from r2v.gateway.rows import Entry
     from r2v.gateway.step import Answer, RequestOptions
     from r2v.messages.conversation import Request
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from itertools import groupby, pairwise
 from operator import itemgetter
 from pathlib import Path
+from types import GenericAlias
 from typing import Any
 
 import duckdb
@@ -28,7 +29,8 @@ import pyarrow.parquet as pq
 from r2v.core.errors import ArtifactError
 from r2v.core.untrusted import RECORD_BYTES, opened
 from r2v.gateway.budgets import DAY
-from r2v.gateway.reading import COLUMNS, QUIET_S, Entry, LedgerReader, WholeSession, checked, entry_of, picked
+from r2v.gateway.reading import QUIET_S, LedgerReader, WholeSession, picked
+from r2v.gateway.rows import COLUMNS, TABLES, Entry, checked, entry_of
 from r2v.logs.files import DAYS
 from r2v.runtime.store import whole_file
 
@@ -50,49 +52,26 @@ class _Table:
     columns: tuple[tuple[str, pa.DataType], ...]
     rows: str
     """FROM and WHERE, of the time from `:first` to before `:after`."""
-    types: Any = None
-    """Of a row that SQLite may hold anything in; None: `r2v.gateway.reading.checked` knows them."""
+    types: Any
+    """Of a row that SQLite may hold anything in; None: `r2v.gateway.rows.checked` knows them."""
 
 
-def _plain(name: str, columns: Sequence[tuple[str, pa.DataType]], types: Any) -> _Table:
-    return _Table(tuple(columns), f"FROM {name} WHERE time >= :first AND time < :after", types)
+_TEXT, _INT = pa.string(), pa.int64()
+_KINDS = {str: _TEXT, int: _INT, float: pa.float64(), bool: pa.bool_(), bytes: pa.binary()}
+_OF_DAY = "time >= :first AND time < :after"
 
 
-_TEXT, _INT, _REAL = pa.string(), pa.int64(), pa.float64()
-_KINDS = {
-    **dict.fromkeys(("t", "tokens", "teacher_calls", "candidates"), _INT),
-    **dict.fromkeys(
-        ("time", "score", "threshold", "propensity", "slm_usd", "teacher_usd", "saved_usd", "overhead_ms"), _REAL
-    ),
-    "alike": pa.bool_(),
-    "record": pa.binary(),
-}
-TABLES = {
-    "steps": _plain("steps", [(name, _KINDS.get(name, _TEXT)) for name in COLUMNS], None),
-    "outcomes": _plain(
-        "outcomes",
-        [("session", _TEXT), ("t", _INT), ("reward", _REAL), ("time", _REAL)],
-        tuple[str, int | None, float, float],
-    ),
-    "verdicts": _plain(
-        "verdicts",
-        [("session", _TEXT), ("name", _TEXT), ("rank", _INT), ("value", _REAL), ("time", _REAL)],
-        tuple[str, str, int, float, float],
-    ),
-    "abandoned": _plain(
-        "abandoned",
-        [
-            ("session", _TEXT), ("key", _TEXT), ("time", _REAL), ("calls", _INT), ("tokens", _INT), ("usd", _REAL),
-            ("why", _TEXT),
-        ],
-        tuple[str, str, float, int, int, float, str | None],
-    ),
-    "tools": _Table(
-        (("session", _TEXT), ("text", _TEXT)),
-        "FROM tools WHERE session IN (SELECT session FROM steps WHERE time >= :first AND time < :after)",
-        tuple[str, str],
-    ),
-}  # fmt: skip
+def _table(name: str) -> _Table:
+    columns = [one for one in TABLES[name] if (name, one.name) != ("abandoned", "id")]  # older rows have none
+    timed = any(one.name == "time" for one in columns)
+    return _Table(
+        tuple((one.name, _KINDS[one.kind]) for one in columns),
+        f"FROM {name} WHERE {_OF_DAY if timed else f'session IN (SELECT session FROM steps WHERE {_OF_DAY})'}",
+        None if name == "steps" else GenericAlias(tuple, tuple(one.type for one in columns)),
+    )
+
+
+ARCHIVED = {name: _table(name) for name in TABLES}
 
 
 def write_archive(ledger: LedgerReader, replica: str, folder: Path) -> Iterator[tuple[str, int]]:
@@ -117,12 +96,12 @@ def write_archive(ledger: LedgerReader, replica: str, folder: Path) -> Iterator[
     for day in range(int(span[0] // DAY), int(time.time() // DAY)):
         values = {"first": day * DAY, "after": (day + 1) * DAY}
         name = time.strftime("%Y-%m-%d", time.gmtime(day * DAY))
-        found = {table: ledger.count(f"SELECT COUNT(*) {TABLES[table].rows}", values) for table in TABLES}
+        found = {table: ledger.count(f"SELECT COUNT(*) {ARCHIVED[table].rows}", values) for table in ARCHIVED}
         new = False
         for table, rows in found.items():
             path = folder / f"day={name}" / f"{table}.{replica}.parquet"
             if rows and (not path.exists() or _rows_in(path) < rows):
-                _write(path, TABLES[table], ledger, values)
+                _write(path, ARCHIVED[table], ledger, values)
                 new = True
         if new:
             yield name, found["steps"]
@@ -170,7 +149,7 @@ class Archive:
         folder = self._folder
         for file in folder.glob(f"{DAYS}/*.parquet"):
             opened(file).close()
-        for name, table in TABLES.items():
+        for name, table in ARCHIVED.items():
             files = _quoted(str(folder.resolve() / DAYS / f"{name}.*.parquet"))
             there = next(folder.glob(f"{DAYS}/{name}.*.parquet"), None)
             columns = ", ".join(f"CAST(NULL AS {_SQL[kind]}) AS {column}" for column, kind in table.columns)
@@ -236,7 +215,7 @@ class Archive:
         self._aside.cleanup()
 
 
-_SQL = {_TEXT: "VARCHAR", _INT: "BIGINT", _REAL: "DOUBLE", pa.bool_(): "BOOLEAN", pa.binary(): "BLOB"}
+_SQL = {_TEXT: "VARCHAR", _INT: "BIGINT", pa.float64(): "DOUBLE", pa.bool_(): "BOOLEAN", pa.binary(): "BLOB"}
 _ENDS = f"""
 SELECT session, COALESCE(sent, value), CASE WHEN sent IS NULL THEN name ELSE '' END FROM wanted
 LEFT JOIN (SELECT session, arg_max(reward, time) AS sent FROM outcomes WHERE t IS NULL GROUP BY session) USING (session)
