@@ -141,9 +141,8 @@ class _DataPlane(Guard):
 
             service = self.service
             control = ControlPlane(
-                service.settings, service.keys, service.router, service.ledger, service.sessions, service.modes,
+                service.settings, service.lasting.stores, service.keys, service.router, service.modes,
                 lambda: sum_counts([(True, service.metrics.counts())], service.router.identity), self._reloading,
-                service.shipping,
             )  # fmt: skip
 
         @contextlib.asynccontextmanager

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import msgspec
 from starlette.applications import Starlette
@@ -31,18 +31,14 @@ from r2v.gateway.modes import Modes, Unproven
 from r2v.gateway.reading import words_of
 from r2v.gateway.reload import Reloading
 from r2v.gateway.routing import Configured
-from r2v.gateway.sessions import Sessions
 from r2v.gateway.settings import GatewaySettings, Mode
 from r2v.gateway.step import reachable
-from r2v.gateway.stores import read_from
+from r2v.gateway.stores import Stores
 from r2v.maths.stats import wilson
 from r2v.messages.conversation import BadRequest, Json
 from r2v.messages.openai_chat import CHAT
 from r2v.messages.protocol import json_object
 from r2v.runtime.slices import aside
-
-if TYPE_CHECKING:
-    from r2v.gateway.shipping import Shipping
 
 FINISH_S = 5.0
 """For what is left to ship when the gateway ends."""
@@ -63,14 +59,15 @@ class ModeRequest(msgspec.Struct, forbid_unknown_fields=True):
 
 class ControlPlane(Guard):
     def __init__(
-        self, settings: GatewaySettings, keys: KeyRing, router: Configured, ledger: Ledger, sessions: Sessions,
-        modes: Modes, counts: Callable[[], Counts], reloading: Reloading, shipping: Shipping | None = None,
+        self, settings: GatewaySettings, stores: Stores, keys: KeyRing, router: Configured, modes: Modes,
+        counts: Callable[[], Counts], reloading: Reloading,
     ) -> None:  # fmt: skip
-        """`counts`: what the processes of the data plane have counted together; `shipping`: where the ledger is shared."""
+        """`counts`: what the processes of the data plane have counted together."""
         super().__init__(settings.server, keys)
-        self._settings, self._journal, self._sessions, self._modes = settings, ledger, sessions, modes
-        self._shipping, self._ledger = shipping, read_from(ledger, shipping)
-        self._overview, self._counts = Overview(router, self._ledger, shipping), counts
+        self._settings, self._stores, self._modes = settings, stores, modes
+        self._journal, self._sessions, self._shipping = stores.ledger, stores.sessions, stores.shipping
+        self._ledger = stores.reader
+        self._overview, self._counts = Overview(router, self._ledger, self._shipping), counts
         self._reloading = reloading
         self._names = {name: model.model for name, model in settings.models.items()}
 
@@ -97,10 +94,7 @@ class ControlPlane(Guard):
         async def lifespan(app: Starlette) -> AsyncIterator[None]:
             async with self.upkeep():
                 yield
-            await self._sessions.close()
-            if self._shipping is not None:
-                self._shipping.close()
-            self._journal.close()
+            await self._stores.close()
 
         async def health(http: HttpRequest) -> Response:
             return json_response({"status": "ok"})

@@ -16,9 +16,8 @@ import sqlite3
 import time
 from collections import OrderedDict
 from contextlib import nullcontext, suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial, reduce
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from r2v.clients import make_client
@@ -37,7 +36,6 @@ from r2v.gateway.budgets import (
     DAY,
     Account,
     Amount,
-    Budgets,
     Exhausted,
     Limits,
     Reservation,
@@ -45,15 +43,14 @@ from r2v.gateway.budgets import (
     touch,
 )
 from r2v.gateway.candidates import CandidateSource, LiveAnswer, PaidAnswers, most
-from r2v.gateway.keys import KeyRing, KeyStore
-from r2v.gateway.ledger import Ledger
+from r2v.gateway.keys import KeyRing
 from r2v.gateway.metrics import Metrics
 from r2v.gateway.modes import Modes, Part, part_of
 from r2v.gateway.redaction import Redactor, secret_of
 from r2v.gateway.routing import GatewayRouter, ShadowRouter, load_configured
 from r2v.gateway.rows import Entry
 from r2v.gateway.scoring import PaidVerifier
-from r2v.gateway.sessions import SESSIONS, Session, Sessions
+from r2v.gateway.sessions import SESSIONS, Session
 from r2v.gateway.settings import GatewaySettings
 from r2v.gateway.step import (
     Answer,
@@ -66,7 +63,7 @@ from r2v.gateway.step import (
     unwritten,
     with_messages,
 )
-from r2v.gateway.stores import joined, read_from, shared_state
+from r2v.gateway.stores import Stores
 from r2v.gateway.telemetry import Telemetry
 from r2v.messages.conversation import Json, Request, bounded, context_of, limited, tools_of
 from r2v.messages.protocol import Served
@@ -75,7 +72,6 @@ from r2v.runtime.slices import aside, in_slices
 from r2v.verifiers import verifier_named
 
 if TYPE_CHECKING:
-    from r2v.gateway.shipping import Shipping
     from r2v.gateway.verdicts import SessionVerdicts
 
 CHECKPOINT_S = 0.5
@@ -89,15 +85,28 @@ ASIDE = re.compile(r"\btitle|\bsummar|\bnew topic", re.IGNORECASE)
 """In the system prompt of requests that agents make beside the steps of a session, sometimes before its first."""
 
 
+@dataclass
+class Lasting:
+    """What outlives a reload: the service before it and the one after it share this."""
+
+    stores: Stores
+    metrics: Metrics
+    telemetry: Telemetry | None
+    with_tools: OrderedDict[str, None] = field(default_factory=OrderedDict)
+    """Sessions of clients in which tools were offered; the latest ones."""
+
+
 class Service:
+    lasting: Lasting
+
     def __init__(self, settings: GatewaySettings, *, owner: bool = True, before: Service | None = None) -> None:
         """Raises SettingsError, ArtifactError.
 
         Args:
             settings: as the file says.
             owner: whether no other process serves from the ledger; False for one of several workers, whose parent owns it.
-            before: the one that it takes the place of, with the same `settings.store`: ledger, sessions and budgets are
-                shared with it, and so is a model whose settings are the same. It may be made in a thread.
+            before: the one that it takes the place of, with the same `settings.store`: they share `Lasting`, and a model
+                whose settings are the same. It may be made in a thread.
         """
         self.file_settings = settings
         self.slm: Client = _client(settings, "slm", "slm", before.slm if before else None)
@@ -109,21 +118,23 @@ class Service:
         self.verdicts = _verdicts(settings)
         # A verifier's files may have changed, too.
         self._verifier = remembered(VERIFIER_BYTES, lambda name, tools: footprint(tools))(_verifier)
-        self.ledger: Ledger = before.ledger if before else Ledger(Path(settings.store.path), owner=owner)
+        stores = before.lasting.stores if before else Stores(settings, owner=owner)
+        self.ledger, self.sessions = stores.ledger, stores.sessions
+        self.budgets, self.shipping = stores.budgets, stores.shipping
         # What a step reads and writes at its begin and at its end is one transaction each; none waits for another server.
         self._together = nullcontext if settings.store.redis_env else self.ledger.accounts.transaction
         self._redactor = Redactor(secret_of(settings.store)) if settings.store.redact else None
-        self._shared: tuple[Sessions, Budgets, KeyStore] = before._shared if before else shared_state(settings, self.ledger)
-        self.sessions, self.budgets, store = self._shared
-        self.keys = KeyRing(settings.server, store)
-        self._with_tools: OrderedDict[str, None] = before._with_tools if before else OrderedDict()
-        """Sessions of clients in which tools were offered; the latest ones."""
-        self.shipping: Shipping | None = before.shipping if before else joined(settings.store, self.ledger, owner)
-        self.modes = Modes(self.settings.route, self.sessions, read_from(self.ledger, self.shipping))
+        self.keys = KeyRing(settings.server, stores.keys)
+        if before is None:
+            if owner:
+                stores.join()
+            telemetry = None if settings.telemetry is None else Telemetry(settings.telemetry)
+            self.lasting = Lasting(stores, Metrics(self.router, self.clients), telemetry)
+        else:
+            self.lasting = before.lasting
+        self.metrics, self._telemetry = self.lasting.metrics, self.lasting.telemetry
+        self.modes = Modes(self.settings.route, self.sessions, stores.reader)
         self._checked, self._problem, self._warned = -math.inf, "", -math.inf
-        self.metrics: Metrics = before.metrics if before else Metrics(self.router, self.clients)
-        made = None if before or settings.telemetry is None else Telemetry(settings.telemetry)
-        self._telemetry: Telemetry | None = before._telemetry if before else made
 
     @property
     def teacher(self) -> Client:
@@ -149,13 +160,9 @@ class Service:
     async def close(self) -> None:
         for client in self.clients:
             await client.close()
-        await self.sessions.close()
-        await self.budgets.close()
         if self._telemetry is not None:
             await self._telemetry.close()
-        if self.shipping is not None:
-            self.shipping.close()
-        self.ledger.close()
+        await self.lasting.stores.close()
 
     async def known(self, *names: str) -> str | None:
         """The first name of a session that has a step: here, or at another replica that ships to the same ledger. Raises
@@ -331,14 +338,14 @@ class Service:
     async def _is_aside(self, name: str, request: Request) -> bool:
         """Whether it is no step of the session: agents also ask for titles and summaries under its name, without tools."""
         if request.tools not in (b"null", b"[]"):
-            if name not in self._with_tools:
+            if name not in self.lasting.with_tools:
                 await self.sessions.offer_tools(name)
-            self._with_tools[name] = None
-            touch(self._with_tools, name, SESSIONS)
+            self.lasting.with_tools[name] = None
+            touch(self.lasting.with_tools, name, SESSIONS)
             return False
         first = request.messages[0]
         return (
-            name in self._with_tools
+            name in self.lasting.with_tools
             or (first.role in ("system", "developer") and ASIDE.search(first.text[:1000]) is not None)
             or await self.sessions.had_tools(name)
         )
