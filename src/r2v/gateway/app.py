@@ -24,6 +24,7 @@ from starlette.types import Scope as ASGIScope
 
 from r2v.gateway.body_memory import BodyMemory
 from r2v.gateway.candidates import LiveAnswer
+from r2v.gateway.control import PLAIN, ROUTES, ControlPlane
 from r2v.gateway.guard import CODES, SHORT, Endpoint, Forbidden, Guard, headers_of, json_response, number, scoped, short_name
 from r2v.gateway.keys import Scope
 from r2v.gateway.metrics import sum_counts
@@ -61,8 +62,6 @@ FILE_TOKENS = 1_600
 AT_ONCE = 50
 """Events of a stream that are sent before others are served."""
 STREAM = {"cache-control": "no-store", "x-accel-buffering": "no"}
-CONTROL_PATHS = ("/sessions", "/sessions/{session:path}", "/stats", "/kill", "/mode", "/cleanup", "/reload")
-"""Of the control plane, beside the page and the metrics."""
 
 
 def build_app(
@@ -137,8 +136,6 @@ class _DataPlane(Guard):
     def app(self) -> Starlette:
         control = None
         if self._admin_url is None:
-            from r2v.gateway.control import ControlPlane  # which a worker does not need
-
             service = self.service
             control = ControlPlane(
                 service.settings, service.lasting.stores, service.keys, service.router, service.modes,
@@ -173,11 +170,11 @@ class _DataPlane(Guard):
         if control is not None:
             routes += control.all_routes()
         else:
+            paths = dict.fromkeys(path for path, *_ in ROUTES)
             routes += [
-                Route(prefix + path, self.elsewhere, methods=["GET", "POST"])
-                for path in CONTROL_PATHS for prefix in ("/v1", "")
-            ]  # fmt: skip
-            routes += [Route(path, self.elsewhere) for path in ("/", "/metrics")]
+                Route(prefix + path, self.elsewhere, methods=["GET", "POST"]) for path in paths for prefix in ("/v1", "")
+            ]
+            routes += [Route(path, self.elsewhere) for path in PLAIN]
         app = _App({route.path: route.endpoint for route in steps}, self._room, routes=routes, lifespan=lifespan)
         if origins := self.server.cors_origins:
             from starlette.middleware.cors import CORSMiddleware

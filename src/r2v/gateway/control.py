@@ -9,8 +9,9 @@ import contextlib
 import logging
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import asdict
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Literal
@@ -24,7 +25,7 @@ from starlette.routing import Route
 from r2v.core.errors import R2VError
 from r2v.gateway.budgets import DAY
 from r2v.gateway.guard import SHORT, Guard, json_response, number, scoped
-from r2v.gateway.keys import KeyRing
+from r2v.gateway.keys import KeyRing, Scope
 from r2v.gateway.ledger import Ledger
 from r2v.gateway.metrics import Counts, Overview
 from r2v.gateway.modes import Modes, Unproven
@@ -72,20 +73,9 @@ class ControlPlane(Guard):
         self._names = {name: model.model for name, model in settings.models.items()}
 
     def all_routes(self) -> list[Route]:
-        return [
-            *self.routes([
-                ("/sessions", self.sessions, "GET", CHAT, "agent"),
-                ("/sessions/{session:path}", self.session, "GET", CHAT, "agent"),
-                ("/stats", self.stats, "GET", CHAT, "admin"),
-                ("/kill", self.kill, "POST", CHAT, "admin"),
-                ("/mode", self.mode, "GET", CHAT, "admin"),
-                ("/mode", self.change_mode, "POST", CHAT, "admin"),
-                ("/cleanup", self.cleanup, "POST", CHAT, "admin"),
-                ("/reload", self.reload, "POST", CHAT, "admin"),
-            ]),
-            Route("/", self.page),
-            Route("/metrics", self._guarded(self.metrics, CHAT, "admin")),
-        ]  # fmt: skip
+        known = [(path, partial(answer, self), method, CHAT, scope) for path, answer, method, scope in ROUTES]
+        metrics = self._guarded(self.metrics, CHAT, "admin")
+        return [*self.routes(known), *map(Route, PLAIN, (self.page, metrics))]
 
     def app(self) -> Starlette:
         """The control plane as a process of its own."""
@@ -316,3 +306,18 @@ class ControlPlane(Guard):
             "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; base-uri 'none'"
         )
         return HTMLResponse(text, headers={"content-security-policy": policy, "x-content-type-options": "nosniff"})
+
+
+ROUTES: tuple[tuple[str, Callable[[ControlPlane, HttpRequest], Awaitable[Response]], str, Scope], ...] = (
+    ("/sessions", ControlPlane.sessions, "GET", "agent"),
+    ("/sessions/{session:path}", ControlPlane.session, "GET", "agent"),
+    ("/stats", ControlPlane.stats, "GET", "admin"),
+    ("/kill", ControlPlane.kill, "POST", "admin"),
+    ("/mode", ControlPlane.mode, "GET", "admin"),
+    ("/mode", ControlPlane.change_mode, "POST", "admin"),
+    ("/cleanup", ControlPlane.cleanup, "POST", "admin"),
+    ("/reload", ControlPlane.reload, "POST", "admin"),
+)
+"""With and without /v1."""
+PLAIN = ("/", "/metrics")
+"""Without."""
