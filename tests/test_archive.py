@@ -132,7 +132,7 @@ def test_sessions_that_lie_mixed_are_read_in_parts_that_memory_holds(tmp_path, m
     assert [episode.goal for episode in wanted] == [f"g{i}" for i in range(30)]
     assert all([step.t for step in episode.steps] == list(range(5)) for episode in wanted)
     monkeypatch.setattr("r2v.logs.archive.PARTITION_BYTES", 20_000.0)
-    monkeypatch.setattr("r2v.logs.archive.ASIDE", 7)
+    monkeypatch.setattr("r2v.logs.archive.STEPS", 7)
     read = []
     whole = _Partitions.rows
     monkeypatch.setattr(

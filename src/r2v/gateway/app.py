@@ -32,7 +32,7 @@ from r2v.gateway.reload import Generation, LiveApp, Read, Reloading
 from r2v.gateway.service import Service
 from r2v.gateway.sessions import Items
 from r2v.gateway.settings import GatewaySettings
-from r2v.gateway.step import Answer, Refused, RequestOptions
+from r2v.gateway.step import Refused, RequestOptions, StepAnswer
 from r2v.messages import BUILT_IN
 from r2v.messages.anthropic import MESSAGES
 from r2v.messages.conversation import BadRequest, Json, Request, fingerprint
@@ -232,7 +232,7 @@ class _DataPlane(Guard):
 
     async def _step(
         self, http: HttpRequest, request: Request, options: RequestOptions, live: LiveAnswer | None = None
-    ) -> Answer:
+    ) -> StepAnswer:
         """The step, cancelled (and with it the calls to the models) when the client disconnects."""
         here = asyncio.current_task()
         assert here is not None
@@ -268,7 +268,7 @@ class _DataPlane(Guard):
 
         return endpoint
 
-    async def _keep(self, tenant: str, request: Request, answer: Answer, adapter: ProtocolAdapter) -> None:
+    async def _keep(self, tenant: str, request: Request, answer: StepAnswer, adapter: ProtocolAdapter) -> None:
         """What later requests may refer to; an answer that has been paid for is not lost because that cannot be kept."""
         try:
             kept = adapter.kept(request, answer.reply, answer.served)
@@ -311,8 +311,9 @@ class _DataPlane(Guard):
         return StreamingResponse(events(), 200, headers, "text/event-stream")
 
     async def _events(
-        self, live: LiveAnswer, begun: Piece | None, work: asyncio.Future[Answer], request: Request, adapter: ProtocolAdapter
-    ) -> AsyncIterator[bytes]:
+        self, live: LiveAnswer, begun: Piece | None, work: asyncio.Future[StepAnswer], request: Request,
+        adapter: ProtocolAdapter,
+    ) -> AsyncIterator[bytes]:  # fmt: skip
         """The events of a step that `work` serves; `begun` is the first piece of its answer, if it has come."""
         piece, encoder, pause = begun, None, self.server.keep_alive_s
         while piece is not None or not (work.done() and live.source is None):

@@ -39,7 +39,7 @@ from r2v.maths.stats import wilson
 from r2v.messages.conversation import BadRequest, Json
 from r2v.messages.openai_chat import CHAT
 from r2v.messages.protocol import json_object
-from r2v.runtime.slices import aside
+from r2v.runtime.slices import in_thread
 
 FINISH_S = 5.0
 """For what is left to ship when the gateway ends."""
@@ -106,7 +106,7 @@ class ControlPlane(Guard):
                 work.cancel()
             await asyncio.gather(*works, return_exceptions=True)
             if self._shipping is not None:
-                await aside(self._shipping.finish, FINISH_S)
+                await in_thread(self._shipping.finish, FINISH_S)
 
     async def _keep_up(self) -> None:
         """Count the steps of before there were totals; from then on delete what is older than `store.keep_days`, and of a
@@ -147,7 +147,7 @@ class ControlPlane(Guard):
         if self._shipping is None:
             return await self._in_batches(lambda ledger: ledger.delete_old(before))
         deleted = 0
-        while found := await aside(self._shipping.shared.delete_old, before):
+        while found := await in_thread(self._shipping.shared.delete_old, before):
             deleted += found
             await asyncio.sleep(PAUSE_S)
         await self._trim(days)
@@ -164,7 +164,7 @@ class ControlPlane(Guard):
         days = json_object(await self._body(http, SHORT)).get("keep_days", self._settings.store.keep_days)
         if isinstance(days, bool) or not isinstance(days, int | float) or days <= 0:
             raise BadRequest("`keep_days` must be a number above 0, here or as store.keep_days in the settings")
-        if left := await aside(self._journal.uncounted):
+        if left := await in_thread(self._journal.uncounted):
             raise BadRequest(f"{left} steps of an older ledger are being counted; try again in a while")
         with reachable():
             return json_response({"deleted_sessions": await self._delete_old(days)})
@@ -180,7 +180,7 @@ class ControlPlane(Guard):
         before = wanted.get("before")
         since = number(before, "before=1767225600") if before else None
         with reachable():
-            found = await aside(
+            found = await in_thread(
                 self._ledger.sessions, 100, text=wanted.get("text", ""), mode=wanted.get("mode") or None, failed=failed,
                 escalated=wanted.get("escalated") == "1", before=since,
                 tenant=None if http.state.key.may("admin") else http.state.key.tenant,
@@ -191,7 +191,7 @@ class ControlPlane(Guard):
         identity = http.path_params["session"]
         names = (identity, scoped(http, identity)) if http.state.key.may("admin") else (scoped(http, identity),)
         with reachable():
-            found = await aside(self._session, *names)
+            found = await in_thread(self._session, *names)
         return json_response(CHAT.error("no such session", 404), 404) if found is None else json_response(found)
 
     def _session(self, *names: str) -> Json | None:
@@ -225,7 +225,7 @@ class ControlPlane(Guard):
         days = http.query_params.get("days")
         since = None if not days else max(0.0, time.time() - DAY * number(days, "days=14"))
         killed, change = await self._sessions.killed(), await self._modes.current()
-        found = await aside(self._stats, self._counts(), since)
+        found = await in_thread(self._stats, self._counts(), since)
         reloads = msgspec.to_builtins(self._reloading.state)
         return json_response({**found, "mode": change.mode, "killed": killed, "reloads": reloads})
 
@@ -259,7 +259,7 @@ class ControlPlane(Guard):
     async def mode(self, http: HttpRequest) -> Response:
         change = await self._modes.current()
         with reachable():
-            enough, reason = await aside(self._modes.evidence, change)
+            enough, reason = await in_thread(self._modes.evidence, change)
         return json_response({**asdict(change), "next": {"allowed": enough, "reason": reason}})
 
     async def change_mode(self, http: HttpRequest) -> Response:
@@ -296,7 +296,7 @@ class ControlPlane(Guard):
         return json_response(msgspec.to_builtins(self._reloading.state))
 
     async def metrics(self, http: HttpRequest) -> Response:
-        text = await aside(self._overview.prometheus, self._counts(), self._reloading.state)
+        text = await in_thread(self._overview.prometheus, self._counts(), self._reloading.state)
         return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
 
     async def page(self, http: HttpRequest) -> Response:

@@ -53,10 +53,10 @@ from r2v.gateway.scoring import PaidVerifier
 from r2v.gateway.sessions import SESSIONS, Session
 from r2v.gateway.settings import GatewaySettings
 from r2v.gateway.step import (
-    Answer,
     Refused,
     RequestOptions,
     ServedStep,
+    StepAnswer,
     reachable,
     unanswered,
     unreachable,
@@ -68,7 +68,7 @@ from r2v.gateway.telemetry import Telemetry
 from r2v.messages.conversation import Json, Request, bounded, context_of, limited, tools_of
 from r2v.messages.protocol import Served
 from r2v.runtime.json_schema import footprint
-from r2v.runtime.slices import aside, in_slices
+from r2v.runtime.slices import in_slices, in_thread
 from r2v.verifiers import verifier_named
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ class Service:
                 if await self.sessions.begun(name):
                     return name
             there = self.shipping.shared.has
-            return await aside(lambda: next(filter(there, names), None))
+            return await in_thread(lambda: next(filter(there, names), None))
 
     async def ready(self) -> Json:
         """{"ready": whether a step would be answered now, "models": {name: whether it is called}, "problem": what is wrong}.
@@ -194,7 +194,7 @@ class Service:
 
     # -- the step -------------------------------------------------------------------------------------------------
 
-    async def step(self, request: Request, options: RequestOptions, live: LiveAnswer | None = None) -> Answer:
+    async def step(self, request: Request, options: RequestOptions, live: LiveAnswer | None = None) -> StepAnswer:
         """Answers one request; `live`: where its answer goes while it is written, if the client wants a stream. Raises
         Refused.
         """
@@ -205,7 +205,7 @@ class Service:
             self.metrics.note_refusal(error.facts["reason"])
             raise
 
-    async def _step(self, request: Request, options: RequestOptions, live: LiveAnswer | None) -> Answer:
+    async def _step(self, request: Request, options: RequestOptions, live: LiveAnswer | None) -> StepAnswer:
         served = await self._begin(request, options, live)
         became = "refused"
         try:
@@ -221,7 +221,7 @@ class Service:
         finally:
             await self._end(served, became)
 
-    async def _answer(self, served: ServedStep) -> Answer:
+    async def _answer(self, served: ServedStep) -> StepAnswer:
         """Raises Refused."""
         if not served.reservation.teacher and self.settings.budget.on_exhaustion == "stop":
             raise Refused("the budget for the teacher is exhausted", 402, {**served.facts, "reason": "budget_exhausted"})
@@ -240,7 +240,7 @@ class Service:
             with reachable(served.facts):
                 for mark in marks_of(reply):
                     await self.sessions.sign(served.session, mark, model)
-        return Answer(reply, self.served(served.facts, model), served.facts)
+        return StepAnswer(reply, self.served(served.facts, model), served.facts)
 
     def served(self, facts: Json, model: str) -> Served:
         """Who answers, and under which id."""

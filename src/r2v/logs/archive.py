@@ -40,7 +40,7 @@ FETCHED = 1_000
 """Rows at a time."""
 PARTITION_BYTES, SESSION_BYTES = 64e6, 2_000
 """Of the sessions that are sorted together, and of one beside its records."""
-ASIDE, TOOLS = 20_000, 1_000
+STEPS, TOOLS = 20_000, 1_000
 """Steps that are taken apart at a time, fewer where they are long; and lists of tools."""
 REPLICA = re.compile(r"[\w-]{1,64}")
 
@@ -132,14 +132,14 @@ class Archive:
     def __init__(self, folder: Path) -> None:
         """Call `verify` before anything is read."""
         self._folder = folder
-        self._aside = tempfile.TemporaryDirectory(prefix="r2v-archive-")
+        self._spill = tempfile.TemporaryDirectory(prefix="r2v-archive-")
         self._db = duckdb.connect(
             config={
-                "memory_limit": MEMORY, "threads": 2, "temp_directory": self._aside.name, "preserve_insertion_order": False,
+                "memory_limit": MEMORY, "threads": 2, "temp_directory": self._spill.name, "preserve_insertion_order": False,
                 "arrow_large_buffer_size": True,
             }
         )  # fmt: skip
-        allowed = ", ".join(f"'{_quoted(path)}'" for path in (str(folder.resolve()), self._aside.name))
+        allowed = ", ".join(f"'{_quoted(path)}'" for path in (str(folder.resolve()), self._spill.name))
         self._ask(f"SET allowed_directories = [{allowed}]")
         self._ask("SET enable_external_access = false")
         self._ask("SET lock_configuration = true")
@@ -185,7 +185,7 @@ class Archive:
         self._db.register("names", pa.table(columns))
         self._ask("CREATE OR REPLACE TABLE wanted AS SELECT * FROM names")
         ends = {name: (reward, verdict) for name, reward, verdict in self._ask(_ENDS).fetchall()}
-        at_once = min(ASIDE, int(1 + PARTITION_BYTES * sum(steps for _, _, steps, _ in named) / (1 + sum(sizes.values()))))
+        at_once = min(STEPS, int(1 + PARTITION_BYTES * sum(steps for _, _, steps, _ in named) / (1 + sum(sizes.values()))))
         of_steps = ", ".join(f"s.{name}" for name in COLUMNS)
         steps = self._by_part("steps", f"SELECT part, i, {of_steps} FROM steps s JOIN wanted USING (session)", at_once)
         tools = self._by_part("tools", "SELECT part, i, text FROM tools JOIN wanted USING (session)", TOOLS)
@@ -206,13 +206,13 @@ class Archive:
 
     def _by_part(self, name: str, query: str, at_once: int) -> _Partitions:
         try:
-            return _Partitions(Path(self._aside.name) / name, self._db.cursor().sql(query).to_arrow_reader(at_once))
+            return _Partitions(Path(self._spill.name) / name, self._db.cursor().sql(query).to_arrow_reader(at_once))
         except (duckdb.Error, pa.ArrowException) as error:
             raise _unreadable(self._folder, error) from None
 
     def close(self) -> None:
         self._db.close()
-        self._aside.cleanup()
+        self._spill.cleanup()
 
 
 _SQL = {_TEXT: "VARCHAR", _INT: "BIGINT", pa.float64(): "DOUBLE", pa.bool_(): "BOOLEAN", pa.binary(): "BLOB"}
