@@ -9,6 +9,7 @@ import time
 from contextlib import ExitStack, closing
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
@@ -93,6 +94,20 @@ def test_a_step_that_two_ledgers_have_is_read_once(tmp_path, monkeypatch):
             list(write_archive(ledger, replica, tmp_path / "archive"))
     (episode,) = FORMAT.read(tmp_path / "archive")
     assert [len(episode.steps), episode.success, episode.outcome_source] == [3, False, "tests"]
+
+
+def test_days_of_before_a_column_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(time, "time", lambda: FIRST + 10 * DAY)
+    with closing(Ledger(tmp_path / "ledger.db")) as ledger:
+        for t in range(2):
+            write(ledger, "s", t, at=FIRST + t * DAY, mode="canary")
+        archive_all(tmp_path / "archive", ledger)
+    first, _ = sorted((tmp_path / "archive").glob("*/steps.*.parquet"))
+    pq.write_table(pq.read_table(first).drop_columns("mode"), first)
+    with closing(Archive(tmp_path / "archive")) as archive:
+        archive.verify()
+        (session,) = archive.whole_sessions()
+        assert [entry.mode for entry in session.entries] == [None, "canary"]
 
 
 def test_a_verdict_shortly_before_the_archive_ends_is_no_outcome_yet(tmp_path, monkeypatch):

@@ -153,9 +153,11 @@ class Archive:
             files = _quoted(str(folder.resolve() / DAYS / f"{name}.*.parquet"))
             there = next(folder.glob(f"{DAYS}/{name}.*.parquet"), None)
             columns = ", ".join(f"CAST(NULL AS {_SQL[kind]}) AS {column}" for column, kind in table.columns)
-            source = f"read_parquet('{files}')" if there else f"(SELECT {columns}) WHERE FALSE"
+            source = f"SELECT {columns} WHERE FALSE"
+            if there:  # in files of older versions some columns may be missing
+                source += f" UNION ALL BY NAME SELECT * FROM read_parquet('{files}', union_by_name = true)"
             names = ", ".join(column for column, _ in table.columns)
-            self._ask(f"CREATE VIEW {name} AS SELECT {names} FROM {source}")
+            self._ask(f"CREATE VIEW {name} AS SELECT {names} FROM ({source})")
 
     def _ask(self, query: str) -> Any:
         """The result of a query. Raises ArtifactError."""
