@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
 from contextlib import ExitStack, closing
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
@@ -17,7 +19,8 @@ from r2v.cli import cli
 from r2v.core.errors import ArtifactError
 from r2v.gateway.ledger import LastVerdict, Ledger
 from r2v.gateway.reading import picked
-from r2v.logs.archive import TABLES, Archive, _Partitions, write_archive
+from r2v.gateway.rows import TABLES
+from r2v.logs.archive import Archive, _Partitions, write_archive
 from r2v.logs.detection import detect
 from r2v.logs.ledger import FORMAT, LedgerFormat, days_of, steps_of
 from r2v.runtime.store import read_episodes
@@ -93,6 +96,20 @@ def test_a_step_that_two_ledgers_have_is_read_once(tmp_path, monkeypatch):
     assert [len(episode.steps), episode.success, episode.outcome_source] == [3, False, "tests"]
 
 
+def test_days_of_before_a_column_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(time, "time", lambda: FIRST + 10 * DAY)
+    with closing(Ledger(tmp_path / "ledger.db")) as ledger:
+        for t in range(2):
+            write(ledger, "s", t, at=FIRST + t * DAY, mode="canary")
+        archive_all(tmp_path / "archive", ledger)
+    first, _ = sorted((tmp_path / "archive").glob("*/steps.*.parquet"))
+    pq.write_table(pq.read_table(first).drop_columns("mode"), first)
+    with closing(Archive(tmp_path / "archive")) as archive:
+        archive.verify()
+        (session,) = archive.whole_sessions()
+        assert [entry.mode for entry in session.entries] == [None, "canary"]
+
+
 def test_a_verdict_shortly_before_the_archive_ends_is_no_outcome_yet(tmp_path, monkeypatch):
     now = [FIRST + DAY + 5]
     monkeypatch.setattr(time, "time", lambda: now[0])
@@ -130,7 +147,7 @@ def test_sessions_that_lie_mixed_are_read_in_parts_that_memory_holds(tmp_path, m
     assert [episode.goal for episode in wanted] == [f"g{i}" for i in range(30)]
     assert all([step.t for step in episode.steps] == list(range(5)) for episode in wanted)
     monkeypatch.setattr("r2v.logs.archive.PARTITION_BYTES", 20_000.0)
-    monkeypatch.setattr("r2v.logs.archive.ASIDE", 7)
+    monkeypatch.setattr("r2v.logs.archive.STEPS", 7)
     read = []
     whole = _Partitions.rows
     monkeypatch.setattr(
@@ -231,7 +248,7 @@ for day in sys.argv[3:]:
 for table in ("steps", "outcomes", "verdicts", "abandoned"):
     print(server.query(f"SELECT * FROM r2v.{table} FINAL ORDER BY ALL", "JSONCompactEachRow").data().count("\\n"))
 print(server.query("SELECT sum(teacher_usd), sum(tokens) FROM r2v.steps FINAL", "TSV"))
-print(server.query("SELECT name FROM system.columns WHERE database = 'r2v' AND table = 'steps' ORDER BY position", "CSV"))
+print(server.query("SELECT table, name, type FROM system.columns WHERE database = 'r2v' ORDER BY table, position", "TSV"))
 """
 """Takes a folder for its data, the SQL, and days; the archive is below where it runs."""
 
@@ -254,7 +271,14 @@ def test_clickhouse_reads_an_archive_and_a_day_twice(replicas, tmp_path, monkeyp
     )
     usd, tokens = whole._all("SELECT SUM(teacher_usd), SUM(tokens) FROM steps")[0]
     assert [float(value) for value in sums.split("\t")] == pytest.approx([usd, tokens])
-    assert [name.strip('"') for name in columns if name] == [name for name, _ in TABLES["steps"].columns]
+    kinds = {str: "String", int: "Int64", float: "Float64", bool: "Bool", bytes: "String"}
+    known = [re.sub(r"(LowCardinality|Nullable)\((.*)\)", r"\2", column).split("\t") for column in columns if column]
+    assert known == [
+        [table, column.name, kinds[column.kind]]
+        for table in ("abandoned", "outcomes", "steps", "verdicts")
+        for column in TABLES[table]
+        if (table, column.name) != ("abandoned", "id")
+    ]
 
 
 def test_a_replica_has_a_name_that_makes_no_path(tmp_path):

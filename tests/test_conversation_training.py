@@ -20,8 +20,8 @@ from r2v.clients.local.loading import load_model
 from r2v.core.errors import ArtifactError, SettingsError, StageError
 from r2v.core.types import Action, Choice, Decision, Message, Observation, Step, ToolCall, Usage
 from r2v.gateway.ledger import Ledger
-from r2v.gateway.reading import Entry
 from r2v.gateway.redaction import Redactor
+from r2v.gateway.rows import Entry
 from r2v.learning.clone import clone
 from r2v.learning.losses import bc_loss
 from r2v.learning.models import save_model

@@ -39,8 +39,8 @@ from r2v.gateway import metrics, sessions
 from r2v.gateway.budgets import Account, Amount
 from r2v.gateway.candidates import CandidateSource
 from r2v.gateway.ledger import VERSION, Ledger
-from r2v.gateway.reading import Entry
 from r2v.gateway.routing import GatewayRouter, load_configured
+from r2v.gateway.rows import TABLES, Entry
 from r2v.gateway.sessions import Items, LocalSessions
 from r2v.gateway.settings import (
     BudgetSettings,
@@ -677,7 +677,7 @@ def test_a_ledger_of_version_2_opens_and_goes_on(make, tmp_path):  # noqa: F811
     with closing(sqlite3.connect(tmp_path / "ledger.db")) as db:
         assert db.execute("PRAGMA user_version").fetchone() == (VERSION,)
         fresh = Ledger(tmp_path / "fresh.db")
-        tables = ("steps", "outcomes", "abandoned", "modes", "verdicts", "session_totals", "day_totals", "charges", "holds")
+        tables = (*TABLES, "modes", "session_totals", "day_totals", "charges", "holds")
         for table in tables:  # as in a new ledger
             migrated, new = ({row[1:4] for row in one.execute(f"PRAGMA table_info({table})")} for one in (db, fresh._db))
             assert migrated == new

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from r2v.core.types import NO_USAGE, Action, Choice, Observation, Step
 from r2v.gateway.ledger import LastVerdict, Ledger
 from r2v.gateway.modes import ENDED, LABELLED, MODES, Modes, Unproven, part_of
-from r2v.gateway.reading import Entry
+from r2v.gateway.rows import Entry
 from r2v.gateway.sessions import LocalSessions
 from r2v.gateway.settings import RouteSettings
 from servers import KEY

@@ -30,8 +30,9 @@ from r2v.cli import app, cli
 from r2v.core.errors import ArtifactError, SettingsError
 from r2v.gateway.budgets import Account, Amount
 from r2v.gateway.ledger import LastVerdict, Ledger
+from r2v.gateway.rows import TABLES
 from r2v.gateway.settings import GatewaySettings
-from r2v.gateway.shared_ledger import NUL, VERSION, SharedLedger
+from r2v.gateway.shared_ledger import NUL, TYPES, VERSION, SharedLedger
 from r2v.logs.detection import detect
 from r2v.logs.ledger import days_of
 from r2v.runtime.settings import validated
@@ -92,6 +93,22 @@ def test_a_shipped_ledger_is_read_as_the_one_that_was_shipped(tmp_path, shared):
         shared.restart(ledger.identity)
         ship_all(shared, ledger)  # all of it once more
         assert read(shared) == read(ledger)
+
+
+def test_the_schema_has_the_declared_columns_and_the_totals_of_sqlite(tmp_path, shared):
+    shared.prepare()
+
+    def columns(table: str) -> dict[str, str]:
+        query = "SELECT column_name, udt_name FROM information_schema.columns WHERE table_name = :table"
+        return dict(shared._all(query, {"table": table}))
+
+    for table, declared in TABLES.items():
+        assert columns(table) == {column.name: kind for column, kind in zip(declared, TYPES[table], strict=True)}
+    kinds = {"INTEGER": "int8", "REAL": "float8", "TEXT": "text"}
+    with closing(Ledger(tmp_path / "ledger.db")) as ledger:
+        for table in ("session_totals", "day_totals"):
+            here = ledger._db.execute("SELECT name, type FROM pragma_table_info(?)", (table,))
+            assert columns(table) == {name: kinds[kind] for name, kind in here}
 
 
 def play(reference: Ledger, journals: list[Ledger], seed: int, clock: list[float]) -> None:

@@ -24,6 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from r2v.core.types import Decision, Step
 from r2v.gateway.check import problems
+from r2v.gateway.control import PLAIN, ROUTES
 from r2v.gateway.ledger import Ledger, ModeChange
 from r2v.gateway.metrics import Counts
 from r2v.gateway.sessions import Items, LocalSessions
@@ -134,7 +135,8 @@ def test_two_workers_are_one_gateway(tmp_path):
         assert [row["steps"] for row in admin.get("/v1/sessions").json()["sessions"]] == [40] * 4
         assert len(admin.get("/v1/sessions/s1").json()["steps"]) == 40 and "r2v gateway" in admin.get("/").text
         # Each plane has its own paths.
-        for path in ("/", "/metrics", "/v1/stats", "/v1/sessions", "/v1/sessions/s1", "/stats", "/v1/mode"):
+        paths = [prefix + path.replace("{session:path}", "s1") for path, *_ in ROUTES for prefix in ("/v1", "")]
+        for path in (*PLAIN, *paths):
             refused = httpx.get(gateway.url + path, headers=AUTH)
             assert refused.status_code == 404 and f"admin port: {gateway.admin}{path}" in refused.json()["error"]["message"]
         assert admin.post("/v1/chat/completions", json={"messages": ASK}).status_code == 404

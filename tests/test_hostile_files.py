@@ -31,7 +31,7 @@ from r2v.core.errors import R2VError
 from r2v.core.untrusted import MB
 from r2v.evaluation.certificate import Certificate, Target, Tried, read_certificate
 from r2v.gateway.ledger import Ledger
-from r2v.gateway.reading import Entry
+from r2v.gateway.rows import Entry
 from r2v.logs.importing import import_logs
 from r2v.logs.terminalbench import COLUMNS
 from r2v.pipeline.runner import locked

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from r2v.gateway.budgets import DAY, Account, Amount
+from r2v.gateway.rows import INSERT, AbandonedRow
 
 SCHEMA = (
     "CREATE TABLE charges (scope TEXT PRIMARY KEY, calls INTEGER NOT NULL, tokens INTEGER NOT NULL, usd REAL NOT NULL, "
@@ -159,8 +160,8 @@ class Accounts:
                 self._db.execute("INSERT INTO charges VALUES (?, ?, ?, ?, ?)", (scope, *before.parts))
 
     def _abandon(self, name: str, session: str, key: str, amount: Amount, why: str) -> None:
-        values = (session, key, time.time(), amount.calls, amount.tokens, amount.usd, why, name)
-        self._db.execute("INSERT INTO abandoned VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
+        row = AbandonedRow(session, key, time.time(), amount.calls, amount.tokens, amount.usd, why, name)
+        self._db.execute(INSERT["abandoned"], row)
 
     def _before(self, scope: str) -> Amount:
         """What was spent in a scope before this ledger charged anything: by an older version of r2v."""

@@ -24,6 +24,7 @@ from starlette.types import Scope as ASGIScope
 
 from r2v.gateway.body_memory import BodyMemory
 from r2v.gateway.candidates import LiveAnswer
+from r2v.gateway.control import PLAIN, ROUTES, ControlPlane
 from r2v.gateway.guard import CODES, SHORT, Endpoint, Forbidden, Guard, headers_of, json_response, number, scoped, short_name
 from r2v.gateway.keys import Scope
 from r2v.gateway.metrics import sum_counts
@@ -31,7 +32,7 @@ from r2v.gateway.reload import Generation, LiveApp, Read, Reloading
 from r2v.gateway.service import Service
 from r2v.gateway.sessions import Items
 from r2v.gateway.settings import GatewaySettings
-from r2v.gateway.step import Answer, Refused, RequestOptions
+from r2v.gateway.step import Refused, RequestOptions, StepAnswer
 from r2v.messages import BUILT_IN
 from r2v.messages.anthropic import MESSAGES
 from r2v.messages.conversation import BadRequest, Json, Request, fingerprint
@@ -61,8 +62,6 @@ FILE_TOKENS = 1_600
 AT_ONCE = 50
 """Events of a stream that are sent before others are served."""
 STREAM = {"cache-control": "no-store", "x-accel-buffering": "no"}
-CONTROL_PATHS = ("/sessions", "/sessions/{session:path}", "/stats", "/kill", "/mode", "/cleanup", "/reload")
-"""Of the control plane, beside the page and the metrics."""
 
 
 def build_app(
@@ -137,13 +136,10 @@ class _DataPlane(Guard):
     def app(self) -> Starlette:
         control = None
         if self._admin_url is None:
-            from r2v.gateway.control import ControlPlane  # which a worker does not need
-
             service = self.service
             control = ControlPlane(
-                service.settings, service.keys, service.router, service.ledger, service.sessions, service.modes,
+                service.settings, service.lasting.stores, service.keys, service.router, service.modes,
                 lambda: sum_counts([(True, service.metrics.counts())], service.router.identity), self._reloading,
-                service.shipping,
             )  # fmt: skip
 
         @contextlib.asynccontextmanager
@@ -174,11 +170,11 @@ class _DataPlane(Guard):
         if control is not None:
             routes += control.all_routes()
         else:
+            paths = dict.fromkeys(path for path, *_ in ROUTES)
             routes += [
-                Route(prefix + path, self.elsewhere, methods=["GET", "POST"])
-                for path in CONTROL_PATHS for prefix in ("/v1", "")
-            ]  # fmt: skip
-            routes += [Route(path, self.elsewhere) for path in ("/", "/metrics")]
+                Route(prefix + path, self.elsewhere, methods=["GET", "POST"]) for path in paths for prefix in ("/v1", "")
+            ]
+            routes += [Route(path, self.elsewhere) for path in PLAIN]
         app = _App({route.path: route.endpoint for route in steps}, self._room, routes=routes, lifespan=lifespan)
         if origins := self.server.cors_origins:
             from starlette.middleware.cors import CORSMiddleware
@@ -236,7 +232,7 @@ class _DataPlane(Guard):
 
     async def _step(
         self, http: HttpRequest, request: Request, options: RequestOptions, live: LiveAnswer | None = None
-    ) -> Answer:
+    ) -> StepAnswer:
         """The step, cancelled (and with it the calls to the models) when the client disconnects."""
         here = asyncio.current_task()
         assert here is not None
@@ -272,7 +268,7 @@ class _DataPlane(Guard):
 
         return endpoint
 
-    async def _keep(self, tenant: str, request: Request, answer: Answer, adapter: ProtocolAdapter) -> None:
+    async def _keep(self, tenant: str, request: Request, answer: StepAnswer, adapter: ProtocolAdapter) -> None:
         """What later requests may refer to; an answer that has been paid for is not lost because that cannot be kept."""
         try:
             kept = adapter.kept(request, answer.reply, answer.served)
@@ -315,8 +311,9 @@ class _DataPlane(Guard):
         return StreamingResponse(events(), 200, headers, "text/event-stream")
 
     async def _events(
-        self, live: LiveAnswer, begun: Piece | None, work: asyncio.Future[Answer], request: Request, adapter: ProtocolAdapter
-    ) -> AsyncIterator[bytes]:
+        self, live: LiveAnswer, begun: Piece | None, work: asyncio.Future[StepAnswer], request: Request,
+        adapter: ProtocolAdapter,
+    ) -> AsyncIterator[bytes]:  # fmt: skip
         """The events of a step that `work` serves; `begun` is the first piece of its answer, if it has come."""
         piece, encoder, pause = begun, None, self.server.keep_alive_s
         while piece is not None or not (work.done() and live.source is None):

@@ -9,11 +9,12 @@ import contextlib
 import logging
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import asdict
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import msgspec
 from starlette.applications import Starlette
@@ -24,25 +25,21 @@ from starlette.routing import Route
 from r2v.core.errors import R2VError
 from r2v.gateway.budgets import DAY
 from r2v.gateway.guard import SHORT, Guard, json_response, number, scoped
-from r2v.gateway.keys import KeyRing
+from r2v.gateway.keys import KeyRing, Scope
 from r2v.gateway.ledger import Ledger
 from r2v.gateway.metrics import Counts, Overview
 from r2v.gateway.modes import Modes, Unproven
 from r2v.gateway.reading import words_of
 from r2v.gateway.reload import Reloading
 from r2v.gateway.routing import Configured
-from r2v.gateway.sessions import Sessions
 from r2v.gateway.settings import GatewaySettings, Mode
 from r2v.gateway.step import reachable
-from r2v.gateway.stores import read_from
+from r2v.gateway.stores import Stores
 from r2v.maths.stats import wilson
 from r2v.messages.conversation import BadRequest, Json
 from r2v.messages.openai_chat import CHAT
 from r2v.messages.protocol import json_object
-from r2v.runtime.slices import aside
-
-if TYPE_CHECKING:
-    from r2v.gateway.shipping import Shipping
+from r2v.runtime.slices import in_thread
 
 FINISH_S = 5.0
 """For what is left to ship when the gateway ends."""
@@ -63,32 +60,22 @@ class ModeRequest(msgspec.Struct, forbid_unknown_fields=True):
 
 class ControlPlane(Guard):
     def __init__(
-        self, settings: GatewaySettings, keys: KeyRing, router: Configured, ledger: Ledger, sessions: Sessions,
-        modes: Modes, counts: Callable[[], Counts], reloading: Reloading, shipping: Shipping | None = None,
+        self, settings: GatewaySettings, stores: Stores, keys: KeyRing, router: Configured, modes: Modes,
+        counts: Callable[[], Counts], reloading: Reloading,
     ) -> None:  # fmt: skip
-        """`counts`: what the processes of the data plane have counted together; `shipping`: where the ledger is shared."""
+        """`counts`: what the processes of the data plane have counted together."""
         super().__init__(settings.server, keys)
-        self._settings, self._journal, self._sessions, self._modes = settings, ledger, sessions, modes
-        self._shipping, self._ledger = shipping, read_from(ledger, shipping)
-        self._overview, self._counts = Overview(router, self._ledger, shipping), counts
+        self._settings, self._stores, self._modes = settings, stores, modes
+        self._journal, self._sessions, self._shipping = stores.ledger, stores.sessions, stores.shipping
+        self._ledger = stores.reader
+        self._overview, self._counts = Overview(router, self._ledger, self._shipping), counts
         self._reloading = reloading
         self._names = {name: model.model for name, model in settings.models.items()}
 
     def all_routes(self) -> list[Route]:
-        return [
-            *self.routes([
-                ("/sessions", self.sessions, "GET", CHAT, "agent"),
-                ("/sessions/{session:path}", self.session, "GET", CHAT, "agent"),
-                ("/stats", self.stats, "GET", CHAT, "admin"),
-                ("/kill", self.kill, "POST", CHAT, "admin"),
-                ("/mode", self.mode, "GET", CHAT, "admin"),
-                ("/mode", self.change_mode, "POST", CHAT, "admin"),
-                ("/cleanup", self.cleanup, "POST", CHAT, "admin"),
-                ("/reload", self.reload, "POST", CHAT, "admin"),
-            ]),
-            Route("/", self.page),
-            Route("/metrics", self._guarded(self.metrics, CHAT, "admin")),
-        ]  # fmt: skip
+        known = [(path, partial(answer, self), method, CHAT, scope) for path, answer, method, scope in ROUTES]
+        metrics = self._guarded(self.metrics, CHAT, "admin")
+        return [*self.routes(known), *map(Route, PLAIN, (self.page, metrics))]
 
     def app(self) -> Starlette:
         """The control plane as a process of its own."""
@@ -97,10 +84,7 @@ class ControlPlane(Guard):
         async def lifespan(app: Starlette) -> AsyncIterator[None]:
             async with self.upkeep():
                 yield
-            await self._sessions.close()
-            if self._shipping is not None:
-                self._shipping.close()
-            self._journal.close()
+            await self._stores.close()
 
         async def health(http: HttpRequest) -> Response:
             return json_response({"status": "ok"})
@@ -122,7 +106,7 @@ class ControlPlane(Guard):
                 work.cancel()
             await asyncio.gather(*works, return_exceptions=True)
             if self._shipping is not None:
-                await aside(self._shipping.finish, FINISH_S)
+                await in_thread(self._shipping.finish, FINISH_S)
 
     async def _keep_up(self) -> None:
         """Count the steps of before there were totals; from then on delete what is older than `store.keep_days`, and of a
@@ -163,7 +147,7 @@ class ControlPlane(Guard):
         if self._shipping is None:
             return await self._in_batches(lambda ledger: ledger.delete_old(before))
         deleted = 0
-        while found := await aside(self._shipping.shared.delete_old, before):
+        while found := await in_thread(self._shipping.shared.delete_old, before):
             deleted += found
             await asyncio.sleep(PAUSE_S)
         await self._trim(days)
@@ -180,7 +164,7 @@ class ControlPlane(Guard):
         days = json_object(await self._body(http, SHORT)).get("keep_days", self._settings.store.keep_days)
         if isinstance(days, bool) or not isinstance(days, int | float) or days <= 0:
             raise BadRequest("`keep_days` must be a number above 0, here or as store.keep_days in the settings")
-        if left := await aside(self._journal.uncounted):
+        if left := await in_thread(self._journal.uncounted):
             raise BadRequest(f"{left} steps of an older ledger are being counted; try again in a while")
         with reachable():
             return json_response({"deleted_sessions": await self._delete_old(days)})
@@ -196,7 +180,7 @@ class ControlPlane(Guard):
         before = wanted.get("before")
         since = number(before, "before=1767225600") if before else None
         with reachable():
-            found = await aside(
+            found = await in_thread(
                 self._ledger.sessions, 100, text=wanted.get("text", ""), mode=wanted.get("mode") or None, failed=failed,
                 escalated=wanted.get("escalated") == "1", before=since,
                 tenant=None if http.state.key.may("admin") else http.state.key.tenant,
@@ -207,7 +191,7 @@ class ControlPlane(Guard):
         identity = http.path_params["session"]
         names = (identity, scoped(http, identity)) if http.state.key.may("admin") else (scoped(http, identity),)
         with reachable():
-            found = await aside(self._session, *names)
+            found = await in_thread(self._session, *names)
         return json_response(CHAT.error("no such session", 404), 404) if found is None else json_response(found)
 
     def _session(self, *names: str) -> Json | None:
@@ -241,7 +225,7 @@ class ControlPlane(Guard):
         days = http.query_params.get("days")
         since = None if not days else max(0.0, time.time() - DAY * number(days, "days=14"))
         killed, change = await self._sessions.killed(), await self._modes.current()
-        found = await aside(self._stats, self._counts(), since)
+        found = await in_thread(self._stats, self._counts(), since)
         reloads = msgspec.to_builtins(self._reloading.state)
         return json_response({**found, "mode": change.mode, "killed": killed, "reloads": reloads})
 
@@ -275,7 +259,7 @@ class ControlPlane(Guard):
     async def mode(self, http: HttpRequest) -> Response:
         change = await self._modes.current()
         with reachable():
-            enough, reason = await aside(self._modes.evidence, change)
+            enough, reason = await in_thread(self._modes.evidence, change)
         return json_response({**asdict(change), "next": {"allowed": enough, "reason": reason}})
 
     async def change_mode(self, http: HttpRequest) -> Response:
@@ -312,7 +296,7 @@ class ControlPlane(Guard):
         return json_response(msgspec.to_builtins(self._reloading.state))
 
     async def metrics(self, http: HttpRequest) -> Response:
-        text = await aside(self._overview.prometheus, self._counts(), self._reloading.state)
+        text = await in_thread(self._overview.prometheus, self._counts(), self._reloading.state)
         return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
 
     async def page(self, http: HttpRequest) -> Response:
@@ -322,3 +306,18 @@ class ControlPlane(Guard):
             "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; base-uri 'none'"
         )
         return HTMLResponse(text, headers={"content-security-policy": policy, "x-content-type-options": "nosniff"})
+
+
+ROUTES: tuple[tuple[str, Callable[[ControlPlane, HttpRequest], Awaitable[Response]], str, Scope], ...] = (
+    ("/sessions", ControlPlane.sessions, "GET", "agent"),
+    ("/sessions/{session:path}", ControlPlane.session, "GET", "agent"),
+    ("/stats", ControlPlane.stats, "GET", "admin"),
+    ("/kill", ControlPlane.kill, "POST", "admin"),
+    ("/mode", ControlPlane.mode, "GET", "admin"),
+    ("/mode", ControlPlane.change_mode, "POST", "admin"),
+    ("/cleanup", ControlPlane.cleanup, "POST", "admin"),
+    ("/reload", ControlPlane.reload, "POST", "admin"),
+)
+"""With and without /v1."""
+PLAIN = ("/", "/metrics")
+"""Without."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import sqlite3
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
-from r2v.gateway.reading import COLUMNS, checked
+from r2v.gateway.rows import COLUMNS_OF, AbandonedRow, OutcomeRow, ToolsRow, VerdictRow, checked
 
 SCHEMA = (
     "CREATE TABLE shipped (ledger TEXT PRIMARY KEY, steps INTEGER NOT NULL, outcomes INTEGER NOT NULL, "
@@ -18,9 +18,7 @@ SCHEMA = (
 BATCH_ROWS, BATCH_BYTES = 500, 4_000_000
 """Of one shipment, at most (the first row of any size)."""
 Row = tuple[Any, ...]
-_Outcome = tuple[str, int | None, float, float]
-_Abandoned = tuple[str, str, str, float, int, int, float, str | None]
-_Verdict = tuple[str, str, int, float, float]
+R = TypeVar("R")
 
 
 class Cursor(NamedTuple):
@@ -38,15 +36,13 @@ class Batch(NamedTuple):
     """Rows that are shipped together."""
 
     steps: list[Row]
-    """`r2v.gateway.reading.COLUMNS`."""
-    outcomes: list[Row]
-    """session, t, reward, time; the earliest first."""
-    abandoned: list[Row]
-    """id, session, key, time, calls, tokens, usd, why."""
-    verdicts: list[Row]
-    """session, name, rank, value, time: the last of the sessions of these steps."""
-    tools: list[Row]
-    """session, text."""
+    """`r2v.gateway.rows.COLUMNS`."""
+    outcomes: list[OutcomeRow]
+    """The earliest first."""
+    abandoned: list[AbandonedRow]
+    verdicts: list[VerdictRow]
+    """Of the sessions of these steps."""
+    tools: list[ToolsRow]
     after: Cursor
 
     @property
@@ -95,7 +91,7 @@ class Journal:
         """
         steps: list[Row] = []
         last, size = cursor.steps, 0
-        query = f"SELECT rowid, {', '.join(COLUMNS)} FROM steps WHERE rowid > ? ORDER BY rowid LIMIT ?"
+        query = f"SELECT rowid, {COLUMNS_OF['steps']} FROM steps WHERE rowid > ? ORDER BY rowid LIMIT ?"
         found = self._db.execute(query, (cursor.steps, BATCH_ROWS))
         for row, *values in found:
             size += len(values[-1])
@@ -109,17 +105,17 @@ class Journal:
                 )
             last = row
         found.close()  # what is open keeps the database from moving its log
-        outcomes, last_outcome = self._rows("session, t, reward, time", "outcomes", cursor.outcomes)
-        named = f"COALESCE(id, '{identity}-' || rowid), session, key, time, calls, tokens, usd, why"
+        outcomes, last_outcome = self._rows(COLUMNS_OF["outcomes"], "outcomes", cursor.outcomes)
+        named = f"{', '.join(AbandonedRow._fields[:-1])}, COALESCE(id, '{identity}-' || rowid)"
         abandoned, last_abandoned = self._rows(named, "abandoned", cursor.abandoned)
         of = "SELECT {} FROM {} WHERE session IN (SELECT value FROM json_each(?))"
         sessions = json.dumps(sorted({row[1] for row in steps}))
-        verdicts = self._db.execute(of.format("session, name, rank, value, time", "verdicts"), (sessions,)).fetchall()
+        verdicts = self._db.execute(of.format(COLUMNS_OF["verdicts"], "verdicts"), (sessions,)).fetchall()
         begun = "AND NOT EXISTS (SELECT 1 FROM steps WHERE steps.session = tools.session AND steps.rowid <= ?)"
-        of_tools = f"{of.format('session, text', 'tools')} {begun}"
+        of_tools = f"{of.format(COLUMNS_OF['tools'], 'tools')} {begun}"
         tools = self._db.execute(of_tools, (sessions, cursor.steps)).fetchall()
         return Batch(
-            steps, _as(outcomes, _Outcome), _as(abandoned, _Abandoned), _as(verdicts, _Verdict), _as(tools, tuple[str, str]),
+            steps, _as(outcomes, OutcomeRow), _as(abandoned, AbandonedRow), _as(verdicts, VerdictRow), _as(tools, ToolsRow),
             Cursor(last, last_outcome, last_abandoned),
         )  # fmt: skip
 
@@ -130,7 +126,6 @@ class Journal:
         return [tuple(values) for _, *values in rows], rows[-1][0] if rows else after
 
 
-def _as(rows: list[Row], kind: Any) -> list[Row]:
+def _as(rows: list[Row], kind: type[R]) -> list[R]:
     """Rows whose values have their types."""
-    found: list[Row] = msgspec.convert(rows, list[kind], strict=False)
-    return found
+    return [msgspec.convert(row, kind, strict=False) for row in rows]

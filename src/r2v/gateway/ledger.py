@@ -31,7 +31,19 @@ from r2v.gateway.journal import SCHEMA as JOURNAL
 from r2v.gateway.journal import Journal
 from r2v.gateway.keys import SCHEMA as KEYS
 from r2v.gateway.keys import LedgerKeys
-from r2v.gateway.reading import COLUMNS, Entry, LedgerReader, entry_of
+from r2v.gateway.reading import LedgerReader
+from r2v.gateway.rows import (
+    COLUMNS,
+    COLUMNS_OF,
+    INSERT,
+    RENEW_VERDICT,
+    TABLES,
+    Entry,
+    OutcomeRow,
+    ToolsRow,
+    VerdictRow,
+    entry_of,
+)
 from r2v.gateway.session_state import SCHEMA as SESSION_STATES
 from r2v.gateway.session_state import SessionStates
 from r2v.gateway.settings import Mode
@@ -41,11 +53,6 @@ MODES = (
     "CREATE TABLE modes (mode TEXT NOT NULL, configured TEXT NOT NULL, reason TEXT NOT NULL, time REAL NOT NULL, "
     "forced INTEGER NOT NULL)"
 )
-VERDICTS = (
-    "CREATE TABLE verdicts (session TEXT PRIMARY KEY, name TEXT NOT NULL, rank INTEGER NOT NULL, value REAL NOT NULL, "
-    "time REAL NOT NULL)",
-)
-"""The last verdict known of each session: its outcome where none was sent."""
 IDENTITY = (
     "CREATE TABLE identity (id TEXT NOT NULL, since REAL NOT NULL)",
     "INSERT INTO identity VALUES (lower(hex(randomblob(8))), CAST(strftime('%s', 'now') AS REAL))",
@@ -124,23 +131,29 @@ ROLLUPS = (
 """Totals of each session and of each day (of UTC) and key, kept as rows come; `verdict` is empty where the outcome was
 sent. `uncounted` has the last rowid of those steps of before that are not in the totals yet.
 """
-TOOLS = "CREATE TABLE IF NOT EXISTS tools (session TEXT PRIMARY KEY, text TEXT NOT NULL)"
+_KINDS = {str: "TEXT", int: "INTEGER", float: "REAL", bool: "INTEGER", bytes: "BLOB"}
+
+
+def _table(name: str, primary: str = "") -> str:
+    """What makes a table of `TABLES`; `primary`: the column that is its key."""
+    columns = (
+        f"{one.name} {_KINDS[one.kind]}" + (" PRIMARY KEY" if one.name == primary else "" if one.null else " NOT NULL")
+        for one in TABLES[name]
+    )
+    return f"CREATE TABLE {name} ({', '.join(columns)})"
+
+
 SCHEMA = (
-    "CREATE TABLE steps (id TEXT PRIMARY KEY, session TEXT NOT NULL, t INTEGER NOT NULL, time REAL NOT NULL, "
-    "key TEXT NOT NULL, source TEXT NOT NULL, code TEXT NOT NULL, model TEXT NOT NULL, score REAL, threshold REAL, "
-    "propensity REAL NOT NULL, slm_usd REAL NOT NULL, teacher_usd REAL NOT NULL, saved_usd REAL NOT NULL, "
-    "tokens INTEGER NOT NULL, teacher_calls INTEGER NOT NULL, candidates INTEGER NOT NULL, overhead_ms REAL NOT NULL, "
-    "route TEXT NOT NULL, goal TEXT NOT NULL, alike INTEGER, mode TEXT, record BLOB NOT NULL, score_kind TEXT)",
+    _table("steps", "id"),
     "CREATE INDEX steps_of_session ON steps (session, t)",
     "CREATE INDEX steps_by_time ON steps (time)",
-    "CREATE TABLE outcomes (session TEXT NOT NULL, t INTEGER, reward REAL NOT NULL, time REAL NOT NULL)",
+    _table("outcomes"),
     "CREATE INDEX outcomes_of_session ON outcomes (session)",
-    "CREATE TABLE abandoned (session TEXT NOT NULL, key TEXT NOT NULL, time REAL NOT NULL, calls INTEGER NOT NULL, "
-    "tokens INTEGER NOT NULL, usd REAL NOT NULL, why TEXT, id TEXT)",
+    _table("abandoned"),
     "CREATE INDEX abandoned_of_session ON abandoned (session)",
-    TOOLS,
+    _table("tools", "session"),
+    _table("verdicts", "session"),
     MODES,
-    *VERDICTS,
     *ACCOUNTS,
     *IDENTITY,
     *REPLICAS,
@@ -159,16 +172,19 @@ MIGRATIONS = {
         "ALTER TABLE lost RENAME TO abandoned",
         "DROP INDEX IF EXISTS lost_of_session",
         "CREATE INDEX abandoned_of_session ON abandoned (session)",
-        TOOLS,
+        "CREATE TABLE IF NOT EXISTS tools (session TEXT PRIMARY KEY, text TEXT NOT NULL)",
     ),
     3: ("ALTER TABLE steps ADD COLUMN alike INTEGER", "ALTER TABLE steps ADD COLUMN mode TEXT", MODES),
-    4: VERDICTS,
+    4: (
+        "CREATE TABLE verdicts (session TEXT PRIMARY KEY, name TEXT NOT NULL, rank INTEGER NOT NULL, value REAL NOT NULL, "
+        "time REAL NOT NULL)",
+    ),
     5: ("ALTER TABLE abandoned ADD COLUMN why TEXT", *ACCOUNTS, *IDENTITY, *KEYS, *ROLLUPS, *SESSION_STATES),
     6: ("ALTER TABLE abandoned ADD COLUMN id TEXT", *JOURNAL),
     7: REPLICAS,
 }
 """Schema version -> the statements that make it the next one. They touch no step, so that a large ledger opens at once:
-routes and records stay as r2v 0.1 wrote them, and `r2v.gateway.reading.entry_of` reads them as today's.
+routes and records stay as r2v 0.1 wrote them, and `r2v.gateway.rows.entry_of` reads them as today's.
 """
 OLD_VIEW = (
     "CREATE VIEW final_outcomes AS SELECT session, reward, time, '' verdict FROM outcomes WHERE rowid IN "
@@ -187,7 +203,6 @@ OF_SESSION = (
     "steps", "outcomes", "verdicts", "abandoned", "tools", "signatures", "session_states", "session_totals",
 )  # fmt: skip
 """The tables that have rows of a session."""
-_INSERT = f"INSERT INTO steps ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"
 _values_of = attrgetter(*COLUMNS[:-1])
 _encoder = msgspec.json.Encoder()
 
@@ -330,20 +345,16 @@ class Ledger(LedgerReader):
             self.accounts.release(entry.id, spent, lost, None)
 
     def _insert(self, entry: Entry, record: bytes, tools: bytes | None, verdict: LastVerdict | None) -> None:
-        written = self._db.execute(_INSERT, (*_values_of(entry), record))
+        written = self._db.execute(INSERT["steps"], (*_values_of(entry), record))
         self.last_row = written.lastrowid or 0
         if tools is not None and tools != b"null":
-            self._db.execute("INSERT OR IGNORE INTO tools VALUES (?, ?)", (entry.session, tools.decode()))
+            self._db.execute(f"{INSERT['tools']} ON CONFLICT DO NOTHING", ToolsRow(entry.session, tools.decode()))
         if verdict is not None:
-            self._db.execute(
-                "INSERT INTO verdicts VALUES (?, ?, ?, ?, ?) ON CONFLICT (session) DO UPDATE SET name = excluded.name, "
-                "rank = excluded.rank, value = excluded.value, time = excluded.time "
-                "WHERE excluded.rank < rank OR (excluded.rank = rank AND excluded.time >= time)",
-                (entry.session, verdict.name, verdict.rank, verdict.value, entry.time),
-            )
+            row = VerdictRow(entry.session, verdict.name, verdict.rank, verdict.value, entry.time)
+            self._db.execute(f"{INSERT['verdicts']} {RENEW_VERDICT}", row)
 
     def outcome(self, session: str, t: int | None, reward: float) -> None:
-        self._db.execute("INSERT INTO outcomes VALUES (?, ?, ?, ?)", (session, t, reward, time.time()))
+        self._db.execute(INSERT["outcomes"], OutcomeRow(session, t, reward, time.time()))
 
     def count_old(self) -> int:
         """Count some of the steps that were written before there were totals, the latest of them first.
@@ -430,7 +441,7 @@ class Ledger(LedgerReader):
         steps: a long session costs no more than a short one.
         """
         rows = self._db.execute(
-            f"SELECT rowid, {', '.join(COLUMNS)} FROM steps WHERE {LATEST_OF_SESSION} ORDER BY t, time",
+            f"SELECT rowid, {COLUMNS_OF['steps']} FROM steps WHERE {LATEST_OF_SESSION} ORDER BY t, time",
             {"session": session, "row": row, "most": most},
         ).fetchall()
         return max((last for last, *_ in rows), default=row), [entry_of(tuple(rest)) for _, *rest in rows]

@@ -18,9 +18,10 @@ from prometheus_client.registry import Collector
 from r2v.clients.base import Client
 from r2v.core.types import Features
 from r2v.gateway.body_memory import BodyMemory
-from r2v.gateway.reading import Entry, LedgerReader
+from r2v.gateway.reading import LedgerReader
 from r2v.gateway.reload import Reloads
 from r2v.gateway.routing import Configured
+from r2v.gateway.rows import Entry
 from r2v.maths.calibration import brier, ece, reliability_bins
 from r2v.messages.conversation import Json
 

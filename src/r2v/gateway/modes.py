@@ -20,7 +20,7 @@ from r2v.gateway.reading import LedgerReader
 from r2v.gateway.sessions import Sessions
 from r2v.gateway.settings import Mode, RouteSettings
 from r2v.maths.stats import newcombe, wilson
-from r2v.runtime.slices import aside
+from r2v.runtime.slices import in_thread
 
 MODES: tuple[Mode, ...] = get_args(Mode)
 LABELLED = 200
@@ -75,7 +75,7 @@ class Modes:
     async def promote(self, *, force: bool = False) -> ModeChange:
         """The next mode. Raises Unproven, unless forced, where the evidence does not suffice; OSError."""
         change = await self.current()
-        enough, reason = await aside(self.evidence, change)
+        enough, reason = await in_thread(self.evidence, change)
         if not enough and (not force or change.mode == MODES[-1]):
             raise Unproven(reason)
         return await self._set(MODES[MODES.index(change.mode) + 1], reason, forced=not enough)

@@ -6,66 +6,18 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, NamedTuple, get_type_hints
-
-import msgspec
+from typing import Any, NamedTuple
 
 from r2v.core.seeds import derive_seed
 from r2v.core.types import SOLVED, Decision, ScoreKind, Step
+from r2v.gateway.rows import COLUMNS_OF, Entry, entry_of
 
-COLUMNS = (
-    "id", "session", "t", "time", "key", "source", "code", "model", "score", "score_kind", "threshold", "propensity",
-    "slm_usd", "teacher_usd", "saved_usd", "tokens", "teacher_calls", "candidates", "overhead_ms", "route", "goal",
-    "alike", "mode", "record",
-)  # fmt: skip
 QUIET_S = 600.0
 """After so long without a step a session has ended: only then its verdict is evidence of how sessions end."""
 RECENT = 5_000
 """Sessions that `LedgerReader.sessions` looks through from where it begins, so that a filter that fits none stays cheap."""
 EVIDENCE = 2_000
 """The latest comparisons, and the latest sessions of a mode, that evidence for another mode rests on."""
-_decoder = msgspec.json.Decoder(Step)
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One step as it was served."""
-
-    id: str
-    session: str
-    t: int
-    time: float
-    key: str
-    """Hash of the inbound key."""
-    source: str
-    """Who answered: slm or teacher."""
-    code: str
-    """Why: of `r2v.core.types.Code`."""
-    model: str
-    score: float | None
-    score_kind: ScoreKind | None
-    """What the score estimates; None without a score, and in rows that older versions wrote."""
-    threshold: float | None
-    propensity: float
-    slm_usd: float
-    teacher_usd: float
-    saved_usd: float
-    """Against a teacher that answers every step from a warm cache; an estimate, and often below 0."""
-    tokens: int
-    """Of all calls, drafts included."""
-    teacher_calls: int
-    candidates: int
-    overhead_ms: float
-    """Time the gateway took, models excluded."""
-    route: str
-    """What the router decided, whatever was done."""
-    goal: str
-    step: Step
-    alike: bool | None = None
-    """Whether the SLM's best candidate did what the teacher's answer did; None: not compared, or not comparable."""
-    mode: str | None = None
-    """`r2v.gateway.modes.Part.name` of the step; None in rows that older versions wrote."""
 
 
 class WholeSession(NamedTuple):
@@ -104,7 +56,7 @@ class LedgerReader(ABC):
     # -- a session --------------------------------------------------------------------------------------------------
 
     def steps(self, session: str) -> list[Entry]:
-        query = f"SELECT {', '.join(COLUMNS)} FROM steps WHERE session = :session ORDER BY t, time"
+        query = f"SELECT {COLUMNS_OF['steps']} FROM steps WHERE session = :session ORDER BY t, time"
         return [entry_of(row) for row in self._all(query, {"session": session})]
 
     def has(self, session: str) -> bool:
@@ -307,30 +259,6 @@ def picked(sessions: Iterable[tuple[str, str, int]], most_steps: int | None) -> 
             drawn.add(goal)
         found = [one for one in found if one[1] in drawn]
     return [(name, steps) for name, _, steps in found]
-
-
-_types = get_type_hints(Entry)
-_Known: Any = msgspec.defstruct("_Known", [(name, _types[name]) for name in COLUMNS[:-1]], array_like=True)
-
-
-def checked(row: tuple[Any, ...]) -> tuple[Any, ...]:
-    """A row of `steps` whose values have their types. Raises what `r2v.runtime.store.MALFORMED` lists."""
-    known = msgspec.convert(row[:-1], _Known, strict=False)  # SQLite puts any value into any column
-    return (*msgspec.structs.astuple(known), row[-1])
-
-
-def entry_of(row: tuple[Any, ...]) -> Entry:
-    """Raises what `r2v.runtime.store.MALFORMED` lists where a row is not as `r2v.gateway.ledger.Ledger.write` leaves it."""
-    *known, record = checked(row)
-    values: dict[str, Any] = dict(zip(COLUMNS[:-1], known, strict=True))
-    try:
-        step = _decoder.decode(record)
-    except msgspec.ValidationError:  # written by r2v 0.1
-        from r2v.runtime.upgrade import ROUTES, upgraded_step
-
-        step = msgspec.convert(upgraded_step(msgspec.json.decode(record)), Step)
-        values["route"] = ROUTES.get(values["route"], values["route"])
-    return Entry(**values, step=step)
 
 
 def words_of(step: Step) -> dict[str, Any] | None:

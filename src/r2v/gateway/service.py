@@ -16,9 +16,8 @@ import sqlite3
 import time
 from collections import OrderedDict
 from contextlib import nullcontext, suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial, reduce
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from r2v.clients import make_client
@@ -37,7 +36,6 @@ from r2v.gateway.budgets import (
     DAY,
     Account,
     Amount,
-    Budgets,
     Exhausted,
     Limits,
     Reservation,
@@ -45,37 +43,35 @@ from r2v.gateway.budgets import (
     touch,
 )
 from r2v.gateway.candidates import CandidateSource, LiveAnswer, PaidAnswers, most
-from r2v.gateway.keys import KeyRing, KeyStore
-from r2v.gateway.ledger import Ledger
+from r2v.gateway.keys import KeyRing
 from r2v.gateway.metrics import Metrics
 from r2v.gateway.modes import Modes, Part, part_of
-from r2v.gateway.reading import Entry
 from r2v.gateway.redaction import Redactor, secret_of
 from r2v.gateway.routing import GatewayRouter, ShadowRouter, load_configured
+from r2v.gateway.rows import Entry
 from r2v.gateway.scoring import PaidVerifier
-from r2v.gateway.sessions import SESSIONS, Session, Sessions
+from r2v.gateway.sessions import SESSIONS, Session
 from r2v.gateway.settings import GatewaySettings
 from r2v.gateway.step import (
-    Answer,
     Refused,
     RequestOptions,
     ServedStep,
+    StepAnswer,
     reachable,
     unanswered,
     unreachable,
     unwritten,
     with_messages,
 )
-from r2v.gateway.stores import joined, read_from, shared_state
+from r2v.gateway.stores import Stores
 from r2v.gateway.telemetry import Telemetry
 from r2v.messages.conversation import Json, Request, bounded, context_of, limited, tools_of
 from r2v.messages.protocol import Served
 from r2v.runtime.json_schema import footprint
-from r2v.runtime.slices import aside, in_slices
+from r2v.runtime.slices import in_slices, in_thread
 from r2v.verifiers import verifier_named
 
 if TYPE_CHECKING:
-    from r2v.gateway.shipping import Shipping
     from r2v.gateway.verdicts import SessionVerdicts
 
 CHECKPOINT_S = 0.5
@@ -89,15 +85,28 @@ ASIDE = re.compile(r"\btitle|\bsummar|\bnew topic", re.IGNORECASE)
 """In the system prompt of requests that agents make beside the steps of a session, sometimes before its first."""
 
 
+@dataclass
+class Lasting:
+    """What outlives a reload: the service before it and the one after it share this."""
+
+    stores: Stores
+    metrics: Metrics
+    telemetry: Telemetry | None
+    with_tools: OrderedDict[str, None] = field(default_factory=OrderedDict)
+    """Sessions of clients in which tools were offered; the latest ones."""
+
+
 class Service:
+    lasting: Lasting
+
     def __init__(self, settings: GatewaySettings, *, owner: bool = True, before: Service | None = None) -> None:
         """Raises SettingsError, ArtifactError.
 
         Args:
             settings: as the file says.
             owner: whether no other process serves from the ledger; False for one of several workers, whose parent owns it.
-            before: the one that it takes the place of, with the same `settings.store`: ledger, sessions and budgets are
-                shared with it, and so is a model whose settings are the same. It may be made in a thread.
+            before: the one that it takes the place of, with the same `settings.store`: they share `Lasting`, and a model
+                whose settings are the same. It may be made in a thread.
         """
         self.file_settings = settings
         self.slm: Client = _client(settings, "slm", "slm", before.slm if before else None)
@@ -109,21 +118,23 @@ class Service:
         self.verdicts = _verdicts(settings)
         # A verifier's files may have changed, too.
         self._verifier = remembered(VERIFIER_BYTES, lambda name, tools: footprint(tools))(_verifier)
-        self.ledger: Ledger = before.ledger if before else Ledger(Path(settings.store.path), owner=owner)
+        stores = before.lasting.stores if before else Stores(settings, owner=owner)
+        self.ledger, self.sessions = stores.ledger, stores.sessions
+        self.budgets, self.shipping = stores.budgets, stores.shipping
         # What a step reads and writes at its begin and at its end is one transaction each; none waits for another server.
         self._together = nullcontext if settings.store.redis_env else self.ledger.accounts.transaction
         self._redactor = Redactor(secret_of(settings.store)) if settings.store.redact else None
-        self._shared: tuple[Sessions, Budgets, KeyStore] = before._shared if before else shared_state(settings, self.ledger)
-        self.sessions, self.budgets, store = self._shared
-        self.keys = KeyRing(settings.server, store)
-        self._with_tools: OrderedDict[str, None] = before._with_tools if before else OrderedDict()
-        """Sessions of clients in which tools were offered; the latest ones."""
-        self.shipping: Shipping | None = before.shipping if before else joined(settings.store, self.ledger, owner)
-        self.modes = Modes(self.settings.route, self.sessions, read_from(self.ledger, self.shipping))
+        self.keys = KeyRing(settings.server, stores.keys)
+        if before is None:
+            if owner:
+                stores.join()
+            telemetry = None if settings.telemetry is None else Telemetry(settings.telemetry)
+            self.lasting = Lasting(stores, Metrics(self.router, self.clients), telemetry)
+        else:
+            self.lasting = before.lasting
+        self.metrics, self._telemetry = self.lasting.metrics, self.lasting.telemetry
+        self.modes = Modes(self.settings.route, self.sessions, stores.reader)
         self._checked, self._problem, self._warned = -math.inf, "", -math.inf
-        self.metrics: Metrics = before.metrics if before else Metrics(self.router, self.clients)
-        made = None if before or settings.telemetry is None else Telemetry(settings.telemetry)
-        self._telemetry: Telemetry | None = before._telemetry if before else made
 
     @property
     def teacher(self) -> Client:
@@ -149,13 +160,9 @@ class Service:
     async def close(self) -> None:
         for client in self.clients:
             await client.close()
-        await self.sessions.close()
-        await self.budgets.close()
         if self._telemetry is not None:
             await self._telemetry.close()
-        if self.shipping is not None:
-            self.shipping.close()
-        self.ledger.close()
+        await self.lasting.stores.close()
 
     async def known(self, *names: str) -> str | None:
         """The first name of a session that has a step: here, or at another replica that ships to the same ledger. Raises
@@ -169,7 +176,7 @@ class Service:
                 if await self.sessions.begun(name):
                     return name
             there = self.shipping.shared.has
-            return await aside(lambda: next(filter(there, names), None))
+            return await in_thread(lambda: next(filter(there, names), None))
 
     async def ready(self) -> Json:
         """{"ready": whether a step would be answered now, "models": {name: whether it is called}, "problem": what is wrong}.
@@ -187,7 +194,7 @@ class Service:
 
     # -- the step -------------------------------------------------------------------------------------------------
 
-    async def step(self, request: Request, options: RequestOptions, live: LiveAnswer | None = None) -> Answer:
+    async def step(self, request: Request, options: RequestOptions, live: LiveAnswer | None = None) -> StepAnswer:
         """Answers one request; `live`: where its answer goes while it is written, if the client wants a stream. Raises
         Refused.
         """
@@ -198,7 +205,7 @@ class Service:
             self.metrics.note_refusal(error.facts["reason"])
             raise
 
-    async def _step(self, request: Request, options: RequestOptions, live: LiveAnswer | None) -> Answer:
+    async def _step(self, request: Request, options: RequestOptions, live: LiveAnswer | None) -> StepAnswer:
         served = await self._begin(request, options, live)
         became = "refused"
         try:
@@ -214,7 +221,7 @@ class Service:
         finally:
             await self._end(served, became)
 
-    async def _answer(self, served: ServedStep) -> Answer:
+    async def _answer(self, served: ServedStep) -> StepAnswer:
         """Raises Refused."""
         if not served.reservation.teacher and self.settings.budget.on_exhaustion == "stop":
             raise Refused("the budget for the teacher is exhausted", 402, {**served.facts, "reason": "budget_exhausted"})
@@ -233,7 +240,7 @@ class Service:
             with reachable(served.facts):
                 for mark in marks_of(reply):
                     await self.sessions.sign(served.session, mark, model)
-        return Answer(reply, self.served(served.facts, model), served.facts)
+        return StepAnswer(reply, self.served(served.facts, model), served.facts)
 
     def served(self, facts: Json, model: str) -> Served:
         """Who answers, and under which id."""
@@ -331,14 +338,14 @@ class Service:
     async def _is_aside(self, name: str, request: Request) -> bool:
         """Whether it is no step of the session: agents also ask for titles and summaries under its name, without tools."""
         if request.tools not in (b"null", b"[]"):
-            if name not in self._with_tools:
+            if name not in self.lasting.with_tools:
                 await self.sessions.offer_tools(name)
-            self._with_tools[name] = None
-            touch(self._with_tools, name, SESSIONS)
+            self.lasting.with_tools[name] = None
+            touch(self.lasting.with_tools, name, SESSIONS)
             return False
         first = request.messages[0]
         return (
-            name in self._with_tools
+            name in self.lasting.with_tools
             or (first.role in ("system", "developer") and ASIDE.search(first.text[:1000]) is not None)
             or await self.sessions.had_tools(name)
         )

@@ -20,7 +20,8 @@ from r2v.core.types import SOLVED
 from r2v.gateway.journal import BATCH_ROWS, Batch, Cursor, Journal
 from r2v.gateway.postgres_link import Connection, Link, OutOfReach, connect, first_line, is_refusal
 from r2v.gateway.postgres_url import shown
-from r2v.gateway.reading import COLUMNS, NAMED, LedgerReader, WholeSession, entry_of, picked
+from r2v.gateway.reading import NAMED, LedgerReader, WholeSession, picked
+from r2v.gateway.rows import COLUMNS_OF, RENEW_VERDICT, TABLES, OutcomeRow, entry_of
 
 VERSION = 1
 """Of the schema: there is a file of statements for each, NNNN.sql."""
@@ -28,9 +29,9 @@ LOCK = 0x723276
 """Of shipments, deletions and migrations."""
 LIVE_S = 20
 """A replica that has not reported for so long is gone."""
-TYPES = ("text", "text", "int8", "float8", "text", "text", "text", "text", "float8", "text", "float8", "float8", "float8",
-         "float8", "float8", "int8", "int8", "int8", "float8", "text", "text", "int8", "text", "bytea")  # fmt: skip
-"""Of `COLUMNS`."""
+_KINDS = {str: "text", int: "int8", float: "float8", bool: "int8", bytes: "bytea"}
+TYPES = {table: [_KINDS[column.kind] for column in columns] for table, columns in TABLES.items()}
+"""Of the columns of `TABLES`."""
 NUL = "\N{SYMBOL FOR NULL}"
 """Stands for a NUL character, which no text of Postgres may hold."""
 OLD_SESSIONS, READ_STEPS, READ_SESSIONS = 200, 2_000, 500
@@ -291,38 +292,27 @@ def _add(connection: Connection, batch: Batch) -> None:
     """Add rows, and what the new ones of them change in the totals: part of the transaction that is open."""
     if batch.steps:
         connection.execute("CREATE TEMP TABLE IF NOT EXISTS shipped_steps (LIKE steps) ON COMMIT DELETE ROWS")
-        columns = ", ".join(COLUMNS)
-        with (
-            connection.cursor() as cursor,
-            cursor.copy(f"COPY shipped_steps ({columns}) FROM STDIN (FORMAT BINARY)") as copy,
-        ):
-            copy.set_types(TYPES)
+        copied = f"COPY shipped_steps ({COLUMNS_OF['steps']}) FROM STDIN (FORMAT BINARY)"
+        with connection.cursor() as cursor, cursor.copy(copied) as copy:
+            copy.set_types(TYPES["steps"])
             for row in batch.steps:
                 copy.write_row([_text(value) for value in row])
     connection.execute("SELECT pg_advisory_xact_lock(%s)", (LOCK,))
     if batch.steps:
         connection.execute(_statements("count_steps"))
     if batch.abandoned:
-        connection.execute(_statements("count_abandoned"), _columns(batch.abandoned))
+        connection.execute(_statements("count_abandoned").format(insert=_insert("abandoned")), _columns(batch.abandoned))
     if batch.tools:
-        insert = "INSERT INTO tools SELECT * FROM unnest(%s::text[], %s::text[]) ON CONFLICT DO NOTHING"
-        connection.execute(insert, _columns(batch.tools))
+        connection.execute(f"{_insert('tools')} ON CONFLICT DO NOTHING", _columns(batch.tools))
     if batch.outcomes:
         connection.execute(
-            "INSERT INTO outcomes AS old SELECT * FROM unnest(%s::text[], %s::bigint[], %s::float8[], %s::float8[]) "
-            "ON CONFLICT (session, COALESCE(t, -1)) DO UPDATE SET reward = excluded.reward, time = excluded.time "
-            "WHERE excluded.time >= old.time",
+            f"{_insert('outcomes')} ON CONFLICT (session, COALESCE(t, -1)) DO UPDATE "
+            "SET reward = excluded.reward, time = excluded.time WHERE excluded.time >= outcomes.time",
             _columns(_latest(batch.outcomes)),
         )
     if batch.verdicts:
-        connection.execute(
-            "INSERT INTO verdicts AS old "
-            "SELECT * FROM unnest(%s::text[], %s::text[], %s::bigint[], %s::float8[], %s::float8[]) ON CONFLICT (session) "
-            "DO UPDATE SET name = excluded.name, rank = excluded.rank, value = excluded.value, time = excluded.time "
-            "WHERE excluded.rank < old.rank OR (excluded.rank = old.rank AND excluded.time >= old.time)",
-            _columns(batch.verdicts),
-        )
-    sessions = {row[1] for row in batch.steps} | {row[0] for row in batch.outcomes if row[1] is None}
+        connection.execute(f"{_insert('verdicts')} {RENEW_VERDICT}", _columns(batch.verdicts))
+    sessions = {row[1] for row in batch.steps} | {row.session for row in batch.outcomes if row.t is None}
     if sessions:
         values = {"sessions": [_text(session) for session in sorted(sessions)], "bound": SOLVED}
         connection.execute(_statements("count_ends"), values)
@@ -332,13 +322,19 @@ def _columns(rows: Sequence[tuple[Any, ...]]) -> list[list[Any]]:
     return [[_text(value) for value in column] for column in zip(*rows, strict=True)]
 
 
-def _latest(outcomes: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+def _insert(table: str) -> str:
+    """A statement that takes a list of each column."""
+    lists = ", ".join(f"%s::{kind}[]" for kind in TYPES[table])
+    return f"INSERT INTO {table} ({COLUMNS_OF[table]}) SELECT * FROM unnest({lists})"
+
+
+def _latest(outcomes: Sequence[OutcomeRow]) -> list[OutcomeRow]:
     """The latest for each step of a session: one statement may not change a row twice."""
-    found: dict[tuple[Any, Any], tuple[Any, ...]] = {}
-    for session, t, reward, time in outcomes:
-        known = found.get((session, t))
-        if known is None or time >= known[3]:
-            found[session, t] = (session, t, reward, time)
+    found: dict[tuple[str, int | None], OutcomeRow] = {}
+    for row in outcomes:
+        known = found.get((row.session, row.t))
+        if known is None or row.time >= known.time:
+            found[row.session, row.t] = row
     return list(found.values())
 
 
@@ -346,7 +342,7 @@ def _whole(connection: Connection, names: list[str]) -> Iterator[WholeSession]:
     """All that is known of some sessions, in their order."""
     these = {"names": names}
     steps: dict[str, list[Any]] = {name: [] for name in names}
-    query = f"SELECT {', '.join(COLUMNS)} FROM steps WHERE session = ANY(:names) ORDER BY session, t, time"
+    query = f"SELECT {COLUMNS_OF['steps']} FROM steps WHERE session = ANY(:names) ORDER BY session, t, time"
     for row in _ask(connection, query, these):
         entry = entry_of(row)
         steps[entry.session].append(entry)

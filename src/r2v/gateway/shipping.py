@@ -14,7 +14,7 @@ from r2v.gateway.ledger import Ledger
 from r2v.gateway.postgres_link import OutOfReach, first_line
 from r2v.gateway.settings import StoreSettings
 from r2v.gateway.shared_ledger import SharedLedger
-from r2v.runtime.slices import aside
+from r2v.runtime.slices import in_thread
 from r2v.runtime.store import MALFORMED
 
 EVERY_S = 0.25
@@ -102,7 +102,7 @@ class Shipping:
         """Until it is cancelled."""
         while True:
             try:
-                more = await aside(self.ship)
+                more = await in_thread(self.ship)
             except FAILURES as error:
                 self._note(error)
                 await asyncio.sleep(AGAIN_S)

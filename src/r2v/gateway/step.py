@@ -33,7 +33,7 @@ class Refused(Exception):
 
 
 @dataclass(frozen=True)
-class Answer:
+class StepAnswer:
     reply: Reply
     served: Served
     facts: Json

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from r2v.core.errors import R2VError, SettingsError
@@ -58,18 +59,36 @@ def shipping_of(store: StoreSettings) -> Shipping | None:
     return Shipping(store, SharedLedger(url))
 
 
-def joined(store: StoreSettings, ledger: Ledger, owner: bool) -> Shipping | None:
-    """`shipping_of`, as a replica where it is the owner's; a gateway that is refused closes its ledger."""
-    try:
-        shipping = shipping_of(store)
-        if shipping is not None and owner:
-            shipping.join(ledger)
-    except R2VError:
-        ledger.close()
-        raise
-    return shipping
+class Stores:
+    """Where a gateway keeps what outlives a reload of its settings."""
 
+    def __init__(self, settings: GatewaySettings, *, owner: bool = False) -> None:
+        """Opens them; `owner` as `Ledger` has it. Raises SettingsError, ArtifactError."""
+        self.ledger = Ledger(Path(settings.store.path), owner=owner)
+        try:
+            self.sessions, self.budgets, self.keys = shared_state(settings, self.ledger)
+            self.shipping = shipping_of(settings.store)
+        except R2VError:
+            self.ledger.close()
+            raise
 
-def read_from(ledger: Ledger, shipping: Shipping | None) -> LedgerReader:
-    """The ledger that knows of all replicas."""
-    return ledger if shipping is None else shipping.shared
+    def join(self) -> None:
+        """Take part as a replica, where the ledger is shared; who is refused closes its ledger. Raises R2VError."""
+        try:
+            if self.shipping is not None:
+                self.shipping.join(self.ledger)
+        except R2VError:
+            self.ledger.close()
+            raise
+
+    @property
+    def reader(self) -> LedgerReader:
+        """The ledger that knows of all replicas."""
+        return self.ledger if self.shipping is None else self.shipping.shared
+
+    async def close(self) -> None:
+        await self.sessions.close()
+        await self.budgets.close()
+        if self.shipping is not None:
+            self.shipping.close()
+        self.ledger.close()

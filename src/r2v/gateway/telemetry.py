@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.trace import Span
 
-    from r2v.gateway.reading import Entry
-    from r2v.gateway.step import Answer, RequestOptions
+    from r2v.gateway.rows import Entry
+    from r2v.gateway.step import RequestOptions, StepAnswer
     from r2v.messages.conversation import Request
 
 DURATION_S = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
@@ -47,7 +47,7 @@ FACTS = {
     "cost-usd": "r2v.cost_usd", "overhead-ms": "r2v.overhead_ms", "decision-id": "r2v.decision_id", "step": "r2v.step",
     "model": "gen_ai.response.model",
 }  # fmt: skip
-"""Facts of a step (`Answer.facts`) -> attributes."""
+"""Facts of a step (`StepAnswer.facts`) -> attributes."""
 
 
 @dataclass(eq=False)
@@ -131,7 +131,7 @@ class Telemetry:
             explicit_bucket_boundaries_advisory=TOKENS,
         )  # fmt: skip
 
-    async def traced(self, request: Request, options: RequestOptions, step: Awaitable[Answer]) -> Answer:
+    async def traced(self, request: Request, options: RequestOptions, step: Awaitable[StepAnswer]) -> StepAnswer:
         """The answer of a step, with a span around it. Raises what the step raises."""
         model = "".join(c for c in request.wanted_model[:NAME] if c.isprintable())
         parent = None if options.traceparent is None else self._propagator.extract({"traceparent": options.traceparent})

@@ -33,7 +33,7 @@ from r2v.gateway.routing import load_configured
 from r2v.gateway.serve import _listen, mocked, mocks, set_mock_key
 from r2v.gateway.service import Service
 from r2v.gateway.settings import GatewaySettings
-from r2v.gateway.stores import read_from, shared_state, shipping_of
+from r2v.gateway.stores import Stores, shipping_of
 from r2v.gateway.supervisor import Link, Supervisor, Work
 from r2v.verifiers import verifier_named
 
@@ -147,9 +147,7 @@ async def _write_counts(ledger: Ledger, metrics: Metrics) -> None:
 
 
 def _control(settings: GatewaySettings, parent: Link) -> tuple[Any, None]:
-    ledger = Ledger(Path(settings.store.path))
-    sessions, _, store = shared_state(settings, ledger)
-    shipping = shipping_of(settings.store)
+    stores = Stores(settings)
     decoder = msgspec.msgpack.Decoder(Counts)
 
     def generation(settings: GatewaySettings) -> Generation:
@@ -157,11 +155,11 @@ def _control(settings: GatewaySettings, parent: Link) -> tuple[Any, None]:
 
         def counts() -> Counts:
             now = time.time()
-            all_counts = [(now - at < RUNS_S, decoder.decode(found)) for at, found in ledger.states.counts()]
+            all_counts = [(now - at < RUNS_S, decoder.decode(found)) for at, found in stores.ledger.states.counts()]
             return sum_counts(all_counts, router.identity)
 
-        modes, keys = Modes(router.route, sessions, read_from(ledger, shipping)), KeyRing(settings.server, store)
-        plane = ControlPlane(settings, keys, router, ledger, sessions, modes, counts, parent, shipping)
+        modes, keys = Modes(router.route, stores.sessions, stores.reader), KeyRing(settings.server, stores.keys)
+        plane = ControlPlane(settings, stores, keys, router, modes, counts, parent)
         return Generation(settings, router.identity, plane.app(), generation)
 
     return LiveApp(lambda live: generation(settings)), None

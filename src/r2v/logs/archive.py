@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from itertools import groupby, pairwise
 from operator import itemgetter
 from pathlib import Path
+from types import GenericAlias
 from typing import Any
 
 import duckdb
@@ -28,7 +29,8 @@ import pyarrow.parquet as pq
 from r2v.core.errors import ArtifactError
 from r2v.core.untrusted import RECORD_BYTES, opened
 from r2v.gateway.budgets import DAY
-from r2v.gateway.reading import COLUMNS, QUIET_S, Entry, LedgerReader, WholeSession, checked, entry_of, picked
+from r2v.gateway.reading import QUIET_S, LedgerReader, WholeSession, picked
+from r2v.gateway.rows import COLUMNS, TABLES, Entry, checked, entry_of
 from r2v.logs.files import DAYS
 from r2v.runtime.store import whole_file
 
@@ -38,7 +40,7 @@ FETCHED = 1_000
 """Rows at a time."""
 PARTITION_BYTES, SESSION_BYTES = 64e6, 2_000
 """Of the sessions that are sorted together, and of one beside its records."""
-ASIDE, TOOLS = 20_000, 1_000
+STEPS, TOOLS = 20_000, 1_000
 """Steps that are taken apart at a time, fewer where they are long; and lists of tools."""
 REPLICA = re.compile(r"[\w-]{1,64}")
 
@@ -50,49 +52,26 @@ class _Table:
     columns: tuple[tuple[str, pa.DataType], ...]
     rows: str
     """FROM and WHERE, of the time from `:first` to before `:after`."""
-    types: Any = None
-    """Of a row that SQLite may hold anything in; None: `r2v.gateway.reading.checked` knows them."""
+    types: Any
+    """Of a row that SQLite may hold anything in; None: `r2v.gateway.rows.checked` knows them."""
 
 
-def _plain(name: str, columns: Sequence[tuple[str, pa.DataType]], types: Any) -> _Table:
-    return _Table(tuple(columns), f"FROM {name} WHERE time >= :first AND time < :after", types)
+_TEXT, _INT = pa.string(), pa.int64()
+_KINDS = {str: _TEXT, int: _INT, float: pa.float64(), bool: pa.bool_(), bytes: pa.binary()}
+_OF_DAY = "time >= :first AND time < :after"
 
 
-_TEXT, _INT, _REAL = pa.string(), pa.int64(), pa.float64()
-_KINDS = {
-    **dict.fromkeys(("t", "tokens", "teacher_calls", "candidates"), _INT),
-    **dict.fromkeys(
-        ("time", "score", "threshold", "propensity", "slm_usd", "teacher_usd", "saved_usd", "overhead_ms"), _REAL
-    ),
-    "alike": pa.bool_(),
-    "record": pa.binary(),
-}
-TABLES = {
-    "steps": _plain("steps", [(name, _KINDS.get(name, _TEXT)) for name in COLUMNS], None),
-    "outcomes": _plain(
-        "outcomes",
-        [("session", _TEXT), ("t", _INT), ("reward", _REAL), ("time", _REAL)],
-        tuple[str, int | None, float, float],
-    ),
-    "verdicts": _plain(
-        "verdicts",
-        [("session", _TEXT), ("name", _TEXT), ("rank", _INT), ("value", _REAL), ("time", _REAL)],
-        tuple[str, str, int, float, float],
-    ),
-    "abandoned": _plain(
-        "abandoned",
-        [
-            ("session", _TEXT), ("key", _TEXT), ("time", _REAL), ("calls", _INT), ("tokens", _INT), ("usd", _REAL),
-            ("why", _TEXT),
-        ],
-        tuple[str, str, float, int, int, float, str | None],
-    ),
-    "tools": _Table(
-        (("session", _TEXT), ("text", _TEXT)),
-        "FROM tools WHERE session IN (SELECT session FROM steps WHERE time >= :first AND time < :after)",
-        tuple[str, str],
-    ),
-}  # fmt: skip
+def _table(name: str) -> _Table:
+    columns = [one for one in TABLES[name] if (name, one.name) != ("abandoned", "id")]  # older rows have none
+    timed = any(one.name == "time" for one in columns)
+    return _Table(
+        tuple((one.name, _KINDS[one.kind]) for one in columns),
+        f"FROM {name} WHERE {_OF_DAY if timed else f'session IN (SELECT session FROM steps WHERE {_OF_DAY})'}",
+        None if name == "steps" else GenericAlias(tuple, tuple(one.type for one in columns)),
+    )
+
+
+ARCHIVED = {name: _table(name) for name in TABLES}
 
 
 def write_archive(ledger: LedgerReader, replica: str, folder: Path) -> Iterator[tuple[str, int]]:
@@ -117,12 +96,12 @@ def write_archive(ledger: LedgerReader, replica: str, folder: Path) -> Iterator[
     for day in range(int(span[0] // DAY), int(time.time() // DAY)):
         values = {"first": day * DAY, "after": (day + 1) * DAY}
         name = time.strftime("%Y-%m-%d", time.gmtime(day * DAY))
-        found = {table: ledger.count(f"SELECT COUNT(*) {TABLES[table].rows}", values) for table in TABLES}
+        found = {table: ledger.count(f"SELECT COUNT(*) {ARCHIVED[table].rows}", values) for table in ARCHIVED}
         new = False
         for table, rows in found.items():
             path = folder / f"day={name}" / f"{table}.{replica}.parquet"
             if rows and (not path.exists() or _rows_in(path) < rows):
-                _write(path, TABLES[table], ledger, values)
+                _write(path, ARCHIVED[table], ledger, values)
                 new = True
         if new:
             yield name, found["steps"]
@@ -153,14 +132,14 @@ class Archive:
     def __init__(self, folder: Path) -> None:
         """Call `verify` before anything is read."""
         self._folder = folder
-        self._aside = tempfile.TemporaryDirectory(prefix="r2v-archive-")
+        self._spill = tempfile.TemporaryDirectory(prefix="r2v-archive-")
         self._db = duckdb.connect(
             config={
-                "memory_limit": MEMORY, "threads": 2, "temp_directory": self._aside.name, "preserve_insertion_order": False,
+                "memory_limit": MEMORY, "threads": 2, "temp_directory": self._spill.name, "preserve_insertion_order": False,
                 "arrow_large_buffer_size": True,
             }
         )  # fmt: skip
-        allowed = ", ".join(f"'{_quoted(path)}'" for path in (str(folder.resolve()), self._aside.name))
+        allowed = ", ".join(f"'{_quoted(path)}'" for path in (str(folder.resolve()), self._spill.name))
         self._ask(f"SET allowed_directories = [{allowed}]")
         self._ask("SET enable_external_access = false")
         self._ask("SET lock_configuration = true")
@@ -170,13 +149,15 @@ class Archive:
         folder = self._folder
         for file in folder.glob(f"{DAYS}/*.parquet"):
             opened(file).close()
-        for name, table in TABLES.items():
+        for name, table in ARCHIVED.items():
             files = _quoted(str(folder.resolve() / DAYS / f"{name}.*.parquet"))
             there = next(folder.glob(f"{DAYS}/{name}.*.parquet"), None)
             columns = ", ".join(f"CAST(NULL AS {_SQL[kind]}) AS {column}" for column, kind in table.columns)
-            source = f"read_parquet('{files}')" if there else f"(SELECT {columns}) WHERE FALSE"
+            source = f"SELECT {columns} WHERE FALSE"
+            if there:  # in files of older versions some columns may be missing
+                source += f" UNION ALL BY NAME SELECT * FROM read_parquet('{files}', union_by_name = true)"
             names = ", ".join(column for column, _ in table.columns)
-            self._ask(f"CREATE VIEW {name} AS SELECT {names} FROM {source}")
+            self._ask(f"CREATE VIEW {name} AS SELECT {names} FROM ({source})")
 
     def _ask(self, query: str) -> Any:
         """The result of a query. Raises ArtifactError."""
@@ -206,7 +187,7 @@ class Archive:
         self._db.register("names", pa.table(columns))
         self._ask("CREATE OR REPLACE TABLE wanted AS SELECT * FROM names")
         ends = {name: (reward, verdict) for name, reward, verdict in self._ask(_ENDS).fetchall()}
-        at_once = min(ASIDE, int(1 + PARTITION_BYTES * sum(steps for _, _, steps, _ in named) / (1 + sum(sizes.values()))))
+        at_once = min(STEPS, int(1 + PARTITION_BYTES * sum(steps for _, _, steps, _ in named) / (1 + sum(sizes.values()))))
         of_steps = ", ".join(f"s.{name}" for name in COLUMNS)
         steps = self._by_part("steps", f"SELECT part, i, {of_steps} FROM steps s JOIN wanted USING (session)", at_once)
         tools = self._by_part("tools", "SELECT part, i, text FROM tools JOIN wanted USING (session)", TOOLS)
@@ -227,16 +208,16 @@ class Archive:
 
     def _by_part(self, name: str, query: str, at_once: int) -> _Partitions:
         try:
-            return _Partitions(Path(self._aside.name) / name, self._db.cursor().sql(query).to_arrow_reader(at_once))
+            return _Partitions(Path(self._spill.name) / name, self._db.cursor().sql(query).to_arrow_reader(at_once))
         except (duckdb.Error, pa.ArrowException) as error:
             raise _unreadable(self._folder, error) from None
 
     def close(self) -> None:
         self._db.close()
-        self._aside.cleanup()
+        self._spill.cleanup()
 
 
-_SQL = {_TEXT: "VARCHAR", _INT: "BIGINT", _REAL: "DOUBLE", pa.bool_(): "BOOLEAN", pa.binary(): "BLOB"}
+_SQL = {_TEXT: "VARCHAR", _INT: "BIGINT", pa.float64(): "DOUBLE", pa.bool_(): "BOOLEAN", pa.binary(): "BLOB"}
 _ENDS = f"""
 SELECT session, COALESCE(sent, value), CASE WHEN sent IS NULL THEN name ELSE '' END FROM wanted
 LEFT JOIN (SELECT session, arg_max(reward, time) AS sent FROM outcomes WHERE t IS NULL GROUP BY session) USING (session)

@@ -22,7 +22,8 @@ from r2v.core.types import SOLVED, Episode, Observation, Step, Task
 from r2v.core.untrusted import check_regular
 from r2v.gateway.ledger import Ledger
 from r2v.gateway.postgres_url import EXAMPLE, is_postgres, problem_of
-from r2v.gateway.reading import QUIET_S, Entry, LedgerReader
+from r2v.gateway.reading import QUIET_S, LedgerReader
+from r2v.gateway.rows import Entry
 from r2v.logs.files import DAYS
 from r2v.runtime.store import MALFORMED, check_step, read_episodes
 

@@ -18,7 +18,7 @@ _readers = ThreadPoolExecutor(5, "r2v-reads")
 """What may wait long, for a server say: it takes no thread from what agents wait for."""
 
 
-async def aside(work: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+async def in_thread(work: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
     """What `work` returns, in a thread for what may wait long."""
     return await asyncio.get_running_loop().run_in_executor(_readers, partial(work, *arguments, **named))
 

@@ -1,7 +1,6 @@
--- Adds what steps that left no row cost, and counts what is new of it.
+-- Adds what steps that left no row cost, and counts what is new of it. `insert` comes from shared_ledger.py.
 WITH new AS (
-  INSERT INTO abandoned
-  SELECT * FROM unnest(%s::text[], %s::text[], %s::text[], %s::float8[], %s::bigint[], %s::bigint[], %s::float8[], %s::text[])
+  {insert}
   ON CONFLICT DO NOTHING RETURNING key, time, calls, tokens, usd
 )
 INSERT INTO day_totals AS old (day, key, calls, tokens, usd)
