@@ -47,7 +47,10 @@ Slm = Annotated[
     list[str] | None,
     typer.Option("--slm", help="A model of the logs that counts as the SLM (repeatable); all but the teacher."),
 ]
-Teacher = Annotated[str | None, typer.Option(help="The stronger model of the logs; the one that solved most.")]
+Teacher = Annotated[
+    str | None,
+    typer.Option(help="The stronger model of the logs; the one that solves most of the tasks that it shares with others."),
+]
 Prices = Annotated[
     Path | None,
     typer.Option(help="YAML: model (or slm, teacher): {input: , output: }, in USD per million tokens."),
@@ -412,11 +415,13 @@ def _show(facts: dict[str, Any], out: Path, title: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from r2v.report.advice import page, paragraph, table
+    from r2v.report.advice import chosen_line, page, paragraph, table
     from r2v.studies.verdict_report import verdict_lines
 
     write_json(out / "advice.json", facts)
     write_text(out / "advice.html", page(facts, title=title))
+    if chosen := chosen_line(facts):
+        typer.echo(f"stronger {chosen}\n")
     typer.echo(paragraph(facts))
     if lines := table(facts):
         shown = Table(*lines[0], box=None, pad_edge=False)
@@ -431,10 +436,12 @@ def _show(facts: dict[str, Any], out: Path, title: str) -> None:
 
 def _fit(advice: Advice, read: Imported, out: Path, *, unproven: bool, seed: int) -> dict[str, Any]:
     """Write the router and say so; the facts of `fit_logs`."""
-    from r2v.report.advice import paragraph
+    from r2v.report.advice import chosen_line, paragraph
     from r2v.studies.fit_logs import fit_logs
 
     facts = fit_logs(advice, out, verifier=read.verifier, unproven=unproven, seed=seed)
+    if chosen := chosen_line(facts):
+        typer.echo(f"stronger {chosen}\n")
     typer.echo(paragraph(facts))
     if facts["router"] is None:
         if facts["evidence"] is not None:

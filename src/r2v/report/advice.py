@@ -60,6 +60,28 @@ def paragraph(facts: Facts) -> str:
     return " ".join(sentence for sentence in sentences if sentence)
 
 
+def chosen_line(facts: Facts) -> str:
+    """How the stronger model was chosen, in one line; empty where it was named, or is not compared."""
+    chosen = facts.get("stronger") or {}
+    near = chosen.get("nearest")
+    if facts["evidence"] != "paired" or near is None:
+        return ""
+    others = chosen["compared_with"]
+    one = f", the nearest of {others} models," if others > 1 else ","
+    how = ", the dearer one by the prices," if chosen["how"] == "prices" else ""
+    chance = "" if near["clear"] else ", which may be chance"
+    if near["difference"] < 0 and chosen["how"] == "outcomes":
+        chance += "; that one played too few of the tasks to be the stronger model"
+    line = (
+        f"{chosen['model']}{how} is taken as the stronger model: of the {near['common_tasks']} tasks that it shares with "
+        f"{near['model']}{one} it solves {near['solved_by_stronger']:.1%} and that one {near['solved']:.1%} "
+        f"({_points(near['difference'])} points, {_interval(near['difference_ci95'])}{chance})"
+    )
+    if apart := len(chosen["share_no_task"]):
+        line += f"; {apart} other {'model that shares' if apart == 1 else 'models that share'} no task with it left out"
+    return f"{line}; --teacher names another"
+
+
 def table(facts: Facts) -> list[list[str]]:
     """The threshold table with its header: one line a share."""
     if not facts.get("table"):
@@ -80,6 +102,8 @@ def page(facts: Facts, *, title: str) -> str:
     """One self-contained HTML page."""
     parts = [f"<h1>What routing would bring: {escape(title)}</h1>"]
     parts += [f"<p class=lead>{escape(paragraph(facts))}</p>", _badge(facts)]
+    if line := chosen_line(facts):
+        parts.append(f"<p class=small>{escape(line)}.</p>")
     if facts.get("table"):
         chart = _chart(facts) if facts["evidence"] == "paired" else ""
         parts += [

@@ -42,16 +42,14 @@ from r2v.studies.evidence import (
     AT_FIRST,
     LEAST_EACH,
     LEAST_EXPLORED,
-    LEAST_GROUPS,
     LEAST_LABELS,
     Evidence,
     answered_beside,
     evidence_of,
     explored_steps,
     stands_for_all,
-    strongest,
-    unhelped,
 )
+from r2v.studies.stronger import LEAST_GROUPS, Stronger, stronger_of, unhelped
 from r2v.verifiers.tool_calls import FAILED
 
 FOLDS = 5
@@ -87,16 +85,23 @@ def advise(
         episodes: recorded ones, with or without outcomes.
         costs: what calls cost.
         slms: models that count as the SLM; none: all but the teacher.
-        teacher: the stronger model; None: the one that solved most.
+        teacher: the stronger model; None: the one that solves most of the tasks that it shares with others (`stronger_of`).
         share: the share of units to escalate; None: of `SHARES` the one that gains most.
         distrust_results: what tools return can raise a score, but hardly lower it (`Reader.floor`).
         seed: of folds, fits and resamples.
     """
     found = groups(episodes)
-    facts = {"seed": seed, "distrust_results": distrust_results, **_counts(episodes, found), **_MISSING}
-    evidence = evidence_of(episodes, found, slms=slms, teacher=teacher, seed=seed)
+    if teacher is None:
+        stronger = stronger_of(episodes, found.group_E, slms=slms, prices=costs.prices, seed=seed)
+    else:
+        stronger = Stronger(teacher, "named")
+    facts = {
+        "seed": seed, "distrust_results": distrust_results, **_counts(episodes, found), "stronger": stronger.facts(),
+        **_MISSING,
+    }  # fmt: skip
+    evidence = evidence_of(episodes, found, slms=slms, teacher=teacher, chosen=stronger, seed=seed)
     if evidence is None:
-        return Advice({**facts, **_not_enough(episodes, found, facts, slms, teacher)}, None, {}, None)
+        return Advice({**facts, **_not_enough(episodes, found, facts, stronger)}, None, {}, None)
     shares = SHARES if share is None else (share,)
     first, again = measured(evidence, shares, distrust_results, seed)
     units, escalated_U, gain = first.units, first.escalated_U, first.gain
@@ -113,7 +118,7 @@ def advise(
         **_area(evidence, first.plain, seed), "at_risk": evidence.at_risk(units, ~escalated_U),
         **costs.money(evidence, escalated_U, seed), **evidence.facts(units, escalated_U, seed),
     }  # fmt: skip
-    return Advice(facts | verdict_of(evidence, gain, again, facts["explored"]), evidence, first.p, point)
+    return Advice(facts | verdict_of(evidence, gain, again, facts["explored"], stronger.why), evidence, first.p, point)
 
 
 @dataclass(frozen=True, eq=False)
@@ -241,9 +246,7 @@ def _happened(episodes: Sequence[Episode]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _not_enough(
-    episodes: Sequence[Episode], found: Groups, counts: Mapping[str, Any], slms: Sequence[str], teacher: str | None
-) -> dict[str, Any]:
+def _not_enough(episodes: Sequence[Episode], found: Groups, counts: Mapping[str, Any], stronger: Stronger) -> dict[str, Any]:
     """What is missing, in the words of what to do about it."""
     outcomes = [e.success for e in episodes if e.success is not None]
     missing = []
@@ -259,8 +262,8 @@ def _not_enough(
             missing[-1] += f", not counting {chosen} that the router chose, which say nothing of the others"
     if any(counts["explored"].values()):
         missing.append(f"to measure what escalating a step adds: {_exploration(counts['explored'])}")
-    if not missing and {*slms} == {stronger := teacher or strongest(episodes)}:
-        missing.append(f"no stronger model is left beside {stronger}; name the weaker one (--slm)")
+    if not missing and stronger.why:
+        missing.append(stronger.why)
     if not missing:
         missing.append(f"one model has to play {LEAST_GROUPS} tasks alone, to solve {LEAST_EACH} and to fail {LEAST_EACH}")
     rare = max(each / max(1, len(episodes)), 0.02)
@@ -282,7 +285,18 @@ def _gains(evidence: Evidence, gain: Gain) -> dict[str, Any]:
     return dict(zip(names, (gain.gain, list(gain.ci95), list(gain.ci99)), strict=True))
 
 
-def verdict_of(evidence: Evidence, gain: Gain, again: Gain | None, explored: Mapping[str, int]) -> dict[str, Any]:
+def verdict_of(
+    evidence: Evidence, gain: Gain, again: Gain | None, explored: Mapping[str, int], none_stronger: str = ""
+) -> dict[str, Any]:
+    """The verdict, why, and how many more sessions it takes.
+
+    Args:
+        evidence: what was measured on.
+        gain: over random escalation.
+        again: with other folds; None where it was not measured.
+        explored: steps of each route that were drawn at random.
+        none_stronger: why no stronger model was chosen, where that is so.
+    """
     per_group = len(evidence.episodes) / gain.groups
     needed = max(one.groups_needed for one in (gain, again) if one is not None)
     more = max(0, int(np.ceil((needed - gain.groups) * per_group)))
@@ -290,8 +304,9 @@ def verdict_of(evidence: Evidence, gain: Gain, again: Gain | None, explored: Map
         # A risk finds failing sessions; whether anybody else would solve them is not in such logs.
         unnamed = evidence.slms == ("recorded",)
         both = f"too few tasks that two models played (the weaker one has to solve {LEAST_EACH} and to fail {LEAST_EACH}): "
+        one = "only one model's outcomes are known: "
         why = (
-            ("only one model's outcomes are known: " if len(evidence.slms) == 1 else both)
+            (f"{none_stronger}; or " if none_stronger else one if len(evidence.slms) == 1 else both)
             + ("name the model of each record, if there are several (--map model=...); or " if unnamed else "")
             + "let the teacher answer some of these tasks (mode observe), log both, or "
             + _exploration(explored)
