@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from r2v.cli import cli
 from r2v.clients.settings import PriceSettings
+from r2v.core.errors import SettingsError
 from r2v.core.features import FEATURES, featurise
 from r2v.core.groups import folds, groups, splits
 from r2v.core.reading import FIELDS, ROOM, Reader, grams, texts
@@ -743,12 +744,33 @@ def test_what_routing_saves_is_in_money_where_prices_are_known(episodes, tmp_pat
 
 
 def test_a_wrong_price_is_one_line(tmp_path):
-    from r2v.core.errors import SettingsError
-
     path = tmp_path / "prices.yaml"
     path.write_text("small: {input: -1, output: 2}\n")
     with pytest.raises(SettingsError, match=r"prices\.yaml: small"):
         read_prices(path)
+
+
+def test_prices_of_a_model_that_is_not_there_are_refused(log, tmp_path):
+    path = tmp_path / "prices.yaml"
+    path.write_text("small: {input: 1, output: 2}\nStrogn: {input: 5, output: 15}\n")
+    done = run("advise", str(log), "--prices", str(path), "--out", str(tmp_path / "advice"))
+    assert isinstance(done.exception, SettingsError)
+    assert str(done.exception).startswith(
+        f"{path}: the logs have no model 'Strogn'; they have strong, small; slm and teacher"
+    )
+    assert "\n" not in str(done.exception) and not (tmp_path / "advice").exists()
+    path.write_text("smal: {input: 1, output: 2}\n")
+    refused = run("fit", str(log), "--prices", str(path), "--out", str(tmp_path / "router"))
+    assert isinstance(refused.exception, SettingsError) and "they have small, strong" in str(refused.exception)
+    path.write_text("slm: {input: 1}\n")
+    first = run("advise", str(tmp_path / "none"), "--prices", str(path), "--out", str(tmp_path / "advice"))
+    assert "prices.yaml: slm" in str(first.exception), "a wrong file of prices is found before logs are read"
+
+
+def test_a_price_that_is_missing_is_named(episodes):
+    facts = advise(episodes, Costs({"strong": validated(PriceSettings, {"input": 5, "output": 15})})).facts
+    assert not facts["priced"] and facts["unpriced"] == ["small"]
+    assert "to see money, give the price of small, too (--prices)" in paragraph(facts)
 
 
 # The commands
@@ -844,8 +866,6 @@ def test_what_one_split_shows_and_another_does_not_takes_more_than_one_session(a
     [(None, "a file of verdicts holds"), ("verdicts: 3", "must be a list"), ("version: 1", "must be a list")],
 )
 def test_a_wrong_file_of_verdicts_is_one_line(log, tmp_path, text, line):
-    from r2v.core.errors import SettingsError
-
     path = tmp_path / "verdicts.yaml"
     if text is not None:
         path.write_text(text)

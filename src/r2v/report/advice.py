@@ -198,6 +198,12 @@ def _at_risk(f: Facts) -> str:
 def _saved(f: Facts) -> str:
     low, high = f["usd_saved_share_ci95"]
     share = f"{f['usd_saved_share']:.0%} ({low:.0%} to {high:.0%})"
+    if not f["priced"] and (missing := f.get("unpriced")):
+        more = f" and {len(missing) - 3} more models" if len(missing) > 3 else ""
+        return (
+            f"It would save {share} of the stronger model's tokens; to see money, give the price of {', '.join(missing[:3])}"
+            f"{more}, too (--prices)."
+        )
     if not f["priced"]:
         return f"It would save {share} of the stronger model's tokens; name prices (--prices) to see money."
     if f.get("usd_a_day_saved") is not None:
