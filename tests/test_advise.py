@@ -791,6 +791,24 @@ def test_advise_ends_with_its_verdict_and_leaves_a_page(log, tmp_path):
     assert "\n\n\n" not in done.output and "Next: r2v fit on the same logs" in done.output
 
 
+def test_progress_is_shown_while_logs_are_read_and_measured(log, tmp_path, monkeypatch):
+    monkeypatch.setattr("r2v.runtime.progress.LINE_EVERY_S", 0.0)
+    done = run("advise", str(log), "--out", str(tmp_path / "advice"))
+    assert "  read: 1 sessions so far\n" in done.stderr and "  read: 400 sessions so far\n" in done.stderr
+    assert "  measure: 1/20, about " in done.stderr
+    assert "  measure: 20/20, about 0 s left other tasks left out\n" in done.stderr
+    assert "so far" not in done.stdout and "measure:" not in done.stdout
+
+
+def test_folds_that_were_fitted_are_counted(episodes):
+    """Of several models those are counted, too, on which each is left out."""
+    three = [replace(e, agent=f"small {i // 2 % 2}") if e.agent == "small" else e for i, e in enumerate(episodes)]
+    told: list[tuple[int, int | None, str]] = []
+    advise(three, Costs(), report=lambda done, total, note="": told.append((done, total, note)))
+    assert [done for done, *_ in told] == [*range(1, 41)] and {total for _, total, _ in told} == {40}
+    assert [note for *_, note in told][:10:9] == ["tasks left out"] * 2 and told[-1][2] == "models left out"
+
+
 def test_fit_writes_the_router_that_was_measured(log, episodes, tmp_path):
     out = tmp_path / "router"
     done = run("fit", str(log), "--out", str(out), "--json")
@@ -893,8 +911,8 @@ def test_fit_writes_nothing_that_may_lose(tmp_path):
 
 
 def test_a_model_that_is_not_in_the_logs_is_one_line(log):
-    done = run("advise", str(log), "--teacher", "gpt-9")
-    assert done.exit_code != 0 and "has no model 'gpt-9'; it has small, strong" in str(done.exception)
+    done = run("advise", str(log), "--teacher", "stronk")
+    assert done.exit_code != 0 and "has no model 'stronk'; it has strong, small" in str(done.exception)
     done = run("advise", str(log), "--teacher", "small", "--slm", "small")
     assert done.exit_code != 0 and "--slm and --teacher both name small" in str(done.exception)
 

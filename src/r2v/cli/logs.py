@@ -376,7 +376,10 @@ def _advised(
         from r2v.studies.advise import advise
     except ModuleNotFoundError as error:
         raise SettingsError(f"{error.name} is not installed; pip install 'r2v[fit]'") from None
+    from rich.console import Console
+
     from r2v.logs.ledger import days_of
+    from r2v.runtime.progress import progress
     from r2v.studies.costs import Costs, check_priced, nearest_first
     from r2v.studies.verdict_report import verdict_report, with_verdicts
 
@@ -395,7 +398,17 @@ def _advised(
     known = verdict_report(sample, verdicts or _verdicts(("tests", "reward")), seed)
     if verdicts:
         episodes = with_verdicts(episodes, verdicts)
-    advice = advise(episodes, costs, slms=slms or (), teacher=teacher, share=share, distrust_results=distrust, seed=seed)
+    with progress(Console(stderr=True), "measure") as report:
+        advice = advise(
+            episodes,
+            costs,
+            slms=slms or (),
+            teacher=teacher,
+            share=share,
+            distrust_results=distrust,
+            seed=seed,
+            report=report,
+        )
     return replace(advice, facts={**advice.facts, "verdicts": known})
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, Literal
@@ -144,9 +144,14 @@ class Evidence(ABC):
         """Of each episode, its first row: the rows of an episode follow one another."""
         return np.unique(self.rows.episode_N, return_index=True)[1]
 
-    def probabilities(self, fold_N: NDArray[np.int64], seed: int) -> tuple[dict[str, Floats], dict[str, Floats]]:
-        """[N] of each reader without its floor, and with it, from models that saw no row of its fold (of its folds)."""
-        found = {name: cross_fitted(self.rows, y_N, fold_N, seed=seed) for name, y_N in self.labels.items()}
+    def probabilities(
+        self, fold_N: NDArray[np.int64], seed: int, fitted: Callable[[], None] = lambda: None
+    ) -> tuple[dict[str, Floats], dict[str, Floats]]:
+        """[N] of each reader without its floor, and with it, from models that saw no row of its fold (of its folds).
+
+        `fitted` is called after each fold of each reader.
+        """
+        found = {name: cross_fitted(self.rows, y_N, fold_N, seed=seed, fitted=fitted) for name, y_N in self.labels.items()}
         return {name: p_N for name, (p_N, _) in found.items()}, {name: p_N for name, (_, p_N) in found.items()}
 
     def units(self, p: Mapping[str, Floats], fold_N: NDArray[np.int64]) -> Units:
