@@ -28,7 +28,7 @@ from r2v.gateway.settings import GatewaySettings
 from r2v.learning.reading import fit_reader, probability, read_rows
 from r2v.logs.importing import import_logs
 from r2v.maths.stats import auroc, auroc_equal_B
-from r2v.report.advice import page, paragraph, table
+from r2v.report.advice import chosen_line, page, paragraph, table
 from r2v.routers import decide, load_router
 from r2v.routers.base import FittedWith
 from r2v.routers.reading import Reading
@@ -715,6 +715,14 @@ def test_how_the_stronger_model_was_chosen_is_said_and_written(log, tmp_path):
     assert json.loads((tmp_path / "advice" / "advice.json").read_text())["stronger"] == facts
     named = run("advise", str(log), "--teacher", "strong", "--out", str(tmp_path / "named"))
     assert "\nstronger " not in f"\n{named.stdout}"
+
+
+def test_models_and_sessions_that_are_left_out_are_said(episodes, monkeypatch):
+    monkeypatch.setattr("r2v.studies.evidence.MOST_STEPS", 400)
+    other = [replace(e, agent="other", task=replace(e.task, id=f"other {e.task.id}")) for e in episodes[:30]]
+    facts = advise([*episodes, *other], Costs()).facts
+    assert "; without a common task, so left out: other; --teacher names another" in chosen_line(facts)
+    assert "small alone solves" in paragraph(facts) and "of 100 sessions (drawn from 200), strong" in paragraph(facts)
 
 
 def test_a_model_that_cannot_be_chosen_is_in_the_verdict(tmp_path):

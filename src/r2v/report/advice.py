@@ -77,8 +77,9 @@ def chosen_line(facts: Facts) -> str:
         f"{near['model']}{one} it solves {near['solved_by_stronger']:.1%} and that one {near['solved']:.1%} "
         f"({_points(near['difference'])} points, {_interval(near['difference_ci95'])}{chance})"
     )
-    if apart := len(chosen["share_no_task"]):
-        line += f"; {apart} other {'model that shares' if apart == 1 else 'models that share'} no task with it left out"
+    if apart := chosen["share_no_task"]:
+        more = f" and {len(apart) - 3} more" if len(apart) > 3 else ""
+        line += f"; without a common task, so left out: {', '.join(apart[:3])}{more}"
     return f"{line}; --teacher names another"
 
 
@@ -143,7 +144,8 @@ def _situation(f: Facts) -> str:
         )
     if f["evidence"] == "paired":
         success = f["nulls"]["success"]
-        share = f"{success['slm alone']:.0%} of {f['episodes_used']} sessions"
+        drawn = f" (drawn from {f['episodes_used'] + f['episodes_not_drawn']})" if f["episodes_not_drawn"] else ""
+        share = f"{success['slm alone']:.0%} of {f['episodes_used']} sessions{drawn}"
         one = f"{f['slms'][0]} alone solves {share}"
         several = f"The {len(f['slms'])} weaker models alone solve {share} on average"
         return f"{one if len(f['slms']) == 1 else several}, {f['teacher']} {success['teacher alone']:.0%} of the same tasks."

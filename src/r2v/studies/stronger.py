@@ -126,7 +126,7 @@ def stronger_of(
         near = played.compare(top, max(beside, key=lambda b: -played.difference(top, b)))
         return Stronger(None, None, why=_none_left(slms, f": {_beside(played.models[top], near)}"))
     nearest = min(beside, key=lambda b: played.difference(top, b))
-    apart = tuple(played.models[b] for b in against if b != top and not (played.known_AC[top] & played.known_AC[b]).any())
+    apart = _apart(episodes, played.models[top], slms)
     how: Literal["prices", "outcomes"] = "prices" if by_price else "outcomes"
     return Stronger(played.models[top], how, played.compare(top, nearest), len(beside), apart)
 
@@ -251,6 +251,14 @@ def _by_prices(
     if len(dearest) > 1 or dearest == [top]:
         return top, undecided, False
     return dearest[0], [], True
+
+
+def _apart(episodes: Sequence[Episode], model: str, slms: Sequence[str]) -> tuple[str, ...]:
+    """Models, of the SLMs where some are named, that share no task with this one."""
+    mine = [e for e in episodes if e.success is not None and unhelped(e)]
+    cells = {cell_of(e) for e in mine if e.agent == model}
+    others = [e for e in mine if e.agent != model and (not slms or e.agent in slms)]
+    return tuple(sorted({e.agent for e in others} - {e.agent for e in others if cell_of(e) in cells}))
 
 
 def _none_left(slms: Sequence[str], reason: str = "") -> str:
