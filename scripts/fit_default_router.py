@@ -163,14 +163,15 @@ def sampled(episodes: Sequence[Episode], teacher: str | None, steps: int) -> lis
 
 def pool_of(kinds: Mapping[str, tuple[Sequence[Episode], str | None]], steps: int) -> Pool:
     """The pool of some kinds: name -> (its sessions, the stronger model)."""
-    from r2v.studies.evidence import strongest
+    from r2v.studies.stronger import stronger_of
 
     kept: list[Episode] = []
     labels: dict[str, list[Floats]] = {}
     group, worth, kind, paired = [], [], [], True
     offset = 0
     for number, (name, (episodes, teacher)) in enumerate(kinds.items()):
-        mine = [without_verdicts(episode) for episode in sampled(episodes, teacher or strongest(episodes), steps)]
+        stronger = teacher or stronger_of(episodes, groups(episodes).group_E).model
+        mine = [without_verdicts(episode) for episode in sampled(episodes, stronger, steps)]
         found = groups(mine)
         evidence = evidence_of(mine, found, teacher=teacher, seed=SEED)
         if not isinstance(evidence, SessionEvidence):

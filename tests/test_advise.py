@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from r2v.cli import cli
+from r2v.clients.settings import PriceSettings
+from r2v.core.errors import SettingsError
 from r2v.core.features import FEATURES, featurise
 from r2v.core.groups import folds, groups, splits
 from r2v.core.reading import FIELDS, ROOM, Reader, grams, texts
@@ -26,15 +28,16 @@ from r2v.gateway.settings import GatewaySettings
 from r2v.learning.reading import fit_reader, probability, read_rows
 from r2v.logs.importing import import_logs
 from r2v.maths.stats import auroc, auroc_equal_B
-from r2v.report.advice import page, paragraph, table
+from r2v.report.advice import chosen_line, page, paragraph, table
 from r2v.routers import decide, load_router
 from r2v.routers.base import FittedWith
 from r2v.routers.reading import Reading
-from r2v.runtime.settings import load
+from r2v.runtime.settings import load, validated
 from r2v.studies.advise import advise, router_of, verdict_of
 from r2v.studies.costs import Costs, read_prices, tokens_of
 from r2v.studies.evidence import differs, evidence_of, own_steps
 from r2v.studies.fit_logs import fitted_with
+from r2v.studies.stronger import stronger_of
 
 HARD = ("refund", "dispute", "escrow")
 EASY = ("lookup", "status", "greeting")
@@ -417,7 +420,7 @@ def test_one_models_outcomes_are_a_bracket_not_a_route(episodes, monkeypatch):
     assert len({line["share"] for line in facts["table"]}) == len(facts["table"]) == 2
     assert "--map model=" not in facts["why"] and facts["why"].startswith("only one model's outcomes")
     apart = [replace(e, agent=f"m{i // 2 % 2}") for i, e in enumerate(episodes) if e.agent == "small"]
-    assert advise(apart, Costs()).facts["why"].startswith("too few tasks that two models played")
+    assert advise(apart, Costs()).facts["why"].startswith("which model is the stronger one cannot be said")
     nameless = [replace(e, agent="recorded") for e in episodes if e.agent == "small"]
     assert "name the model of each record, if there are several (--map model=...)" in advise(nameless, Costs()).facts["why"]
 
@@ -425,8 +428,9 @@ def test_one_models_outcomes_are_a_bracket_not_a_route(episodes, monkeypatch):
 def test_what_is_missing_is_always_said(episodes):
     solved = [e for e in episodes if e.success or e.agent == "small"]
     beside = advise(solved, Costs(), slms=["strong"]).facts
-    assert (beside["verdict"], beside["why"]) == (
-        "not_enough", "no stronger model is left beside strong; name the weaker one (--slm)",
+    assert beside["verdict"] == "not_enough" and re.fullmatch(
+        r"no stronger model is left beside strong: small solves [0-9.]+% of the \d+ tasks that it shares with strong, and "
+        r"that one 100.0%; name the weaker one \(--slm\), or the stronger one \(--teacher\)", beside["why"],
     )  # fmt: skip
     spread = [replace(e, agent=f"m{i % 40}") for i, e in enumerate(episodes)]
     assert "one model has to play 20 tasks alone" in advise(spread, Costs(), slms=["m1"]).facts["why"]
@@ -613,6 +617,124 @@ def test_the_models_can_be_named(episodes):
     assert facts["slms"] == ["strong"] and facts["teacher"] == "small"
 
 
+# The stronger model
+
+
+def outcomes_of(solved: dict[str, dict[int, list[bool]]]):
+    """Sessions without much in them, of model -> number of a task -> outcomes; each task is a group of its own."""
+    base = import_logs_of([session(0, "m", hard=False, stuck=False, success=True, steps=1)])[0]
+    return [
+        replace(base, agent=model, success=success, task=Task(f"t{i}", f"t{i}", "recorded", f"t{i}"), goal=f"t{i}")
+        for model, of_tasks in solved.items()
+        for i, known in of_tasks.items()
+        for success in known
+    ]
+
+
+def of_rate(tasks: range, solved: int) -> dict[int, list[bool]]:
+    """The first of the tasks are solved."""
+    return {i: [n < solved] for n, i in enumerate(tasks)}
+
+
+def stronger(solved: dict[str, dict[int, list[bool]]], **options):
+    episodes = outcomes_of(solved)
+    return stronger_of(episodes, groups(episodes).group_E, **options)
+
+
+def test_models_are_compared_on_the_tasks_that_they_share():
+    """The higher rate is of easier tasks alone."""
+    easy = {"cheap": of_rate(range(60), 48), "strong": {**of_rate(range(60), 54), **of_rate(range(60, 100), 4)}}
+    found = stronger(easy)
+    near = found.nearest
+    assert (found.model, found.how, near.other, near.tasks, near.solved, near.other_solved) == (
+        "strong", "outcomes", "cheap", 60, 0.9, 0.8,
+    )  # fmt: skip
+    assert near.difference == pytest.approx(0.1) and near.difference_ci95[0] < 0.1 < near.difference_ci95[1]
+    assert near.difference == pytest.approx(found.facts()["nearest"]["difference"])
+
+
+def test_several_records_of_a_task_count_as_one():
+    many = {"a": {i: [i < 20] if i < 40 else [False] * 9 for i in range(50)}, "b": of_rate(range(50), 15)}
+    near = stronger(many).nearest
+    assert stronger(many).model == "a" and (near.tasks, near.solved, near.other_solved) == (50, 0.4, 0.3)
+
+
+def test_of_several_models_none_may_be_better_on_what_they_share():
+    logs = {
+        "best": of_rate(range(100), 70), "easier": of_rate(range(60), 60), "weak": of_rate(range(100), 30),
+        "elsewhere": of_rate(range(200, 225), 25),
+    }  # fmt: skip
+    logs["best"] |= of_rate(range(60), 60)
+    logs["easier"] |= {59: [False]}
+    found = stronger(logs)
+    assert (found.model, found.nearest.other, found.compared_with, found.apart) == ("best", "easier", 2, ("elsewhere",))
+    assert not found.nearest.clear
+
+
+def test_where_nothing_decides_the_options_are_named():
+    apart = stronger({"a": of_rate(range(30), 20), "b": of_rate(range(30, 60), 10)})
+    assert apart.model is None and "no two of these models share enough tasks (0 groups" in apart.why
+    assert "--slm, --teacher" in apart.why
+    pairs = {"a": of_rate(range(30), 20), "b": of_rate(range(30), 10)}
+    pairs |= {"c": of_rate(range(30, 60), 20), "d": of_rate(range(30, 60), 10)}
+    found = stronger(pairs)
+    assert (found.model, found.undecided) == (None, ("a", "c"))
+    assert "which of a, c is the stronger model cannot be said: they share 0 groups of tasks" in found.why
+    equal = stronger({"a": of_rate(range(30), 15), "b": of_rate(range(32), 15)})
+    assert equal.model is None and "each solves 50.0% of the 30 tasks that both played; name it (--teacher)" in equal.why
+    turns = {"a": of_rate(range(60), 40), "b": of_rate(range(30, 90), 40), "c": {}}
+    turns["a"] |= {i: [True] for i in range(30, 60)} | {i: [False] for i in range(30)}
+    turns["b"] |= {i: [False] for i in range(30, 60)} | {i: [True] for i in range(60, 90)}
+    turns["c"] = {i: [False] for i in range(60, 90)} | {i: [True] for i in range(30)}
+    circle = stronger(turns)
+    assert circle.undecided == ("a", "b", "c") and "each solves less than another one" in circle.why
+
+
+def test_prices_settle_what_outcomes_leave_open():
+    cheap, dear = (validated(PriceSettings, {"input": usd, "output": usd}) for usd in (1, 10))
+    close = {"a": of_rate(range(60), 31), "b": of_rate(range(60), 30)}
+    assert (stronger(close).model, stronger(close, prices={"a": cheap}).model) == ("a", "a")
+    found = stronger(close, prices={"a": cheap, "b": dear})
+    assert (found.model, found.how, found.nearest.other) == ("b", "prices", "a") and found.nearest.difference < 0
+    clear = {"a": of_rate(range(60), 50), "b": of_rate(range(60), 20)}
+    kept = stronger(clear, prices={"a": cheap, "b": dear})
+    assert (kept.model, kept.how) == ("a", "outcomes")
+    equal = {"a": of_rate(range(60), 30), "b": of_rate(range(60), 30)}
+    assert stronger(equal).model is None and stronger(equal, prices={"a": dear, "b": cheap}).model == "a"
+
+
+def test_how_the_stronger_model_was_chosen_is_said_and_written(log, tmp_path):
+    done = run("advise", str(log), "--out", str(tmp_path / "advice"), "--json")
+    line = next(line for line in done.stdout.splitlines() if line.startswith("stronger "))
+    facts = json.loads(done.stdout.splitlines()[-1])["stronger"]
+    near = facts["nearest"]
+    assert (facts["model"], facts["how"], near["model"], near["common_tasks"]) == ("strong", "outcomes", "small", 200)
+    wanted = f"of the 200 tasks that it shares with small, it solves {near['solved_by_stronger']:.1%} and that one "
+    assert wanted + f"{near['solved']:.1%} (" in line and line.endswith("; --teacher names another")
+    assert "is taken as the stronger model" in (tmp_path / "advice" / "advice.html").read_text()
+    assert json.loads((tmp_path / "advice" / "advice.json").read_text())["stronger"] == facts
+    named = run("advise", str(log), "--teacher", "strong", "--out", str(tmp_path / "named"))
+    assert "\nstronger " not in f"\n{named.stdout}"
+
+
+def test_models_and_sessions_that_are_left_out_are_said(episodes, monkeypatch):
+    monkeypatch.setattr("r2v.studies.evidence.MOST_STEPS", 400)
+    other = [replace(e, agent="other", task=replace(e.task, id=f"other {e.task.id}")) for e in episodes[:30]]
+    facts = advise([*episodes, *other], Costs()).facts
+    assert "; without a common task, so left out: other; --teacher names another" in chosen_line(facts)
+    assert "small alone solves" in paragraph(facts) and "of 100 sessions (drawn from 200), strong" in paragraph(facts)
+
+
+def test_a_model_that_cannot_be_chosen_is_in_the_verdict(tmp_path):
+    easy = [session(i, "one", hard=False, stuck=False, success=bool(i % 2)) for i in range(100)]
+    other = [session(i, "two", hard=True, stuck=False, success=bool(i % 3)) for i in range(100, 200)]
+    (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, [*easy, *other])))
+    done = run("advise", str(tmp_path / "log.jsonl"), "--out", str(tmp_path / "advice"), "--json")
+    facts = json.loads(done.stdout.splitlines()[-1])
+    assert facts["verdict"] == "not_enough" and facts["stronger"]["model"] is None
+    assert "share enough tasks (0 groups" in done.stdout and "(--slm, --teacher)" in facts["why"]
+
+
 # Money
 
 
@@ -630,12 +752,33 @@ def test_what_routing_saves_is_in_money_where_prices_are_known(episodes, tmp_pat
 
 
 def test_a_wrong_price_is_one_line(tmp_path):
-    from r2v.core.errors import SettingsError
-
     path = tmp_path / "prices.yaml"
     path.write_text("small: {input: -1, output: 2}\n")
     with pytest.raises(SettingsError, match=r"prices\.yaml: small"):
         read_prices(path)
+
+
+def test_prices_of_a_model_that_is_not_there_are_refused(log, tmp_path):
+    path = tmp_path / "prices.yaml"
+    path.write_text("small: {input: 1, output: 2}\nStrogn: {input: 5, output: 15}\n")
+    done = run("advise", str(log), "--prices", str(path), "--out", str(tmp_path / "advice"))
+    assert isinstance(done.exception, SettingsError)
+    assert str(done.exception).startswith(
+        f"{path}: the logs have no model 'Strogn'; they have strong, small; slm and teacher"
+    )
+    assert "\n" not in str(done.exception) and not (tmp_path / "advice").exists()
+    path.write_text("smal: {input: 1, output: 2}\n")
+    refused = run("fit", str(log), "--prices", str(path), "--out", str(tmp_path / "router"))
+    assert isinstance(refused.exception, SettingsError) and "they have small, strong" in str(refused.exception)
+    path.write_text("slm: {input: 1}\n")
+    first = run("advise", str(tmp_path / "none"), "--prices", str(path), "--out", str(tmp_path / "advice"))
+    assert "prices.yaml: slm" in str(first.exception), "a wrong file of prices is found before logs are read"
+
+
+def test_a_price_that_is_missing_is_named(episodes):
+    facts = advise(episodes, Costs({"strong": validated(PriceSettings, {"input": 5, "output": 15})})).facts
+    assert not facts["priced"] and facts["unpriced"] == ["small"]
+    assert "to see money, give the price of small, too (--prices)" in paragraph(facts)
 
 
 # The commands
@@ -654,6 +797,24 @@ def test_advise_ends_with_its_verdict_and_leaves_a_page(log, tmp_path):
     assert json.loads((tmp_path / "advice" / "advice.json").read_text())["verdict"] == "route"
     assert "<svg" in (tmp_path / "advice" / "advice.html").read_text()
     assert "\n\n\n" not in done.output and "Next: r2v fit on the same logs" in done.output
+
+
+def test_progress_is_shown_while_logs_are_read_and_measured(log, tmp_path, monkeypatch):
+    monkeypatch.setattr("r2v.runtime.progress.LINE_EVERY_S", 0.0)
+    done = run("advise", str(log), "--out", str(tmp_path / "advice"))
+    assert "  read: 1 sessions so far\n" in done.stderr and "  read: 400 sessions so far\n" in done.stderr
+    assert "  measure: 1/20, about " in done.stderr
+    assert "  measure: 20/20, about 0 s left other tasks left out\n" in done.stderr
+    assert "so far" not in done.stdout and "measure:" not in done.stdout
+
+
+def test_folds_that_were_fitted_are_counted(episodes):
+    """Of several models those are counted, too, on which each is left out."""
+    three = [replace(e, agent=f"small {i // 2 % 2}") if e.agent == "small" else e for i, e in enumerate(episodes)]
+    told: list[tuple[int, int | None, str]] = []
+    advise(three, Costs(), report=lambda done, total, note="": told.append((done, total, note)))
+    assert [done for done, *_ in told] == [*range(1, 41)] and {total for _, total, _ in told} == {40}
+    assert [note for *_, note in told][:10:9] == ["tasks left out"] * 2 and told[-1][2] == "models left out"
 
 
 def test_fit_writes_the_router_that_was_measured(log, episodes, tmp_path):
@@ -731,8 +892,6 @@ def test_what_one_split_shows_and_another_does_not_takes_more_than_one_session(a
     [(None, "a file of verdicts holds"), ("verdicts: 3", "must be a list"), ("version: 1", "must be a list")],
 )
 def test_a_wrong_file_of_verdicts_is_one_line(log, tmp_path, text, line):
-    from r2v.core.errors import SettingsError
-
     path = tmp_path / "verdicts.yaml"
     if text is not None:
         path.write_text(text)
@@ -760,8 +919,8 @@ def test_fit_writes_nothing_that_may_lose(tmp_path):
 
 
 def test_a_model_that_is_not_in_the_logs_is_one_line(log):
-    done = run("advise", str(log), "--teacher", "gpt-9")
-    assert done.exit_code != 0 and "has no model 'gpt-9'; it has small, strong" in str(done.exception)
+    done = run("advise", str(log), "--teacher", "stronk")
+    assert done.exit_code != 0 and "has no model 'stronk'; it has strong, small" in str(done.exception)
     done = run("advise", str(log), "--teacher", "small", "--slm", "small")
     assert done.exit_code != 0 and "--slm and --teacher both name small" in str(done.exception)
 

@@ -136,10 +136,13 @@ def imported(
     A format that was found is printed on standard error, and so is that a part of a ledger is read, because it has more
     than `most_steps`. Raises ArtifactError, SettingsError.
     """
+    from rich.console import Console
+
     from r2v.logs.detection import detect
     from r2v.logs.importing import import_logs, log_format
     from r2v.logs.ledger import LedgerFormat, steps_of
     from r2v.logs.mapped import mapped, mapping_of
+    from r2v.runtime.progress import progress
 
     if mapping:
         if kind != AUTO:
@@ -156,7 +159,8 @@ def imported(
         share = most_steps / steps
         typer.echo(f"sample   of {steps:,} steps {most_steps:,} are read, of some tasks (--most-steps)", err=True)
         source = replace(source, most_steps=most_steps)
-    episodes, unknown = import_logs(logs, source, outcomes, keep_unknown=keep_unknown)
+    with progress(Console(stderr=True), "read") as report:
+        episodes, unknown = import_logs(logs, source, outcomes, keep_unknown=keep_unknown, report=report)
     if empty := sum(not episode.steps for episode in episodes):
         typer.echo(f"no steps {counted(empty, 'session')} without a message of the assistant", err=True)
     return Imported(episodes, unknown, kind, source.verifier, share)

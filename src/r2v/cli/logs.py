@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -36,6 +36,7 @@ from r2v.runtime.settings import dump
 from r2v.runtime.store import write_episodes, write_json, write_text
 
 if TYPE_CHECKING:
+    from r2v.clients.settings import PriceSettings
     from r2v.pipeline.settings import LogsSettings
     from r2v.studies.advise import Advice
     from r2v.verdicts.base import Verdict
@@ -47,7 +48,10 @@ Slm = Annotated[
     list[str] | None,
     typer.Option("--slm", help="A model of the logs that counts as the SLM (repeatable); all but the teacher."),
 ]
-Teacher = Annotated[str | None, typer.Option(help="The stronger model of the logs; the one that solved most.")]
+Teacher = Annotated[
+    str | None,
+    typer.Option(help="The stronger model of the logs; the one that solves most of the tasks that it shares with others."),
+]
 Prices = Annotated[
     Path | None,
     typer.Option(help="YAML: model (or slm, teacher): {input: , output: }, in USD per million tokens."),
@@ -96,8 +100,9 @@ def advise(
     Reads the gateway's ledger and any log; says something useful for ten sessions, and what is missing.
     """
     with out_folder(out):
+        priced = _prices(prices)  # before minutes of reading
         read = imported(logs, kind, outcomes, mapping, keep_unknown=True, most_steps=most_steps)
-        advice = _advised(read, logs, prices, slm, teacher, share, seed, verdict, distrust=distrust_results)
+        advice = _advised(read, logs, priced, slm, teacher, share, seed, verdict, distrust=distrust_results)
         _show(advice.facts, out, _title(logs))
         if as_json:
             typer.echo(json.dumps(advice.facts))
@@ -132,10 +137,11 @@ def fit(
     Measures it first, as `r2v advise` does. Where it does not beat random escalation on tasks left out, no router is
     written, and the status is 2.
     """
+    asked = asked_share if share is None else share
     with out_folder(out):
+        priced = _prices(prices)
         read = imported(logs, kind, outcomes, mapping, keep_unknown=True, most_steps=most_steps)
-        asked = asked_share if share is None else share
-        advice = _advised(read, logs, prices, slm, teacher, asked, seed, verdict, distrust=distrust_results)
+        advice = _advised(read, logs, priced, slm, teacher, asked, seed, verdict, distrust=distrust_results)
         facts = _fit(advice, read, out, unproven=unproven, seed=seed)
         if as_json:
             typer.echo(json.dumps(facts))
@@ -360,7 +366,7 @@ def _title(logs: Path) -> str:
 def _advised(
     read: Imported,
     logs: Path,
-    prices: Path | None,
+    prices: tuple[Path, Mapping[str, PriceSettings]] | None,
     slms: list[str] | None,
     teacher: str | None,
     share: float | None,
@@ -370,25 +376,47 @@ def _advised(
         from r2v.studies.advise import advise
     except ModuleNotFoundError as error:
         raise SettingsError(f"{error.name} is not installed; pip install 'r2v[fit]'") from None
+    from rich.console import Console
+
     from r2v.logs.ledger import days_of
-    from r2v.studies.costs import Costs, read_prices
+    from r2v.runtime.progress import progress
+    from r2v.studies.costs import Costs, check_priced, nearest_first
     from r2v.studies.verdict_report import verdict_report, with_verdicts
 
     named = {episode.agent for episode in read.episodes}
     for name in (*(slms or ()), *([teacher] if teacher else ())):
         if name not in named:
-            raise SettingsError(f"{logs} has no model {name!r}; it has {', '.join(sorted(named)[:20])}")
+            raise SettingsError(f"{logs} has no model {name!r}; it has {nearest_first(name, named)}")
     if teacher in (slms or ()):
         raise SettingsError(f"--slm and --teacher both name {teacher}; name two models")
     days = days_of(logs) if read.kind == "ledger" else None
-    costs = Costs({} if prices is None else read_prices(prices), None if days is None else days * read.share)
+    if prices is not None:
+        check_priced(prices[1], read.episodes, prices[0])
+    costs = Costs({} if prices is None else prices[1], None if days is None else days * read.share)
     verdicts, episodes = _verdicts(names or ()), read.episodes
     sample = episodes if verdicts else episodes[:: -(-len(episodes) // SAMPLE) or 1]
     known = verdict_report(sample, verdicts or _verdicts(("tests", "reward")), seed)
     if verdicts:
         episodes = with_verdicts(episodes, verdicts)
-    advice = advise(episodes, costs, slms=slms or (), teacher=teacher, share=share, distrust_results=distrust, seed=seed)
+    with progress(Console(stderr=True), "measure") as report:
+        advice = advise(
+            episodes,
+            costs,
+            slms=slms or (),
+            teacher=teacher,
+            share=share,
+            distrust_results=distrust,
+            seed=seed,
+            report=report,
+        )
     return replace(advice, facts={**advice.facts, "verdicts": known})
+
+
+def _prices(path: Path | None) -> tuple[Path, Mapping[str, PriceSettings]] | None:
+    """A file of prices, and what it says. Raises SettingsError."""
+    from r2v.studies.costs import read_prices
+
+    return None if path is None else (path, read_prices(path))
 
 
 def _verdicts(names: Sequence[str]) -> tuple[Verdict, ...]:
@@ -412,11 +440,13 @@ def _show(facts: dict[str, Any], out: Path, title: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from r2v.report.advice import page, paragraph, table
+    from r2v.report.advice import chosen_line, page, paragraph, table
     from r2v.studies.verdict_report import verdict_lines
 
     write_json(out / "advice.json", facts)
     write_text(out / "advice.html", page(facts, title=title))
+    if chosen := chosen_line(facts):
+        typer.echo(f"stronger {chosen}\n")
     typer.echo(paragraph(facts))
     if lines := table(facts):
         shown = Table(*lines[0], box=None, pad_edge=False)
@@ -431,10 +461,12 @@ def _show(facts: dict[str, Any], out: Path, title: str) -> None:
 
 def _fit(advice: Advice, read: Imported, out: Path, *, unproven: bool, seed: int) -> dict[str, Any]:
     """Write the router and say so; the facts of `fit_logs`."""
-    from r2v.report.advice import paragraph
+    from r2v.report.advice import chosen_line, paragraph
     from r2v.studies.fit_logs import fit_logs
 
     facts = fit_logs(advice, out, verifier=read.verifier, unproven=unproven, seed=seed)
+    if chosen := chosen_line(facts):
+        typer.echo(f"stronger {chosen}\n")
     typer.echo(paragraph(facts))
     if facts["router"] is None:
         if facts["evidence"] is not None:

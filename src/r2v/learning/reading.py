@@ -6,7 +6,7 @@ four they were worse (`benchmarks/reading.py`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -154,7 +154,9 @@ def logit(reader: Reader, rows: ReadRows, use_N: Bools) -> Floats:
     return reader.logit(rows.parts_NP(reader.words)[use_N], x_NF, present_NF, offsets[rows.agent_N[use_N]])
 
 
-def cross_fitted(rows: ReadRows, y_N: Floats, fold_N: NDArray[np.int64], *, seed: int) -> tuple[Floats, Floats]:
+def cross_fitted(
+    rows: ReadRows, y_N: Floats, fold_N: NDArray[np.int64], *, seed: int, fitted: Callable[[], None] = lambda: None
+) -> tuple[Floats, Floats]:
     """P(y = 1) of each row by a reader that saw no row of its fold (of its folds, one a column); the share of y = 1 where
     the others are all alike.
 
@@ -163,6 +165,7 @@ def cross_fitted(rows: ReadRows, y_N: Floats, fold_N: NDArray[np.int64], *, seed
         y_N: 1, 0, or NaN where it is not known: such a row is scored, and no reader is fitted on it.
         fold_N: of each row.
         seed: of the fits.
+        fitted: called after each fold.
 
     Returns:
         (p_N, floored_N): without and with the reader's floor.
@@ -175,6 +178,7 @@ def cross_fitted(rows: ReadRows, y_N: Floats, fold_N: NDArray[np.int64], *, seed
             reader = fit_reader(rows, y_N, use_N, seed=seed)
             p_N[held] = probability(reader, rows, held)
             floored_N[held] = probability(replace(reader, floored=True), rows, held)
+        fitted()
     return p_N, floored_N
 
 

@@ -10,7 +10,7 @@ import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from r2v.core.errors import ArtifactError, SettingsError
 from r2v.core.features import featurise
@@ -23,6 +23,9 @@ from r2v.messages.conversation import contexts_of, tools_of
 from r2v.messages.transcript import message_of, tools_text
 from r2v.runtime import plugins
 from r2v.verifiers import verifier_named
+
+if TYPE_CHECKING:
+    from r2v.runtime.progress import Report
 
 HORIZON = 50
 AT_ONCE = 256
@@ -46,7 +49,12 @@ def _made(found: Any) -> LogFormat:
 
 
 def import_logs(
-    path: Path, format_name: str | LogFormat, outcomes: Path | None = None, *, keep_unknown: bool = False
+    path: Path,
+    format_name: str | LogFormat,
+    outcomes: Path | None = None,
+    *,
+    keep_unknown: bool = False,
+    report: Report = lambda *_: None,
 ) -> tuple[list[Episode], int]:
     """Read logs as episodes.
 
@@ -55,6 +63,7 @@ def import_logs(
         format_name: see `r2v.logs.BUILT_IN`; or a format itself, e.g. `r2v.logs.mapped.mapped({...})`.
         outcomes: JSON with outcomes by task, or by `model/task`, which go before those in the logs.
         keep_unknown: trajectories without an outcome are kept, as episodes whose `success` is None.
+        report: called with how many trajectories have been read.
 
     Returns:
         (episodes, how many trajectories have no known outcome: they are left out, unless `keep_unknown`).
@@ -74,7 +83,8 @@ def import_logs(
     collects = gc.isenabled()
     gc.disable()  # all that is made here stays, and has no cycles: looking for garbage in it is a fifth of the time
     try:
-        for item in source.read(path):
+        for number, item in enumerate(source.read(path), start=1):
+            report(number, None, "sessions")
             success = _success(item, known, played, outcomes) if isinstance(item, Recorded) else item.success
             unknown += success is None
             if isinstance(item, Recorded) and item.group is not None:

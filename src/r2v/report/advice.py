@@ -60,6 +60,29 @@ def paragraph(facts: Facts) -> str:
     return " ".join(sentence for sentence in sentences if sentence)
 
 
+def chosen_line(facts: Facts) -> str:
+    """How the stronger model was chosen, in one line; empty where it was named, or is not compared."""
+    chosen = facts.get("stronger") or {}
+    near = chosen.get("nearest")
+    if facts["evidence"] != "paired" or near is None:
+        return ""
+    others = chosen["compared_with"]
+    one = f", the nearest of {others} models," if others > 1 else ","
+    how = ", the dearer one by the prices," if chosen["how"] == "prices" else ""
+    chance = "" if near["clear"] else ", which may be chance"
+    if near["difference"] < 0 and chosen["how"] == "outcomes":
+        chance += "; that one played too few of the tasks to be the stronger model"
+    line = (
+        f"{chosen['model']}{how} is taken as the stronger model: of the {near['common_tasks']} tasks that it shares with "
+        f"{near['model']}{one} it solves {near['solved_by_stronger']:.1%} and that one {near['solved']:.1%} "
+        f"({_points(near['difference'])} points, {_interval(near['difference_ci95'])}{chance})"
+    )
+    if apart := chosen["share_no_task"]:
+        more = f" and {len(apart) - 3} more" if len(apart) > 3 else ""
+        line += f"; without a common task, so left out: {', '.join(apart[:3])}{more}"
+    return f"{line}; --teacher names another"
+
+
 def table(facts: Facts) -> list[list[str]]:
     """The threshold table with its header: one line a share."""
     if not facts.get("table"):
@@ -80,6 +103,8 @@ def page(facts: Facts, *, title: str) -> str:
     """One self-contained HTML page."""
     parts = [f"<h1>What routing would bring: {escape(title)}</h1>"]
     parts += [f"<p class=lead>{escape(paragraph(facts))}</p>", _badge(facts)]
+    if line := chosen_line(facts):
+        parts.append(f"<p class=small>{escape(line)}.</p>")
     if facts.get("table"):
         chart = _chart(facts) if facts["evidence"] == "paired" else ""
         parts += [
@@ -119,7 +144,8 @@ def _situation(f: Facts) -> str:
         )
     if f["evidence"] == "paired":
         success = f["nulls"]["success"]
-        share = f"{success['slm alone']:.0%} of {f['episodes_used']} sessions"
+        drawn = f" (drawn from {f['episodes_used'] + f['episodes_not_drawn']})" if f["episodes_not_drawn"] else ""
+        share = f"{success['slm alone']:.0%} of {f['episodes_used']} sessions{drawn}"
         one = f"{f['slms'][0]} alone solves {share}"
         several = f"The {len(f['slms'])} weaker models alone solve {share} on average"
         return f"{one if len(f['slms']) == 1 else several}, {f['teacher']} {success['teacher alone']:.0%} of the same tasks."
@@ -174,6 +200,12 @@ def _at_risk(f: Facts) -> str:
 def _saved(f: Facts) -> str:
     low, high = f["usd_saved_share_ci95"]
     share = f"{f['usd_saved_share']:.0%} ({low:.0%} to {high:.0%})"
+    if not f["priced"] and (missing := f.get("unpriced")):
+        more = f" and {len(missing) - 3} more models" if len(missing) > 3 else ""
+        return (
+            f"It would save {share} of the stronger model's tokens; to see money, give the price of {', '.join(missing[:3])}"
+            f"{more}, too (--prices)."
+        )
     if not f["priced"]:
         return f"It would save {share} of the stronger model's tokens; name prices (--prices) to see money."
     if f.get("usd_a_day_saved") is not None:

@@ -14,7 +14,8 @@ LINE_EVERY_S = 15.0
 
 
 class Report(Protocol):
-    def __call__(self, done: int, total: int, note: str = "") -> None: ...
+    def __call__(self, done: int, total: int | None, note: str = "") -> None:
+        """`total`: None where nobody knows it yet."""
 
 
 @contextmanager
@@ -37,11 +38,14 @@ def progress(console: Console, label: str) -> Iterator[Report]:
         return
     start = last = time.monotonic()
 
-    def line(done: int, total: int, note: str = "") -> None:
+    def line(done: int, total: int | None, note: str = "") -> None:
         nonlocal last
         now = time.monotonic()
         if now - last >= LINE_EVERY_S and done:
             last = now
+            if total is None:
+                console.print(f"  {label}: {done}{note and f' {note}'} so far", highlight=False)
+                return
             left = (now - start) / done * (total - done)
             console.print(f"  {label}: {done}/{total}, about {left:.0f} s left {note}".rstrip(), highlight=False)
 

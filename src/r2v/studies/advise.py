@@ -7,8 +7,9 @@ over it), a decision at the first step alone, either model alone, and another ru
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -37,21 +38,20 @@ from r2v.maths import Bools, Floats
 from r2v.maths.calibration import fit_scaling, log_odds
 from r2v.routers.base import FittedWith
 from r2v.routers.reading import Reading
+from r2v.runtime.progress import Report
 from r2v.studies.costs import Costs, tokens_of
 from r2v.studies.evidence import (
     AT_FIRST,
     LEAST_EACH,
     LEAST_EXPLORED,
-    LEAST_GROUPS,
     LEAST_LABELS,
     Evidence,
     answered_beside,
     evidence_of,
     explored_steps,
     stands_for_all,
-    strongest,
-    unhelped,
 )
+from r2v.studies.stronger import LEAST_GROUPS, Stronger, stronger_of, unhelped
 from r2v.verifiers.tool_calls import FAILED
 
 FOLDS = 5
@@ -79,7 +79,7 @@ class Advice:
 
 def advise(
     episodes: Sequence[Episode], costs: Costs, *, slms: Sequence[str] = (), teacher: str | None = None,
-    share: float | None = None, distrust_results: bool = False, seed: int = 0,
+    share: float | None = None, distrust_results: bool = False, seed: int = 0, report: Report = lambda *_: None,
 ) -> Advice:  # fmt: skip
     """Measure.
 
@@ -87,18 +87,27 @@ def advise(
         episodes: recorded ones, with or without outcomes.
         costs: what calls cost.
         slms: models that count as the SLM; none: all but the teacher.
-        teacher: the stronger model; None: the one that solved most.
+        teacher: the stronger model; None: the one that solves most of the tasks that it shares with others (`stronger_of`).
         share: the share of units to escalate; None: of `SHARES` the one that gains most.
         distrust_results: what tools return can raise a score, but hardly lower it (`Reader.floor`).
         seed: of folds, fits and resamples.
+        report: called with how many folds of how many have been fitted.
     """
     found = groups(episodes)
-    facts = {"seed": seed, "distrust_results": distrust_results, **_counts(episodes, found), **_MISSING}
-    evidence = evidence_of(episodes, found, slms=slms, teacher=teacher, seed=seed)
+    if teacher is None:
+        stronger = stronger_of(episodes, found.group_E, slms=slms, prices=costs.prices, seed=seed)
+    else:
+        stronger = Stronger(teacher, "named")
+    facts = {
+        "seed": seed, "distrust_results": distrust_results, **_counts(episodes, found), "stronger": stronger.facts(),
+        **_MISSING,
+    }  # fmt: skip
+    evidence = evidence_of(episodes, found, slms=slms, teacher=teacher, chosen=stronger, seed=seed)
     if evidence is None:
-        return Advice({**facts, **_not_enough(episodes, found, facts, slms, teacher)}, None, {}, None)
+        return Advice({**facts, **_not_enough(episodes, found, facts, stronger)}, None, {}, None)
     shares = SHARES if share is None else (share,)
-    first, again = measured(evidence, shares, distrust_results, seed)
+    fits = _Fits(report, evidence)
+    first, again = measured(evidence, shares, distrust_results, seed, fits)
     units, escalated_U, gain = first.units, first.escalated_U, first.gain
     point = chosen(units, np.ones(len(units), dtype=bool), shares, evidence.score_kinds)
     facts |= {
@@ -108,12 +117,12 @@ def advise(
         **_gains(evidence, gain),
         "points_of_folds": [f"{p.kind} at {p.share:.0%}" for p in first.points],
         "nulls": _nulls(evidence, first, seed), "by_model": _by_model(evidence, first, seed),
-        "left_out_models": _left_out_models(evidence, shares, distrust_results, seed),
+        "left_out_models": _left_out_models(evidence, shares, distrust_results, seed, fits),
         "table": _table(evidence, replace(units, scores=_served(evidence, first.p)[1]), point.kind, costs),
         **_area(evidence, first.plain, seed), "at_risk": evidence.at_risk(units, ~escalated_U),
         **costs.money(evidence, escalated_U, seed), **evidence.facts(units, escalated_U, seed),
     }  # fmt: skip
-    return Advice(facts | verdict_of(evidence, gain, again, facts["explored"]), evidence, first.p, point)
+    return Advice(facts | verdict_of(evidence, gain, again, facts["explored"], stronger.why), evidence, first.p, point)
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,21 +142,42 @@ class Split:
     gain: Gain
 
 
-def measured(evidence: Evidence, shares: Sequence[float], distrust_results: bool, seed: int) -> tuple[Split, Gain | None]:
+class _Fits:
+    """Counts the fits of `advise` for its progress."""
+
+    def __init__(self, report: Report, evidence: Evidence) -> None:
+        """At most so many: two splits of the tasks, and one of tasks and models."""
+        models = len(evidence.slms)
+        self._total = len(evidence.labels) * FOLDS * (2 + (min(FOLDS, models) if models > 1 else 0))
+        self._report, self._readers = report, len(evidence.labels)
+
+    def part(self, note: str, after: int) -> Callable[[], None]:
+        """What to call after each fold of a part, before which there are so many folds a reader, be they needed or not."""
+        done = itertools.count(self._readers * after + 1)
+        return lambda: self._report(next(done), self._total, note)
+
+
+def measured(
+    evidence: Evidence, shares: Sequence[float], distrust_results: bool, seed: int, fits: _Fits | None = None
+) -> tuple[Split, Gain | None]:
     """One split, and the gain with other folds where the first beats random: what is there shows in both, luck with one
     split seldom does.
     """
-    first = _split(evidence, folds(evidence.rows.group_N, FOLDS, seed), shares, distrust_results, seed)
+    fits = fits or _Fits(lambda *_: None, evidence)
+    fold_N = folds(evidence.rows.group_N, FOLDS, seed)
+    first = _split(evidence, fold_N, shares, distrust_results, seed, fits.part("tasks left out", 0))
     if not evidence.knows_teacher or not first.gain.beats_random:
         return first, None
     fold_N = folds(evidence.rows.group_N, FOLDS, seed + 1)
-    return first, _split(evidence, fold_N, shares, distrust_results, seed + 1).gain
+    fitted = fits.part("other tasks left out", FOLDS)
+    return first, _split(evidence, fold_N, shares, distrust_results, seed + 1, fitted).gain
 
 
 def _split(
-    evidence: Evidence, fold_N: NDArray[np.int64], shares: Sequence[float], distrust_results: bool, seed: int
-) -> Split:
-    plain, floored = evidence.probabilities(fold_N, seed)
+    evidence: Evidence, fold_N: NDArray[np.int64], shares: Sequence[float], distrust_results: bool, seed: int,
+    fitted: Callable[[], None],
+) -> Split:  # fmt: skip
+    plain, floored = evidence.probabilities(fold_N, seed, fitted)
     p = floored if distrust_results else plain
     units = evidence.units(p, fold_N)
     escalated_U, points = escalated(units, shares, evidence.score_kinds)
@@ -241,9 +271,7 @@ def _happened(episodes: Sequence[Episode]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _not_enough(
-    episodes: Sequence[Episode], found: Groups, counts: Mapping[str, Any], slms: Sequence[str], teacher: str | None
-) -> dict[str, Any]:
+def _not_enough(episodes: Sequence[Episode], found: Groups, counts: Mapping[str, Any], stronger: Stronger) -> dict[str, Any]:
     """What is missing, in the words of what to do about it."""
     outcomes = [e.success for e in episodes if e.success is not None]
     missing = []
@@ -259,8 +287,8 @@ def _not_enough(
             missing[-1] += f", not counting {chosen} that the router chose, which say nothing of the others"
     if any(counts["explored"].values()):
         missing.append(f"to measure what escalating a step adds: {_exploration(counts['explored'])}")
-    if not missing and {*slms} == {stronger := teacher or strongest(episodes)}:
-        missing.append(f"no stronger model is left beside {stronger}; name the weaker one (--slm)")
+    if not missing and stronger.why:
+        missing.append(stronger.why)
     if not missing:
         missing.append(f"one model has to play {LEAST_GROUPS} tasks alone, to solve {LEAST_EACH} and to fail {LEAST_EACH}")
     rare = max(each / max(1, len(episodes)), 0.02)
@@ -282,7 +310,18 @@ def _gains(evidence: Evidence, gain: Gain) -> dict[str, Any]:
     return dict(zip(names, (gain.gain, list(gain.ci95), list(gain.ci99)), strict=True))
 
 
-def verdict_of(evidence: Evidence, gain: Gain, again: Gain | None, explored: Mapping[str, int]) -> dict[str, Any]:
+def verdict_of(
+    evidence: Evidence, gain: Gain, again: Gain | None, explored: Mapping[str, int], none_stronger: str = ""
+) -> dict[str, Any]:
+    """The verdict, why, and how many more sessions it takes.
+
+    Args:
+        evidence: what was measured on.
+        gain: over random escalation.
+        again: with other folds; None where it was not measured.
+        explored: steps of each route that were drawn at random.
+        none_stronger: why no stronger model was chosen, where that is so.
+    """
     per_group = len(evidence.episodes) / gain.groups
     needed = max(one.groups_needed for one in (gain, again) if one is not None)
     more = max(0, int(np.ceil((needed - gain.groups) * per_group)))
@@ -290,8 +329,9 @@ def verdict_of(evidence: Evidence, gain: Gain, again: Gain | None, explored: Map
         # A risk finds failing sessions; whether anybody else would solve them is not in such logs.
         unnamed = evidence.slms == ("recorded",)
         both = f"too few tasks that two models played (the weaker one has to solve {LEAST_EACH} and to fail {LEAST_EACH}): "
+        one = "only one model's outcomes are known: "
         why = (
-            ("only one model's outcomes are known: " if len(evidence.slms) == 1 else both)
+            (f"{none_stronger}; or " if none_stronger else one if len(evidence.slms) == 1 else both)
             + ("name the model of each record, if there are several (--map model=...); or " if unnamed else "")
             + "let the teacher answer some of these tasks (mode observe), log both, or "
             + _exploration(explored)
@@ -336,7 +376,7 @@ def _by_model(evidence: Evidence, split: Split, seed: int) -> dict[str, Any]:
 
 
 def _left_out_models(
-    evidence: Evidence, shares: Sequence[float], distrust_results: bool, seed: int
+    evidence: Evidence, shares: Sequence[float], distrust_results: bool, seed: int, fits: _Fits
 ) -> dict[str, Any] | None:
     """The same for models that nobody saw: neither readers nor operating points know the unit's model or its tasks.
 
@@ -347,7 +387,7 @@ def _left_out_models(
     fold_N2 = np.stack([folds(rows.group_N, FOLDS, seed), folds(rows.agent_N, count, seed)], axis=1)
     if not all(rest.any() for _, rest in splits(fold_N2)):
         return None
-    found = _split(evidence, fold_N2, shares, distrust_results, seed)
+    found = _split(evidence, fold_N2, shares, distrust_results, seed, fits.part("models left out", 2 * FOLDS))
     return {
         "folds": count, "share_escalated": found.gain.share, **_gains(evidence, found.gain),
         **_area(evidence, found.plain, seed), "models": _by_model(evidence, found, seed),

@@ -6,7 +6,8 @@ Without prices the SLM counts as free and the stronger model by its tokens: the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,8 @@ from r2v.runtime.settings import read, validated
 if TYPE_CHECKING:
     from r2v.studies.evidence import Evidence
 
+MOST_NAMED = 20
+"""Models that a line names."""
 CHARACTERS = 4
 """Of a token, where no count is recorded."""
 RESAMPLES = 500
@@ -54,6 +57,37 @@ def read_prices(path: Path) -> dict[str, PriceSettings]:
     return found
 
 
+def check_priced(prices: Mapping[str, PriceSettings], episodes: Sequence[Episode], path: Path) -> None:
+    """Refuse prices of models that are not in the logs: a misspelt name would price nothing.
+
+    Args:
+        prices: of `read_prices`.
+        episodes: of the logs; their models are those of sessions and of steps.
+        path: the file of the prices, for the message.
+
+    Raises:
+        SettingsError: a name is none of these models, nor `slm` or `teacher`; the line names those there are.
+    """
+    models = {e.agent for e in episodes} | {step.choice.model for e in episodes for step in e.steps} - {"slm", "teacher"}
+    for name in prices:
+        if name not in models and name not in ("slm", "teacher"):
+            raise SettingsError(
+                f"{path}: the logs have no model {name!r}; they have {nearest_first(str(name), models)}; slm and teacher "
+                "stand for whatever models these are"
+            )
+
+
+def nearest_first(name: str, models: Iterable[str]) -> str:
+    """The models as a line names them, the one that is spelt most like `name` first, at most `MOST_NAMED`."""
+
+    def unlike(model: str) -> tuple[float, str]:
+        return -difflib.SequenceMatcher(None, name.lower(), model.lower()).ratio(), model
+
+    found = sorted(models, key=unlike)
+    more = f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
+    return ", ".join(found[:MOST_NAMED]) + more
+
+
 @dataclass(frozen=True, eq=False)
 class Costs:
     """Prices, and over how many days the sessions were recorded."""
@@ -65,13 +99,14 @@ class Costs:
         """What routing would have saved against the stronger model alone, with 95 % intervals over groups."""
         priced, always_U, routed_U = self._of(evidence, escalated_U)
         if always_U is None or routed_U is None:
-            return {"usd_saved_share": None, "priced": False}
+            return {"usd_saved_share": None, "priced": False, "unpriced": []}
         group_U = np.unique(evidence.unit_groups, return_inverse=True)[1]
         weight_BG = resample_BT(int(group_U.max()) + 1, RESAMPLES, seed)
         always_B, routed_B = (weight_BG @ np.bincount(group_U, cost_U) for cost_U in (always_U, routed_U))
         share_B = 1 - np.divide(routed_B, always_B, out=np.ones_like(routed_B), where=always_B > 0)
         facts: dict[str, Any] = {
-            "priced": priced, "usd_saved_share": float(share_B[0]), "usd_saved_share_ci95": interval(share_B),
+            "priced": priced, "unpriced": [] if priced else self._unpriced(evidence),
+            "usd_saved_share": float(share_B[0]), "usd_saved_share_ci95": interval(share_B),
         }  # fmt: skip
         if priced:
             facts |= {"usd_teacher_alone": float(always_U.sum()), "usd_routed": float(routed_U.sum())}
@@ -92,6 +127,14 @@ class Costs:
         if always_U is None or routed_U is None or not always_U.sum():
             return None
         return float(1 - routed_U.sum() / always_U.sum())
+
+    def _unpriced(self, evidence: Evidence) -> list[str]:
+        """Models whose price is missing, where others have one."""
+        if not self.prices:
+            return []
+        teacher = evidence.teacher or "teacher"
+        known = {"teacher": [teacher], "slm": list(evidence.slms)}
+        return [n for part, names in known.items() for n in names if n not in self.prices and part not in self.prices]
 
     def _of(self, evidence: Evidence, escalated_U: Bools) -> tuple[bool, Floats | None, Floats | None]:
         """(are these USD, cost of each unit by the stronger model alone, and as routed); None where no teacher is known."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, Literal
@@ -28,10 +28,9 @@ from r2v.learning.reading import ReadRows, cross_fitted, read_rows, slm_action
 from r2v.maths import Bools, Floats
 from r2v.maths.offpolicy import doubly_robust_N
 from r2v.studies.costs import CHARACTERS, tokens_of
+from r2v.studies.stronger import LEAST_GROUPS, Stronger, cell_of, stronger_of, unhelped
 
 Kind = Literal["paired", "explored", "alike", "outcomes"]
-LEAST_GROUPS = 20
-"""Groups of tasks that a comparison of two models takes; with fewer no interval says anything."""
 LEAST_LABELS = 100
 """Comparisons of drafts with answers."""
 LEAST_EXPLORED = 100
@@ -58,6 +57,8 @@ class Logs:
     """Models that count as the SLM; none: all but the teacher."""
     teacher: str | None = None
     """The stronger model, if it is named."""
+    stronger: str | None = None
+    """The same; where none is named, the one that was chosen."""
     seed: int = 0
     """Of the draw where there are too many steps."""
 
@@ -143,9 +144,14 @@ class Evidence(ABC):
         """Of each episode, its first row: the rows of an episode follow one another."""
         return np.unique(self.rows.episode_N, return_index=True)[1]
 
-    def probabilities(self, fold_N: NDArray[np.int64], seed: int) -> tuple[dict[str, Floats], dict[str, Floats]]:
-        """[N] of each reader without its floor, and with it, from models that saw no row of its fold (of its folds)."""
-        found = {name: cross_fitted(self.rows, y_N, fold_N, seed=seed) for name, y_N in self.labels.items()}
+    def probabilities(
+        self, fold_N: NDArray[np.int64], seed: int, fitted: Callable[[], None] = lambda: None
+    ) -> tuple[dict[str, Floats], dict[str, Floats]]:
+        """[N] of each reader without its floor, and with it, from models that saw no row of its fold (of its folds).
+
+        `fitted` is called after each fold of each reader.
+        """
+        found = {name: cross_fitted(self.rows, y_N, fold_N, seed=seed, fitted=fitted) for name, y_N in self.labels.items()}
         return {name: p_N for name, (p_N, _) in found.items()}, {name: p_N for name, (_, p_N) in found.items()}
 
     def units(self, p: Mapping[str, Floats], fold_N: NDArray[np.int64]) -> Units:
@@ -240,28 +246,28 @@ class Paired(SessionEvidence):
 
     @classmethod
     def found(cls, logs: Logs) -> Paired | None:
-        teacher = logs.teacher or strongest(logs.episodes)
+        teacher = logs.stronger
         solved: dict[tuple[str, str, int], list[float]] = defaultdict(list)
         spent: dict[tuple[str, str, int], list[Floats]] = defaultdict(list)
         for e in logs.episodes:
             if e.agent == teacher and e.success is not None and unhelped(e):
-                solved[_cell(e)].append(float(e.success))
-                spent[_cell(e)].append(tokens_of(e))
+                solved[cell_of(e)].append(float(e.success))
+                spent[cell_of(e)].append(tokens_of(e))
         mine = {
             i: own_steps(e) for i, e in enumerate(logs.episodes)
-            if e.success is not None and e.agent != teacher and logs.is_slm(e) and _cell(e) in solved
+            if e.success is not None and e.agent != teacher and logs.is_slm(e) and cell_of(e) in solved
             and unhelped(e) and own_steps(e)
         }  # fmt: skip
         if not logs.suffice([*mine]):
             return None
         kept, rows, left_out = logs.drawn(mine)
-        handed_E = np.array([float(np.mean(solved[_cell(e)])) for e in kept])
+        handed_E = np.array([float(np.mean(solved[cell_of(e)])) for e in kept])
         alone_E = np.array([float(bool(e.success)) for e in kept])
         return cls(
             episodes=kept, rows=rows, labels=paired_labels(rows, alone_E, handed_E), teacher=teacher, alone_E=alone_E,
             handed_E=handed_E,
             slm_tokens_U2=np.array([tokens_of(e) for e in kept]),
-            teacher_tokens_U2=np.array([np.mean(spent[_cell(e)], axis=0) for e in kept]), left_out=left_out,
+            teacher_tokens_U2=np.array([np.mean(spent[cell_of(e)], axis=0) for e in kept]), left_out=left_out,
         )  # fmt: skip
 
     @property
@@ -509,24 +515,22 @@ KINDS: tuple[type[Evidence], ...] = (Paired, Explored, Alike, Outcomes)
 
 
 def evidence_of(
-    episodes: Sequence[Episode], found: Groups, *, slms: Sequence[str] = (), teacher: str | None = None, seed: int = 0
-) -> Evidence | None:
+    episodes: Sequence[Episode], found: Groups, *, slms: Sequence[str] = (), teacher: str | None = None,
+    chosen: Stronger | None = None, seed: int = 0,
+) -> Evidence | None:  # fmt: skip
     """The strongest evidence that the episodes hold; None where they hold too little for any.
 
     Args:
         episodes: recorded ones.
         found: their groups.
         slms: models that count as the SLM; none: all but the teacher.
-        teacher: the stronger model; None: of those that played at least half of the tasks the one that solved most.
+        teacher: the stronger model; None: the one of `chosen`.
+        chosen: what was chosen; None: `stronger_of` chooses.
         seed: of the draw where there are too many steps.
     """
-    logs = Logs(episodes, found, slms, teacher, seed)
+    stronger = teacher or (chosen or stronger_of(episodes, found.group_E, slms=slms, seed=seed)).model
+    logs = Logs(episodes, found, slms, teacher, stronger, seed)
     return next((evidence for kind in KINDS if (evidence := kind.found(logs)) is not None), None)
-
-
-def unhelped(episode: Episode) -> bool:
-    """Whether the model of the episode took all of its steps."""
-    return all(step.choice.source == "slm" for step in episode.steps)
 
 
 def own_steps(episode: Episode) -> list[int]:
@@ -588,20 +592,6 @@ def differs(step: Step) -> bool | None:
     return None if same is None else not same
 
 
-def strongest(episodes: Sequence[Episode]) -> str | None:
-    """Of the models that played at least half of the tasks, or as many as any other, the one that solved most of them."""
-    played, solved = defaultdict(set), defaultdict(list)
-    for e in episodes:
-        if e.success is not None:
-            played[e.agent].add(_cell(e))
-            solved[e.agent].append(float(e.success))
-    if len(played) < 2:
-        return None
-    tasks = len(set().union(*played.values()))
-    enough = min(tasks / 2, sorted(map(len, played.values()))[-2])
-    return max((a for a in played if len(played[a]) >= enough), key=lambda a: (np.mean(solved[a]), len(played[a])))
-
-
 def drawn_within(steps: Sequence[int], most: int, seed: int) -> list[int]:
     """Places of episodes in random order, one at least, as long as their steps together are at most so many."""
     total, drawn = 0, []
@@ -611,11 +601,6 @@ def drawn_within(steps: Sequence[int], most: int, seed: int) -> list[int]:
         total += steps[n]
         drawn.append(n)
     return drawn
-
-
-def _cell(episode: Episode) -> tuple[str, str, int]:
-    """What two models must share to be compared: the task, and what disturbed it."""
-    return episode.task.id, episode.perturbation, episode.seed
 
 
 def _tokens(choice: Choice) -> tuple[float, float]:

@@ -23,8 +23,9 @@ from r2v.learning.reading import ReadRows, cross_fitted, read_rows
 from r2v.maths import Floats
 from r2v.maths.calibration import reliability_bins
 from r2v.studies.advise import FOLDS
-from r2v.studies.evidence import LEAST_EACH, LEAST_GROUPS, own_steps
+from r2v.studies.evidence import LEAST_EACH, own_steps
 from r2v.studies.localise import locate
+from r2v.studies.stronger import LEAST_GROUPS
 
 
 @dataclass(frozen=True)
