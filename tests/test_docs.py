@@ -25,7 +25,8 @@ from r2v.verifiers import source_sha256
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-PAGES = [README, *sorted(path for path in (ROOT / "docs").glob("*.md") if path.name != "log.md")]
+BENCHMARKS = ROOT / "benchmarks" / "README.md"
+PAGES = [README, BENCHMARKS, *sorted(path for path in (ROOT / "docs").glob("*.md") if path.name != "log.md")]
 """The lab log is a diary: what it said then stays."""
 OLD_SECTION = "## The words of r2v 0.1"
 OLD_WORDS = re.compile(
@@ -36,7 +37,7 @@ OLD_NAMES = {
     "Manner", "Character",
 }  # fmt: skip
 OLD_IN_ANY_NAME = {"warden", "keeper", "leash", "lookout"}
-named = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+named = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
 def commands() -> dict[str, str]:
@@ -60,6 +61,12 @@ def test_links_lead_somewhere(page):
         if not there.exists() or (anchor and anchor not in _anchors(there)):
             wrong.append(target)
     assert not wrong
+
+
+def test_every_benchmark_is_on_their_page():
+    assert {path.name for path in BENCHMARKS.parent.glob("*.py")} <= set(
+        re.findall(r"\]\((\w+\.py)\)", BENCHMARKS.read_text())
+    )
 
 
 def _anchors(page: Path) -> set[str]:
