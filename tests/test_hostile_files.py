@@ -760,6 +760,14 @@ def test_a_router_with_any_value_anywhere_is_refused_or_decides(name, data, tmp_
                 decisions(router)
 
 
+def test_a_restart_router_that_measured_nothing_is_refused(tmp_path):
+    make("restart").save(tmp_path)
+    raw = json.loads((tmp_path / "router.json").read_text())
+    (tmp_path / "router.json").write_text(json.dumps(raw | {"measured": []}))
+    with pytest.raises(R2VError, match="measured"):
+        load_router(tmp_path)
+
+
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_certificate_with_any_value_anywhere_is_refused_or_described(data, tmp_path_factory):

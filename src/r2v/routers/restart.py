@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import numpy as np
+from msgspec import Meta
 from numpy.typing import NDArray
 
 from r2v.core.mlp import RiskMLP
@@ -57,7 +59,7 @@ class Restart(RouterBase):
 
     name: str = "restart"
     risk: RiskMLP
-    measured: tuple[tuple[float, Renewal], ...]
+    measured: Annotated[tuple[tuple[float, Renewal], ...], Meta(min_length=1)]
     """What stopping at each of some thresholds does."""
     routes = frozenset({"continue", "restart", "escalate"})
     colour = "#332288"
