@@ -213,6 +213,10 @@ class _Played:
             wide_interval(found_B, size_G, OUTSIDE),
         )  # fmt: skip
 
+    def clearly_below_any(self, a: int, others: Sequence[int]) -> bool:
+        below = [b for b in others if b != a and self.shares_enough(a, b) and self.difference(a, b) < 0]
+        return any(self.compare(a, b).clear for b in below)
+
 
 def _by_outcomes(played: _Played, eligible: Sequence[int], against: Sequence[int]) -> tuple[int | None, list[int]]:
     """(the model that no other one beats, or None; those between which nothing decides)."""
@@ -248,7 +252,7 @@ def _by_prices(
     read, written = np.sum([tokens_of(e) for e in episodes], axis=0)  # the same for all: dearer by the token
     price = {a: prices[played.models[a]].usd(read, written) for a in open_still}
     dearest = [a for a in open_still if price[a] == max(price.values())]
-    if len(dearest) > 1 or dearest == [top]:
+    if len(dearest) > 1 or dearest == [top] or played.clearly_below_any(dearest[0], eligible):
         return top, undecided, False
     return dearest[0], [], True
 
