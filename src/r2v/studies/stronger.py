@@ -118,7 +118,7 @@ def stronger_of(
     top, undecided, by_price = _by_prices(played, eligible, top, undecided, prices or {}, episodes)
     if top is None:
         names = tuple(played.models[a] for a in undecided)
-        return Stronger(None, None, undecided=names, why=_undecided(played, undecided))
+        return Stronger(None, None, undecided=names, why=_undecided(played, undecided, prices or {}))
     beside = [b for b in against if b != top and played.shares_enough(top, b)]
     if not beside:
         return Stronger(None, None, why=_none_shared(played, [top], against))
@@ -279,7 +279,7 @@ def _none_shared(played: _Played, candidates: Sequence[int], against: Sequence[i
     )
 
 
-def _undecided(played: _Played, undecided: Sequence[int]) -> str:
+def _undecided(played: _Played, undecided: Sequence[int], prices: Mapping[str, PriceSettings]) -> str:
     a, b = undecided[:2] if len(undecided) > 1 else (undecided[0], undecided[0])
     if a == b or (played.shares_enough(a, b) and played.difference(a, b)):
         reason = "each solves less than another one of the tasks that the two share"
@@ -288,11 +288,9 @@ def _undecided(played: _Played, undecided: Sequence[int]) -> str:
         reason = f"each solves {near.solved:.1%} of the {near.tasks} tasks that both played"
     else:
         reason = f"they share {played.groups(a, b)} groups of tasks, of at least {LEAST_GROUPS}"
-    names = _listed([played.models[u] for u in undecided])
-    return (
-        f"which of {names} is the stronger model cannot be said: {reason}; name it (--teacher), or give the prices of all "
-        "(--prices)"
-    )
+    models = [played.models[u] for u in undecided]
+    mend = "" if all(model in prices for model in models) else ", or give the prices of all (--prices)"
+    return f"which of {_listed(models)} is the stronger model cannot be said: {reason}; name it (--teacher){mend}"
 
 
 def _beside(name: str, near: Compared) -> str:
