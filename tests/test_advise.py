@@ -689,6 +689,11 @@ def test_where_nothing_decides_the_options_are_named():
     circle = stronger(turns)
     assert circle.undecided == ("a", "b", "c") and "each solves less than another one" in circle.why
 
+    price = {name: validated(PriceSettings, {"input": usd, "output": usd}) for name, usd in (("a", 1), ("b", 2), ("c", 9))}
+    priced = stronger(turns, prices=price)
+    assert priced.undecided == ("a", "b", "c"), "the dearest one solves none of what another solves"
+    assert "(--prices)" in circle.why and priced.why.endswith("name it (--teacher)")
+
 
 def test_prices_settle_what_outcomes_leave_open():
     cheap, dear = (validated(PriceSettings, {"input": usd, "output": usd}) for usd in (1, 10))

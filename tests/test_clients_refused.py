@@ -105,6 +105,21 @@ def test_a_server_that_refuses_both_is_asked_without_either(drawn, model, caplog
     assert len(caplog.records) == 2
 
 
+def test_what_a_refusal_repeats_of_the_request_is_not_what_it_refuses(drawn, model):
+    """vLLM's errors of a whole request end with it."""
+    for refused, other, first, message in (
+        ("logprobs", "n", True, "Value error, `logprobs` is off"),
+        ("n", "logprobs", 4, "Value error, n must be 1"),
+    ):  # fmt: skip
+        said = f"[{{'type': 'value_error', 'loc': ('body',), 'msg': '{message}', 'input': {{'logprobs': True, 'n': 4}}}}]"
+        model.refused_fields = {refused: (400, {"object": "error", "message": said, "code": 400})}
+        drawn.client._refused.clear()
+        drawn(prompt())
+        assert model.seen[0][refused] == first and all(other in body for body in model.seen[:2])
+        assert (other == "n") == (len(model.seen) == 2)
+        model.seen = []
+
+
 def test_a_stream_is_asked_for_without_what_its_server_refuses(drawn, model, caplog):
     """And drawn answers have their log-probabilities all the same: llama.cpp refuses them in a stream with tools alone."""
     said = {"error": {"code": 400, "message": "logprobs is not supported with tools + stream"}}

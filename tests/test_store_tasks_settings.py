@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from r2v.core.errors import ArtifactError, SettingsError
 from r2v.core.seeds import derive_seed, derive_uniform
 from r2v.core.splits import split
 from r2v.core.types import Task
+from r2v.gateway.keys import KeyRing
+from r2v.gateway.ledger import Ledger
 from r2v.gateway.settings import ServerSettings, StoreSettings
 from r2v.pipeline.settings import LogsSettings, RunSettings
 from r2v.runtime.settings import dump, from_environment, keys, load, validated
@@ -215,6 +218,14 @@ def test_a_key_that_could_name_a_variable_is_not_repeated(pasted):
     with pytest.raises(SettingsError, match="api_key_env") as caught:
         make_client(validated(ClientSettings, HERE | {"api_key_env": pasted}), "small")
     assert pasted not in str(caught.value)
+
+
+def test_nor_is_it_where_clients_have_no_key(tmp_path, monkeypatch):
+    monkeypatch.delenv("R2V_ADMIN_KEY", raising=False)
+    pasted = "gsk_abcDEF0123456789abcdef"
+    with closing(Ledger(tmp_path / "ledger.db")) as ledger, pytest.raises(SettingsError) as caught:
+        KeyRing(ServerSettings(key_env=pasted), ledger.keys)
+    assert "server.key_env (which looks like a key" in str(caught.value) and pasted not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["OPENAI_API_KEY", "ASIA_OPENAI_API_KEY_2", "my_key", "A" * 30 + "1"])

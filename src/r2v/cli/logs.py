@@ -390,7 +390,7 @@ def _advised(
     if teacher in (slms or ()):
         raise SettingsError(f"--slm and --teacher both name {teacher}; name two models")
     days = days_of(logs) if read.kind == "ledger" else None
-    if prices is not None:
+    if prices is not None and read.share == 1:  # the other models of a ledger may not be in its sample
         check_priced(prices[1], read.episodes, prices[0])
     costs = Costs({} if prices is None else prices[1], None if days is None else days * read.share)
     verdicts, episodes = _verdicts(names or ()), read.episodes

@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import msgspec
@@ -163,9 +164,9 @@ class OpenAIClient(Client):
         """A request that was refused, without one thing that its server's words name, or with the name of its limit that the
         server asks for; raises the error where there is none. Each can be mended three times at most.
         """
-        for extra in _added(body, request):
-            if error.says(extra.named):
-                return _without(body, extra)
+        named = [(words.start(), extra) for extra in _added(body, request) if (words := error.says(extra.named))]
+        if named:  # some servers repeat the request after their words: what comes first is meant
+            return _without(body, min(named, key=itemgetter(0))[1])
         if self.settings.max_tokens_name == "auto" and "max_tokens" in body and error.says(OLD_LIMIT):
             self._limit = "max_completion_tokens"
         if not error.clients_fault or self._limit in body or "max_tokens" not in body:

@@ -43,8 +43,8 @@ class Refusal(ModelError):
         self.http = http
         self._content = ESCAPED.sub(b" ", content)
 
-    def says(self, words: re.Pattern[bytes]) -> bool:
-        return words.search(self._content) is not None
+    def says(self, words: re.Pattern[bytes]) -> re.Match[bytes] | None:
+        return words.search(self._content)
 
 
 def refusal(name: str, status: int, content: bytes, body: Json) -> ModelError:

@@ -20,6 +20,7 @@ from r2v.gateway.settings import GatewaySettings
 from r2v.gateway.stores import redis_of, shipping_of
 from r2v.gateway.telemetry import NO_OTEL
 from r2v.routers.heuristic import ENTROPY
+from r2v.runtime.settings import variable
 from r2v.verdicts import parse_verdicts
 from r2v.verifiers import source_sha256
 
@@ -31,7 +32,7 @@ def problems(settings: GatewaySettings, show: Callable[[str], None]) -> list[str
     """What would not work, a line each; shows what does."""
     found = []
     if settings.server.require_key and not os.environ.get(settings.server.key_env):
-        found.append(f"{settings.server.key_env} is not set: it must hold the key clients send")
+        found.append(f"{variable('server.key_env', settings.server.key_env)} is not set: it must hold the key clients send")
     try:
         router = load_configured(settings.route, settings.stronger)
         conditions = f"verifier {router.route.verifier}, k {router.route.k}, horizon {router.route.horizon}"

@@ -22,6 +22,7 @@ import msgspec
 
 from r2v.core.errors import SettingsError
 from r2v.gateway.settings import LimitSettings, ServerSettings
+from r2v.runtime.settings import variable
 
 Scope = Literal["agent", "outcomes", "admin"]
 """agent: steps, and reading what became of its own. outcomes: reporting how its sessions ended. admin: everything of
@@ -128,7 +129,8 @@ class KeyRing:
         self._read = -FRESH_S
         if self._required and not self._fixed and store.empty():
             raise SettingsError(
-                f"set {server.key_env} to the key clients must send, or `r2v keys create NAME`, or server.require_key: false"
+                f"set {variable('server.key_env', server.key_env)} to the key clients must send, or `r2v keys create NAME`, "
+                "or server.require_key: false"
             )
 
     async def find(self, given: str) -> Key | None:

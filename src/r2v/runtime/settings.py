@@ -90,6 +90,15 @@ def check_variable(key: str, name: str | None) -> None:
         )
 
 
+def _may_be_a_key(name: str) -> bool:
+    return not name.isupper() and bool(LIKE_A_KEY.search(name) or RANDOM.fullmatch(name))
+
+
+def variable(key: str, name: str) -> str:
+    """An environment variable, which a setting names, as errors do: what looks like a key is not repeated."""
+    return f"the variable of {key} (which looks like a key, and must be a name)" if _may_be_a_key(name) else name
+
+
 def from_environment(key: str, name: str, holds: str, environment: Mapping[str, str] = os.environ) -> str:
     """What the environment variable holds that a setting names.
 
@@ -104,7 +113,7 @@ def from_environment(key: str, name: str, holds: str, environment: Mapping[str, 
     """
     if value := environment.get(name, "").strip():
         return value
-    if not name.isupper() and (LIKE_A_KEY.search(name) or RANDOM.fullmatch(name)):
+    if _may_be_a_key(name):
         raise SettingsError(f"{key} looks like a key; it must be the name of an environment variable that holds {holds}")
     raise SettingsError(f"environment variable {name} is not set; it must hold {holds} ({key})")
 

@@ -118,7 +118,7 @@ def stronger_of(
     top, undecided, by_price = _by_prices(played, eligible, top, undecided, prices or {}, episodes)
     if top is None:
         names = tuple(played.models[a] for a in undecided)
-        return Stronger(None, None, undecided=names, why=_undecided(played, undecided))
+        return Stronger(None, None, undecided=names, why=_undecided(played, undecided, prices or {}))
     beside = [b for b in against if b != top and played.shares_enough(top, b)]
     if not beside:
         return Stronger(None, None, why=_none_shared(played, [top], against))
@@ -213,6 +213,10 @@ class _Played:
             wide_interval(found_B, size_G, OUTSIDE),
         )  # fmt: skip
 
+    def clearly_below_any(self, a: int, others: Sequence[int]) -> bool:
+        below = [b for b in others if b != a and self.shares_enough(a, b) and self.difference(a, b) < 0]
+        return any(self.compare(a, b).clear for b in below)
+
 
 def _by_outcomes(played: _Played, eligible: Sequence[int], against: Sequence[int]) -> tuple[int | None, list[int]]:
     """(the model that no other one beats, or None; those between which nothing decides)."""
@@ -248,7 +252,7 @@ def _by_prices(
     read, written = np.sum([tokens_of(e) for e in episodes], axis=0)  # the same for all: dearer by the token
     price = {a: prices[played.models[a]].usd(read, written) for a in open_still}
     dearest = [a for a in open_still if price[a] == max(price.values())]
-    if len(dearest) > 1 or dearest == [top]:
+    if len(dearest) > 1 or dearest == [top] or played.clearly_below_any(dearest[0], eligible):
         return top, undecided, False
     return dearest[0], [], True
 
@@ -275,7 +279,7 @@ def _none_shared(played: _Played, candidates: Sequence[int], against: Sequence[i
     )
 
 
-def _undecided(played: _Played, undecided: Sequence[int]) -> str:
+def _undecided(played: _Played, undecided: Sequence[int], prices: Mapping[str, PriceSettings]) -> str:
     a, b = undecided[:2] if len(undecided) > 1 else (undecided[0], undecided[0])
     if a == b or (played.shares_enough(a, b) and played.difference(a, b)):
         reason = "each solves less than another one of the tasks that the two share"
@@ -284,11 +288,9 @@ def _undecided(played: _Played, undecided: Sequence[int]) -> str:
         reason = f"each solves {near.solved:.1%} of the {near.tasks} tasks that both played"
     else:
         reason = f"they share {played.groups(a, b)} groups of tasks, of at least {LEAST_GROUPS}"
-    names = _listed([played.models[u] for u in undecided])
-    return (
-        f"which of {names} is the stronger model cannot be said: {reason}; name it (--teacher), or give the prices of all "
-        "(--prices)"
-    )
+    models = [played.models[u] for u in undecided]
+    mend = "" if all(model in prices for model in models) else ", or give the prices of all (--prices)"
+    return f"which of {_listed(models)} is the stronger model cannot be said: {reason}; name it (--teacher){mend}"
 
 
 def _beside(name: str, near: Compared) -> str:
