@@ -14,7 +14,7 @@ EXTRAS ?= train,serve,postgres,bench,dev
 PYTEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2
 # What a gateway does that may depend on where its ledger is. Those of the shared ledger itself have a Postgres of their own.
 GATEWAY_TESTS = $(filter-out tests/test_gateway_postgres.py,$(wildcard tests/test_gateway*.py)) \
-  $(addprefix tests/,test_budgets.py test_tenancy.py test_verdicts.py test_rules.py test_tool_text.py test_launch.py)
+  $(addprefix tests/,test_budgets.py test_tenancy.py test_verdicts.py test_rules.py test_tool_text.py)
 ROOMS ?= core routers gateway evaluation
 SAMPLE ?= 1000000
 RUN ?= runs/quickstart
