@@ -30,7 +30,7 @@ import torch
 from r2v.core.agent import AgentModels, Routed
 from r2v.core.features import best
 from r2v.core.fixed import Never
-from r2v.core.seeds import call_seed, derive_seed, step_seed
+from r2v.core.seeds import derive_seed
 from r2v.core.types import Action, Episode, Observation, Task
 from r2v.domains.household.belief import CONTENTS
 from r2v.domains.household.env import Household
@@ -121,7 +121,7 @@ async def futures(
 ) -> list[tuple[bool, bool]]:
     """(solved with the teacher's action at step t, solved with the SLM's), a future each."""
     horizon, choice = settings.environment.horizon, episode.steps[t].choice
-    seed = call_seed(step_seed(episode.task.id, episode.seed, t), "teacher")
+    seed = episode.call_seed(t, "teacher")
     (answer,) = await models.teacher.propose(episode.contexts(horizon)[t], 1, seed=seed)
     own = choice.candidates[best(choice.candidates, choice.scores)].action
     before = tuple(step.choice.action for step in episode.steps[:t])

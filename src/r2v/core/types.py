@@ -12,6 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from r2v.core.seeds import call_seed, step_seed
+
 Route = Literal["continue", "retry", "escalate", "takeover", "restart"]
 """What a router may decide: let the SLM's best candidate act; draw further candidates and decide again; escalate
 this step to the teacher; escalate this step and all that follow; go back to the start of the episode (this step is
@@ -336,6 +338,10 @@ class Episode:
                 Context(self.goal, observations[start : t + 1], actions[start:t], horizon - start, verdicts=verdicts)
             )
         return known
+
+    def call_seed(self, t: int, who: str) -> int:
+        """The seed with which `who` is asked at step t (`r2v.core.seeds.call_seed`): so its answer can be had again."""
+        return call_seed(step_seed(self.task.id, self.seed, t), who)
 
     @property
     def llm_call_rate(self) -> float:

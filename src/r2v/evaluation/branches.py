@@ -13,7 +13,6 @@ from r2v.core.agreement import alike
 from r2v.core.features import best
 from r2v.core.fixed import AtSteps, Directed, Never
 from r2v.core.protocols import Agent, Policy
-from r2v.core.seeds import call_seed, step_seed
 from r2v.core.types import TEACHER, Action, Episode
 from r2v.evaluation.closed_loop import MakeEnvironment, play_all
 
@@ -36,7 +35,7 @@ async def answers(episode: Episode, policy: Policy, horizon: int, model: str = T
     """What the teacher, or another model of the pool, would do at each step of a routed episode."""
     found = []
     for step, context in zip(episode.steps, episode.contexts(horizon), strict=True):
-        seed = call_seed(step_seed(episode.task.id, episode.seed, step.t), model)
+        seed = episode.call_seed(step.t, model)
         (answer,) = await policy.propose(context, 1, seed=seed)
         found.append(answer.action)
     return found

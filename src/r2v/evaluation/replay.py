@@ -13,7 +13,7 @@ from typing import Protocol
 from r2v.core.agent import within_budget
 from r2v.core.features import proposing
 from r2v.core.protocols import Router
-from r2v.core.seeds import call_seed, episode_seed, step_seed
+from r2v.core.seeds import episode_seed
 from r2v.core.types import Context, Decision, Episode, Features, Memory, Route
 from r2v.evaluation.outcomes import Outcomes, Row, gather, row
 from r2v.evaluation.results import Played
@@ -58,9 +58,7 @@ class RecordedSteps:
             if step.choice.features is None:
                 raise ValueError(f"step {step.t} of {episode.task.id} has no features; replay needs routed SLM episodes")
             known = proposing(context, step.choice.candidates, step.choice.scores)
-            found.append(
-                (known, step.choice.features, call_seed(step_seed(episode.task.id, episode.seed, step.t), "router"))
-            )
+            found.append((known, step.choice.features, episode.call_seed(step.t, "router")))
         return cls(tuple(found), episode_seed(episode.task.id, episode.seed), episode.task.id)
 
 

@@ -19,7 +19,6 @@ from r2v.core.agreement import alike
 from r2v.core.features import best
 from r2v.core.fixed import AtSteps, Never
 from r2v.core.protocols import Environment
-from r2v.core.seeds import call_seed, step_seed
 from r2v.core.types import NO_USAGE, TEACHER, Action, Choice, Context, Episode, Memory, Task
 from r2v.evaluation.closed_loop import play, play_all
 
@@ -109,7 +108,7 @@ async def gain(
     """
     choice, context = episode.steps[t].choice, episode.contexts(horizon)[t]
     own = choice.candidates[best(choice.candidates, choice.scores)].action
-    seed = call_seed(step_seed(episode.task.id, episode.seed, t), TEACHER)
+    seed = episode.call_seed(t, TEACHER)
     (answer,) = await models.teacher.propose(context, 1, seed=seed)
     if alike(own, answer.action):
         return 0.0

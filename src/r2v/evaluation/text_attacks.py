@@ -15,7 +15,7 @@ from typing import Any
 
 from r2v.core.features import View, featurise, proposing, seen_as
 from r2v.core.protocols import Router, Verifier
-from r2v.core.seeds import call_seed, episode_seed, step_seed
+from r2v.core.seeds import episode_seed
 from r2v.core.types import Candidate, Context, Episode, Memory
 
 Step = tuple[Context, tuple[Candidate, ...], Memory, int]
@@ -66,7 +66,7 @@ def steps_of(episodes: Iterable[Episode], horizon: int, most: int) -> list[Step]
         for step, context in zip(episode.steps, episode.contexts(horizon), strict=True):
             choice = step.choice
             if choice.features is not None and choice.decision is not None:
-                seed = call_seed(step_seed(episode.task.id, episode.seed, step.t), "router")
+                seed = episode.call_seed(step.t, "router")
                 parts[choice.source == "teacher"].append((context, choice.candidates, memory, seed))
                 memory = memory.after(choice.decision)
     return [step for part in parts for step in part[:: -(-len(part) // most) or 1]]

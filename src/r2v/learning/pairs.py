@@ -12,7 +12,6 @@ from pathlib import Path
 from r2v.core.errors import ArtifactError
 from r2v.core.features import best
 from r2v.core.protocols import Policy
-from r2v.core.seeds import call_seed, step_seed
 from r2v.core.types import TEACHER, Episode
 from r2v.runtime.store import read_json, write_json
 
@@ -54,7 +53,7 @@ async def preference_pairs(
             rejected_k = min(range(len(scores)), key=lambda k: (scores[k], k))
             chosen, score = candidates[chosen_k].action.text, scores[chosen_k]
             if score < good:
-                seed = call_seed(step_seed(episode.task.id, episode.seed, step.t), TEACHER)
+                seed = episode.call_seed(step.t, TEACHER)
                 (answer,) = await teacher.propose(context, 1, seed=seed)
                 chosen, score = answer.action.text, 1.0
             rejected = candidates[rejected_k].action.text
