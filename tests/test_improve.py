@@ -134,7 +134,17 @@ def test_what_it_is_compared_with_spends_as_many_calls_and_learns_as_long(base, 
     for name in spent:
         run = RunFolder(base.parent / "improved" / name / "round-1")
         assert json.loads((run.of("clone") / "report.json").read_text())["steps"] == PLAN.steps
-        assert set(improved["test"]["compared"][name]) == {"slm_success", "slm_ci95"}
+        one = improved["test"]["compared"][name]
+        low, high = one["behind_ci95"]
+        assert low <= improved["test"]["after"]["slm_success"] - one["slm_success"] <= high
+
+
+def test_the_last_lines_say_whether_the_lessons_did_more_than_the_training(improved):
+    for behind, expected in (([-0.01, 0.3], True), ([0.01, 0.3], False)):
+        control = improved["test"]["compared"]["teacher_episodes"] | {"behind_ci95": behind}
+        shown = "\n".join(lines(improved | {"test": improved["test"] | {"compared": {"no_new_data": control}}}))
+        assert "(the training alone, without a call); the rounds' is better by" in shown
+        assert ("lessons     are not shown to help beyond that training" in shown) == expected
 
 
 @pytest.mark.parametrize("router", ["r2v", "cascade"])
@@ -423,6 +433,15 @@ def test_an_option_of_the_other_kind_of_source_is_refused(refused, tmp_path):
     run.mkdir()
     (run / "settings.yaml").touch()
     assert refused("improve", run, "--lora").endswith("whose settings name its SLM; leave out what is for ledgers: --lora\n")
+
+
+def test_the_training_without_a_lesson_is_played_unless_it_is_left_out(improved, monkeypatch, tmp_path):
+    given = []
+    monkeypatch.setattr(improving, "improve", lambda *args: given.append(args[4]) or improved)
+    (tmp_path / "settings.yaml").touch()
+    for more in ([], ["--no-control"], ["--compare", "no_new_data", "--compare", "random_steps"]):
+        assert CliRunner().invoke(cli, ["improve", str(tmp_path), *more]).exit_code == 0
+    assert given == [["no_new_data"], [], ["no_new_data", "random_steps"]]
 
 
 def test_only_what_is_shown_to_be_better_is_kept():

@@ -17,9 +17,10 @@ from starlette.routing import Route
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
+from transformers.integrations import sdpa_attention
 
 from r2v.clients.local import attention
-from r2v.clients.local.loading import load_model
+from r2v.clients.local.loading import GROUPED_IN_PLACE, load_model
 from r2v.clients.local.policy import LocalPolicy
 from r2v.clients.local.sampling import entropy_N
 from r2v.clients.local.transcript import Encoder
@@ -101,6 +102,22 @@ def test_sampling_equals_the_plain_forward_beyond_the_window(name, tokenizer, ep
                 longest = max(longest, len(tokens))
     assert longest > WINDOW
     assert len(encoded(known[4][5], Encoder(tokenizer))) > 5 * WINDOW
+
+
+def test_heads_that_share_keys_read_them_in_place(tokenizer, episodes, tmp_path, monkeypatch):
+    """A copy of them for each head takes most of a step at long contexts; what is drawn does not depend on it."""
+    save_model(tiny("llama", tokenizer), tokenizer, tmp_path / "model")
+    repeat_kv, copies = sdpa_attention.repeat_kv, []
+    monkeypatch.setattr(sdpa_attention, "repeat_kv", lambda *given: copies.append(1) or repeat_kv(*given))
+
+    def drawn(policy):
+        return asyncio.run(policy.propose(episodes[0].contexts(40)[2], K, seed=1))
+
+    in_place = drawn(LocalPolicy.load(tmp_path / "model"))
+    assert not copies
+    policy = LocalPolicy.load(tmp_path / "model")
+    monkeypatch.setenv(GROUPED_IN_PLACE, "0")
+    assert drawn(policy) == in_place and copies
 
 
 @pytest.mark.parametrize("name", RIGHT)

@@ -30,9 +30,12 @@ def improve(
         typer.Option(
             "--compare",
             help="Of a run (repeatable): also spend as many teacher calls on teacher_episodes or random_steps, three times "
-            "as many (random_steps_x3), or none (no_new_data), with the same training.",
+            "as many (random_steps_x3), with the same training.",
         ),
     ] = None,
+    control: Annotated[
+        bool, typer.Option(help="Of a run: also train as long without a lesson, which tells what the lessons did.")
+    ] = True,
     share: Annotated[
         float | None,
         typer.Option(
@@ -68,16 +71,17 @@ def improve(
         raise SettingsError(f"{source} does not exist; give the folder of a run, or a gateway's ledger")
     if (source / "settings.yaml").exists():
         from r2v.runtime.executor import ExecutorChoice
-        from r2v.studies.improve import Plan
+        from r2v.studies.improve import NO_LESSONS, Plan
 
         if wrong := given(ctx, "slm", "lora"):
             raise SettingsError(f"{source} is a run, whose settings name its SLM; leave out what is for ledgers: {wrong}")
         plan = Plan(router, tasks, steps, learning_rate, seed, share)
-        found = _run(source, out, plan, rounds, compare or [], ExecutorChoice(executor, address))
+        arms = dict.fromkeys([*([NO_LESSONS] if control else []), *(compare or [])])
+        found = _run(source, out, plan, rounds, [*arms], ExecutorChoice(executor, address))
     else:
         if slm is None:
             raise SettingsError(f"{source} is no run (it has no settings.yaml); with a ledger name the model: --slm FOLDER")
-        if wrong := given(ctx, "rounds", "router", "tasks", "compare", "share", "executor", "address"):
+        if wrong := given(ctx, "rounds", "router", "tasks", "compare", "control", "share", "executor", "address"):
             raise SettingsError(f"{source} is no run (it has no settings.yaml); leave out what is for runs: {wrong}")
         found = _ledger(source, out or Path("improved"), slm, lora, steps, learning_rate, seed)
     if as_json:

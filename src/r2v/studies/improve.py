@@ -42,10 +42,11 @@ from r2v.runtime.store import read_episodes, read_json, write_episodes, write_js
 
 TARGET = 0.98
 """Share of the teacher's success at which calls are compared."""
+NO_LESSONS = "no_new_data"
 ARMS = {
     "teacher_episodes": "whole episodes of the teacher, on as many of the same tasks as its calls pay for",
     "random_steps": "the SLM plays, and the teacher answers on steps drawn at random, as often",
-    "no_new_data": "the training alone, without a call",
+    NO_LESSONS: "the training alone, without a call",
 }
 """What the calls of the rounds are compared with: name -> what it is. `random_steps_x3` has three times as many calls."""
 TIMES = re.compile(r"(random_steps)_x([1-9]\d?)")
@@ -152,7 +153,7 @@ def improve(
         "test": {
             "before": _tested(base, plan.router),
             "after": _tested(last, plan.router),
-            "compared": _test_alone(root, out, others, console, choice) if others else {},
+            "compared": _test_alone(root, out, last, others, console, choice) if others else {},
         },
     }
     write_json(out / "improve.json", report)
@@ -262,7 +263,7 @@ class _Round:
         write_episodes(ctx.out / "episodes.parquet", self._episodes(ctx, tasks, seeds))
 
     def _episodes(self, ctx: StageContext, tasks: Sequence[Task], seeds: Sequence[int]) -> list[Episode]:
-        if self.arm == "no_new_data":
+        if self.arm == NO_LESSONS:
             return []
         if self.arm == "teacher_episodes":
             an_episode = np.mean([_calls(e) for e in self.base.teacher_episodes()])
@@ -339,10 +340,8 @@ def gain(before_TZ: Floats, after_TZ: Floats, resamples: int, seed: int) -> Repo
 
     The paired interval must lie above 0, and chance must not show as much on so few tasks (the exact test over tasks).
     """
-    change_TZ = after_TZ - before_TZ
-    difference_B = resample_BT(len(change_TZ), resamples, seed) @ change_TZ.mean(axis=1)
-    low, high = wide_interval(np.asarray(difference_B), np.ones(len(change_TZ), dtype=int), 0.025)
-    p = sign_flip(np.rint(change_TZ.sum(axis=1)).astype(int))
+    low, high = difference(before_TZ, after_TZ, resamples, seed)
+    p = sign_flip(np.rint((after_TZ - before_TZ).sum(axis=1)).astype(int))
     return {
         "kept": low > 0 and p <= 0.05,
         "before": float(before_TZ.mean()),
@@ -350,6 +349,13 @@ def gain(before_TZ: Floats, after_TZ: Floats, resamples: int, seed: int) -> Repo
         "difference_ci95": [low, high],
         "p": p,
     }
+
+
+def difference(before_TZ: Floats, after_TZ: Floats, resamples: int, seed: int) -> list[float]:
+    """95 % interval of how much more the second succeeds, paired over tasks, widened where they are few."""
+    change_T = (after_TZ - before_TZ).mean(axis=1)
+    change_B = np.asarray(resample_BT(len(change_T), resamples, seed) @ change_T)
+    return list(wide_interval(change_B, np.ones(len(change_T), dtype=int), 0.025))
 
 
 def calls_on_validation(run: RunFolder, router: str) -> float | None:
@@ -404,14 +410,24 @@ def _tested(run: RunFolder, router: str) -> Report:
     }
 
 
-def _test_alone(root: Path, out: Path, others: Mapping[str, RunFolder], console: Console, choice: ExecutorChoice) -> Report:
-    """The last SLM of each arm alone on the test tasks."""
+def _test_alone(
+    root: Path, out: Path, last: RunFolder, others: Mapping[str, RunFolder], console: Console, choice: ExecutorChoice
+) -> Report:
+    """The last SLM of each arm alone on the test tasks, and how much more of them that of the rounds solves."""
     with study(root, out / "test", "test", console, choice) as ctx:
         tasks, seeds = ctx.run.split("test"), ctx.settings.perturbations.test
-        agents = {name: AgentSpec("routed", run.slm) for name, run in others.items()}
+        agents = {name: AgentSpec("routed", run.slm) for name, run in {"": last, **others}.items()}
         rows, _ = play(ctx, agents, tasks, seeds, "test")
-        found = {name: outcomes(ctx, rows[name], tasks, seeds).success_TZ for name in agents}
-    return {name: {"slm_success": float(x_TZ.mean()), "slm_ci95": wilson_over_tasks(x_TZ)} for name, x_TZ in found.items()}
+        success = {name: outcomes(ctx, rows[name], tasks, seeds).success_TZ for name in agents}
+    resamples, seed = ctx.settings.evaluate.resamples, ctx.settings.seed
+    return {
+        name: {
+            "slm_success": float(success[name].mean()),
+            "slm_ci95": wilson_over_tasks(success[name]),
+            "behind_ci95": difference(success[name], success[""], resamples, seed),
+        }
+        for name in others
+    }
 
 
 def _line(number: int, found: Report) -> str:
@@ -428,10 +444,14 @@ def lines(found: Report) -> list[str]:
     """What came out, for people, and where it lies."""
     before, after = found["test"]["before"], found["test"]["after"]
     shown = [f"{'before':<11} {_figures(before)}", f"{'after':<11} {_figures(after)}"]
-    shown += [
-        f"{name:<11} SLM {one['slm_success']:.1%} on test tasks ({ARMS[_arm(name)[0]]})"
-        for name, one in found["test"]["compared"].items()
-    ]
+    for name, one in found["test"]["compared"].items():
+        low, high = one["behind_ci95"]
+        shown.append(
+            f"{name:<11} SLM {one['slm_success']:.1%} on test tasks ({ARMS[_arm(name)[0]]}); the rounds' is better by "
+            f"{low:+.3f} to {high:+.3f}"
+        )
+        if name == NO_LESSONS and low <= 0:
+            shown.append("lessons     are not shown to help beyond that training: train longer before paying for more")
     if found["last_kept"] == found["run"]:
         shown[1] = f"{'after':<11} the same: no round was shown to be better"
     return [*shown, f"numbers     {Path(found['out']) / 'improve.json'}", f"next        r2v certify {found['last_kept']}"]

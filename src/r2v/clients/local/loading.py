@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ HUB_S = 10
 """Seconds for the hub to say that it has a model."""
 NUMBERS_PER_BYTE = 4
 """Weights of two bits each: no file holds more numbers than that."""
+GROUPED_IN_PLACE = "TRANSFORMERS_SDPA_FORCE_GQA"
+"""Read by transformers at each attention: 1: query heads that share keys read them in place, not a copy for each head."""
 
 
 def load_model(path: str | Path, *, device: str = "cpu", precision: str = "float32") -> tuple[Any, Any]:
@@ -33,6 +36,8 @@ def load_model(path: str | Path, *, device: str = "cpu", precision: str = "float
     """
     where = chosen_device(device)
     disable_progress_bar()  # ours is the one bar a user sees
+    # On a CPU the copies take most of a step at long contexts; on a GPU torch has no fast kernel for them with a mask.
+    os.environ[GROUPED_IN_PLACE] = "1" if where.type == "cpu" else "0"
     try:
         if Path(path).is_dir():
             _check_folder(Path(path))
