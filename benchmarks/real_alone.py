@@ -1,10 +1,11 @@
 """What the two chat models of a run solve alone, where a run cannot fit a router because one of them solves nothing.
 
-    python benchmarks/real_alone.py examples/terminal-real.yaml [--seeds 0] [--concurrency 8] [--out FOLDER]
+    python benchmarks/real_alone.py examples/terminal-real.yaml [--split test] [--most 20] [--seeds 0] [--concurrency 8]
+        [--out FOLDER]
 
-The tasks that the run would take are played by the SLM (its verifier chooses among its candidates) and by the teacher,
-undisturbed (seed 0) or under perturbation seeds. Answers are taken from the settings' cassette; new ones need the models'
-servers. FOLDER gets the episodes.
+The tasks that the run would take, or the first ones of a split, are played by the SLM (its verifier chooses among its
+candidates) and by the teacher, undisturbed (seed 0) or under perturbation seeds. Answers are taken from the settings'
+cassette; new ones need the models' servers. FOLDER gets the episodes.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from r2v.runtime.store import write_episodes
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("settings", type=Path)
+    parser.add_argument("--split", help="of the run: router, validation or test; all of them unless given")
+    parser.add_argument("--most", type=int, help="tasks of each split that are played")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--concurrency", type=int, default=8, help="tasks at once: not more than a server's slots hold")
     parser.add_argument("--out", type=Path, help="folder for the episodes, as slm.parquet and teacher.parquet")
@@ -37,7 +40,9 @@ def main() -> None:
     settings = load(arguments.settings, RunSettings)
     sizes = msgspec.to_builtins(settings.tasks)
     known = settings.domain.tasks(settings.environment, sum(sizes.values()), settings.seed)
-    tasks = [task for part in split(known, sizes, seed=settings.seed).values() for task in part]
+    parts = split(known, sizes, seed=settings.seed)
+    wanted = parts if arguments.split is None else [arguments.split]
+    tasks = [task for name in wanted for task in parts[name][: arguments.most]]
     models = make_models(settings, Path())
     agents = [Routed(models, Never()), Solo(models.teacher, "teacher")]
     played = asyncio.run(

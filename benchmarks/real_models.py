@@ -193,11 +193,12 @@ def record(
             machine makes that several times as long.
     """
     from r2v.clients.cassette import Cassette, packed
+    from r2v.clients.chat import ChatSettings
     from r2v.pipeline.settings import RunSettings
     from r2v.runtime.settings import load
 
     read = load(settings, RunSettings)
-    models = [read.slm.model, read.teacher]
+    models = [model for model in (read.slm.model, read.teacher) if isinstance(model, ChatSettings)]
     with contextlib.ExitStack() as stack:
         for model in models:
             port = urllib.parse.urlsplit(model.base_url).port
