@@ -14,9 +14,7 @@ models have played those tasks. `text`: nobody has, and their text is all there 
     vectors        Rasch + vector of the agent x vector of the task (EmbedLLM); `text`: both by ridge on the words
 
 The others' abilities and vectors are the Gaussian prior of the new agent's, and predictions are averaged over what the
-sessions leave open. Penalties and rank are chosen on the training tasks, with other models taken out. `choice` is what
-vectors could earn where two models cost the same: the new agent and the other one nearest in ability, and of each task that
-nobody has played the one that vectors prefer, against always the one with the higher ability.
+sessions leave open. Penalties and rank are chosen on the training tasks, with other models taken out.
 """
 
 from __future__ import annotations
@@ -40,7 +38,6 @@ from r2v.logs.importing import import_logs, log_format
 from r2v.logs.records import LogFormat, Recorded
 from r2v.maths import Bools, Floats
 from r2v.maths.calibration import log_odds
-from r2v.maths.stats import auroc_equal_B
 
 Ints = NDArray[np.int64]
 SHOWN, DRAWS, FOLDS, RESAMPLES = (5, 10, 20, 50), 4, 4, 500
@@ -216,17 +213,14 @@ def learned(f: Fitted, task_DMR: Floats, y_DM: Floats) -> tuple[Floats, Floats]:
     return agent_DR, np.linalg.inv(bend_DRR)
 
 
-def logits(f: Fitted, agent_DR: Floats, task_HR: Floats) -> Floats:
-    return np.asarray(f.level + agent_DR[:, :1] + task_HR[:, 0] + agent_DR[:, 1:] @ task_HR[:, 1:].T)
-
-
 def averaged(f: Fitted, agent_DR: Floats, open_DRR: Floats, task_HR: Floats, missed_RR: Floats) -> Floats:
     """[D, H]: chance of success, over what is open of the agent and of the task (logistic of a Gaussian, MacKay 1992)."""
     one_HR = np.hstack([np.ones((len(task_HR), 1)), task_HR[:, 1:]])
     one_DR = np.hstack([np.ones((len(agent_DR), 1)), agent_DR[:, 1:]])
     spread_DH = np.einsum("hr,drs,hs->dh", one_HR, open_DRR, one_HR)
     spread_DH += np.einsum("dr,rs,ds->d", one_DR, missed_RR, one_DR)[:, None]
-    return sigmoid(logits(f, agent_DR, task_HR) / np.sqrt(1 + np.pi / 8 * spread_DH))
+    logit_DH = f.level + agent_DR[:, :1] + task_HR[:, 0] + agent_DR[:, 1:] @ task_HR[:, 1:].T
+    return sigmoid(logit_DH / np.sqrt(1 + np.pi / 8 * spread_DH))
 
 
 Found = tuple[Fitted, Floats, Floats]
@@ -322,20 +316,6 @@ def others_mean(c: Case) -> Floats:
     return np.clip(c.words(mean_T[c.train][:, None])[0][:, 0], 0.01, 0.99) if c.words else mean_T[c.held]
 
 
-def choices(c: Case, m: int, rasch: Found, richer: Found) -> dict[str, Floats]:
-    """[new agents, D, H]: success of the abler of two agents, of the one that vectors prefer, and of either."""
-    able_N, y_AH = c.learn(rasch[0], m)[0][:, 0], c.data.success_AT[:, c.held]
-    other_O = rasch[0].agent_AR[:, 0]
-    near_N = np.abs(other_O - able_N[:, None]).argmin(axis=1)
-    both_2NH = np.stack([y_AH[np.repeat(c.new, DRAWS)], y_AH[c.others[near_N]]])
-    both_2NH = np.where(np.isnan(both_2NH).any(axis=0), np.nan, both_2NH)
-    other_NH = logits(richer[0], richer[0].agent_AR[near_N], richer[1])
-    prefers_NH = other_NH > logits(richer[0], c.learn(richer[0], m)[0], richer[1])
-    abler_NH = np.where((able_N < other_O[near_N])[:, None], both_2NH[1], both_2NH[0])
-    found = {"abler": abler_NH, "preferred": np.where(prefers_NH, both_2NH[1], both_2NH[0]), "either": both_2NH.max(axis=0)}
-    return {key: value.reshape(len(c.new), DRAWS, -1) for key, value in found.items()}
-
-
 def cases(data: Matrix) -> Iterator[tuple[str, Case, dict[str, Settings]]]:
     """Each fold of models x each fold of tasks, known and by their text, with the settings chosen for it."""
     fold_T = folds(data.group_T, FOLDS, 0)
@@ -364,8 +344,6 @@ def measure(name: str, path: Path) -> None:
             here = {key: c.predict(f, m) for key, f in found.items()}
             here["own mean"] = np.stack([np.broadcast_to(own_mean(c, a, m), (DRAWS, len(c.held))) for a in c.new])
             here["others' mean"] = np.broadcast_to(others_mean(c), (len(c.new), DRAWS, len(c.held)))
-            if situation == "text":
-                here |= choices(c, m, found["Rasch"], found["vectors"])
             for key, value in here.items():
                 at = p.setdefault((situation, m, key), np.full(shape, np.nan))
                 at[np.ix_(np.arange(DRAWS), c.new, c.held)] = np.moveaxis(value, 1, 0)
@@ -382,25 +360,13 @@ def report(data: Matrix, situation: str, m: int, p: Mapping[str, Floats]) -> Non
     weights_BG = resample_BT(int(group_N.max()) + 1, RESAMPLES, 0)
 
     def mean_B(value_N: Floats) -> Floats:
-        used = ~np.isnan(value_N)
-        sums, counts = (np.bincount(group_N[used], x, weights_BG.shape[1]) for x in (value_N[used], None))
+        sums, counts = (np.bincount(group_N, x, weights_BG.shape[1]) for x in (value_N, None))
         return np.asarray((weights_BG @ sums) / (weights_BG @ counts))
 
-    at, few_BG = (draw_N, agent_N, task_N), weights_BG[:101]
-    error = {key: (p[key][at] - y_N) ** 2 for key in PREDICTORS}
-    stratum_N = (folds(data.group_T, FOLDS, 0)[task_N] * len(data.success_AT) + agent_N) * DRAWS + draw_N
-    area = {key: auroc_equal_B(p[key][at], y_N, group_N, stratum_N, few_BG) for key in PREDICTORS[1:]}
+    error = {key: (p[key][draw_N, agent_N, task_N] - y_N) ** 2 for key in PREDICTORS}
     print(f" {situation}, {m} sessions: Brier " + ", ".join(f"{key} {mean_B(e)[0]:.4f}" for key, e in error.items()))
-    print("      AUROC " + ", ".join(f"{key} {x[0]:.3f}" for key, x in area.items()))
     for one, other in (("vectors", "Rasch"), ("kinds", "Rasch"), ("vectors", "kinds")):
-        gap_N = error[one] - error[other]
-        better = np.mean([gap_N[agent_N == a].mean() < 0 for a in range(len(data.success_AT))])
-        print(f"      {one} less {other}: Brier {said(mean_B(gap_N))}, AUROC {said(area[one] - area[other])}, "
-              f"better for {better:.0%} of the agents")  # fmt: skip
-    if "abler" in p:
-        abler, preferred, either = (p[key][at] for key in ("abler", "preferred", "either"))
-        print(f"      choice of two: the abler {mean_B(abler)[0]:.3f}, by vectors {said(mean_B(preferred - abler))}, "
-              f"at most {mean_B(either - abler)[0]:+.3f}")  # fmt: skip
+        print(f"      {one} less {other}: {said(mean_B(error[one] - error[other]))}")
 
 
 def said(value_B: Floats) -> str:
