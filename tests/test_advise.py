@@ -372,17 +372,28 @@ def test_a_planted_signal_is_found_beside_the_nulls(advice):
 def test_several_weaker_models_are_told_by_their_mean(advice):
     success = advice.facts["nulls"]["success"]["slm alone"]
     assert paragraph(advice.facts).startswith(f"small alone solves {success:.0%} of 200 sessions, strong ")
-    several = paragraph(advice.facts | {"slms": ["small", "smaller"]})
+    several = paragraph(advice.facts | {"slms": ["small", "smaller"], "tasks_used": 120})
     assert several.startswith(f"The 2 weaker models alone solve {success:.0%} of 200 sessions on average, strong ")
+    assert "% of the same 200 tasks. " in paragraph(advice.facts)
+    assert "% of their 120 tasks, each counted once a session. " in several
 
 
 def test_the_page_marks_what_it_recommends_and_defines_its_columns(advice):
     facts = advice.facts
     shown = page(facts, title="logs")
-    (line,) = re.findall(r"<tr class=marked><td>([\d.]+)%", shown)
-    assert float(line) == min(
-        (100 * row["share"] for row in facts["table"]), key=lambda s: abs(s - 100 * facts["share_escalated"])
+    (line,) = re.findall(r"<tr class=marked><td>(.*?)</td></tr>", shown)
+    known, success = facts["measured"], facts["nulls"]["success"]
+    said = [facts["share_escalated"], success["router"], success["random"], facts["at_risk"], facts["usd_saved_share"]]
+    assert [known[key] for key in ("share", "success", "random_success", "at_risk", "usd_saved_share")] == pytest.approx(
+        said
     )
+    share, score, _, _, *others = line.split("</td><td>")
+    assert ([share, *others], score) == ([f"{one:.1%}" for one in said], "measured")
+    shares = [float(cells[0].strip("%")) for cells in table(facts)[1:]]
+    assert shares == sorted(shares) and len(shares) == len(facts["table"]) + 1
+    assert f"r2v fit escalates from {facts['threshold']:.3f} ({facts['score']})" in shown
+    unmarked = {**facts, "gain_over_random": None}
+    assert len(table(unmarked)) == len(facts["table"]) + 1
     assert "<circle class=mark" in shown and f"recommended: {facts['share_escalated']:.0%}" in shown
     assert "<title>r2v advise: logs</title>" in shown
     for title in table(facts)[0]:
@@ -715,7 +726,7 @@ def test_how_the_stronger_model_was_chosen_is_said_and_written(log, tmp_path):
     near = facts["nearest"]
     assert (facts["model"], facts["how"], near["model"], near["common_tasks"]) == ("strong", "outcomes", "small", 200)
     wanted = f"of the 200 tasks that it shares with small, it solves {near['solved_by_stronger']:.1%} and that one "
-    assert wanted + f"{near['solved']:.1%} (" in line and line.endswith("; --teacher names another")
+    assert wanted + f"{near['solved']:.1%}, each task counted once (" in line and line.endswith("; --teacher names another")
     assert "is taken as the stronger model" in (tmp_path / "advice" / "advice.html").read_text()
     assert json.loads((tmp_path / "advice" / "advice.json").read_text())["stronger"] == facts
     named = run("advise", str(log), "--teacher", "strong", "--out", str(tmp_path / "named"))
@@ -874,7 +885,7 @@ def test_the_table_has_the_thresholds_of_the_router(advice, episodes):
     """What a line says that a threshold escalates is what the served router escalates there."""
     router = router_of(advice, fitted_with(episodes, None))
     table = advice.facts["table"]
-    assert router.threshold in [line["threshold"] for line in table]
+    assert router.threshold in [line["threshold"] for line in table] and router.threshold == advice.facts["threshold"]
     small = [e for e in episodes if e.agent == "small"]
     highest = [
         max(router.score_of(c, s.choice.action, s.choice.features) for c, s in zip(e.contexts(50), e.steps, strict=True))
