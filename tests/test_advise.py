@@ -657,17 +657,16 @@ def test_models_are_compared_on_the_tasks_that_they_share():
     easy = {"cheap": of_rate(range(60), 48), "strong": {**of_rate(range(60), 54), **of_rate(range(60, 100), 4)}}
     found = stronger(easy)
     near = found.nearest
-    assert (found.model, found.how, near.other, near.tasks, near.solved, near.other_solved) == (
+    assert (found.model, found.how, near.model, near.common_tasks, near.solved_by_stronger, near.solved) == (
         "strong", "outcomes", "cheap", 60, 0.9, 0.8,
     )  # fmt: skip
     assert near.difference == pytest.approx(0.1) and near.difference_ci95[0] < 0.1 < near.difference_ci95[1]
-    assert near.difference == pytest.approx(found.facts()["nearest"]["difference"])
 
 
 def test_several_records_of_a_task_count_as_one():
     many = {"a": {i: [i < 20] if i < 40 else [False] * 9 for i in range(50)}, "b": of_rate(range(50), 15)}
     near = stronger(many).nearest
-    assert stronger(many).model == "a" and (near.tasks, near.solved, near.other_solved) == (50, 0.4, 0.3)
+    assert stronger(many).model == "a" and (near.common_tasks, near.solved_by_stronger, near.solved) == (50, 0.4, 0.3)
 
 
 def test_of_several_models_none_may_be_better_on_what_they_share():
@@ -678,7 +677,8 @@ def test_of_several_models_none_may_be_better_on_what_they_share():
     logs["best"] |= of_rate(range(60), 60)
     logs["easier"] |= {59: [False]}
     found = stronger(logs)
-    assert (found.model, found.nearest.other, found.compared_with, found.apart) == ("best", "easier", 2, ("elsewhere",))
+    assert (found.model, found.nearest.model, found.compared_with) == ("best", "easier", 2)
+    assert found.share_no_task == ("elsewhere",)
     assert not found.nearest.clear
 
 
@@ -711,7 +711,7 @@ def test_prices_settle_what_outcomes_leave_open():
     close = {"a": of_rate(range(60), 31), "b": of_rate(range(60), 30)}
     assert (stronger(close).model, stronger(close, prices={"a": cheap}).model) == ("a", "a")
     found = stronger(close, prices={"a": cheap, "b": dear})
-    assert (found.model, found.how, found.nearest.other) == ("b", "prices", "a") and found.nearest.difference < 0
+    assert (found.model, found.how, found.nearest.model) == ("b", "prices", "a") and found.nearest.difference < 0
     clear = {"a": of_rate(range(60), 50), "b": of_rate(range(60), 20)}
     kept = stronger(clear, prices={"a": cheap, "b": dear})
     assert (kept.model, kept.how) == ("a", "outcomes")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -99,7 +99,7 @@ def advise(
     else:
         stronger = Stronger(teacher, "named")
     facts = {
-        "seed": seed, "distrust_results": distrust_results, **_counts(episodes, found), "stronger": stronger.facts(),
+        "seed": seed, "distrust_results": distrust_results, **_counts(episodes, found), "stronger": asdict(stronger),
         **_MISSING,
     }  # fmt: skip
     evidence = evidence_of(episodes, found, slms=slms, teacher=teacher, chosen=stronger, seed=seed)
@@ -314,7 +314,7 @@ def _gains(evidence: Evidence, gain: Gain) -> dict[str, Any]:
 
 
 def verdict_of(
-    evidence: Evidence, gain: Gain, again: Gain | None, explored: Mapping[str, int], none_stronger: str = ""
+    evidence: Evidence, gain: Gain, again: Gain | None, explored: Mapping[str, int], none_stronger: str | None = None
 ) -> dict[str, Any]:
     """The verdict, why, and how many more sessions it takes.
 
@@ -323,7 +323,7 @@ def verdict_of(
         gain: over random escalation.
         again: with other folds; None where it was not measured.
         explored: steps of each route that were drawn at random.
-        none_stronger: why no stronger model was chosen, where that is so.
+        none_stronger: why no stronger model was chosen; None where one was.
     """
     per_group = len(evidence.episodes) / gain.groups
     needed = max(one.groups_needed for one in (gain, again) if one is not None)
