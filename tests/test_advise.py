@@ -372,17 +372,28 @@ def test_a_planted_signal_is_found_beside_the_nulls(advice):
 def test_several_weaker_models_are_told_by_their_mean(advice):
     success = advice.facts["nulls"]["success"]["slm alone"]
     assert paragraph(advice.facts).startswith(f"small alone solves {success:.0%} of 200 sessions, strong ")
-    several = paragraph(advice.facts | {"slms": ["small", "smaller"]})
+    several = paragraph(advice.facts | {"slms": ["small", "smaller"], "tasks_used": 120})
     assert several.startswith(f"The 2 weaker models alone solve {success:.0%} of 200 sessions on average, strong ")
+    assert "% of the same 200 tasks. " in paragraph(advice.facts)
+    assert "% of their 120 tasks, each counted once a session. " in several
 
 
 def test_the_page_marks_what_it_recommends_and_defines_its_columns(advice):
     facts = advice.facts
     shown = page(facts, title="logs")
-    (line,) = re.findall(r"<tr class=marked><td>([\d.]+)%", shown)
-    assert float(line) == min(
-        (100 * row["share"] for row in facts["table"]), key=lambda s: abs(s - 100 * facts["share_escalated"])
+    (line,) = re.findall(r"<tr class=marked><td>(.*?)</td></tr>", shown)
+    known, success = facts["measured"], facts["nulls"]["success"]
+    said = [facts["share_escalated"], success["router"], success["random"], facts["at_risk"], facts["usd_saved_share"]]
+    assert [known[key] for key in ("share", "success", "random_success", "at_risk", "usd_saved_share")] == pytest.approx(
+        said
     )
+    share, score, _, _, *others = line.split("</td><td>")
+    assert ([share, *others], score) == ([f"{one:.1%}" for one in said], "measured")
+    shares = [float(cells[0].strip("%")) for cells in table(facts)[1:]]
+    assert shares == sorted(shares) and len(shares) == len(facts["table"]) + 1
+    assert f"r2v fit escalates from {facts['threshold']:.3f} ({facts['score']})" in shown
+    unmarked = {**facts, "gain_over_random": None}
+    assert len(table(unmarked)) == len(facts["table"]) + 1
     assert "<circle class=mark" in shown and f"recommended: {facts['share_escalated']:.0%}" in shown
     assert "<title>r2v advise: logs</title>" in shown
     for title in table(facts)[0]:
@@ -646,17 +657,16 @@ def test_models_are_compared_on_the_tasks_that_they_share():
     easy = {"cheap": of_rate(range(60), 48), "strong": {**of_rate(range(60), 54), **of_rate(range(60, 100), 4)}}
     found = stronger(easy)
     near = found.nearest
-    assert (found.model, found.how, near.other, near.tasks, near.solved, near.other_solved) == (
+    assert (found.model, found.how, near.model, near.common_tasks, near.solved_by_stronger, near.solved) == (
         "strong", "outcomes", "cheap", 60, 0.9, 0.8,
     )  # fmt: skip
     assert near.difference == pytest.approx(0.1) and near.difference_ci95[0] < 0.1 < near.difference_ci95[1]
-    assert near.difference == pytest.approx(found.facts()["nearest"]["difference"])
 
 
 def test_several_records_of_a_task_count_as_one():
     many = {"a": {i: [i < 20] if i < 40 else [False] * 9 for i in range(50)}, "b": of_rate(range(50), 15)}
     near = stronger(many).nearest
-    assert stronger(many).model == "a" and (near.tasks, near.solved, near.other_solved) == (50, 0.4, 0.3)
+    assert stronger(many).model == "a" and (near.common_tasks, near.solved_by_stronger, near.solved) == (50, 0.4, 0.3)
 
 
 def test_of_several_models_none_may_be_better_on_what_they_share():
@@ -667,7 +677,8 @@ def test_of_several_models_none_may_be_better_on_what_they_share():
     logs["best"] |= of_rate(range(60), 60)
     logs["easier"] |= {59: [False]}
     found = stronger(logs)
-    assert (found.model, found.nearest.other, found.compared_with, found.apart) == ("best", "easier", 2, ("elsewhere",))
+    assert (found.model, found.nearest.model, found.compared_with) == ("best", "easier", 2)
+    assert found.share_no_task == ("elsewhere",)
     assert not found.nearest.clear
 
 
@@ -700,7 +711,7 @@ def test_prices_settle_what_outcomes_leave_open():
     close = {"a": of_rate(range(60), 31), "b": of_rate(range(60), 30)}
     assert (stronger(close).model, stronger(close, prices={"a": cheap}).model) == ("a", "a")
     found = stronger(close, prices={"a": cheap, "b": dear})
-    assert (found.model, found.how, found.nearest.other) == ("b", "prices", "a") and found.nearest.difference < 0
+    assert (found.model, found.how, found.nearest.model) == ("b", "prices", "a") and found.nearest.difference < 0
     clear = {"a": of_rate(range(60), 50), "b": of_rate(range(60), 20)}
     kept = stronger(clear, prices={"a": cheap, "b": dear})
     assert (kept.model, kept.how) == ("a", "outcomes")
@@ -715,7 +726,7 @@ def test_how_the_stronger_model_was_chosen_is_said_and_written(log, tmp_path):
     near = facts["nearest"]
     assert (facts["model"], facts["how"], near["model"], near["common_tasks"]) == ("strong", "outcomes", "small", 200)
     wanted = f"of the 200 tasks that it shares with small, it solves {near['solved_by_stronger']:.1%} and that one "
-    assert wanted + f"{near['solved']:.1%} (" in line and line.endswith("; --teacher names another")
+    assert wanted + f"{near['solved']:.1%}, each task counted once (" in line and line.endswith("; --teacher names another")
     assert "is taken as the stronger model" in (tmp_path / "advice" / "advice.html").read_text()
     assert json.loads((tmp_path / "advice" / "advice.json").read_text())["stronger"] == facts
     named = run("advise", str(log), "--teacher", "strong", "--out", str(tmp_path / "named"))
@@ -874,7 +885,7 @@ def test_the_table_has_the_thresholds_of_the_router(advice, episodes):
     """What a line says that a threshold escalates is what the served router escalates there."""
     router = router_of(advice, fitted_with(episodes, None))
     table = advice.facts["table"]
-    assert router.threshold in [line["threshold"] for line in table]
+    assert router.threshold in [line["threshold"] for line in table] and router.threshold == advice.facts["threshold"]
     small = [e for e in episodes if e.agent == "small"]
     highest = [
         max(router.score_of(c, s.choice.action, s.choice.features) for c, s in zip(e.contexts(50), e.steps, strict=True))

@@ -12,6 +12,7 @@ import pytest
 from r2v.clients import make_client
 from r2v.clients.base import Draw
 from r2v.clients.chat import ChatPolicy, ChatSettings
+from r2v.clients.openai import AGAIN_S
 from r2v.clients.settings import ClientSettings
 from r2v.core.errors import ModelError
 from r2v.core.types import Context
@@ -144,6 +145,60 @@ def test_n_is_asked_for_where_only_greedy_answers_cannot_be_several(drawn, model
         drawn(prompt(**({} if temperature is None else {"temperature": temperature})))
         assert asked(model) == sent
     assert len(caplog.records) == 1
+
+
+@pytest.fixture
+def clock(monkeypatch) -> list[float]:
+    found = [1000.0]
+    monkeypatch.setattr("r2v.clients.openai.monotonic", lambda: found[0])
+    return found
+
+
+@pytest.mark.parametrize("field", ["n", "logprobs"])
+def test_a_server_that_always_refuses_is_asked_in_vain_once_in_a_while(drawn, model, caplog, clock, field):
+    model.refused_fields[field] = {"n": REFUSED_N, "logprobs": REFUSED_LOGPROBS}[field][0]
+    for _ in range(3):
+        for _ in range(4):
+            drawn(prompt())
+            clock[0] += AGAIN_S / 4 - 1
+        assert len([one for one in asked(model, field) if one]) == 1
+        clock[0] += 5
+    assert len(caplog.records) == 1
+
+
+def test_of_requests_at_once_one_tries_what_was_refused(drawn, model, clock):
+    drawn.client.settings = drawn.client.settings.but(offers_n=False)
+    model.refused_fields["logprobs"] = REFUSED_LOGPROBS[0]
+    drawn(prompt(), k=1)
+    clock[0] += AGAIN_S
+    asked(model)
+    drawn(prompt())
+    assert sorted(map(str, asked(model, "logprobs"))) == ["None"] * 4 + ["True"]
+
+
+def test_what_was_refused_for_the_sake_of_another_field_comes_back(drawn, model, caplog, clock):
+    """The server takes no log-probabilities beside a schema of the answer."""
+    for _ in range(2):
+        model.refused_fields["logprobs"] = 400, {"error": {"message": "logprobs do not go with `response_format`"}}
+        drawn(prompt(response_format={"type": "json_object"}))
+        model.refused_fields.clear()
+        assert asked(model, "logprobs") == [True, None]
+        for waited, sent in ((AGAIN_S - 1, None), (1, True), (0, True)):
+            clock[0] += waited
+            drawn(prompt())
+            assert asked(model, "logprobs") == [sent]
+    assert len(caplog.records) == 1
+
+
+def test_what_clients_want_themselves_says_nothing_of_what_is_added(drawn, model):
+    """The server takes log-probabilities, but not of so many alternatives."""
+    model.refused_fields["top_logprobs"] = 400, {"error": {"message": "top_logprobs: at most 0"}}
+    drawn(prompt())
+    for _ in range(2):
+        drawn(prompt(logprobs=True))
+        asked(model)
+        drawn(prompt())
+        assert asked(model, "logprobs") == [None]
 
 
 @pytest.mark.parametrize("field", ["n", "logprobs"])

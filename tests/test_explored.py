@@ -288,7 +288,9 @@ def test_a_benefit_goes_before_a_difference(made):
 def test_the_page_says_what_escalating_a_step_adds(made, advice, tmp_path):
     facts, shown = advice.facts, page(advice.facts, title="x")
     head, *lines = table(facts)
-    assert "steps escalated" in head and "success that escalating one adds" in head and len(lines) == len(SHARES)
+    assert "steps escalated" in head and "success that escalating one adds" in head and len(lines) == len(SHARES) + 1
+    found = [facts["measured"][key] for key in ("share", "benefit_of_escalated", "at_risk")]
+    assert found == pytest.approx([facts["share_escalated"], facts["benefit_of_escalated"], facts["at_risk"]])
     assert "adds more success than random escalation" in paragraph(facts) and "others" not in paragraph(facts)
     assert "12 others" in paragraph({**facts, "steps_not_explored": 12})
     assert "escalating it alone adds" in shown and "first step only" in shown and "<svg" not in shown

@@ -157,6 +157,7 @@ def test_another_problem_file_of_the_same_name_is_another_run(tmp_path, monkeypa
 
 def test_what_does_not_fit_is_one_line(finished, refused, tmp_path):
     run = finished[0]
-    assert "chat endpoint" in refused("ablate", run)
+    for only in ((), ("--only", "consistency")):
+        assert "chat endpoint" in refused("ablate", run, *only)
     assert "names logs" in refused("run", EXAMPLE.with_name("own-logs.yaml"), "--out", tmp_path / "logs", "--dry-run")
     assert "--fresh-tasks" in refused("evaluate", run, "--fresh-tasks", "3", "--out", tmp_path / "fresh")

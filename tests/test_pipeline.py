@@ -464,6 +464,10 @@ def test_what_somebody_else_left_in_a_folder_stays(settings, refused, tmp_path):
             pass
     assert "is no folder of `r2v ablate`; choose another --out" in refused("ablate", run, "--out", mine)
     assert "no table is called closd; there are features" in refused("ablate", run, "--only", "closd")
+    (twice := run / "ablation-k-cvar").mkdir()
+    (twice / "notes.txt").touch()
+    said = refused("ablate", run, *("--only", "k") * 2, "--only", "cvar", "--only", "k")
+    assert f"{twice} exists and is no folder of `r2v ablate`" in said
     assert {path.name for path in mine.iterdir()} == {".lock", "notes.txt", "draft.txt"}
 
 

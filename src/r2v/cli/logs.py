@@ -380,7 +380,7 @@ def _advised(
 
     from r2v.logs.ledger import days_of
     from r2v.runtime.progress import progress
-    from r2v.studies.costs import Costs, check_priced, nearest_first
+    from r2v.studies.costs import Costs, nearest_first, unknown_prices
     from r2v.studies.verdict_report import verdict_report, with_verdicts
 
     named = {episode.agent for episode in read.episodes}
@@ -390,8 +390,10 @@ def _advised(
     if teacher in (slms or ()):
         raise SettingsError(f"--slm and --teacher both name {teacher}; name two models")
     days = days_of(logs) if read.kind == "ledger" else None
-    if prices is not None and read.share == 1:  # the other models of a ledger may not be in its sample
-        check_priced(prices[1], read.episodes, prices[0])
+    for line in () if prices is None else unknown_prices(prices[1], read.episodes, prices[0]):
+        if read.share == 1:
+            raise SettingsError(line)
+        typer.echo(f"prices   {line} (in the part that is read)", err=True)  # it may be a model of the rest
     costs = Costs({} if prices is None else prices[1], None if days is None else days * read.share)
     verdicts, episodes = _verdicts(names or ()), read.episodes
     sample = episodes if verdicts else episodes[:: -(-len(episodes) // SAMPLE) or 1]

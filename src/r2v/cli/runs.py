@@ -204,20 +204,21 @@ def ablate(
     from r2v.studies.ablation_plan import TABLES
 
     choice = ExecutorChoice(executor, address)
-    run, folder = RunFolder(run_folder), out or run_folder / "-".join(["ablation", *(only or ())])
-    if unknown := [name for name in only or () if name not in TABLES]:
+    wanted = list(dict.fromkeys(only or ()))
+    run, folder = RunFolder(run_folder), out or run_folder / "-".join(["ablation", *wanted])
+    if unknown := [name for name in wanted if name not in TABLES]:
         raise SettingsError(f"no table is called {', '.join(unknown)}; there are {', '.join(TABLES)}")
-    if only and "consistency" in only and not run.settings.prefer.enabled:
-        raise StageError(f"the table consistency needs a run with prefer: {{enabled: true}}, which {run_folder} has not")
     if not run.settings.trains:
         raise StageError(f"the SLM of {run_folder} is a chat endpoint; an ablation needs one that was trained in the run")
+    if "consistency" in wanted and not run.settings.prefer.enabled:
+        raise StageError(f"the table consistency needs a run with prefer: {{enabled: true}}, which {run_folder} has not")
     there = {path.name for path in folder.iterdir()} - {".lock"} if folder.is_dir() else set()
     if there and not there & {PARTIAL, "ablation.json"}:  # a `partial` that is not its own is refused by `study`
         raise StageError(f"{folder} exists and is no folder of `r2v ablate`; choose another --out")
     run.finished("collect", "perturb", "clone", "propose", "prefer", "rollout", "fit")
     console = Console()
     with study(run_folder, folder, "ablate", console, choice, fingerprint=fingerprint(run)) as ctx:
-        tables = make(ctx, only or TABLES)
+        tables = make(ctx, wanted or TABLES)
         write_json(folder / "ablation.json", tables)
         page = write_ablation(tables, run.results(), folder)
     console.print(f"page     {page}\nnumbers  {folder / 'ablation.json'}", highlight=False)

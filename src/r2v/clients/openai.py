@@ -7,6 +7,7 @@ import re
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
 from operator import itemgetter
+from time import monotonic
 from typing import Any
 
 import msgspec
@@ -34,6 +35,8 @@ CHOICES = 128
 """Of one answer; r2v asks for at most 32."""
 SEEDS = 2**31
 """Servers take seeds below this."""
+AGAIN_S = 600.0
+"""How long a field that was refused is left out: the refusal may have been for the sake of another field."""
 
 
 class _Answer(msgspec.Struct):
@@ -84,8 +87,9 @@ class OpenAIClient(Client):
         newer = ITS_OWN.match(settings.base_url) or NEWER.fullmatch(settings.model)
         found = settings.max_tokens_name
         self._limit: str = found if found != "auto" else "max_completion_tokens" if newer else "max_tokens"
-        self._refused: set[tuple[_Extra, tuple[bool, ...]]] = set()
-        """What the server has refused, and in which kind of request."""
+        self._refused: dict[tuple[_Extra, tuple[bool, ...]], float] = {}
+        """What the server has refused, and in which kind of request: until when (monotonic clock) it is left out."""
+        self._warned: set[_Extra] = set()
 
     async def answers(
         self, request: Request, k: int, *, seed: int | None, logprobs: bool, authors: Mapping[str, str]
@@ -96,7 +100,7 @@ class OpenAIClient(Client):
             return body if seed is None else {**body, "seed": (seed + i) % SEEDS}
 
         drawn, answers = 0, []
-        if k > 1 and self.settings.offers_n and (N, _kind(body)) not in self._refused:
+        if k > 1 and self.settings.offers_n and monotonic() >= self._refused.get((N, _kind(body)), 0.0):
             answers = await self._all([{**single(0), "n": k}], request, dropped)
             drawn = len(answers[0].replies)  # a server that does not know `n`, or refuses it, answers with fewer
         first = int(bool(answers))
@@ -138,7 +142,7 @@ class OpenAIClient(Client):
             except Refusal as error:
                 sent = self._mended(sent, request, error)
             else:
-                self._remember(body, sent)
+                self._remember(body, sent, request)
                 return found
 
     async def _chunks(self, body: Json, request: Request) -> AsyncGenerator[Json, None]:
@@ -150,14 +154,22 @@ class OpenAIClient(Client):
             except Refusal as error:
                 sent = self._mended(sent, request, error)
             else:
-                self._remember(body, sent)
+                self._remember(body, sent, request)
                 return
 
     def _offered(self, body: Json, request: Request) -> Json:
-        """A request without what its server has refused before."""
+        """A request without what its server has refused a while ago. After that while one request tries it again, and the
+        others do without until it has been answered: a server that always refuses is asked in vain once in a while.
+        """
+        now = monotonic()
         for extra in _added(body, request):
-            if (extra, _kind(body)) in self._refused:
+            key = extra, _kind(body)
+            if key not in self._refused:
+                continue
+            if now < self._refused[key]:
                 body = _without(body, extra)
+            else:
+                self._refused[key] = now + AGAIN_S
         return body
 
     def _mended(self, body: Json, request: Request, error: Refusal) -> Json:
@@ -173,17 +185,22 @@ class OpenAIClient(Client):
             raise error
         return {key: value for key, value in body.items() if key != "max_tokens"} | {self._limit: body["max_tokens"]}
 
-    def _remember(self, body: Json, sent: Json) -> None:
-        """What an answered request lacks of what was to be sent is not asked for again, in requests of its kind."""
-        for extra in (N, LOGPROBS):
-            if extra.fields[0] not in body or extra.fields[0] in sent:
-                continue
-            if extra not in {known for known, _ in self._refused}:
-                _log.warning(
-                    "%s: the server refuses `%s`, so that %s; put `%s` into the settings of the model",
-                    self.name, extra.fields[0], extra.without, extra.setting,
-                )  # fmt: skip
-            self._refused.add((extra, _kind(body)))
+    def _remember(self, body: Json, sent: Json, request: Request) -> None:
+        """What an answered request lacks of what was to be sent is left out of requests of its kind for a while; what it
+        has is not.
+        """
+        for extra in _added(body, request):
+            key, field = (extra, _kind(body)), extra.fields[0]
+            if field in sent:
+                self._refused.pop(key, None)
+            elif (now := monotonic()) >= self._refused.get(key, 0.0):
+                self._refused[key] = now + AGAIN_S
+                if extra not in self._warned:
+                    self._warned.add(extra)
+                    _log.warning(
+                        "%s: the server refuses `%s`, so that %s; put `%s` into the settings of the model",
+                        self.name, field, extra.without, extra.setting,
+                    )  # fmt: skip
 
     def decoded(self, content: bytes) -> tuple[Any, list[Likelihood]]:
         """(an answer, what the log-probabilities of each choice say): they are most of it, and stay unread otherwise."""

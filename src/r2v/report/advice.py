@@ -74,8 +74,8 @@ def chosen_line(facts: Facts) -> str:
         chance += "; that one played too few of the tasks to be the stronger model"
     line = (
         f"{chosen['model']}{how} is taken as the stronger model: of the {near['common_tasks']} tasks that it shares with "
-        f"{near['model']}{one} it solves {near['solved_by_stronger']:.1%} and that one {near['solved']:.1%} "
-        f"({_points(near['difference'])} points, {_interval(near['difference_ci95'])}{chance})"
+        f"{near['model']}{one} it solves {near['solved_by_stronger']:.1%} and that one {near['solved']:.1%}, each task "
+        f"counted once ({_points(near['difference'])} points, {_interval(near['difference_ci95'])}{chance})"
     )
     if apart := chosen["share_no_task"]:
         more = f" and {len(apart) - 3} more" if len(apart) > 3 else ""
@@ -84,14 +84,18 @@ def chosen_line(facts: Facts) -> str:
 
 
 def table(facts: Facts) -> list[list[str]]:
-    """The threshold table with its header: one line a share."""
+    """The threshold table with its header: one line a share, and among them what was measured, where that is marked."""
     if not facts.get("table"):
         return []
     shown = _columns(facts)
-    lines = [
-        [f"{line[key]:.3f}" if key == "threshold" else _percent(line[key]) for _, key in shown] for line in facts["table"]
-    ]
-    return [[title for title, _ in shown], *lines]
+    rows = list(facts["table"])
+    if (marked := _marked(facts)) is not None:
+        rows.insert(marked, {**facts["measured"], "threshold": "measured"})
+    return [[title for title, _ in shown], *([_cell(key, line[key]) for _, key in shown] for line in rows)]
+
+
+def _cell(key: str, value: Any) -> str:
+    return _percent(value) if key != "threshold" else value if isinstance(value, str) else f"{value:.3f}"
 
 
 def _columns(f: Facts) -> list[tuple[str, str]]:
@@ -148,7 +152,10 @@ def _situation(f: Facts) -> str:
         share = f"{success['slm alone']:.0%} of {f['episodes_used']} sessions{drawn}"
         one = f"{f['slms'][0]} alone solves {share}"
         several = f"The {len(f['slms'])} weaker models alone solve {share} on average"
-        return f"{one if len(f['slms']) == 1 else several}, {f['teacher']} {success['teacher alone']:.0%} of the same tasks."
+        tasks = f"the same {f['tasks_used']} tasks"
+        if f["tasks_used"] < f["episodes_used"]:
+            tasks = f"their {f['tasks_used']} tasks, each counted once a session"
+        return f"{one if len(f['slms']) == 1 else several}, {f['teacher']} {success['teacher alone']:.0%} of {tasks}."
     known = f"{f['with_outcome']} of them with an outcome"
     solved = ""
     if f["evidence"] == "outcomes":
@@ -238,11 +245,11 @@ def _badge(f: Facts) -> str:
 
 
 def _marked(f: Facts) -> int | None:
-    """The line of the table of thresholds nearest to the share that was measured; None where none was."""
-    share = f["share_escalated"]
-    if share is None or f["gain_over_random"] is None:
+    """Where the line of what was measured stands among those of the table of thresholds; None where none was."""
+    if f["share_escalated"] is None or f["gain_over_random"] is None:
         return None
-    return min(range(len(f["table"])), key=lambda i: abs(float(f["table"][i]["share"]) - share))
+    share: float = f["measured"]["share"]
+    return sum(1 for line in f["table"] if line["share"] < share)
 
 
 def _meanings(f: Facts) -> str:
@@ -256,8 +263,9 @@ def _meanings(f: Facts) -> str:
     if _marked(f) is not None:
         name = "recommended" if f["verdict"] == "route" else "measured, not recommended"
         mark = (
-            f"<b>Marked</b>: the line nearest to the share that is {name}, {_percent(f['share_escalated'])}. Its score is "
-            "chosen anew for each part of the tasks by the others, so its own figures differ a little from the line's. "
+            f"<b>Marked</b>: what is {name}. Kind and threshold of its score are chosen anew for each part of the tasks by "
+            f"the others; by all of them r2v fit escalates from {f['threshold']:.3f} ({f['score']}). In the other lines one "
+            "threshold is the same for all tasks. "
         )
     return f"<p class=small>{mark}{'; '.join(lines)}.</p>"
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -51,7 +51,7 @@ from r2v.studies.evidence import (
     explored_steps,
     stands_for_all,
 )
-from r2v.studies.stronger import LEAST_GROUPS, Stronger, stronger_of, unhelped
+from r2v.studies.stronger import LEAST_GROUPS, Stronger, cell_of, stronger_of, unhelped
 from r2v.verifiers.tool_calls import FAILED
 
 FOLDS = 5
@@ -99,7 +99,7 @@ def advise(
     else:
         stronger = Stronger(teacher, "named")
     facts = {
-        "seed": seed, "distrust_results": distrust_results, **_counts(episodes, found), "stronger": stronger.facts(),
+        "seed": seed, "distrust_results": distrust_results, **_counts(episodes, found), "stronger": asdict(stronger),
         **_MISSING,
     }  # fmt: skip
     evidence = evidence_of(episodes, found, slms=slms, teacher=teacher, chosen=stronger, seed=seed)
@@ -110,15 +110,18 @@ def advise(
     first, again = measured(evidence, shares, distrust_results, seed, fits)
     units, escalated_U, gain = first.units, first.escalated_U, first.gain
     point = chosen(units, np.ones(len(units), dtype=bool), shares, evidence.score_kinds)
+    served = replace(units, scores=_served(evidence, first.p)[1])
     facts |= {
         "evidence": evidence.kind, "slms": list(evidence.slms), "teacher": evidence.teacher,
         "episodes_used": len(evidence.episodes), "episodes_not_drawn": evidence.left_out, "steps_used": len(evidence.rows),
-        "groups_used": gain.groups, "score": point.kind, "share_escalated": gain.share,
+        "tasks_used": len({cell_of(e) for e in evidence.episodes}), "groups_used": gain.groups, "score": point.kind,
+        "share_escalated": gain.share,
         **_gains(evidence, gain),
         "points_of_folds": [f"{p.kind} at {p.share:.0%}" for p in first.points],
         "nulls": _nulls(evidence, first, seed), "by_model": _by_model(evidence, first, seed),
         "left_out_models": _left_out_models(evidence, shares, distrust_results, seed, fits),
-        "table": _table(evidence, replace(units, scores=_served(evidence, first.p)[1]), point.kind, costs),
+        "table": _table(evidence, served, point.kind, costs), "measured": _line(evidence, units, escalated_U, costs),
+        "threshold": threshold(served.scores[point.kind], point.share),
         **_area(evidence, first.plain, seed), "at_risk": evidence.at_risk(units, ~escalated_U),
         **costs.money(evidence, escalated_U, seed), **evidence.facts(units, escalated_U, seed),
     }  # fmt: skip
@@ -311,7 +314,7 @@ def _gains(evidence: Evidence, gain: Gain) -> dict[str, Any]:
 
 
 def verdict_of(
-    evidence: Evidence, gain: Gain, again: Gain | None, explored: Mapping[str, int], none_stronger: str = ""
+    evidence: Evidence, gain: Gain, again: Gain | None, explored: Mapping[str, int], none_stronger: str | None = None
 ) -> dict[str, Any]:
     """The verdict, why, and how many more sessions it takes.
 
@@ -320,7 +323,7 @@ def verdict_of(
         gain: over random escalation.
         again: with other folds; None where it was not measured.
         explored: steps of each route that were drawn at random.
-        none_stronger: why no stronger model was chosen, where that is so.
+        none_stronger: why no stronger model was chosen; None where one was.
     """
     per_group = len(evidence.episodes) / gain.groups
     needed = max(one.groups_needed for one in (gain, again) if one is not None)
@@ -396,17 +399,17 @@ def _left_out_models(
 
 def _table(evidence: Evidence, units: Units, kind: str, costs: Costs) -> list[dict[str, Any]]:
     """A line a share, by thresholds of the scores as served; where scores are equal, several shares escalate the same."""
-    lines = [_line(evidence, units, kind, share, costs) for share in SHARES]
+    score_U = units.scores[kind]
+    thresholds = [threshold(score_U, share) for share in SHARES]
+    lines = [{**_line(evidence, units, score_U >= least, costs), "threshold": least} for least in thresholds]
     return [*{line["share"]: line for line in lines}.values()]
 
 
-def _line(evidence: Evidence, units: Units, kind: str, share: float, costs: Costs) -> dict[str, Any]:
-    """One line of the table of thresholds: what escalating this share would catch, and what it would save."""
-    score_U = units.scores[kind]
-    asked = score_U >= threshold(score_U, share)
+def _line(evidence: Evidence, units: Units, escalated_U: Bools, costs: Costs) -> dict[str, Any]:
+    """What escalating these units would catch, and what it would save."""
     return {
-        "share": float(asked.mean()), "threshold": threshold(score_U, share), **evidence.caught(units, asked),
-        "at_risk": evidence.at_risk(units, ~asked), "usd_saved_share": costs.saved_share(evidence, asked),
+        "share": float(escalated_U.mean()), **evidence.caught(units, escalated_U),
+        "at_risk": evidence.at_risk(units, ~escalated_U), "usd_saved_share": costs.saved_share(evidence, escalated_U),
     }  # fmt: skip
 
 

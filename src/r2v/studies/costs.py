@@ -57,24 +57,21 @@ def read_prices(path: Path) -> dict[str, PriceSettings]:
     return found
 
 
-def check_priced(prices: Mapping[str, PriceSettings], episodes: Sequence[Episode], path: Path) -> None:
-    """Refuse prices of models that are not in the logs: a misspelt name would price nothing.
+def unknown_prices(prices: Mapping[str, PriceSettings], episodes: Sequence[Episode], path: Path) -> list[str]:
+    """A line for each model with a price that is not in the logs: a misspelt name prices nothing.
 
     Args:
-        prices: of `read_prices`.
+        prices: of `read_prices`; `slm` and `teacher` are known everywhere.
         episodes: of the logs; their models are those of sessions and of steps.
-        path: the file of the prices, for the message.
-
-    Raises:
-        SettingsError: a name is none of these models, nor `slm` or `teacher`; the line names those there are.
+        path: the file of the prices.
     """
     models = {e.agent for e in episodes} | {step.choice.model for e in episodes for step in e.steps} - {"slm", "teacher"}
-    for name in prices:
-        if name not in models and name not in ("slm", "teacher"):
-            raise SettingsError(
-                f"{path}: the logs have no model {name!r}; they have {nearest_first(str(name), models)}; slm and teacher "
-                "stand for whatever models these are"
-            )
+    return [
+        f"{path}: the logs have no model {name!r}; they have {nearest_first(str(name), models)}; slm and teacher stand for "
+        "whatever models these are"
+        for name in prices
+        if name not in models and name not in ("slm", "teacher")
+    ]
 
 
 def nearest_first(name: str, models: Iterable[str]) -> str:
