@@ -1,6 +1,6 @@
 """A local SLM whose query heads share keys: its steps with the keys read in place, and with a copy of them for each head.
 
-    python benchmarks/grouped_attention.py [--episodes 8] [--steps 3] [--words 600]
+    python benchmarks/grouped_attention.py [--episodes 40] [--steps 2] [--words 1500]
 
 A Llama of SmolLM2-135M's shape (nine heads, three of keys) with random weights proposes three candidates at the steps of
 expert episodes of the household whose goals are made long. Both ways are timed in turn; step 0 reads the goal.
@@ -65,9 +65,9 @@ async def play(policies: dict[str, LocalPolicy], episodes: list[Episode], steps:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--episodes", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--words", type=int, default=600, help="of the goal")
+    parser.add_argument("--episodes", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--words", type=int, default=1500, help="of the goal")
     options = parser.parse_args()
     torch.set_num_threads(1)
     episodes = expert_episodes(options.episodes)
