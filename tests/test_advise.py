@@ -849,6 +849,10 @@ def test_fit_writes_the_router_that_was_measured(log, episodes, tmp_path):
             ]
             routes.append(any(d.route == "takeover" for d in decisions))
     assert np.mean(routes) == pytest.approx(facts["share_escalated"], abs=0.12)
+    share = facts["share_from_threshold"]
+    assert share in [line["share"] for line in facts["table"] if line["threshold"] == router.threshold]
+    assert np.mean(routes) == pytest.approx(share, abs=0.05)  # the table's scores are of fits without the session
+    assert f"asks     from {facts['score']} {router.threshold:.3f} on: about {share:.0%} of these sessions\n" in done.stdout
     weights = (out / "weights.safetensors").stat().st_size
     assert weights < 700_000
     # The settings of `r2v init` take the router once they are changed as the last line says.
@@ -930,7 +934,7 @@ def test_fit_writes_nothing_that_may_lose(tmp_path):
     done = run("fit", str(log), "--out", str(tmp_path / "router"), "--json")
     assert done.exit_code == 2 and not (tmp_path / "router").exists()
     assert json.loads(done.stdout.splitlines()[-1])["ready"] is False
-    forced = run("fit", str(log), "--out", str(tmp_path / "router"), "--share", "0.2", "--unproven", "--json")
+    forced = run("fit", str(log), "--out", str(tmp_path / "router"), "--share", "0.23", "--unproven", "--json")
     assert forced.exit_code == 0 and json.loads((tmp_path / "router" / "fit.json").read_text())["ready"] is False
 
 

@@ -463,7 +463,7 @@ def _show(facts: dict[str, Any], out: Path, title: str) -> None:
 
 def _fit(advice: Advice, read: Imported, out: Path, *, unproven: bool, seed: int) -> dict[str, Any]:
     """Write the router and say so; the facts of `fit_logs`."""
-    from r2v.report.advice import chosen_line, paragraph
+    from r2v.report.advice import chosen_line, paragraph, served_line
     from r2v.studies.fit_logs import fit_logs
 
     facts = fit_logs(advice, out, verifier=read.verifier, unproven=unproven, seed=seed)
@@ -477,7 +477,7 @@ def _fit(advice: Advice, read: Imported, out: Path, *, unproven: bool, seed: int
             anyway = f"; --unproven needs evidence, too: {facts['why']}" if unproven else ""
         typer.echo(f"no router written ({facts['verdict']}){anyway}")
     else:
-        typer.echo(f"router   {out}{'' if facts['ready'] else '  (unproven)'}")
+        typer.echo(f"router   {out}{'' if facts['ready'] else '  (unproven)'}\nasks     {served_line(facts)}")
         typer.echo(
             f"next     route: {{router: {out}, mode: shadow}} in the gateway's settings, and no k: the router has its own"
         )

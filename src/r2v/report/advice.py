@@ -94,6 +94,12 @@ def table(facts: Facts) -> list[list[str]]:
     return [[title for title, _ in shown], *([_cell(key, line[key]) for _, key in shown] for line in rows)]
 
 
+def served_line(facts: Facts) -> str:
+    """Where the router that was written escalates: the paragraph's share is that of routers fitted on parts of the tasks."""
+    share, unit = facts["share_from_threshold"], UNITS[facts["evidence"]]
+    return f"from {facts['score']} {facts['threshold']:.3f} on: about {share:.0%} of these {unit}"
+
+
 def _cell(key: str, value: Any) -> str:
     return _percent(value) if key != "threshold" else value if isinstance(value, str) else f"{value:.3f}"
 

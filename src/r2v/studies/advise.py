@@ -111,6 +111,7 @@ def advise(
     units, escalated_U, gain = first.units, first.escalated_U, first.gain
     point = chosen(units, np.ones(len(units), dtype=bool), shares, evidence.score_kinds)
     served = replace(units, scores=_served(evidence, first.p)[1])
+    least = threshold(served.scores[point.kind], point.share)
     facts |= {
         "evidence": evidence.kind, "slms": list(evidence.slms), "teacher": evidence.teacher,
         "episodes_used": len(evidence.episodes), "episodes_not_drawn": evidence.left_out, "steps_used": len(evidence.rows),
@@ -121,7 +122,7 @@ def advise(
         "nulls": _nulls(evidence, first, seed), "by_model": _by_model(evidence, first, seed),
         "left_out_models": _left_out_models(evidence, shares, distrust_results, seed, fits),
         "table": _table(evidence, served, point.kind, costs), "measured": _line(evidence, units, escalated_U, costs),
-        "threshold": threshold(served.scores[point.kind], point.share),
+        "threshold": least, "share_from_threshold": float((served.scores[point.kind] >= least).mean()),
         **_area(evidence, first.plain, seed), "at_risk": evidence.at_risk(units, ~escalated_U),
         **costs.money(evidence, escalated_U, seed), **evidence.facts(units, escalated_U, seed),
     }  # fmt: skip
