@@ -31,7 +31,7 @@ from r2v.runtime.store import write_episodes
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("settings", type=Path)
-    parser.add_argument("--split", help="of the run: router, validation or test; all of them unless given")
+    parser.add_argument("--split", choices=("router", "validation", "test"), help="of the run; all of them unless given")
     parser.add_argument("--most", type=int, help="tasks of each split that are played")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--concurrency", type=int, default=8, help="tasks at once: not more than a server's slots hold")

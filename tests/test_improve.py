@@ -430,6 +430,7 @@ def test_an_option_of_the_other_kind_of_source_is_refused(refused, tmp_path):
     ledger_path.touch()
     line = refused("improve", ledger_path, "--slm", "model", "--rounds", 3, "--compare", "random_steps")
     assert line.endswith("ledger.db is no run (it has no settings.yaml); leave out what is for runs: --rounds, --compare\n")
+    assert refused("improve", ledger_path, "--slm", "model", "--no-control").endswith("what is for runs: --no-control\n")
     run.mkdir()
     (run / "settings.yaml").touch()
     assert refused("improve", run, "--lora").endswith("whose settings name its SLM; leave out what is for ledgers: --lora\n")

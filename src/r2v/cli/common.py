@@ -97,7 +97,8 @@ def usage_line(error: Any) -> str | None:
 def given(ctx: typer.Context, *options: str) -> str:
     """Those of the options (by the names of their parameters) that the command line gave: "--rounds, --share"."""
     sources = {name: ctx.get_parameter_source(name) for name in options}
-    return ", ".join(f"--{name}" for name, source in sources.items() if source is not None and source.name == "COMMANDLINE")
+    named = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+    return ", ".join(f"--no-{name}" if ctx.params[name] is False else f"--{name}" for name in named)
 
 
 def _described() -> list[tuple[str, str]]:

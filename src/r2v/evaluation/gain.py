@@ -210,6 +210,12 @@ def _gain(found_B: Floats, escalated_U: Floats, size_G: Ints, wider: float) -> G
     return Gain(float(escalated_U.mean()), float(found_B[0]), ci95, ci99, len(size_G))
 
 
+def paired_interval(change_T: Floats, resamples: int, seed: int) -> tuple[float, float]:
+    """95 % interval of the mean of the tasks' changes, by bootstrap over tasks, widened where they are few."""
+    mean_B = np.asarray(resample_BT(len(change_T), resamples, seed) @ change_T)
+    return wide_interval(mean_B, np.ones(len(change_T), dtype=np.int64), 0.025)
+
+
 def wide_interval(found_B: Floats, size_G: Ints, outside: float) -> tuple[float, float]:
     """Percentile interval of resamples (the first is the sample itself), widened as Student's quantile is over the normal
     one: few groups, or a few large ones, make the bootstrap too sure of itself.

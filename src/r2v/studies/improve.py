@@ -24,8 +24,8 @@ from r2v import __version__
 from r2v.core.errors import SettingsError, StageError
 from r2v.core.seeds import derive_seed
 from r2v.core.types import TEACHER, Episode, Member, Task
-from r2v.evaluation.curves import calls_at, resample_BT
-from r2v.evaluation.gain import wide_interval
+from r2v.evaluation.curves import calls_at
+from r2v.evaluation.gain import paired_interval
 from r2v.evaluation.outcomes import gather, row
 from r2v.maths import Floats
 from r2v.maths.stats import sign_flip, wilson_over_tasks
@@ -353,9 +353,7 @@ def gain(before_TZ: Floats, after_TZ: Floats, resamples: int, seed: int) -> Repo
 
 def difference(before_TZ: Floats, after_TZ: Floats, resamples: int, seed: int) -> list[float]:
     """95 % interval of how much more the second succeeds, paired over tasks, widened where they are few."""
-    change_T = (after_TZ - before_TZ).mean(axis=1)
-    change_B = np.asarray(resample_BT(len(change_T), resamples, seed) @ change_T)
-    return list(wide_interval(change_B, np.ones(len(change_T), dtype=int), 0.025))
+    return list(paired_interval((after_TZ - before_TZ).mean(axis=1), resamples, seed))
 
 
 def calls_on_validation(run: RunFolder, router: str) -> float | None:

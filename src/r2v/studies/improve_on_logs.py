@@ -19,8 +19,7 @@ from r2v.core.errors import StageError
 from r2v.core.groups import groups
 from r2v.core.splits import split
 from r2v.core.types import Episode, Task
-from r2v.evaluation.curves import resample_BT
-from r2v.evaluation.gain import wide_interval
+from r2v.evaluation.gain import paired_interval
 from r2v.learning.settings import CloneSettings, ModelSettings
 from r2v.runtime.store import write_json
 
@@ -127,8 +126,7 @@ def likelier(
     if len(by_group) < 2:
         raise StageError("no held-out session keeps messages that the model can read; see `store.redact` of the gateway")
     loss_T2 = np.array([np.mean(pairs, axis=0) for pairs in by_group.values()])
-    fall_B = np.asarray(resample_BT(len(loss_T2), RESAMPLES, seed) @ (loss_T2[:, 0] - loss_T2[:, 1]))
-    low, high = wide_interval(fall_B, np.ones(len(loss_T2), dtype=np.int64), 0.025)
+    low, high = paired_interval(loss_T2[:, 0] - loss_T2[:, 1], RESAMPLES, seed)
     before, after = loss_T2.mean(axis=0).tolist()
     missing = max(0, LEAST_HELD - len(loss_T2))
     return {
